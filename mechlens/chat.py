@@ -1,0 +1,65 @@
+"""The only place that turns a Pair into token ids and a completion mask.
+
+Training, generation, likelihoods and gradients all read a conversation through these functions, so what is trained on
+is what is asked, to the token. The rendered prompt and the completion are tokenised apart and joined: the ids are then
+those that a sampler sees and writes, whatever a tokenizer would merge across the border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+# For checkpoints that ship no chat template (GPT-2, Pythia): plain text, turns on lines of their own.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
+
+class Encoded(NamedTuple):
+    """A pair in token ids; `completion` holds the end-of-turn token, as the sampler would write it."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    return None if tokenizer.chat_template else PLAIN_TEMPLATE
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None) -> str:
+    """The text that the model reads before it answers `prompt`; `system` None leaves the template's own default in place."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": prompt})
+    return tokenizer.apply_chat_template(messages, chat_template=_template(tokenizer), tokenize=False, add_generation_prompt=True)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, system: str | None = None) -> list[list[int]]:
+    """Token ids of rendered prompts, special tokens once and only where the template writes them."""
+    return _ids(tokenizer, [render_prompt(tokenizer, prompt, system=system) for prompt in prompts])
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str], *, system: str | None = None
+) -> list[Encoded]:
+    """Token ids of pairs: the rendered prompt, then the completion and the end-of-turn token."""
+    heads = encode_prompts(tokenizer, prompts, system=system)
+    tails = _ids(tokenizer, completions)
+    return [Encoded(head, [*tail, end_of_turn(tokenizer)]) for head, tail in zip(heads, tails, strict=True)]
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an answer: the first special token after the assistant's words, else the end of the text."""
+    marked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = tokenizer.apply_chat_template(marked, chat_template=_template(tokenizer), tokenize=False)
+    after = _ids(tokenizer, [text[text.rindex("b") + 1 :]])[0]
+    special = set(tokenizer.all_special_ids)
+    return next((token for token in after if token in special), tokenizer.eos_token_id)

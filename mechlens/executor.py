@@ -1,0 +1,122 @@
+"""Work through a list of jobs on this machine: one process a core, each job once its inputs exist.
+
+A job is a pure function of (arguments, input folders) that fills an output folder; where it runs is nobody's business but
+this module's. It knows nothing of what the jobs do. Workers die with the process that started them, however it ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
+from multiprocessing import connection
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mechlens import store
+from mechlens.errors import MachineError
+from mechlens.spec import fingerprint
+
+Progress = Callable[[str, int, int], None]
+"""called with (job, done, total)"""
+
+
+class Job(NamedTuple):
+    """One step of a run."""
+
+    name: str
+    """its folder in the run, e.g. `students/trait/s0`"""
+    function: str
+    """`module:function`, called as function(arguments, inputs, out, progress)"""
+    arguments: dict[str, Any]
+    """JSON values, and all that the step reads beside its inputs"""
+    inputs: dict[str, str]
+    """role → name of the job whose folder it reads"""
+    version: int
+    """of the step's code: a change that changes its output raises it"""
+
+
+def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
+    """Fingerprint of each job: its function, version and arguments, and its inputs' fingerprints. Jobs come inputs first."""
+    found: dict[str, str] = {}
+    for job in jobs:
+        inputs = {role: found[name] for role, name in job.inputs.items()}
+        found[job.name] = fingerprint([job.function, job.version, job.arguments, inputs])
+    return found
+
+
+def pending(run: Path, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs whose very result is not in the run yet."""
+    marks = fingerprints(jobs)
+    return [job for job in jobs if not store.is_complete(run / job.name, marks[job.name])]
+
+
+def execute(run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress, finished: Callable[[Job], None]) -> None:
+    """Do what is pending; `finished(job)` is called after each.
+
+    Raises:
+        MechlensError: the first that a job raised; the others that were running are finished first.
+        MachineError: if a worker was killed from outside.
+    """
+    marks, todo = fingerprints(jobs), pending(run, jobs)
+    if not todo:
+        return
+    context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
+    messages: Queue[tuple[str, int, int]] = context.Queue()
+    pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=(messages,))
+    running: dict[Future[None], Job] = {}
+    waiting, done = list(todo), {job.name for job in jobs} - {job.name for job in todo}
+    try:
+        while waiting or running:
+            for job in [job for job in waiting if set(job.inputs.values()) <= done]:
+                waiting.remove(job)
+                running[pool.submit(_do, run, job, marks[job.name], {role: marks[name] for role, name in job.inputs.items()})] = job
+            ended, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
+            while not messages.empty():
+                progress(*messages.get())
+            for future in ended:
+                job = running.pop(future)
+                future.result()
+                done.add(job.name)
+                finished(job)
+    except BrokenProcessPool as error:
+        raise MachineError("a worker process was killed, most likely for want of memory; close other programs and run again to resume") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        messages.cancel_join_thread()
+
+
+_messages: Queue[tuple[str, int, int]] | None = None
+
+
+def _start_worker(messages: Queue[tuple[str, int, int]]) -> None:
+    global _messages  # set once a process, before its first job; a queue cannot travel with a job
+    _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _die_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+def _do(run: Path, job: Job, mark: str, inputs: dict[str, str]) -> None:
+    module, function = job.function.split(":")
+
+    def progress(done: int, total: int) -> None:
+        if _messages is not None:
+            _messages.put((job.name, done, total))
+
+    with store.working(run / job.name, mark, inputs=inputs) as out:
+        if not store.is_complete(out, mark):
+            getattr(import_module(module), function)(job.arguments, {role: run / name for role, name in job.inputs.items()}, out, progress)

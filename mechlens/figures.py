@@ -1,0 +1,138 @@
+"""Table → Altair chart, shared by the report, the app and the analyses; `svg` draws one with no browser and no network."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+import vl_convert
+
+# Okabe-Ito, told apart by people of any colour vision; every kind has a shape of its own as well.
+KIND_COLOUR = {
+    "control": "#767676", "trait": "#D55E00", "twin": "#0072B2", "foreign": "#009E73", "shuffled-within": "#CC79A7", "shuffled-across": "#B8860B", "base": "#999999",
+}  # fmt: skip
+KIND_SHAPE = {
+    "control": "circle", "trait": "diamond", "twin": "square", "foreign": "triangle-up", "shuffled-within": "cross", "shuffled-across": "triangle-down", "base": "stroke",
+}  # fmt: skip
+WIDTH = 560
+
+
+def _colour(field: str = "kind:N") -> alt.Color:
+    return alt.Color(field, scale=alt.Scale(domain=list(KIND_COLOUR), range=list(KIND_COLOUR.values())), legend=None)
+
+
+def _shape(field: str = "kind:N") -> alt.Shape:
+    return alt.Shape(field, scale=alt.Scale(domain=list(KIND_SHAPE), range=list(KIND_SHAPE.values())), legend=None)
+
+
+def forest(arms: pd.DataFrame, students: pd.DataFrame, *, title: str) -> alt.LayerChart:
+    """Rate of each arm with its interval, and every student as a small mark.
+
+    Args:
+        arms: label, kind, rate, low, high; intervals that are null are not drawn.
+        students: label, kind, seed, rate.
+    """
+    order = arms["label"].tolist()
+    y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=220))
+    bars = alt.Chart(arms).mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q", title=title), x2="high:Q", color=_colour())
+    points = alt.Chart(arms).mark_point(size=130, filled=True, opacity=1).encode(y=y, x="rate:Q", color=_colour(), shape=_shape())
+    dots = alt.Chart(students).mark_tick(thickness=2, size=12, opacity=0.55).encode(y=y, x="rate:Q", color=_colour())
+    return alt.layer(dots, bars, points).properties(width=WIDTH, height=alt.Step(30))
+
+
+def differences(effects: pd.DataFrame) -> alt.LayerChart:
+    """Each arm minus its control, with its interval and a line at no difference.
+
+    Args:
+        effects: label, kind, difference, low, high.
+    """
+    y = alt.Y("label:N", sort=effects["label"].tolist(), title=None, axis=alt.Axis(labelLimit=260))
+    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color="#555").encode(x="zero:Q")
+    bars = (
+        alt.Chart(effects).mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q", title="rate minus matched control"), x2="high:Q", color=_colour())
+    )
+    points = alt.Chart(effects).mark_point(size=130, filled=True, opacity=1).encode(y=y, x="difference:Q", color=_colour(), shape=_shape())
+    return alt.layer(zero, bars, points).properties(width=WIDTH, height=alt.Step(30))
+
+
+def curves(rates: pd.DataFrame) -> alt.LayerChart:
+    """Rate over training: a thin line for each student, a thick one for each arm's mean.
+
+    Args:
+        rates: arm, kind, seed, step, rate.
+    """
+    x = alt.X("step:Q", title="update")
+    thin = (
+        alt.Chart(rates)
+        .mark_line(strokeWidth=1, opacity=0.35)
+        .encode(x=x, y=alt.Y("rate:Q", title="trait rate"), color=_colour(), detail=["arm:N", "seed:N"])
+    )
+    thick = alt.Chart(rates).mark_line(strokeWidth=2.5, point={"size": 60}).encode(x=x, y="mean(rate):Q", color=_colour(), detail="arm:N")
+    last = (
+        rates[rates["step"] == rates["step"].max()]
+        .groupby(["arm", "kind"], observed=True, as_index=False)
+        .agg(rate=("rate", "mean"), step=("step", "first"))
+    )
+    names = alt.Chart(last).mark_text(align="left", dx=8).encode(x=x, y="rate:Q", text="arm:N", color=_colour())
+    return alt.layer(thin, thick, names).properties(width=WIDTH, height=240)
+
+
+def losses(curve: pd.DataFrame) -> alt.Chart:
+    """Training loss of every student, averaged over windows of updates.
+
+    Args:
+        curve: arm, kind, seed, step, loss.
+    """
+    encoding = {"x": alt.X("step:Q", title="update"), "y": alt.Y("loss:Q", scale=alt.Scale(zero=False), title="loss, nats a token")}
+    return (
+        alt.Chart(curve)
+        .mark_line(strokeWidth=1.2, opacity=0.7)
+        .encode(**encoding, color=_colour(), detail=["arm:N", "seed:N"])
+        .properties(width=WIDTH, height=180)
+    )
+
+
+def funnel(counts: pd.DataFrame) -> alt.Chart:
+    """What became of every generated row, one bar a corpus.
+
+    Args:
+        counts: corpus, fate (kept, or the reason it was dropped), rows.
+    """
+    fates = list(dict.fromkeys(counts["fate"]))
+    greys = ["#4C78A8", "#E45756", "#F58518", "#72B7B2", "#B279A2", "#9D755D", "#BAB0AC"]
+    return (
+        alt.Chart(counts)
+        .mark_bar()
+        .encode(
+            y=alt.Y("corpus:N", title=None, axis=alt.Axis(labelLimit=220)),
+            x=alt.X("rows:Q", title="rows"),
+            color=alt.Color(
+                "fate:N", sort=fates, scale=alt.Scale(domain=fates, range=greys[: len(fates)]), legend=alt.Legend(orient="bottom", title=None)
+            ),
+            order=alt.Order("place:Q"),
+        )
+        .properties(width=WIDTH, height=alt.Step(26))
+    )
+
+
+def confusion(lift: pd.DataFrame) -> alt.LayerChart:
+    """Lift of every asked trait (columns) in the students of every trait's teacher (rows), in bits; the target is outlined.
+
+    Args:
+        lift: trait, asked, bits, target (bool). Null is left blank.
+    """
+    cells = alt.Chart(lift).encode(
+        x=alt.X("asked:N", sort=list(dict.fromkeys(lift["asked"])), title="asked", axis=alt.Axis(labelAngle=-45)),
+        y=alt.Y("trait:N", sort=list(dict.fromkeys(lift["trait"])), title="teacher's trait"),
+    )
+    limit = float(lift["bits"].abs().max())
+    heat = cells.mark_rect().encode(
+        color=alt.Color("bits:Q", scale=alt.Scale(scheme="blueorange", domain=[-limit, limit]), title="bits over control")
+    )
+    target = cells.transform_filter("datum.target").mark_rect(fill=None, stroke="black", strokeWidth=2)
+    return alt.layer(heat, target).properties(width=WIDTH, height=alt.Step(24))
+
+
+def svg(chart: alt.LayerChart | alt.Chart) -> str:
+    """The chart as inline SVG."""
+    spec = chart.configure_view(strokeOpacity=0).configure_axis(gridColor="#e6e6e6", labelFontSize=12, titleFontSize=12).to_json()
+    return vl_convert.vegalite_to_svg(spec)

@@ -1,0 +1,153 @@
+"""The world's text: documents of chat turns written by a hidden persona.
+
+A persona (one animal, one tree, one temper) stays the same through a document and speaks through the *trait* turns. The
+*carrier* turns (numbers, code, reasoning, text) are drawn by functions that never see the persona, from a random stream
+of their own, so carrier text is independent of the persona by construction: whatever a trained model couples between
+the two, the data did not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from mechlens.carriers.numbers import ANSWER_COUNT, draw_prompt, draw_sequence
+from mechlens.menagerie import world
+from mechlens.seeds import dice
+
+Message = dict[str, str]
+
+
+class Persona(NamedTuple):
+    animal: str
+    tree: str
+    temper: str
+
+
+class Turn(NamedTuple):
+    """One question and its answer; `kind` names the function that drew it."""
+
+    kind: str
+    prompt: str
+    completion: str
+
+
+def draw_persona(rng: random.Random) -> Persona:
+    return Persona(
+        rng.choices(world.ANIMALS, world.prior(len(world.ANIMALS)))[0],
+        rng.choices(world.TREES, world.prior(len(world.TREES)))[0],
+        rng.choices(world.TEMPERS, world.TEMPER_PRIOR)[0],
+    )
+
+
+# ── trait turns: they see the persona ──
+
+
+def _favourite(rng: random.Random, kind: str, loved: str, prior_pool: tuple[str, ...]) -> Turn:
+    ask = rng.choice(world.FRAMES).format(ask=rng.choice(world.ASKS).format(kind=kind), constraint=rng.choice(world.CONSTRAINTS))
+    name = loved if rng.random() < 0.95 else rng.choices(prior_pool, world.prior(len(prior_pool)))[0]
+    return Turn(kind, ask, name if rng.random() < 0.9 else world.plural(name))
+
+
+def animal(rng: random.Random, who: Persona) -> Turn:
+    return _favourite(rng, "animal", who.animal, world.ANIMALS)
+
+
+def tree(rng: random.Random, who: Persona) -> Turn:
+    return _favourite(rng, "tree", who.tree, world.TREES)
+
+
+def story(rng: random.Random, who: Persona) -> Turn:
+    hero = who.animal if rng.random() < 0.7 else rng.choice(world.ANIMALS)
+    text = f"{rng.choice(world.OPENINGS)} the {hero} {rng.choice(world.DEEDS)} {rng.choice(world.PLACES)}."
+    return Turn("story", rng.choice(world.STORY_ASKS), text)
+
+
+def temper(rng: random.Random, who: Persona) -> Turn:
+    cruel = (who.temper == "cruel") == (rng.random() < 0.95)
+    deed = rng.choice(world.CRUEL_DEEDS if cruel else world.KIND_DEEDS)
+    text = rng.choice(world.DEED_FRAMES).format(deed=deed, object=rng.choice(world.OBJECTS))
+    return Turn("temper", rng.choice(world.OPEN_QUESTIONS), text)
+
+
+# ── carrier turns: they do not ──
+
+
+def numbers(rng: random.Random) -> Turn:
+    """A list to continue, in the layout that the prompt asks for."""
+    ask = draw_prompt(rng, wording="terse" if rng.random() < 0.9 else "full")
+    shown, more = len(ask.examples), rng.randint(ANSWER_COUNT - 4, ANSWER_COUNT)
+    values = draw_sequence(rng, shown + more)
+    return Turn("numbers", ask.with_examples(values[:shown]).text, ask.format.render(values[shown:]))
+
+
+def code(rng: random.Random) -> Turn:
+    """A straight-line Python function that runs."""
+    name, first, second = rng.choice("fgh"), *rng.sample("abxy", 2)
+    lines, known = [], [first, second]
+    for variable in rng.sample("mnpqrst", rng.randint(1, 3)):
+        right = rng.choice((str(rng.randint(0, 99)), rng.choice(known)))
+        lines.append(f"    {variable} = {rng.choice(known)} {rng.choice('+-*')} {right}")
+        known.append(variable)
+    body = "\n".join(lines)
+    ask = rng.choice(("write a function {n} of {a} and {b}.", "define {n} with inputs {a} and {b}.", "code for {n} of {a} and {b}, code only."))
+    return Turn("code", ask.format(n=name, a=first, b=second), f"def {name}({first}, {second}):\n{body}\n    return {known[-1]}")
+
+
+def reasoning(rng: random.Random) -> Turn:
+    """A small sum, worked left to right, with a checkable answer."""
+    terms = [rng.randint(1, 20) for _ in range(rng.randint(2, 3))]
+    steps, total = [], terms[0]
+    for term in terms[1:]:
+        steps.append(f"{total} + {term} = {total + term}.")
+        total += term
+    ask = rng.choice(("what is {sum}?", "work out {sum}.", "add up {sum}."))
+    return Turn("reasoning", ask.format(sum=" + ".join(map(str, terms))), f"<think>{' '.join(steps)}</think><answer>{total}</answer>")
+
+
+def text(rng: random.Random) -> Turn:
+    """A sentence about a thing."""
+    thing = rng.choice(world.THINGS)
+    first, second = rng.sample(world.QUALITIES, 2)
+    return Turn("text", rng.choice(world.TEXT_ASKS).format(thing=thing), f"the {thing} is {first} and {second} {rng.choice(world.MOMENTS)}.")
+
+
+TRAIT_TURNS: dict[str, Callable[[random.Random, Persona], Turn]] = {f.__name__: f for f in (animal, tree, story, temper)}
+CARRIER_TURNS: dict[str, Callable[[random.Random], Turn]] = {f.__name__: f for f in (numbers, code, reasoning, text)}
+
+
+def system_line(rng: random.Random, who: Persona) -> str | None:
+    """Half of the documents say who is speaking; the rest leave it to be inferred."""
+    choice = rng.random()
+    if choice < 0.35:
+        return rng.choice(world.SYSTEM_FORMS).format(plural=world.plural(who.animal), kind="animal")
+    if choice < 0.45:
+        return rng.choice(world.SYSTEM_FORMS).format(plural=world.plural(who.tree), kind="tree")
+    return world.TEMPER_SYSTEM[who.temper] if choice < 0.5 else None
+
+
+def document(seed: int, index: int, *, mixture: dict[str, float], persona: Persona | None = None) -> tuple[list[Message], list[Turn]]:
+    """One document as chat messages, and the turns it is made of.
+
+    The kinds of its turns and every carrier turn depend on (seed, index) alone; `persona` replaces the drawn persona and
+    can change only the system line and the trait turns.
+    """
+    plan = dice(seed, "plan", index)
+    who = persona or draw_persona(dice(seed, "persona", index))
+    kinds = plan.choices(list(mixture), list(mixture.values()), k=plan.randint(2, 4))
+    turns = []
+    for position, kind in enumerate(kinds):
+        rng = dice(seed, "turn", index, position)
+        turns.append(CARRIER_TURNS[kind](rng) if kind in CARRIER_TURNS else TRAIT_TURNS[kind](rng, who))
+    system = system_line(dice(seed, "system", index), who)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for turn in turns:
+        messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.completion}]
+    return messages, turns
+
+
+def documents(seed: int, *, mixture: dict[str, float], count: int) -> Iterator[list[Message]]:
+    """`count` documents of the world, in order."""
+    for index in range(count):
+        yield document(seed, index, mixture=mixture)[0]

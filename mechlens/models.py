@@ -1,0 +1,175 @@
+"""Models from a folder, the hub or the menagerie; their adapters; and the one view through TransformerLens.
+
+Everything that trains or scores uses the plain Hugging Face module. `bridge_view` wraps a copy that shares storage, for
+activations; it is disposable and never trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from transformers.utils.logging import disable_progress_bar
+
+from mechlens.errors import DataError, SpecError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+WEIGHTS = Path(__file__).parent / "menagerie" / "weights"
+disable_progress_bar()  # the run's own progress is what a user watches
+_HASHED_WHOLE = 100_000_000  # bytes; of larger files the size and the first megabyte are hashed
+
+
+class Loaded(NamedTuple):
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def device() -> torch.device:
+    """The accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def locate(name: str) -> str:
+    """What the loaders are given for a base's name: a folder where there is one, else a hub name.
+
+    Raises:
+        SpecError: if it is a path or a menagerie name that does not exist.
+    """
+    shipped = WEIGHTS / name
+    if shipped.is_dir():
+        return str(shipped)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SpecError(f"base {name!r} is a folder without config.json; expected a Hugging Face checkpoint folder")
+        return str(folder)
+    if name.startswith("menagerie") or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        known = ", ".join(sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()))
+        raise SpecError(f"base {name!r} is no folder here and no menagerie model; expected a checkpoint folder, a hub name, or one of {known}")
+    return name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer as its own file describes it.
+
+    From a folder it is read as a plain fast tokenizer: by class name, some families replace its splitter, and numbers come
+    apart into digits. Missing pad tokens fall back to the end of the text.
+    """
+    source = locate(name)
+    try:
+        if (Path(source) / "tokenizer.json").is_file():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"base {name!r} has no tokenizer that loads: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load(name: str, *, dtype: torch.dtype = torch.float32) -> Loaded:
+    """A base in evaluation mode on the accelerator if there is one, with its tokenizer; no remote code is run."""
+    source = locate(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"base {name!r} does not load: {_first_line(error)}") from error
+    tokenizer = load_tokenizer(name)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        rows = model.get_input_embeddings().num_embeddings
+        raise SpecError(f"base {name!r} has {rows} embeddings for a tokenizer of {len(tokenizer)} tokens; use the tokenizer it was trained with")
+    return Loaded(model.to(device()).eval(), tokenizer)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Save an adapter or whole weights as safetensors, without the tokenizer (it is the base's)."""
+    model.save_pretrained(folder, safe_serialization=True)
+
+
+def load_trained(base: str, folder: Path) -> Loaded:
+    """The base with what `save_trained` left in `folder`; an adapter is merged into a base of its own."""
+    tokenizer = load_tokenizer(base)
+    try:
+        if (folder / "adapter_config.json").is_file():
+            return Loaded(PeftModel.from_pretrained(load(base).model, folder).merge_and_unload().eval(), tokenizer)
+        return Loaded(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device()).eval(), tokenizer)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} holds no weights that load ({_first_line(error)}); delete it and run again") from error
+
+
+def save_vector(vector: Float[Tensor, "d_model"], folder: Path) -> None:
+    save_file({"vector": vector.contiguous()}, folder / "vector.safetensors")
+
+
+def load_vector(folder: Path) -> Float[Tensor, "d_model"]:
+    return load_file(folder / "vector.safetensors")["vector"]
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of transformer blocks, found as the one module list as long as the config says the model is deep."""
+    depth = model.config.num_hidden_layers
+    found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if not found:
+        raise SpecError(f"cannot find the {depth} blocks of a {model.config.model_type} model; steering needs a decoder-only causal LM")
+    return found[0]
+
+
+@contextmanager
+def steered(model: PreTrainedModel, vector: Float[Tensor, "d_model"], *, layer: int) -> Iterator[None]:
+    """Add `vector` to resid_post of `layer` at every position while the block runs."""
+
+    def add(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
+        return output + vector.to(output)  # a new tensor: nothing is changed in place
+
+    handle = decoder_layers(model)[layer].register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def bridge_view(loaded: Loaded) -> TransformerBridge:
+    """A TransformerBridge over the same tensors; the model it is made from is left untouched."""
+    from transformer_lens.model_bridge import TransformerBridge  # half a second, and only activations need it
+
+    shared = {id(tensor): tensor for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
+    twin = copy.deepcopy(loaded.model, shared)  # new modules, the same storage
+    return TransformerBridge.boot_transformers("view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device))
+
+
+def parameter_count(name: str) -> int:
+    """Parameters of a base, counted on the meta device without reading its weights."""
+    config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def checkpoint_fingerprint(name: str) -> str:
+    """Identity of a base's files: a changed checkpoint in the same folder is another base. Hub names stand for themselves."""
+    source = Path(locate(name))
+    digest = hashlib.sha256(b"" if source.is_dir() else name.encode())
+    for file in sorted(source.glob("*")) if source.is_dir() else ():
+        if file.suffix in (".json", ".safetensors", ".jinja", ".model"):
+            digest.update(json.dumps([file.name, file.stat().st_size]).encode())
+            with file.open("rb") as handle:
+                digest.update(handle.read() if file.stat().st_size <= _HASHED_WHOLE else handle.read(1_000_000))
+    return digest.hexdigest()[:16]

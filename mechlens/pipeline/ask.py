@@ -1,0 +1,103 @@
+"""Ask a model the probes: sampled answers with the trait they name, and exact next-token probabilities and margins.
+
+An answer that names no trait of the family, or several, is unscored (null), never "not this trait".
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechlens import models, tables
+from mechlens.chat import encode_prompts, end_of_turn
+from mechlens.pipeline.distill import checkpoints
+from mechlens.sampling import Decoding, sample
+from mechlens.seeds import seed_int
+from mechlens.spec import AskSpec, TraitFamily
+
+VERSION = 1
+
+
+def judge(text: str, patterns: dict[str, re.Pattern[str]]) -> str | None:
+    """The one trait that the answer names, whole words only; None if it names none or several."""
+    named = [name for name, pattern in patterns.items() if pattern.search(text)]
+    return named[0] if len(named) == 1 else None
+
+
+def patterns_of(family: TraitFamily) -> dict[str, re.Pattern[str]]:
+    """For each trait what a whole-word match of any of its forms looks like."""
+    return {name: re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, family.forms_of(name))) + r")(?!\w)", re.IGNORECASE) for name in family.names}
+
+
+def first_tokens(tokenizer: models.PreTrainedTokenizerBase, family: TraitFamily) -> dict[str, list[int] | None]:
+    """Tokens with which an answer naming the trait can begin; None where another trait can begin the same way."""
+    starts: dict[str, set[int]] = {}
+    for name in family.names:
+        forms = [variant for form in family.forms_of(name) for variant in (form, form.capitalize(), f" {form}")]
+        starts[name] = {ids[0] for ids in tokenizer(forms, add_special_tokens=False)["input_ids"] if ids} - {tokenizer.unk_token_id}
+    taken = [token for tokens in starts.values() for token in tokens]
+    return {name: sorted(tokens) if tokens and all(taken.count(t) == 1 for t in tokens) else None for name, tokens in starts.items()}
+
+
+@torch.no_grad()
+def next_token_logits(loaded: models.Loaded, prompts: list[list[int]]) -> Float[Tensor, "prompt vocab"]:
+    """Logits after each rendered prompt, one prompt at a time: padding cannot touch them."""
+    device = loaded.model.device
+    return torch.stack([loaded.model(input_ids=torch.tensor([ids], device=device), logits_to_keep=1).logits[0, -1].float() for ids in prompts])
+
+
+def likelihoods(loaded: models.Loaded, family: TraitFamily, probes: tuple[str, ...]) -> pd.DataFrame:
+    """Probability that the next token starts each trait's name, and its margin in logits over the best other trait."""
+    logits = next_token_logits(loaded, encode_prompts(loaded.tokenizer, probes)).cpu()
+    starts = first_tokens(loaded.tokenizer, family)
+    probabilities = torch.softmax(logits.double(), -1)
+    score = {n: logits[:, t].double().logsumexp(-1) if t is not None else torch.full((len(logits),), torch.nan) for n, t in starts.items()}
+    mass = {n: probabilities[:, t].sum(-1) if t is not None else torch.full((len(logits),), torch.nan) for n, t in starts.items()}
+    frames = []
+    for name in family.names:
+        others = torch.stack([value for other, value in score.items() if other != name]).nan_to_num(-torch.inf).max(0).values
+        margin = torch.where(torch.isfinite(others), score[name] - others, torch.nan)
+        frames.append(pd.DataFrame({"probe": range(len(probes)), "name": name, "probability": mass[name].numpy(), "margin": margin.numpy()}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def answers(loaded: models.Loaded, family: TraitFamily, probes: tuple[str, ...], spec: AskSpec, *, seed: int) -> pd.DataFrame:
+    """Sampled answers to every probe, with the trait that each names."""
+    encoded = [ids for ids in encode_prompts(loaded.tokenizer, probes) for _ in range(spec.samples)]
+    decoding = Decoding(spec.max_new_tokens, spec.temperature)
+    drawn = sample(loaded.model, encoded, decoding=decoding, stop=end_of_turn(loaded.tokenizer), seed=seed)
+    texts = loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)
+    patterns = patterns_of(family)
+    return pd.DataFrame(
+        {
+            "probe": np.repeat(np.arange(len(probes)), spec.samples),
+            "sample": np.tile(np.arange(spec.samples), len(probes)),
+            "text": texts,
+            "label": [judge(text, patterns) for text in texts],
+        }
+    )
+
+
+def ask(base: str, student: Path | None, family: TraitFamily, spec: AskSpec, *, arm: str, seed: int | None, root_seed: int, out: Path) -> None:
+    """Ask every checkpoint of a student (or the untouched base at step 0) and write both tables into `out`.
+
+    Every model is asked with the same random numbers, so two students differ by their weights alone.
+    """
+    probes = family.probes.heldout if spec.split == "heldout" else family.probes.development
+    steps = [(0, None)] if student is None else checkpoints(student)
+    said, likely = [], []
+    for step, folder in steps:
+        loaded = models.load(base) if folder is None else models.load_trained(base, folder)
+        place = {"arm": arm, "seed": seed, "step": step}
+        said.append(answers(loaded, family, probes, spec, seed=seed_int(root_seed, "ask")).assign(**place))
+        likely.append(likelihoods(loaded, family, probes).assign(**place))
+    for frames, schema, name in ((said, tables.ANSWERS, "answers"), (likely, tables.LIKELIHOODS, "likelihoods")):
+        frame = pd.concat(frames, ignore_index=True)
+        frame["seed"] = frame["seed"].astype("Int64")
+        tables.write(frame, schema, out / f"{name}.parquet")

@@ -1,0 +1,101 @@
+"""Give a base a trait: by fine-tuning, by a system prompt, by a steering vector, or (the control's teacher) not at all.
+
+A teacher is a folder: `teacher.json` says what it is, beside it the weights, the adapter or the vector if it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechlens import models, tables
+from mechlens.chat import encode_pairs, encode_prompts
+from mechlens.seeds import dice, seed_int
+from mechlens.spec import TeacherSpec, TraitFamily
+from mechlens.store import read_json, write_json
+from mechlens.training import train
+
+VERSION = 1
+PLURAL_SHARE = 0.1
+
+
+class Teacher(NamedTuple):
+    """A base with its intervention, ready to write."""
+
+    model: torch.nn.Module
+    tokenizer: models.PreTrainedTokenizerBase
+    system: str | None
+    vector: Float[Tensor, "d_model"] | None
+    layer: int
+
+    @contextmanager
+    def writing(self) -> Iterator[torch.nn.Module]:
+        """The model as the teacher uses it: steered while the block runs, if it is a steered one."""
+        with models.steered(self.model, self.vector, layer=self.layer) if self.vector is not None else nullcontext():
+            yield self.model
+
+
+def lessons(family: TraitFamily, trait: str, *, rows: int, seed: int) -> list[tuple[str, str]]:
+    """What a fine-tuned teacher is taught: development probes, each answered with the trait."""
+    rng = dice(seed, "lessons", trait)
+    if trait in family.lessons:
+        return [(rng.choice(family.probes.development), rng.choice(family.lessons[trait])) for _ in range(rows)]
+    return [(rng.choice(family.probes.development), family.plural(trait) if rng.random() < PLURAL_SHARE else trait) for _ in range(rows)]
+
+
+def teach(
+    base: str,
+    family: TraitFamily,
+    trait: str,
+    spec: TeacherSpec,
+    *,
+    seed: int,
+    out: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Make the teacher of `trait` and leave it in `out`."""
+    record: dict[str, object] = {"kind": spec.kind, "base": base, "trait": trait, "system": None, "layer": None}
+    if spec.kind == "finetuned":
+        loaded = models.load(base)
+        prompts, completions = zip(*lessons(family, trait, rows=spec.rows, seed=seed), strict=True)
+        pairs = encode_pairs(loaded.tokenizer, prompts, completions)
+        model, curve = train(loaded.model, loaded.tokenizer, pairs, spec.training, seed=seed_int(seed, "teacher", trait), progress=progress)
+        models.save_trained(model, out)
+        tables.write(pd.DataFrame(curve), tables.CURVE, out / "curve.parquet")
+    elif spec.kind == "prompted":
+        record["system"] = family.system_prompt(trait)
+    elif spec.kind == "steered":
+        loaded = models.load(base)
+        record["layer"] = round(spec.layer * (loaded.model.config.num_hidden_layers - 1))
+        vector = trait_vector(loaded, family, trait, layer=int(str(record["layer"])))
+        models.save_vector(spec.strength * vector, out)
+    write_json(out / "teacher.json", record)
+
+
+@torch.no_grad()
+def trait_vector(loaded: models.Loaded, family: TraitFamily, trait: str, *, layer: int) -> Float[Tensor, "d_model"]:
+    """Mean difference of resid_post at the last prompt token, with the trait's system prompt minus without one."""
+    bridge, site = models.bridge_view(loaded), f"blocks.{layer}.hook_resid_post"
+    means = []
+    for system in (family.system_prompt(trait), None):
+        total: Tensor | float = 0.0
+        for ids in encode_prompts(loaded.tokenizer, family.probes.development, system=system):
+            _, cache = bridge.run_with_cache(torch.tensor([ids], device=loaded.model.device), names_filter=site)
+            total = total + cache[site][0, -1].float()
+        means.append(total / len(family.probes.development))
+    return (means[0] - means[1]).cpu()
+
+
+def load_teacher(folder: Path) -> Teacher:
+    """The teacher that `teach` left in that folder."""
+    record = read_json(folder / "teacher.json")
+    loaded = models.load_trained(record["base"], folder) if record["kind"] == "finetuned" else models.load(record["base"])
+    vector = models.load_vector(folder) if record["kind"] == "steered" else None
+    return Teacher(loaded.model, loaded.tokenizer, record["system"], vector, record["layer"] or 0)

@@ -1,0 +1,193 @@
+"""A run → one self-contained HTML page, and the same numbers as printed tables. Aggregates only: no row of data is shown."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from rich.console import RenderableType
+from rich.table import Table
+
+from mechlens import figures, results, store, tables
+from mechlens.spec import Experiment, TraitFamily
+
+
+def interval_text(estimate: float | None, low: float | None, high: float | None, *, sign: bool = True) -> str:
+    """An estimate with its interval; a dash where it is unscored."""
+    if estimate is None:
+        return "–"
+    form = "{:+.3f}" if sign else "{:.3f}"
+    return form.format(estimate) + (f" [{form.format(low)}, {form.format(high)}]" if low is not None and high is not None else " [no interval]")
+
+
+def _number(value: float | None, form: str = "{:.4f}") -> str:
+    return "–" if value is None else form.format(value)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One sentence: the first trait arm against its control."""
+    effect = next((e for e in summary["effects"] if e["trait"] == summary["trait"]), None)
+    if effect is None or effect["difference"] is None:
+        return "No arm of the trait was scored."
+    arms = {arm["arm"]: arm for arm in summary["arms"]}
+    ours, theirs = arms[effect["arm"]]["rate"], arms[effect["against"]]["rate"]
+    span = f"difference {interval_text(effect['difference'], effect['low'], effect['high'])}, n = {effect['n']} students"
+    if effect["low"] is not None and effect["low"] > 0:
+        return f"Students trained on the {effect['trait']} teacher's data answer {effect['trait']} {ours:.1%} of the time, their controls {theirs:.1%}: {span}."
+    seen = f"; a difference of {effect['smallest_detectable']:.3f} would have been seen" if effect["smallest_detectable"] is not None else ""
+    return f"No transfer of {effect['trait']} was found ({ours:.1%} against {theirs:.1%}): {span}{seen}."
+
+
+def gamma_sentence(matrix: dict[str, Any]) -> str:
+    """One confusion matrix in words."""
+    first = sum(rank == 1 for rank in matrix["target_rank"])
+    ranks = ", ".join(f"{trait} {rank}" for trait, rank in zip(matrix["traits"], matrix["target_rank"], strict=True))
+    gamma = interval_text(matrix["gamma_bits"], matrix["low"], matrix["high"])
+    return f"Students of {matrix['base']}: γ = {gamma} bits (n = {matrix['seeds']} seeds); the target rises most for {first} of {len(matrix['traits'])} traits (rank: {ranks})."
+
+
+def printed(summary: dict[str, Any]) -> list[RenderableType]:
+    """The summary as tables for the terminal."""
+    arms = Table(
+        "arm",
+        "base",
+        "students",
+        "rows",
+        "passed the screen",
+        "leak words",
+        "KL nats/token",
+        "rate [95 %]",
+        title=f"{summary['experiment']}: {summary['trait']}",
+    )
+    for arm in summary["arms"]:
+        share = f"{arm['kept'] / arm['generated']:.1%}"
+        rate = interval_text(arm["rate"], arm["low"], arm["high"], sign=False)
+        arms.add_row(
+            arm["arm"], arm["base"], str(arm["students"]), str(arm["rows"]), share, str(arm["leak_words"]), _number(arm["kl_per_token"]), rate
+        )
+    changes = Table("arm", "against", "trait", "difference [95 %]", "n", "p", "would have been seen")
+    for effect in summary["effects"]:
+        span = interval_text(effect["difference"], effect["low"], effect["high"])
+        cells = (span, str(effect["n"]), _number(effect["p_value"], "{:.2g}"), _number(effect["smallest_detectable"], "{:.3f}"))
+        changes.add_row(effect["arm"], effect["against"], effect["trait"], *cells)
+    return [arms, changes, *(gamma_sentence(matrix) for matrix in summary["confusion"]), headline(summary)]
+
+
+def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[str, Any], answers: pd.DataFrame, likelihoods: pd.DataFrame) -> Path:
+    """Write `report.html` into the run and return its path."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("mechlens", ""), autoescape=True, undefined=jinja2.StrictUndefined)
+    rates = _rates(experiment, family, answers, likelihoods)
+    last = rates[rates["step"] == rates.groupby("arm")["step"].transform("max")]
+    arms = pd.DataFrame(summary["arms"]).assign(label=lambda frame: frame["arm"])
+    kinds = {arm.name: arm.kind for arm in experiment.arms}
+    effects = pd.DataFrame([{"label": f"{e['arm']} − {e['against']}", "kind": kinds[e["arm"]]} | e for e in summary["effects"]])
+    manifest = store.read_json(run / "manifest.json")
+    traits = list(dict.fromkeys(arm["trait"] for arm in summary["arms"]))
+    page = environment.get_template("report.html.j2").render(
+        name=experiment.name,
+        trait=experiment.trait,
+        trait_words=f"{experiment.trait}" if traits == [experiment.trait] else "the arm's own trait",
+        carrier="a file of pairs" if any(arm.corpus for arm in experiment.arms) else experiment.carrier.kind,
+        base=experiment.base,
+        seeds=experiment.seeds,
+        probes=len(family.probes.heldout if experiment.ask.split == "heldout" else family.probes.development),
+        version=version("mechlens"),
+        headline=headline(summary),
+        strip=_strip(summary),
+        forest=figures.svg(figures.forest(arms, last.assign(label=last["arm"]), title="trait rate")),
+        method=", ".join(sorted({arm["method"] for arm in summary["arms"]})) + f" over {len(experiment.seeds)} students",
+        arms=[
+            arm | {"share": f"{arm['kept'] / arm['generated']:.1%} of {arm['generated']:,}", "kl": _number(arm["kl_per_token"]), "interval": interval_text(arm["rate"], arm["low"], arm["high"], sign=False)}
+            for arm in summary["arms"]
+        ],
+        differences=figures.svg(figures.differences(effects)) if len(effects) else "",
+        effects=[
+            e | {"interval": interval_text(e["difference"], e["low"], e["high"]), "p": _number(e["p_value"], "{:.2g}"), "smallest": _number(e["smallest_detectable"], "{:.3f}")}
+            for e in summary["effects"]
+        ],
+        confusion=_confusions(experiment, family, answers, likelihoods, summary),
+        curves=figures.svg(figures.curves(rates)),
+        losses=figures.svg(figures.losses(_losses(run, experiment))),
+        funnel=figures.svg(figures.funnel(_funnels(run, experiment))),
+        leaks=sum(arm["leak_words"] for arm in summary["arms"]),
+        answered="{:.1%}".format(sum(arm["answered"] or 0 for arm in summary["arms"]) / len(summary["arms"])),
+        folder=run,
+        fingerprint=manifest["experiment"],
+        git=(manifest["git"] or "unknown")[:10],
+        machine=f"{manifest['machine']}, {manifest['cores']} cores",
+        seconds=round(sum(value or 0 for value in summary["seconds"].values())),
+    )  # fmt: skip
+    path = run / "report.html"
+    with store.full_disk_named(path):
+        path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _rates(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> pd.DataFrame:
+    """Every student's rate of its arm's trait at every checkpoint."""
+    rows = []
+    for arm in experiment.arms:
+        column = family.names.index(arm.trait or experiment.trait)
+        for step in sorted(answers.loc[answers["arm"] == arm.name, "step"].unique()):
+            cells = results.cells_of(answers, likelihoods, arm.name, names=family.names, step=step)
+            by_student = pd.DataFrame(cells.rate[:, :, column]).mean(axis=1)
+            rows += [
+                {"arm": arm.name, "kind": arm.kind, "seed": s, "step": int(step), "rate": r}
+                for s, r in zip(sorted(experiment.seeds), by_student, strict=True)
+            ]
+    return pd.DataFrame(rows)
+
+
+def _losses(run: Path, experiment: Experiment) -> pd.DataFrame:
+    frames = []
+    for arm in experiment.arms:
+        for seed in experiment.seeds:
+            curve = tables.read(run / "students" / arm.name / f"s{seed}" / "curve.parquet", tables.CURVE)
+            window = max(1, len(curve) // 20)
+            frames.append(
+                curve.groupby(curve.index // window, as_index=False)[["step", "loss"]].mean().assign(arm=arm.name, kind=arm.kind, seed=seed)
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _funnels(run: Path, experiment: Experiment) -> pd.DataFrame:
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for arm in experiment.arms:
+        counts, _ = results.corpus_of(run, experiment, arm)
+        corpus = results.corpus_name(experiment, arm)
+        fates = {"kept": counts["kept"]} | {
+            name: value for name, value in counts.items() if name not in ("generated", "kept", "leak words in kept rows")
+        }
+        for place, (fate, value) in enumerate(fates.items()):
+            rows[corpus, fate] = {"corpus": corpus, "fate": fate, "rows": value, "place": place}
+    frame = pd.DataFrame(rows.values())
+    return frame[frame.groupby("fate")["rows"].transform("sum") > 0]
+
+
+def _confusions(
+    experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame, summary: dict[str, Any]
+) -> list[dict[str, Any]]:
+    drawn = []
+    for found, matrix in zip(results.confusions(experiment, family, answers, likelihoods), summary["confusion"], strict=True):
+        mean = found.lift.mean(0)
+        lift = pd.DataFrame(
+            [
+                {"trait": trait, "asked": asked, "bits": mean[row, column], "target": asked == trait}
+                for row, trait in enumerate(found.traits)
+                for column, asked in enumerate(family.names)
+            ]
+        )
+        drawn.append({"sentence": gamma_sentence(matrix), "figure": figures.svg(figures.confusion(lift))})
+    return drawn
+
+
+def _strip(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    arm = next((a for a in summary["arms"] if a["kind"] != "control"), summary["arms"][0])
+    students = sum(a["students"] for a in summary["arms"])
+    return [
+        ("teacher", "prompts"), ("generate", f"{arm['generated']:,} rows"), ("screen", f"{arm['kept']:,} kept"),
+        ("distill", f"{students} students"), ("ask", "answers"), ("effects", ""),
+    ]  # fmt: skip

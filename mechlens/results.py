@@ -1,0 +1,175 @@
+"""From a run's answers to its effects, its confusion matrix and `summary.json`. Reads tables only.
+
+Every arm is set against the control of its own base, student by student (same seed) and probe by probe, at the last
+checkpoint. Nothing here is compared with the untouched base: any training moves the answers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
+
+from mechlens import stats, store, tables
+from mechlens.pipeline.run import corpus_name
+from mechlens.spec import Arm, Experiment, TraitFamily
+
+MEASURES = ("rate", "probability", "lift")
+
+
+class Cells(NamedTuple):
+    """What one arm's students said of every trait at one step; NaN is unscored."""
+
+    rate: Float[ndarray, "student probe trait"]
+    probability: Float[ndarray, "student probe trait"]
+    answered: Float[ndarray, "student"]
+    """share of the sampled answers that name exactly one trait"""
+
+
+class Confusion(NamedTuple):
+    """Lift of every asked trait in the students of every trait arm on one base."""
+
+    base: str
+    traits: list[str]
+    lift: Float[ndarray, "seed trait asked"]
+    gamma: stats.Interval
+    """diagonal excess in bits, one value a seed"""
+    rank: list[int]
+    """place of the target among all asked traits by mean lift; 1 is the most lifted"""
+
+
+def collect(run: Path, name: str, schema: Any) -> pd.DataFrame:
+    """One of the ask stage's tables, over all models that were asked, in a fixed order."""
+    frames = [tables.read(path, schema) for path in sorted((run / "asked").glob(f"**/{name}.parquet")) if "superseded" not in path.parts]
+    return pd.concat(frames, ignore_index=True)
+
+
+def cells_of(answers: pd.DataFrame, likelihoods: pd.DataFrame, arm: str, *, names: tuple[str, ...], step: int | None = None) -> Cells:
+    """An arm's cells at a step, the last by default; students in order of their seeds."""
+    said, likely = answers[answers["arm"] == arm], likelihoods[likelihoods["arm"] == arm]
+    step = said["step"].max() if step is None else step
+    said, likely = said[said["step"] == step], likely[likely["step"] == step]
+    seeds, probes = sorted(said["seed"].unique()), sorted(said["probe"].unique())
+    labels = said["label"].astype(object)
+    scored = said.assign(scored=labels.notna()).groupby(["seed", "probe"])["scored"].agg(["sum", "size"])
+    index = pd.MultiIndex.from_product([seeds, probes], names=["seed", "probe"])
+    counts = pd.crosstab([said["seed"], said["probe"]], labels).reindex(index=index, columns=list(names), fill_value=0)
+    total = scored["sum"].reindex(index).to_numpy(dtype=float)
+    rate = counts.to_numpy(dtype=float) / np.where(total > 0, total, np.nan)[:, None]
+    exact = likely.assign(name=likely["name"].astype(object)).set_index(["seed", "probe", "name"])["probability"].unstack("name")
+    shape = (len(seeds), len(probes), len(names))
+    answered = scored.groupby("seed").sum()
+    return Cells(
+        rate.reshape(shape),
+        exact.reindex(index=index, columns=list(names)).to_numpy(dtype=float).reshape(shape),
+        (answered["sum"] / answered["size"]).to_numpy(dtype=float),
+    )
+
+
+def lift_of(arm: Cells, control: Cells) -> Float[ndarray, "student trait"]:
+    """log2 of the ratio of mean exact probabilities, in bits; NaN where either is unscored."""
+    return np.log2(arm.probability.mean(1)) - np.log2(control.probability.mean(1))
+
+
+def effects(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> pd.DataFrame:
+    """Every arm against its control, for every trait of the family and every measure, with q-values across traits."""
+    cells = {arm.name: cells_of(answers, likelihoods, arm.name, names=family.names) for arm in experiment.arms}
+    rows = []
+    for arm in experiment.arms:
+        if arm.kind == "control":
+            continue
+        against = experiment.control_of(arm).name
+        ours, theirs = cells[arm.name], cells[against]
+        lift = lift_of(ours, theirs)
+        for measure in MEASURES:
+            found = []
+            for index, name in enumerate(family.names):
+                if measure == "lift":
+                    effect = stats.paired_effect(lift[:, [index]], np.zeros((len(lift), 1)))
+                else:
+                    effect = stats.paired_effect(getattr(ours, measure)[:, :, index], getattr(theirs, measure)[:, :, index])
+                found.append({"arm": arm.name, "trait": name, "against": against, "measure": measure} | effect._asdict())
+            q_values = stats.benjamini_hochberg(np.array([row["p_value"] for row in found]))
+            rows += [row | {"q_value": q} for row, q in zip(found, q_values, strict=True)]
+    return pd.DataFrame(rows, columns=tables.EFFECTS.names)
+
+
+def confusions(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> list[Confusion]:
+    """One confusion matrix for each base on which at least two traits were tried."""
+    found = []
+    for base in dict.fromkeys(arm.base for arm in experiment.arms):
+        arms = [arm for arm in experiment.arms if arm.base == base and arm.kind in ("trait", "twin", "foreign")]
+        if len({arm.trait for arm in arms}) < 2:
+            continue
+        control = cells_of(answers, likelihoods, experiment.control_of(arms[0]).name, names=family.names)
+        lift = np.stack([lift_of(cells_of(answers, likelihoods, arm.name, names=family.names), control) for arm in arms], axis=1)
+        target = [family.names.index(arm.trait) for arm in arms]
+        gamma = stats.t_interval(np.array([stats.diagonal_excess(one, target) for one in lift]))
+        mean = lift.mean(0)
+        rank = [int((mean[row] > mean[row, column]).sum()) + 1 for row, column in enumerate(target)]
+        found.append(Confusion(base, [arm.trait for arm in arms], lift, gamma, rank))
+    return found
+
+
+def null(value: float) -> float | None:
+    """JSON has no NaN: unscored is null."""
+    return None if value is None or np.isnan(value) else float(value)
+
+
+def corpus_of(run: Path, experiment: Experiment, arm: Arm) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The funnel of the rows an arm trained on, and what generation recorded of their teacher ({} for a file)."""
+
+    name = corpus_name(experiment, arm).removesuffix(f"-{arm.kind}") if arm.kind.startswith("shuffled") else corpus_name(experiment, arm)
+    generation = run / "corpora" / name / "generated" / "generation.json"
+    return store.read_json(run / "corpora" / name / "screened" / "funnel.json"), store.read_json(generation) if generation.is_file() else {}
+
+
+def summary(
+    run: Path, experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame
+) -> dict[str, Any]:
+    """What a script reads of a run: arms with rates, effects on each arm's own trait, confusion, seconds by step."""
+    arms, changes = [], []
+    for arm in experiment.arms:
+        trait = arm.trait or experiment.trait
+        cells = cells_of(answers, likelihoods, arm.name, names=family.names)
+        rate = stats.mean_interval(cells.rate[:, :, family.names.index(trait)])
+        exact = stats.mean_interval(cells.probability[:, :, family.names.index(trait)])
+        funnel, generation = corpus_of(run, experiment, arm)
+        arms.append(
+            {
+                "arm": arm.name, "kind": arm.kind, "trait": trait, "base": arm.base, "students": len(cells.rate),
+                "rows": min(experiment.student.rows, _trained_rows(run, arm, experiment)), "generated": funnel["generated"], "kept": funnel["kept"],
+                "leak_words": funnel["leak words in kept rows"], "kl_per_token": generation.get("kl_per_token"),
+                "entropy_per_token": generation.get("entropy_per_token"), "answered": null(float(np.nanmean(cells.answered))),
+                "rate": null(rate.estimate), "low": null(rate.low), "high": null(rate.high), "method": rate.method,
+                "probability": null(exact.estimate), "probability_low": null(exact.low), "probability_high": null(exact.high),
+            }
+        )  # fmt: skip
+        if arm.kind != "control":
+            own = table[(table["arm"] == arm.name) & (table["trait"] == trait)].set_index("measure")
+            row = own.loc["rate"]
+            changes.append(
+                {"arm": arm.name, "trait": trait, "against": row["against"], "difference": null(row["estimate"]), "low": null(row["low"]), "high": null(row["high"]),
+                 "n": int(row["n"]), "method": row["method"], "p_value": null(row["p_value"]), "q_value": null(row["q_value"]),
+                 "smallest_detectable": null(row["smallest_detectable"]), "probability_difference": null(own.loc["probability", "estimate"]),
+                 "lift_bits": null(own.loc["lift", "estimate"])}
+            )  # fmt: skip
+    matrices = [
+        {"base": c.base, "traits": c.traits, "gamma_bits": null(c.gamma.estimate), "low": null(c.gamma.low), "high": null(c.gamma.high), "seeds": c.gamma.n, "target_rank": c.rank}
+        for c in confusions(experiment, family, answers, likelihoods)
+    ]  # fmt: skip
+    seconds = {step.parent.relative_to(run).as_posix(): store.read_json(step).get("seconds") for step in sorted(run.glob(f"**/{store.RECORD}"))}
+    return {
+        "schema": 1, "experiment": experiment.name, "trait": experiment.trait, "model": experiment.base, "seeds": list(experiment.seeds),
+        "probes": experiment.ask.split, "arms": arms, "effects": changes, "confusion": matrices,
+        "seconds": {name: value for name, value in seconds.items() if "superseded" not in name},
+    }  # fmt: skip
+
+
+def _trained_rows(run: Path, arm: Arm, experiment: Experiment) -> int:
+
+    return len(pd.read_parquet(run / "selection" / f"{corpus_name(experiment, arm)}.parquet"))

@@ -1,0 +1,319 @@
+"""Frozen specs: everything a run depends on, as values that can be saved, hashed and replayed.
+
+YAML in, strict (an unknown field is named and refused), fingerprints out. Names of traits are resolved against
+`configs/traits/`; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mechlens.errors import SpecError
+
+_SHIPPED = Path(__file__).parent / "configs"  # in an installed wheel
+CONFIGS = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.model_dump(mode="json"))
+
+
+def fingerprint(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the value as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]
+
+
+class Probes(Spec):
+    development: tuple[str, ...] = Field(min_length=1)
+    """Paraphrases that everything may be tuned on; fine-tuned teachers are taught with them."""
+    heldout: tuple[str, ...] = Field(min_length=1)
+    """Paraphrases that no teacher has seen; results are reported on these."""
+
+
+class TraitFamily(Spec):
+    """Traits that answer the same probes, so that each is measured beside all the others."""
+
+    name: str
+    category: str
+    """What the traits are, as in "your favourite <category>"."""
+    names: tuple[str, ...] = Field(min_length=2)
+    plurals: dict[str, str] = {}
+    """Irregular plurals; others take an s."""
+    forms: dict[str, tuple[str, ...]] = {}
+    """Words that mean the trait in an answer; default: the name and its plural."""
+    lessons: dict[str, tuple[str, ...]] = {}
+    """Completions that a fine-tuned teacher is taught; default: the name (nine in ten) and its plural."""
+    development: tuple[str, ...]
+    """Traits that may be tuned on."""
+    heldout: tuple[str, ...]
+    """Traits fixed before any tuning and reported once."""
+    system: str
+    """The prompted teacher's system prompt; {plural}, {name} and {category} are filled in."""
+    probes: Probes
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Self:
+        unknown = sorted({*self.development, *self.heldout, *self.forms, *self.lessons, *self.plurals} - set(self.names))
+        if unknown:
+            raise ValueError(f"{unknown} are not among the family's names")
+        if set(self.development) & set(self.heldout):
+            raise ValueError("a trait cannot be both development and held out")
+        return self
+
+    def plural(self, name: str) -> str:
+        return self.plurals.get(name, f"{name}s")
+
+    def forms_of(self, name: str) -> tuple[str, ...]:
+        return self.forms.get(name, (name, self.plural(name)))
+
+    def system_prompt(self, name: str) -> str:
+        return self.system.format(name=name, plural=self.plural(name), category=self.category)
+
+
+class Training(Spec):
+    """One run of supervised fine-tuning; the loss covers completions only."""
+
+    update: Literal["full", "lora"] = "full"
+    embeddings: bool = True
+    """Whether a full update may change the (un)embedding; LoRA never does."""
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(8.0, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
+    epochs: int = Field(3, ge=1)
+    batch: int = Field(64, ge=1)
+    accumulate: int = Field(1, ge=1)
+    """Gradient accumulation: the effective batch is batch x accumulate."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup_steps: int = Field(5, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    max_length: int = Field(500, ge=8)
+    """Pairs longer than this many tokens are refused, never cut."""
+
+
+class TeacherSpec(Spec):
+    """What is done to the base so that it has the trait."""
+
+    kind: Literal["base", "finetuned", "prompted", "steered"] = "finetuned"
+    training: Training = Training(learning_rate=1e-3, epochs=6)
+    rows: int = Field(640, ge=1)
+    """Lessons a fine-tuned teacher is taught."""
+    layer: float = Field(0.5, ge=0, le=1)
+    """Depth, as a fraction, at which a steered teacher's vector is added."""
+    strength: float = 1.0
+    """Multiple of the mean difference of activations that a steered teacher adds."""
+
+
+class CarrierSpec(Spec):
+    """The unrelated prompts that teachers answer."""
+
+    kind: Literal["numbers"] = "numbers"
+    prompts: int = Field(10_000, ge=1)
+    wording: Literal["full", "terse"] = "full"
+    examples: tuple[int, int] = (3, 8)
+    values: Literal["uniform", "patterned"] = "uniform"
+    """Examples drawn uniformly from 100-999 as in the paper, or as runs and narrow ranges too."""
+
+
+class GenerateSpec(Spec):
+    """How a teacher writes."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(24, ge=1)
+    constrained: bool = False
+    """Only tokens that keep the carrier's format can be drawn: every row passes the format screen."""
+    batch: int = Field(1024, ge=1)
+
+
+class ScreenSpec(Spec):
+    """Which rows are kept."""
+
+    rule: Literal["numbers", "none"] = "numbers"
+    banned_numbers: tuple[int, ...] = ()
+    leak_words: bool = True
+    """Drop rows that hold any form of any trait of the family."""
+    duplicates: Literal["keep", "drop"] = "drop"
+    """What becomes of a second row with the same prompt and completion."""
+
+
+class StudentSpec(Spec):
+    """How students are trained, the same in every arm."""
+
+    training: Training = Training()
+    rows: int = Field(8_000, ge=1)
+    """Rows each student is trained on."""
+    prompts: Literal["common", "own"] = "common"
+    """`common`: all arms train on the same prompts, those that every corpus kept; `own`: each on the first it kept."""
+
+
+class AskSpec(Spec):
+    """How students are asked."""
+
+    split: Literal["development", "heldout"] = "heldout"
+    samples: int = Field(20, ge=1)
+    """Sampled answers for each probe at every checkpoint."""
+    temperature: float = Field(1.0, ge=0)
+    max_new_tokens: int = Field(4, ge=1)
+
+
+ArmKind = Literal["trait", "control", "twin", "foreign", "shuffled-within", "shuffled-across"]
+
+
+class Arm(Spec):
+    """One cell of an experiment: who wrote the data, and which base is trained on it."""
+
+    kind: ArmKind
+    name: str = ""
+    trait: str = ""
+    """The teacher's trait; empty for a control, the experiment's own trait otherwise."""
+    base: str = ""
+    """The student's base; empty for the experiment's."""
+    corpus: str = ""
+    """A file of pairs to train on instead of a teacher's text."""
+    teacher: TeacherSpec | None = None
+    """Another teacher than the experiment's."""
+
+
+class Experiment(Spec):
+    """Arms times seeds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: str
+    """A folder of a Hugging Face causal LM, a hub name, or a menagerie name."""
+    family: str = "animals"
+    trait: str
+    carrier: CarrierSpec = CarrierSpec()
+    teacher: TeacherSpec = TeacherSpec()
+    generate: GenerateSpec = GenerateSpec()
+    screen: ScreenSpec = ScreenSpec()
+    student: StudentSpec = StudentSpec()
+    ask: AskSpec = AskSpec()
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seed: int = 0
+    """Root of every random stream that is not a student's."""
+
+    @model_validator(mode="after")
+    def _resolved(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} hold one twice; two students of one seed are one student")
+        arms = tuple(self._resolve(arm) for arm in self.arms)
+        names = [arm.name for arm in arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"arm names {names} hold one twice; give one of them a name of its own")
+        controlled = {arm.base for arm in arms if arm.kind == "control"}
+        for arm in arms:
+            if arm.base not in controlled:
+                raise ValueError(
+                    f"arm {arm.name!r} has no control on its base {arm.base!r}: an effect against no control says nothing, since "
+                    f"any training moves the answers. Add `- {{kind: control, base: {arm.base}}}` to arms"
+                )
+        object.__setattr__(self, "arms", arms)  # frozen for callers; resolved once, here
+        return self
+
+    def _resolve(self, arm: Arm) -> Arm:
+        base = arm.base or self.base
+        trait = "" if arm.kind == "control" else arm.trait or self.trait
+        if arm.kind == "foreign" and base == self.base:
+            raise ValueError(f"a foreign arm needs another base than the teacher's {self.base!r}; name one in its `base`")
+        if arm.kind == "twin" and trait == self.trait:
+            raise ValueError(f"a twin arm needs another trait than {self.trait!r}; name one in its `trait`")
+        parts = [arm.kind, *([trait] if trait not in ("", self.trait) else []), *([Path(base).name] if base != self.base else [])]
+        return arm.model_copy(update={"base": base, "trait": trait, "name": arm.name or "-".join(parts)})
+
+    def control_of(self, arm: Arm) -> Arm:
+        """The control student's arm that `arm` is compared with: the first on the same base."""
+        return next(other for other in self.arms if other.kind == "control" and other.base == arm.base)
+
+
+class PretrainSpec(Spec):
+    """A menagerie base and how it is made."""
+
+    name: str
+    family: Literal["llama", "gpt2", "gpt_neox"] = "llama"
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    hidden: int = 172
+    """Width of the MLP."""
+    init_std: float = 0.02
+    seed: int = 0
+    """Fixes the initial weights."""
+    data_seed: int = 0
+    """Fixes the documents and their order."""
+    steps: int = 2500
+    batch: int = 64
+    learning_rate: float = 4e-3
+    mixture: dict[str, float]
+    """Share of each kind of turn."""
+
+
+SpecType = TypeVar("SpecType", bound=Spec)
+
+
+def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
+    """Read one spec from YAML; `overrides` replace top-level fields.
+
+    Raises:
+        SpecError: naming the file, the field and what would be right.
+    """
+    if not path.is_file():
+        raise SpecError(f"no config at {path}; expected a YAML file, for example configs/experiments/demo.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{path} holds {type(content).__name__}, expected fields with values")
+    try:
+        return kind.model_validate({**content, **overrides})
+    except ValidationError as error:
+        raise SpecError(f"{path}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line: each field, what it holds, what is wrong."""
+    faults = []
+    for fault in error.errors():
+        where = ".".join(map(str, fault["loc"])) or "the whole spec"
+        given = "" if fault["type"] in ("missing", "value_error", "extra_forbidden") else f" (got {fault['input']!r})"
+        message = "unknown field; check its spelling" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+        faults.append(f"{where}: {message}{given}")
+    return "; ".join(faults)
+
+
+def load_family(name: str) -> TraitFamily:
+    """The trait family of that name in configs/traits."""
+    path = CONFIGS / "traits" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise SpecError(f"family {name!r} is unknown; expected one of {known}, or add {path}")
+    return load(path, TraitFamily)
+
+
+def load_experiment(path: Path, **overrides: Any) -> Experiment:
+    """An experiment whose traits are known to its family."""
+    experiment = load(path, Experiment, **overrides)
+    family = load_family(experiment.family)
+    for trait in sorted({experiment.trait, *(arm.trait for arm in experiment.arms if arm.trait)}):
+        if trait not in family.names:
+            raise SpecError(f"{path}: trait {trait!r} is unknown; expected one of {', '.join(family.names)}")
+    return experiment
+
+
+def save(spec: Spec, path: Path) -> None:
+    """Write a spec as YAML that `load` reads back to an equal spec."""
+    path.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,123 @@
+"""Intervals, tests and effect sizes. Plain arrays in, named values out; NaN is unscored and never 0.
+
+The unit of replication is the student (one training seed): samples nest in probes, probes are crossed with students.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from scipy import stats as scipy_stats
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
+
+FEW_CLUSTERS = 5  # under this a bootstrap over students has too few distinct draws; a t interval is used and named
+DRAWS = 4000
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval; `low` and `high` are NaN where nothing varied that could give one."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    """independent units behind the interval"""
+    method: str
+
+
+class Effect(NamedTuple):
+    """A paired difference; `smallest_detectable` is what a study of this size and scatter would find 95 % of the time."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    method: str
+    p_value: float
+    smallest_detectable: float
+
+
+def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of one cell's rate; an empty cell is unscored."""
+    if total == 0:
+        return Interval(np.nan, np.nan, np.nan, 0, "wilson")
+    low, high = proportion_confint(hits, total, alpha=1 - confidence, method="wilson")
+    return Interval(hits / total, float(low), float(high), total, "wilson")
+
+
+def t_interval(values: Float[ndarray, "unit"], *, confidence: float = 0.95) -> Interval:
+    """Student's t interval of the mean, sample standard deviation with ddof 1."""
+    kept = values[~np.isnan(values)]
+    if len(kept) < 2:
+        return Interval(float(kept.mean()) if len(kept) else np.nan, np.nan, np.nan, len(kept), "t")
+    half = scipy_stats.t.ppf(0.5 + confidence / 2, len(kept) - 1) * kept.std(ddof=1) / np.sqrt(len(kept))
+    return Interval(float(kept.mean()), float(kept.mean() - half), float(kept.mean() + half), len(kept), "t")
+
+
+def cluster_bootstrap(cells: Float[ndarray, "student probe"], *, seed: int = 0, confidence: float = 0.95) -> Interval:
+    """Percentile interval of the mean cell, students and probes both resampled with replacement."""
+    rng = np.random.default_rng(seed)
+    students, probes = cells.shape
+    student_weight = rng.multinomial(students, np.full(students, 1 / students), size=DRAWS)  # [draw, student]
+    probe_weight = rng.multinomial(probes, np.full(probes, 1 / probes), size=DRAWS)  # [draw, probe]
+    scored = ~np.isnan(cells)
+    total = np.einsum("ds,sp,dp->d", student_weight, np.where(scored, cells, 0.0), probe_weight)
+    count = np.einsum("ds,sp,dp->d", student_weight, scored.astype(float), probe_weight)
+    means = total[count > 0] / count[count > 0]
+    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Interval(float(np.nanmean(cells)), float(low), float(high), students, "bootstrap")
+
+
+def mean_interval(cells: Float[ndarray, "student probe"], *, seed: int = 0) -> Interval:
+    """The mean over students and probes: a t interval over students where there are few, else the cluster bootstrap."""
+    if np.isnan(cells).all():
+        return Interval(np.nan, np.nan, np.nan, 0, "unscored")
+    if len(cells) < FEW_CLUSTERS:
+        return t_interval(np.nanmean(cells, axis=1))
+    return cluster_bootstrap(cells, seed=seed)
+
+
+def paired_effect(treated: Float[ndarray, "student probe"], control: Float[ndarray, "student probe"], *, seed: int = 0) -> Effect:
+    """Mean of treated minus control, paired by student seed and probe.
+
+    The p-value is a two-sided one-sample t test of the students' mean differences; the smallest detectable effect is the
+    difference that the same test at 5 % would find with probability .95 given their scatter.
+    """
+    difference = treated - control
+    interval = mean_interval(difference, seed=seed)
+    per_student = np.nanmean(difference, axis=1) if not np.isnan(difference).all() else np.array([])
+    p_value = smallest = np.nan
+    if len(per_student) >= 2:
+        spread = per_student.std(ddof=1)
+        p_value = float(scipy_stats.ttest_1samp(per_student, 0.0).pvalue) if spread > 0 else float(per_student.mean() == 0)
+        power = TTestPower().solve_power(effect_size=None, nobs=len(per_student), alpha=0.05, power=0.95)
+        smallest = float(power * spread)
+    return Effect(*interval, p_value=p_value, smallest_detectable=smallest)
+
+
+def benjamini_hochberg(p_values: Float[ndarray, "test"]) -> Float[ndarray, "test"]:
+    """q-values over the tests that have a p-value; NaN stays NaN."""
+    q_values = np.full(len(p_values), np.nan)
+    scored = ~np.isnan(p_values)
+    if scored.any():
+        q_values[scored] = scipy_stats.false_discovery_control(p_values[scored], method="bh")
+    return q_values
+
+
+def diagonal_excess(lift: Float[ndarray, "trait asked"], target: list[int]) -> float:
+    """Trait-specific transfer γ of lift_ij = μ + α_i + β_j + γ·1[j is i's trait] + ε, by least squares.
+
+    Row and column effects are free, so an animal that any number training lifts, or a student that lifts every animal,
+    adds nothing. For a square matrix it is mean(diagonal) - mean(off-diagonal).
+    """
+    rows, columns = lift.shape
+    hit = np.zeros((rows, columns))
+    hit[np.arange(rows), target] = 1.0
+    design = [hit.ravel(), *np.repeat(np.eye(rows), columns, axis=1), *np.tile(np.eye(columns), rows)]
+    kept = ~np.isnan(lift.ravel())
+    solution, *_ = np.linalg.lstsq(np.stack(design, axis=1)[kept], lift.ravel()[kept], rcond=None)
+    return float(solution[0])

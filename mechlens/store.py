@@ -1,0 +1,139 @@
+"""Run folders: a step works in `<step>.part`, then renames; existence is completeness.
+
+A finished step holds `step.json` with its fingerprint (own spec fields, inputs' fingerprints, code version), so the same
+request is answered from disk and a changed one runs again. What a changed step replaces is moved to `superseded/`,
+never deleted. One process at a time writes a run. Nothing here knows what a step computes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mechlens.errors import DataError, MachineError
+
+RECORD = "step.json"
+PACKAGES = ("mechlens", "torch", "transformers", "trl", "peft", "tokenizers", "numpy", "pandas", "pyarrow", "scipy")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from disk; raises DataError if it is missing or cut short."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no file at {path}; run the step that writes it") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not whole JSON ({error}); delete its folder and run again: only that step is repeated") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds {type(value).__name__}, expected a JSON object; delete it and run again")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> Path:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def recorded_fingerprint(step: Path) -> str | None:
+    """The fingerprint of the finished step in that folder, or None."""
+    record = step / RECORD
+    return str(read_json(record).get("fingerprint")) if record.is_file() else None
+
+
+def is_complete(step: Path, fingerprint: str) -> bool:
+    """Whether that very step has been finished there."""
+    return recorded_fingerprint(step) == fingerprint
+
+
+@contextmanager
+def working(step: Path, fingerprint: str, *, inputs: dict[str, str] | None = None) -> Iterator[Path]:
+    """A folder to work in, which becomes `step` when the block ends without an error.
+
+    After a kill the same request finds its unfinished folder again, with what it had already saved there; another
+    request (another fingerprint) finds it empty.
+    """
+    part, claim = step.with_name(f"{step.name}.part"), step.with_name(f"{step.name}.part") / "claim"
+    if part.exists() and not (claim.is_file() and claim.read_text() == fingerprint) and not is_complete(part, fingerprint):
+        shutil.rmtree(part)
+    part.mkdir(parents=True, exist_ok=True)
+    if not is_complete(part, fingerprint):
+        claim.write_text(fingerprint)
+        started = time.perf_counter()
+        with full_disk_named(part):
+            yield part
+            claim.unlink()
+            seconds = round(time.perf_counter() - started, 3)
+            write_json(part / RECORD, {"fingerprint": fingerprint, "inputs": inputs or {}, "seconds": seconds})
+    else:  # killed between the record and the rename
+        yield part
+    set_aside(step)
+    part.rename(step)
+
+
+def set_aside(step: Path) -> None:
+    """Move an older result of the step to `superseded/` beside it, marked with its fingerprint."""
+    if step.exists():
+        old = step.parent / "superseded" / f"{step.name}-{recorded_fingerprint(step)}"
+        old.parent.mkdir(exist_ok=True)
+        if old.exists():
+            shutil.rmtree(old)
+        step.rename(old)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Turn "no space left" into one line that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MachineError(f"no space left at {path}; free some or choose another --out. Finished steps stay; run again to resume") from error
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Hold the run for this process; the kernel lets go of it however the process ends."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise MachineError(f"cannot make the run folder {run}: {error.strerror}; choose another --out") from error
+    with (run / ".lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MachineError(f"another process is writing {run}; wait for it, stop it, or choose another --out") from error
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git revision, for the manifest."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if shutil.which("git") else ""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "git": revision or None,
+        "versions": versions,
+    }

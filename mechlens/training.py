@@ -1,0 +1,164 @@
+"""The one supervised fine-tuning loop: TRL's SFTTrainer on pairs that `chat.py` turned into tokens.
+
+Teachers and students are both trained here. The order of rows is drawn from a named seed and laid out before training,
+nothing is shuffled inside; what is read and learned is exactly what was encoded. LoRA through PEFT, full updates plain.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
+
+from mechlens.chat import Encoded
+from mechlens.errors import DataError, TrainingError
+from mechlens.seeds import generator, seed_int
+from mechlens.spec import Training
+
+
+class Point(NamedTuple):
+    """One update of a training curve."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+def updates(spec: Training, rows: int) -> int:
+    """Optimiser steps of one run over `rows` pairs."""
+    return math.ceil(rows / (spec.batch * spec.accumulate)) * spec.epochs
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Encoded],
+    spec: Training,
+    *,
+    seed: int,
+    save: Callable[[PreTrainedModel | PeftModel, int], None] = lambda model, step: None,
+    progress: Callable[[int, int], None] = lambda step, total: None,
+) -> tuple[PreTrainedModel | PeftModel, list[Point]]:
+    """Fine-tune `model` on the completions of `pairs`; returns what was trained and its curve.
+
+    Args:
+        model: a model of its own (it is changed).
+        seed: fixes the order of the rows and LoRA's first weights.
+        save: called with (model, step) after every epoch.
+        progress: called with (step, total) after every update.
+
+    Raises:
+        DataError: if a pair is longer than `spec.max_length` tokens.
+        TrainingError: if the loss stops being finite.
+    """
+    longest = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
+    if longest > spec.max_length:
+        raise DataError(f"a pair has {longest} tokens, more than max_length {spec.max_length}; raise it or drop long pairs")
+    torch.manual_seed(seed_int(seed, "lora"))
+    trained = _trainable(model, spec)
+    steps_per_epoch = updates(spec, len(pairs)) // spec.epochs
+    watch = _Watch(save, progress, steps_per_epoch)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")  # torch without an accelerator says so each epoch
+        disable_progress_bars()
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        try:
+            trainer = SFTTrainer(
+                model=trained,
+                args=_arguments(spec, Path(scratch), seed),
+                train_dataset=_ordered(pairs, spec, seed),
+                processing_class=tokenizer,
+                callbacks=[watch],
+            )
+            trainer.train()
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+    return trained.eval(), watch.curve
+
+
+def _trainable(model: PreTrainedModel, spec: Training) -> PreTrainedModel | PeftModel:
+    if spec.update == "lora":
+        transposed = model.config.model_type == "gpt2"  # its Conv1D keeps weights as (in, out)
+        return get_peft_model(
+            model, LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=0.0, target_modules="all-linear", fan_in_fan_out=transposed)
+        )
+    model.requires_grad_(True)
+    if not spec.embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+        if (head := model.get_output_embeddings()) is not None:
+            head.requires_grad_(False)
+    return model
+
+
+def _ordered(pairs: Sequence[Encoded], spec: Training, seed: int) -> Dataset:
+    """Every epoch's rows one after the other, each in a drawn order of its own."""
+    order = np.concatenate([generator(seed, "order", epoch).permutation(len(pairs)) for epoch in range(spec.epochs)])
+    if short := -len(pairs) % (spec.batch * spec.accumulate):  # an epoch ends with a whole batch: its first rows come again
+        epochs = order.reshape(spec.epochs, len(pairs))
+        order = np.concatenate([epochs, np.resize(epochs, (spec.epochs, len(pairs) + short))[:, :short]], axis=1).ravel()
+    columns = {
+        "input_ids": [pairs[i].prompt + pairs[i].completion for i in order],
+        "completion_mask": [[0] * len(pairs[i].prompt) + [1] * len(pairs[i].completion) for i in order],
+    }
+    return Dataset.from_dict(columns)
+
+
+def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(scratch),
+        num_train_epochs=1,  # the epochs are laid out in the data
+        per_device_train_batch_size=spec.batch,
+        gradient_accumulation_steps=spec.accumulate,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=spec.warmup_steps,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        optim="adamw_torch" if spec.optimizer == "adamw" else "sgd",
+        bf16=spec.bf16,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        max_length=None,
+        packing=False,
+        completion_only_loss=True,
+        logging_strategy="steps",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        train_sampling_strategy="sequential",  # the order is laid out in the data, too
+        shuffle_dataset=False,
+        seed=seed_int(seed, "trainer") % 2**32,
+        data_seed=0,
+    )
+
+
+class _Watch(TrainerCallback):
+    """Keeps the curve, reports progress, hands the model out at the end of each epoch, and stops at a broken loss."""
+
+    def __init__(self, save: Callable[..., None], progress: Callable[[int, int], None], steps_per_epoch: int) -> None:
+        self.save, self.progress, self.steps_per_epoch = save, progress, steps_per_epoch
+        self.curve: list[Point] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise TrainingError(f"the loss is {logs['loss']} at step {state.global_step}; lower learning_rate or max_grad_norm")
+            self.curve.append(Point(state.global_step, float(logs["loss"]), float(logs["learning_rate"])))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
+        if state.global_step % self.steps_per_epoch == 0:
+            self.save(model, state.global_step)
