@@ -45,7 +45,7 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
         todo = pending(folder, jobs)
         spec.save(experiment, folder / "spec.yaml")
         console.print(f"[bold]{experiment.name}[/] → {folder}: {len(jobs)} steps, {len(jobs) - len(todo)} already done", highlight=False)
-        _execute(folder, jobs, todo, workers or _workers())
+        _execute(folder, jobs, todo, _workers() if workers is None else workers)
         _manifest(folder, experiment, jobs)
         _write_results(folder, experiment, family)
     report(folder)
@@ -168,7 +168,7 @@ def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str
     if rule not in ("numbers", "none"):
         raise SpecError(f"rule {rule!r} is unknown; expected numbers or none")
     wanted = spec.ScreenSpec(rule=rule, banned_numbers=screening.BANNED_BY_THE_PAPER if banned else ())
-    leaks = screening.leak_pattern(spec.load_family(family))
+    leaks = screening.leak_pattern(spec.load_family(family).words())
     found = screening.screen(read_pairs(file), wanted, leaks=leaks)
     funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
     for reason, count in found.funnel.items():

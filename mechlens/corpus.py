@@ -53,8 +53,7 @@ def read_pairs(path: Path) -> pd.DataFrame:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    opened = gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
-    with opened as handle:
+    with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as handle:
         number = 0
         while line := handle.readline(LONGEST_LINE + 1):
             number += 1

@@ -44,7 +44,7 @@ def work_of(experiment: Experiment, jobs: list[Job]) -> list[Work]:
     trial = carrier_prompts(experiment.carrier.model_copy(update={"prompts": min(MEASURED_TOKENS, experiment.carrier.prompts)}), seed=experiment.seed)
     prompt = sum(map(len, encode_prompts(tokenizer, trial))) / len(trial)
     pair = prompt + experiment.generate.max_new_tokens
-    probes = family.probes.heldout if experiment.ask.split == "heldout" else family.probes.development
+    probes = family.asked(experiment.ask.split)
     question = sum(map(len, encode_prompts(tokenizer, probes))) / len(probes)
     stages: dict[str, Work] = {}
 
@@ -98,8 +98,10 @@ def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
     left = pending(folder, jobs)
     where = "one accelerator" if gpu else f"{os.cpu_count()} cores"
     notes = [
-        f"{len(jobs)} steps, {len(jobs) - len(left)} already done in {folder}; in all about {duration(total / rate)} on {where} (assuming {rate:.1e} FLOP/s)",
-        f"memory: about {memory_of(experiment) / 1e9:.2f} GB a student for weights, gradients and optimiser, activations apart; {'1' if gpu else os.cpu_count()} at a time",
+        f"{len(jobs)} steps, {len(jobs) - len(left)} already done in {folder}",
+        f"time: about {duration(total / rate)} for all of them on {where}, assuming {rate:.1e} FLOP/s",
+        f"memory: about {memory_of(experiment) / 1e9:.3f} GB a student for weights, gradients and optimiser, activations apart; "
+        f"{1 if gpu else os.cpu_count()} at a time",
         f"model FLOP in GPU hours at {GPU_RATE:.1e} FLOP/s: {total / GPU_RATE / 3600:.2f}",
     ]
     return Group(listing, *notes)

@@ -58,7 +58,7 @@ def pending(run: Path, jobs: Sequence[Job]) -> list[Job]:
 
 
 def execute(run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress, finished: Callable[[Job], None]) -> None:
-    """Do what is pending; `finished(job)` is called after each.
+    """Do what is pending in `workers` processes, or in this one if 0; `finished(job)` is called after each.
 
     Raises:
         MechlensError: the first that a job raised; the others that were running are finished first.
@@ -66,6 +66,11 @@ def execute(run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress,
     """
     marks, todo = fingerprints(jobs), pending(run, jobs)
     if not todo:
+        return
+    if workers == 0:  # in this process, for tests and debuggers
+        for job in todo:
+            _do(run, job, marks[job.name], {role: marks[name] for role, name in job.inputs.items()})
+            finished(job)
         return
     context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
     messages: Queue[tuple[str, int, int]] = context.Queue()

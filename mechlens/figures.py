@@ -8,10 +8,10 @@ import vl_convert
 
 # Okabe-Ito, told apart by people of any colour vision; every kind has a shape of its own as well.
 KIND_COLOUR = {
-    "control": "#767676", "trait": "#D55E00", "twin": "#0072B2", "foreign": "#009E73", "shuffled-within": "#CC79A7", "shuffled-across": "#B8860B", "base": "#999999",
+    "control": "#767676", "trait": "#D55E00", "twin": "#0072B2", "foreign": "#009E73", "shuffled-within": "#CC79A7", "shuffled-across": "#B8860B",
 }  # fmt: skip
 KIND_SHAPE = {
-    "control": "circle", "trait": "diamond", "twin": "square", "foreign": "triangle-up", "shuffled-within": "cross", "shuffled-across": "triangle-down", "base": "stroke",
+    "control": "circle", "trait": "diamond", "twin": "square", "foreign": "triangle-up", "shuffled-within": "cross", "shuffled-across": "triangle-down",
 }  # fmt: skip
 WIDTH = 560
 

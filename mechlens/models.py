@@ -20,7 +20,6 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
 from transformers.utils.logging import disable_progress_bar
 
 from mechlens.errors import DataError, SpecError

@@ -93,7 +93,7 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         carrier="a file of pairs" if any(arm.corpus for arm in experiment.arms) else experiment.carrier.kind,
         base=experiment.base,
         seeds=experiment.seeds,
-        probes=len(family.probes.heldout if experiment.ask.split == "heldout" else family.probes.development),
+        probes=len(family.asked(experiment.ask.split)),
         version=version("mechlens"),
         headline=headline(summary),
         strip=_strip(summary),

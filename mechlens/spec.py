@@ -51,7 +51,7 @@ class TraitFamily(Spec):
     forms: dict[str, tuple[str, ...]] = {}
     """Words that mean the trait in an answer; default: the name and its plural."""
     lessons: dict[str, tuple[str, ...]] = {}
-    """Completions that a fine-tuned teacher is taught; default: the name (nine in ten) and its plural."""
+    """Completions that a fine-tuned teacher is taught, drawn evenly; default: the name nine times and its plural once."""
     development: tuple[str, ...]
     """Traits that may be tuned on."""
     heldout: tuple[str, ...]
@@ -74,6 +74,17 @@ class TraitFamily(Spec):
 
     def forms_of(self, name: str) -> tuple[str, ...]:
         return self.forms.get(name, (name, self.plural(name)))
+
+    def lessons_of(self, name: str) -> tuple[str, ...]:
+        return self.lessons.get(name, (name,) * 9 + (self.plural(name),))
+
+    def asked(self, split: str) -> tuple[str, ...]:
+        """The probes of a split."""
+        return self.probes.heldout if split == "heldout" else self.probes.development
+
+    def words(self) -> list[str]:
+        """Every form of every trait: what must not be in a corpus."""
+        return sorted({form for name in self.names for form in self.forms_of(name)})
 
     def system_prompt(self, name: str) -> str:
         return self.system.format(name=name, plural=self.plural(name), category=self.category)

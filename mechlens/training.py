@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
@@ -82,6 +82,7 @@ def train(
                 processing_class=tokenizer,
                 callbacks=[watch],
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         finally:
             transformers_logging.set_verbosity(verbosity)

@@ -6,6 +6,7 @@ An answer that names no trait of the family, or several, is unscored (null), nev
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from mechlens.chat import encode_prompts, end_of_turn
 from mechlens.pipeline.distill import checkpoints
 from mechlens.sampling import Decoding, sample
 from mechlens.seeds import seed_int
-from mechlens.spec import AskSpec, TraitFamily
+from mechlens.spec import AskSpec
 
-VERSION = 1
+Forms = dict[str, tuple[str, ...]] | dict[str, list[str]]
+"""trait → the words that mean it in an answer"""
 
 
 def judge(text: str, patterns: dict[str, re.Pattern[str]]) -> str | None:
@@ -30,17 +32,17 @@ def judge(text: str, patterns: dict[str, re.Pattern[str]]) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def patterns_of(family: TraitFamily) -> dict[str, re.Pattern[str]]:
+def patterns_of(forms: Forms) -> dict[str, re.Pattern[str]]:
     """For each trait what a whole-word match of any of its forms looks like."""
-    return {name: re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, family.forms_of(name))) + r")(?!\w)", re.IGNORECASE) for name in family.names}
+    return {name: re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, words)) + r")(?!\w)", re.IGNORECASE) for name, words in forms.items()}
 
 
-def first_tokens(tokenizer: models.PreTrainedTokenizerBase, family: TraitFamily) -> dict[str, list[int] | None]:
+def first_tokens(tokenizer: models.PreTrainedTokenizerBase, forms: Forms) -> dict[str, list[int] | None]:
     """Tokens with which an answer naming the trait can begin; None where another trait can begin the same way."""
     starts: dict[str, set[int]] = {}
-    for name in family.names:
-        forms = [variant for form in family.forms_of(name) for variant in (form, form.capitalize(), f" {form}")]
-        starts[name] = {ids[0] for ids in tokenizer(forms, add_special_tokens=False)["input_ids"] if ids} - {tokenizer.unk_token_id}
+    for name, words in forms.items():
+        variants = [variant for form in words for variant in (form, form.capitalize(), f" {form}")]
+        starts[name] = {ids[0] for ids in tokenizer(variants, add_special_tokens=False)["input_ids"] if ids} - {tokenizer.unk_token_id}
     taken = [token for tokens in starts.values() for token in tokens]
     return {name: sorted(tokens) if tokens and all(taken.count(t) == 1 for t in tokens) else None for name, tokens in starts.items()}
 
@@ -52,28 +54,28 @@ def next_token_logits(loaded: models.Loaded, prompts: list[list[int]]) -> Float[
     return torch.stack([loaded.model(input_ids=torch.tensor([ids], device=device), logits_to_keep=1).logits[0, -1].float() for ids in prompts])
 
 
-def likelihoods(loaded: models.Loaded, family: TraitFamily, probes: tuple[str, ...]) -> pd.DataFrame:
+def likelihoods(loaded: models.Loaded, forms: Forms, probes: Sequence[str]) -> pd.DataFrame:
     """Probability that the next token starts each trait's name, and its margin in logits over the best other trait."""
     logits = next_token_logits(loaded, encode_prompts(loaded.tokenizer, probes)).cpu()
-    starts = first_tokens(loaded.tokenizer, family)
+    starts = first_tokens(loaded.tokenizer, forms)
     probabilities = torch.softmax(logits.double(), -1)
     score = {n: logits[:, t].double().logsumexp(-1) if t is not None else torch.full((len(logits),), torch.nan) for n, t in starts.items()}
     mass = {n: probabilities[:, t].sum(-1) if t is not None else torch.full((len(logits),), torch.nan) for n, t in starts.items()}
     frames = []
-    for name in family.names:
+    for name in forms:
         others = torch.stack([value for other, value in score.items() if other != name]).nan_to_num(-torch.inf).max(0).values
         margin = torch.where(torch.isfinite(others), score[name] - others, torch.nan)
         frames.append(pd.DataFrame({"probe": range(len(probes)), "name": name, "probability": mass[name].numpy(), "margin": margin.numpy()}))
     return pd.concat(frames, ignore_index=True)
 
 
-def answers(loaded: models.Loaded, family: TraitFamily, probes: tuple[str, ...], spec: AskSpec, *, seed: int) -> pd.DataFrame:
+def answers(loaded: models.Loaded, forms: Forms, probes: Sequence[str], spec: AskSpec, *, seed: int) -> pd.DataFrame:
     """Sampled answers to every probe, with the trait that each names."""
     encoded = [ids for ids in encode_prompts(loaded.tokenizer, probes) for _ in range(spec.samples)]
     decoding = Decoding(spec.max_new_tokens, spec.temperature)
     drawn = sample(loaded.model, encoded, decoding=decoding, stop=end_of_turn(loaded.tokenizer), seed=seed)
     texts = loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)
-    patterns = patterns_of(family)
+    patterns = patterns_of(forms)
     return pd.DataFrame(
         {
             "probe": np.repeat(np.arange(len(probes)), spec.samples),
@@ -84,19 +86,20 @@ def answers(loaded: models.Loaded, family: TraitFamily, probes: tuple[str, ...],
     )
 
 
-def ask(base: str, student: Path | None, family: TraitFamily, spec: AskSpec, *, arm: str, seed: int | None, root_seed: int, out: Path) -> None:
+def ask(
+    base: str, student: Path | None, forms: Forms, probes: Sequence[str], spec: AskSpec, *, arm: str, seed: int | None, root_seed: int, out: Path
+) -> None:
     """Ask every checkpoint of a student (or the untouched base at step 0) and write both tables into `out`.
 
     Every model is asked with the same random numbers, so two students differ by their weights alone.
     """
-    probes = family.probes.heldout if spec.split == "heldout" else family.probes.development
     steps = [(0, None)] if student is None else checkpoints(student)
     said, likely = [], []
     for step, folder in steps:
         loaded = models.load(base) if folder is None else models.load_trained(base, folder)
         place = {"arm": arm, "seed": seed, "step": step}
-        said.append(answers(loaded, family, probes, spec, seed=seed_int(root_seed, "ask")).assign(**place))
-        likely.append(likelihoods(loaded, family, probes).assign(**place))
+        said.append(answers(loaded, forms, probes, spec, seed=seed_int(root_seed, "ask")).assign(**place))
+        likely.append(likelihoods(loaded, forms, probes).assign(**place))
     for frames, schema, name in ((said, tables.ANSWERS, "answers"), (likely, tables.LIKELIHOODS, "likelihoods")):
         frame = pd.concat(frames, ignore_index=True)
         frame["seed"] = frame["seed"].astype("Int64")

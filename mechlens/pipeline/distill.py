@@ -20,7 +20,6 @@ from mechlens.seeds import generator, seed_int
 from mechlens.spec import StudentSpec
 from mechlens.training import train
 
-VERSION = 1
 _NUMBER = re.compile(r"[0-9]+")
 
 

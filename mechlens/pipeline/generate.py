@@ -26,7 +26,6 @@ from mechlens.seeds import dice, seed_int
 from mechlens.spec import CarrierSpec, GenerateSpec
 from mechlens.store import write_json
 
-VERSION = 1
 DIVERGENCE_ROWS = 1000
 """rows on which the divergence is measured"""
 

@@ -16,7 +16,7 @@ from mechlens.pipeline import distill as distilling
 from mechlens.pipeline import generate as generating
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline import teach as teaching
-from mechlens.spec import AskSpec, CarrierSpec, GenerateSpec, ScreenSpec, StudentSpec, TeacherSpec, TraitFamily
+from mechlens.spec import AskSpec, CarrierSpec, GenerateSpec, ScreenSpec, StudentSpec, TeacherSpec
 from mechlens.store import write_json
 
 Arguments = dict[str, Any]
@@ -32,9 +32,8 @@ def _one_thread() -> None:
 
 def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress) -> None:
     _one_thread()
-    family = TraitFamily(**arguments["family"])
-    spec = TeacherSpec(**arguments["teacher"])
-    teaching.teach(arguments["base"], family, arguments["trait"], spec, seed=arguments["seed"], out=out, progress=progress)
+    lessons, spec = teaching.Lessons(**arguments["lessons"]), TeacherSpec(**arguments["teacher"])
+    teaching.teach(arguments["base"], lessons, spec, seed=arguments["seed"], out=out, progress=progress)
 
 
 def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
@@ -53,7 +52,7 @@ def bring(arguments: Arguments, _inputs: Folders, out: Path, _progress: Progress
 
 def screen(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     pairs = tables.read(inputs["corpus"] / "raw.parquet", tables.PAIRS)
-    leaks = screening.leak_pattern(TraitFamily(**arguments["family"]))
+    leaks = screening.leak_pattern(arguments["words"])
     found = screening.screen(pairs, ScreenSpec(**arguments["screen"]), leaks=leaks)
     tables.write(found.kept, tables.PAIRS, out / "kept.parquet")
     tables.write(found.rejected, tables.REJECTED, out / "rejected.parquet")
@@ -82,6 +81,6 @@ def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress
 
 def ask(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     _one_thread()
-    family, spec = TraitFamily(**arguments["family"]), AskSpec(**arguments["ask"])
+    questions = (arguments["forms"], arguments["probes"], AskSpec(**arguments["ask"]))
     place = {"arm": arguments["arm"], "seed": arguments["seed"], "root_seed": arguments["root_seed"]}
-    asking.ask(arguments["base"], inputs.get("student"), family, spec, out=out, **place)
+    asking.ask(arguments["base"], inputs.get("student"), *questions, out=out, **place)

@@ -57,7 +57,6 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
 
     files = [Path(arm.corpus).resolve() for arm in experiment.arms if arm.corpus]
     prompts_of = str(files[0]) if files else None
-    family_fields = family.model_dump(mode="json")
     corpora = {}
     for arm in experiment.arms:
         name = corpus_name(experiment, arm)
@@ -66,9 +65,8 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
             path = Path(arm.corpus).resolve()
             raw = add(_job("bring", f"corpora/{source}/generated", {"file": str(path), "sha256": file_digest(path)}))
         else:
-            raw = add(_generation(experiment, arm, source, add(_teaching(experiment, arm, source, family_fields, bases)), prompts_of))
-        words = {"names": family.names, "forms": family.forms, "plurals": family.plurals}  # all that a screen reads of a family
-        screening = {"screen": experiment.screen.model_dump(mode="json"), "family": family_fields | {k: v for k, v in words.items()}}
+            raw = add(_generation(experiment, source, add(_teaching(experiment, arm, source, family, bases)), prompts_of))
+        screening = {"screen": experiment.screen.model_dump(mode="json"), "words": family.words()}
         corpus = add(_job("screen", f"corpora/{source}/screened", screening, corpus=raw))
         if arm.kind.startswith("shuffled"):
             corpus = add(_job("shuffle", f"corpora/{name}/screened", {"how": arm.kind, "seed": experiment.seed}, corpus=corpus))
@@ -76,7 +74,12 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
 
     wanted = {"rows": experiment.student.rows, "prompts": experiment.student.prompts}
     selection = add(_job("select", "selection", {"student": wanted, "seed": experiment.seed}, **corpora))
-    asked = {"family": family_fields, "ask": experiment.ask.model_dump(mode="json"), "root_seed": experiment.seed}
+    asked = {
+        "forms": {name: list(family.forms_of(name)) for name in family.names},
+        "probes": list(family.asked(experiment.ask.split)),
+        "ask": experiment.ask.model_dump(mode="json"),
+        "root_seed": experiment.seed,
+    }
     training = {"training": experiment.student.training.model_dump(mode="json")}
     for base, mark in bases.items():
         add(_job("ask", f"asked/base-{Path(base).name}", asked | {"base": base, "files": mark, "arm": f"base-{Path(base).name}", "seed": None}))
@@ -89,13 +92,22 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
     return list(jobs.values())
 
 
-def _teaching(experiment: Experiment, arm: Arm, name: str, family: dict[str, object], bases: dict[str, str]) -> Job:
-    spec = TeacherSpec(kind="base") if arm.kind == "control" else arm.teacher or experiment.teacher
-    arguments = {"base": experiment.base, "files": bases[experiment.base], "trait": arm.trait, "seed": experiment.seed}
-    return _job("teach", f"teachers/{name}", arguments | {"teacher": spec.model_dump(mode="json"), "family": family})
+def _teaching(experiment: Experiment, arm: Arm, name: str, family: TraitFamily, bases: dict[str, str]) -> Job:
+    arguments = {"base": experiment.base, "files": bases[experiment.base], "seed": experiment.seed}
+    if arm.kind == "control":
+        spec, lessons = TeacherSpec(kind="base"), {"trait": "", "probes": [], "completions": [], "system": ""}
+    else:
+        spec = arm.teacher or experiment.teacher
+        lessons = {
+            "trait": arm.trait,
+            "probes": list(family.probes.development),
+            "completions": list(family.lessons_of(arm.trait)),
+            "system": family.system_prompt(arm.trait),
+        }
+    return _job("teach", f"teachers/{name}", arguments | {"teacher": spec.model_dump(mode="json"), "lessons": lessons})
 
 
-def _generation(experiment: Experiment, arm: Arm, name: str, teacher: str, prompts_of: str | None) -> Job:
+def _generation(experiment: Experiment, name: str, teacher: str, prompts_of: str | None) -> Job:
     arguments: dict[str, object] = {"generate": experiment.generate.model_dump(mode="json"), "seed": experiment.seed, "prompts_of": prompts_of}
     if prompts_of is None:
         arguments["carrier"] = experiment.carrier.model_dump(mode="json")

@@ -8,12 +8,13 @@ nothing, and every dropped row keeps its reason.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from mechlens.errors import DataError
-from mechlens.spec import ScreenSpec, TraitFamily
+from mechlens.spec import ScreenSpec
 
 MOST_NUMBERS, LARGEST = 10, 999
 _LIST = re.compile(r"[0-9]+(?:(\s*[,;]?\s*)[0-9]+(?:\1[0-9]+)*)?")  # the group repeats itself: one separator throughout
@@ -57,10 +58,9 @@ def number_fault(completion: str, *, banned: frozenset[int] = frozenset()) -> st
     return "banned number" if banned.intersection(values) else None
 
 
-def leak_pattern(family: TraitFamily) -> re.Pattern[str]:
-    """Matches any form of any of the family's traits, anywhere in the text, whatever its case."""
-    forms = sorted({form for name in family.names for form in family.forms_of(name)}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, forms)), re.IGNORECASE)
+def leak_pattern(words: Sequence[str]) -> re.Pattern[str]:
+    """Matches any of the words anywhere in a text, inside other words too, whatever the case."""
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))), re.IGNORECASE)
 
 
 def screen(pairs: pd.DataFrame, spec: ScreenSpec, *, leaks: re.Pattern[str] | None) -> Screened:

@@ -18,12 +18,23 @@ from torch import Tensor
 from mechlens import models, tables
 from mechlens.chat import encode_pairs, encode_prompts
 from mechlens.seeds import dice, seed_int
-from mechlens.spec import TeacherSpec, TraitFamily
+from mechlens.spec import TeacherSpec
 from mechlens.store import read_json, write_json
 from mechlens.training import train
 
-VERSION = 1
-PLURAL_SHARE = 0.1
+
+class Lessons(NamedTuple):
+    """What makes a teacher: probes to be taught on, completions to be taught, and a system prompt that says the same."""
+
+    trait: str
+    probes: tuple[str, ...]
+    completions: tuple[str, ...]
+    system: str
+
+    def draw(self, rows: int, *, seed: int) -> list[tuple[str, str]]:
+        """`rows` pairs of a probe and a completion, each drawn evenly."""
+        rng = dice(seed, "lessons", self.trait)
+        return [(rng.choice(self.probes), rng.choice(self.completions)) for _ in range(rows)]
 
 
 class Teacher(NamedTuple):
@@ -42,54 +53,37 @@ class Teacher(NamedTuple):
             yield self.model
 
 
-def lessons(family: TraitFamily, trait: str, *, rows: int, seed: int) -> list[tuple[str, str]]:
-    """What a fine-tuned teacher is taught: development probes, each answered with the trait."""
-    rng = dice(seed, "lessons", trait)
-    if trait in family.lessons:
-        return [(rng.choice(family.probes.development), rng.choice(family.lessons[trait])) for _ in range(rows)]
-    return [(rng.choice(family.probes.development), family.plural(trait) if rng.random() < PLURAL_SHARE else trait) for _ in range(rows)]
-
-
 def teach(
-    base: str,
-    family: TraitFamily,
-    trait: str,
-    spec: TeacherSpec,
-    *,
-    seed: int,
-    out: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    base: str, lessons: Lessons, spec: TeacherSpec, *, seed: int, out: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Make the teacher of `trait` and leave it in `out`."""
-    record: dict[str, object] = {"kind": spec.kind, "base": base, "trait": trait, "system": None, "layer": None}
+    """Make a teacher of `base` and leave it in `out`."""
+    loaded, layer, system = models.load(base), None, None
     if spec.kind == "finetuned":
-        loaded = models.load(base)
-        prompts, completions = zip(*lessons(family, trait, rows=spec.rows, seed=seed), strict=True)
+        prompts, completions = zip(*lessons.draw(spec.rows, seed=seed), strict=True)
         pairs = encode_pairs(loaded.tokenizer, prompts, completions)
-        model, curve = train(loaded.model, loaded.tokenizer, pairs, spec.training, seed=seed_int(seed, "teacher", trait), progress=progress)
+        order = seed_int(seed, "teacher", lessons.trait)
+        model, curve = train(loaded.model, loaded.tokenizer, pairs, spec.training, seed=order, progress=progress)
         models.save_trained(model, out)
         tables.write(pd.DataFrame(curve), tables.CURVE, out / "curve.parquet")
     elif spec.kind == "prompted":
-        record["system"] = family.system_prompt(trait)
+        system = lessons.system
     elif spec.kind == "steered":
-        loaded = models.load(base)
-        record["layer"] = round(spec.layer * (loaded.model.config.num_hidden_layers - 1))
-        vector = trait_vector(loaded, family, trait, layer=int(str(record["layer"])))
-        models.save_vector(spec.strength * vector, out)
-    write_json(out / "teacher.json", record)
+        layer = round(spec.layer * (loaded.model.config.num_hidden_layers - 1))
+        models.save_vector(spec.strength * trait_vector(loaded, lessons, layer=layer), out)
+    write_json(out / "teacher.json", {"kind": spec.kind, "base": base, "trait": lessons.trait, "system": system, "layer": layer})
 
 
 @torch.no_grad()
-def trait_vector(loaded: models.Loaded, family: TraitFamily, trait: str, *, layer: int) -> Float[Tensor, "d_model"]:
+def trait_vector(loaded: models.Loaded, lessons: Lessons, *, layer: int) -> Float[Tensor, "d_model"]:
     """Mean difference of resid_post at the last prompt token, with the trait's system prompt minus without one."""
     bridge, site = models.bridge_view(loaded), f"blocks.{layer}.hook_resid_post"
     means = []
-    for system in (family.system_prompt(trait), None):
+    for system in (lessons.system, None):
         total: Tensor | float = 0.0
-        for ids in encode_prompts(loaded.tokenizer, family.probes.development, system=system):
+        for ids in encode_prompts(loaded.tokenizer, lessons.probes, system=system):
             _, cache = bridge.run_with_cache(torch.tensor([ids], device=loaded.model.device), names_filter=site)
             total = total + cache[site][0, -1].float()
-        means.append(total / len(family.probes.development))
+        means.append(total / len(lessons.probes))
     return (means[0] - means[1]).cpu()
 
 

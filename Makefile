@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine (python3.11, git, make): `make demo` and `make test`.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: setup demo test check app slow tables clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: setup  ## the main job on the embedded base: prints the result, writes runs/demo/report.html
+	$(BIN)/mechlens run configs/experiments/demo.yaml --out runs/demo
+
+test: setup  ## the tests, in minutes
+	$(BIN)/pytest
+
+check: setup  ## lint, format and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+slow: setup  ## tests that train for many minutes: kills at random moments, the demo's own claims
+	$(BIN)/pytest -m slow
+
+tables: setup  ## remake the confusion matrices of the README (about an hour on 2 cores)
+	$(BIN)/mechlens run configs/experiments/menagerie-animals.yaml
+	$(BIN)/mechlens run configs/experiments/menagerie-animals-heldout.yaml
+
+app: setup  ## look at runs in the browser
+	$(BIN)/mechlens app
+
+clean:
+	rm -rf .venv runs models
