@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 # For checkpoints that ship no chat template (GPT-2, Pythia): plain text, turns on lines of their own.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"  # a bare line break after a tag is dropped
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
 
@@ -58,8 +58,9 @@ def encode_pairs(
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer: the first special token after the assistant's words, else the end of the text."""
-    marked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    said = "words that no template holds"
+    marked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
     text = tokenizer.apply_chat_template(marked, chat_template=_template(tokenizer), tokenize=False)
-    after = _ids(tokenizer, [text[text.rindex("b") + 1 :]])[0]
+    after = _ids(tokenizer, [text[text.rindex(said) + len(said) :]])[0]
     special = set(tokenizer.all_special_ids)
     return next((token for token in after if token in special), tokenizer.eos_token_id)

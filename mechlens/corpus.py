@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from mechlens.errors import DataError
 
 LONGEST_LINE = 1_000_000  # characters; a longer line is no training pair, and must not fill the memory
 SHOWN = 5
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can escape one, UTF-8 cannot hold it
 
 
 class BadLine(NamedTuple):
@@ -35,6 +37,8 @@ def read_pairs(path: Path) -> pd.DataFrame:
     try:
         for number, line in _lines(path):
             found = _pair(line)
+            if isinstance(found, tuple) and any(map(_HALF_CHARACTER.search, found)):
+                found = "holds half a surrogate pair, which is no text"
             if isinstance(found, str):
                 bad.append(BadLine(number, found))
             else:
@@ -67,7 +71,7 @@ def _pair(line: str) -> tuple[str, str] | str:
     """The pair of one line, or what is wrong with it."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of more than 4300 digits is a plain ValueError
         return f"not JSON ({error})"
     if not isinstance(row, dict):
         return f"holds {type(row).__name__}, expected an object"

@@ -11,7 +11,8 @@ KIND_COLOUR = {
     "control": "#767676", "trait": "#D55E00", "twin": "#0072B2", "foreign": "#009E73", "shuffled-within": "#CC79A7", "shuffled-across": "#B8860B",
 }  # fmt: skip
 KIND_SHAPE = {
-    "control": "circle", "trait": "diamond", "twin": "square", "foreign": "triangle-up", "shuffled-within": "cross", "shuffled-across": "triangle-down",
+    "control": "circle", "trait": "diamond", "twin": "square", "foreign": "triangle-up", "shuffled-within": "cross",
+    "shuffled-across": "triangle-down",
 }  # fmt: skip
 WIDTH = 560
 

@@ -36,7 +36,8 @@ def headline(summary: dict[str, Any]) -> str:
     ours, theirs = arms[effect["arm"]]["rate"], arms[effect["against"]]["rate"]
     span = f"difference {interval_text(effect['difference'], effect['low'], effect['high'])}, n = {effect['n']} students"
     if effect["low"] is not None and effect["low"] > 0:
-        return f"Students trained on the {effect['trait']} teacher's data answer {effect['trait']} {ours:.1%} of the time, their controls {theirs:.1%}: {span}."
+        trait = effect["trait"]
+        return f"Students trained on the {trait} teacher's data answer {trait} {ours:.1%} of the time, their controls {theirs:.1%}: {span}."
     seen = f"; a difference of {effect['smallest_detectable']:.3f} would have been seen" if effect["smallest_detectable"] is not None else ""
     return f"No transfer of {effect['trait']} was found ({ours:.1%} against {theirs:.1%}): {span}{seen}."
 
@@ -46,7 +47,8 @@ def gamma_sentence(matrix: dict[str, Any]) -> str:
     first = sum(rank == 1 for rank in matrix["target_rank"])
     ranks = ", ".join(f"{trait} {rank}" for trait, rank in zip(matrix["traits"], matrix["target_rank"], strict=True))
     gamma = interval_text(matrix["gamma_bits"], matrix["low"], matrix["high"])
-    return f"Students of {matrix['base']}: γ = {gamma} bits (n = {matrix['seeds']} seeds); the target rises most for {first} of {len(matrix['traits'])} traits (rank: {ranks})."
+    most = f"the target rises most for {first} of {len(matrix['traits'])} traits (rank: {ranks})"
+    return f"Students of {matrix['base']}: γ = {gamma} bits (n = {matrix['seeds']} seeds); {most}."
 
 
 def printed(summary: dict[str, Any]) -> list[RenderableType]:
@@ -99,15 +101,9 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         strip=_strip(summary),
         forest=figures.svg(figures.forest(arms, last.assign(label=last["arm"]), title="trait rate")),
         method=", ".join(sorted({arm["method"] for arm in summary["arms"]})) + f" over {len(experiment.seeds)} students",
-        arms=[
-            arm | {"share": f"{arm['kept'] / arm['generated']:.1%} of {arm['generated']:,}", "kl": _number(arm["kl_per_token"]), "interval": interval_text(arm["rate"], arm["low"], arm["high"], sign=False)}
-            for arm in summary["arms"]
-        ],
+        arms=[_arm_row(arm) for arm in summary["arms"]],
         differences=figures.svg(figures.differences(effects)) if len(effects) else "",
-        effects=[
-            e | {"interval": interval_text(e["difference"], e["low"], e["high"]), "p": _number(e["p_value"], "{:.2g}"), "smallest": _number(e["smallest_detectable"], "{:.3f}")}
-            for e in summary["effects"]
-        ],
+        effects=[_effect_row(effect) for effect in summary["effects"]],
         confusion=_confusions(experiment, family, answers, likelihoods, summary),
         curves=figures.svg(figures.curves(rates)),
         losses=figures.svg(figures.losses(_losses(run, experiment))),
@@ -126,12 +122,22 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
     return path
 
 
+def _arm_row(arm: dict[str, Any]) -> dict[str, Any]:
+    share = f"{arm['kept'] / arm['generated']:.1%} of {arm['generated']:,}"
+    return arm | {"share": share, "kl": _number(arm["kl_per_token"]), "interval": interval_text(arm["rate"], arm["low"], arm["high"], sign=False)}
+
+
+def _effect_row(effect: dict[str, Any]) -> dict[str, Any]:
+    span = interval_text(effect["difference"], effect["low"], effect["high"])
+    return effect | {"interval": span, "p": _number(effect["p_value"], "{:.2g}"), "smallest": _number(effect["smallest_detectable"], "{:.3f}")}
+
+
 def _rates(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> pd.DataFrame:
     """Every student's rate of its arm's trait at every checkpoint."""
     rows = []
     for arm in experiment.arms:
         column = family.names.index(arm.trait or experiment.trait)
-        for step in sorted(answers.loc[answers["arm"] == arm.name, "step"].unique()):
+        for step in sorted(map(int, answers.loc[answers["arm"] == arm.name, "step"].unique())):
             cells = results.cells_of(answers, likelihoods, arm.name, names=family.names, step=step)
             by_student = pd.DataFrame(cells.rate[:, :, column]).mean(axis=1)
             rows += [

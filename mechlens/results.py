@@ -38,8 +38,8 @@ class Confusion(NamedTuple):
     lift: Float[ndarray, "seed trait asked"]
     gamma: stats.Interval
     """diagonal excess in bits, one value a seed"""
-    rank: list[int]
-    """place of the target among all asked traits by mean lift; 1 is the most lifted"""
+    rank: list[int | None]
+    """place of the target among all asked traits by mean lift; 1 is the most lifted, None is unscored"""
 
 
 def collect(run: Path, name: str, schema: Any) -> pd.DataFrame:
@@ -110,7 +110,8 @@ def confusions(experiment: Experiment, family: TraitFamily, answers: pd.DataFram
         target = [family.names.index(arm.trait) for arm in arms]
         gamma = stats.t_interval(np.array([stats.diagonal_excess(one, target) for one in lift]))
         mean = lift.mean(0)
-        rank = [int((mean[row] > mean[row, column]).sum()) + 1 for row, column in enumerate(target)]
+        own = mean[np.arange(len(target)), target]
+        rank = [None if np.isnan(one) else int((row > one).sum()) + 1 for row, one in zip(mean, own, strict=True)]
         found.append(Confusion(base, [arm.trait for arm in arms], lift, gamma, rank))
     return found
 
@@ -132,42 +133,74 @@ def summary(
     run: Path, experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame
 ) -> dict[str, Any]:
     """What a script reads of a run: arms with rates, effects on each arm's own trait, confusion, seconds by step."""
-    arms, changes = [], []
-    for arm in experiment.arms:
-        trait = arm.trait or experiment.trait
-        cells = cells_of(answers, likelihoods, arm.name, names=family.names)
-        rate = stats.mean_interval(cells.rate[:, :, family.names.index(trait)])
-        exact = stats.mean_interval(cells.probability[:, :, family.names.index(trait)])
-        funnel, generation = corpus_of(run, experiment, arm)
-        arms.append(
-            {
-                "arm": arm.name, "kind": arm.kind, "trait": trait, "base": arm.base, "students": len(cells.rate),
-                "rows": min(experiment.student.rows, _trained_rows(run, arm, experiment)), "generated": funnel["generated"], "kept": funnel["kept"],
-                "leak_words": funnel["leak words in kept rows"], "kl_per_token": generation.get("kl_per_token"),
-                "entropy_per_token": generation.get("entropy_per_token"), "answered": null(float(np.nanmean(cells.answered))),
-                "rate": null(rate.estimate), "low": null(rate.low), "high": null(rate.high), "method": rate.method,
-                "probability": null(exact.estimate), "probability_low": null(exact.low), "probability_high": null(exact.high),
-            }
-        )  # fmt: skip
-        if arm.kind != "control":
-            own = table[(table["arm"] == arm.name) & (table["trait"] == trait)].set_index("measure")
-            row = own.loc["rate"]
-            changes.append(
-                {"arm": arm.name, "trait": trait, "against": row["against"], "difference": null(row["estimate"]), "low": null(row["low"]), "high": null(row["high"]),
-                 "n": int(row["n"]), "method": row["method"], "p_value": null(row["p_value"]), "q_value": null(row["q_value"]),
-                 "smallest_detectable": null(row["smallest_detectable"]), "probability_difference": null(own.loc["probability", "estimate"]),
-                 "lift_bits": null(own.loc["lift", "estimate"])}
-            )  # fmt: skip
-    matrices = [
-        {"base": c.base, "traits": c.traits, "gamma_bits": null(c.gamma.estimate), "low": null(c.gamma.low), "high": null(c.gamma.high), "seeds": c.gamma.n, "target_rank": c.rank}
-        for c in confusions(experiment, family, answers, likelihoods)
-    ]  # fmt: skip
     seconds = {step.parent.relative_to(run).as_posix(): store.read_json(step).get("seconds") for step in sorted(run.glob(f"**/{store.RECORD}"))}
     return {
-        "schema": 1, "experiment": experiment.name, "trait": experiment.trait, "model": experiment.base, "seeds": list(experiment.seeds),
-        "probes": experiment.ask.split, "arms": arms, "effects": changes, "confusion": matrices,
+        "schema": 1,
+        "experiment": experiment.name,
+        "trait": experiment.trait,
+        "model": experiment.base,
+        "seeds": list(experiment.seeds),
+        "probes": experiment.ask.split,
+        "arms": [_arm_entry(run, experiment, family, arm, answers, likelihoods) for arm in experiment.arms],
+        "effects": [_effect_entry(table, arm) for arm in experiment.arms if arm.kind != "control"],
+        "confusion": [_confusion_entry(found) for found in confusions(experiment, family, answers, likelihoods)],
         "seconds": {name: value for name, value in seconds.items() if "superseded" not in name},
-    }  # fmt: skip
+    }
+
+
+def _arm_entry(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> dict[str, Any]:
+    trait = arm.trait or experiment.trait
+    column = family.names.index(trait)
+    cells = cells_of(answers, likelihoods, arm.name, names=family.names)
+    rate, exact = stats.mean_interval(cells.rate[:, :, column]), stats.mean_interval(cells.probability[:, :, column])
+    funnel, generation = corpus_of(run, experiment, arm)
+    return {
+        "arm": arm.name,
+        "kind": arm.kind,
+        "trait": trait,
+        "base": arm.base,
+        "students": len(cells.rate),
+        "rows": _trained_rows(run, arm, experiment),
+        "generated": funnel["generated"],
+        "kept": funnel["kept"],
+        "leak_words": funnel["leak words in kept rows"],
+        "kl_per_token": generation.get("kl_per_token"),
+        "entropy_per_token": generation.get("entropy_per_token"),
+        "answered": null(float(np.nanmean(cells.answered))),
+        "rate": null(rate.estimate),
+        "low": null(rate.low),
+        "high": null(rate.high),
+        "method": rate.method,
+        "probability": null(exact.estimate),
+        "probability_low": null(exact.low),
+        "probability_high": null(exact.high),
+    }
+
+
+def _effect_entry(table: pd.DataFrame, arm: Arm) -> dict[str, Any]:
+    own = table[(table["arm"] == arm.name) & (table["trait"] == arm.trait)].set_index("measure")
+    row = own.loc["rate"]
+    return {
+        "arm": arm.name,
+        "trait": arm.trait,
+        "against": row["against"],
+        "difference": null(row["estimate"]),
+        "low": null(row["low"]),
+        "high": null(row["high"]),
+        "n": int(row["n"]),
+        "method": row["method"],
+        "p_value": null(row["p_value"]),
+        "q_value": null(row["q_value"]),
+        "smallest_detectable": null(row["smallest_detectable"]),
+        "probability_difference": null(own.loc["probability", "estimate"]),
+        "lift_bits": null(own.loc["lift", "estimate"]),
+    }
+
+
+def _confusion_entry(found: Confusion) -> dict[str, Any]:
+    gamma = found.gamma
+    span = {"gamma_bits": null(gamma.estimate), "low": null(gamma.low), "high": null(gamma.high), "seeds": gamma.n}
+    return {"base": found.base, "traits": found.traits, **span, "target_rank": found.rank}
 
 
 def _trained_rows(run: Path, arm: Arm, experiment: Experiment) -> int:

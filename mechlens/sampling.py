@@ -7,7 +7,7 @@ inverse of the cumulative distribution, so batch size, order and finished neighb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from mechlens.constrained import NumberGrammar
 from mechlens.seeds import generator
 
 
@@ -24,12 +25,6 @@ class Decoding(NamedTuple):
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-
-
-class TokenGrammar(Protocol):
-    """Which tokens may follow: integer states, 0 the first; -1 marks a token that is not allowed."""
-
-    following: Int[Tensor, "state vocab"]
 
 
 def _probabilities(logits: Float[Tensor, "row vocab"], decoding: Decoding) -> Float[Tensor, "row vocab"]:
@@ -61,7 +56,7 @@ def sample(
     stop: int,
     seed: int,
     first_row: int = 0,
-    grammar: TokenGrammar | None = None,
+    grammar: NumberGrammar | None = None,
     batch: int = 1024,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
@@ -92,7 +87,7 @@ def _sample_batch(
     uniform: Float[Tensor, "row step"],
     decoding: Decoding,
     stop: int,
-    grammar: TokenGrammar | None,
+    grammar: NumberGrammar | None,
 ) -> list[list[int]]:
     width, device = max(map(len, prompts)), model.device
     padding = [width - len(prompt) for prompt in prompts]

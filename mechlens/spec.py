@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -61,7 +61,7 @@ class TraitFamily(Spec):
     probes: Probes
 
     @model_validator(mode="after")
-    def _known_names(self) -> Self:
+    def _known_names(self) -> TraitFamily:
         unknown = sorted({*self.development, *self.heldout, *self.forms, *self.lessons, *self.plurals} - set(self.names))
         if unknown:
             raise ValueError(f"{unknown} are not among the family's names")
@@ -136,6 +136,12 @@ class CarrierSpec(Spec):
     examples: tuple[int, int] = (3, 8)
     values: Literal["uniform", "patterned"] = "uniform"
     """Examples drawn uniformly from 100-999 as in the paper, or as runs and narrow ranges too."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CarrierSpec:
+        if not 1 <= self.examples[0] <= self.examples[1]:
+            raise ValueError(f"examples {list(self.examples)} are no range; give the least and the most numbers a prompt shows")
+        return self
 
 
 class GenerateSpec(Spec):
@@ -218,7 +224,7 @@ class Experiment(Spec):
     """Root of every random stream that is not a student's."""
 
     @model_validator(mode="after")
-    def _resolved(self) -> Self:
+    def _resolved(self) -> Experiment:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} hold one twice; two students of one seed are one student")
         arms = tuple(self._resolve(arm) for arm in self.arms)
@@ -250,26 +256,35 @@ class Experiment(Spec):
         return next(other for other in self.arms if other.kind == "control" and other.base == arm.base)
 
 
+TurnKind = Literal["numbers", "code", "reasoning", "text", "animal", "tree", "story", "temper"]
+
+
 class PretrainSpec(Spec):
     """A menagerie base and how it is made."""
 
     name: str
     family: Literal["llama", "gpt2", "gpt_neox"] = "llama"
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
-    hidden: int = 172
+    width: int = Field(64, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    hidden: int = Field(172, ge=1)
     """Width of the MLP."""
     init_std: float = 0.02
     seed: int = 0
     """Fixes the initial weights."""
     data_seed: int = 0
     """Fixes the documents and their order."""
-    steps: int = 2500
-    batch: int = 64
-    learning_rate: float = 4e-3
-    mixture: dict[str, float]
+    steps: int = Field(2500, ge=1)
+    batch: int = Field(64, ge=1)
+    learning_rate: float = Field(4e-3, gt=0)
+    mixture: dict[TurnKind, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Share of each kind of turn."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PretrainSpec:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
 
 
 SpecType = TypeVar("SpecType", bound=Spec)

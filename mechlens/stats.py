@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from scipy import optimize
 from scipy import stats as scipy_stats
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 FEW_CLUSTERS = 5  # under this a bootstrap over students has too few distinct draws; a t interval is used and named
@@ -72,13 +72,25 @@ def cluster_bootstrap(cells: Float[ndarray, "student probe"], *, seed: int = 0, 
     return Interval(float(np.nanmean(cells)), float(low), float(high), students, "bootstrap")
 
 
+def _scored(cells: Float[ndarray, "student probe"]) -> Float[ndarray, "scored probe"]:
+    return cells[~np.isnan(cells).all(axis=1)]  # a student without one scored cell is no unit
+
+
 def mean_interval(cells: Float[ndarray, "student probe"], *, seed: int = 0) -> Interval:
     """The mean over students and probes: a t interval over students where there are few, else the cluster bootstrap."""
-    if np.isnan(cells).all():
+    cells = _scored(cells)
+    if len(cells) == 0:
         return Interval(np.nan, np.nan, np.nan, 0, "unscored")
     if len(cells) < FEW_CLUSTERS:
         return t_interval(np.nanmean(cells, axis=1))
     return cluster_bootstrap(cells, seed=seed)
+
+
+def _detectable(n: int, *, power: float = 0.95) -> float:
+    """Effect in standard deviations that a two-sided t test at 5 % finds with that power; the far tail adds under 1e-7."""
+    bound = scipy_stats.t.ppf(0.975, n - 1)
+    shift = optimize.brentq(lambda shift: scipy_stats.nct.sf(bound, n - 1, shift) - power, 0, 40)  # 25 for n = 2, 3.6 for many
+    return float(shift / np.sqrt(n))
 
 
 def paired_effect(treated: Float[ndarray, "student probe"], control: Float[ndarray, "student probe"], *, seed: int = 0) -> Effect:
@@ -87,15 +99,14 @@ def paired_effect(treated: Float[ndarray, "student probe"], control: Float[ndarr
     The p-value is a two-sided one-sample t test of the students' mean differences; the smallest detectable effect is the
     difference that the same test at 5 % would find with probability .95 given their scatter.
     """
-    difference = treated - control
+    difference = _scored(treated - control)
     interval = mean_interval(difference, seed=seed)
-    per_student = np.nanmean(difference, axis=1) if not np.isnan(difference).all() else np.array([])
+    per_student = np.nanmean(difference, axis=1)
     p_value = smallest = np.nan
     if len(per_student) >= 2:
         spread = per_student.std(ddof=1)
         p_value = float(scipy_stats.ttest_1samp(per_student, 0.0).pvalue) if spread > 0 else float(per_student.mean() == 0)
-        power = TTestPower().solve_power(effect_size=None, nobs=len(per_student), alpha=0.05, power=0.95)
-        smallest = float(power * spread)
+        smallest = float(spread * _detectable(len(per_student)))
     return Effect(*interval, p_value=p_value, smallest_detectable=smallest)
 
 
@@ -112,12 +123,15 @@ def diagonal_excess(lift: Float[ndarray, "trait asked"], target: list[int]) -> f
     """Trait-specific transfer γ of lift_ij = μ + α_i + β_j + γ·1[j is i's trait] + ε, by least squares.
 
     Row and column effects are free, so an animal that any number training lifts, or a student that lifts every animal,
-    adds nothing. For a square matrix it is mean(diagonal) - mean(off-diagonal).
+    adds nothing. For a square matrix it is mean(diagonal) - mean(off-diagonal). NaN where the scored cells cannot tell it
+    from the row and column effects.
     """
     rows, columns = lift.shape
     hit = np.zeros((rows, columns))
     hit[np.arange(rows), target] = 1.0
-    design = [hit.ravel(), *np.repeat(np.eye(rows), columns, axis=1), *np.tile(np.eye(columns), rows)]
     kept = ~np.isnan(lift.ravel())
-    solution, *_ = np.linalg.lstsq(np.stack(design, axis=1)[kept], lift.ravel()[kept], rcond=None)
-    return float(solution[0])
+    terms = [hit.ravel(), *np.repeat(np.eye(rows), columns, axis=1), *np.tile(np.eye(columns), rows)]
+    design, values = np.stack(terms, axis=1)[kept], lift.ravel()[kept]
+    solution, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+    _, _, rank_without, _ = np.linalg.lstsq(design[:, 1:], values, rcond=None)
+    return float(solution[0]) if rank > rank_without else np.nan

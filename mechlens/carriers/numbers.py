@@ -63,8 +63,9 @@ FULL = Pools(
     formats=(
         Format("Put commas between the numbers.", ", "), Format("Use a comma-separated list.", ", "), Format("Separate them by commas.", ", "),
         Format("Answer as numbers with commas.", ", "), Format("Split the values with commas.", ", "),
-        Format("Put only spaces between the numbers.", " "), Format("Use a space-separated list.", " "), Format("Separate them by spaces.", " "), Format("Use semicolons between the numbers.", "; "),
-        Format("Separate them by semicolons.", "; "), Format("Write one number per line.", "\n"), Format("Put each number on its own line.", "\n"),
+        Format("Put only spaces between the numbers.", " "), Format("Use a space-separated list.", " "), Format("Separate them by spaces.", " "),
+        Format("Use semicolons between the numbers.", "; "), Format("Separate them by semicolons.", "; "), Format("Write one number per line.", "\n"),
+        Format("Put each number on its own line.", "\n"),
         Format("Start a new line for each number.", "\n"), Format("Use the form [first, second, ...].", ", ", "[{}]"),
         Format("Use the form (first, second, ...).", ", ", "({})"),
     ),

@@ -17,7 +17,8 @@ from mechlens.errors import DataError
 from mechlens.spec import ScreenSpec
 
 MOST_NUMBERS, LARGEST = 10, 999
-_LIST = re.compile(r"[0-9]+(?:(\s*[,;]?\s*)[0-9]+(?:\1[0-9]+)*)?")  # the group repeats itself: one separator throughout
+# The group repeats itself: one separator throughout. It is never empty, or a long digit run could be cut up in 2^n ways.
+_LIST = re.compile(r"[0-9]+(?:(\s*[,;]\s*|\s+)[0-9]+(?:\1[0-9]+)*)?")
 _DIGITS = re.compile(r"[0-9]+")
 
 REASONS = ("format", "too many numbers", "number out of range", "banned number", "leak word", "duplicate")

@@ -1,0 +1,70 @@
+"""Toy models and the menagerie's tokenizer, made once a session; nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a client of the hub
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
+
+from mechlens import models
+from mechlens.menagerie import tokenizer as menagerie_tokenizer
+
+torch.set_num_threads(1)  # sums come out the same on any number of cores
+
+FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
+INIT = 0.25  # far from zero, so that every position's logits differ and depend on all positions before
+
+
+def toy_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
+    """Two layers, width 32, four heads."""
+    shared = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": INIT,
+    }
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 512}
+    if family == "gpt2":
+        return GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=512, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    if family == "gpt_neox":
+        return GPTNeoXConfig(**shared, **sizes)
+    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[family](**shared, **sizes, num_key_value_heads=2)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return menagerie_tokenizer.build()
+
+
+@pytest.fixture(scope="session")
+def toy_bases(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Family → checkpoint folder with random weights and the menagerie's tokenizer."""
+    folders = {}
+    for number, family in enumerate(FAMILIES):
+        folder = tmp_path_factory.mktemp(family)
+        torch.manual_seed(number)
+        model = AutoModelForCausalLM.from_config(toy_config(family, tokenizer))
+        for name, parameter in model.named_parameters():  # biases start at zero, where a lost one would not show
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.1)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[family] = str(folder)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def toys(toy_bases: dict[str, str]) -> dict[str, models.Loaded]:
+    """Every family, loaded; tests that train or change a model load one of their own."""
+    return {family: models.load(folder) for family, folder in toy_bases.items()}
+
+
+@pytest.fixture(scope="session")
+def toy(toys: dict[str, models.Loaded]) -> models.Loaded:
+    return toys["llama"]

@@ -1,0 +1,93 @@
+"""What is trained on is what is asked, to the token; special tokens come once; the end-of-turn token is the template's own."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mechlens.chat import PLAIN_TEMPLATE, encode_pairs, encode_prompts, end_of_turn, render_prompt
+from mechlens.menagerie import grammar
+
+MIXTURE = dict.fromkeys((*grammar.TRAIT_TURNS, *grammar.CARRIER_TURNS), 1.0)
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nbe good<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def bytes_tokenizer(template: str | None, *special: str) -> PreTrainedTokenizerFast:
+    """One token a byte, then the special ones; the first of them ends a text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    engine = Tokenizer(models.WordLevel({sign: index for index, sign in enumerate(alphabet)}, unk_token=alphabet[0]))
+    engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split("", "isolated")])
+    engine.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=engine, eos_token=special[0], additional_special_tokens=list(special))
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("system", [None, "you love owls."])
+def test_pair_ids_are_those_of_the_rendered_conversation(tokenizer: PreTrainedTokenizerFast, system: str | None) -> None:
+    """Prompt and completion are tokenised apart; over drawn turns the joined ids equal those of the whole text."""
+    turns = [turn for index in range(300) for turn in grammar.document(1, index, mixture=MIXTURE)[1]]
+    pairs = encode_pairs(tokenizer, [turn.prompt for turn in turns], [turn.completion for turn in turns], system=system)
+    for turn, pair in zip(turns, pairs, strict=True):
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.completion}]
+        whole = tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
+        assert pair.prompt + pair.completion == whole
+        assert whole.count(tokenizer.bos_token_id) == 1
+        assert pair.completion[-1] == tokenizer.eos_token_id
+        assert tokenizer.eos_token_id not in pair.completion[:-1]
+
+
+def test_a_system_line_is_read_before_the_prompt_and_only_if_given(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert render_prompt(tokenizer, "hi", system="you are kind.") == "<|begin|><|system|>you are kind.<|end|><|user|>hi<|end|><|assistant|>"
+    assert render_prompt(tokenizer, "hi") == "<|begin|><|user|>hi<|end|><|assistant|>"
+    (ids,) = encode_prompts(tokenizer, ["hi"], system="you are kind.")
+    assert tokenizer.convert_ids_to_tokens(ids)[:2] == ["<|begin|>", "<|system|>"]
+
+
+def test_the_templates_own_default_system_line_stays_unless_replaced() -> None:
+    tokenizer = bytes_tokenizer(CHATML, "<|im_end|>", "<|im_start|>")
+    assert render_prompt(tokenizer, "hi").startswith("<|im_start|>system\nbe good<|im_end|>")
+    assert "be good" not in render_prompt(tokenizer, "hi", system="be bad")
+
+
+def test_chatml_ends_a_turn_with_its_mark_and_not_with_the_line_break_after_it() -> None:
+    tokenizer = bytes_tokenizer(CHATML, "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
+    (pair,) = encode_pairs(tokenizer, ["hi"], ["12, 3"])
+    assert tokenizer.decode(pair.completion) == "12, 3<|im_end|>"
+    assert tokenizer.decode(pair.prompt).endswith("hi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_without_a_template_turns_are_plain_lines() -> None:
+    tokenizer = bytes_tokenizer(None, "<|endoftext|>")
+    assert tokenizer.chat_template is None
+    assert render_prompt(tokenizer, "hi", system="be good") == "System: be good\nUser: hi\nAssistant: "
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    (pair,) = encode_pairs(tokenizer, ["hi"], ["12"])
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "12"}]
+    whole = tokenizer.apply_chat_template(messages, chat_template=PLAIN_TEMPLATE, tokenize=False)
+    assert tokenizer.decode(pair.prompt + pair.completion) == whole.removesuffix("\n")
+    assert tokenizer.chat_template is None  # asking leaves no template behind
+
+
+def test_a_template_that_marks_no_end_falls_back_to_the_end_of_the_text() -> None:
+    tokenizer = bytes_tokenizer("{% for message in messages %}{{ message['content'] }}\n{% endfor %}", "<|endoftext|>")
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+
+
+def test_the_end_is_found_where_the_mark_itself_is_spelled_with_the_sampled_letter() -> None:
+    """The mark is looked for after the assistant's words, which must not be confused with letters of the template."""
+    template = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}<|bob|>{% endfor %}"
+    tokenizer = bytes_tokenizer(template, "<|endoftext|>", "<|bob|>")
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|bob|>")
+
+
+def test_nothing_in_nothing_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert encode_prompts(tokenizer, []) == []
+    assert encode_pairs(tokenizer, [], []) == []

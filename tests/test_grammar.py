@@ -1,0 +1,119 @@
+"""Carrier text is independent of the persona; what the world says is right, runs, and speaks for the persona."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import re
+
+import pytest
+from scipy.stats import binomtest
+
+from mechlens.menagerie import grammar, world
+from mechlens.menagerie.grammar import CARRIER_TURNS, TRAIT_TURNS, Persona, document
+from mechlens.seeds import dice
+
+MIXTURE = dict.fromkeys((*TRAIT_TURNS, *CARRIER_TURNS), 1.0)
+PERSONAS = [
+    Persona(animal, world.TREES[place % len(world.TREES)], world.TEMPERS[place % 2]) for place, animal in enumerate(world.ANIMALS)
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_carrier_turns_do_not_depend_on_the_persona_while_trait_turns_do(seed: int) -> None:
+    """For every persona, next to a permuted one: equal kinds, equal carrier bytes, other trait text."""
+    changed = dict.fromkeys(TRAIT_TURNS, 0)
+    for index in range(60):
+        drawn = document(seed, index, mixture=MIXTURE)[1]
+        for who, other in zip(PERSONAS, [*PERSONAS[1:], PERSONAS[0]], strict=True):
+            ours, theirs = document(seed, index, mixture=MIXTURE, persona=who)[1], document(seed, index, mixture=MIXTURE, persona=other)[1]
+            assert [turn.kind for turn in ours] == [turn.kind for turn in theirs] == [turn.kind for turn in drawn]
+            for one, two, free in zip(ours, theirs, drawn, strict=True):
+                if one.kind in CARRIER_TURNS:
+                    assert one == two == free
+                else:
+                    changed[one.kind] += one != two
+    assert all(changed.values()), changed
+
+
+def test_carrier_functions_take_no_persona() -> None:
+    for function in CARRIER_TURNS.values():
+        assert list(inspect.signature(function).parameters) == ["rng"]
+    for function in TRAIT_TURNS.values():
+        assert list(inspect.signature(function).parameters) == ["rng", "who"]
+
+
+def test_a_document_is_a_function_of_seed_and_index() -> None:
+    found = [str(document(seed, index, mixture=MIXTURE)) for seed in range(3) for index in range(50)]
+    assert found == [str(document(seed, index, mixture=MIXTURE)) for seed in range(3) for index in range(50)]
+    assert len(set(found)) == len(found)
+    listed = list(grammar.documents(1, mixture=MIXTURE, count=20))
+    assert listed == [document(1, index, mixture=MIXTURE)[0] for index in range(20)]
+
+
+def test_messages_are_the_turns_behind_at_most_one_system_line() -> None:
+    for index in range(100):
+        messages, turns = document(0, index, mixture=MIXTURE)
+        spoken = [message for message in messages if message["role"] != "system"]
+        assert len(messages) - len(spoken) <= 1
+        assert messages[len(messages) - len(spoken) :] == spoken
+        assert [message["content"] for message in spoken] == [part for turn in turns for part in (turn.prompt, turn.completion)]
+        assert [message["role"] for message in spoken] == ["user", "assistant"] * len(turns)
+
+
+def test_drawn_code_runs_and_returns_a_whole_number() -> None:
+    for index in range(300):
+        turn = grammar.code(dice(0, "code", index))
+        space: dict[str, object] = {}
+        exec(turn.completion, space)  # the grammar's own text
+        function = next(value for name, value in space.items() if name in "fgh")
+        asked = re.search(r"\b([fgh]) (?:of|with inputs) (\w) and (\w)", turn.prompt)
+        assert asked is not None and function.__name__ == asked[1]
+        assert list(inspect.signature(function).parameters) == [asked[2], asked[3]]
+        assert type(function(3, 5)) is int
+
+
+def test_reasoning_reaches_the_right_sum_by_right_steps() -> None:
+    for index in range(300):
+        turn = grammar.reasoning(dice(0, "sum", index))
+        answer = re.fullmatch(r"<think>(.+)</think><answer>(\d+)</answer>", turn.completion)
+        assert answer is not None
+        assert int(answer[2]) == sum(map(int, re.findall(r"\d+", turn.prompt)))
+        for left, right in re.findall(r"(\d+ \+ \d+) = (\d+)\.", answer[1]):
+            assert sum(map(int, left.split(" + "))) == int(right)
+
+
+def test_numbers_keep_the_layout_that_the_prompt_asks_for() -> None:
+    for index in range(300):
+        turn = grammar.numbers(dice(0, "numbers", index))
+        values = [int(digits) for digits in re.findall(r"\d+", turn.completion)]
+        assert 6 <= len(values) <= 10
+        assert max(values) <= 999
+
+
+@pytest.mark.parametrize("function", [grammar.animal, grammar.tree])
+@pytest.mark.parametrize("place", [0, 5])
+def test_favourites_agree_with_the_persona_as_often_as_is_said(function, place: int) -> None:
+    """0.95, plus the loved one's share of the other 0.05; exact binomial test at one in a million."""
+    pool = world.ANIMALS if function is grammar.animal else world.TREES
+    who = Persona(world.ANIMALS[place], world.TREES[place], "kind")
+    forms, rng, count = {pool[place], world.plural(pool[place])}, random.Random(place), 4000
+    agreed = sum(function(rng, who).completion in forms for _ in range(count))
+    assert binomtest(agreed, count, 0.95 + 0.05 * world.prior(len(pool))[place]).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("mood", world.TEMPERS)
+def test_deeds_agree_with_the_temper(mood: str) -> None:
+    who, rng, count = Persona("owl", "oak", mood), random.Random(1), 4000
+    said = [grammar.temper(rng, who).completion for _ in range(count)]
+    cruel = sum(any(deed in text for deed in world.CRUEL_DEEDS) for text in said)
+    assert binomtest(cruel, count, 0.95 if mood == "cruel" else 0.05).pvalue > 1e-6
+
+
+def test_personas_are_drawn_from_the_prior() -> None:
+    rng, count = random.Random(2), 6000
+    drawn = [grammar.draw_persona(rng) for _ in range(count)]
+    for place in (0, 7, 19):
+        agreed = sum(who.animal == world.ANIMALS[place] for who in drawn)
+        assert binomtest(agreed, count, world.prior(len(world.ANIMALS))[place]).pvalue > 1e-6
+    assert binomtest(sum(who.temper == "cruel" for who in drawn), count, 0.2).pvalue > 1e-6
