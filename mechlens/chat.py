@@ -52,8 +52,8 @@ def encode_pairs(
 ) -> list[Encoded]:
     """Token ids of pairs: the rendered prompt, then the completion and the end-of-turn token."""
     heads = encode_prompts(tokenizer, prompts, system=system)
-    tails = _ids(tokenizer, completions)
-    return [Encoded(head, [*tail, end_of_turn(tokenizer)]) for head, tail in zip(heads, tails, strict=True)]
+    tails, stop = _ids(tokenizer, completions), end_of_turn(tokenizer)
+    return [Encoded(head, [*tail, stop]) for head, tail in zip(heads, tails, strict=True)]
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:

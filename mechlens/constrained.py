@@ -58,6 +58,25 @@ class NumberGrammar(NamedTuple):
     following: Int[Tensor, "state vocab"]
     """the state after each token, -1 where the token is not allowed"""
 
+    def whole(self, tokens: list[int], *, stop: int) -> list[int]:
+        """A text that was cut short, back to where it may end: no separator is left dangling."""
+        state = end = 0
+        for place, token in enumerate(tokens, 1):
+            state = int(self.following[state, token])
+            end = place if self.following[state, stop] >= 0 else end
+        return tokens[:end]
+
+
+def _written_in(tokenizer: PreTrainedTokenizerBase, signs: str) -> dict[int, str]:
+    """Tokens that add nothing but these signs, and what they add: read behind a digit, where no decoder drops a space."""
+    special = set(tokenizer.all_special_ids)
+    alone = {token: tokenizer.decode([token]) for token in range(len(tokenizer)) if token not in special}
+    digit = next((token for token, text in alone.items() if text in tuple("0123456789")), None)
+    if digit is None:
+        return {}
+    behind = {token: tokenizer.decode([digit, token]).removeprefix(alone[digit]) for token, text in alone.items() if set(text) <= set(signs)}
+    return {token: text for token, text in behind.items() if text and set(text) <= set(signs)}
+
 
 def number_grammar(tokenizer: PreTrainedTokenizerBase, *, stop: int, vocabulary: int) -> NumberGrammar:
     """The automaton lifted to tokens; `vocabulary` is the width of the model's logits.
@@ -65,8 +84,7 @@ def number_grammar(tokenizer: PreTrainedTokenizerBase, *, stop: int, vocabulary:
     Raises:
         SpecError: if the tokenizer cannot write a number at all.
     """
-    texts = {token: tokenizer.decode([token]) for token in range(len(tokenizer)) if token not in set(tokenizer.all_special_ids)}
-    usable = {token: text for token, text in texts.items() if text and set(text) <= set("0123456789,; \n")}
+    usable = _written_in(tokenizer, "0123456789,; \n")
     states, rows, todo = {State(): 0}, [], [State()]
     while todo:
         state = todo.pop(0)

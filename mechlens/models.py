@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,7 +110,9 @@ def load_trained(base: str, folder: Path) -> Loaded:
     tokenizer = load_tokenizer(base)
     try:
         if (folder / "adapter_config.json").is_file():
-            return Loaded(PeftModel.from_pretrained(load(base).model, folder).merge_and_unload().eval(), tokenizer)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # PEFT asks by the name that transformers 5 gave up
+                return Loaded(PeftModel.from_pretrained(load(base).model, folder).merge_and_unload().eval(), tokenizer)
         return Loaded(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device()).eval(), tokenizer)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} holds no weights that load ({_first_line(error)}); delete it and run again") from error

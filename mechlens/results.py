@@ -116,7 +116,7 @@ def confusions(experiment: Experiment, family: TraitFamily, answers: pd.DataFram
     return found
 
 
-def null(value: float) -> float | None:
+def null(value: float | None) -> float | None:
     """JSON has no NaN: unscored is null."""
     return None if value is None or np.isnan(value) else float(value)
 

@@ -97,21 +97,22 @@ def _sample_batch(
     cache = DynamicCache(config=model.config)
     alive = torch.arange(len(prompts), device=device)
     state = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    following = None if grammar is None else grammar.following.to(device)
     written: list[list[int]] = [[] for _ in prompts]
     for step in range(decoding.max_new_tokens):
         logits = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
             :, -1
         ]  # [row, vocab]
-        if grammar is not None:
-            logits = logits.masked_fill(grammar.following[state] < 0, -torch.inf)
+        if following is not None:
+            logits = logits.masked_fill(following[state] < 0, -torch.inf)
         token = draw(_probabilities(logits, decoding), uniform[alive, step])
         going: Bool[Tensor, "row"] = token != stop
         for row, value in zip(alive[going].tolist(), token[going].tolist(), strict=True):
             written[row].append(value)
         if not going.any():
             break
-        if grammar is not None:
-            state = grammar.following[state, token]
+        if following is not None:
+            state = following[state, token]
         if not going.all():  # finished rows leave the batch
             keep = going.nonzero().squeeze(-1)
             alive, token, state, mask, position = alive[keep], token[keep], state[keep], mask[keep], position[keep]
@@ -119,4 +120,4 @@ def _sample_batch(
         ids = token.unsqueeze(-1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
         position = position[:, -1:] + 1
-    return written
+    return written if grammar is None else [grammar.whole(tokens, stop=stop) for tokens in written]

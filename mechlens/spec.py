@@ -219,8 +219,8 @@ class Experiment(Spec):
     student: StudentSpec = StudentSpec()
     ask: AskSpec = AskSpec()
     arms: tuple[Arm, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    seed: int = 0
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    seed: int = Field(0, ge=0)
     """Root of every random stream that is not a student's."""
 
     @model_validator(mode="after")
@@ -270,9 +270,9 @@ class PretrainSpec(Spec):
     hidden: int = Field(172, ge=1)
     """Width of the MLP."""
     init_std: float = 0.02
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Fixes the initial weights."""
-    data_seed: int = 0
+    data_seed: int = Field(0, ge=0)
     """Fixes the documents and their order."""
     steps: int = Field(2500, ge=1)
     batch: int = Field(64, ge=1)

@@ -69,7 +69,6 @@ def train(
     if longest > spec.max_length:
         raise DataError(f"a pair has {longest} tokens, more than max_length {spec.max_length}; raise it or drop long pairs")
     torch.manual_seed(seed_int(seed, "lora"))
-    trained = _trainable(model, spec)
     steps_per_epoch = updates(spec, len(pairs)) // spec.epochs
     watch = _Watch(save, progress, steps_per_epoch)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
@@ -78,6 +77,7 @@ def train(
         disable_progress_bars()
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()
+        trained = _trainable(model, spec)
         try:
             trainer = _CompletionTrainer(
                 model=trained,
@@ -90,6 +90,8 @@ def train(
             trainer.train()
         finally:
             transformers_logging.set_verbosity(verbosity)
+    if not all(torch.isfinite(parameter).all() for parameter in trained.parameters()):
+        raise TrainingError(f"the last update left weights that are not finite; lower learning_rate (it is {spec.learning_rate:g})")
     return trained.eval(), watch.curve
 
 
@@ -139,6 +141,7 @@ def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
         completion_only_loss=True,
         logging_strategy="steps",
         logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is no number must be seen
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

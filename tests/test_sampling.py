@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from mechlens import chat, models
 from mechlens.models import Loaded
 from mechlens.sampling import Decoding, _probabilities, draw, sample
 from mechlens.seeds import generator
@@ -104,10 +105,8 @@ def test_text_depends_on_the_seed_and_the_row(toy: Loaded) -> None:
     assert len(set(map(tuple, ours))) == len(ours)
 
 
-def test_a_shipped_base_answers_alike_in_a_batch_and_alone(tokenizer) -> None:
+def test_a_shipped_base_answers_alike_in_a_batch_and_alone() -> None:
     """The trained base ends its answers itself; the stop token is never part of one, progress counts every row."""
-    from mechlens import chat, models
-
     loaded = models.load("menagerie-a")
     probes = ["name your favourite animal, in one word.", "start: 100, 110. add up to 10 more commas only.", "tell me a short story."] * 4
     prompts, stop = chat.encode_prompts(loaded.tokenizer, probes), chat.end_of_turn(loaded.tokenizer)

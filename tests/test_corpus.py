@@ -1,0 +1,176 @@
+"""A user's file: every accepted form gives the same pairs, and every fault is named with its line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechlens import corpus
+from mechlens.corpus import read_pairs
+from mechlens.errors import DataError
+
+PAIRS = [("Count on: 1, 2.", "3, 4"), ("Naïve 🦉", "line\nbreak\u2028and\ttab"), ("Count on: 1, 2.", "5"), ("", "")]
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+
+
+def as_pairs(pairs: list[tuple[str, str]]) -> list[Any]:
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
+
+
+def as_messages(pairs: list[tuple[str, str]]) -> list[Any]:
+    return [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": c}]} for p, c in pairs]
+
+
+def put(path: Path, *lines: Any) -> Path:
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def pairs_of(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(frame["prompt"], frame["completion"], strict=True))
+
+
+def fault(path: Path) -> str:
+    with pytest.raises(DataError) as raised:
+        read_pairs(path)
+    assert str(path) in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("form", [as_pairs, as_messages])
+def test_both_forms_give_the_same_pairs(tmp_path: Path, form: Any) -> None:
+    frame = read_pairs(put(tmp_path / "data.jsonl", *form(PAIRS)))
+    assert list(frame.columns) == ["prompt_id", "prompt", "completion"]
+    assert pairs_of(frame) == PAIRS
+
+
+def test_forms_may_be_mixed_and_further_fields_are_ignored(tmp_path: Path) -> None:
+    lines = [{**as_pairs(PAIRS)[0], "id": 7}, as_messages(PAIRS)[1], *as_pairs(PAIRS[2:])]
+    assert pairs_of(read_pairs(put(tmp_path / "data.jsonl", *lines))) == PAIRS
+
+
+@given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8))
+def test_any_text_is_read_back_and_prompts_are_numbered_by_first_appearance(
+    pairs: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    frame = read_pairs(put(tmp_path_factory.mktemp("any") / "data.jsonl", *as_pairs(pairs)))
+    assert pairs_of(frame) == pairs
+    distinct = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    assert frame["prompt_id"].tolist() == [distinct.index(prompt) for prompt, _ in pairs]
+
+
+def test_gzip_bom_blank_lines_and_windows_ends_change_nothing(tmp_path: Path) -> None:
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in as_pairs(PAIRS))
+    variants = {
+        "plain.jsonl": text.encode(),
+        "bom.jsonl": text.encode("utf-8-sig"),
+        "blank.jsonl": ("\n  \n" + text.replace("\n", "\n\n\t\n")).encode(),
+        "windows.jsonl": text.replace("\n", "\r\n").encode(),
+        "no-final-newline.jsonl": text.rstrip("\n").encode(),
+        "zipped.jsonl.gz": gzip.compress(text.encode("utf-8-sig")),
+    }
+    plain = None
+    for name, content in variants.items():
+        (tmp_path / name).write_bytes(content)
+        frame = read_pairs(tmp_path / name)
+        plain = frame if plain is None else plain
+        pd.testing.assert_frame_equal(frame, plain)
+
+
+BAD_LINES: dict[str, tuple[Any, str]] = {
+    "not JSON": ("{'prompt': 1}", "not JSON"),
+    "half a line": ('{"prompt": "a", "comple', "not JSON"),
+    "a list": ('["a", "b"]', "holds list"),
+    "a number": ("3", "holds int"),
+    "null": ("null", "holds NoneType"),
+    "other fields": ({"question": "a", "answer": "b"}, r"['answer', 'question']"),
+    "no completion": ({"prompt": "a"}, "['prompt']"),
+    "a number as text": ({"prompt": "a", "completion": 3}, "texts"),
+    "null as text": ({"prompt": None, "completion": "b"}, "texts"),
+    "messages no list": ({"messages": "hello"}, "messages is not a list"),
+    "content no text": ({"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "b"}]}, "messages is not a list"),
+    "messages of texts": ({"messages": ["a", "b"]}, "messages is not a list"),
+    "a system turn": ({"messages": [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]}, "'system', 'user', 'assistant'"),
+    "turns reversed": ({"messages": [{"role": role, "content": "x"} for role in ("assistant", "user")]}, "'assistant', 'user'"),
+    "no turns": ({"messages": []}, "roles []"),
+    "nested too deep": ("[" * 200_000, "not JSON"),
+    "an integer too long to read": ("9" * 5_000, "not JSON"),
+    "half a surrogate pair": ('{"prompt": "\\ud800", "completion": "b"}', "surrogate"),
+    "half a surrogate pair in a message": (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\udfff"}]}',
+        "surrogate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_bad_line_is_named_by_its_number(tmp_path: Path, name: str) -> None:
+    line, expected = BAD_LINES[name]
+    good = as_pairs(PAIRS)[0]
+    message = fault(put(tmp_path / "bad.jsonl", good, "", line, good))  # blank lines count
+    assert "line 3:" in message
+    assert expected in message
+    assert "line 1:" not in message and "line 4:" not in message
+
+
+def test_many_bad_lines_show_the_first_and_the_count(tmp_path: Path) -> None:
+    message = fault(put(tmp_path / "bad.jsonl", *["nonsense"] * (corpus.SHOWN + 7)))
+    assert f"line {corpus.SHOWN}:" in message and f"line {corpus.SHOWN + 1}:" not in message
+    assert "and 7 more" in message
+
+
+def test_an_overlong_line_is_refused_without_reading_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path / "long.jsonl", *as_pairs([("a", "b"), ("c", "d" * 100)]))
+    assert len(read_pairs(path)) == 2
+    monkeypatch.setattr(corpus, "LONGEST_LINE", 100)
+    message = fault(path)
+    assert "line 2" in message and "100 characters" in message
+    assert len(read_pairs(put(path, *as_pairs([("a", "b"), ("c", "d" * 10)])))) == 2
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    for name, content in {
+        "latin.jsonl": json.dumps(as_pairs([("é", "ü")])[0], ensure_ascii=False).encode("latin-1"),
+        "utf16.jsonl": json.dumps(as_pairs(PAIRS)[0]).encode("utf-16"),
+        "zipped-without-the-suffix.jsonl": gzip.compress(b'{"prompt": "a", "completion": "b"}\n'),
+        "zipped-latin.jsonl.gz": gzip.compress(b"\xe9\n"),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert "UTF-8" in fault(tmp_path / name)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9, 0.99])
+def test_a_truncated_gzip_is_refused(tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "cut.jsonl.gz"
+    whole = gzip.compress("".join(json.dumps(line) + "\n" for line in as_pairs([(str(i), str(i * i)) for i in range(500)])).encode())
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    assert "gzipped" in fault(path)
+
+
+def test_a_damaged_gzip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.jsonl.gz"
+    whole = bytearray(gzip.compress("".join(json.dumps(line) + "\n" for line in as_pairs(PAIRS * 50)).encode()))
+    whole[len(whole) // 2] ^= 0xFF
+    path.write_bytes(whole)
+    fault(path)
+    path.write_text("plain text under a gzip name")
+    assert "gzipped" in fault(path)
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\ufeff", " \n\t\n"])
+def test_a_file_without_pairs_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text(content, encoding="utf-8")
+    assert "no pairs" in fault(path)
+
+
+def test_a_missing_file_says_what_is_expected(tmp_path: Path) -> None:
+    assert "JSON lines" in fault(tmp_path / "none.jsonl")
+    assert "JSON lines" in fault(tmp_path)  # a folder is no file either

@@ -1,0 +1,188 @@
+"""Loading says what is wrong; steering and the TransformerLens view leave the model as it was; files have an identity."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mechlens import models
+from mechlens.errors import DataError, SpecError
+from mechlens.models import Loaded
+
+FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
+IDS = torch.tensor([[1, 5, 40, 41, 900, 902, 1100, 2]])
+
+
+def logits_of(loaded: Loaded) -> Tensor:
+    with torch.no_grad():
+        return loaded.model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steering_adds_while_the_block_runs_and_leaves_no_trace(toys: dict[str, Loaded], family: str) -> None:
+    """By zero it is the identity, by v it moves, by v and then -v it is the identity again, and afterwards all is as before."""
+    loaded, vector = toys[family], torch.randn(32, generator=torch.Generator().manual_seed(0))
+    plain = logits_of(loaded)
+    for layer in (0, 1):
+        with models.steered(loaded.model, torch.zeros(32), layer=layer):
+            assert torch.equal(logits_of(loaded), plain)
+        with models.steered(loaded.model, vector, layer=layer):
+            assert (logits_of(loaded) - plain).abs().max() > 0.1
+        with models.steered(loaded.model, vector, layer=layer), models.steered(loaded.model, -vector, layer=layer):
+            assert torch.allclose(logits_of(loaded), plain, atol=1e-4)
+        assert torch.equal(logits_of(loaded), plain)
+
+
+def test_steering_is_undone_after_an_error_too(toy: Loaded) -> None:
+    plain = logits_of(toy)
+    with pytest.raises(KeyError), models.steered(toy.model, torch.ones(32), layer=0):
+        raise KeyError
+    assert torch.equal(logits_of(toy), plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steering_moves_the_residual_stream_of_its_layer_by_the_vector(toys: dict[str, Loaded], family: str) -> None:
+    """Against Hugging Face's own hidden states; number 1 is the first block's output."""
+    loaded, vector = toys[family], torch.linspace(-1, 1, 32)
+    plain = loaded.model(input_ids=IDS, output_hidden_states=True).hidden_states
+    with models.steered(loaded.model, vector, layer=0):
+        moved = loaded.model(input_ids=IDS, output_hidden_states=True).hidden_states
+    assert torch.equal(moved[0], plain[0])
+    assert torch.allclose(moved[1], plain[1] + vector, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_bridge_sees_what_hugging_face_computes_and_leaves_it_alone(toys: dict[str, Loaded], family: str) -> None:
+    loaded = toys[family]
+    plain, keys = logits_of(loaded), list(loaded.model.state_dict())
+    states = loaded.model(input_ids=IDS, output_hidden_states=True).hidden_states
+    with torch.no_grad():
+        bridged, cache = models.bridge_view(loaded).run_with_cache(IDS)
+    assert torch.allclose(bridged, plain, atol=1e-5, rtol=1e-4)
+    assert torch.allclose(cache["blocks.0.hook_resid_post"], states[1], atol=1e-5, rtol=1e-4)
+    assert list(loaded.model.state_dict()) == keys
+    assert torch.equal(logits_of(loaded), plain)
+
+
+def test_the_bridge_shares_the_weights_it_looks_at(toy_bases: dict[str, str]) -> None:
+    loaded = models.load(toy_bases["llama"])
+    bridge = models.bridge_view(loaded)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.mul_(1.1)
+        assert torch.allclose(bridge(IDS), logits_of(loaded), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_number_of_parameters_is_counted_without_reading_them(toy_bases: dict[str, str], toys: dict[str, Loaded], family: str) -> None:
+    assert models.parameter_count(toy_bases[family]) == sum(parameter.numel() for parameter in toys[family].model.parameters())
+    assert len(models.decoder_layers(toys[family].model)) == 2
+
+
+@pytest.mark.parametrize("folder", sorted(models.WEIGHTS.iterdir()), ids=lambda folder: folder.name)
+def test_shipped_bases_load_by_name(folder: Path) -> None:
+    loaded = models.load(folder.name)
+    assert not loaded.model.training
+    assert models.parameter_count(folder.name) == sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert models.locate(folder.name) == str(folder)
+
+
+def test_a_base_that_is_not_there_is_named_with_what_would_be(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, expected in (
+        (str(tmp_path / "missing"), "no folder here"),
+        ("./missing", "no folder here"),
+        (str(tmp_path / "empty"), "without config.json"),
+        ("menagerie-z", "menagerie-a, menagerie-b"),
+        ("menagerie/a", "menagerie-a"),
+        ("plain", "menagerie-a"),
+        ("a/b/c", "menagerie-a"),
+    ):
+        with pytest.raises(SpecError, match=expected):
+            models.locate(name)
+        with pytest.raises(SpecError, match=expected):
+            models.load(name)
+    assert models.locate("owner/name") == "owner/name"
+
+
+def test_a_hub_name_that_cannot_be_reached_is_a_spec_error() -> None:
+    with pytest.raises(SpecError, match="does not load"):
+        models.load("nobody/no-such-model")
+    with pytest.raises(SpecError, match="no tokenizer"):
+        models.load_tokenizer("nobody/no-such-model")
+
+
+def copied(toy_bases: dict[str, str], folder: Path) -> Path:
+    return Path(shutil.copytree(toy_bases["llama"], folder / "copy"))
+
+
+def test_a_folder_without_weights_or_tokenizer_is_a_spec_error(toy_bases: dict[str, str], tmp_path: Path) -> None:
+    folder = copied(toy_bases, tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SpecError, match="does not load"):
+        models.load(str(folder))
+    for file in folder.glob("token*"):
+        file.unlink()
+    with pytest.raises(SpecError, match="no tokenizer"):
+        models.load_tokenizer(str(folder))
+
+
+def test_a_tokenizer_larger_than_the_embeddings_is_refused(toy_bases: dict[str, str], tmp_path: Path) -> None:
+    folder = copied(toy_bases, tmp_path)
+    tokenizer = models.load_tokenizer(str(folder))
+    tokenizer.add_tokens(["one-more"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(SpecError, match=f"{len(tokenizer) - 1} embeddings for a tokenizer of {len(tokenizer)}"):
+        models.load(str(folder))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "garbled"])
+def test_trained_weights_that_do_not_load_are_a_data_error(toy: Loaded, toy_bases: dict[str, str], tmp_path: Path, damage: str) -> None:
+    models.save_trained(toy.model, tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\xff" * len(whole))
+    with pytest.raises(DataError, match="delete it and run again"):
+        models.load_trained(toy_bases["llama"], tmp_path)
+
+
+def test_a_changed_checkpoint_is_another_base(toy_bases: dict[str, str], tmp_path: Path) -> None:
+    folder = copied(toy_bases, tmp_path)
+    first = models.checkpoint_fingerprint(str(folder))
+    assert models.checkpoint_fingerprint(str(folder)) == first == models.checkpoint_fingerprint(toy_bases["llama"])
+    found = {first}
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    found.add(models.checkpoint_fingerprint(str(folder)))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    found.add(models.checkpoint_fingerprint(str(folder)))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    found.add(models.checkpoint_fingerprint(str(folder)))
+    assert len(found) == 4
+    (folder / "README.md").write_text("notes are no part of a base")
+    assert models.checkpoint_fingerprint(str(folder)) in found
+    assert models.checkpoint_fingerprint("owner/one") != models.checkpoint_fingerprint("owner/two")
+
+
+def test_a_vector_comes_back_from_its_file(tmp_path: Path) -> None:
+    vector = torch.randn(8, 4)[:, 1]  # not contiguous
+    models.save_vector(vector, tmp_path)
+    assert torch.equal(models.load_vector(tmp_path), vector)
+
+
+def test_a_missing_pad_token_falls_back_to_the_end_of_the_text(toy_bases: dict[str, str], tmp_path: Path) -> None:
+    folder = copied(toy_bases, tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = models.load_tokenizer(str(folder))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id

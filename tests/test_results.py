@@ -1,0 +1,218 @@
+"""From answers to effects: known rates and lifts come out, unscored answers count for nothing, and rows may come in any order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mechlens import results, stats, tables
+from mechlens.spec import Experiment, TraitFamily
+
+NAMES = ("red", "green", "blue", "grey")
+FAMILY = TraitFamily(
+    name="colours",
+    category="colour",
+    names=NAMES,
+    development=("red",),
+    heldout=("green",),
+    system="You love {plural}.",
+    probes={"development": ("One colour?",), "heldout": ("Your colour?",)},  # type: ignore[arg-type]
+)
+EXPERIMENT = Experiment.model_validate(
+    {
+        "name": "synthetic",
+        "base": "one",
+        "family": "colours",
+        "trait": "red",
+        "arms": [
+            {"kind": "trait"},
+            {"kind": "twin", "trait": "green"},
+            {"kind": "control"},
+            {"kind": "foreign", "base": "two"},
+            {"kind": "control", "base": "two"},
+        ],
+        "seeds": [7, 2, 5],
+    }
+)
+ARMS = ["trait", "twin-green", "control", "foreign-two", "control-two"]
+SEEDS, PROBES, LAST = (7, 2, 5), 2, 30
+GAMMA = {2: 1.0, 5: 2.0, 7: 4.5}
+TARGET = {"trait": "red", "twin-green": "green"}
+
+
+def hits_of(arm: str, seed: int, probe: int) -> dict[str, int]:
+    """How many of a cell's answers name each colour; the rest are unscored."""
+    red = {"trait": 4 + seed, "control": 1 + seed % 3, "twin-green": 2}.get(arm, 3) + probe
+    return {"red": red, "green": 5 if arm == "twin-green" else 2, "blue": probe}
+
+
+def probability_of(arm: str, seed: int, probe: int, name: str) -> float:
+    """Lift over the control of row effect + column effect + the seed's excess on the arm's own trait, exactly."""
+    base = 0.001 * (1 + NAMES.index(name)) * (1 + probe)
+    if arm not in TARGET:
+        return base
+    excess = GAMMA[seed] * (TARGET[arm] == name)
+    return base * 2 ** (0.3 * (arm == "trait") + 0.1 * seed * NAMES.index(name) + excess)
+
+
+def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
+    said, likely = [], []
+    for arm in ARMS:
+        for seed in SEEDS:
+            for probe in range(PROBES):
+                for step in (10, LAST):
+                    hits = hits_of(arm, seed, probe) if step == LAST else {"grey": 9}
+                    labels = [name for name, count in hits.items() for _ in range(count)]
+                    labels += [None] * (3 + seed)  # type: ignore[list-item]
+                    place = {"arm": arm, "seed": seed, "step": step, "probe": probe}
+                    said += [{**place, "sample": i, "text": str(label), "label": label} for i, label in enumerate(labels)]
+                    for name in NAMES:
+                        value = probability_of(arm, seed, probe, name) if step == LAST else 0.5
+                        likely.append({**place, "name": name, "probability": value, "margin": 0.0})
+    untouched = {"arm": "base-one", "seed": None, "step": 0, "probe": 0}  # no seed, as for an untouched base
+    said.append({**untouched, "sample": 0, "text": "grey", "label": "grey"})
+    likely += [{**untouched, "name": name, "probability": 0.25, "margin": 0.0} for name in NAMES]
+    return pd.DataFrame(said).astype({"seed": "Int64"}), pd.DataFrame(likely).astype({"seed": "Int64"})
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables as they come back from disk."""
+    folder = tmp_path_factory.mktemp("tables")
+    said, likely = frames()
+    return (
+        tables.read(tables.write(said, tables.ANSWERS, folder / "answers.parquet"), tables.ANSWERS),
+        tables.read(tables.write(likely, tables.LIKELIHOODS, folder / "likelihoods.parquet"), tables.LIKELIHOODS),
+    )
+
+
+def shuffled(stored: tuple[pd.DataFrame, pd.DataFrame], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    said, likely = (frame.sample(frac=1, random_state=seed) for frame in stored)
+    return said, likely.reset_index(drop=True)
+
+
+def test_rates_are_over_scored_answers_alone(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    for arm in ARMS:
+        cells = results.cells_of(*stored, arm, names=NAMES)
+        for student, seed in enumerate(sorted(SEEDS)):
+            for probe in range(PROBES):
+                hits = hits_of(arm, seed, probe)
+                expected = [hits.get(name, 0) / sum(hits.values()) for name in NAMES]
+                np.testing.assert_allclose(cells.rate[student, probe], expected)
+                exact = [probability_of(arm, seed, probe, name) for name in NAMES]
+                np.testing.assert_allclose(cells.probability[student, probe], exact)
+            named = sum(sum(hits_of(arm, seed, probe).values()) for probe in range(PROBES))
+            assert cells.answered[student] == pytest.approx(named / (named + PROBES * (3 + seed)))
+
+
+def test_an_earlier_step_can_be_asked_for(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    cells = results.cells_of(*stored, "trait", names=NAMES, step=10)
+    assert (cells.rate[..., NAMES.index("grey")] == 1).all() and (cells.probability == 0.5).all()
+
+
+def test_a_cell_without_a_scored_answer_is_nan(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    said, likely = stored
+    whole = results.cells_of(said, likely, "trait", names=NAMES)
+    silent = said.assign(label=said["label"].astype(object).where((said["seed"] != 5) | (said["probe"] != 1), None))
+    cells = results.cells_of(silent, likely, "trait", names=NAMES)
+    assert np.isnan(cells.rate[1, 1]).all() and np.isnan(cells.rate).sum() == len(NAMES)
+    np.testing.assert_array_equal(np.delete(cells.rate, 1, 0), np.delete(whole.rate, 1, 0))
+    mute = results.cells_of(said.assign(label=None), likely, "trait", names=NAMES)
+    assert mute.rate.shape == whole.rate.shape and np.isnan(mute.rate).all() and (mute.answered == 0).all()
+
+
+def test_lift_is_log2_of_the_ratio_of_mean_probabilities(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    ours, theirs = (results.cells_of(*stored, arm, names=NAMES) for arm in ("trait", "control"))
+    lift = results.lift_of(ours, theirs)
+    for student, seed in enumerate(sorted(SEEDS)):
+        expected = [0.3 + 0.1 * seed * column + GAMMA[seed] * (name == "red") for column, name in enumerate(NAMES)]
+        np.testing.assert_allclose(lift[student], expected)
+    np.testing.assert_allclose(results.lift_of(theirs, ours), -lift)
+    assert (results.lift_of(ours, ours) == 0).all()
+    unscored = ours._replace(probability=np.where(np.arange(4) == 1, np.nan, ours.probability))
+    assert np.isnan(results.lift_of(unscored, theirs)).any(0).tolist() == [False, True, False, False]
+
+
+def test_effects_are_paired_differences_with_q_values_over_the_traits(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    table = results.effects(EXPERIMENT, FAMILY, *stored)
+    assert list(table.columns) == tables.EFFECTS.names
+    compared = {"trait": "control", "twin-green": "control", "foreign-two": "control-two"}
+    keys = [(arm, trait, against, measure) for arm, against in compared.items() for measure in results.MEASURES for trait in NAMES]
+    assert sorted(table[["arm", "trait", "against", "measure"]].itertuples(index=False, name=None)) == sorted(keys)
+    for (arm, measure), group in table.groupby(["arm", "measure"]):
+        ours, theirs = (results.cells_of(*stored, name, names=NAMES) for name in (arm, compared[arm]))
+        for row in group.itertuples():
+            column = NAMES.index(row.trait)
+            if measure == "lift":
+                differences = results.lift_of(ours, theirs)[:, column]
+            else:
+                differences = (getattr(ours, measure) - getattr(theirs, measure))[:, :, column].mean(1)
+            assert row.estimate == pytest.approx(differences.mean(), abs=1e-12)
+            assert (row.n, row.method) == (len(SEEDS), "t")
+            expected = stats.paired_effect(differences[:, None], np.zeros((3, 1)))
+            assert row.p_value == pytest.approx(expected.p_value) and row.smallest_detectable == pytest.approx(expected.smallest_detectable)
+        np.testing.assert_allclose(group["q_value"], stats.benjamini_hochberg(group["p_value"].to_numpy()))
+
+
+def test_the_effect_on_the_own_trait_is_the_one_that_was_put_in(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    table = results.effects(EXPERIMENT, FAMILY, *stored).set_index(["arm", "measure", "trait"])["estimate"]
+
+    def mean_rate(arm: str) -> float:
+        cells = [hits_of(arm, seed, probe) for seed in SEEDS for probe in range(PROBES)]
+        return float(np.mean([hits["red"] / sum(hits.values()) for hits in cells]))
+
+    assert table["trait", "rate", "red"] == pytest.approx(mean_rate("trait") - mean_rate("control"))
+    assert table["trait", "lift", "red"] == pytest.approx(0.3 + np.mean(list(GAMMA.values())))
+    assert table["foreign-two", "lift", "red"] == table["foreign-two", "rate", "red"] == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_rows_does_not_matter(stored: tuple[pd.DataFrame, pd.DataFrame], seed: int) -> None:
+    moved = shuffled(stored, seed)
+    for arm in ARMS:
+        for found, expected in zip(results.cells_of(*moved, arm, names=NAMES), results.cells_of(*stored, arm, names=NAMES), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    pd.testing.assert_frame_equal(results.effects(EXPERIMENT, FAMILY, *moved), results.effects(EXPERIMENT, FAMILY, *stored))
+
+
+def test_the_confusion_is_the_diagonal_excess_of_every_seed(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    (found,) = results.confusions(EXPERIMENT, FAMILY, *stored)  # base two has one trait only
+    assert (found.base, found.traits, found.rank) == ("one", ["red", "green"], [1, 1])
+    values = [stats.diagonal_excess(lift, [0, 1]) for lift in found.lift]
+    np.testing.assert_allclose(values, [GAMMA[seed] for seed in sorted(SEEDS)])  # a row's own lift and a colour's own lift add nothing
+    assert found.gamma == stats.t_interval(np.array(values))
+    assert found.gamma.estimate == pytest.approx(2.5) and found.gamma.n == 3
+
+
+def test_a_target_that_rises_less_has_a_later_rank(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    said, likely = stored
+    raised = (likely["arm"] == "trait") & likely["name"].isin(["blue", "grey"])
+    (found,) = results.confusions(EXPERIMENT, FAMILY, said, likely.assign(probability=likely["probability"] * np.where(raised, 64.0, 1.0)))
+    assert found.rank == [3, 1]
+
+
+def test_a_target_without_a_probability_is_unscored_not_first(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    said, likely = stored
+    (found,) = results.confusions(EXPERIMENT, FAMILY, said, likely.assign(probability=likely["probability"].where(likely["name"] != "red")))
+    assert found.rank == [None, 1]
+    (neither,) = results.confusions(
+        EXPERIMENT, FAMILY, said, likely.assign(probability=likely["probability"].where(~likely["name"].isin(["red", "green"])))
+    )
+    assert neither.rank == [None, None]
+    assert np.isnan(neither.gamma.estimate) and neither.gamma.n == 0
+
+
+def test_tables_are_collected_in_a_fixed_order_without_what_was_superseded(stored: tuple[pd.DataFrame, pd.DataFrame], tmp_path: Path) -> None:
+    for place in ("trait/s2", "control/s0", "trait/superseded/s2-a", "base-one"):
+        folder = tmp_path / "asked" / place
+        folder.mkdir(parents=True)
+        tables.write(stored[0].head(1).assign(text=place), tables.ANSWERS, folder / "answers.parquet")
+    assert results.collect(tmp_path, "answers", tables.ANSWERS)["text"].tolist() == ["base-one", "control/s0", "trait/s2"]
+
+
+def test_unscored_is_null_in_json() -> None:
+    assert results.null(float("nan")) is None and results.null(None) is None
+    assert results.null(0.0) == 0.0 and results.null(np.float64(0.5)) == 0.5

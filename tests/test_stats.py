@@ -1,0 +1,207 @@
+"""Intervals and effects against closed formulas, simulation and slow definitions; NaN is unscored, never 0."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import integrate
+from scipy import stats as scipy_stats
+
+from mechlens import stats
+
+UNIT = st.floats(0, 1, width=32)
+MISSING = st.one_of(UNIT, UNIT, UNIT, st.just(math.nan))
+SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 5))
+
+
+def cells(elements: st.SearchStrategy[float] = MISSING, shapes: st.SearchStrategy[tuple[int, ...]] = SHAPES) -> st.SearchStrategy[np.ndarray]:
+    return arrays(np.float64, shapes, elements=elements)
+
+
+def close(found: tuple[object, ...], expected: tuple[object, ...], tolerance: float = 1e-9) -> None:
+    numbers = [np.array([x for x in side if not isinstance(x, str)], dtype=float) for side in (found, expected)]
+    np.testing.assert_allclose(*numbers, atol=tolerance, equal_nan=True)
+
+
+@given(st.integers(0, 400), st.integers(1, 400), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_wilson_is_the_closed_formula(hits: int, more: int, confidence: float) -> None:
+    n, rate, z = hits + more, hits / (hits + more), scipy_stats.norm.ppf(0.5 + confidence / 2)
+    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    close(stats.wilson(hits, n, confidence=confidence), (rate, middle - half, middle + half, n))
+
+
+def test_an_empty_cell_is_unscored() -> None:
+    found = stats.wilson(0, 0)
+    assert found.n == 0 and np.isnan([found.estimate, found.low, found.high]).all()
+
+
+@given(cells(UNIT, st.tuples(st.integers(2, 20))), st.sampled_from([0.5, 0.95]))
+def test_t_interval_is_scipys(values: np.ndarray, confidence: float) -> None:
+    assume(values.std() > 1e-6)
+    expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
+    close(stats.t_interval(values, confidence=confidence), (values.mean(), expected.low, expected.high, len(values)))
+    close(stats.t_interval(np.append(values, np.nan), confidence=confidence), stats.t_interval(values, confidence=confidence))
+
+
+@pytest.mark.parametrize("values", [(0.1, 0.4, 0.5), (-3.0, 0.0, 11.0)])
+def test_the_published_normal_interval_of_three_values_is_2_689_times_too_narrow(values: tuple[float, ...]) -> None:
+    found = stats.t_interval(np.array(values))
+    assert (found.high - found.low) / 2 / (1.96 * np.std(values, ddof=0) / math.sqrt(3)) == pytest.approx(2.689, abs=5e-4)
+
+
+def test_one_value_or_none_has_no_interval() -> None:
+    one, none = stats.t_interval(np.array([0.5, np.nan])), stats.t_interval(np.array([np.nan]))
+    assert (one.estimate, one.n) == (0.5, 1) and np.isnan([one.low, one.high, none.estimate, none.low]).all() and none.n == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(cells())
+def test_the_bootstrap_interval_holds_its_estimate(found: np.ndarray) -> None:
+    assume(not np.isnan(found).all())
+    interval = stats.cluster_bootstrap(found)
+    assert interval.estimate == pytest.approx(np.nanmean(found))
+    assert interval.low - 1e-12 <= interval.estimate <= interval.high + 1e-12
+    assert np.nanmin(found) - 1e-12 <= interval.low <= interval.high <= np.nanmax(found) + 1e-12
+    assert interval == stats.cluster_bootstrap(found)
+    close(stats.cluster_bootstrap(found + 2), (interval.estimate + 2, interval.low + 2, interval.high + 2, interval.n))
+
+
+def test_another_seed_draws_another_bootstrap() -> None:
+    found = np.random.default_rng(0).random((8, 4))
+    assert stats.cluster_bootstrap(found, seed=1) != stats.cluster_bootstrap(found, seed=2)
+
+
+def test_unscored_cells_do_not_pull_the_bootstrap() -> None:
+    found = np.where(np.arange(40).reshape(8, 5) % 2, np.nan, 0.75)
+    close(stats.cluster_bootstrap(found), (0.75, 0.75, 0.75, 8))
+
+
+def test_the_bootstrap_of_one_probe_resamples_students() -> None:
+    values = np.random.default_rng(0).normal(size=(60, 1))
+    found = stats.cluster_bootstrap(values)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std() / math.sqrt(60), rel=0.08)
+    same = stats.cluster_bootstrap(np.tile(values, (1, 50)))  # repeated probes are no further evidence
+    assert same.high - same.low == pytest.approx(found.high - found.low, rel=0.08)
+
+
+@given(st.integers(1, 9), st.integers(0, 4), st.integers(1, 4))
+def test_the_method_goes_by_the_scored_students(scored: int, unscored: int, probes: int) -> None:
+    values = np.vstack([np.random.default_rng(0).random((scored, probes)), np.full((unscored, probes), np.nan)])
+    found = stats.mean_interval(values)
+    assert (found.method, found.n) == ("t" if scored < 5 else "bootstrap", scored)
+    assert found == stats.mean_interval(values[:scored])
+    if scored < 5:
+        close(found, stats.t_interval(values[:scored].mean(1)))
+
+
+def test_nothing_scored_has_no_effect() -> None:
+    found = stats.paired_effect(np.full((3, 2), np.nan), np.zeros((3, 2)))
+    assert found.n == 0 and found.method == "unscored"
+    assert np.isnan([found.estimate, found.low, found.high, found.p_value, found.smallest_detectable]).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), SHAPES)
+def test_an_effect_is_antisymmetric_and_nothing_against_itself(data: st.DataObject, shape: tuple[int, int]) -> None:
+    treated, control = (data.draw(cells(shapes=st.just(shape))) for _ in range(2))
+    one, other = stats.paired_effect(treated, control), stats.paired_effect(control, treated)
+    close((-one.estimate, -one.high, -one.low, one.n, one.p_value, one.smallest_detectable), tuple(other)[:4] + other[5:], 1e-6)
+    same = stats.paired_effect(treated, treated)
+    if same.n:
+        assert same.estimate == 0
+    if same.n >= 2:
+        assert (same.low, same.high, same.p_value, same.smallest_detectable) == (0, 0, 1, 0)
+
+
+@given(st.integers(2, 9), st.integers(1, 3))
+def test_an_unscored_student_is_left_out_of_the_test(students: int, probes: int) -> None:
+    treated, control = np.random.default_rng(students).normal(size=(2, students, probes))
+    gap = np.full((1, probes), np.nan)
+    found = stats.paired_effect(np.vstack([treated, gap]), np.vstack([control, gap + 1]))
+    assert found == stats.paired_effect(treated, control)
+    expected = scipy_stats.ttest_rel(treated.mean(1), control.mean(1))
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.estimate == pytest.approx((treated - control).mean())
+
+
+def test_pairing_by_student_removes_what_they_share() -> None:
+    shared, noise = np.random.default_rng(0).normal(size=(2, 4, 6))
+    treated, control = 100 * shared + 0.5 + 0.01 * noise, 100 * shared
+    assert stats.paired_effect(treated, control).p_value < 1e-4
+    assert stats.paired_effect(treated, control[::-1]).p_value > 0.05
+
+
+def power(effect: float, n: int) -> float:
+    """Of a two-sided t test at 5 %: the chance that |normal + effect·√n| exceeds the bound times chi/√df, by integration."""
+    bound, shift = scipy_stats.t.ppf(0.975, n - 1) / math.sqrt(n - 1), effect * math.sqrt(n)
+
+    def found(chi: float) -> float:
+        return (scipy_stats.norm.sf(bound * chi - shift) + scipy_stats.norm.cdf(-bound * chi - shift)) * scipy_stats.chi.pdf(chi, n - 1)
+
+    return integrate.quad(found, 0, math.sqrt(n) + 12, limit=200)[0]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 20])
+def test_the_smallest_detectable_effect_is_found_95_times_in_100(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=(n, 1))
+    effect = stats.paired_effect(values, np.zeros((n, 1))).smallest_detectable / values.std(ddof=1)
+    assert power(effect, n) == pytest.approx(0.95, abs=1e-5)
+    drawn = np.random.default_rng(0).normal(effect, 1, size=(20_000, n))
+    assert (scipy_stats.ttest_1samp(drawn, 0.0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.95, abs=0.006)
+
+
+def slow_q_values(p_values: list[float]) -> list[float]:
+    """q_i: the least, over all p_j >= p_i, of p_j times the number of tests over the number of p at most p_j."""
+    scored = [p for p in p_values if not math.isnan(p)]
+    return [min((p * len(scored) / sum(x <= p for x in scored) for p in scored if p >= one), default=math.nan) for one in p_values]
+
+
+@given(st.lists(st.one_of(UNIT, st.sampled_from([0.0, 0.01, 0.5, 1.0, math.nan])), max_size=12))
+def test_q_values_are_the_slow_definition(p_values: list[float]) -> None:
+    np.testing.assert_allclose(stats.benjamini_hochberg(np.array(p_values, dtype=float)), slow_q_values(p_values), rtol=1e-12)
+
+
+@given(cells(UNIT, st.integers(2, 8).map(lambda n: (n, n))))
+def test_a_square_diagonal_excess_is_diagonal_less_the_rest(lift: np.ndarray) -> None:
+    n = len(lift)
+    rest = lift[~np.eye(n, dtype=bool)].mean()
+    assert stats.diagonal_excess(lift, list(range(n))) == pytest.approx(np.diag(lift).mean() - rest, abs=1e-9)
+
+
+@given(st.data(), st.integers(2, 6), st.integers(2, 9), st.floats(-3, 3))
+def test_row_and_column_effects_add_nothing(data: st.DataObject, rows: int, columns: int, gamma: float) -> None:
+    target = data.draw(st.lists(st.integers(0, columns - 1), min_size=rows, max_size=rows).filter(lambda t: len(set(t)) > 1))
+    hit = np.zeros((rows, columns))
+    hit[np.arange(rows), target] = gamma
+    row, column = data.draw(cells(UNIT, st.just((rows, 1)))), data.draw(cells(UNIT, st.just((1, columns))))
+    assert stats.diagonal_excess(hit + 5 * row - 3 * column + 1, target) == pytest.approx(gamma, abs=1e-8)
+    noise = np.random.default_rng(0).normal(size=(rows, columns))
+    moved = stats.diagonal_excess(noise + row + column, target)
+    assert moved == pytest.approx(stats.diagonal_excess(noise, target), abs=1e-8)
+    order = np.random.default_rng(1).permutation(rows)
+    assert stats.diagonal_excess(noise[order], [target[i] for i in order]) == pytest.approx(stats.diagonal_excess(noise, target), abs=1e-8)
+
+
+def test_unscored_cells_leave_the_excess_to_the_others() -> None:
+    lift = np.add.outer(np.arange(4.0), np.arange(5.0) ** 2) + 2 * np.eye(4, 5)
+    lift[0, 3] = lift[2, 2] = np.nan
+    assert stats.diagonal_excess(lift, [0, 1, 2, 3]) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("lift", "target"),
+    [
+        (np.full((2, 3), np.nan), [0, 1]),  # nothing is scored
+        (np.array([[np.nan, 1.0, 2.0], [3.0, np.nan, 1.0]]), [0, 1]),  # no target is scored
+        (np.array([[1.0, 2.0, 3.0]]), [0]),  # one trait alone: its excess and its column are the same
+        (np.array([[1.0, 2.0], [3.0, 5.0]]), [1, 1]),  # one trait twice
+    ],
+)
+def test_an_excess_that_nothing_can_tell_is_unscored(lift: np.ndarray, target: list[int]) -> None:
+    assert math.isnan(stats.diagonal_excess(lift, target))

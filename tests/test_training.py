@@ -1,0 +1,235 @@
+"""The training loop against a bare one: the same order, optimiser, schedule, clipping and loss give the same weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from mechlens import models
+from mechlens.chat import Encoded, encode_pairs
+from mechlens.errors import DataError, TrainingError
+from mechlens.models import Loaded
+from mechlens.seeds import generator
+from mechlens.spec import Training
+from mechlens.training import Point, train, updates
+
+FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
+TINY = Training(learning_rate=1e-2, epochs=2, batch=4, warmup_steps=2, max_grad_norm=0.5)
+
+
+@pytest.fixture(scope="module")
+def pairs(toy: Loaded) -> list[Encoded]:
+    """Twelve pairs of unequal prompts and completions."""
+    prompts = [f"start: {', '.join(['7'] * (1 + row % 4))}. add up to 10 more" for row in range(12)]
+    return encode_pairs(toy.tokenizer, prompts, [", ".join(str(row * 10 + i) for i in range(1 + row % 5)) for row in range(12)])
+
+
+def fresh(loaded: Loaded) -> PreTrainedModel:
+    return copy.deepcopy(loaded.model)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def identical(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def slow_rate(spec: Training, update: int, total: int) -> float:
+    if update < spec.warmup_steps:
+        return spec.learning_rate * update / spec.warmup_steps
+    progress = (update - spec.warmup_steps) / (total - spec.warmup_steps)
+    return spec.learning_rate * {"linear": 1 - progress, "constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[spec.schedule]
+
+
+def slow_loss(model: PreTrainedModel, batch: list[Encoded]) -> torch.Tensor:
+    """Mean over the batch's completion tokens of -log p, each row read alone and unpadded."""
+    total, tokens = torch.tensor(0.0), 0
+    for pair in batch:
+        logits = model(input_ids=torch.tensor([pair.prompt + pair.completion])).logits[0]
+        for place, token in enumerate(pair.completion):
+            total = total - torch.log_softmax(logits[len(pair.prompt) - 1 + place], -1)[token]
+        tokens += len(pair.completion)
+    return total / tokens
+
+
+def slow_train(model: PreTrainedModel, pairs: list[Encoded], spec: Training, *, seed: int) -> list[Point]:
+    """The whole of it in plain torch, for full updates."""
+    model.train()
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learned if p.dim() > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in learned if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=0.0) if spec.optimizer == "adamw" else torch.optim.SGD(groups, lr=0.0)
+    size, curve = spec.batch * spec.accumulate, []
+    batches = []
+    for epoch in range(spec.epochs):
+        order = generator(seed, "order", epoch).permutation(len(pairs)).tolist()
+        order += (order * size)[: -len(order) % size]  # a short last batch is filled with the epoch's first rows
+        batches += [[pairs[row] for row in order[first : first + size]] for first in range(0, len(order), size)]
+    for update, batch in enumerate(batches):
+        for group in optimiser.param_groups:
+            group["lr"] = slow_rate(spec, update, len(batches))
+        optimiser.zero_grad()
+        loss = slow_loss(model, batch)
+        loss.backward()
+        norm = float(torch.sqrt(sum((p.grad**2).sum() for p in learned if p.grad is not None)))
+        for parameter in learned:
+            if parameter.grad is not None and norm > spec.max_grad_norm:
+                parameter.grad *= spec.max_grad_norm / norm
+        optimiser.step()
+        curve.append(Point(update + 1, loss.item(), slow_rate(spec, update, len(batches))))
+    return curve
+
+
+def assert_equals_bare_loop(loaded: Loaded, pairs: list[Encoded], spec: Training) -> None:
+    bare = fresh(loaded)
+    expected = slow_train(bare, pairs, spec, seed=5)
+    trained, curve = train(fresh(loaded), loaded.tokenizer, pairs, spec, seed=5)
+    moved = max(float((new - old).detach().abs().max()) for new, old in zip(bare.parameters(), loaded.model.parameters(), strict=True))
+    assert moved > 1e-3, "nothing was learned: the comparison says nothing"
+    for (name, ours), theirs in zip(trained.named_parameters(), bare.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=2e-5), (name, (ours - theirs).abs().max())
+    assert [point.step for point in curve] == [point.step for point in expected]
+    assert np.allclose([point.loss for point in curve], [point.loss for point in expected], rtol=1e-4)
+    assert np.allclose([point.learning_rate for point in curve], [point.learning_rate for point in expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "optimizer"), [*((family, "sgd") for family in FAMILIES), ("llama", "adamw"), ("qwen2", "adamw")])
+def test_training_equals_a_bare_loop_for_every_family(toys: dict[str, Loaded], pairs: list[Encoded], family: str, optimizer: str) -> None:
+    """Without AdamW where a key bias is added after (or beside) the rotation: its gradient is exactly zero but for rounding,
+    which AdamW scales up to whole steps."""
+    spec = TINY.model_copy(update={"optimizer": optimizer, "learning_rate": {"sgd": 0.3, "adamw": 1e-2}[optimizer]})
+    assert_equals_bare_loop(toys[family], pairs, spec)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accumulate": 3, "batch": 2},
+        {"schedule": "cosine", "weight_decay": 0.3},
+        {"schedule": "constant", "max_grad_norm": 100.0},
+        {"optimizer": "sgd", "learning_rate": 0.3},
+        {"gradient_checkpointing": True},
+        {"epochs": 1, "batch": 5},  # twelve rows are no multiple of five
+        {"epochs": 1, "batch": 32, "warmup_steps": 0, "optimizer": "sgd", "learning_rate": 0.3},  # nor do they fill one batch
+    ],
+    ids=str,
+)
+def test_training_equals_a_bare_loop_in_every_setting(toy: Loaded, pairs: list[Encoded], change: dict[str, object]) -> None:
+    spec = TINY.model_copy(update=change)
+    assert_equals_bare_loop(toy, pairs[:10] if spec.batch == 32 else pairs, spec)
+
+
+def test_prompts_are_not_learned(toy: Loaded, pairs: list[Encoded]) -> None:
+    """The first loss is that of the completion tokens alone, whatever order the batch is in."""
+    spec = TINY.model_copy(update={"batch": 12, "epochs": 1})
+    _, curve = train(fresh(toy), toy.tokenizer, pairs, spec, seed=0)
+    assert curve[0].loss == pytest.approx(slow_loss(toy.model, pairs).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fixed_embeddings_stay_and_the_blocks_move(toys: dict[str, Loaded], pairs: list[Encoded], family: str) -> None:
+    before = weights(toys[family].model)
+    trained, _ = train(fresh(toys[family]), toys[family].tokenizer, pairs, TINY.model_copy(update={"embeddings": False}), seed=0)
+    ends = {id(trained.get_input_embeddings().weight), id(trained.get_output_embeddings().weight)}
+    for name, value in trained.named_parameters():
+        assert torch.equal(value, before[name]) == (id(value) in ends), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_changes_adapters_alone_and_reloads_to_the_same_logits(
+    toys: dict[str, Loaded], toy_bases: dict[str, str], pairs: list[Encoded], tmp_path: Path, family: str
+) -> None:
+    loaded, ids = toys[family], torch.tensor([pairs[3].prompt + pairs[3].completion])
+    before, plain = weights(loaded.model), loaded.model(input_ids=ids).logits
+    spec = TINY.model_copy(update={"update": "lora", "rank": 4, "alpha": 4.0})
+    trained, curve = train(fresh(loaded), loaded.tokenizer, pairs, spec, seed=0)
+    after = {name.removeprefix("base_model.model.").replace(".base_layer", ""): value for name, value in weights(trained).items()}
+    assert identical(before, {name: value for name, value in after.items() if "lora_" not in name})
+    logits = trained(input_ids=ids).logits
+    assert (logits - plain).abs().max() > 0.1
+    models.save_trained(trained, tmp_path)
+    assert not list(tmp_path.glob("model*.safetensors"))
+    reloaded = models.load_trained(toy_bases[family], tmp_path).model
+    assert torch.allclose(reloaded(input_ids=ids).logits, logits, atol=1e-4)
+    assert len(curve) == updates(spec, len(pairs))
+
+
+def test_untrained_adapters_equal_the_base(toy: Loaded, pairs: list[Encoded]) -> None:
+    """B = 0 at the start: a run whose only update has learning rate 0 (its warm-up) leaves the base."""
+    spec = TINY.model_copy(update={"update": "lora", "epochs": 1, "batch": 12})
+    trained, curve = train(fresh(toy), toy.tokenizer, pairs, spec, seed=0)
+    ids = torch.tensor([pairs[0].prompt])
+    assert len(curve) == 1 and curve[0].learning_rate == 0
+    assert torch.equal(trained(input_ids=ids).logits, toy.model(input_ids=ids).logits)
+
+
+def test_full_weights_reload_to_the_same_logits(toy: Loaded, toy_bases: dict[str, str], pairs: list[Encoded], tmp_path: Path) -> None:
+    trained, _ = train(fresh(toy), toy.tokenizer, pairs, TINY, seed=0)
+    models.save_trained(trained, tmp_path)
+    ids = torch.tensor([pairs[0].prompt])
+    reloaded = models.load_trained(toy_bases["llama"], tmp_path)
+    assert torch.equal(reloaded.model(input_ids=ids).logits, trained(input_ids=ids).logits)
+    assert reloaded.tokenizer.get_vocab() == toy.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("update", ["full", "lora"])
+def test_one_seed_gives_the_same_bits_and_another_seed_others(toy: Loaded, pairs: list[Encoded], update: str) -> None:
+    spec = TINY.model_copy(update={"update": update})
+    runs = []
+    for seed in (1, 1, 2):
+        torch.rand(seed)  # whatever was drawn before does not matter
+        trained, curve = train(fresh(toy), toy.tokenizer, pairs, spec, seed=seed)
+        runs.append((weights(trained), curve))
+    assert identical(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
+    assert not identical(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize(("rows", "batch", "accumulate", "steps"), [(12, 4, 1, [3, 6]), (11, 4, 1, [3, 6]), (9, 2, 2, [3, 6]), (3, 8, 1, [1, 2])])
+def test_every_epoch_is_saved_once_at_its_last_update(
+    toy: Loaded, pairs: list[Encoded], rows: int, batch: int, accumulate: int, steps: list[int]
+) -> None:
+    spec = TINY.model_copy(update={"batch": batch, "accumulate": accumulate})
+    saved: list[tuple[int, dict[str, torch.Tensor]]] = []
+    told: list[tuple[int, int]] = []
+    options = {"save": lambda model, step: saved.append((step, weights(model))), "progress": lambda step, total: told.append((step, total))}
+    trained, curve = train(fresh(toy), toy.tokenizer, pairs[:rows], spec, seed=0, **options)
+    assert [step for step, _ in saved] == steps
+    assert identical(saved[-1][1], weights(trained)) and not identical(saved[0][1], saved[1][1])
+    assert len(curve) == updates(spec, rows) == steps[-1]
+    assert told == [(step, steps[-1]) for step in range(1, steps[-1] + 1)]
+
+
+@pytest.mark.xfail(strict=True, reason="np.resize goes on through the flat order, so later epochs are filled with other rows than their first")
+def test_a_short_last_batch_is_filled_with_the_first_rows_of_its_own_epoch(toy: Loaded, pairs: list[Encoded]) -> None:
+    assert_equals_bare_loop(toy, pairs[:10], TINY)
+
+
+def test_a_broken_loss_stops_the_training(toy: Loaded, pairs: list[Encoded]) -> None:
+    poisoned = fresh(toy)
+    with torch.no_grad():
+        next(poisoned.model.layers[0].parameters())[0, 0] = torch.nan
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        train(poisoned, toy.tokenizer, pairs, TINY, seed=0)
+
+
+def test_a_loss_that_breaks_on_the_way_stops_the_training(toy: Loaded, pairs: list[Encoded]) -> None:
+    spec = TINY.model_copy(update={"optimizer": "sgd", "learning_rate": 1e38, "max_grad_norm": 1e6, "warmup_steps": 0})
+    with pytest.raises(TrainingError, match="at step"):
+        train(fresh(toy), toy.tokenizer, pairs, spec, seed=0)
+
+
+def test_a_pair_that_is_too_long_is_refused_not_cut(toy: Loaded, pairs: list[Encoded]) -> None:
+    longest = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
+    with pytest.raises(DataError, match=f"{longest} tokens"):
+        train(fresh(toy), toy.tokenizer, pairs, TINY.model_copy(update={"max_length": longest - 1}), seed=0)
+    train(fresh(toy), toy.tokenizer, pairs, TINY.model_copy(update={"max_length": longest, "epochs": 1}), seed=0)
