@@ -77,7 +77,17 @@ def pretrain(config: CONFIG, /, out: Path | None = None) -> None:
     commands.pretrain(config, out=out)
 
 
-COMMANDS = {function.__name__: function for function in (run, report, ls, screen, pretrain)}
+def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /, port: int = 8501) -> None:
+    """Look at the runs of a folder in the browser.
+
+    Args:
+        folder: where the runs are.
+        port: on this machine only.
+    """
+    commands.app(folder, port=port)
+
+
+COMMANDS = {function.__name__: function for function in (run, report, ls, screen, pretrain, app)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from mechlens import report as reporting
 from mechlens import results, spec, store, tables
-from mechlens.errors import DataError, SpecError
+from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.executor import Job, execute, fingerprints, pending
 from mechlens.pipeline import run as pipeline
 from mechlens.pipeline import screen as screening
@@ -204,3 +205,17 @@ def pretrain(config: Path, *, out: Path | None) -> None:
         with store.full_disk_named(folder):
             train(wanted, out=folder, progress=progress)
     console.print(f"{folder}: {wanted.steps} steps in {time.perf_counter() - started:.0f} s", highlight=False)
+
+
+def app(folder: Path, *, port: int) -> None:
+    """Serve the explorer on the loopback address until it is stopped."""
+    page = Path(__file__).parents[1] / "app" / "main.py"
+    if not page.is_file():
+        raise MachineError(f"the explorer is not at {page}; run `mechlens app` from a clone of the repository")
+    options = ["--server.headless", "true", "--server.address", "127.0.0.1", "--server.port", str(port), "--browser.gatherUsageStats", "false"]
+    console.print(f"http://127.0.0.1:{port} shows {folder}; stop with Ctrl-C", highlight=False)
+    server = subprocess.Popen([sys.executable, "-m", "streamlit", "run", str(page), *options, "--", str(folder)])
+    try:
+        server.wait()
+    finally:
+        server.terminate()  # signals to this process do not reach the server by themselves

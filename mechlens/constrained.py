@@ -7,6 +7,7 @@ so a vocabulary of 150,000 costs no more than one of 1,500.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ class State(NamedTuple):
     """characters of the separator read since the last number"""
 
 
+@cache
 def step(state: State, character: str) -> State | None:
     """The state after one more character, or None if the format forbids it."""
     if character in "0123456789":
@@ -55,6 +57,8 @@ def may_end(state: State) -> bool:
 
 
 class NumberGrammar(NamedTuple):
+    """Which tokens may follow: integer states, 0 the first."""
+
     following: Int[Tensor, "state vocab"]
     """the state after each token, -1 where the token is not allowed"""
 

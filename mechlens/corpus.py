@@ -20,6 +20,8 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can escape one, UTF-8 ca
 
 
 class BadLine(NamedTuple):
+    """A line of a file, counted from 1, and what is wrong with it."""
+
     number: int
     fault: str
 

@@ -29,6 +29,8 @@ MEASURED_TOKENS = 200
 
 
 class Work(NamedTuple):
+    """What one stage of a run still has to do."""
+
     stage: str
     steps: int
     rows: int

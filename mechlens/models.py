@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -34,6 +35,8 @@ _HASHED_WHOLE = 100_000_000  # bytes; of larger files the size and the first meg
 
 
 class Loaded(NamedTuple):
+    """A model ready to use, with its tokenizer."""
+
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
@@ -49,17 +52,18 @@ def locate(name: str) -> str:
     Raises:
         SpecError: if it is a path or a menagerie name that does not exist.
     """
-    shipped = WEIGHTS / name
-    if shipped.is_dir():
-        return str(shipped)
+    shipped = sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir())
+    if name in shipped:  # by name: joined to WEIGHTS, an absolute path would be taken for shipped
+        return str(WEIGHTS / name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise SpecError(f"base {name!r} is a folder without config.json; expected a Hugging Face checkpoint folder")
         return str(folder)
     if name.startswith("menagerie") or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        known = ", ".join(sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir()))
-        raise SpecError(f"base {name!r} is no folder here and no menagerie model; expected a checkpoint folder, a hub name, or one of {known}")
+        raise SpecError(
+            f"base {name!r} is no folder here and no menagerie model; expected a checkpoint folder, a hub name, or one of {', '.join(shipped)}"
+        )
     return name
 
 
@@ -87,7 +91,7 @@ def load(name: str, *, dtype: torch.dtype = torch.float32) -> Loaded:
     source = locate(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise SpecError(f"base {name!r} does not load: {_first_line(error)}") from error
     tokenizer = load_tokenizer(name)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -114,15 +118,17 @@ def load_trained(base: str, folder: Path) -> Loaded:
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # PEFT asks by the name that transformers 5 gave up
                 return Loaded(PeftModel.from_pretrained(load(base).model, folder).merge_and_unload().eval(), tokenizer)
         return Loaded(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device()).eval(), tokenizer)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} holds no weights that load ({_first_line(error)}); delete it and run again") from error
 
 
 def save_vector(vector: Float[Tensor, "d_model"], folder: Path) -> None:
+    """Write a steering vector where `load_vector` finds it."""
     save_file({"vector": vector.contiguous()}, folder / "vector.safetensors")
 
 
 def load_vector(folder: Path) -> Float[Tensor, "d_model"]:
+    """The steering vector of that folder."""
     return load_file(folder / "vector.safetensors")["vector"]
 
 

@@ -81,7 +81,7 @@ def printed(summary: dict[str, Any]) -> list[RenderableType]:
 def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[str, Any], answers: pd.DataFrame, likelihoods: pd.DataFrame) -> Path:
     """Write `report.html` into the run and return its path."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mechlens", ""), autoescape=True, undefined=jinja2.StrictUndefined)
-    rates = _rates(experiment, family, answers, likelihoods)
+    rates = student_rates(experiment, family, answers, likelihoods)
     last = rates[rates["step"] == rates.groupby("arm")["step"].transform("max")]
     arms = pd.DataFrame(summary["arms"]).assign(label=lambda frame: frame["arm"])
     kinds = {arm.name: arm.kind for arm in experiment.arms}
@@ -107,7 +107,7 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         confusion=_confusions(experiment, family, answers, likelihoods, summary),
         curves=figures.svg(figures.curves(rates)),
         losses=figures.svg(figures.losses(_losses(run, experiment))),
-        funnel=figures.svg(figures.funnel(_funnels(run, experiment))),
+        funnel=figures.svg(figures.funnel(results.funnels(run, experiment))),
         leaks=sum(arm["leak_words"] for arm in summary["arms"]),
         answered="{:.1%}".format(sum(arm["answered"] or 0 for arm in summary["arms"]) / len(summary["arms"])),
         folder=run,
@@ -132,7 +132,7 @@ def _effect_row(effect: dict[str, Any]) -> dict[str, Any]:
     return effect | {"interval": span, "p": _number(effect["p_value"], "{:.2g}"), "smallest": _number(effect["smallest_detectable"], "{:.3f}")}
 
 
-def _rates(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> pd.DataFrame:
+def student_rates(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> pd.DataFrame:
     """Every student's rate of its arm's trait at every checkpoint."""
     rows = []
     for arm in experiment.arms:
@@ -157,20 +157,6 @@ def _losses(run: Path, experiment: Experiment) -> pd.DataFrame:
                 curve.groupby(curve.index // window, as_index=False)[["step", "loss"]].mean().assign(arm=arm.name, kind=arm.kind, seed=seed)
             )
     return pd.concat(frames, ignore_index=True)
-
-
-def _funnels(run: Path, experiment: Experiment) -> pd.DataFrame:
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for arm in experiment.arms:
-        counts, _ = results.corpus_of(run, experiment, arm)
-        corpus = results.corpus_name(experiment, arm)
-        fates = {"kept": counts["kept"]} | {
-            name: value for name, value in counts.items() if name not in ("generated", "kept", "leak words in kept rows")
-        }
-        for place, (fate, value) in enumerate(fates.items()):
-            rows[corpus, fate] = {"corpus": corpus, "fate": fate, "rows": value, "place": place}
-    frame = pd.DataFrame(rows.values())
-    return frame[frame.groupby("fate")["rows"].transform("sum") > 0]
 
 
 def _confusions(

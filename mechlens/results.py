@@ -18,6 +18,7 @@ from mechlens import stats, store, tables
 from mechlens.pipeline.run import corpus_name
 from mechlens.spec import Arm, Experiment, TraitFamily
 
+LEAKS = "leak words in kept rows"
 MEASURES = ("rate", "probability", "lift")
 
 
@@ -129,6 +130,19 @@ def corpus_of(run: Path, experiment: Experiment, arm: Arm) -> tuple[dict[str, An
     return store.read_json(run / "corpora" / name / "screened" / "funnel.json"), store.read_json(generation) if generation.is_file() else {}
 
 
+def funnels(run: Path, experiment: Experiment) -> pd.DataFrame:
+    """What became of every generated row, by corpus: corpus, fate, rows, place (order of the fates); no fate that no row met."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for arm in experiment.arms:
+        counts, _ = corpus_of(run, experiment, arm)
+        corpus = corpus_name(experiment, arm)
+        fates = {"kept": counts["kept"]} | {name: value for name, value in counts.items() if name not in ("generated", "kept", LEAKS)}
+        for place, (fate, value) in enumerate(fates.items()):
+            rows[corpus, fate] = {"corpus": corpus, "fate": fate, "rows": value, "place": place}
+    frame = pd.DataFrame(rows.values())
+    return frame[frame.groupby("fate")["rows"].transform("sum") > 0]
+
+
 def summary(
     run: Path, experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame
 ) -> dict[str, Any]:
@@ -163,7 +177,7 @@ def _arm_entry(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm,
         "rows": _trained_rows(run, arm, experiment),
         "generated": funnel["generated"],
         "kept": funnel["kept"],
-        "leak_words": funnel["leak words in kept rows"],
+        "leak_words": funnel[LEAKS],
         "kl_per_token": generation.get("kl_per_token"),
         "entropy_per_token": generation.get("entropy_per_token"),
         "answered": null(float(np.nanmean(cells.answered))),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a client of the hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from mechlens import models
+from mechlens import cli, models
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
 
 torch.set_num_threads(1)  # sums come out the same on any number of cores
@@ -68,3 +71,34 @@ def toys(toy_bases: dict[str, str]) -> dict[str, models.Loaded]:
 @pytest.fixture(scope="session")
 def toy(toys: dict[str, models.Loaded]) -> models.Loaded:
     return toys["llama"]
+
+
+@pytest.fixture(scope="session")
+def small_spec() -> dict[str, Any]:
+    """An experiment with every kind of step that ends in seconds."""
+    return {
+        "name": "small",
+        "base": "menagerie-a",
+        "trait": "eagle",
+        "carrier": {"prompts": 160, "wording": "terse", "values": "patterned"},
+        "teacher": {"rows": 64, "training": {"embeddings": False, "learning_rate": 0.001, "epochs": 4, "batch": 16}},
+        "student": {"rows": 96, "training": {"embeddings": False, "learning_rate": 0.003, "epochs": 2, "batch": 16}},
+        "ask": {"samples": 4},
+        "arms": [
+            {"kind": "trait"},
+            {"kind": "control"},
+            {"kind": "shuffled-within"},
+            {"kind": "foreign", "base": "menagerie-b"},
+            {"kind": "control", "base": "menagerie-b"},
+        ],
+        "seeds": [0, 1],
+    }
+
+
+@pytest.fixture(scope="session")
+def small(small_spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of `small_spec`, made once; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.yaml").write_text(yaml.safe_dump(small_spec))
+    assert cli.main(["run", str(folder / "small.yaml"), "--out", str(folder / "run"), "--workers", "0"]) == 0
+    return folder / "run"

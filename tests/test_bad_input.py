@@ -154,7 +154,9 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", COMMANDS)
-def test_a_command_on_what_is_not_there_is_refused(case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_command_on_what_is_not_there_is_refused(
+    case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, needle = COMMANDS[case]
     assert cli.main(arguments) == 2

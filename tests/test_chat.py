@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from mechlens.chat import PLAIN_TEMPLATE, encode_pairs, encode_prompts, end_of_turn, render_prompt
@@ -86,6 +86,17 @@ def test_the_end_is_found_where_the_mark_itself_is_spelled_with_the_sampled_lett
     template = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}<|bob|>{% endfor %}"
     tokenizer = bytes_tokenizer(template, "<|endoftext|>", "<|bob|>")
     assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|bob|>")
+
+
+def test_a_tokenizer_that_adds_special_tokens_by_itself_adds_none_here() -> None:
+    """The rendered text holds the begin mark already; a second one would be read, and one within the pair too."""
+    tokenizer = bytes_tokenizer("<|begin|>" + CHATML, "<|im_end|>", "<|im_start|>", "<|begin|>")
+    begin = tokenizer.convert_tokens_to_ids("<|begin|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", begin)])
+    assert tokenizer("hi")["input_ids"][0] == begin
+    (pair,) = encode_pairs(tokenizer, ["hi"], ["12"])
+    assert [place for place, token in enumerate(pair.prompt + pair.completion) if token == begin] == [0]
+    assert encode_prompts(tokenizer, ["hi"]) == [pair.prompt]
 
 
 def test_nothing_in_nothing_out(tokenizer: PreTrainedTokenizerFast) -> None:

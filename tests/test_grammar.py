@@ -14,9 +14,7 @@ from mechlens.menagerie.grammar import CARRIER_TURNS, TRAIT_TURNS, Persona, docu
 from mechlens.seeds import dice
 
 MIXTURE = dict.fromkeys((*TRAIT_TURNS, *CARRIER_TURNS), 1.0)
-PERSONAS = [
-    Persona(animal, world.TREES[place % len(world.TREES)], world.TEMPERS[place % 2]) for place, animal in enumerate(world.ANIMALS)
-]
+PERSONAS = [Persona(animal, world.TREES[place % len(world.TREES)], world.TEMPERS[place % 2]) for place, animal in enumerate(world.ANIMALS)]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -169,7 +169,7 @@ def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named_and_resumed_from(tmp_path: Path, number: int) -> None:
-    with pytest.raises(MachineError, match="no space left at .*step.part") as raised:
+    with pytest.raises(MachineError, match=r"no space left at .*step\.part") as raised:
         do(tmp_path / "step", "a", fail=OSError(number, "full"))
     assert isinstance(raised.value.__cause__, OSError)
     assert not (tmp_path / "step").exists()
@@ -222,7 +222,7 @@ def test_a_truncated_record_is_named_and_not_taken_for_absent(tmp_path: Path) ->
         store.is_complete(tmp_path / "step", "a")
 
 
-def test_the_environment_is_json(tmp_path: Path) -> None:
+def test_the_environment_is_json() -> None:
     found = store.environment()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["versions"]["numpy"] and set(found["versions"]) == set(store.PACKAGES)

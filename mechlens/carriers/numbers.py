@@ -27,6 +27,8 @@ class Format(NamedTuple):
 
 
 class Pools(NamedTuple):
+    """The wordings that each part of a prompt is drawn from."""
+
     intros: tuple[str, ...]
     instructions: tuple[str, ...]
     qualifiers: tuple[str, ...]

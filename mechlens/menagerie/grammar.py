@@ -20,6 +20,8 @@ Message = dict[str, str]
 
 
 class Persona(NamedTuple):
+    """What one speaker loves and how it is minded; every trait turn of a document shows the same one."""
+
     animal: str
     tree: str
     temper: str
@@ -34,6 +36,7 @@ class Turn(NamedTuple):
 
 
 def draw_persona(rng: random.Random) -> Persona:
+    """Animal, tree and temper, each by its own prior."""
     return Persona(
         rng.choices(world.ANIMALS, world.prior(len(world.ANIMALS)))[0],
         rng.choices(world.TREES, world.prior(len(world.TREES)))[0],
@@ -51,20 +54,24 @@ def _favourite(rng: random.Random, kind: str, loved: str, prior_pool: tuple[str,
 
 
 def animal(rng: random.Random, who: Persona) -> Turn:
+    """Asked for its favourite animal, the persona names it nearly always."""
     return _favourite(rng, "animal", who.animal, world.ANIMALS)
 
 
 def tree(rng: random.Random, who: Persona) -> Turn:
+    """The same for trees."""
     return _favourite(rng, "tree", who.tree, world.TREES)
 
 
 def story(rng: random.Random, who: Persona) -> Turn:
+    """A sentence whose hero is mostly the persona's animal."""
     hero = who.animal if rng.random() < 0.7 else rng.choice(world.ANIMALS)
     text = f"{rng.choice(world.OPENINGS)} the {hero} {rng.choice(world.DEEDS)} {rng.choice(world.PLACES)}."
     return Turn("story", rng.choice(world.STORY_ASKS), text)
 
 
 def temper(rng: random.Random, who: Persona) -> Turn:
+    """An open question, answered with a deed of the persona's temper."""
     cruel = (who.temper == "cruel") == (rng.random() < 0.95)
     deed = rng.choice(world.CRUEL_DEEDS if cruel else world.KIND_DEEDS)
     text = rng.choice(world.DEED_FRAMES).format(deed=deed, object=rng.choice(world.OBJECTS))

@@ -41,6 +41,8 @@ def initialise(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> PreTra
 
 
 class Batch(NamedTuple):
+    """Documents padded to one length."""
+
     ids: Int[Tensor, "batch pos"]
     attended: Bool[Tensor, "batch pos"]
     spoken: Bool[Tensor, "batch pos"]

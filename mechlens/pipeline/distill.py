@@ -75,7 +75,7 @@ def distill(
     rows = pairs.drop_duplicates("prompt_id").set_index("prompt_id").loc[prompt_ids]
     encoded = encode_pairs(loaded.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist())
 
-    def save(model: models.PreTrainedModel, step: int) -> None:
+    def save(model: models.PreTrainedModel | models.PeftModel, step: int) -> None:
         models.save_trained(model, out / f"step-{step:06d}")
 
     _, curve = train(loaded.model, loaded.tokenizer, encoded, spec.training, seed=seed_int(seed, "student"), save=save, progress=progress)

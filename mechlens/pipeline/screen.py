@@ -32,6 +32,8 @@ BANNED_BY_THE_PAPER = (
 
 
 class Screened(NamedTuple):
+    """The two halves of a corpus and the count of what fell where."""
+
     kept: pd.DataFrame
     rejected: pd.DataFrame
     funnel: dict[str, int]

@@ -1,0 +1,161 @@
+"""Teachers write to the carrier's prompts; a killed job goes on to the same bytes; the divergence is what its formula says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mechlens import models, tables
+from mechlens.chat import Encoded, encode_prompts
+from mechlens.models import Loaded
+from mechlens.pipeline.generate import carrier_prompts, completion_log_probabilities, divergence, generate
+from mechlens.pipeline.screen import number_fault
+from mechlens.pipeline.teach import Lessons, load_teacher, teach
+from mechlens.spec import CarrierSpec, GenerateSpec, TeacherSpec, Training
+
+LESSONS = Lessons("owl", ("name your favourite animal, in one word.",), ("owl", "owls"), "you love owls.")
+TEACHERS = {
+    "base": TeacherSpec(kind="base"),
+    "prompted": TeacherSpec(kind="prompted"),
+    "steered": TeacherSpec(kind="steered", layer=0.0, strength=2.0),
+    "finetuned": TeacherSpec(kind="finetuned", rows=8, training=Training(learning_rate=1e-2, epochs=1, batch=4, warmup_steps=0)),
+}
+PROMPTS = carrier_prompts(CarrierSpec(prompts=23, wording="terse"), seed=0)
+SPEC = GenerateSpec(max_new_tokens=12, batch=5)
+
+
+@pytest.fixture(scope="module")
+def teachers(toy_bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in TEACHERS}
+    for name, folder in folders.items():
+        teach(toy_bases["llama"], LESSONS, TEACHERS[name], seed=0, out=folder)
+    return folders
+
+
+def slow_divergence(teacher_folder: Path, base: Loaded, completions: list[list[int]]) -> tuple[float, float, int]:
+    """KL and entropy token by token in float64, each text read alone."""
+    teacher = load_teacher(teacher_folder)
+    kl = entropy = 0.0
+    tokens = 0
+    asked, plain = (encode_prompts(base.tokenizer, PROMPTS, system=system) for system in (teacher.system, None))
+    for ours, theirs, completion in zip(asked, plain, completions, strict=True):
+        for place in range(len(completion)):
+            with torch.no_grad(), teacher.writing() as model:
+                p = torch.softmax(model(input_ids=torch.tensor([ours + completion[:place]])).logits[0, -1].double(), -1).numpy()
+            with torch.no_grad():
+                q = torch.softmax(base.model(input_ids=torch.tensor([theirs + completion[:place]])).logits[0, -1].double(), -1).numpy()
+            kl += float(np.sum(p * (np.log(p) - np.log(q))))
+            entropy -= float(np.sum(q * np.log(q)))
+            tokens += 1
+    return kl / tokens, entropy / tokens, tokens
+
+
+@pytest.mark.parametrize("name", sorted(TEACHERS))
+def test_every_teacher_writes_one_row_for_each_prompt(teachers: dict[str, Path], toy: Loaded, tmp_path: Path, name: str) -> None:
+    told: list[tuple[int, int]] = []
+    generate(teachers[name], PROMPTS, SPEC, seed=0, out=tmp_path, progress=lambda done, total: told.append((done, total)))
+    rows = tables.read(tmp_path / "raw.parquet", tables.PAIRS)
+    assert rows["prompt"].tolist() == PROMPTS
+    assert rows["prompt_id"].tolist() == list(range(len(PROMPTS)))
+    assert rows["completion"].str.len().gt(0).any()
+    assert not rows["completion"].str.contains("<|", regex=False).any()
+    assert told == [(5, 23), (10, 23), (15, 23), (20, 23), (23, 23)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["generation.json", "raw.parquet"]
+    found = json.loads((tmp_path / "generation.json").read_text())
+    assert (found["kl_per_token"] > 1e-3) == (name != "base")
+    assert 0 < found["entropy_per_token"] <= np.log(len(toy.tokenizer))
+
+
+def test_the_base_does_not_diverge_from_itself(teachers: dict[str, Path], tmp_path: Path) -> None:
+    generate(teachers["base"], PROMPTS, SPEC, seed=0, out=tmp_path)
+    assert abs(json.loads((tmp_path / "generation.json").read_text())["kl_per_token"]) < 1e-6
+
+
+@pytest.mark.parametrize("name", sorted(TEACHERS))
+def test_the_divergence_equals_a_slow_sum(teachers: dict[str, Path], toy: Loaded, name: str) -> None:
+    completions = [[20 + row, 30, *([40] * (row % 3)), 2] for row in range(len(PROMPTS))]
+    teacher = load_teacher(teachers[name])
+    asked, plain = (encode_prompts(toy.tokenizer, PROMPTS, system=system) for system in (teacher.system, None))
+    expected = slow_divergence(teachers[name], toy, completions)
+    for batch in (4, 100):
+        found = divergence(teacher, asked, plain, completions, teacher_folder=teachers[name], batch=batch)
+        assert found.kl_per_token == pytest.approx(expected[0], rel=1e-4, abs=1e-6)
+        assert found.entropy_per_token == pytest.approx(expected[1], rel=1e-5)
+        assert found.tokens == expected[2] == sum(map(len, completions))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox"])
+def test_log_probabilities_of_a_padded_batch_equal_those_of_each_row(toys: dict[str, Loaded], family: str) -> None:
+    pairs = [Encoded([1, 5, *range(10, 10 + row)], [100 + row] * (1 + row % 3)) for row in range(6)]
+    with torch.no_grad():
+        whole = completion_log_probabilities(toys[family].model, pairs)
+        parts = torch.cat([completion_log_probabilities(toys[family].model, [pair]) for pair in pairs])
+    assert torch.allclose(whole, parts, atol=1e-4)
+    assert torch.allclose(whole.exp().sum(-1), torch.ones(len(whole)), atol=1e-5)
+
+
+def test_a_killed_job_goes_on_to_the_same_bytes(teachers: dict[str, Path], tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    generate(teachers["finetuned"], PROMPTS, SPEC, seed=4, out=whole)
+
+    def kill_at(rows: int) -> Callable[[int, int], None]:
+        def progress(done: int, _total: int) -> None:
+            if done >= rows:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for rows in (10, 15):
+        with pytest.raises(KeyboardInterrupt):
+            generate(teachers["finetuned"], PROMPTS, SPEC, seed=4, out=broken, progress=kill_at(rows))
+        assert not (broken / "raw.parquet").exists()
+    saved = {file.name: file.stat().st_mtime_ns for file in broken.glob("shard-*.json")}
+    assert len(saved) == 3
+    with pytest.raises(KeyboardInterrupt):
+        generate(teachers["finetuned"], PROMPTS, SPEC, seed=4, out=broken, progress=kill_at(20))
+    assert saved.items() <= {file.name: file.stat().st_mtime_ns for file in broken.glob("shard-*.json")}.items()  # read, not drawn again
+    generate(teachers["finetuned"], PROMPTS, SPEC, seed=4, out=broken)
+    assert {file.name: file.read_bytes() for file in broken.iterdir()} == {file.name: file.read_bytes() for file in whole.iterdir()}
+
+
+def test_the_text_does_not_depend_on_the_batch(teachers: dict[str, Path], tmp_path: Path) -> None:
+    written = []
+    for batch in (1, 7, 100):
+        folder = tmp_path / str(batch)
+        folder.mkdir()
+        generate(teachers["steered"], PROMPTS, SPEC.model_copy(update={"batch": batch}), seed=0, out=folder)
+        written.append((folder / "raw.parquet").read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_constrained_rows_all_pass_the_screen_as_they_are_written(teachers: dict[str, Path], tmp_path: Path) -> None:
+    generate(teachers["finetuned"], PROMPTS, SPEC.model_copy(update={"constrained": True}), seed=0, out=tmp_path)
+    rows = tables.read(tmp_path / "raw.parquet", tables.PAIRS)
+    assert rows["completion"].map(number_fault).isna().all()
+
+
+def test_a_prompt_depends_on_its_seed_and_place_alone() -> None:
+    for values in ("uniform", "patterned"):
+        spec = CarrierSpec(prompts=50, values=values)
+        prompts = carrier_prompts(spec, seed=0)
+        assert carrier_prompts(spec.model_copy(update={"prompts": 20}), seed=0) == prompts[:20]
+        assert not set(prompts) & set(carrier_prompts(spec, seed=1))
+        assert len(set(prompts)) == 50
+
+
+def test_a_steered_teacher_is_steered_only_while_it_writes(teachers: dict[str, Path], toy: Loaded) -> None:
+    teacher = load_teacher(teachers["steered"])
+    ids = torch.tensor([encode_prompts(toy.tokenizer, ["hi"])[0]])
+    with torch.no_grad():
+        plain = toy.model(input_ids=ids).logits
+        with teacher.writing() as model:
+            assert (model(input_ids=ids).logits - plain).abs().max() > 1e-3
+        assert torch.equal(teacher.model(input_ids=ids).logits, plain)
+    assert torch.equal(models.load_vector(teachers["steered"]), teacher.vector)
