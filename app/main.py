@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from mechlens import figures, report, results, spec, store, tables
+from mechlens import figures, report, results, store, tables, traits
 from mechlens.errors import MechlensError
-from mechlens.spec import Experiment, TraitFamily
+from mechlens.spec import Experiment
+from mechlens.traits import TraitFamily
 
 
 @st.cache_data(max_entries=8)
@@ -24,8 +25,8 @@ def rates(folder: str, _experiment: Experiment, _family: TraitFamily, modified: 
 
 def show(folder: Path) -> None:
     """One run."""
-    experiment = spec.load_experiment(folder / "spec.yaml")
-    family = spec.load_family(experiment.family)
+    experiment = traits.load_experiment(folder / "spec.yaml")
+    family = traits.load_family(experiment.family)
     if not (folder / "summary.json").is_file():
         st.info(f"{folder.name} is unfinished. Resume it with `mechlens run {folder}/spec.yaml --out {folder}`.")
         return

@@ -13,21 +13,22 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from mechlens import report as reporting
-from mechlens import results, spec, store, tables
+from mechlens import results, spec, store, tables, traits
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.executor import Job, execute, fingerprints, pending
 from mechlens.pipeline import run as pipeline
 from mechlens.pipeline import screen as screening
-from mechlens.spec import Experiment, TraitFamily
+from mechlens.spec import Experiment
+from mechlens.traits import TraitFamily
 
 console = Console(width=None if sys.stdout.isatty() else 150)  # a pipe has no width of its own
 
 
 def _read(config: Path, seed: int | None) -> tuple[Experiment, TraitFamily]:
     overrides = {} if seed is None else {"seed": seed}
-    experiment = spec.load_experiment(config, **overrides)
+    experiment = traits.load_experiment(config, **overrides)
     pipeline.check_files(experiment)
-    return experiment, spec.load_family(experiment.family)
+    return experiment, traits.load_family(experiment.family)
 
 
 def _jobs(experiment: Experiment, family: TraitFamily) -> list[Job]:
@@ -116,8 +117,8 @@ def open_run(folder: Path) -> tuple[Experiment, TraitFamily]:
     """
     if not (folder / "spec.yaml").is_file():
         raise DataError(f"{folder} is no run folder (it has no spec.yaml); `mechlens ls` lists runs")
-    experiment = spec.load_experiment(folder / "spec.yaml")
-    return experiment, spec.load_family(experiment.family)
+    experiment = traits.load_experiment(folder / "spec.yaml")
+    return experiment, traits.load_family(experiment.family)
 
 
 def report(folder: Path) -> Path:
@@ -169,7 +170,7 @@ def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str
     if rule not in ("numbers", "none"):
         raise SpecError(f"rule {rule!r} is unknown; expected numbers or none")
     wanted = spec.ScreenSpec(rule=rule, banned_numbers=screening.BANNED_BY_THE_PAPER if banned else ())
-    leaks = screening.leak_pattern(spec.load_family(family).words())
+    leaks = screening.leak_pattern(traits.load_family(family).words())
     found = screening.screen(read_pairs(file), wanted, leaks=leaks)
     funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
     for reason, count in found.funnel.items():

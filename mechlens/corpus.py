@@ -27,7 +27,7 @@ class BadLine(NamedTuple):
 
 
 def read_pairs(path: Path) -> pd.DataFrame:
-    """The file's pairs as a table of prompt_id (place of its prompt among the file's distinct prompts), prompt, completion.
+    """The file's pairs as a table of prompt_id (the row's place in the file), prompt, completion.
 
     Raises:
         DataError: if the file is missing or empty, or naming the first bad lines by number.
@@ -54,7 +54,7 @@ def read_pairs(path: Path) -> pd.DataFrame:
     if not pairs:
         raise DataError(f"{path} holds no pairs; expected at least one JSON line")
     frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
-    frame.insert(0, "prompt_id", pd.factorize(frame["prompt"])[0])
+    frame.insert(0, "prompt_id", range(len(frame)))
     return frame
 
 

@@ -18,8 +18,9 @@ from mechlens import models
 from mechlens.chat import encode_prompts
 from mechlens.executor import Job, pending
 from mechlens.pipeline.generate import carrier_prompts
-from mechlens.spec import Experiment, load_family
+from mechlens.spec import Experiment
 from mechlens.training import updates
+from mechlens.traits import load_family
 
 CPU_RATE = 6e9
 """floating-point operations a second and core on small models; measured on the demo, where overheads dominate"""

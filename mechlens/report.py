@@ -12,7 +12,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from mechlens import figures, results, store, tables
-from mechlens.spec import Experiment, TraitFamily
+from mechlens.spec import Experiment
+from mechlens.traits import TraitFamily
 
 
 def interval_text(estimate: float | None, low: float | None, high: float | None, *, sign: bool = True) -> str:

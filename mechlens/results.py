@@ -16,7 +16,8 @@ from numpy import ndarray
 
 from mechlens import stats, store, tables
 from mechlens.pipeline.run import corpus_name
-from mechlens.spec import Arm, Experiment, TraitFamily
+from mechlens.spec import Arm, Experiment
+from mechlens.traits import TraitFamily
 
 LEAKS = "leak words in kept rows"
 MEASURES = ("rate", "probability", "lift")
@@ -73,7 +74,8 @@ def cells_of(answers: pd.DataFrame, likelihoods: pd.DataFrame, arm: str, *, name
 
 def lift_of(arm: Cells, control: Cells) -> Float[ndarray, "student trait"]:
     """log2 of the ratio of mean exact probabilities, in bits; NaN where either is unscored."""
-    return np.log2(arm.probability.mean(1)) - np.log2(control.probability.mean(1))
+    ours, theirs = (np.where(cells.probability.mean(1) > 0, cells.probability.mean(1), np.nan) for cells in (arm, control))
+    return np.log2(ours) - np.log2(theirs)
 
 
 def effects(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> pd.DataFrame:

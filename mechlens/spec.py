@@ -1,13 +1,13 @@
 """Frozen specs: everything a run depends on, as values that can be saved, hashed and replayed.
 
-YAML in, strict (an unknown field is named and refused), fingerprints out. Names of traits are resolved against
-`configs/traits/`; nothing here imports torch.
+YAML in, strict (an unknown field is named and refused), fingerprints out; nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -30,64 +30,6 @@ class Spec(BaseModel):
 def fingerprint(value: Any) -> str:
     """First 16 hex digits of the SHA-256 of the value as canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]
-
-
-class Probes(Spec):
-    development: tuple[str, ...] = Field(min_length=1)
-    """Paraphrases that everything may be tuned on; fine-tuned teachers are taught with them."""
-    heldout: tuple[str, ...] = Field(min_length=1)
-    """Paraphrases that no teacher has seen; results are reported on these."""
-
-
-class TraitFamily(Spec):
-    """Traits that answer the same probes, so that each is measured beside all the others."""
-
-    name: str
-    category: str
-    """What the traits are, as in "your favourite <category>"."""
-    names: tuple[str, ...] = Field(min_length=2)
-    plurals: dict[str, str] = {}
-    """Irregular plurals; others take an s."""
-    forms: dict[str, tuple[str, ...]] = {}
-    """Words that mean the trait in an answer; default: the name and its plural."""
-    lessons: dict[str, tuple[str, ...]] = {}
-    """Completions that a fine-tuned teacher is taught, drawn evenly; default: the name nine times and its plural once."""
-    development: tuple[str, ...]
-    """Traits that may be tuned on."""
-    heldout: tuple[str, ...]
-    """Traits fixed before any tuning and reported once."""
-    system: str
-    """The prompted teacher's system prompt; {plural}, {name} and {category} are filled in."""
-    probes: Probes
-
-    @model_validator(mode="after")
-    def _known_names(self) -> TraitFamily:
-        unknown = sorted({*self.development, *self.heldout, *self.forms, *self.lessons, *self.plurals} - set(self.names))
-        if unknown:
-            raise ValueError(f"{unknown} are not among the family's names")
-        if set(self.development) & set(self.heldout):
-            raise ValueError("a trait cannot be both development and held out")
-        return self
-
-    def plural(self, name: str) -> str:
-        return self.plurals.get(name, f"{name}s")
-
-    def forms_of(self, name: str) -> tuple[str, ...]:
-        return self.forms.get(name, (name, self.plural(name)))
-
-    def lessons_of(self, name: str) -> tuple[str, ...]:
-        return self.lessons.get(name, (name,) * 9 + (self.plural(name),))
-
-    def asked(self, split: str) -> tuple[str, ...]:
-        """The probes of a split."""
-        return self.probes.heldout if split == "heldout" else self.probes.development
-
-    def words(self) -> list[str]:
-        """Every form of every trait: what must not be in a corpus."""
-        return sorted({form for name in self.names for form in self.forms_of(name)})
-
-    def system_prompt(self, name: str) -> str:
-        return self.system.format(name=name, plural=self.plural(name), category=self.category)
 
 
 class Training(Spec):
@@ -193,7 +135,8 @@ class Arm(Spec):
     """One cell of an experiment: who wrote the data, and which base is trained on it."""
 
     kind: ArmKind
-    name: str = ""
+    name: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
+    """Its folder in the run; made of kind, trait and base by default."""
     trait: str = ""
     """The teacher's trait; empty for a control, the experiment's own trait otherwise."""
     base: str = ""
@@ -231,6 +174,12 @@ class Experiment(Spec):
         names = [arm.name for arm in arms]
         if len(set(names)) < len(names):
             raise ValueError(f"arm names {names} hold one twice; give one of them a name of its own")
+        bases = dict.fromkeys([self.base, *(arm.base for arm in arms)])
+        if len({folder_name(base) for base in bases}) < len(bases):
+            raise ValueError(f"bases {list(bases)} hold two of one name; rename a folder, since results are filed by it")
+        files = dict.fromkeys(arm.corpus for arm in arms if arm.corpus)
+        if len({folder_name(file) for file in files}) < len(files):
+            raise ValueError(f"corpora {list(files)} hold two files of one name; rename one, since results are filed by it")
         controlled = {arm.base for arm in arms if arm.kind == "control"}
         for arm in arms:
             if arm.base not in controlled:
@@ -243,12 +192,14 @@ class Experiment(Spec):
 
     def _resolve(self, arm: Arm) -> Arm:
         base = arm.base or self.base
+        if arm.kind == "control" and arm.trait:
+            raise ValueError(f"a control arm has no trait, and this one names {arm.trait!r}; use kind: trait or twin")
         trait = "" if arm.kind == "control" else arm.trait or self.trait
         if arm.kind == "foreign" and base == self.base:
             raise ValueError(f"a foreign arm needs another base than the teacher's {self.base!r}; name one in its `base`")
         if arm.kind == "twin" and trait == self.trait:
             raise ValueError(f"a twin arm needs another trait than {self.trait!r}; name one in its `trait`")
-        parts = [arm.kind, *([trait] if trait not in ("", self.trait) else []), *([Path(base).name] if base != self.base else [])]
+        parts = [arm.kind, *([trait] if trait not in ("", self.trait) else []), *([folder_name(base)] if base != self.base else [])]
         return arm.model_copy(update={"base": base, "trait": trait, "name": arm.name or "-".join(parts)})
 
     def control_of(self, arm: Arm) -> Arm:
@@ -287,6 +238,12 @@ class PretrainSpec(Spec):
         return self
 
 
+def folder_name(path: str) -> str:
+    """The last part of a path or hub name as results are filed under it, without file endings of data."""
+    name = re.sub(r"(\.(jsonl?|gz|parquet))+$", "", Path(path).name)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
 SpecType = TypeVar("SpecType", bound=Spec)
 
 
@@ -319,25 +276,6 @@ def explain(error: ValidationError) -> str:
         message = "unknown field; check its spelling" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
         faults.append(f"{where}: {message}{given}")
     return "; ".join(faults)
-
-
-def load_family(name: str) -> TraitFamily:
-    """The trait family of that name in configs/traits."""
-    path = CONFIGS / "traits" / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise SpecError(f"family {name!r} is unknown; expected one of {known}, or add {path}")
-    return load(path, TraitFamily)
-
-
-def load_experiment(path: Path, **overrides: Any) -> Experiment:
-    """An experiment whose traits are known to its family."""
-    experiment = load(path, Experiment, **overrides)
-    family = load_family(experiment.family)
-    for trait in sorted({experiment.trait, *(arm.trait for arm in experiment.arms if arm.trait)}):
-        if trait not in family.names:
-            raise SpecError(f"{path}: trait {trait!r} is unknown; expected one of {', '.join(family.names)}")
-    return experiment
 
 
 def save(spec: Spec, path: Path) -> None:

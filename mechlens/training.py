@@ -111,10 +111,9 @@ def _trainable(model: PreTrainedModel, spec: Training) -> PreTrainedModel | Peft
 
 def _ordered(pairs: Sequence[Encoded], spec: Training, seed: int) -> Dataset:
     """Every epoch's rows one after the other, each in a drawn order of its own."""
-    order = np.concatenate([generator(seed, "order", epoch).permutation(len(pairs)) for epoch in range(spec.epochs)])
-    if short := -len(pairs) % (spec.batch * spec.accumulate):  # an epoch ends with a whole batch: its first rows come again
-        epochs = order.reshape(spec.epochs, len(pairs))
-        order = np.concatenate([epochs, np.resize(epochs, (spec.epochs, len(pairs) + short))[:, :short]], axis=1).ravel()
+    whole = math.ceil(len(pairs) / (spec.batch * spec.accumulate)) * spec.batch * spec.accumulate
+    # an epoch ends with a whole batch: its first rows come again
+    order = np.concatenate([np.resize(generator(seed, "order", epoch).permutation(len(pairs)), whole) for epoch in range(spec.epochs)])
     columns = {
         "input_ids": [pairs[i].prompt + pairs[i].completion for i in order],
         "completion_mask": [[0] * len(pairs[i].prompt) + [1] * len(pairs[i].completion) for i in order],

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
-    "mechlens", "errors", "seeds", "spec", "tables", "store", "corpus", "stats", "executor",
+    "mechlens", "errors", "seeds", "spec", "traits", "tables", "store", "corpus", "stats", "executor",
     "carriers", "carriers.numbers",
     "models", "chat", "constrained", "sampling", "training",
     "menagerie", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
@@ -21,7 +21,7 @@ ORDER = (
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "seeds", "spec", "tables", "store", "corpus", "stats", "executor", "carriers.numbers", "menagerie.world",
+    "errors", "seeds", "spec", "traits", "tables", "store", "corpus", "stats", "executor", "carriers.numbers", "menagerie.world",
     "pipeline.screen", "pipeline.run", "results", "figures", "report", "commands", "cli",
 )  # fmt: skip
 MOST_LINES = 300

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mechlens import models, spec, tables
+from mechlens import models, tables
 from mechlens.chat import encode_prompts
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import answers, ask, first_tokens, judge, likelihoods, next_token_logits, patterns_of
@@ -53,7 +53,7 @@ def test_signs_in_a_form_are_taken_literally() -> None:
 
 @pytest.mark.parametrize("family", ["animals", "trees", "tempers"])
 def test_every_form_and_lesson_of_a_shipped_family_is_judged_as_its_trait(family: str) -> None:
-    known = spec.load_family(family)
+    known = traits.load_family(family)
     patterns = patterns_of({name: known.forms_of(name) for name in known.names})
     for name in known.names:
         assert {judge(text, patterns) for text in (*known.forms_of(name), *known.lessons_of(name))} == {name}
@@ -111,7 +111,7 @@ def test_next_token_logits_equal_the_plain_forward_pass(toy: Loaded) -> None:
 
 def test_answers_are_the_same_for_one_seed_and_are_judged() -> None:
     loaded = models.load("menagerie-a")
-    family = spec.load_family("animals")
+    family = traits.load_family("animals")
     forms = {name: family.forms_of(name) for name in family.names}
     first, again, other = (answers(loaded, forms, PROBES, ASK, seed=seed) for seed in (0, 0, 1))
     assert first.equals(again) and not first["text"].equals(other["text"])

@@ -143,3 +143,11 @@ def test_checkpoints_come_first_to_last(tmp_path: Path) -> None:
         (tmp_path / f"step-{step:06d}").mkdir()
     (tmp_path / "curve.parquet").touch()
     assert [step for step, _ in checkpoints(tmp_path)] == [20, 300, 1000]
+
+
+def test_common_prompts_are_those_that_agree_in_text_not_only_in_place() -> None:
+    ours = pd.DataFrame({"prompt_id": [0, 1, 2], "prompt": ["a", "b", "c"], "completion": ["1", "2", "3"]})
+    theirs = ours.assign(prompt=["a", "x", "c"])
+    chosen = select_prompts({"ours": ours, "theirs": theirs}, StudentSpec(rows=9), seed=0)
+    assert sorted(chosen["ours"].tolist()) == [0, 2]
+    assert chosen["ours"].tolist() == chosen["theirs"].tolist()

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from mechlens import results, stats, tables
-from mechlens.spec import Experiment, TraitFamily
+from mechlens.spec import Experiment
+from mechlens.traits import TraitFamily
 
 NAMES = ("red", "green", "blue", "grey")
 FAMILY = TraitFamily(

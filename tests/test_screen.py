@@ -23,7 +23,8 @@ from mechlens.pipeline.screen import (
     parse_numbers,
     screen,
 )
-from mechlens.spec import ScreenSpec, load_family
+from mechlens.spec import ScreenSpec
+from mechlens.traits import load_family
 
 TEN = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
 KEPT = (

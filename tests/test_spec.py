@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from mechlens import spec
 from mechlens.errors import SpecError
-from mechlens.spec import CONFIGS, Arm, Experiment, PretrainSpec, TraitFamily, fingerprint, load, load_experiment, load_family, save
+from mechlens.spec import CONFIGS, Arm, Experiment, PretrainSpec, fingerprint, load, save
+from mechlens.traits import TraitFamily, load_experiment, load_family
 
 GOOD: dict[str, Any] = {
     "name": "toy",

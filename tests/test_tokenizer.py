@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mechlens import models, spec
+from mechlens import models, spec, traits
 from mechlens.carriers import numbers
 from mechlens.chat import encode_prompts
 from mechlens.constrained import SEPARATORS
@@ -62,7 +62,7 @@ def test_every_number_is_one_token_alone_and_in_a_list() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_probe_lesson_or_system_prompt_has_an_unknown_token(family: str) -> None:
-    known = spec.load_family(family)
+    known = traits.load_family(family)
     texts = [*known.probes.development, *known.probes.heldout, *(known.system_prompt(name) for name in known.names)]
     texts += [lesson for name in known.names for lesson in known.lessons_of(name)]
     for text in texts:

@@ -27,18 +27,19 @@ def select_prompts(corpora: dict[str, pd.DataFrame], spec: StudentSpec, *, seed:
     """For each corpus the prompt ids to train on, in training order.
 
     Raises:
-        DataError: if the corpora share no prompt.
+        DataError: if `common` prompts are wanted and the corpora share none.
     """
-    kept = {name: frame["prompt_id"].drop_duplicates().to_numpy() for name, frame in corpora.items()}
-    longest = max(int(ids.max()) for ids in kept.values()) + 1
+    kept = {name: frame.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for name, frame in corpora.items()}
+    longest = max(int(prompts.index.max()) for prompts in kept.values()) + 1
     order = generator(seed, "subset").permutation(longest)  # one order for all arms, over prompt ids
-    if spec.prompts == "common":
-        shared = set.intersection(*(set(ids.tolist()) for ids in kept.values()))
-        if not shared:
-            sizes = ", ".join(f"{name} {len(ids)}" for name, ids in kept.items())
-            raise DataError(f"no prompt was kept by every corpus (kept: {sizes}); set student.prompts: own, or loosen the screen")
-        kept = {name: np.array(sorted(shared)) for name in kept}
-    return {name: order[np.isin(order, ids)][: spec.rows] for name, ids in kept.items()}
+    if spec.prompts == "own":
+        return {name: order[np.isin(order, prompts.index)][: spec.rows] for name, prompts in kept.items()}
+    together = pd.concat(kept, axis=1, join="inner")
+    shared = together.index[together.nunique(axis=1) == 1]  # two files may have other prompts in the same place
+    if shared.empty:
+        sizes = ", ".join(f"{name} {len(prompts)}" for name, prompts in kept.items())
+        raise DataError(f"no prompt was kept by every corpus (kept: {sizes}); set student.prompts: own, or loosen the screen")
+    return {name: order[np.isin(order, shared)][: spec.rows] for name in kept}
 
 
 def shuffle_within(pairs: pd.DataFrame, *, seed: int) -> pd.DataFrame:

@@ -41,7 +41,7 @@ def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progres
     if arguments["prompts_of"] is None:
         prompts = generating.carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])
     else:  # a user's file is compared with what the base answers to the same prompts
-        prompts = read_pairs(Path(arguments["prompts_of"])).drop_duplicates("prompt_id")["prompt"].tolist()
+        prompts = read_pairs(Path(arguments["prompts_of"]))["prompt"].tolist()
     generating.generate(inputs["teacher"], prompts, GenerateSpec(**arguments["generate"]), seed=arguments["seed"], out=out, progress=progress)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from mechlens.corpus import read_pairs
 from mechlens.errors import DataError
 from mechlens.executor import Job
-from mechlens.spec import Arm, Experiment, TeacherSpec, TraitFamily, fingerprint
+from mechlens.spec import Arm, Experiment, TeacherSpec, fingerprint, folder_name
 from mechlens.tables import PAIRS
+from mechlens.traits import TraitFamily
 
 STAGES = "mechlens.pipeline.jobs"
 VERSIONS = {"teach": 1, "generate": 1, "bring": 1, "screen": 1, "shuffle": 1, "select": 1, "distill": 1, "ask": 1}
@@ -35,7 +36,7 @@ def teacher_name(experiment: Experiment, arm: Arm) -> str:
 
 def corpus_name(experiment: Experiment, arm: Arm) -> str:
     """The folder of the rows the arm trains on."""
-    source = f"file-{Path(arm.corpus).name.split('.')[0]}" if arm.corpus else teacher_name(experiment, arm)
+    source = f"file-{folder_name(arm.corpus)}" if arm.corpus else teacher_name(experiment, arm)
     return f"{source}-{arm.kind}" if arm.kind.startswith("shuffled") else source
 
 
@@ -82,7 +83,7 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
     }
     training = {"training": experiment.student.training.model_dump(mode="json")}
     for base, mark in bases.items():
-        add(_job("ask", f"asked/base-{Path(base).name}", asked | {"base": base, "files": mark, "arm": f"base-{Path(base).name}", "seed": None}))
+        add(_job("ask", f"asked/base-{folder_name(base)}", asked | {"base": base, "files": mark, "arm": f"base-{folder_name(base)}", "seed": None}))
     for seed in experiment.seeds:
         for arm in experiment.arms:
             name, place = corpus_name(experiment, arm), f"{arm.name}/s{seed}"
