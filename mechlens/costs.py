@@ -22,8 +22,8 @@ from mechlens.spec import Experiment
 from mechlens.training import updates
 from mechlens.traits import load_family
 
-CPU_RATE = 6e9
-"""floating-point operations a second and core on small models; measured on the demo, where overheads dominate"""
+CPU_RATE = 3e10
+"""operations a second and core that the demo reaches, counted as below (every row as long as the longest)"""
 GPU_RATE = 1.5e14
 """an H100-class card in bf16 at about 40 % of its peak matrix rate, fp32 a fifth of that"""
 MEASURED_TOKENS = 200

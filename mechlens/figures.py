@@ -61,20 +61,13 @@ def curves(rates: pd.DataFrame) -> alt.LayerChart:
     Args:
         rates: arm, kind, seed, step, rate.
     """
-    x = alt.X("step:Q", title="update")
-    thin = (
-        alt.Chart(rates)
-        .mark_line(strokeWidth=1, opacity=0.35)
-        .encode(x=x, y=alt.Y("rate:Q", title="trait rate"), color=_colour(), detail=["arm:N", "seed:N"])
-    )
-    thick = alt.Chart(rates).mark_line(strokeWidth=2.5, point={"size": 60}).encode(x=x, y="mean(rate):Q", color=_colour(), detail="arm:N")
-    last = (
-        rates[rates["step"] == rates["step"].max()]
-        .groupby(["arm", "kind"], observed=True, as_index=False)
-        .agg(rate=("rate", "mean"), step=("step", "first"))
-    )
-    names = alt.Chart(last).mark_text(align="left", dx=8).encode(x=x, y="rate:Q", text="arm:N", color=_colour())
-    return alt.layer(thin, thick, names).properties(width=WIDTH, height=240)
+    kinds = [kind for kind in KIND_COLOUR if kind in set(rates["kind"])]
+    scale = alt.Scale(domain=kinds, range=[KIND_COLOUR[kind] for kind in kinds])
+    place = {"x": alt.X("step:Q", title="update"), "color": alt.Color("kind:N", scale=scale, legend=alt.Legend(orient="bottom", title=None))}
+    lines = alt.Chart(rates)
+    thin = lines.mark_line(strokeWidth=1, opacity=0.35).encode(**place, y=alt.Y("rate:Q", title="trait rate"), detail=["arm:N", "seed:N"])
+    thick = lines.mark_line(strokeWidth=2.5, point={"size": 60}).encode(**place, y="mean(rate):Q", detail="arm:N")
+    return alt.layer(thin, thick).properties(width=WIDTH, height=240)
 
 
 def losses(curve: pd.DataFrame) -> alt.Chart:

@@ -46,7 +46,7 @@ def headline(summary: dict[str, Any]) -> str:
 def gamma_sentence(matrix: dict[str, Any]) -> str:
     """One confusion matrix in words."""
     first = sum(rank == 1 for rank in matrix["target_rank"])
-    ranks = ", ".join(f"{trait} {rank}" for trait, rank in zip(matrix["traits"], matrix["target_rank"], strict=True))
+    ranks = ", ".join(f"{trait} {'unscored' if rank is None else rank}" for trait, rank in zip(matrix["traits"], matrix["target_rank"], strict=True))
     gamma = interval_text(matrix["gamma_bits"], matrix["low"], matrix["high"])
     most = f"the target rises most for {first} of {len(matrix['traits'])} traits (rank: {ranks})"
     return f"Students of {matrix['base']}: γ = {gamma} bits (n = {matrix['seeds']} seeds); {most}."

@@ -57,9 +57,7 @@ def test_forms_may_be_mixed_and_further_fields_are_ignored(tmp_path: Path) -> No
 
 
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8))
-def test_any_text_is_read_back_and_rows_are_numbered_in_order(
-    pairs: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_text_is_read_back_and_rows_are_numbered_in_order(pairs: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory) -> None:
     frame = read_pairs(put(tmp_path_factory.mktemp("any") / "data.jsonl", *as_pairs(pairs)))
     assert pairs_of(frame) == pairs
     assert frame["prompt_id"].tolist() == list(range(len(pairs)))
