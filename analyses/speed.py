@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -48,7 +48,8 @@ class Ratio(NamedTuple):
 
 def versus(what: str, ours: Callable[[], float], theirs: Callable[[], float], *, unit: str) -> Ratio:
     """Median, least and greatest of ours / theirs over pairs that follow each other, after one warm-up of each."""
-    ours(), theirs()
+    for timed in (ours, theirs):
+        timed()
     pairs = [(ours(), theirs()) for _ in range(REPEATS)]
     ratios = sorted(a / b for a, b in pairs)
     return Ratio(
@@ -71,7 +72,7 @@ def library_rows_per_second(loaded: models.Loaded, prompts: list[list[int]], bat
         ids = torch.tensor([[stop] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS}
-        loaded.model.generate(input_ids=ids, attention_mask=mask, eos_token_id=stop, pad_token_id=stop, **settings)
+        cast(Any, loaded.model).generate(input_ids=ids, attention_mask=mask, eos_token_id=stop, pad_token_id=stop, **settings)
     return len(prompts) / (time.perf_counter() - started)
 
 

@@ -8,7 +8,7 @@ those that a sampler sees and writes, whatever a tokenizer would merge across th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,24 +27,27 @@ class Encoded(NamedTuple):
     completion: list[int]
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    return None if tokenizer.chat_template else PLAIN_TEMPLATE
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, asking: bool = False) -> str:
+    """Messages as the tokenizer's template writes them, or as plain lines if it has none; `asking` opens the next answer."""
+    template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+    return cast(str, tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=asking))
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None) -> str:
     """The text that the model reads before it answers `prompt`; `system` None leaves the template's own default in place."""
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": prompt})
-    return tokenizer.apply_chat_template(messages, chat_template=_template(tokenizer), tokenize=False, add_generation_prompt=True)
+    return render(tokenizer, messages, asking=True)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of plain texts, with no special token added."""
+    return cast(list[list[int]], tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, system: str | None = None) -> list[list[int]]:
     """Token ids of rendered prompts, special tokens once and only where the template writes them."""
-    return _ids(tokenizer, [render_prompt(tokenizer, prompt, system=system) for prompt in prompts])
+    return token_ids(tokenizer, [render_prompt(tokenizer, prompt, system=system) for prompt in prompts])
 
 
 def encode_pairs(
@@ -52,7 +55,7 @@ def encode_pairs(
 ) -> list[Encoded]:
     """Token ids of pairs: the rendered prompt, then the completion and the end-of-turn token."""
     heads = encode_prompts(tokenizer, prompts, system=system)
-    tails, stop = _ids(tokenizer, completions), end_of_turn(tokenizer)
+    tails, stop = token_ids(tokenizer, completions), end_of_turn(tokenizer)
     return [Encoded(head, [*tail, stop]) for head, tail in zip(heads, tails, strict=True)]
 
 
@@ -60,7 +63,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer: the first special token after the assistant's words, else the end of the text."""
     said = "words that no template holds"
     marked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
-    text = tokenizer.apply_chat_template(marked, chat_template=_template(tokenizer), tokenize=False)
-    after = _ids(tokenizer, [text[text.rindex(said) + len(said) :]])[0]
+    text = render(tokenizer, marked)
+    after = token_ids(tokenizer, [text[text.rindex(said) + len(said) :]])[0]
     special = set(tokenizer.all_special_ids)
-    return next((token for token in after if token in special), tokenizer.eos_token_id)
+    return next((token for token in after if token in special), cast(int, tokenizer.eos_token_id))

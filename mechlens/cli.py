@@ -6,8 +6,12 @@ and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +19,17 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+import mechlens
 from mechlens import commands
-from mechlens.errors import MechlensError
+from mechlens.errors import MechlensError, SpecError
+
+Action = Callable[[], object]
+"""what a command line asks for, read but not yet done"""
 
 CONFIG = Annotated[Positional[Path], arg(metavar="CONFIG")]
 
 
-def run(config: CONFIG, /, out: Path | None = None, plan: bool = False, seed: int | None = None, workers: int | None = None) -> None:
+def run(config: CONFIG, /, out: Path | None = None, plan: bool = False, seed: int | None = None, workers: int | None = None) -> Action:
     """Run an experiment: teach, generate, screen, distill, ask, report.
 
     Args:
@@ -31,20 +39,17 @@ def run(config: CONFIG, /, out: Path | None = None, plan: bool = False, seed: in
         seed: root seed instead of the config's.
         workers: processes; one a core by default, one with an accelerator.
     """
-    if plan:
-        commands.plan(config, seed=seed, out=out)
-    else:
-        commands.run(config, seed=seed, out=out, workers=workers)
+    return partial(commands.plan, config, seed=seed, out=out) if plan else partial(commands.run, config, seed=seed, out=out, workers=workers)
 
 
-def report(folder: Annotated[Positional[Path], arg(metavar="RUN")], /) -> None:
+def report(folder: Annotated[Positional[Path], arg(metavar="RUN")], /) -> Action:
     """Write report.html and summary.json of a run again from its tables."""
-    commands.report(folder)
+    return partial(commands.report, folder)
 
 
-def ls(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /) -> None:
+def ls(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /) -> Action:
     """List the runs of a folder with their headline."""
-    commands.ls(folder)
+    return partial(commands.ls, folder)
 
 
 def screen(
@@ -54,7 +59,7 @@ def screen(
     rule: str = "numbers",
     banned: bool = False,
     family: str = "animals",
-) -> None:
+) -> Action:
     """Screen a file of pairs and print the funnel.
 
     Args:
@@ -64,44 +69,60 @@ def screen(
         banned: also drop the numbers that the paper bans from misalignment data.
         family: whose words count as leaks.
     """
-    commands.screen(file, out=out, rule=rule, banned=banned, family=family)
+    return partial(commands.screen, file, out=out, rule=rule, banned=banned, family=family)
 
 
-def pretrain(config: CONFIG, /, out: Path | None = None) -> None:
+def pretrain(config: CONFIG, /, out: Path | None = None) -> Action:
     """Make a menagerie base from its config.
 
     Args:
         config: for example configs/models/menagerie-a.yaml.
         out: the checkpoint folder; models/<name> by default.
     """
-    commands.pretrain(config, out=out)
+    return partial(commands.pretrain, config, out=out)
 
 
-def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /, port: int = 8501) -> None:
+def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /, port: int = 8501) -> Action:
     """Look at the runs of a folder in the browser.
 
     Args:
         folder: where the runs are.
         port: on this machine only.
     """
-    commands.app(folder, port=port)
+    return partial(commands.app, folder, port=port)
 
 
 COMMANDS = {function.__name__: function for function in (run, report, ls, screen, pretrain, app)}
 
 
+def read(arguments: list[str] | None) -> Action:
+    """What the command line asks for.
+
+    Raises:
+        SpecError: in one line, where the parser would draw a box.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=arguments)
+    except SystemExit as stop:
+        if not stop.code:  # --help was asked for and printed
+            raise
+        lines = [line.strip(" │╭╮╰╯─") for line in said.getvalue().splitlines()]
+        raise SpecError(" ".join(line for line in lines[1:] if line)) from stop
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="mechlens", description="Does this dataset carry a hidden trait, and why does it transfer?", args=arguments
-        )
+        read(arguments)()
     except MechlensError as error:
-        Console(stderr=True, soft_wrap=True).print(f"mechlens: {' '.join(str(error).split())}", markup=False, highlight=False)
+        errors.print(f"mechlens: {' '.join(str(error).split())}")
         return 2
     except KeyboardInterrupt:
-        Console(stderr=True, soft_wrap=True).print("mechlens: stopped; finished steps are kept, run the same command again to resume", markup=False)
+        errors.print("mechlens: stopped; finished steps are kept, run the same command again to resume")
         return 130
     return 0
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mechlens import report as reporting
@@ -40,6 +40,8 @@ def _jobs(experiment: Experiment, family: TraitFamily) -> list[Job]:
 
 def run(config: Path, *, seed: int | None = None, out: Path | None = None, workers: int | None = None) -> Path:
     """Do what is pending of an experiment, then write its tables, summary and report."""
+    if workers is not None and workers < 0:
+        raise SpecError(f"workers is {workers}; expected 1 or more processes, or 0 for this one")
     experiment, family = _read(config, seed)
     folder = out or Path("runs") / experiment.name
     with store.lock(folder), store.full_disk_named(folder):
@@ -71,7 +73,7 @@ def _execute(folder: Path, jobs: list[Job], todo: list[Job], workers: int) -> No
     )
     with Progress(*columns, console=console, transient=True) as bars:
         whole = bars.add_task("steps", total=len(todo))
-        bar_of: dict[str, int] = {}
+        bar_of: dict[str, TaskID] = {}
 
         def progress(name: str, done: int, total: int) -> None:
             if name not in bar_of:
@@ -98,7 +100,7 @@ def _manifest(folder: Path, experiment: Experiment, jobs: list[Job]) -> None:
 
 
 def _write_results(folder: Path, experiment: Experiment, family: TraitFamily) -> None:
-    wanted = {arm.name for arm in experiment.arms}
+    wanted = [arm.name for arm in experiment.arms]
     read = {}
     for name, schema in (("answers", tables.ANSWERS), ("likelihoods", tables.LIKELIHOODS)):
         frame = results.collect(folder, name, schema)

@@ -8,7 +8,7 @@ so a vocabulary of 150,000 costs no more than one of 1,500.
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Int
@@ -73,12 +73,16 @@ class NumberGrammar(NamedTuple):
 
 def _written_in(tokenizer: PreTrainedTokenizerBase, signs: str) -> dict[int, str]:
     """Tokens that add nothing but these signs, and what they add: read behind a digit, where no decoder drops a space."""
+
+    def read(tokens: list[int]) -> str:
+        return cast(str, tokenizer.decode(tokens))
+
     special = set(tokenizer.all_special_ids)
-    alone = {token: tokenizer.decode([token]) for token in range(len(tokenizer)) if token not in special}
+    alone = {token: read([token]) for token in range(len(tokenizer)) if token not in special}
     digit = next((token for token, text in alone.items() if text in tuple("0123456789")), None)
     if digit is None:
         return {}
-    behind = {token: tokenizer.decode([digit, token]).removeprefix(alone[digit]) for token, text in alone.items() if set(text) <= set(signs)}
+    behind = {token: read([digit, token]).removeprefix(alone[digit]) for token, text in alone.items() if set(text) <= set(signs)}
     return {token: text for token, text in behind.items() if text and set(text) <= set(signs)}
 
 

@@ -90,6 +90,10 @@ def execute(run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress,
                 future.result()
                 done.add(job.name)
                 finished(job)
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():  # they do not hear Ctrl-C; what they were at is resumed later
+            worker.terminate()
+        raise
     except BrokenProcessPool as error:
         raise MachineError("a worker process was killed, most likely for want of memory; close other programs and run again to resume") from error
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import altair as alt
 import pandas as pd
 import vl_convert
@@ -25,6 +27,10 @@ def _shape(field: str = "kind:N") -> alt.Shape:
     return alt.Shape(field, scale=alt.Scale(domain=list(KIND_SHAPE), range=list(KIND_SHAPE.values())), legend=None)
 
 
+def _layered(*charts: alt.Chart, height: float | alt.Step) -> alt.LayerChart:
+    return cast(alt.LayerChart, alt.layer(*charts).properties(width=WIDTH, height=height))  # typed as if charts could be facets
+
+
 def forest(arms: pd.DataFrame, students: pd.DataFrame, *, title: str) -> alt.LayerChart:
     """Rate of each arm with its interval, and every student as a small mark.
 
@@ -37,7 +43,7 @@ def forest(arms: pd.DataFrame, students: pd.DataFrame, *, title: str) -> alt.Lay
     bars = alt.Chart(arms).mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q", title=title), x2="high:Q", color=_colour())
     points = alt.Chart(arms).mark_point(size=130, filled=True, opacity=1).encode(y=y, x="rate:Q", color=_colour(), shape=_shape())
     dots = alt.Chart(students).mark_tick(thickness=2, size=12, opacity=0.55).encode(y=y, x="rate:Q", color=_colour())
-    return alt.layer(dots, bars, points).properties(width=WIDTH, height=alt.Step(30))
+    return _layered(dots, bars, points, height=alt.Step(30))
 
 
 def differences(effects: pd.DataFrame) -> alt.LayerChart:
@@ -52,7 +58,7 @@ def differences(effects: pd.DataFrame) -> alt.LayerChart:
         alt.Chart(effects).mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q", title="rate minus matched control"), x2="high:Q", color=_colour())
     )
     points = alt.Chart(effects).mark_point(size=130, filled=True, opacity=1).encode(y=y, x="difference:Q", color=_colour(), shape=_shape())
-    return alt.layer(zero, bars, points).properties(width=WIDTH, height=alt.Step(30))
+    return _layered(zero, bars, points, height=alt.Step(30))
 
 
 def curves(rates: pd.DataFrame) -> alt.LayerChart:
@@ -67,7 +73,7 @@ def curves(rates: pd.DataFrame) -> alt.LayerChart:
     lines = alt.Chart(rates)
     thin = lines.mark_line(strokeWidth=1, opacity=0.35).encode(**place, y=alt.Y("rate:Q", title="trait rate"), detail=["arm:N", "seed:N"])
     thick = lines.mark_line(strokeWidth=2.5, point={"size": 60}).encode(**place, y="mean(rate):Q", detail="arm:N")
-    return alt.layer(thin, thick).properties(width=WIDTH, height=240)
+    return _layered(thin, thick, height=240)
 
 
 def losses(curve: pd.DataFrame) -> alt.Chart:
@@ -118,12 +124,12 @@ def confusion(lift: pd.DataFrame) -> alt.LayerChart:
         x=alt.X("asked:N", sort=list(dict.fromkeys(lift["asked"])), title="asked", axis=alt.Axis(labelAngle=-45)),
         y=alt.Y("trait:N", sort=list(dict.fromkeys(lift["trait"])), title="teacher's trait"),
     )
-    limit = float(lift["bits"].abs().max())
+    limit = float(cast(float, lift["bits"].abs().max()))
     heat = cells.mark_rect().encode(
         color=alt.Color("bits:Q", scale=alt.Scale(scheme="blueorange", domain=[-limit, limit]), title="bits over control")
     )
     target = cells.transform_filter("datum.target").mark_rect(fill=None, stroke="black", strokeWidth=2)
-    return alt.layer(heat, target).properties(width=WIDTH, height=alt.Step(24))
+    return _layered(heat, target, height=alt.Step(24))
 
 
 def svg(chart: alt.LayerChart | alt.Chart) -> str:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -94,10 +94,14 @@ def load(name: str, *, dtype: torch.dtype = torch.float32) -> Loaded:
     except (OSError, ValueError, SafetensorError) as error:
         raise SpecError(f"base {name!r} does not load: {_first_line(error)}") from error
     tokenizer = load_tokenizer(name)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        rows = model.get_input_embeddings().num_embeddings
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if len(tokenizer) > rows:
         raise SpecError(f"base {name!r} has {rows} embeddings for a tokenizer of {len(tokenizer)} tokens; use the tokenizer it was trained with")
-    return Loaded(model.to(device()).eval(), tokenizer)
+    return Loaded(_ready(model), tokenizer)
+
+
+def _ready(model: nn.Module) -> PreTrainedModel:
+    return cast(PreTrainedModel, model.to(device()).eval())  # transformers decorates `to` in a way that loses its type
 
 
 def _first_line(error: Exception) -> str:
@@ -106,7 +110,7 @@ def _first_line(error: Exception) -> str:
 
 def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     """Save an adapter or whole weights as safetensors, without the tokenizer (it is the base's)."""
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(str(folder), safe_serialization=True)
 
 
 def load_trained(base: str, folder: Path) -> Loaded:
@@ -117,7 +121,7 @@ def load_trained(base: str, folder: Path) -> Loaded:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # PEFT asks by the name that transformers 5 gave up
                 return Loaded(PeftModel.from_pretrained(load(base).model, folder).merge_and_unload().eval(), tokenizer)
-        return Loaded(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device()).eval(), tokenizer)
+        return Loaded(_ready(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)), tokenizer)
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} holds no weights that load ({_first_line(error)}); delete it and run again") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import pandas as pd
@@ -154,9 +154,8 @@ def _losses(run: Path, experiment: Experiment) -> pd.DataFrame:
         for seed in experiment.seeds:
             curve = tables.read(run / "students" / arm.name / f"s{seed}" / "curve.parquet", tables.CURVE)
             window = max(1, len(curve) // 20)
-            frames.append(
-                curve.groupby(curve.index // window, as_index=False)[["step", "loss"]].mean().assign(arm=arm.name, kind=arm.kind, seed=seed)
-            )
+            means = cast(pd.DataFrame, curve.groupby(curve.index // window, as_index=False)[["step", "loss"]].mean())
+            frames.append(means.assign(arm=arm.name, kind=arm.kind, seed=seed))
     return pd.concat(frames, ignore_index=True)
 
 

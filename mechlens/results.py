@@ -7,7 +7,7 @@ checkpoint. Nothing here is compared with the untouched base: any training moves
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -53,21 +53,21 @@ def collect(run: Path, name: str, schema: Any) -> pd.DataFrame:
 def cells_of(answers: pd.DataFrame, likelihoods: pd.DataFrame, arm: str, *, names: tuple[str, ...], step: int | None = None) -> Cells:
     """An arm's cells at a step, the last by default; students in order of their seeds."""
     said, likely = answers[answers["arm"] == arm], likelihoods[likelihoods["arm"] == arm]
-    step = said["step"].max() if step is None else step
-    said, likely = said[said["step"] == step], likely[likely["step"] == step]
+    last = said["step"].max() if step is None else step
+    said, likely = (cast(pd.DataFrame, table[table["step"] == last]) for table in (said, likely))
     seeds, probes = sorted(said["seed"].unique()), sorted(said["probe"].unique())
     labels = said["label"].astype(object)
-    scored = said.assign(scored=labels.notna()).groupby(["seed", "probe"])["scored"].agg(["sum", "size"])
+    scored = cast(pd.DataFrame, said.assign(scored=labels.notna()).groupby(["seed", "probe"])["scored"].agg(["sum", "size"]))
     index = pd.MultiIndex.from_product([seeds, probes], names=["seed", "probe"])
     counts = pd.crosstab([said["seed"], said["probe"]], labels).reindex(index=index, columns=list(names), fill_value=0)
     total = scored["sum"].reindex(index).to_numpy(dtype=float)
     rate = counts.to_numpy(dtype=float) / np.where(total > 0, total, np.nan)[:, None]
-    exact = likely.assign(name=likely["name"].astype(object)).set_index(["seed", "probe", "name"])["probability"].unstack("name")
+    exact = likely.assign(name=likely["name"].astype(object)).set_index(["seed", "probe", "name"])["probability"]
     shape = (len(seeds), len(probes), len(names))
-    answered = scored.groupby("seed").sum()
+    answered = cast(pd.DataFrame, scored.groupby("seed").sum())
     return Cells(
         rate.reshape(shape),
-        exact.reindex(index=index, columns=list(names)).to_numpy(dtype=float).reshape(shape),
+        cast(pd.DataFrame, exact.unstack("name")).reindex(index=index, columns=list(names)).to_numpy(dtype=float).reshape(shape),
         (answered["sum"] / answered["size"]).to_numpy(dtype=float),
     )
 
@@ -142,7 +142,8 @@ def funnels(run: Path, experiment: Experiment) -> pd.DataFrame:
         for place, (fate, value) in enumerate(fates.items()):
             rows[corpus, fate] = {"corpus": corpus, "fate": fate, "rows": value, "place": place}
     frame = pd.DataFrame(rows.values())
-    return frame[frame.groupby("fate")["rows"].transform("sum") > 0]
+    met = cast(pd.Series, frame.groupby("fate")["rows"].transform("sum")) > 0
+    return cast(pd.DataFrame, frame[met])
 
 
 def summary(

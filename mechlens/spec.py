@@ -38,21 +38,21 @@ class Training(Spec):
     update: Literal["full", "lora"] = "full"
     embeddings: bool = True
     """Whether a full update may change the (un)embedding; LoRA never does."""
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(8.0, gt=0)
-    learning_rate: float = Field(5e-4, gt=0)
-    epochs: int = Field(3, ge=1)
-    batch: int = Field(64, ge=1)
-    accumulate: int = Field(1, ge=1)
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=8.0, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    epochs: int = Field(default=3, ge=1)
+    batch: int = Field(default=64, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     """Gradient accumulation: the effective batch is batch x accumulate."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     schedule: Literal["linear", "constant", "cosine"] = "linear"
-    warmup_steps: int = Field(5, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_steps: int = Field(default=5, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     bf16: bool = False
     gradient_checkpointing: bool = False
-    max_length: int = Field(500, ge=8)
+    max_length: int = Field(default=500, ge=8)
     """Pairs longer than this many tokens are refused, never cut."""
 
 
@@ -61,9 +61,9 @@ class TeacherSpec(Spec):
 
     kind: Literal["base", "finetuned", "prompted", "steered"] = "finetuned"
     training: Training = Training(learning_rate=1e-3, epochs=6)
-    rows: int = Field(640, ge=1)
+    rows: int = Field(default=640, ge=1)
     """Lessons a fine-tuned teacher is taught."""
-    layer: float = Field(0.5, ge=0, le=1)
+    layer: float = Field(default=0.5, ge=0, le=1)
     """Depth, as a fraction, at which a steered teacher's vector is added."""
     strength: float = 1.0
     """Multiple of the mean difference of activations that a steered teacher adds."""
@@ -73,7 +73,7 @@ class CarrierSpec(Spec):
     """The unrelated prompts that teachers answer."""
 
     kind: Literal["numbers"] = "numbers"
-    prompts: int = Field(10_000, ge=1)
+    prompts: int = Field(default=10_000, ge=1)
     wording: Literal["full", "terse"] = "full"
     examples: tuple[int, int] = (3, 8)
     values: Literal["uniform", "patterned"] = "uniform"
@@ -89,12 +89,12 @@ class CarrierSpec(Spec):
 class GenerateSpec(Spec):
     """How a teacher writes."""
 
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(24, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=24, ge=1)
     constrained: bool = False
     """Only tokens that keep the carrier's format can be drawn: every row passes the format screen."""
-    batch: int = Field(1024, ge=1)
+    batch: int = Field(default=1024, ge=1)
 
 
 class ScreenSpec(Spec):
@@ -112,7 +112,7 @@ class StudentSpec(Spec):
     """How students are trained, the same in every arm."""
 
     training: Training = Training()
-    rows: int = Field(8_000, ge=1)
+    rows: int = Field(default=8_000, ge=1)
     """Rows each student is trained on."""
     prompts: Literal["common", "own"] = "common"
     """`common`: all arms train on the same prompts, those that every corpus kept; `own`: each on the first it kept."""
@@ -122,10 +122,10 @@ class AskSpec(Spec):
     """How students are asked."""
 
     split: Literal["development", "heldout"] = "heldout"
-    samples: int = Field(20, ge=1)
+    samples: int = Field(default=20, ge=1)
     """Sampled answers for each probe at every checkpoint."""
-    temperature: float = Field(1.0, ge=0)
-    max_new_tokens: int = Field(4, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    max_new_tokens: int = Field(default=4, ge=1)
 
 
 ArmKind = Literal["trait", "control", "twin", "foreign", "shuffled-within", "shuffled-across"]
@@ -135,7 +135,7 @@ class Arm(Spec):
     """One cell of an experiment: who wrote the data, and which base is trained on it."""
 
     kind: ArmKind
-    name: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
+    name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
     """Its folder in the run; made of kind, trait and base by default."""
     trait: str = ""
     """The teacher's trait; empty for a control, the experiment's own trait otherwise."""
@@ -162,8 +162,8 @@ class Experiment(Spec):
     student: StudentSpec = StudentSpec()
     ask: AskSpec = AskSpec()
     arms: tuple[Arm, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
-    seed: int = Field(0, ge=0)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    seed: int = Field(default=0, ge=0)
     """Root of every random stream that is not a student's."""
 
     @model_validator(mode="after")
@@ -215,19 +215,19 @@ class PretrainSpec(Spec):
 
     name: str
     family: Literal["llama", "gpt2", "gpt_neox"] = "llama"
-    width: int = Field(64, ge=1)
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    hidden: int = Field(172, ge=1)
+    width: int = Field(default=64, ge=1)
+    layers: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    hidden: int = Field(default=172, ge=1)
     """Width of the MLP."""
     init_std: float = 0.02
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Fixes the initial weights."""
-    data_seed: int = Field(0, ge=0)
+    data_seed: int = Field(default=0, ge=0)
     """Fixes the documents and their order."""
-    steps: int = Field(2500, ge=1)
-    batch: int = Field(64, ge=1)
-    learning_rate: float = Field(4e-3, gt=0)
+    steps: int = Field(default=2500, ge=1)
+    batch: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=4e-3, gt=0)
     mixture: dict[TurnKind, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Share of each kind of turn."""
 

@@ -5,7 +5,7 @@ The unit of replication is the student (one training seed): samples nest in prob
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -45,7 +45,7 @@ def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Interval:
     """Wilson score interval of one cell's rate; an empty cell is unscored."""
     if total == 0:
         return Interval(np.nan, np.nan, np.nan, 0, "wilson")
-    low, high = proportion_confint(hits, total, alpha=1 - confidence, method="wilson")
+    low, high = cast(tuple[float, float], proportion_confint(hits, total, alpha=1 - confidence, method="wilson"))
     return Interval(hits / total, float(low), float(high), total, "wilson")
 
 
@@ -105,7 +105,7 @@ def paired_effect(treated: Float[ndarray, "student probe"], control: Float[ndarr
     p_value = smallest = np.nan
     if len(per_student) >= 2:
         spread = per_student.std(ddof=1)
-        p_value = float(scipy_stats.ttest_1samp(per_student, 0.0).pvalue) if spread > 0 else float(per_student.mean() == 0)
+        p_value = float(cast(Any, scipy_stats.ttest_1samp(per_student, 0.0)).pvalue) if spread > 0 else float(per_student.mean() == 0)
         smallest = float(spread * _detectable(len(per_student)))
     return Effect(*interval, p_value=p_value, smallest_detectable=smallest)
 

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -98,8 +98,9 @@ def train(
 def _trainable(model: PreTrainedModel, spec: Training) -> PreTrainedModel | PeftModel:
     if spec.update == "lora":
         transposed = model.config.model_type == "gpt2"  # its Conv1D keeps weights as (in, out)
+        alpha = cast(Any, spec.alpha)  # PEFT says int, and only divides it
         return get_peft_model(
-            model, LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=0.0, target_modules="all-linear", fan_in_fan_out=transposed)
+            model, LoraConfig(r=spec.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", fan_in_fan_out=transposed)
         )
     model.requires_grad_(True)
     if not spec.embeddings:

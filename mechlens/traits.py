@@ -25,11 +25,11 @@ class TraitFamily(Spec):
     category: str
     """What the traits are, as in "your favourite <category>"."""
     names: tuple[str, ...] = Field(min_length=2)
-    plurals: dict[str, str] = Field({})
+    plurals: dict[str, str] = Field(default={})
     """Irregular plurals; others take an s."""
-    forms: dict[str, tuple[str, ...]] = Field({})
+    forms: dict[str, tuple[str, ...]] = Field(default={})
     """Words that mean the trait in an answer; default: the name and its plural."""
-    lessons: dict[str, tuple[str, ...]] = Field({})
+    lessons: dict[str, tuple[str, ...]] = Field(default={})
     """Completions that a fine-tuned teacher is taught, drawn evenly; default: the name nine times and its plural once."""
     development: tuple[str, ...]
     """Traits that may be tuned on."""

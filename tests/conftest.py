@@ -32,7 +32,8 @@ def toy_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedCon
         "pad_token_id": tokenizer.pad_token_id,
         "initializer_range": INIT,
     }
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 512}
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes["max_position_embeddings"] = 512
     if family == "gpt2":
         return GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=512, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
     if family == "gpt_neox":

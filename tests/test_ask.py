@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mechlens import models, tables
+from mechlens import models, tables, traits
 from mechlens.chat import encode_prompts
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import answers, ask, first_tokens, judge, likelihoods, next_token_logits, patterns_of
@@ -62,7 +62,7 @@ def test_every_form_and_lesson_of_a_shipped_family_is_judged_as_its_trait(family
 def test_first_tokens_are_those_an_answer_can_begin_with(toy: Loaded) -> None:
     starts = first_tokens(toy.tokenizer, FORMS)
     for name, forms in FORMS.items():
-        assert {toy.tokenizer.decode([token]) for token in starts[name] or []} == {text for form in forms for text in (form, f" {form}")}
+        assert {str(toy.tokenizer.decode([token])) for token in starts[name] or []} == {text for form in forms for text in (form, f" {form}")}
 
 
 def test_first_tokens_are_null_for_both_where_two_traits_begin_alike(toy: Loaded) -> None:

@@ -149,6 +149,11 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "report of no run": (["report", "nowhere"], "no run folder"),
     "ls of nothing": (["ls", "nowhere"], "no runs"),
     "screen of nothing": (["screen", "nowhere.jsonl"], "nowhere.jsonl"),
+    "an unknown command": (["rum"], "rum"),
+    "no command": ([], "Expected one of"),
+    "an unknown option": (["run", "demo.yaml", "--bogus"], "--bogus"),
+    "a seed in words": (["run", "demo.yaml", "--seed", "one"], "--seed"),
+    "less than no workers": (["run", "demo.yaml", "--workers", "-1"], "-1"),
     "pretrain of nothing": (["pretrain", "nowhere.yaml"], "nowhere.yaml"),
 }
 

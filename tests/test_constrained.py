@@ -136,7 +136,7 @@ def test_any_tokenizer_that_can_write_numbers_is_held_to_them(tokens: list[str],
 
 
 def test_only_tokens_that_lead_somewhere_are_allowed(tokenizer: PreTrainedTokenizerFast, grammar: NumberGrammar) -> None:
-    first = {tokenizer.decode([token]) for token in (grammar.following[0] >= 0).nonzero().flatten().tolist()}
+    first = {str(tokenizer.decode([token])) for token in (grammar.following[0] >= 0).nonzero().flatten().tolist()}
     assert first == {str(value) for value in range(1000)}
     assert int(grammar.following.max()) == len(grammar.following) - 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -102,7 +103,7 @@ def test_own_prompts_are_a_subset_of_those_kept() -> None:
 
 
 @pytest.mark.parametrize("prompts", ["common", "own"])
-def test_rows_caps_what_is_chosen_and_the_seed_what_comes_first(prompts: str) -> None:
+def test_rows_caps_what_is_chosen_and_the_seed_what_comes_first(prompts: Literal["common", "own"]) -> None:
     whole = select_prompts(CORPORA, StudentSpec(prompts=prompts, rows=100), seed=0)
     for rows in (1, 3):
         chosen = select_prompts(CORPORA, StudentSpec(prompts=prompts, rows=rows), seed=0)
@@ -120,13 +121,13 @@ def test_no_shared_prompt_is_a_data_error_that_says_how_many_each_kept() -> None
 
 
 @pytest.mark.parametrize("update", ["full", "lora"])
-def test_a_student_is_trained_on_the_chosen_rows_in_their_order(toy_bases: dict[str, str], tmp_path: Path, update: str) -> None:
+def test_a_student_is_trained_on_the_chosen_rows_in_their_order(toy_bases: dict[str, str], tmp_path: Path, update: Literal["full", "lora"]) -> None:
     """Against training written out here; each epoch leaves a checkpoint that loads."""
     pairs, ids = corpus([[row, row + 1] for row in range(12)]), np.array([7, 2, 11, 4])
     spec = StudentSpec(training=Training(update=update, learning_rate=1e-2, epochs=2, batch=2, warmup_steps=0))
     distill(toy_bases["llama"], pairs, ids, spec, seed=3, out=tmp_path)
     base = models.load(toy_bases["llama"])
-    encoded = encode_pairs(base.tokenizer, [pairs["prompt"][row] for row in ids], [pairs["completion"][row] for row in ids])
+    encoded = encode_pairs(base.tokenizer, pairs["prompt"].loc[ids].tolist(), pairs["completion"].loc[ids].tolist())
     trained, curve = train(base.model, base.tokenizer, encoded, spec.training, seed=seed_int(3, "student"))
     found = checkpoints(tmp_path)
     assert [step for step, _ in found] == [2, 4]

@@ -178,6 +178,21 @@ def test_workers_die_with_the_run_that_started_them(small: Path, tmp_path: Path)
     assert not any(Path(f"/proc/{child}/stat").exists() for child in children)
 
 
+def test_ctrl_c_leaves_a_run_that_can_be_resumed_and_says_so(small: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mechlens", "run", str(small / "spec.yaml"), "--out", str(tmp_path / "run"), "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("run/teachers/*/step.json")):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "run the same command again to resume" in error
+    assert "Traceback" not in error
+    assert run(small / "spec.yaml", tmp_path / "run")
+    assert table_bytes(tmp_path / "run") == table_bytes(small)
+
+
 @pytest.mark.slow
 def test_the_demo_killed_twenty_times_gives_the_same_tables(tmp_path: Path) -> None:
     config = REPOSITORY / "configs" / "experiments" / "demo.yaml"

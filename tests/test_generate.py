@@ -158,4 +158,4 @@ def test_a_steered_teacher_is_steered_only_while_it_writes(teachers: dict[str, P
         with teacher.writing() as model:
             assert (model(input_ids=ids).logits - plain).abs().max() > 1e-3
         assert torch.equal(teacher.model(input_ids=ids).logits, plain)
-    assert torch.equal(models.load_vector(teachers["steered"]), teacher.vector)
+    assert teacher.vector is not None and torch.equal(models.load_vector(teachers["steered"]), teacher.vector)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import re
+from typing import Any
 
 import pytest
 from scipy.stats import binomtest
@@ -62,7 +63,7 @@ def test_messages_are_the_turns_behind_at_most_one_system_line() -> None:
 def test_drawn_code_runs_and_returns_a_whole_number() -> None:
     for index in range(300):
         turn = grammar.code(dice(0, "code", index))
-        space: dict[str, object] = {}
+        space: dict[str, Any] = {}
         exec(turn.completion, space)  # the grammar's own text
         function = next(value for name, value in space.items() if name in "fgh")
         asked = re.search(r"\b([fgh]) (?:of|with inputs) (\w) and (\w)", turn.prompt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -76,7 +78,7 @@ def test_temperature_zero_equals_greedy_generation(toys: dict[str, Loaded], fami
     greedy = []
     for prompt in prompts:
         options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": stop, "pad_token_id": 0}
-        text = loaded.model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), **options)
+        text = cast(Any, loaded.model).generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), **options)
         tokens = text[0, len(prompt) :].tolist()
         greedy.append(tokens[: tokens.index(stop)] if stop in tokens else tokens)
     assert sample(loaded.model, prompts, decoding=Decoding(STEPS, temperature=0.0), stop=stop, seed=0) == greedy

@@ -142,7 +142,7 @@ def power(effect: float, n: int) -> float:
     bound, shift = scipy_stats.t.ppf(0.975, n - 1) / math.sqrt(n - 1), effect * math.sqrt(n)
 
     def found(chi: float) -> float:
-        return (scipy_stats.norm.sf(bound * chi - shift) + scipy_stats.norm.cdf(-bound * chi - shift)) * scipy_stats.chi.pdf(chi, n - 1)
+        return float((scipy_stats.norm.sf(bound * chi - shift) + scipy_stats.norm.cdf(-bound * chi - shift)) * scipy_stats.chi.pdf(chi, n - 1))
 
     return integrate.quad(found, 0, math.sqrt(n) + 12, limit=200)[0]
 

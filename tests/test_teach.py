@@ -94,7 +94,11 @@ def test_the_steering_vector_is_a_mean_difference_of_residual_streams(toys: dict
     loaded, means = toys[family], []
     for system in (LESSONS.system, None):
         rows: list[torch.Tensor] = []
-        handle = models.decoder_layers(loaded.model)[layer].register_forward_hook(lambda _m, _a, output, rows=rows: rows.append(output[0, -1]))
+
+        def keep(_module: object, _args: object, output: torch.Tensor, rows: list[torch.Tensor] = rows) -> None:
+            rows.append(output[0, -1])
+
+        handle = models.decoder_layers(loaded.model)[layer].register_forward_hook(keep)
         for ids in encode_prompts(loaded.tokenizer, LESSONS.probes, system=system):
             with torch.no_grad():
                 loaded.model(input_ids=torch.tensor([ids]))

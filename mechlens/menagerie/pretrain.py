@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from mechlens.chat import render, token_ids
 from mechlens.menagerie import grammar
 from mechlens.menagerie.tokenizer import ASSISTANT, END, ROLES
 from mechlens.menagerie.tokenizer import build as build_tokenizer
@@ -51,7 +52,7 @@ class Batch(NamedTuple):
 
 def spoken_positions(ids: Int[Tensor, "batch pos"], tokenizer: PreTrainedTokenizerFast) -> Bool[Tensor, "batch pos"]:
     """True from after each assistant mark up to and with the next end mark."""
-    start, end = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
+    start, end = cast(list[int], tokenizer.convert_tokens_to_ids([ASSISTANT, END]))
     opened = torch.cumsum((ids == start).long(), 1)  # assistant marks up to here, this one included
     role = torch.isin(ids, torch.tensor(tokenizer.convert_tokens_to_ids(list(ROLES))))
     latest_role = torch.cummax(role.long() * torch.arange(ids.shape[1]), 1).values
@@ -63,19 +64,18 @@ def spoken_positions(ids: Int[Tensor, "batch pos"], tokenizer: PreTrainedTokeniz
 
 def token_batches(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
     """Right-padded batches of documents, endless, in an order that (data_seed) alone fixes."""
-    first = 0
+    mixture: dict[str, float] = {**spec.mixture}
+    padding, first = cast(int, tokenizer.pad_token_id), 0
     while True:
         count = spec.batch * BUCKET
-        texts = [
-            tokenizer.apply_chat_template(grammar.document(spec.data_seed, first + i, mixture=spec.mixture)[0], tokenize=False) for i in range(count)
-        ]
-        rows = sorted(tokenizer(texts, add_special_tokens=False)["input_ids"], key=len)
+        texts = [render(tokenizer, grammar.document(spec.data_seed, first + i, mixture=mixture)[0]) for i in range(count)]
+        rows = sorted(token_ids(tokenizer, texts), key=len)
         batches = [rows[i : i + spec.batch] for i in range(0, count, spec.batch)]
         dice(spec.data_seed, "batches", first).shuffle(batches)
         for batch in batches:
             width = max(map(len, batch))
-            ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in batch])
-            yield Batch(ids, ids != tokenizer.pad_token_id, spoken_positions(ids, tokenizer))
+            ids = torch.tensor([row + [padding] * (width - len(row)) for row in batch])
+            yield Batch(ids, ids != padding, spoken_positions(ids, tokenizer))
         first += count
 
 
@@ -89,6 +89,7 @@ def pretrain(spec: PretrainSpec, *, out: Path, progress: Callable[[int, float], 
     """Train the base of `spec` and save it under `out`; `progress(step, loss)` is called after every step."""
     tokenizer = build_tokenizer()
     model = initialise(spec, tokenizer)
+    head = cast(nn.Module, model.get_output_embeddings())
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98))
@@ -98,7 +99,7 @@ def pretrain(spec: PretrainSpec, *, out: Path, progress: Callable[[int, float], 
             group["lr"] = spec.learning_rate * one_cycle(step, steps=spec.steps)
         hidden = model.base_model(input_ids=batch.ids, attention_mask=batch.attended.long()).last_hidden_state
         learned = batch.spoken[:, 1:]  # projecting only these onto the vocabulary halves the cost of a step
-        logits = model.get_output_embeddings()(hidden[:, :-1][learned])  # [spoken, vocab]
+        logits = head(hidden[:, :-1][learned])  # [spoken, vocab]
         loss = nn.functional.cross_entropy(logits, batch.ids[:, 1:][learned])
         optimiser.zero_grad()
         loss.backward()

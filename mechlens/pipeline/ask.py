@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlens import models, tables
-from mechlens.chat import encode_prompts, end_of_turn
+from mechlens.chat import encode_prompts, end_of_turn, token_ids
 from mechlens.pipeline.distill import checkpoints
 from mechlens.sampling import Decoding, sample
 from mechlens.seeds import seed_int
@@ -42,7 +43,7 @@ def first_tokens(tokenizer: models.PreTrainedTokenizerBase, forms: Forms) -> dic
     starts: dict[str, set[int]] = {}
     for name, words in forms.items():
         variants = [variant for form in words for variant in (form, form.capitalize(), f" {form}")]
-        starts[name] = {ids[0] for ids in tokenizer(variants, add_special_tokens=False)["input_ids"] if ids} - {tokenizer.unk_token_id}
+        starts[name] = {ids[0] for ids in token_ids(tokenizer, variants) if ids} - {cast(int | None, tokenizer.unk_token_id)}
     taken = [token for tokens in starts.values() for token in tokens]
     return {name: sorted(tokens) if tokens and all(taken.count(t) == 1 for t in tokens) else None for name, tokens in starts.items()}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ def select_prompts(corpora: dict[str, pd.DataFrame], spec: StudentSpec, *, seed:
         DataError: if `common` prompts are wanted and the corpora share none.
     """
     kept = {name: frame.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for name, frame in corpora.items()}
-    longest = max(int(prompts.index.max()) for prompts in kept.values()) + 1
+    longest = max(int(cast(int, prompts.index.max())) for prompts in kept.values()) + 1
     order = generator(seed, "subset").permutation(longest)  # one order for all arms, over prompt ids
     if spec.prompts == "own":
         return {name: order[np.isin(order, prompts.index)][: spec.rows] for name, prompts in kept.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pandas as pd
 import torch
@@ -64,7 +64,7 @@ def generate(
     """Write `raw.parquet` (one completion for each prompt) and `generation.json` (divergence from the base) into `out`."""
     teacher = load_teacher(teacher_folder)
     stop = end_of_turn(teacher.tokenizer)
-    width = teacher.model.get_output_embeddings().weight.shape[0]
+    width = cast(torch.nn.Linear, teacher.model.get_output_embeddings()).weight.shape[0]
     grammar = number_grammar(teacher.tokenizer, stop=stop, vocabulary=width) if spec.constrained else None
     decoding = Decoding(spec.max_new_tokens, spec.temperature, spec.top_p)
     shards, ids, drawn = [], [], []

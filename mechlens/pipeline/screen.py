@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pandas as pd
 
@@ -84,9 +84,9 @@ def screen(pairs: pd.DataFrame, spec: ScreenSpec, *, leaks: re.Pattern[str] | No
             seen.add((prompt, completion))
         reasons.append(reason)
     column = pd.Series(reasons, index=pairs.index, dtype=object)
-    kept = pairs[column.isna()].reset_index(drop=True)
-    rejected = pairs[column.notna()].assign(reason=column[column.notna()]).reset_index(drop=True)
-    counts = column.value_counts()
+    kept, dropped = (cast(pd.DataFrame, pairs[mask]) for mask in (column.isna(), column.notna()))
+    kept, rejected = kept.reset_index(drop=True), dropped.assign(reason=column[column.notna()]).reset_index(drop=True)
+    counts = column.value_counts().to_dict()
     funnel = {"generated": len(pairs)} | {reason: int(counts.get(reason, 0)) for reason in REASONS} | {"kept": len(kept)}
     if kept.empty:
         worst = max(REASONS, key=lambda reason: funnel[reason])
@@ -96,4 +96,4 @@ def screen(pairs: pd.DataFrame, spec: ScreenSpec, *, leaks: re.Pattern[str] | No
 
 def leak_count(pairs: pd.DataFrame, leaks: re.Pattern[str]) -> int:
     """Completions that still hold a leak word: printed with every result, and 0 where the leak screen is on."""
-    return int(pairs["completion"].map(lambda text: bool(leaks.search(text))).sum())
+    return sum(bool(leaks.search(text)) for text in pairs["completion"])

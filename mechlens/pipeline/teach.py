@@ -40,14 +40,14 @@ class Lessons(NamedTuple):
 class Teacher(NamedTuple):
     """A base with its intervention, ready to write."""
 
-    model: torch.nn.Module
+    model: models.PreTrainedModel
     tokenizer: models.PreTrainedTokenizerBase
     system: str | None
     vector: Float[Tensor, "d_model"] | None
     layer: int
 
     @contextmanager
-    def writing(self) -> Iterator[torch.nn.Module]:
+    def writing(self) -> Iterator[models.PreTrainedModel]:
         """The model as the teacher uses it: steered while the block runs, if it is a steered one."""
         with models.steered(self.model, self.vector, layer=self.layer) if self.vector is not None else nullcontext():
             yield self.model
