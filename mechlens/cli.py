@@ -104,7 +104,9 @@ def read(arguments: list[str] | None) -> Action:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=arguments)
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=arguments
+            )
     except SystemExit as stop:
         if not stop.code:  # --help was asked for and printed
             raise

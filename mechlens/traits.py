@@ -12,6 +12,8 @@ from mechlens.spec import CONFIGS, Experiment, Spec, load
 
 
 class Probes(Spec):
+    """Questions in many paraphrases, in two parts."""
+
     development: tuple[str, ...] = Field(min_length=1)
     """Paraphrases that everything may be tuned on; fine-tuned teachers are taught with them."""
     heldout: tuple[str, ...] = Field(min_length=1)

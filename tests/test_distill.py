@@ -77,7 +77,7 @@ def test_shuffles_do_shuffle_and_seeds_differ() -> None:
 
 
 def kept(*ids: int) -> pd.DataFrame:
-    return corpus([[1]] * len(ids)).assign(prompt_id=list(ids))
+    return corpus([[1]] * len(ids)).assign(prompt_id=list(ids), prompt=[f"go on from {place}" for place in ids])
 
 
 CORPORA = {"owl": kept(0, 1, 2, 3, 5, 8, 13, 21), "cat": kept(21, 1, 3, 5, 7, 8, 9), "untouched": kept(*range(30))}

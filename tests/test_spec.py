@@ -28,7 +28,7 @@ GOOD: dict[str, Any] = {
         {"kind": "twin", "trait": "wolf"},
         {"kind": "shuffled-within", "teacher": {"kind": "prompted"}},
         {"kind": "foreign", "base": "folder/two"},
-        {"kind": "control", "base": "folder/two", "name": "the other control"},
+        {"kind": "control", "base": "folder/two", "name": "the-other-control"},
     ],
 }
 TEXTS = st.one_of(st.sampled_from(["no", "null", "1e5", "0x1f", "2024-01-01", "- a", "a: b", "é🦉", "", "~"]), st.text("ab:#'\"\n \\-é", max_size=6))
@@ -185,12 +185,12 @@ def test_overrides_replace_fields_and_are_checked(tmp_path: Path) -> None:
 
 def test_arms_are_resolved_once() -> None:
     known = Experiment.model_validate(GOOD)
-    names = ["trait", "control", "twin-wolf", "shuffled-within", "foreign-two", "the other control"]
+    names = ["trait", "control", "twin-wolf", "shuffled-within", "foreign-two", "the-other-control"]
     assert [arm.name for arm in known.arms] == names
     assert [arm.trait for arm in known.arms] == ["owl", "", "wolf", "owl", "owl", ""]
     assert [arm.base for arm in known.arms] == ["one"] * 4 + ["folder/two"] * 2
     assert Experiment.model_validate(known.model_dump()) == known
-    assert [known.control_of(arm).name for arm in known.arms] == ["control"] * 4 + ["the other control"] * 2
+    assert [known.control_of(arm).name for arm in known.arms] == ["control"] * 4 + ["the-other-control"] * 2
 
 
 def test_specs_cannot_be_changed() -> None:
