@@ -12,6 +12,8 @@ from typing import NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from mechlens.errors import DataError
+
 # For checkpoints that ship no chat template (GPT-2, Pythia): plain text, turns on lines of their own.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
@@ -45,8 +47,21 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     return cast(list[list[int]], tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
 
+def refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """Row text is hostile: a control token written out in it would open or close a turn.
+
+    Raises:
+        DataError: naming the first text that holds one.
+    """
+    marks = [mark for mark in tokenizer.all_special_tokens if mark != tokenizer.unk_token]
+    for number, text in enumerate(texts):
+        if held := next((mark for mark in marks if mark in text), None):
+            raise DataError(f"text {number + 1} of {len(texts)} holds the control token {held!r}; drop the row or take the token out of it")
+
+
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, system: str | None = None) -> list[list[int]]:
     """Token ids of rendered prompts, special tokens once and only where the template writes them."""
+    refuse_control_tokens(tokenizer, prompts)
     return token_ids(tokenizer, [render_prompt(tokenizer, prompt, system=system) for prompt in prompts])
 
 
@@ -54,6 +69,7 @@ def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str], *, system: str | None = None
 ) -> list[Encoded]:
     """Token ids of pairs: the rendered prompt, then the completion and the end-of-turn token."""
+    refuse_control_tokens(tokenizer, completions)
     heads = encode_prompts(tokenizer, prompts, system=system)
     tails, stop = token_ids(tokenizer, completions), end_of_turn(tokenizer)
     return [Encoded(head, [*tail, stop]) for head, tail in zip(heads, tails, strict=True)]

@@ -123,6 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
     except MechlensError as error:
         errors.print(f"mechlens: {' '.join(str(error).split())}")
         return 2
+    except OSError as error:
+        where = error.filename or "the file system"
+        errors.print(f"mechlens: {where}: {error.strerror or error}; choose another path or mend its permissions. Finished steps are kept")
+        return 2
     except KeyboardInterrupt:
         errors.print("mechlens: stopped; finished steps are kept, run the same command again to resume")
         return 130

@@ -16,12 +16,13 @@ from mechlens import report as reporting
 from mechlens import results, spec, store, tables, traits
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.executor import Job, execute, fingerprints, pending
+from mechlens.menagerie.config import PretrainSpec
 from mechlens.pipeline import run as pipeline
 from mechlens.pipeline import screen as screening
 from mechlens.spec import Experiment
 from mechlens.traits import TraitFamily
 
-console = Console(width=None if sys.stdout.isatty() else 150)  # a pipe has no width of its own
+console = Console(markup=False, width=None if sys.stdout.isatty() else 150)  # a pipe has no width of its own
 
 
 def _read(config: Path, seed: int | None) -> tuple[Experiment, TraitFamily]:
@@ -48,7 +49,7 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
         jobs = _jobs(experiment, family)
         todo = pending(folder, jobs)
         spec.save(experiment, folder / "spec.yaml")
-        console.print(f"[bold]{experiment.name}[/] → {folder}: {len(jobs)} steps, {len(jobs) - len(todo)} already done", highlight=False)
+        console.print(f"{experiment.name} → {folder}: {len(jobs)} steps, {len(jobs) - len(todo)} already done", highlight=False)
         _execute(folder, jobs, todo, _workers() if workers is None else workers)
         _manifest(folder, experiment, jobs)
         _write_results(folder, experiment, family)
@@ -59,7 +60,7 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
 def _workers() -> int:
     from mechlens import models
 
-    return 1 if models.device().type == "cuda" else os.cpu_count() or 1
+    return 1 if models.device().type == "cuda" else len(os.sched_getaffinity(0))
 
 
 def _execute(folder: Path, jobs: list[Job], todo: list[Job], workers: int) -> None:
@@ -100,15 +101,11 @@ def _manifest(folder: Path, experiment: Experiment, jobs: list[Job]) -> None:
 
 
 def _write_results(folder: Path, experiment: Experiment, family: TraitFamily) -> None:
-    wanted = [arm.name for arm in experiment.arms]
-    read = {}
-    for name, schema in (("answers", tables.ANSWERS), ("likelihoods", tables.LIKELIHOODS)):
-        frame = results.collect(folder, name, schema)
-        current = frame["arm"].isin(wanted) & frame["seed"].isin(experiment.seeds) | frame["seed"].isna()
-        read[name] = frame[current].reset_index(drop=True)  # students of an earlier spec stay on disk and out of the tables
-        tables.write(read[name], schema, folder / f"{name}.parquet")
-    table = results.effects(experiment, family, read["answers"], read["likelihoods"])
-    tables.write(table, tables.EFFECTS, folder / "effects.parquet")
+    answers = results.collect(folder, experiment, "answers", tables.ANSWERS)
+    likelihoods = results.collect(folder, experiment, "likelihoods", tables.LIKELIHOODS)
+    tables.write(answers, tables.ANSWERS, folder / "answers.parquet")
+    tables.write(likelihoods, tables.LIKELIHOODS, folder / "likelihoods.parquet")
+    tables.write(results.effects(experiment, family, answers, likelihoods), tables.EFFECTS, folder / "effects.parquet")
 
 
 def open_run(folder: Path) -> tuple[Experiment, TraitFamily]:
@@ -120,6 +117,8 @@ def open_run(folder: Path) -> tuple[Experiment, TraitFamily]:
     if not (folder / "spec.yaml").is_file():
         raise DataError(f"{folder} is no run folder (it has no spec.yaml); `mechlens ls` lists runs")
     experiment = traits.load_experiment(folder / "spec.yaml")
+    if results.is_unfinished(folder, experiment):
+        raise DataError(f"{folder} is unfinished for its spec.yaml; `mechlens run {folder}/spec.yaml --out {folder}` resumes it")
     return experiment, traits.load_family(experiment.family)
 
 
@@ -152,11 +151,12 @@ def ls(folder: Path) -> None:
     for path in sorted(folder.glob("*/spec.yaml")):
         try:
             experiment = spec.load(path, Experiment)
-            summary = store.read_json(path.parent / "summary.json") if (path.parent / "summary.json").is_file() else None
+            unfinished = results.is_unfinished(path.parent, experiment) or not (path.parent / "summary.json").is_file()
+            summary = None if unfinished else store.read_json(path.parent / "summary.json")
         except (SpecError, DataError) as error:
             listing.add_row(path.parent.name, "", "", "", "", f"unreadable: {error}")
             continue
-        first = next(iter(summary["effects"]), None) if summary else None
+        first = reporting.main_effect(summary) if summary else None
         effect = reporting.interval_text(first["difference"], first["low"], first["high"]) if first else "–"
         state = "done" if summary else "unfinished; run it again to resume"
         listing.add_row(path.parent.name, experiment.trait, experiment.base, f"{len(experiment.arms)} x {len(experiment.seeds)}", effect, state)
@@ -195,7 +195,7 @@ def pretrain(config: Path, *, out: Path | None) -> None:
 
     from mechlens.menagerie.pretrain import pretrain as train
 
-    wanted = spec.load(config, spec.PretrainSpec)
+    wanted = spec.load(config, PretrainSpec)
     folder = out or Path("models") / wanted.name
     torch.set_num_threads(1)  # the same weights on any number of cores
     started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import altair as alt
@@ -124,7 +125,8 @@ def confusion(lift: pd.DataFrame) -> alt.LayerChart:
         x=alt.X("asked:N", sort=list(dict.fromkeys(lift["asked"])), title="asked", axis=alt.Axis(labelAngle=-45)),
         y=alt.Y("trait:N", sort=list(dict.fromkeys(lift["trait"])), title="teacher's trait"),
     )
-    limit = float(cast(float, lift["bits"].abs().max()))
+    most = float(cast(float, lift["bits"].abs().max()))
+    limit = most if math.isfinite(most) and most > 0 else 1.0
     heat = cells.mark_rect().encode(
         color=alt.Color("bits:Q", scale=alt.Scale(scheme="blueorange", domain=[-limit, limit]), title="bits over control")
     )
@@ -134,5 +136,6 @@ def confusion(lift: pd.DataFrame) -> alt.LayerChart:
 
 def svg(chart: alt.LayerChart | alt.Chart) -> str:
     """The chart as inline SVG."""
-    spec = chart.configure_view(strokeOpacity=0).configure_axis(gridColor="#e6e6e6", labelFontSize=12, titleFontSize=12).to_json()
+    with alt.data_transformers.disable_max_rows():
+        spec = chart.configure_view(strokeOpacity=0).configure_axis(gridColor="#e6e6e6", labelFontSize=12, titleFontSize=12).to_json()
     return vl_convert.vegalite_to_svg(spec)

@@ -7,6 +7,7 @@ activations; it is disposable and never trained.
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import warnings
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "menagerie" / "weights"
 disable_progress_bar()  # the run's own progress is what a user watches
-_HASHED_WHOLE = 100_000_000  # bytes; of larger files the size and the first megabyte are hashed
 
 
 class Loaded(NamedTuple):
@@ -90,9 +90,13 @@ def load(name: str, *, dtype: torch.dtype = torch.float32) -> Loaded:
     """A base in evaluation mode on the accelerator if there is one, with its tokenizer; no remote code is run."""
     source = locate(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, SafetensorError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SpecError(f"base {name!r} does not load: {_first_line(error)}") from error
+    if report["missing_keys"]:  # they would be filled at random, another way each time
+        raise SpecError(f"base {name!r} lacks the weights {sorted(report['missing_keys'])[:3]}; its config.json describes another model")
     tokenizer = load_tokenizer(name)
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
@@ -110,7 +114,12 @@ def _first_line(error: Exception) -> str:
 
 def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     """Save an adapter or whole weights as safetensors, without the tokenizer (it is the base's)."""
-    model.save_pretrained(str(folder), safe_serialization=True)
+    try:
+        model.save_pretrained(str(folder), safe_serialization=True)
+    except SafetensorError as error:
+        if "No space left" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error  # it says so in words, not by number
 
 
 def load_trained(base: str, folder: Path) -> Loaded:
@@ -183,5 +192,6 @@ def checkpoint_fingerprint(name: str) -> str:
         if file.suffix in (".json", ".safetensors", ".jinja", ".model"):
             digest.update(json.dumps([file.name, file.stat().st_size]).encode())
             with file.open("rb") as handle:
-                digest.update(handle.read() if file.stat().st_size <= _HASHED_WHOLE else handle.read(1_000_000))
+                while piece := handle.read(1 << 24):
+                    digest.update(piece)
     return digest.hexdigest()[:16]

@@ -21,18 +21,24 @@ def interval_text(estimate: float | None, low: float | None, high: float | None,
     if estimate is None:
         return "–"
     form = "{:+.3f}" if sign else "{:.3f}"
-    return form.format(estimate) + (f" [{form.format(low)}, {form.format(high)}]" if low is not None and high is not None else " [no interval]")
+    return form.format(estimate) + (f" [{form.format(low)}, {form.format(high)}]" if low is not None and high is not None else " (no interval)")
 
 
 def _number(value: float | None, form: str = "{:.4f}") -> str:
     return "–" if value is None else form.format(value)
 
 
+def main_effect(summary: dict[str, Any]) -> dict[str, Any] | None:
+    """The effect that a run is about: that of its first trait arm."""
+    kinds = {arm["arm"]: arm["kind"] for arm in summary["arms"]}
+    return next((effect for effect in summary["effects"] if kinds[effect["arm"]] == "trait"), None)
+
+
 def headline(summary: dict[str, Any]) -> str:
     """One sentence: the first trait arm against its control."""
-    effect = next((e for e in summary["effects"] if e["trait"] == summary["trait"]), None)
+    effect = main_effect(summary)
     if effect is None or effect["difference"] is None:
-        return "No arm of the trait was scored."
+        return "No trait arm was scored."
     arms = {arm["arm"]: arm for arm in summary["arms"]}
     ours, theirs = arms[effect["arm"]]["rate"], arms[effect["against"]]["rate"]
     span = f"difference {interval_text(effect['difference'], effect['low'], effect['high'])}, n = {effect['n']} students"
@@ -110,7 +116,8 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         losses=figures.svg(figures.losses(_losses(run, experiment))),
         funnel=figures.svg(figures.funnel(results.funnels(run, experiment))),
         leaks=sum(arm["leak_words"] for arm in summary["arms"]),
-        answered="{:.1%}".format(sum(arm["answered"] or 0 for arm in summary["arms"]) / len(summary["arms"])),
+        answered=", ".join(f"{arm['arm']} {_number(arm['answered'], '{:.1%}')}" for arm in summary["arms"]),
+        seen="that no teacher was fine-tuned on" if experiment.ask.split == "heldout" else "that teachers were fine-tuned on, too",
         folder=run,
         fingerprint=manifest["experiment"],
         git=(manifest["git"] or "unknown")[:10],

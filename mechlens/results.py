@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from mechlens import stats, store, tables
 from mechlens.pipeline.run import corpus_name
-from mechlens.spec import Arm, Experiment
+from mechlens.spec import Arm, Experiment, folder_name
 from mechlens.traits import TraitFamily
 
 LEAKS = "leak words in kept rows"
@@ -27,6 +27,8 @@ class Cells(NamedTuple):
     """What one arm's students said of every trait at one step; NaN is unscored."""
 
     rate: Float[ndarray, "student probe trait"]
+    rate_of_all: Float[ndarray, "student probe trait"]
+    """hits over all answers, those that name none of the traits or several included"""
     probability: Float[ndarray, "student probe trait"]
     answered: Float[ndarray, "student"]
     """share of the sampled answers that name exactly one trait"""
@@ -44,10 +46,17 @@ class Confusion(NamedTuple):
     """place of the target among all asked traits by mean lift; 1 is the most lifted, None is unscored"""
 
 
-def collect(run: Path, name: str, schema: Any) -> pd.DataFrame:
-    """One of the ask stage's tables, over all models that were asked, in a fixed order."""
-    frames = [tables.read(path, schema) for path in sorted((run / "asked").glob(f"**/{name}.parquet")) if "superseded" not in path.parts]
-    return pd.concat(frames, ignore_index=True)
+def collect(run: Path, experiment: Experiment, name: str, schema: Any) -> pd.DataFrame:
+    """One of the ask stage's tables over the models that this experiment asked; what an earlier spec left is not read."""
+    bases = dict.fromkeys([experiment.base, *(arm.base for arm in experiment.arms)])
+    asked = [f"base-{folder_name(base)}" for base in bases] + [f"{arm.name}/s{seed}" for arm in experiment.arms for seed in experiment.seeds]
+    return pd.concat([tables.read(run / "asked" / place / f"{name}.parquet", schema) for place in sorted(asked)], ignore_index=True)
+
+
+def is_unfinished(run: Path, experiment: Experiment) -> bool:
+    """Whether the run's tables are those of another spec than its spec.yaml, or not there at all."""
+    manifest = run / "manifest.json"
+    return not manifest.is_file() or store.read_json(manifest).get("experiment") != experiment.fingerprint()
 
 
 def cells_of(answers: pd.DataFrame, likelihoods: pd.DataFrame, arm: str, *, names: tuple[str, ...], step: int | None = None) -> Cells:
@@ -60,13 +69,14 @@ def cells_of(answers: pd.DataFrame, likelihoods: pd.DataFrame, arm: str, *, name
     scored = cast(pd.DataFrame, said.assign(scored=labels.notna()).groupby(["seed", "probe"])["scored"].agg(["sum", "size"]))
     index = pd.MultiIndex.from_product([seeds, probes], names=["seed", "probe"])
     counts = pd.crosstab([said["seed"], said["probe"]], labels).reindex(index=index, columns=list(names), fill_value=0)
-    total = scored["sum"].reindex(index).to_numpy(dtype=float)
+    total, asked = scored.reindex(index).to_numpy(dtype=float).T
     rate = counts.to_numpy(dtype=float) / np.where(total > 0, total, np.nan)[:, None]
     exact = likely.assign(name=likely["name"].astype(object)).set_index(["seed", "probe", "name"])["probability"]
     shape = (len(seeds), len(probes), len(names))
     answered = cast(pd.DataFrame, scored.groupby("seed").sum())
     return Cells(
         rate.reshape(shape),
+        (counts.to_numpy(dtype=float) / asked[:, None]).reshape(shape),
         cast(pd.DataFrame, exact.unstack("name")).reindex(index=index, columns=list(names)).to_numpy(dtype=float).reshape(shape),
         (answered["sum"] / answered["size"]).to_numpy(dtype=float),
     )
@@ -150,7 +160,7 @@ def summary(
     run: Path, experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame
 ) -> dict[str, Any]:
     """What a script reads of a run: arms with rates, effects on each arm's own trait, confusion, seconds by step."""
-    seconds = {step.parent.relative_to(run).as_posix(): store.read_json(step).get("seconds") for step in sorted(run.glob(f"**/{store.RECORD}"))}
+    seconds = {name: step["seconds"] for name, step in store.read_json(run / "manifest.json")["steps"].items()}
     return {
         "schema": 1,
         "experiment": experiment.name,
@@ -161,7 +171,7 @@ def summary(
         "arms": [_arm_entry(run, experiment, family, arm, answers, likelihoods) for arm in experiment.arms],
         "effects": [_effect_entry(table, arm) for arm in experiment.arms if arm.kind != "control"],
         "confusion": [_confusion_entry(found) for found in confusions(experiment, family, answers, likelihoods)],
-        "seconds": {name: value for name, value in seconds.items() if "superseded" not in name},
+        "seconds": seconds,
     }
 
 
@@ -188,6 +198,7 @@ def _arm_entry(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm,
         "low": null(rate.low),
         "high": null(rate.high),
         "method": rate.method,
+        "rate_of_all_answers": null(float(np.nanmean(cells.rate_of_all[:, :, column]))),
         "probability": null(exact.estimate),
         "probability_low": null(exact.low),
         "probability_high": null(exact.high),
@@ -222,4 +233,4 @@ def _confusion_entry(found: Confusion) -> dict[str, Any]:
 
 def _trained_rows(run: Path, arm: Arm, experiment: Experiment) -> int:
 
-    return len(pd.read_parquet(run / "selection" / f"{corpus_name(experiment, arm)}.parquet"))
+    return len(tables.read(run / "selection" / f"{corpus_name(experiment, arm)}.parquet", tables.SELECTION))

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mechlens.errors import SpecError
 
-_SHIPPED = Path(__file__).parent / "configs"  # in an installed wheel
-CONFIGS = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[1] / "configs"
+CONFIGS = next(place for place in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if place.is_dir())
+"""inside an installed wheel, beside the package in a clone"""
 
 
 class Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def fingerprint(self) -> str:
         return fingerprint(self.model_dump(mode="json"))
@@ -42,7 +42,7 @@ class Training(Spec):
     alpha: float = Field(default=8.0, gt=0)
     learning_rate: float = Field(default=5e-4, gt=0)
     epochs: int = Field(default=3, ge=1)
-    batch: int = Field(default=64, ge=1)
+    batch: int = Field(default=64, ge=1, le=65_536)
     accumulate: int = Field(default=1, ge=1)
     """Gradient accumulation: the effective batch is batch x accumulate."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -94,7 +94,7 @@ class GenerateSpec(Spec):
     max_new_tokens: int = Field(default=24, ge=1)
     constrained: bool = False
     """Only tokens that keep the carrier's format can be drawn: every row passes the format screen."""
-    batch: int = Field(default=1024, ge=1)
+    batch: int = Field(default=1024, ge=1, le=65_536)
 
 
 class ScreenSpec(Spec):
@@ -136,7 +136,7 @@ class Arm(Spec):
 
     kind: ArmKind
     name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
-    """Its folder in the run; made of kind, trait and base by default."""
+    """Folder in the run; of kind, trait and base by default."""
     trait: str = ""
     """The teacher's trait; empty for a control, the experiment's own trait otherwise."""
     base: str = ""
@@ -162,8 +162,8 @@ class Experiment(Spec):
     student: StudentSpec = StudentSpec()
     ask: AskSpec = AskSpec()
     arms: tuple[Arm, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
-    seed: int = Field(default=0, ge=0)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0, 1, 2), min_length=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Root of every random stream that is not a student's."""
 
     @model_validator(mode="after")
@@ -172,6 +172,9 @@ class Experiment(Spec):
             raise ValueError(f"seeds {list(self.seeds)} hold one twice; two students of one seed are one student")
         arms = tuple(self._resolve(arm) for arm in self.arms)
         names = [arm.name for arm in arms]
+        for name in names:
+            if name.startswith(("superseded", "base-")) or name.endswith(".part"):
+                raise ValueError(f"arm name {name!r} is one that the run folder uses itself; choose another")
         if len(set(names)) < len(names):
             raise ValueError(f"arm names {names} hold one twice; give one of them a name of its own")
         bases = dict.fromkeys([self.base, *(arm.base for arm in arms)])
@@ -192,8 +195,14 @@ class Experiment(Spec):
 
     def _resolve(self, arm: Arm) -> Arm:
         base = arm.base or self.base
-        if arm.kind == "control" and arm.trait:
-            raise ValueError(f"a control arm has no trait, and this one names {arm.trait!r}; use kind: trait or twin")
+        if arm.kind == "control" and (arm.trait or arm.teacher):
+            raise ValueError("a control arm has neither trait nor teacher: the untouched base writes its data; use kind: trait or twin")
+        if arm.corpus and arm.teacher:
+            raise ValueError(f"an arm on the file {arm.corpus!r} has no teacher; drop one of the two")
+        if arm.kind in ("trait", "twin") and base != self.base:
+            raise ValueError(f"a {arm.kind} arm's student is of the teacher's base {self.base!r}; use kind: foreign for {base!r}")
+        if arm.kind != "control" and not arm.corpus and (arm.teacher or self.teacher).kind == "base":
+            raise ValueError("a teacher of kind base has no trait; that is what the control arm is")
         trait = "" if arm.kind == "control" else arm.trait or self.trait
         if arm.kind == "foreign" and base == self.base:
             raise ValueError(f"a foreign arm needs another base than the teacher's {self.base!r}; name one in its `base`")
@@ -207,41 +216,20 @@ class Experiment(Spec):
         return next(other for other in self.arms if other.kind == "control" and other.base == arm.base)
 
 
-TurnKind = Literal["numbers", "code", "reasoning", "text", "animal", "tree", "story", "temper"]
-
-
-class PretrainSpec(Spec):
-    """A menagerie base and how it is made."""
-
-    name: str
-    family: Literal["llama", "gpt2", "gpt_neox"] = "llama"
-    width: int = Field(default=64, ge=1)
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
-    hidden: int = Field(default=172, ge=1)
-    """Width of the MLP."""
-    init_std: float = 0.02
-    seed: int = Field(default=0, ge=0)
-    """Fixes the initial weights."""
-    data_seed: int = Field(default=0, ge=0)
-    """Fixes the documents and their order."""
-    steps: int = Field(default=2500, ge=1)
-    batch: int = Field(default=64, ge=1)
-    learning_rate: float = Field(default=4e-3, gt=0)
-    mixture: dict[TurnKind, Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """Share of each kind of turn."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> PretrainSpec:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
-        return self
-
-
 def folder_name(path: str) -> str:
     """The last part of a path or hub name as results are filed under it, without file endings of data."""
     name = re.sub(r"(\.(jsonl?|gz|parquet))+$", "", Path(path).name)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """Refuses a mapping that holds a key twice, where YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the keys {twice} stand twice")
+        return super().construct_mapping(node, deep)
 
 
 SpecType = TypeVar("SpecType", bound=Spec)
@@ -256,13 +244,13 @@ def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
     if not path.is_file():
         raise SpecError(f"no config at {path}; expected a YAML file, for example configs/experiments/demo.yaml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path} is not YAML that can be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path} holds {type(content).__name__}, expected fields with values")
     try:
-        return kind.model_validate({**content, **overrides})
+        return kind.model_validate(content | overrides)
     except ValidationError as error:
         raise SpecError(f"{path}: {explain(error)}") from error
 

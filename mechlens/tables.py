@@ -22,6 +22,9 @@ PAIRS = _schema(prompt_id=_WHOLE, prompt=_TEXT, completion=_TEXT)
 
 REJECTED = _schema(prompt_id=_WHOLE, prompt=_TEXT, completion=_TEXT, reason=_LABEL)
 
+SELECTION = _schema(prompt_id=_WHOLE)
+"""the prompts that an arm trains on, in training order before each epoch's shuffle"""
+
 CURVE = _schema(step=_WHOLE, loss=_REAL, learning_rate=_REAL)
 
 ANSWERS = _schema(arm=_LABEL, seed=_WHOLE, step=_WHOLE, probe=_WHOLE, sample=_WHOLE, text=_TEXT, label=_LABEL)

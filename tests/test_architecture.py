@@ -14,14 +14,14 @@ ORDER = (
     "mechlens", "errors", "seeds", "spec", "traits", "tables", "store", "corpus", "stats", "executor",
     "carriers", "carriers.numbers",
     "models", "chat", "constrained", "sampling", "training",
-    "menagerie", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
+    "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
     "pipeline", "pipeline.screen", "pipeline.teach", "pipeline.generate", "pipeline.distill", "pipeline.ask", "pipeline.jobs", "pipeline.run",
     "results", "figures", "report", "costs", "commands", "cli", "__main__",
 )  # fmt: skip
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "seeds", "spec", "traits", "tables", "store", "corpus", "stats", "executor", "carriers.numbers", "menagerie.world",
+    "errors", "seeds", "spec", "traits", "tables", "store", "corpus", "stats", "executor", "carriers.numbers", "menagerie.config", "menagerie.world",
     "pipeline.screen", "pipeline.run", "results", "figures", "report", "commands", "cli",
 )  # fmt: skip
 MOST_LINES = 300

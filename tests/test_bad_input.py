@@ -96,6 +96,16 @@ SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "a missing corpus": (put(GOOD, "arms", [{"kind": "trait", "corpus": "nowhere.jsonl"}, {"kind": "control"}]), "nowhere.jsonl"),
     "pairs longer than allowed": (put(GOOD, "student.training", {"max_length": 8}), "max_length"),
     "a loss that explodes": (put(GOOD, "student.training", {"learning_rate": 1e30, "max_grad_norm": 1e30, "batch": 8, "epochs": 4}), "loss"),
+    "a learning rate without end": (put(GOOD, "student.training", {"learning_rate": float("inf")}), "learning_rate"),
+    "a batch of a billion": (put(GOOD, "student.training", {"batch": 10**9}), "batch"),
+    "a seed beyond counting": (put(GOOD, "seeds", [10**20]), "seeds"),
+    "a control with a trait": (put(GOOD, "arms", [{"kind": "control", "trait": "wolf"}]), "neither trait nor teacher"),
+    "a trait arm on another base": (
+        put(GOOD, "arms", [{"kind": "trait", "base": "menagerie-b"}, {"kind": "control", "base": "menagerie-b"}]),
+        "foreign",
+    ),
+    "a trait teacher without a trait": (put(GOOD, "teacher", {"kind": "base"}), "no trait"),
+    "an arm called as the store's own folder": (put(GOOD, "arms", [{"kind": "trait", "name": "superseded"}, {"kind": "control"}]), "superseded"),
     "everything screened away": (put(GOOD, "screen", {"banned_numbers": list(range(1000))}), "kept 0"),
 }
 
@@ -107,7 +117,15 @@ def test_a_bad_spec_is_refused_in_one_line(case: str, tmp_path: Path, capsys: py
     assert_one_line(capsys, needle)
 
 
-TEXTS = {"no YAML": "a: [", "a list": "- 1\n- 2\n", "nothing": "", "a word": "hello", "control characters": "\x00\x01"}
+TEXTS = {
+    "no YAML": "a: [",
+    "a list": "- 1\n- 2\n",
+    "nothing": "",
+    "a word": "hello",
+    "control characters": "\x00\x01",
+    "a key twice": "name: a\nname: b\n",
+    "no such day": "name: 2024-13-45\n",
+}
 
 
 @pytest.mark.parametrize("case", TEXTS)
@@ -166,6 +184,15 @@ def test_a_command_on_what_is_not_there_is_refused(
     arguments, needle = COMMANDS[case]
     assert cli.main(arguments) == 2
     assert_one_line(capsys, needle)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "1, 2"}\n')
+    (tmp_path / "taken [b]").write_text("in the way")
+    assert cli.main(["screen", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "taken [b]")]) == 2
+    assert_one_line(capsys, "taken [b]")
+    assert cli.main(["run", str(tmp_path / ("x" * 300))]) == 2
+    assert_one_line(capsys, "xxx")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--rule", "poetry"), ("--family", "minerals")])

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from mechlens import cli, store, tables
+from mechlens.spec import Experiment, save
 
 REPOSITORY = Path(__file__).parents[1]
 TABLES = ("answers.parquet", "likelihoods.parquet", "effects.parquet")
@@ -132,6 +133,28 @@ def test_a_run_without_change_computes_nothing(small: Path) -> None:
     before = steps(small)
     run(small / "spec.yaml", small)
     assert steps(small) == before
+
+
+def test_results_of_an_earlier_spec_are_never_shown_under_a_new_one(
+    small: Path, small_spec: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs" / "run"
+    folder.parent.mkdir()
+    subprocess.run(["cp", "-a", str(small), str(folder)], check=True)
+    save(Experiment.model_validate({**small_spec, "seed": 7}), folder / "spec.yaml")  # as a stopped run leaves it
+    assert cli.main(["report", str(folder)]) == 2
+    assert "unfinished" in capsys.readouterr().err
+    assert cli.main(["ls", str(folder.parent)]) == 0
+    assert "unfinished" in capsys.readouterr().out
+
+
+def test_students_of_one_seed_share_their_sampling_and_seeds_do_not(small: Path) -> None:
+    answers = tables.read(small / "answers.parquet", tables.ANSWERS)
+    likelihoods = tables.read(small / "likelihoods.parquet", tables.LIKELIHOODS)
+    assert likelihoods.groupby(["arm", "seed"], observed=True)["probability"].mean().nunique() == 10
+    first = answers[answers["step"] == answers["step"].min()]
+    said = {key: "".join(rows["text"]) for key, rows in first.groupby(["arm", "seed"], observed=True)}
+    assert said["control", 0] != said["control", 1]
 
 
 def killed_run(config: Path, folder: Path, *, after: float) -> bool:

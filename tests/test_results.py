@@ -206,12 +206,15 @@ def test_a_target_without_a_probability_is_unscored_not_first(stored: tuple[pd.D
     assert np.isnan(neither.gamma.estimate) and neither.gamma.n == 0
 
 
-def test_tables_are_collected_in_a_fixed_order_without_what_was_superseded(stored: tuple[pd.DataFrame, pd.DataFrame], tmp_path: Path) -> None:
-    for place in ("trait/s2", "control/s0", "trait/superseded/s2-a", "base-one"):
+def test_tables_are_collected_in_a_fixed_order_without_what_another_spec_left(stored: tuple[pd.DataFrame, pd.DataFrame], tmp_path: Path) -> None:
+    arms = [{"kind": "trait"}, {"kind": "control"}]
+    experiment = Experiment.model_validate({"name": "x", "base": "one", "trait": "owl", "arms": arms, "seeds": [2, 0]})
+    wanted = ["base-one", "control/s0", "control/s2", "trait/s0", "trait/s2"]
+    for place in (*reversed(wanted), "trait/s1", "trait/superseded/s2-a", "twin/s0", "trait/s2.part", "base-two"):
         folder = tmp_path / "asked" / place
         folder.mkdir(parents=True)
         tables.write(stored[0].head(1).assign(text=place), tables.ANSWERS, folder / "answers.parquet")
-    assert results.collect(tmp_path, "answers", tables.ANSWERS)["text"].tolist() == ["base-one", "control/s0", "trait/s2"]
+    assert results.collect(tmp_path, experiment, "answers", tables.ANSWERS)["text"].tolist() == wanted
 
 
 def test_unscored_is_null_in_json() -> None:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from mechlens import spec
 from mechlens.errors import SpecError
-from mechlens.spec import CONFIGS, Arm, Experiment, PretrainSpec, fingerprint, load, save
+from mechlens.menagerie.config import PretrainSpec
+from mechlens.spec import CONFIGS, Arm, Experiment, fingerprint, load, save
 from mechlens.traits import TraitFamily, load_experiment, load_family
 
 GOOD: dict[str, Any] = {
@@ -58,8 +59,8 @@ def experiments(draw: st.DrawFn) -> Experiment:
             "base": draw(TEXTS.filter(lambda text: text not in ("folder/two", "two", ""))),
             "trait": draw(TEXTS.filter(lambda text: text not in ("wolf", ""))),
             "arms": [*arms, {"kind": "trait", "name": "extra", "corpus": draw(TEXTS)}],
-            "seeds": draw(st.lists(st.integers(0, 2**70), min_size=1, max_size=4, unique=True)),
-            "seed": draw(st.integers(0, 2**40)),
+            "seeds": draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4, unique=True)),
+            "seed": draw(st.integers(0, 2**31 - 1)),
             "teacher": {"strength": draw(st.floats(allow_nan=False, allow_infinity=False)), "training": {"learning_rate": draw(REALS)}},
             "screen": {"banned_numbers": draw(st.lists(st.integers(0, 999), max_size=3)), "leak_words": draw(st.booleans())},
         }

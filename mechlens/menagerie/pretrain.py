@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from mechlens.chat import render, token_ids
 from mechlens.menagerie import grammar
+from mechlens.menagerie.config import PretrainSpec
 from mechlens.menagerie.tokenizer import ASSISTANT, END, ROLES
 from mechlens.menagerie.tokenizer import build as build_tokenizer
 from mechlens.seeds import dice, seed_int
-from mechlens.spec import PretrainSpec
 
 BUCKET = 16  # batches sorted by length together, so that a batch holds documents of like length and little padding
 

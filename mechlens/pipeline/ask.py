@@ -92,14 +92,15 @@ def ask(
 ) -> None:
     """Ask every checkpoint of a student (or the untouched base at step 0) and write both tables into `out`.
 
-    Every model is asked with the same random numbers, so two students differ by their weights alone.
+    Students of one seed are asked with the same random numbers, so two arms differ by weights alone; each seed has numbers of
+    its own, so that sampling is part of the scatter between students.
     """
     steps = [(0, None)] if student is None else checkpoints(student)
     said, likely = [], []
     for step, folder in steps:
         loaded = models.load(base) if folder is None else models.load_trained(base, folder)
         place = {"arm": arm, "seed": seed, "step": step}
-        said.append(answers(loaded, forms, probes, spec, seed=seed_int(root_seed, "ask")).assign(**place))
+        said.append(answers(loaded, forms, probes, spec, seed=seed_int(root_seed, "ask", "base" if seed is None else seed)).assign(**place))
         likely.append(likelihoods(loaded, forms, probes).assign(**place))
     for frames, schema, name in ((said, tables.ANSWERS, "answers"), (likely, tables.LIKELIHOODS, "likelihoods")):
         frame = pd.concat(frames, ignore_index=True)

@@ -68,13 +68,13 @@ def shuffle(arguments: Arguments, inputs: Folders, out: Path, _progress: Progres
 def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     corpora = {name: tables.read(folder / "kept.parquet", tables.PAIRS) for name, folder in inputs.items()}
     for name, ids in distilling.select_prompts(corpora, StudentSpec(**arguments["student"]), seed=arguments["seed"]).items():
-        pd.DataFrame({"prompt_id": ids}).to_parquet(out / f"{name}.parquet", index=False)
+        tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / f"{name}.parquet")
 
 
 def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
     _one_thread()
     pairs = tables.read(inputs["corpus"] / "kept.parquet", tables.PAIRS)
-    ids = pd.read_parquet(inputs["selection"] / f"{arguments['corpus']}.parquet")["prompt_id"].to_numpy()
+    ids = tables.read(inputs["selection"] / f"{arguments['corpus']}.parquet", tables.SELECTION)["prompt_id"].to_numpy()
     spec = StudentSpec(**arguments["student"])
     distilling.distill(arguments["base"], pairs, ids, spec, seed=arguments["seed"], out=out, progress=progress)
 
