@@ -90,8 +90,10 @@ def _sample_batch(
     grammar: NumberGrammar | None,
 ) -> list[list[int]]:
     width, device = max(map(len, prompts)), model.device
-    padding = [width - len(prompt) for prompt in prompts]
-    ids = torch.tensor([[stop] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)], device=device)
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}  # a probe asked often is read once
+    reading = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
+    padding = [width - len(prompt) for prompt in place]
+    ids = torch.tensor([[stop] * pad + list(prompt) for pad, prompt in zip(padding, place, strict=True)], device=device)
     mask = (torch.arange(width, device=device) >= torch.tensor(padding, device=device).unsqueeze(-1)).long()  # [row, pos]
     position = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
@@ -103,6 +105,9 @@ def _sample_batch(
         logits = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
             :, -1
         ]  # [row, vocab]
+        if step == 0 and len(place) < len(prompts):
+            logits, mask, position = logits[reading], mask[reading], position[reading]
+            cache.batch_select_indices(reading)
         if following is not None:
             logits = logits.masked_fill(following[state] < 0, -torch.inf)
         token = draw(_probabilities(logits, decoding), uniform[alive, step])

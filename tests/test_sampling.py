@@ -22,7 +22,8 @@ STEPS = 10
 
 def ragged_prompts(vocabulary: int, *, rows: int = 13) -> list[list[int]]:
     rng = generator(7, "prompts")
-    return [rng.integers(7, vocabulary, int(rng.integers(1, 15))).tolist() for _ in range(rows)]
+    drawn = [rng.integers(7, vocabulary, int(rng.integers(1, 15))).tolist() for _ in range(rows)]
+    return [*drawn, *drawn[:4]]  # some stand twice: they are read once and drawn apart
 
 
 def stopping(texts: list[list[int]]) -> int:

@@ -17,7 +17,7 @@ from mechlens.tables import PAIRS
 from mechlens.traits import TraitFamily
 
 STAGES = "mechlens.pipeline.jobs"
-VERSIONS = {"teach": 1, "generate": 1, "bring": 1, "screen": 1, "shuffle": 1, "select": 1, "distill": 1, "ask": 2}
+VERSIONS = {"teach": 1, "generate": 1, "bring": 1, "screen": 1, "shuffle": 1, "select": 1, "distill": 1, "ask": 3}
 """raised when a change of a stage's code changes what it writes"""
 
 UNTOUCHED = "untouched"
