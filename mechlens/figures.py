@@ -28,7 +28,7 @@ def _shape(field: str = "kind:N") -> alt.Shape:
     return alt.Shape(field, scale=alt.Scale(domain=list(KIND_SHAPE), range=list(KIND_SHAPE.values())), legend=None)
 
 
-def _layered(*charts: alt.Chart, height: float | alt.Step) -> alt.LayerChart:
+def _layered(*charts: alt.Chart, height: int | alt.Step) -> alt.LayerChart:
     return cast(alt.LayerChart, alt.layer(*charts).properties(width=WIDTH, height=height))  # typed as if charts could be facets
 
 
