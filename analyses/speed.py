@@ -27,12 +27,12 @@ from mechlens.seeds import generator, seed_int
 from mechlens.spec import CarrierSpec, Training
 from mechlens.training import train
 
-REPEATS = 5
-ROWS = 1024
-BATCHES = (64, 256, 1024)
+REPEATS = 3
+ROWS = 512
+BATCHES = (64, 512)
 NEW_TOKENS = 24
 TRAINING = Training(embeddings=False, learning_rate=0.003, epochs=1)
-UPDATES = 60
+UPDATES = 40
 CARRIER = CarrierSpec(prompts=UPDATES * TRAINING.batch, wording="terse", values="patterned")
 
 
