@@ -7,12 +7,12 @@ mean little. Peak memory is that of a fresh process that does nothing else.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -139,7 +139,9 @@ def only(part: str) -> None:
         our_milliseconds_per_step(trained_pairs(loaded))
     elif part == "bare loop":
         bare_milliseconds_per_step(trained_pairs(loaded), selective=False)
-    print(json.dumps({"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    status = Path("/proc/self/status").read_text()  # getrusage would count what the parent held when this process was started
+    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    print(json.dumps({"megabytes": int(kilobytes) / 1024}))
 
 
 def main() -> None:
