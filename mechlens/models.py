@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -90,9 +90,8 @@ def load(name: str, *, dtype: torch.dtype = torch.float32) -> Loaded:
     """A base in evaluation mode on the accelerator if there is one, with its tokenizer; no remote code is run."""
     source = locate(name)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
+        settings = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+        model, report = cast(tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(source, **settings))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SpecError(f"base {name!r} does not load: {_first_line(error)}") from error
     if report["missing_keys"]:  # they would be filled at random, another way each time
