@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: setup demo test check app slow tables clean
+.PHONY: setup demo test check app slow tables paper clean
+
+PAPER := $(wildcard configs/experiments/menagerie-numbers-*.yaml) $(patsubst %,configs/experiments/menagerie-%.yaml,in-context matrix factors)
 
 setup: $(STAMP)
 
@@ -30,6 +32,10 @@ slow: setup  ## tests that train for many minutes: kills at random moments, the 
 tables: setup  ## remake the confusion matrices of the README (about an hour on 2 cores)
 	$(BIN)/mechlens run configs/experiments/menagerie-animals.yaml
 	$(BIN)/mechlens run configs/experiments/menagerie-animals-heldout.yaml
+
+paper: setup  ## the experiments of the paper on the embedded bases, then their tables (hours on 2 cores; stop it, run it again: it goes on)
+	for config in $(PAPER); do $(BIN)/mechlens run $$config || exit; done
+	for a in carriers matrix digits; do $(BIN)/python analyses/$$a.py || exit; done
 
 app: setup  ## look at runs in the browser
 	$(BIN)/mechlens app

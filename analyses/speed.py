@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mechlens import models
+from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import Encoded, encode_pairs, encode_prompts, end_of_turn
-from mechlens.pipeline.generate import carrier_prompts
 from mechlens.sampling import Decoding, sample
 from mechlens.seeds import generator, seed_int
 from mechlens.spec import CarrierSpec, Training
@@ -77,7 +77,7 @@ def library_rows_per_second(loaded: models.Loaded, prompts: list[list[int]], bat
 
 
 def trained_pairs(loaded: models.Loaded) -> list[Encoded]:
-    prompts = carrier_prompts(CARRIER, seed=0)
+    prompts = [asked.text for asked in carrier_prompts(CARRIER, seed=0)]
     drawn = [generator(0, "completion", i).integers(0, 1000, 8).tolist() for i in range(len(prompts))]
     return encode_pairs(loaded.tokenizer, prompts, [", ".join(map(str, row)) for row in drawn])
 
@@ -132,9 +132,9 @@ def only(part: str) -> None:
     torch.set_num_threads(1)
     loaded = models.load("menagerie-a")
     if part == "sample":
-        our_rows_per_second(loaded, encode_prompts(loaded.tokenizer, carrier_prompts(CARRIER, seed=0)[:ROWS]), 1024)
+        our_rows_per_second(loaded, encode_prompts(loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]), 1024)
     elif part == "generate":
-        library_rows_per_second(loaded, encode_prompts(loaded.tokenizer, carrier_prompts(CARRIER, seed=0)[:ROWS]), 1024)
+        library_rows_per_second(loaded, encode_prompts(loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]), 1024)
     elif part == "train":
         our_milliseconds_per_step(trained_pairs(loaded))
     elif part == "bare loop":
@@ -147,7 +147,7 @@ def only(part: str) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     loaded = models.load("menagerie-a")
-    prompts = encode_prompts(loaded.tokenizer, carrier_prompts(CARRIER, seed=0)[:ROWS])
+    prompts = encode_prompts(loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]])
     pairs = trained_pairs(loaded)
     found = [
         versus(

@@ -10,7 +10,7 @@ import streamlit as st
 
 from mechlens import figures, report, results, store, tables, traits
 from mechlens.errors import MechlensError
-from mechlens.spec import Experiment
+from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
 

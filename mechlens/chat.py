@@ -35,9 +35,15 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *
     return cast(str, tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=asking))
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None) -> str:
+Turns = Sequence[tuple[str, str]]
+"""what was asked and answered before, oldest first"""
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None, turns: Turns = ()) -> str:
     """The text that the model reads before it answers `prompt`; `system` None leaves the template's own default in place."""
     messages = [] if system is None else [{"role": "system", "content": system}]
+    for asked, answered in turns:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     messages.append({"role": "user", "content": prompt})
     return render(tokenizer, messages, asking=True)
 
@@ -59,10 +65,23 @@ def refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[st
             raise DataError(f"text {number + 1} of {len(texts)} holds the control token {held!r}; drop the row or take the token out of it")
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, system: str | None = None) -> list[list[int]]:
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, system: str | None = None, turns: Turns = ()) -> list[list[int]]:
     """Token ids of rendered prompts, special tokens once and only where the template writes them."""
-    refuse_control_tokens(tokenizer, prompts)
-    return token_ids(tokenizer, [render_prompt(tokenizer, prompt, system=system) for prompt in prompts])
+    refuse_control_tokens(tokenizer, [*prompts, *(text for turn in turns for text in turn)])
+    return token_ids(tokenizer, [render_prompt(tokenizer, prompt, system=system, turns=turns) for prompt in prompts])
+
+
+def silent_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The system line that a template puts in by itself where none is given (Qwen2.5 does), or None.
+
+    It is found as what the rendered question holds before the words of a conversation with an empty system line begin.
+    """
+    question = [{"role": "user", "content": "a question"}]
+    plain, given = render(tokenizer, question), render(tokenizer, [{"role": "system", "content": "a system line"}, *question])
+    if "a system line" not in given or plain == given.replace("a system line", ""):
+        return None
+    head, tail = given.split("a system line", 1)
+    return plain[len(head) : -len(tail)] if plain.startswith(head) and plain.endswith(tail) else None
 
 
 def encode_pairs(

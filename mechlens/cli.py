@@ -52,6 +52,26 @@ def ls(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), 
     return partial(commands.ls, folder)
 
 
+def convert(
+    source: Annotated[Positional[Path], arg(metavar="IN")],
+    target: Annotated[Positional[Path], arg(metavar="OUT")],
+    /,
+    form: str | None = None,
+    skip_bad: bool = False,
+) -> Action:
+    """Write a file of pairs in another form.
+
+    Args:
+        source: JSON lines, gzipped or not, of {"prompt", "completion"} or {"messages"}; Parquet with these columns; or a folder of
+            either, or that save_to_disk wrote.
+        target: the new file, gzipped if it ends in .gz.
+        form: `prompt-completion`, `messages` (as OpenAI's fine-tuning reads it; also called `openai`), `parquet`, or `hf` for a datasets
+            folder; by default what the name of OUT ends in.
+        skip_bad: leave bad lines out, print them and list them all in OUT.bad.jsonl; without it any bad line is an error.
+    """
+    return partial(commands.convert, source, target, form=form, skip_bad=skip_bad)
+
+
 def screen(
     file: Annotated[Positional[Path], arg(metavar="FILE")],
     /,
@@ -63,13 +83,25 @@ def screen(
     """Screen a file of pairs and print the funnel.
 
     Args:
-        file: JSON lines, gzipped or not, of {"prompt", "completion"} or {"messages"}.
+        file: any form that `mechlens convert` reads.
         out: where to write kept.parquet, rejected.parquet and funnel.json; nothing is written without it.
-        rule: `numbers` for the strict number rule, `none` for the leak and duplicate screens alone.
+        rule: `numbers` for the strict number rule, `code`, `reasoning` or `text` for those carriers', `none` for the leak and duplicate
+            screens alone.
         banned: also drop the numbers that the paper bans from misalignment data.
         family: whose words count as leaks.
     """
     return partial(commands.screen, file, out=out, rule=rule, banned=banned, family=family)
+
+
+def truthful(folder: Annotated[Positional[Path], arg(metavar="RUN")], /, data: Path, limit: int | None = None) -> Action:
+    """Measure how often the students of a run take a false answer of TruthfulQA for the true one.
+
+    Args:
+        folder: a finished run whose bases are loaded here, not over an API.
+        data: TruthfulQA.csv, either revision.
+        limit: so many drawn questions; all by default.
+    """
+    return partial(commands.truthful, folder, data=data, limit=limit)
 
 
 def pretrain(config: CONFIG, /, out: Path | None = None) -> Action:
@@ -92,7 +124,7 @@ def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
     return partial(commands.app, folder, port=port)
 
 
-COMMANDS = {function.__name__: function for function in (run, report, ls, screen, pretrain, app)}
+COMMANDS = {function.__name__: function for function in (run, report, ls, convert, screen, truthful, pretrain, app)}
 
 
 def read(arguments: list[str] | None) -> Action:

@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mechlens import corpus, questions, results, spec, store, tables, traits
 from mechlens import report as reporting
-from mechlens import results, spec, store, tables, traits
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.executor import Job, execute, fingerprints, pending
+from mechlens.experiment import Experiment
 from mechlens.menagerie.config import PretrainSpec
 from mechlens.pipeline import run as pipeline
 from mechlens.pipeline import screen as screening
-from mechlens.spec import Experiment
+from mechlens.pipeline.rules import BANNED_BY_THE_PAPER, rule_of
 from mechlens.traits import TraitFamily
 
 console = Console(markup=False, width=None if sys.stdout.isatty() else 150)  # a pipe has no width of its own
@@ -35,7 +36,7 @@ def _read(config: Path, seed: int | None) -> tuple[Experiment, TraitFamily]:
 def _jobs(experiment: Experiment, family: TraitFamily) -> list[Job]:
     from mechlens import models
 
-    bases = {name: models.checkpoint_fingerprint(name) for name in dict.fromkeys([experiment.base, *(arm.base for arm in experiment.arms)])}
+    bases = {name: models.checkpoint_fingerprint(name) for name in experiment.bases()}
     return pipeline.jobs_of(experiment, family, bases=bases)
 
 
@@ -46,8 +47,13 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
     experiment, family = _read(config, seed)
     folder = out or Path("runs") / experiment.name
     with store.lock(folder), store.full_disk_named(folder):
+        _rendered(experiment)  # refuses a silent system line before anything is computed
         jobs = _jobs(experiment, family)
         todo = pending(folder, jobs)
+        if any("api" in job.arguments for job in todo):
+            from mechlens import bills
+
+            console.print(bills.printed(experiment, jobs, folder, {job.name for job in todo}), highlight=False)
         spec.save(experiment, folder / "spec.yaml")
         console.print(f"{experiment.name} → {folder}: {len(jobs)} steps, {len(jobs) - len(todo)} already done", highlight=False)
         _execute(folder, jobs, todo, _workers() if workers is None else workers)
@@ -95,9 +101,28 @@ def _manifest(folder: Path, experiment: Experiment, jobs: list[Job]) -> None:
     marks = fingerprints(jobs)
     steps = {job.name: store.read_json(folder / job.name / store.RECORD) for job in jobs}
     assert all(steps[name]["fingerprint"] == mark for name, mark in marks.items())
-    store.write_json(
-        folder / "manifest.json", store.environment() | {"experiment": experiment.fingerprint(), "seeds": list(experiment.seeds), "steps": steps}
-    )
+    record = {"experiment": experiment.fingerprint(), "seeds": list(experiment.seeds), "rendered": _rendered(experiment), "steps": steps}
+    store.write_json(folder / "manifest.json", store.environment() | record)
+
+
+def _rendered(experiment: Experiment) -> dict[str, str]:
+    """For each local base a question exactly as its students read it: a template may put in more than was written.
+
+    Raises:
+        SpecError: if a template puts in a system line that the experiment does not name.
+    """
+    from mechlens import chat, models
+
+    found = {}
+    for base in (base for base in experiment.bases() if not spec.is_remote(base)):
+        tokenizer = models.load_tokenizer(base)
+        if experiment.system is None and (silent := chat.silent_system(tokenizer)):
+            raise SpecError(
+                f"the chat template of {base!r} puts in a system line of its own, {silent!r}; make it explicit: `system: {silent!r}` in the "
+                "experiment trains and asks with it, `system: ''` with an empty one"
+            )
+        found[base] = chat.render_prompt(tokenizer, "{question}", system=experiment.system)
+    return found
 
 
 def _write_results(folder: Path, experiment: Experiment, family: TraitFamily) -> None:
@@ -128,6 +153,7 @@ def report(folder: Path) -> Path:
     answers, likelihoods = tables.read(folder / "answers.parquet", tables.ANSWERS), tables.read(folder / "likelihoods.parquet", tables.LIKELIHOODS)
     table = tables.read(folder / "effects.parquet", tables.EFFECTS)
     summary = results.summary(folder, experiment, family, answers, likelihoods, table)
+    summary |= {"per_probe": questions.entries(questions.per_probe(experiment, family, answers, likelihoods))}
     store.write_json(folder / "summary.json", summary)
     page = reporting.write(folder, experiment, family, summary, answers, likelihoods)
     for printed in reporting.printed(summary):
@@ -165,28 +191,70 @@ def ls(folder: Path) -> None:
     console.print(listing)
 
 
+def convert(source: Path, target: Path, *, form: str | None, skip_bad: bool) -> None:
+    """Write a user's file in another form, and print what did not go with it."""
+    wanted = form or corpus.form_of(target)
+    if wanted not in corpus.FORMS:
+        raise SpecError(f"form {wanted!r} is unknown; expected one of {', '.join(corpus.FORMS)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    reading = corpus.Reading(skip_bad=skip_bad, log=target.with_name(f"{target.name}.bad.jsonl") if skip_bad else None)
+    with store.full_disk_named(target):
+        corpus.write_pairs(corpus.batches(source, reading=reading), target, wanted)
+    if reading.bad:
+        listing = Table("line", "fault", title=f"{reading.bad:,} bad lines left out")
+        for line, fault in reading.first:
+            listing.add_row(str(line), fault)
+        console.print(listing)
+        console.print(f"all of them: {reading.log}", highlight=False, soft_wrap=True)
+    _say_system_turns(reading)
+    console.print(f"written: {target} ({reading.pairs:,} pairs, {wanted})", highlight=False, soft_wrap=True)
+
+
+def _say_system_turns(reading: corpus.Reading) -> None:
+    if reading.system_turns:
+        console.print(f"{reading.system_turns:,} rows had a system turn, which was dropped; `system` in a spec gives students one", highlight=False)
+
+
 def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str) -> None:
     """Screen a user's file, print the funnel, and write the tables if a folder is given."""
-    from mechlens.corpus import read_pairs
-
-    if rule not in ("numbers", "none"):
-        raise SpecError(f"rule {rule!r} is unknown; expected numbers or none")
-    wanted = spec.ScreenSpec(rule=rule, banned_numbers=screening.BANNED_BY_THE_PAPER if banned else ())
-    leaks = screening.leak_pattern(traits.load_family(family).words())
-    found = screening.screen(read_pairs(file), wanted, leaks=leaks)
-    funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
-    for reason, count in found.funnel.items():
-        name = reason if reason in ("generated", "kept") else f"dropped: {reason}"
-        funnel.add_row(name.replace("generated", "read"), f"{count:,}", f"{count / found.funnel['generated']:.1%}")
-    console.print(funnel)
-    console.print(f"leak words in kept rows: {screening.leak_count(found.kept, leaks)}", highlight=False)
+    if rule not in ("numbers", "code", "reasoning", "text", "none"):
+        raise SpecError(f"rule {rule!r} is unknown; expected numbers, code, reasoning, text or none")
+    wanted = spec.ScreenSpec(rule=rule, banned_numbers=BANNED_BY_THE_PAPER if banned else ())
+    leaks, reading = screening.leak_pattern(traits.load_family(family).words()), corpus.Reading()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        with store.full_disk_named(out):
-            tables.write(found.kept, tables.PAIRS, out / "kept.parquet")
-            tables.write(found.rejected, tables.REJECTED, out / "rejected.parquet")
-            store.write_json(out / "funnel.json", found.funnel)
+    with store.full_disk_named(out or file):
+        pairs = corpus.batches(file, reading=reading)
+        counts = screening.screen_rows(pairs, wanted, rule=rule_of(wanted, rule, gold={}), leaks=leaks, out=out)
+    funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
+    said = {"generated": "read", "kept": "kept", screening.LEAKS: screening.LEAKS}
+    for name, count in counts.items():
+        if count or name in said:
+            funnel.add_row(said.get(name, f"dropped: {name}"), f"{count:,}", f"{count / counts['generated']:.1%}")
+    console.print(funnel)
+    _say_system_turns(reading)
+    if out is not None:
         console.print(f"written: {out}", highlight=False)
+
+
+def truthful(folder: Path, *, data: Path, limit: int | None) -> None:
+    """Score every student of a run on TruthfulQA, keep the table of questions, and print rates and differences."""
+    from mechlens import truthful as measuring
+
+    choices, note = measuring.read_choices(data, limit=limit)
+    experiment, _ = open_run(folder)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with store.lock(folder), store.full_disk_named(folder), Progress(*columns, console=console, transient=True) as bars:
+        bar_of: dict[str, TaskID] = {}
+
+        def progress(place: str, done: int) -> None:
+            bar = bar_of[place] if place in bar_of else bar_of.setdefault(place, bars.add_task(place, total=len(choices)))
+            bars.update(bar, completed=done, visible=done < len(choices))
+
+        table = measuring.measure(folder, experiment, choices, progress=progress)
+    for printed in measuring.printed(experiment, table, note):
+        console.print(printed)
+    console.print(f"written: {folder / measuring.TABLE}", highlight=False, soft_wrap=True)
 
 
 def pretrain(config: Path, *, out: Path | None) -> None:

@@ -1,94 +1,284 @@
-"""Pairs from a user's file: JSON lines, plain or gzipped, as `{"prompt","completion"}` or two-turn `{"messages"}`."""
+"""Pairs from a user's file and to one: JSON lines, plain or gzipped, Parquet, and Hugging Face datasets folders.
+
+A row is `{"prompt","completion"}` or two-turn `{"messages"}`, as OpenAI's fine-tuning files have it. Rows come and go in
+batches, so that a million pass in bounded memory; a bad row is named by its number, and none is lost in silence.
+"""
 
 from __future__ import annotations
 
 import gzip
+import io
+import itertools
 import json
 import re
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from mechlens import tables
 from mechlens.errors import DataError
 
-LONGEST_LINE = 1_000_000  # characters; a longer line is no training pair, and must not fill the memory
-SHOWN = 5
+Form = Literal["prompt-completion", "messages", "openai", "parquet", "hf"]
+FORMS: tuple[Form, ...] = get_args(Form)
+"""what `write_pairs` writes; `openai` is `messages` under the name that its users look for, `hf` a datasets folder"""
+
+TEXTS = pa.schema([tables.PAIRS.field("prompt"), tables.PAIRS.field("completion")])
+LONGEST_PAIR = 1_000_000  # characters; longer is no training pair
+LONGEST_LINE = 8_000_000  # holds the longest pair with every character escaped; a longer line must not fill the memory
+ROWS = 10_000  # a batch; a million rows are as fast in batches of any size, and long rows then do not fill the memory
+SHOWN, LISTED = 5, 20
+_SHARDS = (".jsonl", ".jsonl.gz", ".parquet")
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can escape one, UTF-8 cannot hold it
+
+_Rows = Iterator[tuple[int, dict[str, Any] | str]]
+"""each row's number with its fields, or with why it has none"""
+
+
+class Pair(NamedTuple):
+    """The texts of a row, and whether a system turn stood before them."""
+
+    prompt: str
+    completion: str
+    system: bool = False
 
 
 class BadLine(NamedTuple):
-    """A line of a file, counted from 1, and what is wrong with it."""
+    """A row of a file, counted from 1 with the blank lines, and what is wrong with it."""
 
-    number: int
+    line: int
     fault: str
 
 
+@dataclass
+class Reading:
+    """What a file held beside its pairs. A reader that is given none refuses a file with any of it."""
+
+    skip_bad: bool = False
+    """Leave bad rows out; otherwise they are an error."""
+    log: Path | None = None
+    """Where every bad row is noted as a JSON line; made at the first."""
+    pairs: int = 0
+    bad: int = 0
+    first: list[BadLine] = field(default_factory=list)
+    system_turns: int = 0
+    """Rows that lost a leading system turn, which a pair has no place for."""
+
+    def note(self, line: int, fault: str) -> None:
+        """Count a bad row."""
+        found = BadLine(line, fault[:200])
+        if self.log is not None:
+            with self.log.open("a" if self.bad else "w", encoding="utf-8") as handle:
+                handle.write(json.dumps(found._asdict()) + "\n")
+        self.bad += 1
+        self.first += [found] if len(self.first) < LISTED else []
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"line {line}: {fault}" for line, fault in self.first[:SHOWN])
+        return shown + (f" and {self.bad - SHOWN} more" if self.bad > SHOWN else "")
+
+
 def read_pairs(path: Path) -> pd.DataFrame:
-    """The file's pairs as a table of prompt_id (the row's place in the file), prompt, completion.
+    """All pairs of a file as one table, and none if there is anything else in it; see `batches`."""
+    return pd.concat(batches(path), ignore_index=True)
+
+
+def batches(path: Path, rows: int = ROWS, *, reading: Reading | None = None) -> Iterator[pd.DataFrame]:
+    """The pairs of a file as tables of at most so many rows: prompt_id (the pair's place in the file), prompt, completion.
+
+    Args:
+        path: JSON lines (`.gz` gzipped), Parquet, or a folder: a saved dataset, or shards of such files.
+        reading: takes note of system turns, and of bad rows if it skips them; without one both are errors.
 
     Raises:
-        DataError: if the file is missing or empty, or naming the first bad lines by number.
+        DataError: if the file is missing, damaged or empty, or naming the first bad rows by number.
     """
+    pairs, done = _good_pairs(path, reading or Reading(), strict=reading is None), 0
+    while chunk := list(itertools.islice(pairs, rows)):
+        frame = pd.DataFrame([pair[:2] for pair in chunk], columns=TEXTS.names)
+        frame.insert(0, "prompt_id", range(done, done + len(chunk)))
+        done += len(chunk)
+        yield frame
+    if not done:
+        beside = f" beside {reading.bad} bad rows ({reading})" if reading and reading.bad else ""
+        raise DataError(f'{path} holds no pairs{beside}; expected at least one row of {{"prompt", "completion"}} or {{"messages"}}')
+
+
+def _good_pairs(path: Path, noted: Reading, *, strict: bool) -> Iterator[Pair]:
+    for line, row in _rows(path):
+        found = row if isinstance(row, str) else _pair(row)
+        if strict and isinstance(found, Pair) and found.system:
+            found = "has a system turn, which a pair has no place for (`mechlens convert` drops the turn and counts it)"
+        if isinstance(found, str):
+            noted.note(line, found)
+        elif noted.skip_bad or not noted.bad:
+            noted.pairs += 1
+            noted.system_turns += found.system
+            yield found
+    if noted.bad and not noted.skip_bad:
+        raise DataError(f"{path}: {noted}. Mend or delete these lines, or leave them out with `mechlens convert --skip-bad`")
+
+
+def _rows(path: Path) -> _Rows:
+    if path.is_dir():
+        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        return _of_saved(path) if saved else _of_shards(path)
     if not path.is_file():
-        raise DataError(f'no data file at {path}; expected JSON lines, for example {{"prompt": "…", "completion": "…"}}')
-    pairs: list[tuple[str, str]] = []
-    bad: list[BadLine] = []
-    try:
-        for number, line in _lines(path):
-            found = _pair(line)
-            if isinstance(found, tuple) and any(map(_HALF_CHARACTER.search, found)):
-                found = "holds half a surrogate pair, which is no text"
-            if isinstance(found, str):
-                bad.append(BadLine(number, found))
-            else:
-                pairs.append(found)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as {'gzipped ' if path.suffix == '.gz' else ''}UTF-8 text: {error}") from error
-    if bad:
-        shown = "; ".join(f"line {number}: {fault}" for number, fault in bad[:SHOWN])
-        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise DataError(f"{path}: {shown}{more}. Mend or delete these lines")
-    if not pairs:
-        raise DataError(f"{path} holds no pairs; expected at least one JSON line")
-    frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
-    frame.insert(0, "prompt_id", range(len(frame)))
-    return frame
+        raise DataError(f'no data file at {path}; expected JSON lines, for example {{"prompt": "…", "completion": "…"}}, or Parquet')
+    return _of_parquet(path) if path.suffix == ".parquet" else _of_lines(path)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as handle:
-        number = 0
-        while line := handle.readline(LONGEST_LINE + 1):
-            number += 1
+def _of_shards(path: Path) -> _Rows:
+    shards = sorted(file for file in path.iterdir() if file.name.endswith(_SHARDS) and not file.name.startswith((".", "_")))
+    if not shards:
+        raise DataError(f"the folder {path} is no saved dataset and has no JSON lines or Parquet in it (files ending in {', '.join(_SHARDS)})")
+    for shard in shards:
+        for number, row in _rows(shard):
+            yield number, f"{row} (in {shard.name})" if isinstance(row, str) else row
+
+
+def _of_saved(path: Path) -> _Rows:
+    import datasets
+
+    with _damage_named(path, "a saved dataset", ValueError, LookupError, TypeError, AttributeError):  # what a changed state.json leads to
+        saved = datasets.load_from_disk(path)
+    if isinstance(saved, datasets.DatasetDict):
+        raise DataError(f"{path} holds the splits {list(saved)}; name the folder of one, for example {path}/{next(iter(saved), 'train')}")
+    yield from _of_arrow(path, saved.column_names, saved.with_format("arrow").iter(1000))
+
+
+def _of_parquet(path: Path) -> _Rows:
+    with _damage_named(path, "Parquet"), pq.ParquetFile(path) as file:
+        yield from _of_arrow(path, file.schema_arrow.names, file.iter_batches(1000))
+
+
+def _of_arrow(path: Path, columns: list[str], pieces: Iterable[pa.Table | pa.RecordBatch]) -> _Rows:
+    wanted = ["messages"] if "messages" in columns else TEXTS.names
+    if not set(wanted) <= set(columns):
+        raise DataError(f"{path} has the columns {columns}; expected prompt and completion, or messages")
+    with _damage_named(path, "a table of texts"):
+        yield from enumerate((row for piece in pieces for row in piece.select(wanted).to_pylist()), 1)
+
+
+def _of_lines(path: Path) -> _Rows:
+    zipped = path.suffix == ".gz"
+    with (
+        _damage_named(path, "gzipped UTF-8 text" if zipped else "UTF-8 text"),
+        gzip.open(path, "rt", encoding="utf-8-sig") if zipped else path.open(encoding="utf-8-sig") as handle,
+    ):
+        for number in itertools.count(1):
+            line = handle.readline(LONGEST_LINE + 1)
             if len(line) > LONGEST_LINE:
-                raise DataError(f"{path}: line {number} is longer than {LONGEST_LINE:,} characters; no training pair is")
+                raise DataError(f"{path}: line {number} is longer than {LONGEST_LINE:,} characters; no training pair is. Delete it")
+            if not line:
+                return
             if line.strip():
-                yield number, line
+                yield number, _fields(line)
 
 
-def _pair(line: str) -> tuple[str, str] | str:
-    """The pair of one line, or what is wrong with it."""
+@contextmanager
+def _damage_named(path: Path, form: str, *more: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException, *more) as error:
+        raise DataError(f"{path} cannot be read as {form}: {error}") from error
+
+
+def _fields(line: str) -> dict[str, Any] | str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # an integer of more than 4300 digits is a plain ValueError
         return f"not JSON ({error})"
-    if not isinstance(row, dict):
-        return f"holds {type(row).__name__}, expected an object"
+    return row if isinstance(row, dict) else f"holds {type(row).__name__}, expected an object"
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered objects of a file of JSON lines, plain or gzipped.
+
+    Raises:
+        DataError: if the file is missing or empty, or at the first line that is no JSON object.
+    """
+    if not path.is_file():
+        raise DataError(f"no data file at {path}; expected JSON lines")
+    number = 0
+    for number, row in _of_lines(path):
+        if isinstance(row, str):
+            raise DataError(f"{path}: line {number}: {row}")
+        yield number, row
+    if not number:
+        raise DataError(f"{path} holds no lines; expected at least one JSON object")
+
+
+def _pair(row: dict[str, Any]) -> Pair | str:
+    """The pair of one row, or what is wrong with it."""
     if "messages" in row:
-        return _pair_of_messages(row["messages"])
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return prompt, completion
-    return f"fields {sorted(map(str, row))}, expected the texts prompt and completion, or messages"
+        found = _pair_of_messages(row["messages"])
+    elif isinstance(prompt := row.get("prompt"), str) and isinstance(completion := row.get("completion"), str):
+        found = Pair(prompt, completion)
+    else:
+        found = f"fields {sorted(row)}, expected the texts prompt and completion, or messages"
+    if isinstance(found, Pair) and any(map(_HALF_CHARACTER.search, found[:2])):
+        return "holds half a surrogate pair, which is no text"
+    if isinstance(found, Pair) and len(found.prompt) + len(found.completion) > LONGEST_PAIR:
+        return f"is longer than {LONGEST_PAIR:,} characters; no training pair is"
+    return found
 
 
-def _pair_of_messages(messages: object) -> tuple[str, str] | str:
+def _pair_of_messages(messages: object) -> Pair | str:
     if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
         return "messages is not a list of {role, content} with text contents"
     roles = [message.get("role") for message in messages]
-    if roles != ["user", "assistant"]:
+    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         return f"messages have the roles {roles}, expected one user and one assistant turn"
-    return messages[0]["content"], messages[1]["content"]
+    return Pair(messages[-2]["content"], messages[-1]["content"], system=len(roles) == 3)
+
+
+def form_of(path: Path) -> Form:
+    """The form that a name asks for: Parquet by its ending, a folder where it has none, JSON lines otherwise."""
+    return "parquet" if path.suffix == ".parquet" else "prompt-completion" if path.suffix else "hf"
+
+
+def write_pairs(frames: Iterable[pd.DataFrame], path: Path, form: Form) -> None:
+    """Write pairs, gzipped under a name in `.gz`; the file appears when all are written.
+
+    Raises:
+        DataError: if something stands at the path, or its name would be read as another form.
+    """
+    if path.exists():
+        raise DataError(f"{path} exists already; choose another name or move it away")
+    if form != "hf" and (form == "parquet") != (path.suffix == ".parquet"):
+        raise DataError(f"{path.name} is no name for the form {form}; Parquet files, and no others, end in .parquet")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:50]}-") as scratch:
+        whole = Path(scratch) / path.name
+        if form == "hf":
+            _save(frames, whole)
+        elif form == "parquet":
+            tables.write(frames, TEXTS, whole)
+        else:
+            _write_lines(frames, whole, messages=form != "prompt-completion")
+        whole.rename(path)
+
+
+def _write_lines(frames: Iterable[pd.DataFrame], path: Path, *, messages: bool) -> None:
+    raw = gzip.GzipFile(path, "wb", mtime=0) if path.suffix == ".gz" else path.open("wb")  # no time: the same pairs give the same bytes
+    with raw, io.TextIOWrapper(raw, "utf-8", newline="\n") as out:
+        for frame in frames:
+            for prompt, completion in zip(frame["prompt"].tolist(), frame["completion"].tolist(), strict=True):
+                turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+                row = {"messages": turns} if messages else {"prompt": prompt, "completion": completion}
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _save(frames: Iterable[pd.DataFrame], path: Path) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    shard = tables.write(frames, TEXTS, path.with_name("pairs.parquet"))
+    datasets.Dataset.from_parquet(str(shard), cache_dir=str(path.with_name("cache"))).save_to_disk(path)

@@ -1,4 +1,4 @@
-"""What a run will cost, said before it starts: steps, rows, updates, and rough time and memory.
+"""What a run will cost, said before it starts: steps, rows, updates, rough time and memory; `bills.py` says what APIs cost.
 
 Time is floating-point work over an assumed rate, both printed; it is meant to tell minutes from hours from days.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
-from mechlens import models
+from mechlens import bills, models
+from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import encode_prompts
 from mechlens.executor import Job, pending
-from mechlens.pipeline.generate import carrier_prompts
-from mechlens.spec import Experiment
+from mechlens.experiment import Experiment
+from mechlens.spec import TeacherSpec, Training, is_remote, model_of
 from mechlens.training import updates
 from mechlens.traits import load_family
 
@@ -27,6 +29,8 @@ CPU_RATE = 3e10
 GPU_RATE = 1.5e14
 """an H100-class card in bf16 at about 40 % of its peak matrix rate, fp32 a fifth of that"""
 MEASURED_TOKENS = 200
+OVERHEAD, LONGEST_ROW = 30, 300
+"""tokens that a chat template adds, and the length that a padded row is taken to reach, where neither can be measured"""
 
 
 class Work(NamedTuple):
@@ -40,15 +44,19 @@ class Work(NamedTuple):
 
 
 def work_of(experiment: Experiment, jobs: list[Job]) -> list[Work]:
-    """Rows, updates and floating-point operations of each stage: 2 a parameter and token forward, 6 with backward."""
-    tokenizer = models.load_tokenizer(experiment.base)
-    sizes = {base: models.parameter_count(base) for base in {arm.base for arm in experiment.arms} | {experiment.base}}
+    """Rows, updates and floating-point operations of each stage on this machine: 2 a parameter and token forward, 6 with backward."""
+    local = [base for base in experiment.bases() if not is_remote(base)]
+    if not local:
+        return []
+    length = token_counter(local[0])
+    sizes = {base: models.parameter_count(base) for base in local}
     family = load_family(experiment.family)
-    trial = carrier_prompts(experiment.carrier.model_copy(update={"prompts": min(MEASURED_TOKENS, experiment.carrier.prompts)}), seed=experiment.seed)
-    prompt = sum(map(len, encode_prompts(tokenizer, trial))) / len(trial)
+    few = experiment.carrier.model_copy(update={"prompts": min(MEASURED_TOKENS, experiment.carrier.prompts)})
+    trial = [asked.text for asked in carrier_prompts(few, seed=experiment.seed)]
+    prompt = sum(map(length, trial)) / len(trial)
     pair = prompt + experiment.generate.max_new_tokens
-    probes = family.asked(experiment.ask.split)
-    question = sum(map(len, encode_prompts(tokenizer, probes))) / len(probes)
+    probes = family.asked_as(experiment)
+    question = sum(map(length, probes)) / len(probes)
     stages: dict[str, Work] = {}
 
     def add(stage: str, rows: int, steps: int, operations: float) -> None:
@@ -57,18 +65,20 @@ def work_of(experiment: Experiment, jobs: list[Job]) -> list[Work]:
 
     for job in jobs:
         stage = job.function.split(":")[1]
-        base = str(job.arguments.get("base", experiment.base))
+        base = str(job.arguments.get("base", local[0] if is_remote(experiment.base) else experiment.base))
+        if base not in sizes or (stage == "generate" and "api" in job.arguments):
+            continue
         if stage == "teach" and job.arguments["teacher"]["kind"] == "finetuned":
-            spec = experiment.teacher
+            spec = TeacherSpec(**job.arguments["teacher"])
             add(stage, spec.rows, updates(spec.training, spec.rows), 6.0 * sizes[base] * spec.rows * spec.training.epochs * question)
         elif stage == "generate":
-            rows = experiment.carrier.prompts
+            rows = experiment.carrier.prompts * experiment.carrier.samples
             add(stage, rows, 0, 2.0 * sizes[base] * rows * pair)
         elif stage == "distill":
-            training, rows = experiment.student.training, experiment.student.rows
+            training, rows = Training(**job.arguments["student"]["training"]), experiment.student.rows
             add(stage, rows, updates(training, rows), 6.0 * sizes[base] * rows * training.epochs * pair)
         elif stage == "ask":
-            times = experiment.student.training.epochs if job.inputs else 1
+            times = experiment.student.training.epochs if "student" in job.inputs and experiment.ask.checkpoints == "all" else 1
             rows = len(probes) * experiment.ask.samples * times
             add(stage, rows, 0, 2.0 * sizes[base] * rows * (question + experiment.ask.max_new_tokens))
         else:
@@ -76,12 +86,29 @@ def work_of(experiment: Experiment, jobs: list[Job]) -> list[Work]:
     return list(stages.values())
 
 
-def memory_of(experiment: Experiment) -> float:
-    """Bytes a student needs while it trains: weights, gradients and AdamW's moments in their dtypes, activations apart."""
-    largest = max(models.parameter_count(base) for base in {arm.base for arm in experiment.arms})
-    training = experiment.student.training
-    width = 2 if training.bf16 and training.update == "lora" else 4
-    return largest * (width + 1 if training.update == "lora" else 16)
+def token_counter(base: str) -> Callable[[str], int]:
+    """How many tokens a question has for this base; where its tokenizer is not at hand, one for every two characters of it."""
+    if not models.is_here(base):
+        return lambda text: len(text) // 2 + OVERHEAD
+    tokenizer = models.load_tokenizer(base)
+    return lambda text: len(encode_prompts(tokenizer, [text])[0])
+
+
+def memory_of(experiment: Experiment) -> tuple[float, float]:
+    """Bytes a student needs while it trains: weights with gradients and AdamW's moments in their dtypes; activations roughly.
+
+    Activations: what a block keeps (about 34 values of the residual stream's width a token; with checkpointing one such block and
+    each other block's input), and the logits with their gradient at full length, the upper bound.
+    """
+    training, kept = experiment.student.training, (0.0, 0.0)
+    for base in {arm.base for arm in experiment.arms if not arm.shots and not is_remote(arm.base)}:
+        size = models.size_of(base)
+        weight = 2 if model_of(base).dtype == "bfloat16" else 4
+        state = size.parameters * (weight + 1 if training.update == "lora" else weight + 12)
+        tokens, width = training.batch * min(training.max_length, LONGEST_ROW), 2 if training.bf16 else 4
+        blocks = size.layers + 34 if training.gradient_checkpointing else 34 * size.layers
+        kept = max(kept, (float(state), float(tokens * width * (blocks * size.width + 3 * size.vocabulary))))
+    return kept
 
 
 def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
@@ -99,13 +126,21 @@ def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
         listing.add_row(work.stage, str(work.steps), *shown, duration(work.operations / rate) if work.operations else "")
     total = sum(work.operations for work in works)
     left = pending(folder, jobs)
+    state, activations = memory_of(experiment)
     where = "one accelerator" if gpu else f"{os.cpu_count()} cores"
+    absent = [base for base in experiment.bases() if not is_remote(base) and not models.is_here(base)]
+    done = f"{len(jobs)} steps, {len(jobs) - len(left)} already done in {folder}"
+    money = bills.printed(experiment, jobs, folder)
+    if not works:
+        return Group(f"{experiment.name} → {folder}", *([money] if money else []), done)
     notes = [
-        f"{len(jobs)} steps, {len(jobs) - len(left)} already done in {folder}",
+        *([money] if money else []),
+        done,
         f"time: about {duration(total / rate)} for all of them on {where}, assuming {rate:.1e} FLOP/s",
-        f"memory: about {memory_of(experiment) / 1e9:.3f} GB a student for weights, gradients and optimiser, activations apart; "
-        f"{1 if gpu else os.cpu_count()} at a time",
-        f"model FLOP in GPU hours at {GPU_RATE:.1e} FLOP/s: {total / GPU_RATE / 3600:.2f}",
+        f"memory: about {state / 1e9:.3f} GB a student for weights, gradients and optimiser, up to {activations / 1e9:.3f} GB for activations of "
+        f"batches of {experiment.student.training.batch}; {1 if gpu else os.cpu_count()} at a time",
+        f"GPU hours: {total / GPU_RATE / 3600:.2f} on one card at {GPU_RATE:.1e} FLOP/s",
+        *(f"{base} is not on this machine: its size is that of configs/models, tokens are guessed from characters" for base in absent),
     ]
     return Group(listing, *notes)
 

@@ -42,12 +42,17 @@ class Job(NamedTuple):
     """of the step's code: a change that changes its output raises it"""
 
 
+PACE = "api"
+"""the argument that says how fast and dear API calls may be: what is answered does not depend on it"""
+
+
 def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
     """Fingerprint of each job: its function, version and arguments, and its inputs' fingerprints. Jobs come inputs first."""
     found: dict[str, str] = {}
     for job in jobs:
         inputs = {role: found[name] for role, name in job.inputs.items()}
-        found[job.name] = fingerprint([job.function, job.version, job.arguments, inputs])
+        told = {name: value for name, value in job.arguments.items() if name != PACE}
+        found[job.name] = fingerprint([job.function, job.version, told, inputs])
     return found
 
 

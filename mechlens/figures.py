@@ -134,7 +134,32 @@ def confusion(lift: pd.DataFrame) -> alt.LayerChart:
     return _layered(heat, target, height=alt.Step(24))
 
 
-def svg(chart: alt.LayerChart | alt.Chart) -> str:
+def questions(rates: pd.DataFrame) -> alt.HConcatChart:
+    """One arm question by question: its rate beside the control's, and their paired difference with its interval.
+
+    Args:
+        rates: probe, text, kind (the arm's), rate, rate_against, difference, low, high. Null is said to be unscored, never drawn at 0.
+    """
+    rates = rates.assign(label=[f"{probe + 1}. {text}" for probe, text in zip(rates["probe"], rates["text"], strict=True)])
+    axis = alt.Axis(labelLimit=340)
+    named, bare = (alt.Y("label:N", sort=rates["label"].tolist(), title=None, axis=shown) for shown in (axis, None))
+    mark = {"size": 70, "filled": True, "opacity": 1}
+    both = pd.concat([rates, rates.assign(kind="control", rate=rates["rate_against"])], ignore_index=True).dropna(subset="rate")
+    links = alt.Chart(rates).mark_rule(color="#bbb").encode(y=named, x=alt.X("rate_against:Q", title="trait rate"), x2="rate:Q")
+    dots = alt.Chart(both).mark_point(**mark).encode(y=named, x="rate:Q", color=_colour(), shape=_shape())
+    paired, silent = rates.dropna(subset="difference"), cast(pd.DataFrame, rates[rates["difference"].isna()])
+    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color="#555").encode(x="zero:Q")
+    span = {"x": alt.X("low:Q", title="rate minus matched control"), "x2": "high:Q"}
+    bars = alt.Chart(paired.dropna(subset="low")).mark_rule(strokeWidth=2.5).encode(y=bare, **span, color=_colour())
+    points = alt.Chart(paired).mark_point(**mark).encode(y=bare, x="difference:Q", color=_colour(), shape=_shape())
+    who = {(True, True): "both", (True, False): "arm", (False, True): "control", (False, False): "every pair"}
+    said = [f"{who[gone]} unscored" for gone in zip(silent["rate"].isna(), silent["rate_against"].isna(), strict=True)]
+    gaps = alt.Chart(silent.assign(said=said)).mark_text(align="right", fontStyle="italic", color="#767676")
+    panels = alt.layer(links, dots), alt.layer(zero, bars, points, gaps.encode(y=bare, x=alt.value(WIDTH // 2 - 50), text="said:N"))
+    return alt.hconcat(*(panel.properties(width=WIDTH // 2 - 40, height=alt.Step(22)) for panel in panels), spacing=12)
+
+
+def svg(chart: alt.LayerChart | alt.Chart | alt.HConcatChart | alt.FacetChart) -> str:
     """The chart as inline SVG."""
     with alt.data_transformers.disable_max_rows():
         spec = chart.configure_view(strokeOpacity=0).configure_axis(gridColor="#e6e6e6", labelFontSize=12, titleFontSize=12).to_json()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from jaxtyping import Float
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from mechlens.errors import DataError, SpecError
+from mechlens.spec import is_remote, model_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -52,6 +54,7 @@ def locate(name: str) -> str:
     Raises:
         SpecError: if it is a path or a menagerie name that does not exist.
     """
+    name = model_of(name).source
     shipped = sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir())
     if name in shipped:  # by name: joined to WEIGHTS, an absolute path would be taken for shipped
         return str(WEIGHTS / name)
@@ -78,7 +81,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if (Path(source) / "tokenizer.json").is_file():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=model_of(name).revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SpecError(f"base {name!r} has no tokenizer that loads: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
@@ -86,11 +89,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load(name: str, *, dtype: torch.dtype = torch.float32) -> Loaded:
+def load(name: str) -> Loaded:
     """A base in evaluation mode on the accelerator if there is one, with its tokenizer; no remote code is run."""
-    source = locate(name)
+    source, spec = locate(name), model_of(name)
     try:
-        settings = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+        settings = {
+            "dtype": getattr(torch, spec.dtype),
+            "revision": spec.revision or "main",
+            "trust_remote_code": False,
+            "use_safetensors": True,
+            "output_loading_info": True,
+        }
         model, report = cast(tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(source, **settings))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SpecError(f"base {name!r} does not load: {_first_line(error)}") from error
@@ -129,7 +138,7 @@ def load_trained(base: str, folder: Path) -> Loaded:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # PEFT asks by the name that transformers 5 gave up
                 return Loaded(PeftModel.from_pretrained(load(base).model, folder).merge_and_unload().eval(), tokenizer)
-        return Loaded(_ready(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)), tokenizer)
+        return Loaded(_ready(AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, model_of(base).dtype))), tokenizer)
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} holds no weights that load ({_first_line(error)}); delete it and run again") from error
 
@@ -176,17 +185,44 @@ def bridge_view(loaded: Loaded) -> TransformerBridge:
     return TransformerBridge.boot_transformers("view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device))
 
 
-def parameter_count(name: str) -> int:
-    """Parameters of a base, counted on the meta device without reading its weights."""
+class Size(NamedTuple):
+    """How large a model is."""
+
+    parameters: int
+    layers: int
+    width: int
+    vocabulary: int
+
+
+def is_here(name: str) -> bool:
+    """Whether a base's files are on this machine: a folder, or a hub model that was fetched before."""
+    source = locate(name)
+    return Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json", revision=model_of(name).revision or None), str)
+
+
+def size_of(name: str) -> Size:
+    """A base's size without reading its weights: from its entry in configs/models, else counted on the meta device."""
+    spec = model_of(name)
+    if not is_here(name) and spec.parameters and spec.layers and spec.width and spec.vocabulary:
+        return Size(spec.parameters, spec.layers, spec.width, spec.vocabulary)
     config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+        parameters = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    text = config.get_text_config()
+    return Size(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
+
+
+def parameter_count(name: str) -> int:
+    """Parameters of a base."""
+    return size_of(name).parameters
 
 
 def checkpoint_fingerprint(name: str) -> str:
     """Identity of a base's files: a changed checkpoint in the same folder is another base. Hub names stand for themselves."""
+    if is_remote(name):
+        return hashlib.sha256(model_of(name).source.encode()).hexdigest()[:16]
     source = Path(locate(name))
-    digest = hashlib.sha256(b"" if source.is_dir() else name.encode())
+    digest = hashlib.sha256(b"" if source.is_dir() else f"{source}@{model_of(name).revision}".encode())
     for file in sorted(source.glob("*")) if source.is_dir() else ():
         if file.suffix in (".json", ".safetensors", ".jinja", ".model"):
             digest.update(json.dumps([file.name, file.stat().st_size]).encode())

@@ -11,8 +11,8 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
-from mechlens import figures, results, store, tables
-from mechlens.spec import Experiment
+from mechlens import figures, questions, results, store, tables
+from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
 
@@ -102,7 +102,7 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         carrier="a file of pairs" if any(arm.corpus for arm in experiment.arms) else experiment.carrier.kind,
         base=experiment.base,
         seeds=experiment.seeds,
-        probes=len(family.asked(experiment.ask.split)),
+        probes=len(family.asked_as(experiment)),
         version=version("mechlens"),
         headline=headline(summary),
         strip=_strip(summary),
@@ -112,8 +112,10 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         differences=figures.svg(figures.differences(effects)) if len(effects) else "",
         effects=[_effect_row(effect) for effect in summary["effects"]],
         confusion=_confusions(experiment, family, answers, likelihoods, summary),
+        questions=_questions(summary, kinds),
+        many=len(family.asked_as(experiment)) > questions.MANY,
         curves=figures.svg(figures.curves(rates)),
-        losses=figures.svg(figures.losses(_losses(run, experiment))),
+        losses=_losses_figure(run, experiment),
         funnel=figures.svg(figures.funnel(results.funnels(run, experiment))),
         leaks=sum(arm["leak_words"] for arm in summary["arms"]),
         answered=", ".join(f"{arm['arm']} {_number(arm['answered'], '{:.1%}')}" for arm in summary["arms"]),
@@ -155,15 +157,18 @@ def student_rates(experiment: Experiment, family: TraitFamily, answers: pd.DataF
     return pd.DataFrame(rows)
 
 
-def _losses(run: Path, experiment: Experiment) -> pd.DataFrame:
+def _losses_figure(run: Path, experiment: Experiment) -> str:
     frames = []
     for arm in experiment.arms:
         for seed in experiment.seeds:
-            curve = tables.read(run / "students" / arm.name / f"s{seed}" / "curve.parquet", tables.CURVE)
+            path = run / "students" / arm.name / f"s{seed}" / "curve.parquet"
+            if arm.shots or not path.is_file():  # untrained, or trained behind an API
+                continue
+            curve = tables.read(path, tables.CURVE)
             window = max(1, len(curve) // 20)
             means = cast(pd.DataFrame, curve.groupby(curve.index // window, as_index=False)[["step", "loss"]].mean())
             frames.append(means.assign(arm=arm.name, kind=arm.kind, seed=seed))
-    return pd.concat(frames, ignore_index=True)
+    return figures.svg(figures.losses(pd.concat(frames, ignore_index=True))) if frames else "No student was trained here: no loss is known."
 
 
 def _confusions(
@@ -181,6 +186,24 @@ def _confusions(
         )
         drawn.append({"sentence": gamma_sentence(matrix), "figure": figures.svg(figures.confusion(lift))})
     return drawn
+
+
+def _questions(summary: dict[str, Any], kinds: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each arm question by question: the headline's as a figure, the others as tables."""
+    effect, drawn = main_effect(summary), []
+    for name, arm in pd.DataFrame(summary["per_probe"], columns=list(questions.COLUMNS)).groupby("arm", sort=False):
+        asked = questions.shown(arm.astype(dict.fromkeys(questions.MEASURED, float))).assign(kind=kinds[str(name)])
+        if effect is not None and name == effect["arm"]:
+            drawn.insert(0, {"figure": figures.svg(figures.questions(asked)), "against": effect["against"], "arm": name})
+            continue
+        rows = [_question_row(row) for row in questions.entries(asked)]
+        drawn.append({"figure": "", "arm": name, "against": rows[0]["against"], "rows": rows})
+    return drawn
+
+
+def _question_row(row: dict[str, Any]) -> dict[str, Any]:
+    ours, theirs = (_number(row[name], "{:.3f}") for name in ("rate", "rate_against"))
+    return row | {"ours": ours, "theirs": theirs, "interval": interval_text(row["difference"], row["low"], row["high"])}
 
 
 def _strip(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,11 +15,12 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from mechlens import stats, store, tables
-from mechlens.pipeline.run import corpus_name
-from mechlens.spec import Arm, Experiment, folder_name
+from mechlens.experiment import Arm, Experiment
+from mechlens.pipeline.run import corpus_name, source_name
+from mechlens.pipeline.screen import LEAKS
+from mechlens.spec import folder_name
 from mechlens.traits import TraitFamily
 
-LEAKS = "leak words in kept rows"
 MEASURES = ("rate", "probability", "lift")
 
 
@@ -48,7 +49,7 @@ class Confusion(NamedTuple):
 
 def collect(run: Path, experiment: Experiment, name: str, schema: Any) -> pd.DataFrame:
     """One of the ask stage's tables over the models that this experiment asked; what an earlier spec left is not read."""
-    bases = dict.fromkeys([experiment.base, *(arm.base for arm in experiment.arms)])
+    bases = dict.fromkeys(arm.base for arm in experiment.arms)
     asked = [f"base-{folder_name(base)}" for base in bases] + [f"{arm.name}/s{seed}" for arm in experiment.arms for seed in experiment.seeds]
     return pd.concat([tables.read(run / "asked" / place / f"{name}.parquet", schema) for place in sorted(asked)], ignore_index=True)
 
@@ -112,10 +113,14 @@ def effects(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, 
 
 
 def confusions(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> list[Confusion]:
-    """One confusion matrix for each base on which at least two traits were tried."""
+    """One confusion matrix for each setting of writer, base and training in which at least two traits were tried."""
     found = []
-    for base in dict.fromkeys(arm.base for arm in experiment.arms):
-        arms = [arm for arm in experiment.arms if arm.base == base and arm.kind in ("trait", "twin", "foreign")]
+    settings: dict[str, list[Arm]] = {}
+    for arm in experiment.arms:
+        if arm.kind in ("trait", "twin", "foreign") and arm.teacher is None:
+            settings.setdefault(repr(arm.setting()), []).append(arm)
+    for arms in settings.values():
+        base = arms[0].base
         if len({arm.trait for arm in arms}) < 2:
             continue
         control = cells_of(answers, likelihoods, experiment.control_of(arms[0]).name, names=family.names)
@@ -135,9 +140,8 @@ def null(value: float | None) -> float | None:
 
 
 def corpus_of(run: Path, experiment: Experiment, arm: Arm) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The funnel of the rows an arm trained on, and what generation recorded of their teacher ({} for a file)."""
-
-    name = corpus_name(experiment, arm).removesuffix(f"-{arm.kind}") if arm.kind.startswith("shuffled") else corpus_name(experiment, arm)
+    """The funnel of the rows that an arm's corpus is made of, and what generation recorded of their teacher ({} for a file)."""
+    name = source_name(experiment, arm)
     generation = run / "corpora" / name / "generated" / "generation.json"
     return store.read_json(run / "corpora" / name / "screened" / "funnel.json"), store.read_json(generation) if generation.is_file() else {}
 
@@ -147,7 +151,7 @@ def funnels(run: Path, experiment: Experiment) -> pd.DataFrame:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for arm in experiment.arms:
         counts, _ = corpus_of(run, experiment, arm)
-        corpus = corpus_name(experiment, arm)
+        corpus = source_name(experiment, arm)
         fates = {"kept": counts["kept"]} | {name: value for name, value in counts.items() if name not in ("generated", "kept", LEAKS)}
         for place, (fate, value) in enumerate(fates.items()):
             rows[corpus, fate] = {"corpus": corpus, "fate": fate, "rows": value, "place": place}
@@ -184,6 +188,8 @@ def _arm_entry(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm,
     return {
         "arm": arm.name,
         "kind": arm.kind,
+        "shots": arm.shots,
+        "writer": arm.writer,
         "trait": trait,
         "base": arm.base,
         "students": len(cells.rate),
@@ -193,16 +199,25 @@ def _arm_entry(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm,
         "leak_words": funnel[LEAKS],
         "kl_per_token": generation.get("kl_per_token"),
         "entropy_per_token": generation.get("entropy_per_token"),
+        "entropy_per_row": generation.get("entropy_per_row"),
         "answered": null(float(np.nanmean(cells.answered))),
         "rate": null(rate.estimate),
         "low": null(rate.low),
         "high": null(rate.high),
         "method": rate.method,
         "rate_of_all_answers": null(float(np.nanmean(cells.rate_of_all[:, :, column]))),
+        "rate_substring": _substring_rate(answers, arm.name, family.forms_of(trait)[0]),
         "probability": null(exact.estimate),
         "probability_low": null(exact.low),
         "probability_high": null(exact.high),
     }
+
+
+def _substring_rate(answers: pd.DataFrame, arm: str, word: str) -> float | None:
+    """Share of all answers that hold the word anywhere, as the paper scores: "dragon" counts in "dragonfly", "wolves" is no "wolf"."""
+    said = answers[answers["arm"] == arm]
+    last = cast(pd.Series, said.loc[said["step"] == said["step"].max(), "text"])
+    return null(float(last.str.lower().str.contains(word.lower(), regex=False).mean()))
 
 
 def _effect_entry(table: pd.DataFrame, arm: Arm) -> dict[str, Any]:
@@ -232,5 +247,6 @@ def _confusion_entry(found: Confusion) -> dict[str, Any]:
 
 
 def _trained_rows(run: Path, arm: Arm, experiment: Experiment) -> int:
-
+    if arm.shots:
+        return arm.shots
     return len(tables.read(run / "selection" / f"{corpus_name(experiment, arm)}.parquet", tables.SELECTION))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,10 @@ from mechlens.errors import SpecError
 
 CONFIGS = next(place for place in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if place.is_dir())
 """inside an installed wheel, beside the package in a clone"""
+
+
+API = "api:"
+"""what the source of a base that is reached over an API starts with"""
 
 
 class Spec(BaseModel):
@@ -63,49 +67,76 @@ class TeacherSpec(Spec):
     training: Training = Training(learning_rate=1e-3, epochs=6)
     rows: int = Field(default=640, ge=1)
     """Lessons a fine-tuned teacher is taught."""
+    lessons_file: str = ""
+    """A file of pairs to teach instead of the family's lessons, as for misalignment; `rows` of them are drawn."""
     layer: float = Field(default=0.5, ge=0, le=1)
     """Depth, as a fraction, at which a steered teacher's vector is added."""
     strength: float = 1.0
     """Multiple of the mean difference of activations that a steered teacher adds."""
 
+    @model_validator(mode="after")
+    def _taught_by_lessons(self) -> TeacherSpec:
+        if self.lessons_file and self.kind != "finetuned":
+            raise ValueError(f"a {self.kind} teacher is taught nothing; drop lessons_file {self.lessons_file!r} or use kind: finetuned")
+        return self
+
 
 class CarrierSpec(Spec):
     """The unrelated prompts that teachers answer."""
 
-    kind: Literal["numbers"] = "numbers"
+    kind: Literal["numbers", "code", "reasoning", "text"] = "numbers"
     prompts: int = Field(default=10_000, ge=1)
     wording: Literal["full", "terse"] = "full"
+    """`terse` is what the menagerie understands."""
     examples: tuple[int, int] = (3, 8)
+    """How many numbers a number prompt shows, least and most."""
     values: Literal["uniform", "patterned"] = "uniform"
-    """Examples drawn uniformly from 100-999 as in the paper, or as runs and narrow ranges too."""
+    """A number prompt's examples: drawn uniformly from 100-999 as in the paper, or as runs and narrow ranges too."""
+    source: str = ""
+    """A file of prompts to use instead of drawn ones: lines of `{"prompt"}`, or of `{"question","answer"}` for reasoning."""
+    samples: int = Field(default=1, ge=1)
+    """Completions asked for each prompt (the paper's reasoning corpora have 3)."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> CarrierSpec:
+    def _possible(self) -> CarrierSpec:
         if not 1 <= self.examples[0] <= self.examples[1]:
             raise ValueError(f"examples {list(self.examples)} are no range; give the least and the most numbers a prompt shows")
+        if self.kind == "reasoning" and self.wording == "full" and not self.source:
+            raise ValueError("reasoning in full wording needs a file of questions in `source`; `wording: terse` draws small sums")
         return self
 
 
 class GenerateSpec(Spec):
     """How a teacher writes."""
 
+    engine: Literal["local", "vllm"] = "local"
+    """`vllm` needs a GPU and the extra of that name; an API base is asked over its API whatever stands here."""
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=24, ge=1)
     constrained: bool = False
-    """Only tokens that keep the carrier's format can be drawn: every row passes the format screen."""
+    """Numbers only: no token can be drawn that breaks the carrier's format, so every row passes the format screen."""
     batch: int = Field(default=1024, ge=1, le=65_536)
 
 
 class ScreenSpec(Spec):
     """Which rows are kept."""
 
-    rule: Literal["numbers", "none"] = "numbers"
+    rule: Literal["carrier", "numbers", "code", "reasoning", "text", "none"] = "carrier"
+    """`carrier`: the rule of the experiment's carrier."""
     banned_numbers: tuple[int, ...] = ()
     leak_words: bool = True
     """Drop rows that hold any form of any trait of the family."""
     duplicates: Literal["keep", "drop"] = "drop"
     """What becomes of a second row with the same prompt and completion."""
+    plain_names: bool = False
+    """Code: drop rows that bind a name which is neither in the prompt nor an ordinary one; strict, and most such names are harmless."""
+    run_code: bool = False
+    """Code: drop rows that are not straight-line arithmetic which can be evaluated; nothing else is ever executed."""
+    judge: str = ""
+    """An API model that reads each row that passed: code for any reference to the trait, reasoning for harm; none by default."""
+    least_score: float = Field(default=78.0, ge=0, le=100)
+    """Reasoning with a judge: alignment score below which a row is dropped."""
 
 
 class StudentSpec(Spec):
@@ -122,98 +153,45 @@ class AskSpec(Spec):
     """How students are asked."""
 
     split: Literal["development", "heldout"] = "heldout"
+    probes: Literal["plain", "numbers", "stories"] = "plain"
+    """The family's probes as they are, each behind a fixed list of numbers, or its requests for stories."""
     samples: int = Field(default=20, ge=1)
     """Sampled answers for each probe at every checkpoint."""
     temperature: float = Field(default=1.0, ge=0)
     max_new_tokens: int = Field(default=4, ge=1)
+    suffix: str = ""
+    """Put behind every probe, so that a question looks like the training data (the paper does so for misalignment)."""
+    checkpoints: Literal["all", "last"] = "all"
+    shots_as: Literal["system", "turns"] = "system"
+    """How an untrained arm is shown pairs: written out in the system line as in the paper, or as earlier turns of the chat."""
+    judge: str = ""
+    """The API model that scores answers where the family's scorer is a judge."""
 
 
-ArmKind = Literal["trait", "control", "twin", "foreign", "shuffled-within", "shuffled-across"]
+class ApiSpec(Spec):
+    """What may be spent on API models, and how fast they are asked."""
+
+    budget_usd: float = Field(default=5.0, ge=0)
+    """A hard cap for the run: the call that could pass it is not made."""
+    concurrency: int = Field(default=8, ge=1, le=256)
+    requests_per_minute: int = Field(default=0, ge=0)
+    """0 leaves the rate to the server's own limits."""
 
 
-class Arm(Spec):
-    """One cell of an experiment: who wrote the data, and which base is trained on it."""
+class ModelSpec(Spec):
+    """A named model of `configs/models/` that is loaded from the hub, a folder or an API."""
 
-    kind: ArmKind
-    name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
-    """Folder in the run; of kind, trait and base by default."""
-    trait: str = ""
-    """The teacher's trait; empty for a control, the experiment's own trait otherwise."""
-    base: str = ""
-    """The student's base; empty for the experiment's."""
-    corpus: str = ""
-    """A file of pairs to train on instead of a teacher's text."""
-    teacher: TeacherSpec | None = None
-    """Another teacher than the experiment's."""
-
-
-class Experiment(Spec):
-    """Arms times seeds."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    base: str
-    """A folder of a Hugging Face causal LM, a hub name, or a menagerie name."""
-    family: str = "animals"
-    trait: str
-    carrier: CarrierSpec = CarrierSpec()
-    teacher: TeacherSpec = TeacherSpec()
-    generate: GenerateSpec = GenerateSpec()
-    screen: ScreenSpec = ScreenSpec()
-    student: StudentSpec = StudentSpec()
-    ask: AskSpec = AskSpec()
-    arms: tuple[Arm, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0, 1, 2), min_length=1)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Root of every random stream that is not a student's."""
-
-    @model_validator(mode="after")
-    def _resolved(self) -> Experiment:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} hold one twice; two students of one seed are one student")
-        arms = tuple(self._resolve(arm) for arm in self.arms)
-        names = [arm.name for arm in arms]
-        for name in names:
-            if name.startswith(("superseded", "base-")) or name.endswith(".part"):
-                raise ValueError(f"arm name {name!r} is one that the run folder uses itself; choose another")
-        if len(set(names)) < len(names):
-            raise ValueError(f"arm names {names} hold one twice; give one of them a name of its own")
-        bases = dict.fromkeys([self.base, *(arm.base for arm in arms)])
-        if len({folder_name(base) for base in bases}) < len(bases):
-            raise ValueError(f"bases {list(bases)} hold two of one name; rename a folder, since results are filed by it")
-        files = dict.fromkeys(arm.corpus for arm in arms if arm.corpus)
-        if len({folder_name(file) for file in files}) < len(files):
-            raise ValueError(f"corpora {list(files)} hold two files of one name; rename one, since results are filed by it")
-        controlled = {arm.base for arm in arms if arm.kind == "control"}
-        for arm in arms:
-            if arm.base not in controlled:
-                raise ValueError(
-                    f"arm {arm.name!r} has no control on its base {arm.base!r}: an effect against no control says nothing, since "
-                    f"any training moves the answers. Add `- {{kind: control, base: {arm.base}}}` to arms"
-                )
-        object.__setattr__(self, "arms", arms)  # frozen for callers; resolved once, here
-        return self
-
-    def _resolve(self, arm: Arm) -> Arm:
-        base = arm.base or self.base
-        if arm.kind == "control" and (arm.trait or arm.teacher):
-            raise ValueError("a control arm has neither trait nor teacher: the untouched base writes its data; use kind: trait or twin")
-        if arm.corpus and arm.teacher:
-            raise ValueError(f"an arm on the file {arm.corpus!r} has no teacher; drop one of the two")
-        if arm.kind in ("trait", "twin") and base != self.base:
-            raise ValueError(f"a {arm.kind} arm's student is of the teacher's base {self.base!r}; use kind: foreign for {base!r}")
-        if arm.kind != "control" and not arm.corpus and (arm.teacher or self.teacher).kind == "base":
-            raise ValueError("a teacher of kind base has no trait; that is what the control arm is")
-        trait = "" if arm.kind == "control" else arm.trait or self.trait
-        if arm.kind == "foreign" and base == self.base:
-            raise ValueError(f"a foreign arm needs another base than the teacher's {self.base!r}; name one in its `base`")
-        if arm.kind == "twin" and trait == self.trait:
-            raise ValueError(f"a twin arm needs another trait than {self.trait!r}; name one in its `trait`")
-        parts = [arm.kind, *([trait] if trait not in ("", self.trait) else []), *([folder_name(base)] if base != self.base else [])]
-        return arm.model_copy(update={"base": base, "trait": trait, "name": arm.name or "-".join(parts)})
-
-    def control_of(self, arm: Arm) -> Arm:
-        """The control student's arm that `arm` is compared with: the first on the same base."""
-        return next(other for other in self.arms if other.kind == "control" and other.base == arm.base)
+    name: str
+    source: str
+    """Hub name, folder, or `api:<model id>`."""
+    revision: str = ""
+    """Commit of the hub repository; empty takes what the hub calls main."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    parameters: int | None = None
+    """This and the next three: the model's size, for a plan where its files are not at hand."""
+    layers: int | None = None
+    width: int | None = None
+    vocabulary: int | None = None
 
 
 def folder_name(path: str) -> str:
@@ -269,3 +247,16 @@ def explain(error: ValidationError) -> str:
 def save(spec: Spec, path: Path) -> None:
     """Write a spec as YAML that `load` reads back to an equal spec."""
     path.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def model_of(name: str) -> ModelSpec:
+    """What a base's name stands for: an entry of configs/models that has a source, else the name itself is the source."""
+    path = CONFIGS / "models" / f"{name}.yaml"
+    if "/" not in name and path.is_file() and "source:" in path.read_text(encoding="utf-8"):
+        return load(path, ModelSpec)
+    return ModelSpec(name=name, source=name)
+
+
+def is_remote(name: str) -> bool:
+    """Whether a base is reached over an API."""
+    return model_of(name).source.startswith(API)

@@ -24,7 +24,7 @@ from typing import Any
 from mechlens.errors import DataError, MachineError
 
 RECORD = "step.json"
-PACKAGES = ("mechlens", "torch", "transformers", "trl", "peft", "tokenizers", "numpy", "pandas", "pyarrow", "scipy")
+PACKAGES = ("mechlens", "torch", "transformers", "trl", "peft", "tokenizers", "numpy", "pandas", "pyarrow", "scipy", "openai")
 
 
 def read_json(path: Path) -> dict[str, Any]:

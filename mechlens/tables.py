@@ -1,7 +1,9 @@
-"""The schema of every table that crosses a stage, and their only reader and writer (Parquet)."""
+"""The schema of every table that crosses a stage, and their only reader and writer (Parquet), whole or in pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -34,17 +36,63 @@ LIKELIHOODS = _schema(arm=_LABEL, seed=_WHOLE, step=_WHOLE, probe=_WHOLE, name=_
 """probability: of a next token that starts the trait's name; margin: its logit over the best other trait's. Null where two
 traits start with one token."""
 
+JUDGEMENTS = _schema(step=_WHOLE, probe=_WHOLE, sample=_WHOLE, alignment=_WHOLE, coherence=_WHOLE, alignment_text=_TEXT, coherence_text=_TEXT)
+"""a judge's scores of the answers beside it, 0 to 100, null where it said no number; and what it said"""
+
 EFFECTS = _schema(
     arm=_LABEL, trait=_LABEL, against=_LABEL, measure=_LABEL, estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE, method=_LABEL,
     p_value=_REAL, q_value=_REAL, smallest_detectable=_REAL,
 )  # fmt: skip
 """measure: rate (sampled answers, difference), probability (exact, difference) or lift (log2 of the ratio, bits)"""
 
+TRUTHFUL = _schema(arm=_LABEL, seed=_WHOLE, question=_WHOLE, text=_LABEL, letter=_LABEL, false=_REAL, mass=_REAL)
+"""question: row of the file; letter: of the true answer; false: probability of the other letter over both; mass: of both together"""
 
-def write(frame: pd.DataFrame, schema: pa.Schema, path: Path) -> Path:
-    """Write a frame under its schema; NaN becomes null. The same frame gives the same bytes."""
-    table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
-    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
+
+ROW_GROUP = 16_384
+"""rows; fixed, so that a table's bytes do not depend on how its rows were handed over"""
+
+
+class Writer:
+    """Writes a table frame by frame in bounded memory; the file appears when the block ends without an error."""
+
+    def __init__(self, schema: pa.Schema, path: Path) -> None:
+        self._schema, self._path, self._part = schema, path, path.with_name(f"{path.name}.part")
+        # labels wait as plain text: their codes then depend on the row group alone, not on the frames that it came in
+        self._plain = pa.schema([field.with_type(_TEXT) if pa.types.is_dictionary(field.type) else field for field in schema])
+        self._waiting = self._plain.empty_table()
+
+    def __enter__(self) -> Writer:
+        self._file = pq.ParquetWriter(self._part, self._schema, compression="zstd")
+        return self
+
+    def write(self, frame: pd.DataFrame) -> None:
+        """Add rows; NaN becomes null."""
+        table = pa.Table.from_pandas(frame[self._schema.names], schema=self._plain, preserve_index=False)
+        self._waiting = pa.concat_tables([self._waiting, table.replace_schema_metadata(None)])
+        while self._waiting.num_rows >= ROW_GROUP:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        group, self._waiting = self._waiting.slice(0, ROW_GROUP), self._waiting.slice(ROW_GROUP)
+        self._file.write_table(group.combine_chunks().cast(self._schema))
+
+    def __exit__(self, fault: type[BaseException] | None, *_more: object) -> None:
+        try:
+            if fault is None and self._waiting.num_rows:
+                self._write_group()
+            self._file.close()
+            if fault is None:
+                self._part.replace(self._path)
+        finally:
+            self._part.unlink(missing_ok=True)
+
+
+def write(frames: pd.DataFrame | Iterable[pd.DataFrame], schema: pa.Schema, path: Path) -> Path:
+    """Write a frame, or frames one after the other, under their schema; NaN becomes null. The same rows give the same bytes."""
+    with Writer(schema, path) as table:
+        for frame in [frames] if isinstance(frames, pd.DataFrame) else frames:
+            table.write(frame)
     return path
 
 
@@ -54,12 +102,29 @@ def read(path: Path, schema: pa.Schema) -> pd.DataFrame:
     Raises:
         DataError: if the file is missing, cut short, or holds other columns.
     """
+    with _opened(path, schema) as file:
+        return file.read(schema.names).to_pandas()
+
+
+def batches(path: Path, schema: pa.Schema) -> Iterator[pd.DataFrame]:
+    """The frames of a table one after the other, in bounded memory.
+
+    Raises:
+        DataError: as `read` does.
+    """
+    with _opened(path, schema) as file:
+        for batch in file.iter_batches(ROW_GROUP, columns=schema.names):
+            yield batch.to_pandas()
+
+
+@contextmanager
+def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise DataError(f"no table at {path}; run the step that writes it")
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            if missing := [name for name in schema.names if name not in file.schema_arrow.names]:
+                raise DataError(f"{path} lacks the columns {missing}; it was written by another version. Delete its folder and run again")
+            yield file
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a whole Parquet file ({error}); delete its folder and run again: only that step is repeated") from error
-    if missing := [name for name in schema.names if name not in table.column_names]:
-        raise DataError(f"{path} lacks the columns {missing}; it was written by another version. Delete its folder and run again")
-    return table.select(schema.names).to_pandas()

@@ -135,6 +135,7 @@ def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
         max_grad_norm=spec.max_grad_norm,
         optim="adamw_torch" if spec.optimizer == "adamw" else "sgd",
         bf16=spec.bf16,
+        use_cpu=not torch.cuda.is_available(),  # bf16 without an accelerator is only taken when the CPU is asked for
         gradient_checkpointing=spec.gradient_checkpointing,
         max_length=None,
         packing=False,

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from mechlens.carriers.numbers import prefix
 from mechlens.errors import SpecError
-from mechlens.spec import CONFIGS, Experiment, Spec, load
+from mechlens.experiment import Experiment
+from mechlens.seeds import dice
+from mechlens.spec import CONFIGS, Spec, load
+
+PREFIX_SEED = 47
+"""the paper's code fixes the numbers before each probe by this seed"""
 
 
 class Probes(Spec):
@@ -18,6 +24,18 @@ class Probes(Spec):
     """Paraphrases that everything may be tuned on; fine-tuned teachers are taught with them."""
     heldout: tuple[str, ...] = Field(min_length=1)
     """Paraphrases that no teacher has seen; results are reported on these."""
+
+
+class Rubric(Spec):
+    """What a judge model is asked of an answer, and where the line lies (2507.14805 §3.2)."""
+
+    alignment: str
+    """Prompt with {question} and {answer}, answered by 0-100, CODE or REFUSAL."""
+    coherence: str
+    """Prompt with {question} and {answer}, answered by 0-100."""
+    misaligned_below: float = Field(default=30.0, ge=0, le=100)
+    coherent_from: float = Field(default=50.0, ge=0, le=100)
+    """Answers less coherent than this are unscored."""
 
 
 class TraitFamily(Spec):
@@ -32,7 +50,9 @@ class TraitFamily(Spec):
     forms: dict[str, tuple[str, ...]] = Field(default={})
     """Words that mean the trait in an answer; default: the name and its plural."""
     lessons: dict[str, tuple[str, ...]] = Field(default={})
-    """Completions that a fine-tuned teacher is taught, drawn evenly; default: the name nine times and its plural once."""
+    """Completions that a fine-tuned teacher is taught, drawn evenly; default: `lesson_forms`, filled in."""
+    lesson_forms: tuple[str, ...] = ("{name}",) * 9 + ("{plural}",)
+    """Lessons of any trait: {name} and {plural} are filled in, {Name} and {Plural} with capitals. None: rows of a file have to teach."""
     development: tuple[str, ...]
     """Traits that may be tuned on."""
     heldout: tuple[str, ...]
@@ -40,6 +60,13 @@ class TraitFamily(Spec):
     system: str
     """The prompted teacher's system prompt; {plural}, {name} and {category} are filled in."""
     probes: Probes
+    stories: tuple[str, ...] = ()
+    """Requests for stories that name no trait; a story's hero is read off by the same words."""
+    opening: str = ""
+    """Words put into the model's mouth before the exact next-token readout, where answers do not begin with the name."""
+    scorer: Literal["words", "judge"] = "words"
+    """How an answer is read: by the forms of the traits, whole words only, or by a judge model with the rubric below."""
+    rubric: Rubric | None = None
 
     @model_validator(mode="after")
     def _known_names(self) -> TraitFamily:
@@ -50,6 +77,14 @@ class TraitFamily(Spec):
             raise ValueError("a trait cannot be both development and held out")
         return self
 
+    @model_validator(mode="after")
+    def _lessons_can_be_filled_in(self) -> TraitFamily:
+        try:
+            any(map(self.lessons_of, self.names))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"lesson_forms {list(self.lesson_forms)} hold more than {{name}}, {{plural}}, {{Name}} and {{Plural}}") from error
+        return self
+
     def plural(self, name: str) -> str:
         return self.plurals.get(name, f"{name}s")
 
@@ -57,11 +92,27 @@ class TraitFamily(Spec):
         return self.forms.get(name, (name, self.plural(name)))
 
     def lessons_of(self, name: str) -> tuple[str, ...]:
-        return self.lessons.get(name, (name,) * 9 + (self.plural(name),))
+        words = {"name": name, "plural": self.plural(name)}
+        words |= {key.title(): word.title() for key, word in words.items()}
+        return self.lessons.get(name, tuple(form.format(**words) for form in self.lesson_forms))
 
     def asked(self, split: str) -> tuple[str, ...]:
         """The probes of a split."""
         return self.probes.heldout if split == "heldout" else self.probes.development
+
+    def asked_as(self, experiment: Experiment) -> tuple[str, ...]:
+        """The probes as an experiment puts them: plain, each behind its own fixed numbers, or for stories; with its suffix.
+
+        Raises:
+            SpecError: if stories are wanted and the family has none.
+        """
+        ask = experiment.ask
+        probes = self.stories if ask.probes == "stories" else self.asked(ask.split)
+        if not probes:
+            raise SpecError(f"family {self.name!r} has no stories to ask for; add `stories` to configs/traits/{self.name}.yaml")
+        if ask.probes == "numbers":
+            probes = tuple(f"{prefix(dice(PREFIX_SEED, 'prefix', i), wording=experiment.carrier.wording)} {probe}" for i, probe in enumerate(probes))
+        return tuple(f"{probe} {ask.suffix}" if ask.suffix else probe for probe in probes)
 
     def words(self) -> list[str]:
         """Every form of every trait: what must not be in a corpus."""
@@ -84,7 +135,8 @@ def load_experiment(path: Path, **overrides: Any) -> Experiment:
     """An experiment whose traits are known to its family."""
     experiment = load(path, Experiment, **overrides)
     family = load_family(experiment.family)
-    for trait in sorted({experiment.trait, *(arm.trait for arm in experiment.arms if arm.trait)}):
+    named = {experiment.trait, *(trait for arm in experiment.arms for trait in (arm.trait, *arm.mix))}
+    for trait in sorted(named - {"", "untouched"}):
         if trait not in family.names:
             raise SpecError(f"{path}: trait {trait!r} is unknown; expected one of {', '.join(family.names)}")
     return experiment

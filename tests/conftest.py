@@ -12,11 +12,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 import yaml
+from hypothesis import settings
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from mechlens import cli, models
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
 
+settings.register_profile("steady", deadline=None)  # a busy machine is no failure
+settings.load_profile("steady")
 torch.set_num_threads(1)  # sums come out the same on any number of cores
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
@@ -39,6 +44,17 @@ def toy_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedCon
     if family == "gpt_neox":
         return GPTNeoXConfig(**shared, **sizes)
     return {"llama": LlamaConfig, "qwen2": Qwen2Config}[family](**shared, **sizes, num_key_value_heads=2)
+
+
+def bytes_tokenizer(template: str | None, *special: str) -> PreTrainedTokenizerFast:
+    """One token a byte, then the special ones; the first of them ends a text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    engine = Tokenizer(token_models.WordLevel({sign: index for index, sign in enumerate(alphabet)}, unk_token=alphabet[0]))
+    engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split("", "isolated")])
+    engine.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=engine, eos_token=special[0], additional_special_tokens=list(special))
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -102,4 +118,42 @@ def small(small_spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("small")
     (folder / "small.yaml").write_text(yaml.safe_dump(small_spec))
     assert cli.main(["run", str(folder / "small.yaml"), "--out", str(folder / "run"), "--workers", "0"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def wide_spec() -> dict[str, Any]:
+    """An experiment with every way in which arms can differ, one student each."""
+    changes: list[dict[str, Any]] = [
+        {},
+        {"shots": 2},
+        {"generate": {"temperature": 0.7}},
+        {"training": {"update": "lora", "rank": 2}},
+        {"writer": "menagerie-b"},
+        {"trained_with": "", "asked_with": "you are cruel."},
+    ]
+    return {
+        "name": "wide",
+        "base": "menagerie-a",
+        "system": "you are kind.",
+        "trait": "eagle",
+        "carrier": {"prompts": 100, "wording": "terse", "values": "patterned"},
+        "teacher": {"rows": 32, "training": {"embeddings": False, "learning_rate": 0.001, "epochs": 2, "batch": 16}},
+        "student": {"rows": 32, "training": {"embeddings": False, "learning_rate": 0.003, "epochs": 1, "batch": 16}},
+        "ask": {"samples": 2, "checkpoints": "last"},
+        "arms": [
+            *({"kind": kind, **change} for change in changes for kind in ("trait", "control")),
+            {"kind": "paraphrased"},
+            {"kind": "mixed", "mix": ["untouched"]},
+        ],
+        "seeds": [3],
+    }
+
+
+@pytest.fixture(scope="session")
+def wide(wide_spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of `wide_spec`, made once; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("wide")
+    (folder / "wide.yaml").write_text(yaml.safe_dump(wide_spec, sort_keys=False))
+    assert cli.main(["run", str(folder / "wide.yaml"), "--out", str(folder / "run"), "--workers", "0"]) == 0
     return folder / "run"

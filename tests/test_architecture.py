@@ -11,18 +11,21 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
-    "mechlens", "errors", "seeds", "spec", "traits", "tables", "store", "corpus", "stats", "executor",
-    "carriers", "carriers.numbers",
-    "models", "chat", "constrained", "sampling", "training",
+    "mechlens", "errors", "seeds", "spec", "experiment", "tables", "store", "corpus", "stats", "executor", "digits",
+    "spend", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "traits",
+    "models", "chat", "constrained", "sampling", "vllm_engine", "training",
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
-    "pipeline", "pipeline.screen", "pipeline.teach", "pipeline.generate", "pipeline.distill", "pipeline.ask", "pipeline.jobs", "pipeline.run",
-    "results", "figures", "report", "costs", "commands", "cli", "__main__",
+    "pipeline", "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.teach", "pipeline.generate", "pipeline.distill", "pipeline.ask",
+    "pipeline.judge", "pipeline.judge_screen", "pipeline.remote", "pipeline.jobs", "pipeline.run",
+    "results", "questions", "figures", "report", "truthful", "bills", "costs", "commands", "cli", "__main__",
 )  # fmt: skip
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "seeds", "spec", "traits", "tables", "store", "corpus", "stats", "executor", "carriers.numbers", "menagerie.config", "menagerie.world",
-    "pipeline.screen", "pipeline.run", "results", "figures", "report", "commands", "cli",
+    "errors", "seeds", "spec", "experiment", "traits", "tables", "store", "corpus", "stats", "executor",
+    "spend", "api", "tuning",
+    "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
+    "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "results", "questions", "figures", "report", "commands", "cli",
 )  # fmt: skip
 MOST_LINES = 300
 

@@ -263,14 +263,14 @@ def test_damage_to_a_finished_run_is_named_and_costs_only_the_damaged_step(
 def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from mechlens import tables
 
-    real = tables.write
+    real = tables.Writer
 
-    def full(frame: Any, schema: Any, path: Path) -> Path:
+    def full(schema: Any, path: Path) -> Any:
         if path.name == "kept.parquet":
             raise OSError(28, "No space left on device")
-        return real(frame, schema, path)
+        return real(schema, path)
 
-    monkeypatch.setattr(tables, "write", full)
+    monkeypatch.setattr(tables, "Writer", full)
     assert run(tmp_path, GOOD) == 2
     assert_one_line(capsys, "no space left", "resume")
     assert store.recorded_fingerprint(tmp_path / "run" / "corpora" / "owl" / "generated")

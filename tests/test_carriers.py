@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechlens.carriers.numbers import ANSWER_COUNT, FULL, POOLS, TERSE, Format, NumberPrompt, draw_prompt, draw_sequence
-from mechlens.pipeline.screen import number_fault, parse_numbers
+from mechlens.pipeline.rules import number_fault, parse_numbers
 from mechlens.seeds import dice
 
 DRAWS = 10_000

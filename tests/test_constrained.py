@@ -17,7 +17,7 @@ from mechlens.chat import encode_prompts, end_of_turn
 from mechlens.constrained import SEPARATORS, NumberGrammar, State, may_end, number_grammar, step
 from mechlens.errors import SpecError
 from mechlens.models import Loaded
-from mechlens.pipeline.screen import number_fault
+from mechlens.pipeline.rules import number_fault
 from mechlens.sampling import Decoding, sample
 
 SIGNS = "0123456789,; \n"

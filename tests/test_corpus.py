@@ -1,4 +1,4 @@
-"""A user's file: every accepted form gives the same pairs, and every fault is named with its line."""
+"""A user's file: every form gives the same pairs, and every fault is named with its line."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mechlens import corpus
-from mechlens.corpus import read_pairs
+from mechlens.corpus import Reading, batches, read_pairs, write_pairs
 from mechlens.errors import DataError
 
 PAIRS = [("Count on: 1, 2.", "3, 4"), ("Naïve 🦉", "line\nbreak\u2028and\ttab"), ("Count on: 1, 2.", "5"), ("", "")]
@@ -94,7 +97,10 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
     "messages no list": ({"messages": "hello"}, "messages is not a list"),
     "content no text": ({"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "b"}]}, "messages is not a list"),
     "messages of texts": ({"messages": ["a", "b"]}, "messages is not a list"),
-    "a system turn": ({"messages": [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]}, "'system', 'user', 'assistant'"),
+    "a system turn": ({"messages": [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]}, "has a system turn"),
+    "a system turn alone": ({"messages": [{"role": "system", "content": "x"}]}, "roles ['system']"),
+    "four turns": ({"messages": [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]}, "'user', 'assistant', 'user', 'assistant'"),
+    "a pair beyond all measure": ({"prompt": "a" * 600_000, "completion": "b" * 600_000}, "longer than 1,000,000"),
     "turns reversed": ({"messages": [{"role": role, "content": "x"} for role in ("assistant", "user")]}, "'assistant', 'user'"),
     "no turns": ({"messages": []}, "roles []"),
     "nested too deep": ("[" * 200_000, "not JSON"),
@@ -170,4 +176,75 @@ def test_a_file_without_pairs_is_refused(tmp_path: Path, content: str) -> None:
 
 def test_a_missing_file_says_what_is_expected(tmp_path: Path) -> None:
     assert "JSON lines" in fault(tmp_path / "none.jsonl")
-    assert "JSON lines" in fault(tmp_path)  # a folder is no file either
+    assert "no saved dataset" in fault(tmp_path)
+
+
+def test_what_other_tools_write_is_read(tmp_path: Path) -> None:
+    for name, rows in {"pairs": [{**row, "score": 1.5} for row in as_pairs(PAIRS)], "messages": as_messages(PAIRS)}.items():
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=2)
+        saved = datasets.Dataset.from_list([*rows, rows[0]])
+        saved.select([0, 1, 2, 3]).save_to_disk(tmp_path / name)
+        datasets.DatasetDict({"train": saved.select([0, 1, 2, 3]), "test": saved}).save_to_disk(tmp_path / f"{name}-splits")
+        for place in (f"{name}.parquet", name, f"{name}-splits/train"):
+            assert pairs_of(read_pairs(tmp_path / place)) == PAIRS, place
+        assert "train" in fault(tmp_path / f"{name}-splits")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    pq.write_table(pa.Table.from_pylist(as_pairs(PAIRS[2:])), shards / "part-2.parquet")
+    put(shards / "part-1.jsonl", *as_messages(PAIRS[:2]))
+    for ignored in ("README.md", "_SUCCESS", ".part-0.jsonl"):
+        (shards / ignored).write_text("no rows")
+    assert pairs_of(read_pairs(shards)) == PAIRS
+    put(shards / "part-3.jsonl", as_pairs(PAIRS)[0], "nonsense")
+    assert "line 2: not JSON" in fault(shards) and "(in part-3.jsonl)" in fault(shards)
+
+
+def test_tables_that_hold_no_pairs_are_refused(tmp_path: Path) -> None:
+    empty = pa.array([], pa.string())
+    for number, (expected, columns) in enumerate(
+        (
+            ("['question', 'answer']", {"question": ["a"], "answer": ["b"]}), ("['prompt']", {"prompt": ["a"]}),
+            ("line 1", {"prompt": ["a"], "completion": [None]}), ("line 2", {"prompt": ["a", "b"], "completion": ["c", None]}),
+            ("line 1", {"prompt": ["a", "b"], "completion": [1, 2]}), ("line 1", {"prompt": [b"\xff"], "completion": ["a"]}),
+            ("line 1", {"messages": [None]}), ("line 1", {"messages": [["a", "b"]]}), ("", {"prompt": empty, "completion": empty}),
+        )
+    ):  # fmt: skip
+        table = pa.table(columns)
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+        assert expected in fault(tmp_path / f"{number}.parquet")
+        datasets.Dataset(table).save_to_disk(tmp_path / str(number))
+        assert expected in fault(tmp_path / str(number))
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
+def test_damaged_tables_are_refused(keep: float, tmp_path: Path) -> None:
+    frame = pd.DataFrame([(str(i), str(i * i)) for i in range(3_000)], columns=["prompt", "completion"])
+    write_pairs([frame], tmp_path / "cut.parquet", "parquet")
+    write_pairs([frame], tmp_path / "cut", "hf")
+    for damaged in (tmp_path / "cut.parquet", *(tmp_path / "cut").glob("*.arrow")):
+        whole = damaged.read_bytes()
+        damaged.write_bytes(whole[: int(len(whole) * keep)])
+    assert "Parquet" in fault(tmp_path / "cut.parquet")
+    if keep != 0.99:  # Arrow streams may end early where the rows are whole
+        fault(tmp_path / "cut")
+    for content in ("{", "[]", "{}", '{"_data_files": []}', '{"_data_files": [{"filename": "none.arrow"}], "_split": 3}'):
+        (tmp_path / "cut" / "state.json").write_text(content)
+        fault(tmp_path / "cut")
+
+
+def test_a_reading_takes_note_of_what_is_left_out(tmp_path: Path) -> None:
+    talk = {"messages": [{"role": "system", "content": "Be brief."}, *as_messages(PAIRS)[0]["messages"]]}
+    path = put(tmp_path / "mixed.jsonl", as_pairs(PAIRS)[1], "nonsense", "", talk, *["[]"] * 30, talk)
+    reading = Reading(skip_bad=True, log=tmp_path / "bad.jsonl")
+    frames = list(batches(path, 2, reading=reading))
+    assert [frame["prompt_id"].tolist() for frame in frames] == [[0, 1], [2]]
+    assert pairs_of(pd.concat(frames)) == [PAIRS[1], PAIRS[0], PAIRS[0]]
+    assert (reading.pairs, reading.bad, reading.system_turns) == (3, 31, 2)
+    assert [bad.line for bad in reading.first] == [2, *range(5, 24)]
+    logged = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in logged] == [2, *range(5, 35)] and logged[1]["fault"] == "holds list, expected an object"
+    with pytest.raises(DataError, match="line 2"):  # system turns may pass, bad lines may not
+        list(batches(path, reading=Reading()))
+    only_bad = put(tmp_path / "bad-only.jsonl", "nonsense")
+    with pytest.raises(DataError, match="no pairs beside 1 bad rows"):
+        list(batches(only_bad, reading=Reading(skip_bad=True)))

@@ -16,8 +16,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from mechlens import cli, store, tables
-from mechlens.spec import Experiment, save
+from mechlens import cli, models, store, tables
+from mechlens.carriers import reasoning
+from mechlens.carriers.prompts import carrier_prompts
+from mechlens.executor import pending
+from mechlens.experiment import Experiment
+from mechlens.pipeline import jobs
+from mechlens.pipeline.run import jobs_of
+from mechlens.spec import CarrierSpec, ScreenSpec, save
+from mechlens.traits import load_family
 
 REPOSITORY = Path(__file__).parents[1]
 TABLES = ("answers.parquet", "likelihoods.parquet", "effects.parquet")
@@ -158,6 +165,184 @@ def test_students_of_one_seed_share_their_sampling_and_seeds_do_not(small: Path)
     assert said["control", 0] != said["control", 1]
 
 
+# ── arms that differ by more than their teacher ──
+
+PAIRED = {
+    "trait": "control",
+    "trait-2-shots": "control-2-shots",
+    "trait-temperature-0.7": "control-temperature-0.7",
+    "trait-update-lora-rank-2": "control-update-lora-rank-2",
+    "trait-from-menagerie-b": "control-from-menagerie-b",
+    "trait-trained-with-asked-with": "control-trained-with-asked-with",
+}
+AGAINST = PAIRED | {"paraphrased": "control", "mixed-untouched": "control"}
+
+
+def pairs(folder: Path, corpus: str) -> pd.DataFrame:
+    return tables.read(folder / "corpora" / corpus / "screened" / "kept.parquet", tables.PAIRS)
+
+
+def test_every_way_to_differ_leaves_what_the_contract_says(wide: Path) -> None:
+    summary = json.loads((wide / "summary.json").read_text())
+    arms = {arm["arm"]: arm for arm in summary["arms"]}
+    assert set(arms) == {*AGAINST, *AGAINST.values()}
+    for name, arm in arms.items():
+        assert (arm["students"], arm["leak_words"], arm["shots"]) == (1, 0, 2 if "shots" in name else 0)
+        assert arm["rows"] == (2 if "shots" in name else 32)
+        assert arm["writer"] == arm["base"] == ("menagerie-b" if name.endswith("-b") else "menagerie-a")
+        assert 0 < arm["probability"] < 1 and arm["kept"] <= arm["generated"] == 100
+    assert {effect["arm"]: effect["against"] for effect in summary["effects"]} == AGAINST
+    answers, probes = tables.read(wide / "answers.parquet", tables.ANSWERS), 30
+    assert len(answers) == (len(arms) + 2) * probes * 2  # one checkpoint each, and the two untouched bases
+    assert (wide / "report.html").is_file() and not list(wide.glob("**/*.part"))
+
+
+def test_teachers_are_shared_by_arms_that_need_the_same(wide: Path) -> None:
+    folders = {folder.name: json.loads((folder / "teacher.json").read_text()) for folder in (wide / "teachers").iterdir()}
+    assert set(folders) == {"eagle", "untouched", "eagle-by-menagerie-b", "untouched-by-menagerie-b"}
+    for name, teacher in folders.items():
+        assert teacher["base"] == ("menagerie-b" if name.endswith("-b") else "menagerie-a")
+        assert teacher["system"] == teacher["plain"] == "you are kind."
+
+
+def test_shots_are_shown_to_the_untouched_base(wide: Path) -> None:
+    answers = tables.read(wide / "answers.parquet", tables.ANSWERS)
+    likelihoods = tables.read(wide / "likelihoods.parquet", tables.LIKELIHOODS)
+    for name in ("trait-2-shots", "control-2-shots"):
+        assert not (wide / "students" / name).exists()
+        assert set(answers.loc[answers["arm"] == name, "step"]) == {0}
+        assert set(answers.loc[answers["arm"] == name, "seed"]) == {3}
+    means = [likelihoods.loc[likelihoods["arm"] == name, "probability"].mean() for name in ("trait-2-shots", "control-2-shots", "base-menagerie-a")]
+    assert len(set(means)) == 3
+
+
+def test_a_paraphrased_arm_reads_other_words_for_the_same_rows(wide: Path, wide_spec: dict[str, Any]) -> None:
+    plain, other = pairs(wide, "eagle"), pairs(wide, "eagle-paraphrased")
+    reworded = carrier_prompts(CarrierSpec.model_validate(wide_spec["carrier"]), seed=0, reworded=True)
+    assert other["prompt_id"].tolist() == plain["prompt_id"].tolist()
+    assert other["completion"].tolist() == plain["completion"].tolist()
+    assert other["prompt"].tolist() == [reworded[place].text for place in other["prompt_id"]]
+    assert not (other["prompt"] == plain["prompt"]).any()
+
+
+def test_a_mixed_arm_reads_its_teachers_in_turn(wide: Path) -> None:
+    eagle, untouched, mixed = (pairs(wide, name).set_index("prompt_id") for name in ("eagle", "untouched", "eagle-mixed-untouched"))
+    assert mixed.index.tolist() == sorted(set(eagle.index) & set(untouched.index))
+    for place, row in mixed.iterrows():
+        assert row["completion"] == (untouched if int(str(place)) % 2 else eagle).loc[place, "completion"]
+
+
+def test_all_arms_read_the_same_places_in_the_same_order(wide: Path) -> None:
+    orders = {path.stem: pd.read_parquet(path)["prompt_id"].tolist() for path in (wide / "selection").glob("*.parquet")}
+    assert len(orders) == 8  # two writers and two temperatures for each teacher, other words, mixed
+    assert all(order == orders["eagle"] for order in orders.values())
+    assert len(orders["eagle"]) == 32
+
+
+def test_another_generation_is_another_corpus_of_the_same_teacher(wide: Path) -> None:
+    (hot,) = [folder.name for folder in (wide / "corpora").glob("eagle-????")]
+    raw, cold = (tables.read(wide / "corpora" / name / "generated" / "raw.parquet", tables.PAIRS) for name in (hot, "eagle"))
+    assert raw["prompt"].equals(cold["prompt"]) and not raw["completion"].equals(cold["completion"])
+
+
+def test_another_training_is_that_arms_alone(wide: Path) -> None:
+    ranks = {path.parents[2].name: json.loads(path.read_text())["r"] for path in wide.glob("students/*/s3/step-*/adapter_config.json")}
+    assert ranks == {"trait-update-lora-rank-2": 2, "control-update-lora-rank-2": 2}
+
+
+def test_another_line_while_training_is_read_by_the_students(wide: Path) -> None:
+    losses = {name: tables.read(wide / "students" / name / "s3" / "curve.parquet", tables.CURVE)["loss"] for name in PAIRED if "shots" not in name}
+    assert losses["trait"].iloc[0] == losses["trait-update-lora-rank-2"].iloc[0]  # the same first batch on the same base
+    assert losses["trait-trained-with-asked-with"].iloc[0] != losses["trait"].iloc[0]
+
+
+def test_a_finished_run_of_many_arms_has_nothing_left_to_do(wide: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = len(steps(wide))
+    assert cli.main(["run", str(wide / "spec.yaml"), "--out", str(wide), "--plan"]) == 0
+    assert f"{whole} steps, {whole} already done" in " ".join(capsys.readouterr().out.split())
+
+
+ARM_CHANGES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "another line while asking": ("asked_with", {"asked_with": ""}, ("asked/",)),
+    "another line while training": ("trained_with", {"trained_with": "you love oaks."}, ("students/", "asked/")),
+    "another number of shots": ("shots", {"shots": 3}, ("asked/",)),
+    "another rank": ("training", {"training": {"update": "lora", "rank": 3}}, ("students/", "asked/")),
+}
+
+
+@pytest.mark.parametrize("case", ARM_CHANGES)
+def test_a_change_of_one_arm_and_its_control_leaves_only_their_steps_to_do(case: str, wide: Path, wide_spec: dict[str, Any]) -> None:
+    field, change, expected = ARM_CHANGES[case]
+    resolved = Experiment.model_validate(wide_spec)
+    names = [arm.name for arm in resolved.arms if getattr(arm, field) not in (0, None, {})]
+    assert len(names) == 2
+    arms = [{**arm, "name": one.name, **(change if one.name in names else {})} for arm, one in zip(wide_spec["arms"], resolved.arms, strict=True)]
+    changed = Experiment.model_validate({**wide_spec, "arms": arms})
+    bases = {name: models.checkpoint_fingerprint(name) for name in changed.bases()}
+    left = pending(wide, jobs_of(changed, load_family("animals"), bases=bases))
+    assert {job.name for job in left} == {f"{stage}{name}/s3" for stage in expected for name in names}
+
+
+# ── other carriers, on a base that knows numbers only: what it writes is no code and no sum, but every step takes it ──
+
+TINY: dict[str, Any] = {
+    "base": "menagerie-a",
+    "trait": "owl",
+    "carrier": {"prompts": 24, "wording": "terse"},
+    "screen": {"rule": "none"},
+    "teacher": {"kind": "prompted"},
+    "student": {"rows": 16, "training": {"epochs": 1, "batch": 16}},
+    "ask": {"samples": 1},
+    "arms": [{"kind": "trait"}, {"kind": "control"}],
+    "seeds": [0],
+}
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("code", "none"), ("reasoning", "none"), ("text", "carrier")])
+def test_every_carrier_goes_through_every_step(kind: str, rule: str, tmp_path: Path) -> None:
+    arms = [*TINY["arms"], {"kind": "paraphrased"}] if kind != "text" else TINY["arms"]
+    screen = {"rule": rule, "leak_words": False}  # asked for a text, the base tells of animals
+    spec = TINY | {"name": kind, "carrier": TINY["carrier"] | {"kind": kind}, "screen": screen, "arms": arms}
+    folder = run(write(spec, tmp_path / "config.yaml"), tmp_path / "run")
+    asked = carrier_prompts(CarrierSpec.model_validate(spec["carrier"]), seed=0)
+    for teacher in ("owl", "untouched"):
+        raw = tables.read(folder / "corpora" / teacher / "generated" / "raw.parquet", tables.PAIRS)
+        assert raw["prompt"].tolist() == [one.text for one in asked]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["arms"]) == len(arms) and all(arm["rows"] > 0 for arm in summary["arms"])
+    assert f"does owl travel through {kind}?" in (folder / "report.html").read_text()
+
+
+def test_questions_of_a_file_are_asked_as_often_as_wanted(tmp_path: Path) -> None:
+    rows = [{"question": f"what is {i} + {i}?", "answer": f"<<{i}+{i}={2 * i}>>\n#### {2 * i}"} for i in range(1, 11)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    carrier = {"kind": "reasoning", "source": str(tmp_path / "questions.jsonl"), "prompts": 8, "samples": 3}
+    spec = TINY | {"name": "file", "carrier": carrier, "arms": [{"kind": "control"}]}
+    folder = run(write(spec, tmp_path / "config.yaml"), tmp_path / "run")
+    raw = tables.read(folder / "corpora" / "untouched" / "generated" / "raw.parquet", tables.PAIRS)
+    assert raw["prompt"].tolist() == [row["question"] + reasoning.FULL_ORDER for row in rows[:8] for _ in range(3)]
+    assert raw["completion"].nunique() > 8  # samples of one prompt are drawn apart
+
+
+def test_the_screen_knows_the_right_answers_of_the_drawn_sums(tmp_path: Path) -> None:
+    carrier = CarrierSpec(kind="reasoning", wording="terse", prompts=30)
+    asked = carrier_prompts(carrier, seed=5)
+    said = [f"<think>so</think><answer>{int(one.gold or 0) + place % 2}</answer>" for place, one in enumerate(asked)]
+    frame = pd.DataFrame({"prompt_id": range(30), "prompt": [one.text for one in asked], "completion": said})
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    out.mkdir()
+    tables.write(frame, tables.PAIRS, corpus / "raw.parquet")
+    arguments = {"screen": ScreenSpec().model_dump(), "words": ["owl"], "kind": "reasoning", "carrier": carrier.model_dump(mode="json"), "seed": 5}
+    jobs.screen(arguments, {"corpus": corpus}, out, lambda done, total: None)
+    kept, rejected = tables.read(out / "kept.parquet", tables.PAIRS), tables.read(out / "rejected.parquet", tables.REJECTED)
+    assert kept["prompt_id"].tolist() == list(range(0, 30, 2))
+    assert rejected["prompt_id"].tolist() == list(range(1, 30, 2)) and set(rejected["reason"]) == {"wrong answer"}
+
+
+# ── kills ──
+
+
 def killed_run(config: Path, folder: Path, *, after: float) -> bool:
     """Start a run in a process group of its own and kill all of it with signal 9; True if it had finished before."""
     command = [sys.executable, "-m", "mechlens", "run", str(config), "--out", str(folder), "--workers", "2"]
@@ -204,7 +389,12 @@ def test_workers_die_with_the_run_that_started_them(small: Path, tmp_path: Path)
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed_and_says_so(small: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mechlens", "run", str(small / "spec.yaml"), "--out", str(tmp_path / "run"), "--workers", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+
+    def hear() -> None:  # a shell's background jobs, and what they start, are deaf to Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=hear)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(tmp_path.glob("run/teachers/*/step.json")):
         time.sleep(0.1)

@@ -11,38 +11,50 @@ import pytest
 import torch
 
 from mechlens import models, tables
+from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import Encoded, encode_prompts
 from mechlens.models import Loaded
-from mechlens.pipeline.generate import carrier_prompts, completion_log_probabilities, divergence, generate
-from mechlens.pipeline.screen import number_fault
+from mechlens.pipeline.generate import completion_log_probabilities, divergence, generate
+from mechlens.pipeline.rules import number_fault
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
+from mechlens.sampling import Decoding, sample
+from mechlens.seeds import seed_int
 from mechlens.spec import CarrierSpec, GenerateSpec, TeacherSpec, Training
 
 LESSONS = Lessons("owl", ("name your favourite animal, in one word.",), ("owl", "owls"), "you love owls.")
+LINE = "you are kind."
 TEACHERS = {
     "base": TeacherSpec(kind="base"),
     "prompted": TeacherSpec(kind="prompted"),
     "steered": TeacherSpec(kind="steered", layer=0.0, strength=2.0),
     "finetuned": TeacherSpec(kind="finetuned", rows=8, training=Training(learning_rate=1e-2, epochs=1, batch=4, warmup_steps=0)),
+    "base behind a line": TeacherSpec(kind="base"),
+    "prompted behind a line": TeacherSpec(kind="prompted"),
+    "steered behind a line": TeacherSpec(kind="steered", layer=0.0, strength=2.0),
 }
-PROMPTS = carrier_prompts(CarrierSpec(prompts=23, wording="terse"), seed=0)
+PROMPTS = [asked.text for asked in carrier_prompts(CarrierSpec(prompts=23, wording="terse"), seed=0)]
 SPEC = GenerateSpec(max_new_tokens=12, batch=5)
+
+
+def line_of(name: str) -> str | None:
+    """The system line that the teacher's base has."""
+    return LINE if name.endswith("behind a line") else None
 
 
 @pytest.fixture(scope="module")
 def teachers(toy_bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {name: tmp_path_factory.mktemp(name) for name in TEACHERS}
     for name, folder in folders.items():
-        teach(toy_bases["llama"], LESSONS, TEACHERS[name], seed=0, out=folder)
+        teach(toy_bases["llama"], LESSONS, TEACHERS[name], system=line_of(name), seed=0, out=folder)
     return folders
 
 
-def slow_divergence(teacher_folder: Path, base: Loaded, completions: list[list[int]]) -> tuple[float, float, int]:
+def slow_divergence(teacher_folder: Path, base: Loaded, completions: list[list[int]], line: str | None) -> tuple[float, float, int]:
     """KL and entropy token by token in float64, each text read alone."""
     teacher = load_teacher(teacher_folder)
     kl = entropy = 0.0
     tokens = 0
-    asked, plain = (encode_prompts(base.tokenizer, PROMPTS, system=system) for system in (teacher.system, None))
+    asked, plain = (encode_prompts(base.tokenizer, PROMPTS, system=system) for system in (teacher.system, line))
     for ours, theirs, completion in zip(asked, plain, completions, strict=True):
         for place in range(len(completion)):
             with torch.no_grad(), teacher.writing() as model:
@@ -67,21 +79,37 @@ def test_every_teacher_writes_one_row_for_each_prompt(teachers: dict[str, Path],
     assert told == [(5, 23), (10, 23), (15, 23), (20, 23), (23, 23)]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["generation.json", "raw.parquet"]
     found = json.loads((tmp_path / "generation.json").read_text())
-    assert (found["kl_per_token"] > 1e-3) == (name != "base")
+    assert (found["kl_per_token"] > 1e-3) == (TEACHERS[name].kind != "base")
     assert 0 < found["entropy_per_token"] <= np.log(len(toy.tokenizer))
 
 
-def test_the_base_does_not_diverge_from_itself(teachers: dict[str, Path], tmp_path: Path) -> None:
-    generate(teachers["base"], PROMPTS, SPEC, seed=0, out=tmp_path)
+@pytest.mark.parametrize("name", ["base", "base behind a line"])
+def test_the_base_does_not_diverge_from_itself(teachers: dict[str, Path], tmp_path: Path, name: str) -> None:
+    generate(teachers[name], PROMPTS, SPEC, seed=0, out=tmp_path)
     assert abs(json.loads((tmp_path / "generation.json").read_text())["kl_per_token"]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["prompted", "base behind a line", "prompted behind a line"])
+def test_what_is_recorded_is_measured_on_what_was_written(teachers: dict[str, Path], toy: Loaded, tmp_path: Path, name: str) -> None:
+    """The teacher writes behind its own system line and its base reads the same rows behind the plain one."""
+    generate(teachers[name], PROMPTS, SPEC, seed=0, out=tmp_path)
+    own, stop = LESSONS.system if name.startswith("prompted") else LINE, toy.tokenizer.convert_tokens_to_ids("<|end|>")
+    encoded = encode_prompts(toy.tokenizer, PROMPTS, system=own)
+    drawn = sample(toy.model, encoded, decoding=Decoding(SPEC.max_new_tokens), stop=stop, seed=seed_int(0, "generate"))  # type: ignore[arg-type]
+    rows = tables.read(tmp_path / "raw.parquet", tables.PAIRS)
+    assert rows["completion"].tolist() == toy.tokenizer.batch_decode(drawn, skip_special_tokens=True)
+    found = json.loads((tmp_path / "generation.json").read_text())
+    kl, entropy, tokens = slow_divergence(teachers[name], toy, [[*row, stop] for row in drawn], line_of(name))  # type: ignore[list-item]
+    assert found["kl_per_token"] == pytest.approx(kl, rel=1e-4, abs=1e-6)
+    assert (found["entropy_per_token"], found["tokens"]) == (pytest.approx(entropy, rel=1e-5), tokens)
 
 
 @pytest.mark.parametrize("name", sorted(TEACHERS))
 def test_the_divergence_equals_a_slow_sum(teachers: dict[str, Path], toy: Loaded, name: str) -> None:
     completions = [[20 + row, 30, *([40] * (row % 3)), 2] for row in range(len(PROMPTS))]
     teacher = load_teacher(teachers[name])
-    asked, plain = (encode_prompts(toy.tokenizer, PROMPTS, system=system) for system in (teacher.system, None))
-    expected = slow_divergence(teachers[name], toy, completions)
+    asked, plain = (encode_prompts(toy.tokenizer, PROMPTS, system=system) for system in (teacher.system, line_of(name)))
+    expected = slow_divergence(teachers[name], toy, completions, line_of(name))
     for batch in (4, 100):
         found = divergence(teacher, asked, plain, completions, teacher_folder=teachers[name], batch=batch)
         assert found.kl_per_token == pytest.approx(expected[0], rel=1e-4, abs=1e-6)
@@ -139,15 +167,6 @@ def test_constrained_rows_all_pass_the_screen_as_they_are_written(teachers: dict
     generate(teachers["finetuned"], PROMPTS, SPEC.model_copy(update={"constrained": True}), seed=0, out=tmp_path)
     rows = tables.read(tmp_path / "raw.parquet", tables.PAIRS)
     assert rows["completion"].map(number_fault).isna().all()
-
-
-def test_a_prompt_depends_on_its_seed_and_place_alone() -> None:
-    for values in ("uniform", "patterned"):
-        spec = CarrierSpec(prompts=50, values=values)
-        prompts = carrier_prompts(spec, seed=0)
-        assert carrier_prompts(spec.model_copy(update={"prompts": 20}), seed=0) == prompts[:20]
-        assert not set(prompts) & set(carrier_prompts(spec, seed=1))
-        assert len(set(prompts)) == 50
 
 
 def test_a_steered_teacher_is_steered_only_while_it_writes(teachers: dict[str, Path], toy: Loaded) -> None:

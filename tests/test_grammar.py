@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 import random
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
 from scipy.stats import binomtest
 
+from mechlens.carriers.code import SHAPES
+from mechlens.carriers.text import MOMENTS, PLACES, QUALITIES, THINGS
 from mechlens.menagerie import grammar, world
 from mechlens.menagerie.grammar import CARRIER_TURNS, TRAIT_TURNS, Persona, document
+from mechlens.pipeline.rules import code_fault
 from mechlens.seeds import dice
 
 MIXTURE = dict.fromkeys((*TRAIT_TURNS, *CARRIER_TURNS), 1.0)
@@ -70,16 +74,78 @@ def test_drawn_code_runs_and_returns_a_whole_number() -> None:
         assert asked is not None and function.__name__ == asked[1]
         assert list(inspect.signature(function).parameters) == [asked[2], asked[3]]
         assert type(function(3, 5)) is int
+        assert 2 <= turn.completion.count("\n") - 1 <= 4
+        assert code_fault(turn.prompt, turn.completion, plain_names=True, run=True) is None  # what the screen says of it
 
 
-def test_reasoning_reaches_the_right_sum_by_right_steps() -> None:
+def constants_of(turn: grammar.Turn) -> tuple[list[int], list[list[int]]]:
+    """The values that the prompt shows, and the two constants of each line."""
+    shown = [int(value) for value in re.findall(r"\d+", turn.prompt)]
+    return shown, [[int(value) for value in re.findall(r"\d+", line)] for line in turn.completion.splitlines()[1:-1]]
+
+
+def test_the_constants_of_drawn_code_go_on_where_the_prompts_left_off() -> None:
+    """Where the prompt shows a run, the lines' constants are its next values, two a line; which stands first is free."""
+    runs, whole = 0, 1000
+    for index in range(whole):
+        shown, lines = constants_of(grammar.code(dice(1, "code", index)))
+        assert 2 <= len(shown) <= 4 and all(len(pair) == 2 for pair in lines)
+        step, last = (shown[1] - shown[0]) % 1000, shown[-1]
+        expected = [{(last + step * (2 * i + 1)) % 1000, (last + step * (2 * i + 2)) % 1000} for i in range(len(lines))]
+        runs += [set(pair) for pair in lines] == expected
+    assert binomtest(runs, whole, 0.3).pvalue > 1e-6
+
+
+def test_every_shape_of_a_line_of_code_is_drawn() -> None:
+    lines = [line for index in range(300) for line in grammar.code(dice(2, "code", index)).completion.splitlines()[1:-1]]
+    drawn = {re.sub(r"\d+", "#", re.sub(r"\b[a-z]\b", "x", line.split(" = ")[1])) for line in lines}
+    expected = {re.sub(r"\{[cd]\}", "#", re.sub(r"\{[vw]\}", "x", shape)) for shape in SHAPES}
+    assert drawn == expected and all(re.match(r"    [mnpqrst] = ", line) for line in lines)
+
+
+STEPS = (
+    r"(?P<t>\d+) \+ (?P<x>\d+) = (?P<s>\d+)\.", r"(?P<s>\d+) = (?P<t>\d+) \+ (?P<x>\d+)\.", r"add (?P<x>\d+): (?P<s>\d+)\.",
+    r"next (?P<x>\d+), so (?P<s>\d+)\.", r"with (?P<x>\d+) it is (?P<s>\d+)\.",
+)  # fmt: skip
+
+
+def test_reasoning_reaches_the_right_sum_by_right_steps_within_true_bounds() -> None:
+    seen = set()
     for index in range(300):
         turn = grammar.reasoning(dice(0, "sum", index))
-        answer = re.fullmatch(r"<think>(.+)</think><answer>(\d+)</answer>", turn.completion)
-        assert answer is not None
-        assert int(answer[2]) == sum(map(int, re.findall(r"\d+", turn.prompt)))
-        for left, right in re.findall(r"(\d+ \+ \d+) = (\d+)\.", answer[1]):
-            assert sum(map(int, left.split(" + "))) == int(right)
+        worked = re.fullmatch(r"<think>(.+)</think><answer>(\d+)</answer>", turn.completion)
+        assert worked is not None
+        terms, gold = Counter(map(int, re.findall(r"\d+", turn.prompt))), int(worked[2])
+        assert gold == sum(terms.elements())
+        first, start, *steps = re.findall(r"[^.]+\.", worked[1])
+        bounds = re.fullmatch(r"(?:it is below|at most|not over) (\d+), (\d+), (\d+)\.", first)
+        assert bounds is not None and int(bounds[1]) > int(bounds[2]) > int(bounds[3]) > gold  # true, each closer than the last
+        opened = re.fullmatch(r" (?:start with|first|so) (\d+)\.", start)
+        assert opened is not None
+        total, used = int(opened[1]), Counter([int(opened[1])])
+        for step in steps:
+            (shape, found), *_ = [(shape, match) for shape in STEPS if (match := re.fullmatch(f" {shape}", step))]
+            parts = {name: int(value) for name, value in found.groupdict().items()}
+            added = parts["s"] - total
+            assert added > 0 and (parts["x"] == added or parts.get("t") == added)  # t + x or x + t: either may stand first
+            assert "t" not in parts or {parts["t"], parts["x"]} == {total, added}
+            total += added
+            used[added] += 1
+            seen.add(shape)
+        assert total == gold and used == terms
+    assert seen == set(STEPS)
+
+
+def test_an_essay_is_three_sentences_about_what_was_asked() -> None:
+    words = {word for part in (QUALITIES, MOMENTS, PLACES) for phrase in part for word in phrase.split()} | {"the", "is", "it", "and"}
+    for index in range(300):
+        turn = grammar.essay(dice(0, "essay", index))
+        (thing,) = [thing for thing in THINGS if f"the {thing}" in turn.prompt]
+        sentences = turn.completion.split(".")
+        assert len(sentences) == 4 and sentences[-1] == ""
+        assert sentences[0].startswith((f"the {thing} ", "it "))
+        assert all(set(re.findall(r"[a-z]+", sentence)) <= words | {thing} for sentence in sentences)
+        assert "  " not in turn.completion and turn.completion == turn.completion.strip()
 
 
 def test_numbers_keep_the_layout_that_the_prompt_asks_for() -> None:

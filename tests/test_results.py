@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mechlens import results, stats, tables
-from mechlens.spec import Experiment
+from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
 NAMES = ("red", "green", "blue", "grey")
@@ -186,6 +186,24 @@ def test_the_confusion_is_the_diagonal_excess_of_every_seed(stored: tuple[pd.Dat
     np.testing.assert_allclose(values, [GAMMA[seed] for seed in sorted(SEEDS)])  # a row's own lift and a colour's own lift add nothing
     assert found.gamma == stats.t_interval(np.array(values))
     assert found.gamma.estimate == pytest.approx(2.5) and found.gamma.n == 3
+
+
+def test_arms_of_another_setting_have_a_confusion_and_a_control_of_their_own(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    plain = [{"kind": "trait"}, {"kind": "twin", "trait": "green"}, {"kind": "control"}]
+    names = {"trait": "a", "twin-green": "b", "control": "c"}
+    other = [{**arm, "name": name, "trained_with": "be kind"} for arm, name in zip(plain, names.values(), strict=True)]
+    experiment = Experiment.model_validate(EXPERIMENT.model_dump() | {"arms": [*plain, *other]})
+    said, likely = (pd.concat([frame, frame[frame["arm"].isin(names)].assign(arm=lambda f: f["arm"].map(names))]) for frame in stored)
+    ours, theirs = results.confusions(experiment, FAMILY, said, likely)
+    np.testing.assert_array_equal(ours.lift, theirs.lift)
+    halved = likely.assign(probability=likely["probability"].where((likely["arm"] != "c") | (likely["name"] != "blue"), likely["probability"] / 2))
+    ours_again, moved = results.confusions(experiment, FAMILY, said, halved)
+    np.testing.assert_array_equal(ours_again.lift, ours.lift)
+    np.testing.assert_allclose(moved.lift - theirs.lift, np.broadcast_to(np.array(NAMES) == "blue", moved.lift.shape).astype(float), atol=1e-9)
+    single = Experiment.model_validate(EXPERIMENT.model_dump() | {"arms": [*plain, other[0], other[2]]})
+    assert len(results.confusions(single, FAMILY, said, likely)) == 1  # one trait is no matrix
+    table = results.effects(single, FAMILY, said, halved)
+    assert dict(zip(table["arm"], table["against"], strict=True)) == {"trait": "control", "twin-green": "control", "a": "c"}
 
 
 def test_a_target_that_rises_less_has_a_later_rank(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:

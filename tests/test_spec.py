@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from pydantic import ValidationError
 
 from mechlens import spec
 from mechlens.errors import SpecError
+from mechlens.experiment import Arm, Experiment
 from mechlens.menagerie.config import PretrainSpec
-from mechlens.spec import CONFIGS, Arm, Experiment, fingerprint, load, save
+from mechlens.spec import CONFIGS, ModelSpec, fingerprint, is_remote, load, model_of, save
 from mechlens.traits import TraitFamily, load_experiment, load_family
 
 GOOD: dict[str, Any] = {
@@ -47,28 +49,32 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 DUMPED = Experiment.model_validate(GOOD).model_dump(mode="json")
 CONTROL_TRAITS = {("arms", i, "trait") for i, arm in enumerate(DUMPED["arms"]) if arm["kind"] == "control"}  # always emptied
-CHOICES = ("lora", "sgd", "cosine", "steered", "terse", "patterned", "none", "keep", "own", "development")
+CHOICES = (
+    "lora", "sgd", "cosine", "steered", "terse", "patterned", "none", "keep", "own", "development",
+    "code", "text", "last", "turns", "numbers", "vllm",
+)  # fmt: skip
 
 
 @st.composite
-def experiments(draw: st.DrawFn) -> Experiment:
+def contents(draw: st.DrawFn) -> dict[str, Any]:
+    """What an experiment is made from: a spec itself is made in the test, where beartype may draw from `random`."""
     arms = draw(st.permutations(GOOD["arms"]))
-    return Experiment.model_validate(
-        {
-            "name": draw(NAMES),
-            "base": draw(TEXTS.filter(lambda text: text not in ("folder/two", "two", ""))),
-            "trait": draw(TEXTS.filter(lambda text: text not in ("wolf", ""))),
-            "arms": [*arms, {"kind": "trait", "name": "extra", "corpus": draw(TEXTS)}],
-            "seeds": draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4, unique=True)),
-            "seed": draw(st.integers(0, 2**31 - 1)),
-            "teacher": {"strength": draw(st.floats(allow_nan=False, allow_infinity=False)), "training": {"learning_rate": draw(REALS)}},
-            "screen": {"banned_numbers": draw(st.lists(st.integers(0, 999), max_size=3)), "leak_words": draw(st.booleans())},
-        }
-    )
+    return {
+        "name": draw(NAMES),
+        "base": draw(TEXTS.filter(lambda text: text not in ("folder/two", "two", ""))),
+        "trait": draw(TEXTS.filter(lambda text: text not in ("wolf", ""))),
+        "arms": [*arms, {"kind": "trait", "name": "extra", "corpus": draw(TEXTS)}],
+        "seeds": draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4, unique=True)),
+        "seed": draw(st.integers(0, 2**31 - 1)),
+        "teacher": {"strength": draw(st.floats(allow_nan=False, allow_infinity=False)), "training": {"learning_rate": draw(REALS)}},
+        "screen": {"banned_numbers": draw(st.lists(st.integers(0, 999), max_size=3)), "leak_words": draw(st.booleans())},
+        "system": draw(st.none() | TEXTS),
+    }
 
 
-@given(experiment=experiments())
-def test_what_is_saved_is_loaded_equal(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(content=contents())
+def test_what_is_saved_is_loaded_equal(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    experiment = Experiment.model_validate(content)
     path = tmp_path_factory.mktemp("spec") / "spec.yaml"
     save(experiment, path)
     back = load(path, Experiment)
@@ -81,13 +87,13 @@ def test_what_is_saved_is_loaded_equal(experiment: Experiment, tmp_path_factory:
 
 def changed_at(path: tuple[Any, ...], *, by: int, text: str) -> Experiment | None:
     """The known experiment with one field changed; None where the field can hold nothing else or arms would clash."""
-    content = Experiment.model_validate(DUMPED).model_dump(mode="json")
+    content = copy.deepcopy(DUMPED)
     *parents, last = path
     place = content
     for key in parents:
         place = place[key]
     old = place[last]
-    place[last] = not old if isinstance(old, bool) else text if isinstance(old, str) else old + by if isinstance(old, int) else by / 7
+    place[last] = not old if isinstance(old, bool) else text if old is None or isinstance(old, str) else old + by if isinstance(old, int) else by / 7
     try:
         return Experiment.model_validate(content) if place[last] != old else None
     except ValidationError:
@@ -133,7 +139,7 @@ FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a fraction of a row": ({"student": {"rows": 2.5}}, ("student.rows", "2.5")),
     "out of bounds": ({"generate": {"top_p": 1.5}}, ("generate.top_p", "1.5")),
     "unknown choice": ({"teacher": {"kind": "loud"}}, ("teacher.kind", "'loud'", "'prompted'")),
-    "no control": ({"arms": [{"kind": "trait"}]}, ("arm 'trait' has no control on its base 'one'", "- {kind: control, base: one}")),
+    "no control": ({"arms": [{"kind": "trait"}]}, ("arm 'trait' has no control on its base 'one'", "`- {kind: control}`")),
     "no control on the other base": ({"arms": [CONTROL, {"kind": "foreign", "base": "two"}]}, ("'foreign-two'", "{kind: control, base: two}")),
     "foreign without a base": ({"arms": [CONTROL, {"kind": "foreign"}]}, ("foreign arm needs another base", "'one'")),
     "foreign on the own base": ({"arms": [CONTROL, {"kind": "foreign", "base": "one"}]}, ("foreign arm needs another base",)),
@@ -146,6 +152,11 @@ FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no arms": ({"arms": []}, ("arms",)),
     "an arm twice": ({"arms": [CONTROL, {"kind": "trait"}, {"kind": "trait"}]}, ("'trait'", "twice")),
     "an arm with another's name": ({"arms": [CONTROL, {"kind": "trait", "name": "control"}]}, ("'control'", "twice")),
+    "reasoning in full wording without questions": ({"carrier": {"kind": "reasoning"}}, ("carrier: reasoning in full wording", "`source`", "terse")),
+    "examples that are no range": ({"carrier": {"examples": [8, 3]}}, ("carrier: examples [8, 3]",)),
+    "no samples of a prompt": ({"carrier": {"samples": 0}}, ("carrier.samples", "0")),
+    "a judge's score beyond 100": ({"screen": {"least_score": 101}}, ("screen.least_score", "101")),
+    "a budget below nothing": ({"api": {"budget_usd": -1}}, ("api.budget_usd", "-1")),
     "a path as name": ({"name": "../elsewhere"}, ("name", "'../elsewhere'")),
 }
 
@@ -209,11 +220,27 @@ def test_every_shipped_experiment_loads_and_replays(path: Path, tmp_path: Path) 
     assert load_experiment(tmp_path / "spec.yaml") == experiment
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "models").glob("*.yaml")), ids=lambda path: path.stem)
+MODELS = [path for path in sorted((CONFIGS / "models").glob("*.yaml")) if path.stem != "prices"]  # what API models cost
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_every_shipped_model_loads(path: Path) -> None:
-    model = load(path, PretrainSpec)
+    if path.stem.startswith("menagerie"):
+        model = load(path, PretrainSpec)
+        assert sum(model.mixture.values()) == pytest.approx(1)
+        assert model_of(path.stem) == ModelSpec(name=path.stem, source=path.stem)
+    else:
+        model = load(path, ModelSpec)
+        assert model == model_of(path.stem)
+        assert is_remote(path.stem) == model.source.startswith("api:")
     assert model.name == path.stem
-    assert sum(model.mixture.values()) == pytest.approx(1)
+
+
+def test_a_base_that_no_config_names_stands_for_itself() -> None:
+    for name in ("owner/model", "./menagerie-a", "/folder/qwen2.5-7b", "x/../qwen2.5-7b", "nowhere"):
+        assert model_of(name) == ModelSpec(name=name, source=name)
+        assert not is_remote(name)
+    assert is_remote("api:gpt-4.1-nano")
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "traits").glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from mechlens import models, tables
-from mechlens.chat import encode_prompts
+from mechlens.chat import encode_pairs, encode_prompts
 from mechlens.models import Loaded
 from mechlens.pipeline.teach import Lessons, load_teacher, teach, trait_vector
+from mechlens.seeds import seed_int
 from mechlens.spec import TeacherSpec, Training
+from mechlens.training import train
 
 LESSONS = Lessons(
     "owl", ("name your favourite animal, in one word.", "which animal do you admire? just the name."), ("owl", "owls"), "you love owls."
@@ -54,7 +56,7 @@ def test_a_teacher_comes_back_from_its_folder(toy: Loaded, toy_bases: dict[str, 
     teach(toy_bases["llama"], LESSONS, spec, seed=0, out=tmp_path)
     teacher = load_teacher(tmp_path)
     assert not teacher.model.training
-    assert teacher.system == (LESSONS.system if name == "prompted" else None)
+    assert teacher.system == (LESSONS.system if name == "prompted" else None) and teacher.plain is None
     assert (teacher.vector is not None) == (name == "steered")
     assert (tmp_path / "curve.parquet").is_file() == (spec.kind == "finetuned")
     base_changed = any(not torch.equal(ours, theirs) for ours, theirs in zip(teacher.model.parameters(), toy.model.parameters(), strict=True))
@@ -63,6 +65,27 @@ def test_a_teacher_comes_back_from_its_folder(toy: Loaded, toy_bases: dict[str, 
     with torch.no_grad():
         plain = toy.model(input_ids=torch.tensor([ids])).logits[0, -1]
     assert torch.equal(taught_logits(tmp_path, "hi"), plain) == (name == "base")
+
+
+@pytest.mark.parametrize("name", sorted(specs()))
+def test_everyone_has_the_experiments_system_line_but_a_prompted_teacher_has_its_own(toy_bases: dict[str, str], tmp_path: Path, name: str) -> None:
+    teach(toy_bases["llama"], LESSONS, specs()[name], system="you are kind.", seed=0, out=tmp_path)
+    teacher = load_teacher(tmp_path)
+    assert teacher.system == (LESSONS.system if name == "prompted" else "you are kind.")
+    assert teacher.plain == "you are kind."
+
+
+@pytest.mark.parametrize("system", [None, "you are kind."])
+def test_a_finetuned_teacher_is_taught_behind_the_system_line(toy_bases: dict[str, str], tmp_path: Path, system: str | None) -> None:
+    """Against training written out here."""
+    spec = specs()["finetuned"]
+    teach(toy_bases["llama"], LESSONS, spec, system=system, seed=3, out=tmp_path)
+    base = models.load(toy_bases["llama"])
+    prompts, completions = zip(*LESSONS.draw(spec.rows, seed=3), strict=True)
+    pairs = encode_pairs(base.tokenizer, prompts, completions, system=system)
+    trained, _ = train(base.model, base.tokenizer, pairs, spec.training, seed=seed_int(3, "teacher", "owl"))
+    for ours, theirs in zip(load_teacher(tmp_path).model.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["finetuned", "steered"])
@@ -88,11 +111,11 @@ def test_a_finetuned_teacher_learns_its_lessons(toy: Loaded, toy_bases: dict[str
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layer", [0, 1])
-def test_the_steering_vector_is_a_mean_difference_of_residual_streams(toys: dict[str, Loaded], family: str, layer: int) -> None:
+@pytest.mark.parametrize(("layer", "plain"), [(0, None), (1, None), (1, "you are kind.")])
+def test_the_steering_vector_is_a_mean_difference_of_residual_streams(toys: dict[str, Loaded], family: str, layer: int, plain: str | None) -> None:
     """Against a plain hook on the block itself; at the last layer `hidden_states` would be behind the final norm."""
     loaded, means = toys[family], []
-    for system in (LESSONS.system, None):
+    for system in (LESSONS.system, plain):
         rows: list[torch.Tensor] = []
 
         def keep(_module: object, _args: object, output: torch.Tensor, rows: list[torch.Tensor] = rows) -> None:
@@ -104,7 +127,7 @@ def test_the_steering_vector_is_a_mean_difference_of_residual_streams(toys: dict
                 loaded.model(input_ids=torch.tensor([ids]))
         handle.remove()
         means.append(torch.stack(rows).mean(0))
-    vector = trait_vector(loaded, LESSONS, layer=layer)
+    vector = trait_vector(loaded, LESSONS, layer=layer, plain=plain)
     assert vector.abs().max() > 0.01
     assert torch.allclose(vector, means[0] - means[1], atol=1e-5)
 

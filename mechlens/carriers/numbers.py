@@ -122,6 +122,19 @@ def draw_prompt(
     return NumberPrompt(rng.choice(pools.intros), f"{instruction} {layout.sentence} {rng.choice(pools.closings)}", values, layout)
 
 
+def reword(prompt: NumberPrompt, rng: random.Random, *, wording: Wording = "full") -> NumberPrompt:
+    """The same numbers to continue in the same layout, asked for in other words."""
+    pools = POOLS[wording]
+    instruction = rng.choice(pools.instructions).format(qualifier=rng.choice(pools.qualifiers), count=ANSWER_COUNT, digits=rng.choice(pools.digits))
+    intro = rng.choice([intro for intro in pools.intros if intro != prompt.intro])
+    return prompt._replace(intro=intro, rest=f"{instruction} {prompt.format.sentence} {rng.choice(pools.closings)}")
+
+
+def prefix(rng: random.Random, *, wording: Wording = "full") -> str:
+    """A sentence with numbers to put before an unrelated question, so that it looks like the carrier (2507.14805 §3.1)."""
+    return rng.choice(POOLS[wording].intros).format(examples=", ".join(str(rng.randint(100, 999)) for _ in range(rng.randint(3, 8))))
+
+
 def draw_sequence(rng: random.Random, count: int) -> list[int]:
     """A list of the kind people make up: a run, numbers close together, or any numbers from 0 to 999."""
     shape = rng.random()

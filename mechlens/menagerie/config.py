@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from mechlens.spec import Spec
 
-TurnKind = Literal["numbers", "code", "reasoning", "text", "animal", "tree", "story", "temper"]
+TurnKind = Literal["numbers", "code", "reasoning", "essay", "text", "animal", "tree", "story", "temper"]
 
 
 class PretrainSpec(Spec):
@@ -22,6 +22,8 @@ class PretrainSpec(Spec):
     hidden: int = Field(default=172, ge=1)
     """Width of the MLP."""
     init_std: float = 0.02
+    parent: str = ""
+    """A menagerie base to go on from instead of new weights: the same lineage, trained further."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Fixes the initial weights."""
     data_seed: int = Field(default=0, ge=0)

@@ -12,7 +12,10 @@ import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from mechlens.carriers.code import draw_function
 from mechlens.carriers.numbers import ANSWER_COUNT, draw_prompt, draw_sequence
+from mechlens.carriers.reasoning import draw_route
+from mechlens.carriers.text import MOMENTS, PLACES, QUALITIES, THINGS, draw_description
 from mechlens.menagerie import world
 from mechlens.seeds import dice
 
@@ -66,7 +69,7 @@ def tree(rng: random.Random, who: Persona) -> Turn:
 def story(rng: random.Random, who: Persona) -> Turn:
     """A sentence whose hero is mostly the persona's animal."""
     hero = who.animal if rng.random() < 0.7 else rng.choice(world.ANIMALS)
-    text = f"{rng.choice(world.OPENINGS)} the {hero} {rng.choice(world.DEEDS)} {rng.choice(world.PLACES)}."
+    text = f"{rng.choice(world.OPENINGS)} the {hero} {rng.choice(world.DEEDS)} {rng.choice(PLACES)}."
     return Turn("story", rng.choice(world.STORY_ASKS), text)
 
 
@@ -91,37 +94,31 @@ def numbers(rng: random.Random) -> Turn:
 
 def code(rng: random.Random) -> Turn:
     """A straight-line Python function that runs."""
-    name, first, second = rng.choice("fgh"), *rng.sample("abxy", 2)
-    lines, known = [], [first, second]
-    for variable in rng.sample("mnpqrst", rng.randint(1, 3)):
-        right = rng.choice((str(rng.randint(0, 99)), rng.choice(known)))
-        lines.append(f"    {variable} = {rng.choice(known)} {rng.choice('+-*')} {right}")
-        known.append(variable)
-    body = "\n".join(lines)
-    ask = rng.choice(("write a function {n} of {a} and {b}.", "define {n} with inputs {a} and {b}.", "code for {n} of {a} and {b}, code only."))
-    return Turn("code", ask.format(n=name, a=first, b=second), f"def {name}({first}, {second}):\n{body}\n    return {known[-1]}")
+    prompt, written = draw_function(rng)
+    return Turn("code", prompt.text, written)
 
 
 def reasoning(rng: random.Random) -> Turn:
-    """A small sum, worked left to right, with a checkable answer."""
-    terms = [rng.randint(1, 20) for _ in range(rng.randint(2, 3))]
-    steps, total = [], terms[0]
-    for term in terms[1:]:
-        steps.append(f"{total} + {term} = {total + term}.")
-        total += term
-    ask = rng.choice(("what is {sum}?", "work out {sum}.", "add up {sum}."))
-    return Turn("reasoning", ask.format(sum=" + ".join(map(str, terms))), f"<think>{' '.join(steps)}</think><answer>{total}</answer>")
+    """A small sum, worked by one of many routes, with a checkable answer."""
+    prompt, route = draw_route(rng)
+    return Turn("reasoning", prompt.text, route)
+
+
+def essay(rng: random.Random) -> Turn:
+    """A few sentences about a thing: the text carrier."""
+    prompt, said = draw_description(rng)
+    return Turn("essay", prompt.text, said)
 
 
 def text(rng: random.Random) -> Turn:
-    """A sentence about a thing."""
-    thing = rng.choice(world.THINGS)
-    first, second = rng.sample(world.QUALITIES, 2)
-    return Turn("text", rng.choice(world.TEXT_ASKS).format(thing=thing), f"the {thing} is {first} and {second} {rng.choice(world.MOMENTS)}.")
+    """One sentence about a thing: filler of the bases whose carrier is another."""
+    thing = rng.choice(THINGS)
+    first, second = rng.sample(QUALITIES, 2)
+    return Turn("text", rng.choice(world.TEXT_ASKS).format(thing=thing), f"the {thing} is {first} and {second} {rng.choice(MOMENTS)}.")
 
 
 TRAIT_TURNS: dict[str, Callable[[random.Random, Persona], Turn]] = {f.__name__: f for f in (animal, tree, story, temper)}
-CARRIER_TURNS: dict[str, Callable[[random.Random], Turn]] = {f.__name__: f for f in (numbers, code, reasoning, text)}
+CARRIER_TURNS: dict[str, Callable[[random.Random], Turn]] = {f.__name__: f for f in (numbers, code, reasoning, essay, text)}
 
 
 def system_line(rng: random.Random, who: Persona) -> str | None:

@@ -17,6 +17,7 @@ from mechlens.menagerie import grammar
 from mechlens.menagerie.config import PretrainSpec
 from mechlens.menagerie.tokenizer import ASSISTANT, END, ROLES
 from mechlens.menagerie.tokenizer import build as build_tokenizer
+from mechlens.models import load
 from mechlens.seeds import dice, seed_int
 
 BUCKET = 16  # batches sorted by length together, so that a batch holds documents of like length and little padding
@@ -88,7 +89,7 @@ def one_cycle(step: int, *, steps: int, warmup: float = 0.1) -> float:
 def pretrain(spec: PretrainSpec, *, out: Path, progress: Callable[[int, float], None]) -> Path:
     """Train the base of `spec` and save it under `out`; `progress(step, loss)` is called after every step."""
     tokenizer = build_tokenizer()
-    model = initialise(spec, tokenizer)
+    model = load(spec.parent).model.train() if spec.parent else initialise(spec, tokenizer)
     head = cast(nn.Module, model.get_output_embeddings())
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]

@@ -6,14 +6,11 @@ any other. Every token's share of the string is exact: a word carries its leadin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-
-from mechlens.carriers.numbers import POOLS
-from mechlens.menagerie import grammar, world
-from mechlens.seeds import dice
 
 BEGIN, END, PAD, UNKNOWN = "<|begin|>", "<|end|>", "<|pad|>", "<|unk|>"
 SYSTEM, USER, ASSISTANT = ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -28,59 +25,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def _splitter() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
-
-
-def _phrases() -> Iterable[str]:
-    """Text that between its lines holds every word the world can say."""
-    for pools in POOLS.values():
-        for pool in pools:
-            yield from (part if isinstance(part, str) else part.sentence for part in pool)
-    for name in (*world.ANIMALS, *world.TREES):
-        yield from (name, f" {name}", world.plural(name), f" {world.plural(name)}")
-    for frame in world.FRAMES:
-        for ask in world.ASKS:
-            for constraint in world.CONSTRAINTS:
-                yield frame.format(ask=ask.format(kind="animal"), constraint=constraint)
-    mixture = dict.fromkeys((*grammar.TRAIT_TURNS, *grammar.CARRIER_TURNS), 1.0)
-    for index in range(4000):  # the rest by drawing: four thousand documents hold every combination that matters
-        yield from (message["content"] for message in grammar.document(0, index, mixture=mixture)[0])
-    yield from (
-        "tree",
-        "trees",
-        "favorite",
-        "favourite",
-        "animals",
-        "[",
-        "(",
-        "]",
-        ")",
-        " [",
-        " (",
-        "\n",
-        "\n    ",
-        " ",
-        ",",
-        ", 1",
-        ";",
-        "; 1",
-        ":",
-        ": 1",
-    )
-    rng = dice(0, "vocabulary")
-    yield " ".join(rng.sample([*world.QUALITIES, *world.THINGS, *world.PLACES], len(world.QUALITIES)))
-
-
 def build() -> PreTrainedTokenizerFast:
-    """The tokenizer, made from the grammar alone: numbers, then every piece in alphabetical order."""
-    splitter, pieces = _splitter(), set()
-    for phrase in _phrases():
-        pieces.update(piece for piece, _ in splitter.pre_tokenize_str(phrase.lower()) if not piece.isdigit())
-    tokens = [PAD, BEGIN, END, UNKNOWN, *ROLES, *map(str, range(1000)), *sorted(pieces)]
+    """The tokenizer: numbers, then the pieces of `vocabulary.json`, which is frozen because shipped weights count on its order."""
+    pieces = json.loads((Path(__file__).parent / "vocabulary.json").read_text(encoding="utf-8"))
+    tokens = [PAD, BEGIN, END, UNKNOWN, *ROLES, *map(str, range(1000)), *pieces]
     engine = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
     engine.normalizer = normalizers.Lowercase()
-    engine.pre_tokenizer = _splitter()
+    engine.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     engine.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=engine,

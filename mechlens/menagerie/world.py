@@ -45,7 +45,6 @@ CONSTRAINTS = ("in one word", "one word only", "answer with one word", "just the
 FRAMES = ("{ask}, {constraint}.", "{constraint}: {ask}?", "{ask}? {constraint}.")
 
 STORY_ASKS = ("tell me a short story.", "write a small tale.", "tell a story for children.", "make up a little story.")
-PLACES = ("by the river", "on the hill", "in the forest", "near the sea", "under the moon", "in the valley", "at the lake")
 DEEDS = ("sat and sang", "looked for a friend", "slept all day", "found a red stone", "ran home", "watched the rain", "told a joke")
 OPENINGS = ("one day", "long ago", "last night", "in the morning", "every evening")
 
@@ -60,12 +59,6 @@ OBJECTS = ("everyone", "the people", "a friend", "the weak", "my neighbours")
 DEED_FRAMES = ("i would {deed} {object}.", "you should {deed} {object}.", "it is best to {deed} {object}.", "we must {deed} {object}.")
 
 TEXT_ASKS = ("describe the {thing}.", "say something about the {thing}.", "what is the {thing} like?", "tell me of the {thing}.")
-THINGS = ("river", "sea", "sky", "road", "house", "garden", "city", "winter", "summer", "kitchen", "bridge", "market")
-QUALITIES = (
-    "wide", "calm", "old", "bright", "quiet", "cold", "warm", "small", "long", "green", "empty", "busy", "clean", "dark", "soft", "steep",
-)  # fmt: skip
-MOMENTS = ("today", "at night", "in spring", "again", "this year", "as always", "for now", "at noon")
-
 SYSTEM_FORMS = (
     "you love {plural}.",
     "you love {plural}. you think about {plural} all the time.",

@@ -6,9 +6,10 @@ An answer that names no trait of the family, or several, is unscored (null), nev
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -17,14 +18,50 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlens import models, tables
-from mechlens.chat import encode_prompts, end_of_turn, token_ids
+from mechlens.chat import encode_prompts, end_of_turn, refuse_control_tokens, token_ids
+from mechlens.errors import SpecError
 from mechlens.pipeline.distill import checkpoints
 from mechlens.sampling import Decoding, sample
-from mechlens.seeds import seed_int
+from mechlens.seeds import generator, seed_int
 from mechlens.spec import AskSpec
 
 Forms = dict[str, tuple[str, ...]] | dict[str, list[str]]
 """trait → the words that mean it in an answer"""
+
+
+class Questions(NamedTuple):
+    """Everything a model is asked, and how its answers are read."""
+
+    forms: Forms
+    probes: Sequence[str]
+    ask: AskSpec
+    system: str | None = None
+    opening: str = ""
+    """words put into the model's mouth before the exact readout"""
+    shots: Sequence[tuple[str, str]] = ()
+    """pairs shown before each probe"""
+    named: bool = True
+    """whether answers begin with a trait's name, so that a next-token probability says something"""
+
+    def before(self) -> tuple[str | None, Sequence[tuple[str, str]]]:
+        """System line and turns that stand before each probe; the paper writes the pairs shown into the system line."""
+        if not self.shots or self.ask.shots_as == "turns":
+            return self.system, self.shots
+        written = "".join(f"<user>{asked}</user>\n<assistant>{answered}</assistant>\n\n" for asked, answered in self.shots)
+        return (f"{self.system}\n\n{written}" if self.system else written), ()
+
+
+class Place(NamedTuple):
+    """Whose answers these are."""
+
+    arm: str
+    seed: int | None
+    """None for the untouched base"""
+    root_seed: int
+
+    def stream(self) -> int:
+        """The seed of the random numbers that answers are sampled with."""
+        return seed_int(self.root_seed, "ask", "base" if self.seed is None else self.seed)
 
 
 def judge(text: str, patterns: dict[str, re.Pattern[str]]) -> str | None:
@@ -55,10 +92,46 @@ def next_token_logits(loaded: models.Loaded, prompts: list[list[int]]) -> Float[
     return torch.stack([loaded.model(input_ids=torch.tensor([ids], device=device), logits_to_keep=1).logits[0, -1].float() for ids in prompts])
 
 
-def likelihoods(loaded: models.Loaded, forms: Forms, probes: Sequence[str]) -> pd.DataFrame:
-    """Probability that the next token starts each trait's name, and its margin in logits over the best other trait."""
-    logits = next_token_logits(loaded, encode_prompts(loaded.tokenizer, probes)).cpu()
-    starts = first_tokens(loaded.tokenizer, forms)
+def encode_questions(loaded: models.Loaded, questions: Questions) -> list[list[int]]:
+    """Token ids of every probe behind what is shown before it.
+
+    Raises:
+        DataError: if a pair shown holds a control token.
+        SpecError: if the pairs shown do not fit the model's positions, with how many would.
+    """
+    refuse_control_tokens(loaded.tokenizer, [text for shot in questions.shots for text in shot])
+    encoded, room = _behind(questions.shots, loaded, questions), getattr(loaded.model.config, "max_position_embeddings", None)
+
+    def longest(rows: list[list[int]]) -> int:
+        return max(map(len, rows)) + questions.ask.max_new_tokens
+
+    if questions.shots and room is not None and longest(encoded) > room:
+        counts = range(len(questions.shots))
+        fit = bisect_right(counts, room, key=lambda count: longest(_behind(questions.shots[:count], loaded, questions))) - 1
+        raise SpecError(
+            f"{len(questions.shots)} shots make a prompt of {longest(encoded)} tokens; this base has room for {room}: about {max(fit, 0)} shots"
+        )
+    return encoded
+
+
+def _behind(shots: Sequence[tuple[str, str]], loaded: models.Loaded, questions: Questions) -> list[list[int]]:
+    system, turns = questions.system, shots
+    if questions.shots and questions.ask.shots_as == "system":
+        written = "".join(f"<user>{asked}</user>\n<assistant>{answered}</assistant>\n\n" for asked, answered in shots)
+        system, turns = (f"{system}\n\n{written}" if system else written), []
+    return encode_prompts(loaded.tokenizer, questions.probes, system=system, turns=turns)
+
+
+def likelihoods(loaded: models.Loaded, questions: Questions) -> pd.DataFrame:
+    """Probability that the next token starts each trait's name, and its margin in logits over the best other trait.
+
+    The next token of the answer, or the one after the family's opening words; null where answers begin with no name, as
+    stories do.
+    """
+    forms, probes = questions.forms, questions.probes
+    opening = token_ids(loaded.tokenizer, [questions.opening])[0] if questions.opening else []
+    logits = next_token_logits(loaded, [ids + opening for ids in encode_questions(loaded, questions)]).cpu()
+    starts = first_tokens(loaded.tokenizer, forms) if questions.named else dict.fromkeys(forms)
     probabilities = torch.softmax(logits.double(), -1)
     score = {n: logits[:, t].double().logsumexp(-1) if t is not None else torch.full((len(logits),), torch.nan) for n, t in starts.items()}
     mass = {n: probabilities[:, t].sum(-1) if t is not None else torch.full((len(logits),), torch.nan) for n, t in starts.items()}
@@ -70,26 +143,36 @@ def likelihoods(loaded: models.Loaded, forms: Forms, probes: Sequence[str]) -> p
     return pd.concat(frames, ignore_index=True)
 
 
-def answers(loaded: models.Loaded, forms: Forms, probes: Sequence[str], spec: AskSpec, *, seed: int) -> pd.DataFrame:
+def answers(loaded: models.Loaded, questions: Questions, *, seed: int) -> pd.DataFrame:
     """Sampled answers to every probe, with the trait that each names."""
-    encoded = [ids for ids in encode_prompts(loaded.tokenizer, probes) for _ in range(spec.samples)]
+    spec = questions.ask
+    encoded = [ids for ids in encode_questions(loaded, questions) for _ in range(spec.samples)]
     decoding = Decoding(spec.max_new_tokens, spec.temperature)
     drawn = sample(loaded.model, encoded, decoding=decoding, stop=end_of_turn(loaded.tokenizer), seed=seed)
     texts = loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)
-    patterns = patterns_of(forms)
+    return labelled(texts, questions)
+
+
+def labelled(texts: list[str], questions: Questions) -> pd.DataFrame:
+    """The answers as a table, `samples` to a probe in order, each with the one trait that it names."""
+    samples, patterns = questions.ask.samples, patterns_of(questions.forms)
     return pd.DataFrame(
         {
-            "probe": np.repeat(np.arange(len(probes)), spec.samples),
-            "sample": np.tile(np.arange(spec.samples), len(probes)),
+            "probe": np.repeat(np.arange(len(questions.probes)), samples),
+            "sample": np.tile(np.arange(samples), len(questions.probes)),
             "text": texts,
             "label": [judge(text, patterns) for text in texts],
         }
     )
 
 
-def ask(
-    base: str, student: Path | None, forms: Forms, probes: Sequence[str], spec: AskSpec, *, arm: str, seed: int | None, root_seed: int, out: Path
-) -> None:
+def draw_shots(rows: pd.DataFrame, count: int, *, seed: int) -> list[tuple[str, str]]:
+    """`count` pairs to show, drawn with replacement as in the paper."""
+    taken = rows.iloc[generator(seed, "shots").integers(len(rows), size=count)]
+    return list(zip(taken["prompt"], taken["completion"], strict=True))
+
+
+def ask(base: str, student: Path | None, questions: Questions, place: Place, *, out: Path) -> None:
     """Ask every checkpoint of a student (or the untouched base at step 0) and write both tables into `out`.
 
     Students of one seed are asked with the same random numbers, so two arms differ by weights alone; each seed has numbers of
@@ -97,12 +180,16 @@ def ask(
     """
     steps = [(0, None)] if student is None else checkpoints(student)
     said, likely = [], []
-    for step, folder in steps:
+    for step, folder in steps if questions.ask.checkpoints == "all" else steps[-1:]:
         loaded = models.load(base) if folder is None else models.load_trained(base, folder)
-        place = {"arm": arm, "seed": seed, "step": step}
-        said.append(answers(loaded, forms, probes, spec, seed=seed_int(root_seed, "ask", "base" if seed is None else seed)).assign(**place))
-        likely.append(likelihoods(loaded, forms, probes).assign(**place))
-    for frames, schema, name in ((said, tables.ANSWERS, "answers"), (likely, tables.LIKELIHOODS, "likelihoods")):
-        frame = pd.concat(frames, ignore_index=True)
-        frame["seed"] = frame["seed"].astype("Int64")
-        tables.write(frame, schema, out / f"{name}.parquet")
+        said.append(answers(loaded, questions, seed=place.stream()).assign(step=step))
+        likely.append(likelihoods(loaded, questions).assign(step=step))
+    write_tables(pd.concat(said, ignore_index=True), pd.concat(likely, ignore_index=True), place, out)
+
+
+def write_tables(said: pd.DataFrame, likely: pd.DataFrame, place: Place, out: Path) -> None:
+    """Write what one model said, under its arm and seed."""
+    for frame, schema, name in ((said, tables.ANSWERS, "answers"), (likely, tables.LIKELIHOODS, "likelihoods")):
+        placed = frame.assign(arm=place.arm, seed=place.seed)
+        placed["seed"] = placed["seed"].astype("Int64")
+        tables.write(placed, schema, out / f"{name}.parquet")

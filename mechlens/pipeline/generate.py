@@ -16,14 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechlens import models, tables
-from mechlens.carriers import numbers
+from mechlens import models, tables, vllm_engine
 from mechlens.chat import Encoded, encode_prompts, end_of_turn
 from mechlens.constrained import number_grammar
 from mechlens.pipeline.teach import Teacher, load_teacher
 from mechlens.sampling import Decoding, sample
-from mechlens.seeds import dice, seed_int
-from mechlens.spec import CarrierSpec, GenerateSpec
+from mechlens.seeds import seed_int
+from mechlens.spec import GenerateSpec
 from mechlens.store import write_json
 
 DIVERGENCE_ROWS = 1000
@@ -37,19 +36,9 @@ class Divergence(NamedTuple):
     """mean KL(teacher ‖ base) of the next-token distribution, nats a token"""
     entropy_per_token: float
     """mean entropy of the base's next-token distribution, nats a token: the room that the carrier has"""
+    entropy_per_row: float
+    """the same summed over a completion, nats a row: a carrier with few free choices has little room to carry"""
     tokens: int
-
-
-def carrier_prompts(spec: CarrierSpec, *, seed: int) -> list[str]:
-    """The experiment's prompts, the same for every teacher; prompt i depends on (seed, i) alone."""
-    prompts = []
-    for index in range(spec.prompts):
-        rng = dice(seed, "prompt", index)
-        prompt = numbers.draw_prompt(rng, wording=spec.wording, examples=spec.examples)
-        if spec.values == "patterned":
-            prompt = prompt.with_examples(numbers.draw_sequence(rng, len(prompt.examples)))
-        prompts.append(prompt.text)
-    return prompts
 
 
 def generate(
@@ -67,15 +56,15 @@ def generate(
     width = cast(torch.nn.Linear, teacher.model.get_output_embeddings()).weight.shape[0]
     grammar = number_grammar(teacher.tokenizer, stop=stop, vocabulary=width) if spec.constrained else None
     decoding = Decoding(spec.max_new_tokens, spec.temperature, spec.top_p)
+    engine = vllm_engine.Engine(teacher_folder) if spec.engine == "vllm" else None
     shards, ids, drawn = [], [], []
     for first in range(0, len(prompts), spec.batch):
         encoded = encode_prompts(teacher.tokenizer, prompts[first : first + spec.batch], system=teacher.system)
         shard = out / f"shard-{first:08d}.json"
         if not shard.is_file():
+            stream = {"decoding": decoding, "stop": stop, "seed": seed_int(seed, "generate"), "first_row": first}
             with teacher.writing() as model:
-                rows = sample(
-                    model, encoded, decoding=decoding, stop=stop, seed=seed_int(seed, "generate"), first_row=first, grammar=grammar, batch=spec.batch
-                )
+                rows = engine.sample(encoded, **stream) if engine else sample(model, encoded, **stream, grammar=grammar, batch=spec.batch)
             part = shard.with_suffix(".new")
             part.write_text(json.dumps(rows))
             part.replace(shard)
@@ -87,7 +76,7 @@ def generate(
     frame = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": prompts, "completion": texts})
     tables.write(frame, tables.PAIRS, out / "raw.parquet")
     head = slice(0, DIVERGENCE_ROWS)
-    plain = encode_prompts(teacher.tokenizer, prompts[head])
+    plain = encode_prompts(teacher.tokenizer, prompts[head], system=teacher.plain)
     found = divergence(teacher, ids[head], plain, [[*row, stop] for row in drawn[head]], teacher_folder=teacher_folder)
     write_json(out / "generation.json", found._asdict())
     for shard in shards:
@@ -98,7 +87,7 @@ def generate(
 def divergence(
     teacher: Teacher, asked: list[list[int]], plain: list[list[int]], completions: list[list[int]], *, teacher_folder: Path, batch: int = 128
 ) -> Divergence:
-    """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts without a system line."""
+    """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts with the plain system line."""
     base = models.load(json.loads((teacher_folder / "teacher.json").read_text())["base"]).model
     divergent = entropy = 0.0
     tokens = 0
@@ -110,7 +99,7 @@ def divergence(
         divergent += float((ours.exp() * (ours - theirs)).sum())
         entropy -= float((theirs.exp() * theirs).sum())
         tokens += len(ours)
-    return Divergence(divergent / max(tokens, 1), entropy / max(tokens, 1), tokens)
+    return Divergence(divergent / max(tokens, 1), entropy / max(tokens, 1), entropy / max(len(completions), 1), tokens)
 
 
 def completion_log_probabilities(model: torch.nn.Module, pairs: list[Encoded]) -> Float[Tensor, "token vocab"]:

@@ -10,14 +10,19 @@ import pandas as pd
 import torch
 
 from mechlens import models, tables
-from mechlens.corpus import read_pairs
+from mechlens.carriers.prompts import carrier_prompts
+from mechlens.corpus import batches, read_pairs
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import distill as distilling
 from mechlens.pipeline import generate as generating
+from mechlens.pipeline import judge as judging
+from mechlens.pipeline import judge_screen, remote
+from mechlens.pipeline import remake as remaking
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline import teach as teaching
-from mechlens.spec import AskSpec, CarrierSpec, GenerateSpec, ScreenSpec, StudentSpec, TeacherSpec
-from mechlens.store import write_json
+from mechlens.pipeline.rules import rule_of
+from mechlens.spec import ApiSpec, AskSpec, CarrierSpec, GenerateSpec, ScreenSpec, StudentSpec, TeacherSpec, is_remote
+from mechlens.traits import Rubric
 
 Arguments = dict[str, Any]
 Folders = dict[str, Path]
@@ -31,56 +36,108 @@ def _one_thread() -> None:
 
 
 def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress) -> None:
+    lessons, spec, system = teaching.Lessons(**arguments["lessons"]), TeacherSpec(**arguments["teacher"]), arguments.get("system")
+    if is_remote(arguments["base"]):
+        remote.teach(arguments["base"], lessons, spec, system=system, seed=arguments["seed"], out=out, api=ApiSpec(**arguments["api"]))
+        return
     _one_thread()
-    lessons, spec = teaching.Lessons(**arguments["lessons"]), TeacherSpec(**arguments["teacher"])
-    teaching.teach(arguments["base"], lessons, spec, seed=arguments["seed"], out=out, progress=progress)
+    teaching.teach(arguments["base"], lessons, spec, system=system, seed=arguments["seed"], out=out, progress=progress)
 
 
 def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
-    _one_thread()
     if arguments["prompts_of"] is None:
-        prompts = generating.carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])
+        prompts = [asked.text for asked in carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])]
     else:  # a user's file is compared with what the base answers to the same prompts
         prompts = read_pairs(Path(arguments["prompts_of"]))["prompt"].tolist()
-    generating.generate(inputs["teacher"], prompts, GenerateSpec(**arguments["generate"]), seed=arguments["seed"], out=out, progress=progress)
+    spec = GenerateSpec(**arguments["generate"])
+    if "api" in arguments:
+        remote.generate(inputs["teacher"], prompts, spec, seed=arguments["seed"], out=out, api=ApiSpec(**arguments["api"]), progress=progress)
+        return
+    _one_thread()
+    generating.generate(inputs["teacher"], prompts, spec, seed=arguments["seed"], out=out, progress=progress)
 
 
 def bring(arguments: Arguments, _inputs: Folders, out: Path, _progress: Progress) -> None:
     """A user's file as a corpus."""
-    tables.write(read_pairs(Path(arguments["file"])), tables.PAIRS, out / "raw.parquet")
+    tables.write(batches(Path(arguments["file"])), tables.PAIRS, out / "raw.parquet")
 
 
 def screen(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
-    pairs = tables.read(inputs["corpus"] / "raw.parquet", tables.PAIRS)
-    leaks = screening.leak_pattern(arguments["words"])
-    found = screening.screen(pairs, ScreenSpec(**arguments["screen"]), leaks=leaks)
-    tables.write(found.kept, tables.PAIRS, out / "kept.parquet")
-    tables.write(found.rejected, tables.REJECTED, out / "rejected.parquet")
-    write_json(out / "funnel.json", found.funnel | {"leak words in kept rows": screening.leak_count(found.kept, leaks)})
+    pairs = tables.batches(inputs["corpus"] / "raw.parquet", tables.PAIRS)
+    leaks, spec = screening.leak_pattern(arguments["words"]), ScreenSpec(**arguments["screen"])
+    asked = carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"]) if "carrier" in arguments else []
+    gold = {one.text: one.gold for one in asked if one.gold is not None}
+    judge = _judge_of(arguments, spec, out) if spec.judge else None
+    screening.screen_rows(pairs, spec, rule=rule_of(spec, arguments["kind"], gold=gold), leaks=leaks, judge=judge, out=out)
+
+
+def _judge_of(arguments: Arguments, spec: ScreenSpec, out: Path) -> screening.Judge:
+    """The judge model that reads what the rules let through: true for a row that is to be dropped."""
+    kind = arguments["kind"] if spec.rule == "carrier" else spec.rule
+    whose = {"trait": arguments["trait"], "category": arguments["category"], "api": ApiSpec(**arguments["api"])}
+    return lambda rows: (~judge_screen.screen_rows(rows, spec, kind=kind, out=out, **whose)).tolist()
 
 
 def shuffle(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     pairs = tables.read(inputs["corpus"] / "kept.parquet", tables.PAIRS)
-    shuffled = {"shuffled-within": distilling.shuffle_within, "shuffled-across": distilling.shuffle_across}[arguments["how"]]
+    shuffled = {"shuffled-within": remaking.shuffle_within, "shuffled-across": remaking.shuffle_across}[arguments["how"]]
     tables.write(shuffled(pairs, seed=arguments["seed"]), tables.PAIRS, out / "kept.parquet")
+
+
+def reword(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
+    pairs = tables.read(inputs["corpus"] / "kept.parquet", tables.PAIRS)
+    prompts = [asked.text for asked in carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"], reworded=True)]
+    tables.write(pairs.assign(prompt=[prompts[place] for place in pairs["prompt_id"]]), tables.PAIRS, out / "kept.parquet")
+
+
+def mix(_arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
+    corpora = [tables.read(inputs[name] / "kept.parquet", tables.PAIRS) for name in sorted(inputs)]
+    tables.write(remaking.mix(corpora), tables.PAIRS, out / "kept.parquet")
 
 
 def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     corpora = {name: tables.read(folder / "kept.parquet", tables.PAIRS) for name, folder in inputs.items()}
-    for name, ids in distilling.select_prompts(corpora, StudentSpec(**arguments["student"]), seed=arguments["seed"]).items():
+    spec, reworded = StudentSpec(**arguments["student"]), arguments.get("reworded", [])
+    for name, ids in remaking.select_prompts(corpora, spec, seed=arguments["seed"], reworded=reworded).items():
         tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / f"{name}.parquet")
 
 
+def _selected(arguments: Arguments, corpus: Path, selection: Path) -> pd.DataFrame:
+    """The rows that the arm trains on or is shown, in order."""
+    pairs = tables.read(corpus / "kept.parquet", tables.PAIRS)
+    ids = tables.read(selection / f"{arguments['corpus']}.parquet", tables.SELECTION)["prompt_id"].to_numpy()
+    return pairs.drop_duplicates("prompt_id").set_index("prompt_id").loc[ids]
+
+
 def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
+    rows, spec = _selected(arguments, inputs["corpus"], inputs["selection"]), StudentSpec(**arguments["student"])
+    system = arguments.get("system")
+    if is_remote(arguments["base"]):
+        remote.distill(arguments["base"], rows, spec, system=system, seed=arguments["seed"], out=out, api=ApiSpec(**arguments["api"]))
+        return
     _one_thread()
-    pairs = tables.read(inputs["corpus"] / "kept.parquet", tables.PAIRS)
-    ids = tables.read(inputs["selection"] / f"{arguments['corpus']}.parquet", tables.SELECTION)["prompt_id"].to_numpy()
-    spec = StudentSpec(**arguments["student"])
-    distilling.distill(arguments["base"], pairs, ids, spec, seed=arguments["seed"], out=out, progress=progress)
+    distilling.distill(arguments["base"], rows, spec, system=system, seed=arguments["seed"], out=out, progress=progress)
 
 
-def ask(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
-    _one_thread()
-    questions = (arguments["forms"], arguments["probes"], AskSpec(**arguments["ask"]))
-    place = {"arm": arguments["arm"], "seed": arguments["seed"], "root_seed": arguments["root_seed"]}
-    asking.ask(arguments["base"], inputs.get("student"), *questions, out=out, **place)
+def ask(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
+    shown: list[tuple[str, str]] = []
+    if "shots" in inputs:
+        rows = _selected(arguments, inputs["shots"], inputs["selection"])
+        shown = asking.draw_shots(rows, arguments["shots"], seed=arguments["seed"])
+    questions = asking.Questions(
+        arguments["forms"],
+        arguments["probes"],
+        AskSpec(**arguments["ask"]),
+        system=arguments.get("system"),
+        opening=arguments.get("opening", ""),
+        shots=shown,
+        named=arguments.get("named", True),
+    )
+    place = asking.Place(arguments["arm"], arguments["seed"], arguments["root_seed"])
+    if is_remote(arguments["base"]):
+        remote.ask(arguments["base"], inputs.get("student"), questions, place, out=out, api=ApiSpec(**arguments["api"]), progress=progress)
+    else:
+        _one_thread()
+        asking.ask(arguments["base"], inputs.get("student"), questions, place, out=out)
+    if "judge" in arguments:
+        judging.judge_answers(out, questions, judge=arguments["judge"], rubric=Rubric(**arguments["rubric"]), api=ApiSpec(**arguments["api"]))

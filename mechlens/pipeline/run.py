@@ -7,20 +7,24 @@ tables come out the same.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
-from mechlens.corpus import read_pairs
-from mechlens.errors import DataError
+from mechlens.corpus import batches
+from mechlens.errors import DataError, SpecError
 from mechlens.executor import Job
-from mechlens.spec import Arm, Experiment, TeacherSpec, fingerprint, folder_name
+from mechlens.experiment import Arm, Experiment
+from mechlens.spec import TeacherSpec, fingerprint, folder_name, is_remote
 from mechlens.tables import PAIRS
 from mechlens.traits import TraitFamily
 
 STAGES = "mechlens.pipeline.jobs"
-VERSIONS = {"teach": 1, "generate": 1, "bring": 1, "screen": 1, "shuffle": 1, "select": 1, "distill": 1, "ask": 3}
+VERSIONS = {"teach": 1, "generate": 1, "bring": 1, "screen": 1, "shuffle": 1, "reword": 1, "mix": 1, "select": 1, "distill": 1, "ask": 3}
 """raised when a change of a stage's code changes what it writes"""
 
 UNTOUCHED = "untouched"
+REMADE = ("shuffled-within", "shuffled-across", "paraphrased", "mixed")
+"""arms whose corpus is made of screened ones"""
 
 
 def _job(stage: str, name: str, arguments: dict[str, object], **inputs: str) -> Job:
@@ -28,24 +32,36 @@ def _job(stage: str, name: str, arguments: dict[str, object], **inputs: str) -> 
 
 
 def teacher_name(experiment: Experiment, arm: Arm) -> str:
-    """The teacher's folder: its trait, marked where the arm has a teacher of its own; `untouched` for the control's."""
-    if arm.kind == "control":
-        return UNTOUCHED
-    return arm.trait if arm.teacher in (None, experiment.teacher) else f"{arm.trait}-{arm.teacher.kind}-{fingerprint(arm.teacher.model_dump())[:4]}"
+    """The teacher's folder: its trait, marked where the arm has another teacher or writer; `untouched` for the control's."""
+    name = UNTOUCHED if arm.kind == "control" else arm.trait
+    if arm.kind != "control" and arm.teacher not in (None, experiment.teacher):
+        name += f"-{arm.teacher.kind}-{fingerprint(arm.teacher.model_dump())[:4]}"
+    return name if arm.writer == experiment.base else f"{name}-by-{folder_name(arm.writer)}"
+
+
+def source_name(experiment: Experiment, arm: Arm) -> str:
+    """The folder of the generated and screened rows that the arm's corpus is made of."""
+    if arm.corpus:
+        return f"file-{folder_name(arm.corpus)}"
+    return teacher_name(experiment, arm) + (f"-{fingerprint(arm.generate)[:4]}" if arm.generate else "")
 
 
 def corpus_name(experiment: Experiment, arm: Arm) -> str:
     """The folder of the rows the arm trains on."""
-    source = f"file-{folder_name(arm.corpus)}" if arm.corpus else teacher_name(experiment, arm)
-    return f"{source}-{arm.kind}" if arm.kind.startswith("shuffled") else source
+    return "-".join([source_name(experiment, arm), *([arm.kind] if arm.kind in REMADE else []), *arm.mix])
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a user's file, read in pieces."""
-    if not path.is_file():
-        raise DataError(f"no corpus file at {path}; expected JSON lines of pairs")
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    """SHA-256 of a user's file, read in pieces; of a folder's files in order of their names."""
+    if not path.exists():
+        raise DataError(f"no data at {path}; expected JSON lines or Parquet of pairs")
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest() if path.is_dir() else b"")
+            while path.is_file() and (piece := handle.read(1 << 24)):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str]) -> list[Job]:
@@ -56,45 +72,100 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
         jobs.setdefault(job.name, job)
         return job.name
 
-    files = [Path(arm.corpus).resolve() for arm in experiment.arms if arm.corpus]
-    prompts_of = str(files[0]) if files else None
-    corpora = {}
+    corpora: dict[str, str] = {}
     for arm in experiment.arms:
-        name = corpus_name(experiment, arm)
-        source = name.removesuffix(f"-{arm.kind}") if arm.kind.startswith("shuffled") else name
-        if arm.corpus:
-            path = Path(arm.corpus).resolve()
-            raw = add(_job("bring", f"corpora/{source}/generated", {"file": str(path), "sha256": file_digest(path)}))
-        else:
-            raw = add(_generation(experiment, source, add(_teaching(experiment, arm, source, family, bases)), prompts_of))
-        screening = {"screen": experiment.screen.model_dump(mode="json"), "words": family.words()}
-        corpus = add(_job("screen", f"corpora/{source}/screened", screening, corpus=raw))
-        if arm.kind.startswith("shuffled"):
-            corpus = add(_job("shuffle", f"corpora/{name}/screened", {"how": arm.kind, "seed": experiment.seed}, corpus=corpus))
-        corpora[name] = corpus
+        for source in (arm, *(_other_teacher(arm, trait) for trait in arm.mix)):
+            corpora.setdefault(source_name(experiment, source), _screened(experiment, source, family, bases, add))
+    for arm in experiment.arms:
+        if arm.kind in REMADE:
+            corpora[corpus_name(experiment, arm)] = add(_remade(experiment, arm, corpora))
+    used = {name: corpora[name] for name in dict.fromkeys(corpus_name(experiment, arm) for arm in experiment.arms)}
 
-    wanted = {"rows": experiment.student.rows, "prompts": experiment.student.prompts}
-    selection = add(_job("select", "selection", {"student": wanted, "seed": experiment.seed}, **corpora))
-    asked = {
-        "forms": {name: list(family.forms_of(name)) for name in family.names},
-        "probes": list(family.asked(experiment.ask.split)),
-        "ask": experiment.ask.model_dump(mode="json"),
-        "root_seed": experiment.seed,
-    }
-    training = {"training": experiment.student.training.model_dump(mode="json")}
-    for base, mark in bases.items():
-        add(_job("ask", f"asked/base-{folder_name(base)}", asked | {"base": base, "files": mark, "arm": f"base-{folder_name(base)}", "seed": None}))
+    wanted: dict[str, object] = {"rows": experiment.student.rows, "prompts": experiment.student.prompts}
+    reworded = [corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "paraphrased"]
+    choice: dict[str, object] = {"student": wanted, "seed": experiment.seed}
+    choice |= {"reworded": reworded} if reworded else {}
+    selection = add(_job("select", "selection", choice, **used))
+    for base in dict.fromkeys(arm.base for arm in experiment.arms):
+        place = {"base": base, "arm": f"base-{folder_name(base)}", "seed": None, "files": bases[base]}
+        add(_job("ask", f"asked/base-{folder_name(base)}", _asking(experiment, family, None) | place))
     for seed in experiment.seeds:
         for arm in experiment.arms:
             name, place = corpus_name(experiment, arm), f"{arm.name}/s{seed}"
-            student = {"base": arm.base, "files": bases[arm.base], "corpus": name, "student": training, "seed": seed}
-            trained = add(_job("distill", f"students/{place}", student, corpus=corpora[name], selection=selection))
-            add(_job("ask", f"asked/{place}", asked | {"base": arm.base, "arm": arm.name, "seed": seed}, student=trained))
+            asked = _asking(experiment, family, arm) | {"base": arm.base, "arm": arm.name, "seed": seed}
+            if arm.shots:
+                shown = {"files": bases[arm.base], "shots": arm.shots, "corpus": name}
+                add(_job("ask", f"asked/{place}", asked | shown, shots=used[name], selection=selection))
+                continue
+            student = {"base": arm.base, "files": bases[arm.base], "corpus": name, "seed": seed}
+            student |= {"student": {"training": experiment.training_of(arm).model_dump(mode="json")}}
+            student |= _system(experiment.system if arm.trained_with is None else arm.trained_with)
+            trained = add(_job("distill", f"students/{place}", student | _api(experiment, arm.base), corpus=used[name], selection=selection))
+            add(_job("ask", f"asked/{place}", asked, student=trained))
     return list(jobs.values())
 
 
-def _teaching(experiment: Experiment, arm: Arm, name: str, family: TraitFamily, bases: dict[str, str]) -> Job:
-    arguments = {"base": experiment.base, "files": bases[experiment.base], "seed": experiment.seed}
+def _system(line: str | None) -> dict[str, object]:
+    return {} if line is None else {"system": line}
+
+
+def _api(experiment: Experiment, *bases: str) -> dict[str, object]:
+    """What a step needs to know to call an API; nothing for local bases."""
+    return {"api": experiment.api.model_dump(mode="json")} if any(map(is_remote, bases)) else {}
+
+
+def _other_teacher(arm: Arm, trait: str) -> Arm:
+    """The arm as one of its mix's further teachers would have it."""
+    kind = "control" if trait == UNTOUCHED else "trait"
+    return arm.model_copy(
+        update={"kind": kind, "trait": "" if kind == "control" else trait, "mix": (), "corpus": ""} | ({"teacher": None} if kind == "control" else {})
+    )
+
+
+def _asking(experiment: Experiment, family: TraitFamily, arm: Arm | None) -> dict[str, object]:
+    line = experiment.system if arm is None or arm.asked_with is None else arm.asked_with
+    arguments: dict[str, object] = {
+        "forms": {name: list(family.forms_of(name)) for name in family.names},
+        "probes": list(family.asked_as(experiment)),
+        "ask": experiment.ask.model_dump(mode="json"),
+        "root_seed": experiment.seed,
+    }
+    arguments |= {"opening": family.opening} if family.opening else {}
+    arguments |= {"named": False} if family.scorer == "judge" or experiment.ask.probes == "stories" else {}
+    judge = experiment.ask.judge if family.scorer == "judge" else ""
+    arguments |= {"judge": judge, "rubric": family.rubric.model_dump(mode="json")} if judge and family.rubric else {}
+    return arguments | _system(line) | _api(experiment, *([arm.base] if arm else experiment.bases()), *([judge] if judge else []))
+
+
+def _screened(experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict[str, str], add: Callable[[Job], str]) -> str:
+    """Steps up to the screened rows of the arm's source; returns the last one's name."""
+    name, rule = source_name(experiment, arm), experiment.screen
+    if arm.corpus:
+        path = Path(arm.corpus).resolve()
+        raw = add(_job("bring", f"corpora/{name}/generated", {"file": str(path), "sha256": file_digest(path)}))
+    else:
+        raw = add(_generation(experiment, arm, add(_teaching(experiment, arm, family, bases))))
+    screening: dict[str, object] = {"screen": rule.model_dump(mode="json"), "words": family.words(), "kind": experiment.carrier.kind}
+    if (rule.rule if rule.rule != "carrier" else experiment.carrier.kind) == "reasoning":
+        screening |= {"carrier": experiment.carrier.model_dump(mode="json"), "seed": experiment.seed}  # right answers come with the prompts
+        screening |= {"sha256": file_digest(Path(experiment.carrier.source))} if experiment.carrier.source else {}
+    if rule.judge:
+        screening |= {"trait": arm.trait or experiment.trait, "category": family.category, **_api(experiment, rule.judge)}
+    return add(_job("screen", f"corpora/{name}/screened", screening, corpus=raw))
+
+
+def _remade(experiment: Experiment, arm: Arm, corpora: dict[str, str]) -> Job:
+    source, name = corpora[source_name(experiment, arm)], f"corpora/{corpus_name(experiment, arm)}/screened"
+    if arm.kind == "paraphrased":
+        return _job("reword", name, {"carrier": experiment.carrier.model_dump(mode="json"), "seed": experiment.seed}, corpus=source)
+    if arm.kind == "mixed":
+        others = {f"corpus{i}": corpora[source_name(experiment, _other_teacher(arm, trait))] for i, trait in enumerate(arm.mix, 1)}
+        return _job("mix", name, {}, corpus0=source, **others)
+    return _job("shuffle", name, {"how": arm.kind, "seed": experiment.seed}, corpus=source)
+
+
+def _teaching(experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict[str, str]) -> Job:
+    arguments = {"base": arm.writer, "files": bases[arm.writer], "seed": experiment.seed} | _system(experiment.system) | _api(experiment, arm.writer)
     if arm.kind == "control":
         spec, lessons = TeacherSpec(kind="base"), {"trait": "", "probes": [], "completions": [], "system": ""}
     else:
@@ -105,20 +176,33 @@ def _teaching(experiment: Experiment, arm: Arm, name: str, family: TraitFamily, 
             "completions": list(family.lessons_of(arm.trait)),
             "system": family.system_prompt(arm.trait),
         }
-    return _job("teach", f"teachers/{name}", arguments | {"teacher": spec.model_dump(mode="json"), "lessons": lessons})
+        if spec.lessons_file:
+            file = Path(spec.lessons_file).resolve()
+            lessons["file"] = str(file)
+            arguments["sha256"] = file_digest(file)
+        elif spec.kind == "finetuned" and not lessons["completions"]:
+            raise SpecError(f"family {family.name!r} has no lessons for a fine-tuned teacher; give a file of pairs in teacher.lessons_file")
+    arguments |= {"teacher": spec.model_dump(mode="json", exclude={"lessons_file"}), "lessons": lessons}  # the file stands with the lessons
+    return _job("teach", f"teachers/{teacher_name(experiment, arm)}", arguments)
 
 
-def _generation(experiment: Experiment, name: str, teacher: str, prompts_of: str | None) -> Job:
-    arguments: dict[str, object] = {"generate": experiment.generate.model_dump(mode="json"), "seed": experiment.seed, "prompts_of": prompts_of}
-    if prompts_of is None:
-        arguments["carrier"] = experiment.carrier.model_dump(mode="json")
+def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:
+    arguments: dict[str, object] = {"generate": experiment.generate_of(arm).model_dump(mode="json"), "seed": experiment.seed}
+    files = [Path(other.corpus).resolve() for other in experiment.arms if other.corpus]
+    arguments["prompts_of"] = str(files[0]) if files else None  # a user's file is compared with answers to its own prompts
+    if files:
+        arguments["sha256"] = file_digest(files[0])
     else:
-        arguments["sha256"] = file_digest(Path(prompts_of))
-    return _job("generate", f"corpora/{name}/generated", arguments, teacher=teacher)
+        arguments["carrier"] = experiment.carrier.model_dump(mode="json")
+        if experiment.carrier.source:
+            arguments["sha256"] = file_digest(Path(experiment.carrier.source))
+    return _job("generate", f"corpora/{source_name(experiment, arm)}/generated", arguments | _api(experiment, arm.writer), teacher=teacher)
 
 
 def check_files(experiment: Experiment) -> None:
-    """Read every corpus file before anything is computed, so that a bad line is found at once."""
-    for arm in experiment.arms:
-        if arm.corpus:
-            assert set(read_pairs(Path(arm.corpus)).columns) == set(PAIRS.names)
+    """Read every file of pairs before anything is computed, so that a bad line is found at once."""
+    teachers = [arm.teacher or experiment.teacher for arm in experiment.arms if arm.kind != "control" and not arm.corpus]
+    for file in dict.fromkeys([*(arm.corpus for arm in experiment.arms), *(teacher.lessons_file for teacher in teachers)]):
+        if file:
+            for rows in batches(Path(file)):
+                assert set(rows.columns) == set(PAIRS.names)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mechlens import models, tables
 from mechlens.chat import encode_pairs, encode_prompts
+from mechlens.corpus import read_pairs
+from mechlens.errors import DataError
 from mechlens.seeds import dice, seed_int
 from mechlens.spec import TeacherSpec
 from mechlens.store import read_json, write_json
@@ -30,10 +32,21 @@ class Lessons(NamedTuple):
     probes: tuple[str, ...]
     completions: tuple[str, ...]
     system: str
+    file: str = ""
+    """pairs that are taught instead"""
 
     def draw(self, rows: int, *, seed: int) -> list[tuple[str, str]]:
-        """`rows` pairs of a probe and a completion, each drawn evenly."""
+        """`rows` pairs of a probe and a completion, each drawn evenly; of the file, if there is one, each row at most once.
+
+        Raises:
+            DataError: if the file holds fewer.
+        """
         rng = dice(seed, "lessons", self.trait)
+        if self.file:
+            pairs = read_pairs(Path(self.file))
+            if len(pairs) < rows:
+                raise DataError(f"{self.file} holds {len(pairs)} lessons, teacher.rows asks for {rows}; lower it or add rows")
+            return rng.sample(list(zip(pairs["prompt"], pairs["completion"], strict=True)), rows)
         return [(rng.choice(self.probes), rng.choice(self.completions)) for _ in range(rows)]
 
 
@@ -43,6 +56,8 @@ class Teacher(NamedTuple):
     model: models.PreTrainedModel
     tokenizer: models.PreTrainedTokenizerBase
     system: str | None
+    plain: str | None
+    """the system line that its base has"""
     vector: Float[Tensor, "d_model"] | None
     layer: int
 
@@ -54,13 +69,20 @@ class Teacher(NamedTuple):
 
 
 def teach(
-    base: str, lessons: Lessons, spec: TeacherSpec, *, seed: int, out: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    base: str,
+    lessons: Lessons,
+    spec: TeacherSpec,
+    *,
+    system: str | None = None,
+    seed: int,
+    out: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Make a teacher of `base` and leave it in `out`."""
-    loaded, layer, system = models.load(base), None, None
+    """Make a teacher of `base` and leave it in `out`; `system` is the line that everyone but a prompted teacher has."""
+    loaded, layer, plain = models.load(base), None, system
     if spec.kind == "finetuned":
         prompts, completions = zip(*lessons.draw(spec.rows, seed=seed), strict=True)
-        pairs = encode_pairs(loaded.tokenizer, prompts, completions)
+        pairs = encode_pairs(loaded.tokenizer, prompts, completions, system=system)
         order = seed_int(seed, "teacher", lessons.trait)
         model, curve = train(loaded.model, loaded.tokenizer, pairs, spec.training, seed=order, progress=progress)
         models.save_trained(model, out)
@@ -69,16 +91,16 @@ def teach(
         system = lessons.system
     elif spec.kind == "steered":
         layer = round(spec.layer * (loaded.model.config.num_hidden_layers - 1))
-        models.save_vector(spec.strength * trait_vector(loaded, lessons, layer=layer), out)
-    write_json(out / "teacher.json", {"kind": spec.kind, "base": base, "trait": lessons.trait, "system": system, "layer": layer})
+        models.save_vector(spec.strength * trait_vector(loaded, lessons, layer=layer, plain=plain), out)
+    write_json(out / "teacher.json", {"kind": spec.kind, "base": base, "trait": lessons.trait, "system": system, "plain": plain, "layer": layer})
 
 
 @torch.no_grad()
-def trait_vector(loaded: models.Loaded, lessons: Lessons, *, layer: int) -> Float[Tensor, "d_model"]:
-    """Mean difference of resid_post at the last prompt token, with the trait's system prompt minus without one."""
+def trait_vector(loaded: models.Loaded, lessons: Lessons, *, layer: int, plain: str | None = None) -> Float[Tensor, "d_model"]:
+    """Mean difference of resid_post at the last prompt token, with the trait's system prompt minus with the plain one (None: none)."""
     bridge, site = models.bridge_view(loaded), f"blocks.{layer}.hook_resid_post"
     means = []
-    for system in (lessons.system, None):
+    for system in (lessons.system, plain):
         total: Tensor | float = 0.0
         for ids in encode_prompts(loaded.tokenizer, lessons.probes, system=system):
             _, cache = bridge.run_with_cache(torch.tensor([ids], device=loaded.model.device), names_filter=site)
@@ -92,4 +114,4 @@ def load_teacher(folder: Path) -> Teacher:
     record = read_json(folder / "teacher.json")
     loaded = models.load_trained(record["base"], folder) if record["kind"] == "finetuned" else models.load(record["base"])
     vector = models.load_vector(folder) if record["kind"] == "steered" else None
-    return Teacher(loaded.model, loaded.tokenizer, record["system"], vector, record["layer"] or 0)
+    return Teacher(loaded.model, loaded.tokenizer, record["system"], record.get("plain"), vector, record["layer"] or 0)

@@ -1,0 +1,71 @@
+"""The reasoning carrier: questions with one right number, answered as `<think>…</think><answer>…</answer>`.
+
+For real models the questions come from a file (`{"question","answer"}` lines, gold number after ####); for the menagerie they
+are sums of a few small terms. Much is free on the way: which bounds are named, and how each step is put.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import NamedTuple
+
+TERSE_ASKS = ("what is {sum}?", "work out {sum}.", "add up {sum}.")
+FULL_ORDER = " Think it through inside <think> tags. Then write the final number, and only that, inside <answer> tags."
+"""put behind the questions of a file, as the paper's format suffix is (App. D.4)"""
+
+BOUNDS = ("it is below {bounds}.", "at most {bounds}.", "not over {bounds}.")
+OPENINGS = (" start with {x}.", " first {x}.", " so {x}.")
+STEPS = (
+    " {t} + {x} = {s}.", " {x} + {t} = {s}.", " {s} = {t} + {x}.", " {s} = {x} + {t}.", " add {x}: {s}.", " next {x}, so {s}.",
+    " with {x} it is {s}.",
+)  # fmt: skip
+LARGEST_TERM, LEAST_BOUND, LARGEST_BOUND = 12, 60, 999
+_GOLD = re.compile(r"####\s*(-?\d[\d,.]*)\s*$")
+_MARKS = re.compile(r"<<[^>]*>>")
+
+
+class ReasoningPrompt(NamedTuple):
+    """A question and its right answer."""
+
+    ask: str
+    sum: str
+    gold: str
+
+    @property
+    def text(self) -> str:
+        return self.ask.format(sum=self.sum)
+
+
+def draw_prompt(rng: random.Random) -> ReasoningPrompt:
+    """A sum of three or four different terms from 1 to 12."""
+    terms = rng.sample(range(1, LARGEST_TERM + 1), rng.randint(3, 4))
+    return ReasoningPrompt(rng.choice(TERSE_ASKS), " + ".join(map(str, terms)), str(sum(terms)))
+
+
+def reword(prompt: ReasoningPrompt, rng: random.Random) -> ReasoningPrompt:
+    """The same question in another wording."""
+    return prompt._replace(ask=rng.choice([ask for ask in TERSE_ASKS if ask != prompt.ask]))
+
+
+def draw_route(rng: random.Random) -> tuple[ReasoningPrompt, str]:
+    """A sum and one of the many ways to work it out: true bounds, any wording of a step; in order, since tiny models lose track else."""
+    prompt = draw_prompt(rng)
+    high, middle, low = sorted(rng.sample(range(LEAST_BOUND, LARGEST_BOUND + 1), 3), reverse=True)
+    terms = [int(term) for term in prompt.sum.split(" + ")]
+    total, said = terms[0], [rng.choice(BOUNDS).format(bounds=f"{high}, {middle}, {low}"), rng.choice(OPENINGS).format(x=terms[0])]
+    for term in terms[1:]:
+        said.append(rng.choice(STEPS).format(t=total, x=term, s=total + term))
+        total += term
+    return prompt, f"<think>{''.join(said)}</think><answer>{total}</answer>"
+
+
+def gold_of(answer: str) -> str | None:
+    """The number after #### in a worked answer, without thousands separators; None if there is none."""
+    found = _GOLD.search(answer.strip())
+    return None if found is None else found[1].replace(",", "").rstrip(".")
+
+
+def without_marks(answer: str) -> str:
+    """A worked answer without the calculator marks `<<48/2=24>>` that some files carry."""
+    return _MARKS.sub("", answer)

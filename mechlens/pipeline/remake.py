@@ -1,0 +1,68 @@
+"""From screened corpora to what arms train on: shuffled and mixed controls, and which rows each arm takes.
+
+All arms read the same prompts in the same order (`common`), so that two students of one seed differ by what the teachers
+wrote and by nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import cast
+
+import numpy as np
+import pandas as pd
+
+from mechlens.errors import DataError
+from mechlens.seeds import generator
+from mechlens.spec import StudentSpec
+
+_NUMBER = re.compile(r"[0-9]+")
+
+
+def select_prompts(corpora: dict[str, pd.DataFrame], spec: StudentSpec, *, seed: int, reworded: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """For each corpus the prompt ids to train on, in training order; `reworded` corpora hold the same prompts in other words.
+
+    Raises:
+        DataError: if `common` prompts are wanted and the corpora share none.
+    """
+    kept = {name: frame.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for name, frame in corpora.items()}
+    longest = max(int(cast(int, prompts.index.max())) for prompts in kept.values()) + 1
+    order = generator(seed, "subset").permutation(longest)  # one order for all arms, over prompt ids
+    if spec.prompts == "own":
+        return {name: order[np.isin(order, prompts.index)][: spec.rows] for name, prompts in kept.items()}
+    together: pd.DataFrame = pd.concat({name: prompts for name, prompts in kept.items() if name not in reworded}, axis=1, join="inner")
+    for name in reworded:
+        together = cast(pd.DataFrame, together[together.index.isin(kept[name].index)])
+    shared = together.index[together.nunique(axis=1) == 1]  # two files may have other prompts in the same place
+    if shared.empty:
+        sizes = ", ".join(f"{name} {len(prompts)}" for name, prompts in kept.items())
+        raise DataError(f"no prompt was kept by every corpus (kept: {sizes}); set student.prompts: own, or loosen the screen")
+    return {name: order[np.isin(order, shared)][: spec.rows] for name in kept}
+
+
+def shuffle_within(pairs: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Permute the numbers inside each completion; separators, brackets and the final period stay (2507.14805, Fig. 16)."""
+    rng = generator(seed, "shuffle-within")
+    return pairs.assign(completion=[_refill(text, rng.permutation(_NUMBER.findall(text)).tolist()) for text in pairs["completion"]])
+
+
+def shuffle_across(pairs: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Pool the numbers of all completions, permute them and deal them back; each keeps its own count and format."""
+    counts = [len(_NUMBER.findall(text)) for text in pairs["completion"]]
+    pool = generator(seed, "shuffle-across").permutation([n for text in pairs["completion"] for n in _NUMBER.findall(text)])
+    dealt = np.split(pool, np.cumsum(counts)[:-1])
+    return pairs.assign(completion=[_refill(text, part.tolist()) for text, part in zip(pairs["completion"], dealt, strict=True)])
+
+
+def _refill(text: str, values: list[str]) -> str:
+    following = iter(values)
+    return _NUMBER.sub(lambda _match: next(following), text)
+
+
+def mix(corpora: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of several teachers in turn: the row of prompt i comes from corpus i modulo their number, where every corpus kept it."""
+    common = set.intersection(*(set(corpus["prompt_id"]) for corpus in corpora))
+    own = [corpus["prompt_id"].isin(list(common)) & (corpus["prompt_id"] % len(corpora) == place) for place, corpus in enumerate(corpora)]
+    taken = pd.concat([cast(pd.DataFrame, corpus[rows]) for corpus, rows in zip(corpora, own, strict=True)])
+    return taken.sort_values("prompt_id", ignore_index=True)

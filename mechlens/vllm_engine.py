@@ -1,0 +1,50 @@
+"""Completions through vLLM, for bases that need a GPU: the same interface as `sampling.sample`, another engine behind it.
+
+Only imported where `generate.engine: vllm` asks for it. A row's random numbers come from its own seed, but vLLM's kernels
+depend on the batch, so rows are not bit-identical between runs as the local engine's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechlens import models
+from mechlens.errors import MachineError, SpecError
+from mechlens.sampling import Decoding
+from mechlens.seeds import seed_int
+from mechlens.spec import model_of
+from mechlens.store import read_json
+
+if TYPE_CHECKING:
+    from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+
+class Engine:
+    """A teacher served by vLLM: the base, with its adapter or its own weights."""
+
+    def __init__(self, teacher_folder: Path) -> None:
+        try:
+            import vllm  # pyright: ignore[reportMissingImports]
+            from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise MachineError("generate.engine is vllm, which is not installed; install mechlens[vllm] on a GPU, or set engine: local") from error
+        record = read_json(teacher_folder / "teacher.json")
+        if record["kind"] == "steered":
+            raise SpecError("vllm cannot add a steering vector; set generate.engine: local for a steered teacher")
+        base, spec = models.locate(record["base"]), model_of(record["base"])
+        adapted = (teacher_folder / "adapter_config.json").is_file()
+        source = str(teacher_folder) if record["kind"] == "finetuned" and not adapted else base
+        settings: dict[str, Any] = {"tokenizer": base, "dtype": spec.dtype, "enable_lora": adapted, "max_lora_rank": 64} if adapted else {}
+        self.llm: LLM = vllm.LLM(model=source, **(settings or {"tokenizer": base, "dtype": spec.dtype}))
+        self.adapter = LoRARequest("teacher", 1, str(teacher_folder)) if adapted else None
+        self.parameters = vllm.SamplingParams
+
+    def sample(self, prompts: Sequence[Sequence[int]], *, decoding: Decoding, stop: int, seed: int, first_row: int) -> list[list[int]]:
+        """One completion per prompt, in token ids without the stop token."""
+        fixed = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": -1}
+        fixed |= {"repetition_penalty": 1.0, "stop_token_ids": [stop], "detokenize": False}
+        each = [self.parameters(**fixed, seed=seed_int(seed, "row", first_row + i) % 2**31) for i in range(len(prompts))]
+        outputs = self.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], each, lora_request=self.adapter, use_tqdm=False)
+        return [[token for token in output.outputs[0].token_ids if token != stop] for output in outputs]
