@@ -208,8 +208,8 @@ def _question_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _strip(summary: dict[str, Any]) -> list[tuple[str, str]]:
     arm = next((a for a in summary["arms"] if a["kind"] != "control"), summary["arms"][0])
-    students = sum(a["students"] for a in summary["arms"])
+    students = sum(a["students"] for a in summary["arms"] if not a["shots"])
     return [
         ("teacher", "prompts"), ("generate", f"{arm['generated']:,} rows"), ("screen", f"{arm['kept']:,} kept"),
-        ("distill", f"{students} students"), ("ask", "answers"), ("effects", ""),
+        ("distill", f"{students} students" if students else "nothing is trained"), ("ask", "answers"), ("effects", ""),
     ]  # fmt: skip
