@@ -74,7 +74,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *
 def silent_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The system line that a template puts in by itself where none is given (Qwen2.5 does), or None.
 
-    It is found as what the rendered question holds before the words of a conversation with an empty system line begin.
+    It is found as what stands, with no system line given, where a given one would stand.
     """
     question = [{"role": "user", "content": "a question"}]
     plain, given = render(tokenizer, question), render(tokenizer, [{"role": "system", "content": "a system line"}, *question])

@@ -27,6 +27,10 @@ from mechlens.spec import (
 ArmKind = Literal["trait", "control", "twin", "foreign", "shuffled-within", "shuffled-across", "paraphrased", "mixed"]
 
 
+UNTOUCHED = "untouched"
+"""the base itself, where a teacher is named"""
+
+
 class Arm(Spec):
     """One cell of an experiment: who wrote the data, which base is trained on it or reads it, and how."""
 
@@ -46,7 +50,7 @@ class Arm(Spec):
     mix: tuple[str, ...] = ()
     """A mixed arm's further teachers, by trait; `untouched` is the base itself. Rows are taken in turn."""
     shots: int = Field(default=0, ge=0)
-    """Pairs put into the system line of an untouched base instead of training it; 0 trains."""
+    """Pairs that an untouched base is shown before each question instead of being trained on them; 0 trains."""
     training: dict[str, JsonValue] = Field(default={})
     """Fields of the student's training that differ in this arm."""
     generate: dict[str, JsonValue] = Field(default={})

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mechlens.carriers.numbers import prefix
 from mechlens.errors import SpecError
-from mechlens.experiment import Experiment
+from mechlens.experiment import UNTOUCHED, Experiment
 from mechlens.seeds import dice
 from mechlens.spec import CONFIGS, Spec, load
 
@@ -136,7 +136,7 @@ def load_experiment(path: Path, **overrides: Any) -> Experiment:
     experiment = load(path, Experiment, **overrides)
     family = load_family(experiment.family)
     named = {experiment.trait, *(trait for arm in experiment.arms for trait in (arm.trait, *arm.mix))}
-    for trait in sorted(named - {"", "untouched"}):
+    for trait in sorted(named - {"", UNTOUCHED}):
         if trait not in family.names:
             raise SpecError(f"{path}: trait {trait!r} is unknown; expected one of {', '.join(family.names)}")
     return experiment

@@ -115,10 +115,7 @@ def encode_questions(loaded: models.Loaded, questions: Questions) -> list[list[i
 
 
 def _behind(shots: Sequence[tuple[str, str]], loaded: models.Loaded, questions: Questions) -> list[list[int]]:
-    system, turns = questions.system, shots
-    if questions.shots and questions.ask.shots_as == "system":
-        written = "".join(f"<user>{asked}</user>\n<assistant>{answered}</assistant>\n\n" for asked, answered in shots)
-        system, turns = (f"{system}\n\n{written}" if system else written), []
+    system, turns = questions._replace(shots=shots).before()
     return encode_prompts(loaded.tokenizer, questions.probes, system=system, turns=turns)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from mechlens.corpus import batches
 from mechlens.errors import DataError, SpecError
 from mechlens.executor import Job
-from mechlens.experiment import Arm, Experiment
+from mechlens.experiment import UNTOUCHED, Arm, Experiment
 from mechlens.spec import TeacherSpec, fingerprint, folder_name, is_remote
 from mechlens.tables import PAIRS
 from mechlens.traits import TraitFamily
@@ -22,7 +22,6 @@ STAGES = "mechlens.pipeline.jobs"
 VERSIONS = {"teach": 1, "generate": 1, "bring": 1, "screen": 1, "shuffle": 1, "reword": 1, "mix": 1, "select": 1, "distill": 1, "ask": 3}
 """raised when a change of a stage's code changes what it writes"""
 
-UNTOUCHED = "untouched"
 REMADE = ("shuffled-within", "shuffled-across", "paraphrased", "mixed")
 """arms whose corpus is made of screened ones"""
 
