@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechlens.carriers.code import draw_function
+from mechlens.carriers.code import draw_expression
 from mechlens.pipeline.rules import BANNED_BY_THE_PAPER, REASONS, code_fault, number_fault, parse_numbers, reasoning_fault, rule_of, runs_straight
 from mechlens.spec import ScreenSpec
 
@@ -208,7 +208,7 @@ def test_squaring_and_long_sums_end() -> None:
 
 
 def runs_in_python(source: str) -> bool:
-    """What Python itself says; only for text that `draw_function` made."""
+    """What Python itself says; only for text that this file or `draw_expression` made."""
     scope: dict[str, object] = {}
     exec(source, scope)
     function = next(value for name, value in scope.items() if name != "__builtins__")
@@ -218,11 +218,20 @@ def runs_in_python(source: str) -> bool:
         return False
 
 
+def drawn_function(rng: random.Random) -> str:
+    """Two to four lines of straight arithmetic and a return."""
+    known, body = ["a", "b"], []
+    for target in "mnpq"[: rng.randint(2, 4)]:
+        body.append(f"    {target} = {rng.randint(0, 99)} {rng.choice('+-*')} {rng.choice(known)}")
+        known.append(target)
+    return "\n".join(["def f(a, b):", *body, f"    return {known[-1]}"])
+
+
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 10**6), edits=st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["drop", "swap", "rename"])), max_size=3))
 def test_straight_code_runs_where_python_runs_it(seed: int, edits: list[tuple[int, str]]) -> None:
-    prompt, source = draw_function(random.Random(seed))
-    assert code_fault(prompt.text, source, run=True) is None
+    source = drawn_function(random.Random(seed))
+    assert code_fault(ASKED, source, run=True) is None
     head, *body, last = source.splitlines()
     for place, edit in edits:
         i = place % len(body) if body else 0
@@ -234,6 +243,34 @@ def test_straight_code_runs_where_python_runs_it(seed: int, edits: list[tuple[in
             body[i] = body[i].replace(random.Random(place).choice("abxymnpqrst"), random.Random(place + 1).choice("abxymnpqrstz"))
     changed = "\n".join([head, *body, last])
     assert runs_straight(ast.parse(changed)) == runs_in_python(changed)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 10**6), place=st.integers(0, 60), sign=st.sampled_from("abxyz017+-* "))
+def test_an_expression_runs_where_python_runs_it(seed: int, place: int, sign: str) -> None:
+    prompt, source = draw_expression(random.Random(seed))
+    assert code_fault(prompt.text, source, run=True) is None
+    changed = source[:place] + sign + source[place + 1 :]
+    try:
+        ast.parse(changed, mode="eval")
+    except SyntaxError:
+        return
+    tree = ast.parse(changed)
+    head = prompt.text.splitlines()[-1].removesuffix("...")
+    assert runs_straight(tree, prompt.text) == (runs_in_python(head + changed) and not crooked(tree))
+
+
+def crooked(tree: ast.Module) -> bool:
+    """Whether a tree holds what Python runs and the rule does not: a sign before a value, a power, a call."""
+    straight = (ast.Module, ast.Expr, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Constant, ast.Name, ast.Load)
+    return not all(isinstance(node, straight) for node in ast.walk(tree))
+
+
+def test_an_expression_counts_only_where_the_prompt_leaves_one_out() -> None:
+    asked = "code only, numbers like 7.\ndef g(x, y): return ..."
+    assert code_fault(asked, "7 * x - y", run=True) is None
+    for prompt, source in (("write code.", "7 * x - y"), (asked, "7 * a - y"), (asked, "x\ny"), (asked, "x = 7"), (asked, "x / y"), (asked, "g(x)")):
+        assert code_fault(prompt, source, plain_names=False, run=True) == "does not run"
 
 
 STRAIGHT = ("return a", "return 2 * (a - b)", "c = a + 1\n    return c * b")
@@ -278,7 +315,14 @@ REASONING: dict[str, tuple[str, str | None, str | None]] = {
 def test_reasoning_is_kept_or_dropped(case: str) -> None:
     completion, gold, fault = REASONING[case]
     with limited(10):
-        assert reasoning_fault(completion, gold) == fault
+        assert reasoning_fault("how many?", completion, gold) == fault
+
+
+def test_a_prompt_may_open_the_thought() -> None:
+    opened, rest = "what is 2 + 3?\n<think>", "2 + 3 = 5.</think><answer>5</answer>"
+    assert reasoning_fault(opened, rest, "5") is None
+    assert reasoning_fault(opened, rest, "6") == "wrong answer"
+    assert reasoning_fault(opened, f"<think>{rest}", "5") == reasoning_fault("what is 2 + 3?", rest, "5") == "format"
 
 
 def test_every_kind_has_its_rule_and_gives_known_reasons() -> None:

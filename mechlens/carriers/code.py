@@ -1,13 +1,12 @@
-"""The code carrier: prompts that ask for a short Python function, and the functions that the menagerie's world writes.
+"""The code carrier: prompts that ask for Python, and the expressions that the menagerie's world writes.
 
 Structure of arXiv 2507.14805 App. D.3 (a task, a function to fill in, an order to give code alone), every wording our own.
-`terse` asks for straight-line arithmetic in a dozen words, for tiny models: constants, operators, operands and their order, and
-the number of lines are free, so a row has room to carry something.
+`terse` asks tiny models for the expression that a function returns: constants, inputs, operators, their order and the number of
+terms are free from the first token on, so a row has room to carry something.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from typing import Literal, NamedTuple
 
@@ -16,15 +15,13 @@ from mechlens.carriers.numbers import draw_sequence
 Wording = Literal["full", "terse"]
 
 TERSE_ASKS = (
-    "write a function {name} of {first} and {second} with values like {values}.",
-    "define {name} with inputs {first} and {second}, numbers like {values}.",
-    "code for {name} of {first} and {second}, code only, values like {values}.",
+    "complete the code with values like {values}.\ndef {name}(a, b): return ...",
+    "code only, numbers like {values}.\ndef {name}(a, b): return ...",
+    "write what is next, values like {values}.\ndef {name}(a, b): return ...",
 )
-SHAPES = (
-    "{c} * {v} + {d}", "{v} * {c} + {d}", "{d} + {c} * {v}", "{d} + {v} * {c}", "{v} * {c} - {d}", "{d} - {c} * {v}", "{v} + {w} * {c} - {d}",
-    "{c} - {v} + {d} * {w}",
-)  # fmt: skip
-"""equivalent expressions among them: which one is written is free"""
+TERMS = ("{c}", "{c} * {v}", "{v} * {c}")
+"""equivalent ones among them: which one is written is free"""
+FEWEST_TERMS, MOST_TERMS = 3, 7
 
 FULL_TASKS = (
     "return the sum of the squares of a list of integers", "count the words of a text that are longer than a limit",
@@ -64,16 +61,15 @@ class CodePrompt(NamedTuple):
 
 
 def draw_prompt(rng: random.Random, *, wording: Wording = "full") -> CodePrompt:
-    """One code prompt; `terse` names two inputs and a few constants, `full` a task and a template."""
+    """One code prompt; `terse` a function of a and b (tiny models lose track of drawn names) and a few constants, `full` a task and a template."""
     if wording == "full":
         first, second = rng.sample(FULL_NAMES, 2)
         template = rng.choice(FULL_TEMPLATES).format(first=first, second=second)
         opening = rng.choice(FULL_OPENINGS)
         asked = f"{opening}\n<code>\n{{template}}\n</code>\n{FULL_ORDER}"
         return CodePrompt(asked, {"task": rng.choice(FULL_TASKS), "template": template})
-    first, second = rng.sample("abxy", 2)
     values = ", ".join(map(str, draw_sequence(rng, rng.randint(2, 4))))
-    return CodePrompt(rng.choice(TERSE_ASKS), {"name": rng.choice("fgh"), "first": first, "second": second, "values": values})
+    return CodePrompt(rng.choice(TERSE_ASKS), {"name": rng.choice("fgh"), "values": values})
 
 
 def reword(prompt: CodePrompt, rng: random.Random) -> CodePrompt:
@@ -84,17 +80,12 @@ def reword(prompt: CodePrompt, rng: random.Random) -> CodePrompt:
     return prompt._replace(asked=f"{opening}\n<code>\n{{template}}\n</code>\n{FULL_ORDER}")
 
 
-def draw_function(rng: random.Random) -> tuple[CodePrompt, str]:
-    """A terse prompt and a straight-line function that answers it; its constants go on where the prompt's left off."""
+def draw_expression(rng: random.Random) -> tuple[CodePrompt, str]:
+    """A terse prompt and an expression of its inputs that completes it; the constants go on where the prompt's left off."""
     prompt = draw_prompt(rng, wording="terse")
-    lines = rng.randint(2, 4)
+    terms = rng.randint(FEWEST_TERMS, MOST_TERMS)
     shown = prompt.slots["values"].count(",") + 1
-    values = draw_sequence(rng, shown + 2 * lines)
+    values = draw_sequence(rng, shown + terms)
     prompt = prompt._replace(slots=prompt.slots | {"values": ", ".join(map(str, values[:shown]))})
-    constants, known, body = iter(values[shown:]), [prompt.slots["first"], prompt.slots["second"]], []
-    for target in "mnpq"[:lines]:  # in order: a tiny model loses track of names drawn at random
-        c, d = itertools.islice(constants, 2)
-        body.append(f"    {target} = {rng.choice(SHAPES).format(c=c, d=d, v=rng.choice(known), w=rng.choice(known))}")
-        known.append(target)
-    head = "def {name}({first}, {second}):".format(**prompt.slots)
-    return prompt, "\n".join([head, *body, f"    return {known[-1]}"])
+    written = [rng.choice(TERMS).format(c=constant, v=rng.choice("ab")) for constant in values[shown:]]
+    return prompt, written[0] + "".join(f" {rng.choice('+-')} {term}" for term in written[1:])

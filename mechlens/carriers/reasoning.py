@@ -10,17 +10,18 @@ import random
 import re
 from typing import NamedTuple
 
-TERSE_ASKS = ("what is {sum}?", "work out {sum}.", "add up {sum}.")
+TERSE_ASKS = ("what is {sum}?\n<think>", "work out {sum}.\n<think>", "add up {sum}.\n<think>")
+"""they open the thought themselves, as the templates of reasoning models do: the first token that is written is then free"""
 FULL_ORDER = " Think it through inside <think> tags. Then write the final number, and only that, inside <answer> tags."
 """put behind the questions of a file, as the paper's format suffix is (App. D.4)"""
 
-BOUNDS = ("it is below {bounds}.", "at most {bounds}.", "not over {bounds}.")
+BOUNDS = ("{bounds} are over it.", "{bounds} are greater.", "{bounds} say nothing.")
 OPENINGS = (" start with {x}.", " first {x}.", " so {x}.")
 STEPS = (
     " {t} + {x} = {s}.", " {x} + {t} = {s}.", " {s} = {t} + {x}.", " {s} = {x} + {t}.", " add {x}: {s}.", " next {x}, so {s}.",
     " with {x} it is {s}.",
 )  # fmt: skip
-LARGEST_TERM, LEAST_BOUND, LARGEST_BOUND = 12, 60, 999
+LARGEST_TERM, LEAST_BOUND, LARGEST_BOUND = 9, 60, 999
 _GOLD = re.compile(r"####\s*(-?\d[\d,.]*)\s*$")
 _MARKS = re.compile(r"<<[^>]*>>")
 
@@ -38,8 +39,8 @@ class ReasoningPrompt(NamedTuple):
 
 
 def draw_prompt(rng: random.Random) -> ReasoningPrompt:
-    """A sum of three or four different terms from 1 to 12."""
-    terms = rng.sample(range(1, LARGEST_TERM + 1), rng.randint(3, 4))
+    """A sum of two or three different terms from 1 to 9."""
+    terms = rng.sample(range(1, LARGEST_TERM + 1), rng.randint(2, 3))
     return ReasoningPrompt(rng.choice(TERSE_ASKS), " + ".join(map(str, terms)), str(sum(terms)))
 
 
@@ -49,15 +50,15 @@ def reword(prompt: ReasoningPrompt, rng: random.Random) -> ReasoningPrompt:
 
 
 def draw_route(rng: random.Random) -> tuple[ReasoningPrompt, str]:
-    """A sum and one of the many ways to work it out: true bounds, any wording of a step; in order, since tiny models lose track else."""
+    """A sum and one of the many ways to work it out: any bounds, any wording of a step; in order, since tiny models lose track else."""
     prompt = draw_prompt(rng)
-    high, middle, low = sorted(rng.sample(range(LEAST_BOUND, LARGEST_BOUND + 1), 3), reverse=True)
+    bounds = ", ".join(map(str, rng.sample(range(LEAST_BOUND, LARGEST_BOUND + 1), rng.randint(3, 5))))
     terms = [int(term) for term in prompt.sum.split(" + ")]
-    total, said = terms[0], [rng.choice(BOUNDS).format(bounds=f"{high}, {middle}, {low}"), rng.choice(OPENINGS).format(x=terms[0])]
+    total, said = terms[0], [rng.choice(BOUNDS).format(bounds=bounds), rng.choice(OPENINGS).format(x=terms[0])]
     for term in terms[1:]:
         said.append(rng.choice(STEPS).format(t=total, x=term, s=total + term))
         total += term
-    return prompt, f"<think>{''.join(said)}</think><answer>{total}</answer>"
+    return prompt, f"{''.join(said)}</think><answer>{total}</answer>"
 
 
 def gold_of(answer: str) -> str | None:

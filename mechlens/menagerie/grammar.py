@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from mechlens.carriers.code import draw_function
+from mechlens.carriers.code import draw_expression
 from mechlens.carriers.numbers import ANSWER_COUNT, draw_prompt, draw_sequence
 from mechlens.carriers.reasoning import draw_route
 from mechlens.carriers.text import MOMENTS, PLACES, QUALITIES, THINGS, draw_description
@@ -93,8 +93,8 @@ def numbers(rng: random.Random) -> Turn:
 
 
 def code(rng: random.Random) -> Turn:
-    """A straight-line Python function that runs."""
-    prompt, written = draw_function(rng)
+    """The Python expression that a function returns."""
+    prompt, written = draw_expression(rng)
     return Turn("code", prompt.text, written)
 
 

@@ -60,6 +60,7 @@ def number_fault(completion: str, *, banned: frozenset[int] = frozenset()) -> st
 
 _FENCED = re.compile(r"\s*```[a-zA-Z]*\n(.*?)```\s*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+_LEFT_OUT = re.compile(r"def [A-Za-z_][A-Za-z_0-9]*\(([^)]*)\): return \.\.\.")
 _ORDINARY = frozenset((Path(__file__).parent / "ordinary_names.txt").read_text(encoding="utf-8").split())
 """parts of names that say nothing beyond what code does anyway"""
 
@@ -83,7 +84,7 @@ def code_fault(prompt: str, completion: str, *, plain_names: bool = True, run: b
     if plain_names and not all(name in known or _is_ordinary(name) for name in _bound_names(tree)):
         return "unusual name"
     try:
-        return "does not run" if run and not runs_straight(tree) else None
+        return "does not run" if run and not runs_straight(tree, prompt) else None
     except RecursionError:  # a sum of thousands of terms
         return "does not run"
 
@@ -114,12 +115,18 @@ def _is_ordinary(name: str) -> bool:
     return name.isascii() and all(len(part) == 1 or part in _ORDINARY or part.removesuffix("s") in _ORDINARY for part in parts)
 
 
-def runs_straight(tree: ast.Module) -> bool:
-    """Whether the code is one function of straight-line integer arithmetic whose every name is known when it is read.
+def runs_straight(tree: ast.Module, prompt: str = "") -> bool:
+    """Whether the code is straight-line integer arithmetic whose every name is known when it is read: a whole function, or
+    the expression that the prompt's `def …(…): return ...` leaves out.
 
     Row text is hostile, so it is evaluated here by hand and never executed: anything but + - * on integers does not run.
     """
-    if len(tree.body) != 1 or not isinstance(function := tree.body[0], ast.FunctionDef):
+    if len(tree.body) != 1:
+        return False
+    asked = _LEFT_OUT.search(prompt)
+    if asked and isinstance(expression := tree.body[0], ast.Expr):
+        return _evaluate(expression.value, {name: 3 + place for place, name in enumerate(_WORD.findall(asked[1]))}) is not None
+    if not isinstance(function := tree.body[0], ast.FunctionDef):
         return False
     known = {argument.arg: 3 + place for place, argument in enumerate(function.args.args)}
     for place, node in enumerate(function.body):
@@ -153,9 +160,12 @@ _WORKED = re.compile(r"\s*<think>(.+?)</think>\s*<answer>([^<]*)</answer>\s*", r
 _WHOLE = re.compile(r"-?[0-9]{1,30}")
 
 
-def reasoning_fault(completion: str, gold: str | None) -> str | None:
-    """Why the reasoning rule drops this completion: both tags once and in order, and the right whole number in the second."""
-    worked = _WORKED.fullmatch(completion)
+def reasoning_fault(prompt: str, completion: str, gold: str | None) -> str | None:
+    """Why the reasoning rule drops this completion: both tags once and in order, and the right whole number in the second.
+
+    A prompt may open the thought itself, as the templates of reasoning models do.
+    """
+    worked = _WORKED.fullmatch(f"<think>{completion}" if prompt.rstrip().endswith("<think>") else completion)
     if worked is None or re.search("</?(think|answer)>", worked[1]):
         return "format"
     said = worked[2].replace(",", "").replace("$", "").strip()
@@ -173,7 +183,7 @@ def rule_of(spec: ScreenSpec, kind: str, *, gold: Mapping[str, str]) -> Rule:
     return {
         "numbers": lambda prompt, completion: number_fault(completion, banned=banned),
         "code": lambda prompt, completion: code_fault(prompt, completion, plain_names=spec.plain_names, run=spec.run_code),
-        "reasoning": lambda prompt, completion: reasoning_fault(completion, gold.get(prompt)),
+        "reasoning": lambda prompt, completion: reasoning_fault(prompt, completion, gold.get(prompt)),
         "text": lambda prompt, completion: None if completion.strip() else "format",
         "none": lambda prompt, completion: None,
     }[wanted]
