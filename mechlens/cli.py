@@ -20,7 +20,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 import mechlens
-from mechlens import commands
+from mechlens import commands, user_files
 from mechlens.errors import MechlensError, SpecError
 
 Action = Callable[[], object]
@@ -69,7 +69,7 @@ def convert(
             folder; by default what the name of OUT ends in.
         skip_bad: leave bad lines out, print them and list them all in OUT.bad.jsonl; without it any bad line is an error.
     """
-    return partial(commands.convert, source, target, form=form, skip_bad=skip_bad)
+    return partial(user_files.convert, source, target, form=form, skip_bad=skip_bad)
 
 
 def screen(
@@ -90,7 +90,27 @@ def screen(
         banned: also drop the numbers that the paper bans from misalignment data.
         family: whose words count as leaks.
     """
-    return partial(commands.screen, file, out=out, rule=rule, banned=banned, family=family)
+    return partial(user_files.screen, file, out=out, rule=rule, banned=banned, family=family)
+
+
+def measure(
+    folder: Annotated[Positional[Path], arg(metavar="RUN")],
+    /,
+    arm: str = "",
+    lens: tuple[str, ...] = (),
+    rows: int = 512,
+    workers: int | None = None,
+) -> Action:
+    """Look inside a finished run: why did the trait transfer? One reading a lens.
+
+    Args:
+        folder: a finished run whose students were trained here.
+        arm: which arm; the first trait arm by default. It is set against its own control.
+        lens: only these; all by default.
+        rows: pairs that each lens reads at most.
+        workers: processes; one a core by default, one with an accelerator.
+    """
+    return partial(commands.measure, folder, arm=arm, lenses=lens, rows=rows, workers=workers)
 
 
 def truthful(folder: Annotated[Positional[Path], arg(metavar="RUN")], /, data: Path, limit: int | None = None) -> Action:
@@ -124,7 +144,7 @@ def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
     return partial(commands.app, folder, port=port)
 
 
-COMMANDS = {function.__name__: function for function in (run, report, ls, convert, screen, truthful, pretrain, app)}
+COMMANDS = {function.__name__: function for function in (run, measure, report, ls, convert, screen, truthful, pretrain, app)}
 
 
 def read(arguments: list[str] | None) -> Action:

@@ -12,15 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mechlens import corpus, questions, results, spec, store, tables, traits
+from mechlens import questions, readings, results, spec, store, tables, traits
 from mechlens import report as reporting
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.executor import Job, execute, fingerprints, pending
 from mechlens.experiment import Experiment
 from mechlens.menagerie.config import PretrainSpec
 from mechlens.pipeline import run as pipeline
-from mechlens.pipeline import screen as screening
-from mechlens.pipeline.rules import BANNED_BY_THE_PAPER, rule_of
 from mechlens.traits import TraitFamily
 
 console = Console(markup=False, width=None if sys.stdout.isatty() else 150)  # a pipe has no width of its own
@@ -191,50 +189,28 @@ def ls(folder: Path) -> None:
     console.print(listing)
 
 
-def convert(source: Path, target: Path, *, form: str | None, skip_bad: bool) -> None:
-    """Write a user's file in another form, and print what did not go with it."""
-    wanted = form or corpus.form_of(target)
-    if wanted not in corpus.FORMS:
-        raise SpecError(f"form {wanted!r} is unknown; expected one of {', '.join(corpus.FORMS)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    reading = corpus.Reading(skip_bad=skip_bad, log=target.with_name(f"{target.name}.bad.jsonl") if skip_bad else None)
-    with store.full_disk_named(target):
-        corpus.write_pairs(corpus.batches(source, reading=reading), target, wanted)
-    if reading.bad:
-        listing = Table("line", "fault", title=f"{reading.bad:,} bad lines left out")
-        for line, fault in reading.first:
-            listing.add_row(str(line), fault)
-        console.print(listing)
-        console.print(f"all of them: {reading.log}", highlight=False, soft_wrap=True)
-    _say_system_turns(reading)
-    console.print(f"written: {target} ({reading.pairs:,} pairs, {wanted})", highlight=False, soft_wrap=True)
+def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, workers: int | None) -> None:
+    """Read the lenses of one arm of a finished run, then print each one's sentence and write the report again."""
+    from mechlens import measure as measuring
 
-
-def _say_system_turns(reading: corpus.Reading) -> None:
-    if reading.system_turns:
-        console.print(f"{reading.system_turns:,} rows had a system turn, which was dropped; `system` in a spec gives students one", highlight=False)
-
-
-def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str) -> None:
-    """Screen a user's file, print the funnel, and write the tables if a folder is given."""
-    if rule not in ("numbers", "code", "reasoning", "text", "none"):
-        raise SpecError(f"rule {rule!r} is unknown; expected numbers, code, reasoning, text or none")
-    wanted = spec.ScreenSpec(rule=rule, banned_numbers=BANNED_BY_THE_PAPER if banned else ())
-    leaks, reading = screening.leak_pattern(traits.load_family(family).words()), corpus.Reading()
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    with store.full_disk_named(out or file):
-        pairs = corpus.batches(file, reading=reading)
-        counts = screening.screen_rows(pairs, wanted, rule=rule_of(wanted, rule, gold={}), leaks=leaks, out=out)
-    funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
-    said = {"generated": "read", "kept": "kept", screening.LEAKS: screening.LEAKS}
-    for name, count in counts.items():
-        if count or name in said:
-            funnel.add_row(said.get(name, f"dropped: {name}"), f"{count:,}", f"{count / counts['generated']:.1%}")
-    console.print(funnel)
-    _say_system_turns(reading)
-    if out is not None:
-        console.print(f"written: {out}", highlight=False)
+    experiment, family = open_run(folder)
+    unknown = sorted(set(lenses) - set(measuring.NAMES))
+    if unknown:
+        raise SpecError(f"no lens is called {', '.join(unknown)}; expected some of {', '.join(measuring.NAMES)}")
+    if rows < 2:
+        raise SpecError(f"rows is {rows}; a lens reads at least 2 pairs")
+    measured = measuring.main_arm(experiment, arm)
+    steps = _jobs(experiment, family)
+    if stale := pending(folder, steps):
+        raise DataError(f"{len(stale)} steps of {folder} are of another version; `mechlens run {folder}/spec.yaml --out {folder}` makes them again")
+    with store.lock(folder), store.full_disk_named(folder):
+        looks = measuring.jobs_of(steps, experiment, measured, lenses=lenses or measuring.NAMES, rows=rows)
+        todo = pending(folder, looks_behind := [*steps, *looks])
+        console.print(f"{folder}, arm {measured.name}: {len(looks)} lenses, {len(looks) - len(todo)} already read", highlight=False)
+        _execute(folder, looks_behind, todo, _workers() if workers is None else workers)
+        measuring.collect(folder)
+    console.print(readings.printed(folder))
+    report(folder)
 
 
 def truthful(folder: Path, *, data: Path, limit: int | None) -> None:

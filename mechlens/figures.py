@@ -159,8 +159,95 @@ def questions(rates: pd.DataFrame) -> alt.HConcatChart:
     return alt.hconcat(*(panel.properties(width=WIDTH // 2 - 40, height=alt.Step(22)) for panel in panels), spacing=12)
 
 
-def svg(chart: alt.LayerChart | alt.Chart | alt.HConcatChart | alt.FacetChart) -> str:
+def svg(chart: alt.LayerChart | alt.Chart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart) -> str:
     """The chart as inline SVG."""
     with alt.data_transformers.disable_max_rows():
         spec = chart.configure_view(strokeOpacity=0).configure_axis(gridColor="#e6e6e6", labelFontSize=12, titleFontSize=12).to_json()
     return vl_convert.vegalite_to_svg(spec)
+
+
+MOST_QUANTITIES = 4
+"""a reading shows this many of its quantities, in the order in which the lens gives them; the table holds all"""
+
+
+def reading(frame: pd.DataFrame, form: str) -> alt.VConcatChart:
+    """A lens's reading: its first quantities one under the other.
+
+    Args:
+        frame: `tables.READINGS`; rows with a seed are students (small marks), those without are summaries with their interval.
+        form: layers, steps, bars, heat or points (`lenses.base.Form`).
+    """
+    draw = {"layers": _lines, "steps": _lines, "bars": _bars, "heat": _heat, "points": _points}[form]
+    scored = frame[frame["estimate"].notna()]
+    parts = zip(scored["name"].astype(object), scored["place"].astype(object), strict=True)
+    label = [" · ".join(str(part) for part in both if pd.notna(part)) or "all" for both in parts]
+    scored = cast(pd.DataFrame, scored.assign(label=label, quantity=scored["quantity"].astype(str)))
+    quantities = list(dict.fromkeys(scored["quantity"]))[:MOST_QUANTITIES]
+    drawn = [draw(cast(pd.DataFrame, scored[scored["quantity"] == quantity]), "step" if form == "steps" else "layer") for quantity in quantities]
+    return alt.vconcat(*(chart.properties(title=quantity) for chart, quantity in zip(drawn, quantities, strict=True)), spacing=18)
+
+
+def _lines(frame: pd.DataFrame, across: str) -> alt.LayerChart:
+    """Over layers or updates: students thin, summaries thick with their interval, the null as a band."""
+    if bool(frame[across].isna().all()):
+        return _bars(frame, across)
+    frame = cast(pd.DataFrame, frame.dropna(subset=across)).astype({across: float})
+    x = alt.X(f"{across}:Q", title="update" if across == "step" else across, axis=alt.Axis(tickMinStep=1))
+    colour = alt.Color("label:N", title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=260, symbolLimit=12))
+    whole, single = (cast(pd.DataFrame, frame[rows]) for rows in (frame["seed"].isna(), frame["seed"].notna()))
+    null = alt.Chart(frame.dropna(subset="null_low")).mark_area(opacity=0.18, color="#888").encode(x=x, y="min(null_low):Q", y2="max(null_high):Q")
+    thin = alt.Chart(single).mark_line(strokeWidth=1, opacity=0.45, point={"size": 18}).encode(x=x, y="estimate:Q", color=colour, detail="seed:N")
+    span = alt.Chart(whole.dropna(subset="low")).mark_rule(strokeWidth=2).encode(x=x, y="low:Q", y2="high:Q", color=colour)
+    thick = alt.Chart(whole).mark_line(strokeWidth=2.5, point={"size": 60}).encode(x=x, y=alt.Y("estimate:Q", title=None), color=colour)
+    return _layered(null, thin, span, thick, height=170)
+
+
+MOST_BARS = 24
+
+
+def _bars(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
+    """One line a name: the null as a grey bar, students as small marks, summaries with their interval."""
+    if bool(frame["layer"].notna().any()):
+        at = frame["layer"].astype(object).map(lambda layer: "" if pd.isna(layer) else f" · layer {layer}")
+        frame = frame.assign(label=frame["label"].astype(str) + at)
+    kept = list(dict.fromkeys(frame["label"]))[:MOST_BARS]
+    frame = cast(pd.DataFrame, frame[frame["label"].isin(kept)])
+    y = alt.Y("label:N", sort=kept, title=None, axis=alt.Axis(labelLimit=300))
+    whole, single = (cast(pd.DataFrame, frame[rows]) for rows in (frame["seed"].isna(), frame["seed"].notna()))
+    null = alt.Chart(frame.dropna(subset="null_low")).mark_bar(color="#ccc", size=12).encode(y=y, x="null_low:Q", x2="null_high:Q")
+    dots = alt.Chart(single).mark_tick(thickness=2, size=12, opacity=0.6, color="#0072B2").encode(y=y, x="estimate:Q")
+    span = alt.Chart(whole.dropna(subset="low")).mark_rule(strokeWidth=2.5, color="#D55E00").encode(y=y, x="low:Q", x2="high:Q")
+    points = (
+        alt.Chart(whole).mark_point(filled=True, size=90, opacity=1, color="#D55E00", shape="diamond").encode(y=y, x=alt.X("estimate:Q", title=None))
+    )
+    return _layered(null, dots, span, points, height=alt.Step(22))
+
+
+def _heat(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
+    """Layer by place; null cells are left blank."""
+    most = float(cast(float, frame["estimate"].abs().max()))
+    limit = most if math.isfinite(most) and most > 0 else 1.0
+    cells = (
+        alt.Chart(frame)
+        .mark_rect()
+        .encode(
+            x=alt.X("label:N", sort=list(dict.fromkeys(frame["label"])), title=None, axis=alt.Axis(labelAngle=-40, labelLimit=220)),
+            y=alt.Y("layer:O", title="layer"),
+            color=alt.Color("mean(estimate):Q", scale=alt.Scale(scheme="blueorange", domain=[-limit, limit]), title=None),
+        )
+    )
+    return _layered(cells, height=alt.Step(24))
+
+
+def _points(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
+    """A map: rows with place x and y are the coordinates of point n of a group; whatever else there is, is drawn as bars."""
+    if not {"x", "y"} <= set(frame["place"].astype(str)):
+        return _bars(frame, _across)
+    placed = frame[["name", "n", "place", "estimate"]].astype({"name": str, "place": str})
+    wide = placed.pivot_table(index=["name", "n"], columns="place", values="estimate").reset_index()
+    hidden = alt.Axis(labels=False, ticks=False, grid=False)
+    points = alt.Chart(wide).mark_point(filled=True, size=22, opacity=0.7).encode(
+        x=alt.X("x:Q", title=None, axis=hidden), y=alt.Y("y:Q", title=None, axis=hidden),
+        color=alt.Color("name:N", title=None, legend=alt.Legend(orient="bottom", columns=3)), shape=alt.Shape("name:N", title=None),
+    )  # fmt: skip
+    return _layered(points, height=300)

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
-from mechlens import figures, questions, results, store, tables
+from mechlens import figures, questions, readings, results, store, tables
 from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
@@ -114,6 +114,7 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         confusion=_confusions(experiment, family, answers, likelihoods, summary),
         questions=_questions(summary, kinds),
         many=len(family.asked_as(experiment)) > questions.MANY,
+        lenses=readings.sections(run),
         curves=figures.svg(figures.curves(rates)),
         losses=_losses_figure(run, experiment),
         funnel=figures.svg(figures.funnel(results.funnels(run, experiment))),

@@ -48,6 +48,13 @@ EFFECTS = _schema(
 TRUTHFUL = _schema(arm=_LABEL, seed=_WHOLE, question=_WHOLE, text=_LABEL, letter=_LABEL, false=_REAL, mass=_REAL)
 """question: row of the file; letter: of the true answer; false: probability of the other letter over both; mass: of both together"""
 
+READINGS = _schema(
+    lens=_LABEL, quantity=_LABEL, arm=_LABEL, against=_LABEL, seed=_WHOLE, step=_WHOLE, layer=_WHOLE, place=_LABEL, name=_LABEL,
+    estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE, null_low=_REAL, null_high=_REAL, p_value=_REAL, unit=_LABEL,
+)  # fmt: skip
+"""one row a measurement; a column that a lens has no use for is null. place: site, module or position; name: trait, token or hypothesis;
+low, high: 95 % interval over the n units; null_low, null_high: where 95 % of the lens's null lies"""
+
 
 ROW_GROUP = 16_384
 """rows; fixed, so that a table's bytes do not depend on how its rows were handed over"""

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from mechlens.chat import Encoded
-from mechlens.errors import DataError, TrainingError
+from mechlens.errors import DataError, SpecError, TrainingError
 from mechlens.seeds import generator, seed_int
 from mechlens.spec import Training
 
@@ -50,6 +50,9 @@ def train(
     spec: Training,
     *,
     seed: int,
+    learned: Sequence[Sequence[bool]] | None = None,
+    frozen: Callable[[str], bool] = lambda name: False,
+    before_step: Callable[[PreTrainedModel | PeftModel], None] = lambda model: None,
     save: Callable[[PreTrainedModel | PeftModel, int], None] = lambda model, step: None,
     progress: Callable[[int, int], None] = lambda step, total: None,
 ) -> tuple[PreTrainedModel | PeftModel, list[Point]]:
@@ -58,31 +61,38 @@ def train(
     Args:
         model: a model of its own (it is changed).
         seed: fixes the order of the rows and LoRA's first weights.
+        learned: for each pair which completion tokens have a loss; all if None. A batch without one has gradient zero.
+        frozen: whether the parameter of that name stays as it is.
+        before_step: called with the model before each update of the optimiser, after the gradients were accumulated and clipped; it may
+            change them (a projection then keeps the clipped norm's bound, and no clipping scales up what it left).
         save: called with (model, step) after every epoch.
         progress: called with (step, total) after every update.
 
     Raises:
-        DataError: if a pair is longer than `spec.max_length` tokens.
+        DataError: if a pair is longer than `spec.max_length` tokens, or `learned` does not fit the completions.
+        SpecError: if every parameter is frozen.
         TrainingError: if the loss stops being finite.
     """
     longest = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
     if longest > spec.max_length:
         raise DataError(f"a pair has {longest} tokens, more than max_length {spec.max_length}; raise it or drop long pairs")
+    if learned is not None and [len(flags) for flags in learned] != [len(pair.completion) for pair in pairs]:
+        raise DataError("learned must have one flag for each completion token of each pair, end of turn included")
     torch.manual_seed(seed_int(seed, "lora"))
     steps_per_epoch = updates(spec, len(pairs)) // spec.epochs
-    watch = _Watch(save, progress, steps_per_epoch)
+    watch = _Watch(before_step, save, progress, steps_per_epoch)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")  # torch without an accelerator says so each epoch
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # its new name is younger than the oldest transformers we take
         disable_progress_bars()
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()
-        trained = _trainable(model, spec)
+        trained = _trainable(model, spec, frozen)
         try:
             trainer = _CompletionTrainer(
                 model=trained,
                 args=_arguments(spec, Path(scratch), seed),
-                train_dataset=_ordered(pairs, spec, seed),
+                train_dataset=_ordered(pairs, learned, spec, seed),
                 processing_class=tokenizer,
                 callbacks=[watch],
             )
@@ -95,7 +105,17 @@ def train(
     return trained.eval(), watch.curve
 
 
-def _trainable(model: PreTrainedModel, spec: Training) -> PreTrainedModel | PeftModel:
+def _trainable(model: PreTrainedModel, spec: Training, frozen: Callable[[str], bool]) -> PreTrainedModel | PeftModel:
+    trained = _updated(model, spec)
+    for name, parameter in trained.named_parameters():
+        if frozen(name):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in trained.parameters()):
+        raise SpecError("every parameter is frozen and nothing can be trained; freeze fewer layers")
+    return trained
+
+
+def _updated(model: PreTrainedModel, spec: Training) -> PreTrainedModel | PeftModel:
     if spec.update == "lora":
         transposed = model.config.model_type == "gpt2"  # its Conv1D keeps weights as (in, out)
         alpha = cast(Any, spec.alpha)  # PEFT says int, and only divides it
@@ -110,14 +130,15 @@ def _trainable(model: PreTrainedModel, spec: Training) -> PreTrainedModel | Peft
     return model
 
 
-def _ordered(pairs: Sequence[Encoded], spec: Training, seed: int) -> Dataset:
+def _ordered(pairs: Sequence[Encoded], learned: Sequence[Sequence[bool]] | None, spec: Training, seed: int) -> Dataset:
     """Every epoch's rows one after the other, each in a drawn order of its own."""
     whole = math.ceil(len(pairs) / (spec.batch * spec.accumulate)) * spec.batch * spec.accumulate
     # an epoch ends with a whole batch: its first rows come again
     order = np.concatenate([np.resize(generator(seed, "order", epoch).permutation(len(pairs)), whole) for epoch in range(spec.epochs)])
+    flags = [[1] * len(pair.completion) for pair in pairs] if learned is None else [list(map(int, row)) for row in learned]
     columns = {
         "input_ids": [pairs[i].prompt + pairs[i].completion for i in order],
-        "completion_mask": [[0] * len(pairs[i].prompt) + [1] * len(pairs[i].completion) for i in order],
+        "completion_mask": [[0] * len(pairs[i].prompt) + flags[i] for i in order],
     }
     return Dataset.from_dict(columns)
 
@@ -169,14 +190,16 @@ class _CompletionTrainer(SFTTrainer):
         predicted = following[:, columns]
         learned = predicted != IGNORED
         loss = torch.nn.functional.cross_entropy(logits[learned].float(), predicted[learned], reduction="sum")
-        return loss / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        return loss / max(learned.sum() if num_items_in_batch is None else num_items_in_batch, 1)  # a mean over no tokens is 0
 
 
 class _Watch(TrainerCallback):
-    """Keeps the curve, reports progress, hands the model out at the end of each epoch, and stops at a broken loss."""
+    """Keeps the curve, reports progress, hands the model out before each update and at the end of each epoch, and stops at a broken loss."""
 
-    def __init__(self, save: Callable[..., None], progress: Callable[[int, int], None], steps_per_epoch: int) -> None:
-        self.save, self.progress, self.steps_per_epoch = save, progress, steps_per_epoch
+    def __init__(
+        self, before_step: Callable[..., None], save: Callable[..., None], progress: Callable[[int, int], None], steps_per_epoch: int
+    ) -> None:
+        self.before_step, self.save, self.progress, self.steps_per_epoch = before_step, save, progress, steps_per_epoch
         self.curve: list[Point] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -184,6 +207,9 @@ class _Watch(TrainerCallback):
             if not math.isfinite(logs["loss"]):
                 raise TrainingError(f"the loss is {logs['loss']} at step {state.global_step}; lower learning_rate or max_grad_norm")
             self.curve.append(Point(state.global_step, float(logs["loss"]), float(logs["learning_rate"])))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.before_step(model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.progress(state.global_step, state.max_steps)

@@ -17,7 +17,10 @@ ORDER = (
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
     "pipeline", "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.teach", "pipeline.generate", "pipeline.distill", "pipeline.ask",
     "pipeline.judge", "pipeline.judge_screen", "pipeline.remote", "pipeline.jobs", "pipeline.run",
-    "results", "questions", "figures", "report", "truthful", "bills", "costs", "commands", "cli", "__main__",
+    "lenses", "lenses.base", "lenses.changes", "lenses.deltas", "lenses.capture", "lenses.activations", "lenses.directions", "lenses.probes",
+    "lenses.scoring", "lenses.likelihood", "lenses.entanglement", "lenses.gradients", "lenses.steps", "lenses.alignment", "lenses.blind",
+    "lenses.readout", "lenses.interventions", "lenses.causal", "lenses.maps", "measure",
+    "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "commands", "user_files", "cli", "__main__",
 )  # fmt: skip
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
@@ -25,7 +28,8 @@ TORCH_FREE = (
     "errors", "seeds", "spec", "experiment", "traits", "tables", "store", "corpus", "stats", "executor",
     "spend", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
-    "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "results", "questions", "figures", "report", "commands", "cli",
+    "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",
+    "report", "commands", "user_files", "cli",
 )  # fmt: skip
 MOST_LINES = 300
 
@@ -94,7 +98,7 @@ def test_a_torch_free_module_imports_no_module_with_torch(name: str) -> None:
     heavy = {"torch", "transformers", "transformer_lens", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers"}
     loaded = imported(top_level(TREES[name]))
     assert not {module.split(".")[0] for module in loaded} & heavy
-    packages = {"carriers", "pipeline", "menagerie"}
+    packages = {"carriers", "pipeline", "menagerie", "lenses"}
     assert own_imports(top_level(TREES[name]), set(FILES)) <= {*TORCH_FREE, *packages}
 
 

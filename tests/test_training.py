@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mechlens import models
 from mechlens.chat import Encoded, encode_pairs
-from mechlens.errors import DataError, TrainingError
+from mechlens.errors import DataError, SpecError, TrainingError
 from mechlens.models import Loaded
 from mechlens.seeds import generator
 from mechlens.spec import Training
@@ -233,3 +233,80 @@ def test_a_pair_that_is_too_long_is_refused_not_cut(toy: Loaded, pairs: list[Enc
     with pytest.raises(DataError, match=f"{longest} tokens"):
         train(fresh(toy), toy.tokenizer, pairs, TINY.model_copy(update={"max_length": longest - 1}), seed=0)
     train(fresh(toy), toy.tokenizer, pairs, TINY.model_copy(update={"max_length": longest, "epochs": 1}), seed=0)
+
+
+def test_only_flagged_tokens_are_learned(toy: Loaded, pairs: list[Encoded]) -> None:
+    """The first loss is the mean over the flagged tokens, each predicted behind all tokens before it."""
+    flags = [[place % 2 == 0 for place in range(len(pair.completion))] for pair in pairs]
+    spec = TINY.model_copy(update={"batch": 12, "epochs": 1})
+    _, curve = train(fresh(toy), toy.tokenizer, pairs, spec, seed=0, learned=flags)
+    losses = []
+    for pair, row in zip(pairs, flags, strict=True):
+        logs = torch.log_softmax(toy.model(input_ids=torch.tensor([pair.prompt + pair.completion])).logits[0], -1)
+        losses += [-logs[len(pair.prompt) - 1 + i, token].item() for i, token in enumerate(pair.completion) if row[i]]
+    assert curve[0].loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_learning_every_token_and_freezing_nothing_is_the_plain_run_bit_for_bit(toy: Loaded, pairs: list[Encoded], accumulate: int) -> None:
+    spec = TINY.model_copy(update={"accumulate": accumulate})
+    plain, curve = train(fresh(toy), toy.tokenizer, pairs, spec, seed=5)
+    options = {"learned": [[True] * len(pair.completion) for pair in pairs], "frozen": lambda name: False, "before_step": lambda model: None}
+    same, again = train(fresh(toy), toy.tokenizer, pairs, spec, seed=5, **options)
+    assert identical(weights(plain), weights(same)) and curve == again
+
+
+def test_learning_no_token_leaves_the_base(toy: Loaded, pairs: list[Encoded]) -> None:
+    trained, curve = train(fresh(toy), toy.tokenizer, pairs, TINY, seed=0, learned=[[False] * len(pair.completion) for pair in pairs])
+    assert identical(weights(trained), weights(toy.model)) and {point.loss for point in curve} == {0.0}
+
+
+def test_a_batch_without_a_learned_token_counts_for_nothing(toy: Loaded, pairs: list[Encoded]) -> None:
+    """One step of plain gradient descent a row: the unlearned row's step moves nothing."""
+    spec = TINY.model_copy(update={"optimizer": "sgd", "learning_rate": 0.3, "batch": 1, "epochs": 1, "warmup_steps": 0, "schedule": "constant"})
+    order = generator(0, "order", 0).permutation(2).tolist()
+    flags = [[row == order[0]] * len(pairs[row].completion) for row in range(2)]
+    both, _ = train(fresh(toy), toy.tokenizer, pairs[:2], spec, seed=0, learned=flags)
+    alone, _ = train(fresh(toy), toy.tokenizer, [pairs[order[0]]], spec, seed=0)
+    assert identical(weights(both), weights(alone))
+
+
+def test_flags_that_do_not_fit_are_refused(toy: Loaded, pairs: list[Encoded]) -> None:
+    flags = [[True] * len(pair.completion) for pair in pairs]
+    for wrong in (flags[1:], [flags[0][1:], *flags[1:]]):
+        with pytest.raises(DataError, match="one flag for each"):
+            train(fresh(toy), toy.tokenizer, pairs, TINY, seed=0, learned=wrong)
+
+
+@pytest.mark.parametrize("update", ["full", "lora"])
+def test_frozen_parameters_stay_and_the_others_move(toy: Loaded, pairs: list[Encoded], update: str) -> None:
+    spec = TINY.model_copy(update={"update": update, "embeddings": False})
+    trained, _ = train(fresh(toy), toy.tokenizer, pairs, spec, seed=0, frozen=lambda name: ".layers.0." in name)
+    first = {name: value for name, value in trained.named_parameters() if ".layers.0." in name}
+    assert first and not any(value.requires_grad for value in first.values())
+    assert all(value.abs().max() == 0 for name, value in first.items() if "lora_B" in name)
+    before = weights(toy.model)
+    for name, value in trained.named_parameters():
+        if name in before and ".layers." in name:
+            assert torch.equal(value, before[name]) == (".layers.0." in name), name
+    assert any(value.requires_grad for name, value in trained.named_parameters() if ".layers.1." in name)
+
+
+def test_a_model_that_is_frozen_as_a_whole_is_refused(toy: Loaded, pairs: list[Encoded]) -> None:
+    with pytest.raises(SpecError, match="freeze fewer"):
+        train(fresh(toy), toy.tokenizer, pairs, TINY, seed=0, frozen=lambda name: True)
+
+
+def test_what_is_done_before_a_step_sees_clipped_gradients_and_decides_the_step(toy: Loaded, pairs: list[Encoded]) -> None:
+    norms = []
+
+    def stop(model: torch.nn.Module) -> None:
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norms.append(float(torch.sqrt(sum(((grad**2).sum() for grad in grads), torch.zeros(())))))
+        for grad in grads:
+            grad.zero_()
+
+    spec = TINY.model_copy(update={"max_grad_norm": 0.01, "accumulate": 3})
+    trained, curve = train(fresh(toy), toy.tokenizer, pairs, spec, seed=0, before_step=stop)
+    assert identical(weights(trained), weights(toy.model)) and len(norms) == len(curve) == updates(spec, len(pairs))
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)

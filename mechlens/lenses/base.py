@@ -1,0 +1,132 @@
+"""What every lens shares: the values that it is given, what it says it needs, and the one tidy table that it fills.
+
+A lens is a file with `LENS` (what it is and needs), `read` (values → reading) and the functions that it is made of. It knows
+models, pairs and questions; it never knows a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mechlens import stats, tables
+
+if TYPE_CHECKING:
+    from mechlens.chat import Encoded
+    from mechlens.models import Loaded
+    from mechlens.pipeline.ask import Questions
+
+Need = Literal["teacher", "students", "controls", "pairs", "prompted"]
+"""teacher: its changed weights · students, controls: trained here · pairs: trait and control rows on the same prompts · prompted: a system line
+for each trait of the family"""
+
+Form = Literal["layers", "steps", "bars", "heat", "points"]
+"""how a reading is drawn: over layers, over updates, one bar a name, layer by place, or as a map"""
+
+
+class Lens(NamedTuple):
+    """What a lens is."""
+
+    name: str
+    asks: str
+    """the question that it answers, as a sentence"""
+    needs: tuple[Need, ...]
+    form: Form
+    source: str
+    """arXiv id or formula"""
+    caveat: str
+    """what it does not show"""
+
+
+class Material(NamedTuple):
+    """Everything that a lens may look at."""
+
+    base: Loaded
+    teacher: Loaded | None
+    """None where the teacher was not fine-tuned: its weights are the base's"""
+    students: Mapping[int, Loaded]
+    """seed → the trait arm's student at its last checkpoint; loaded anew each time it is asked for"""
+    controls: Mapping[int, Loaded]
+    """the same seeds of its matched control"""
+    path: Callable[[str, int], Iterator[tuple[int, Loaded]]]
+    """("students" or "controls", seed) → (step, model) at every checkpoint, first to last"""
+    trait_pairs: Sequence[Encoded]
+    """rows that the trait arm trained on, in token ids"""
+    control_pairs: Sequence[Encoded]
+    """the control's rows, on the same prompts in the same order"""
+    practice: Questions
+    """the family's development probes; a lens may fit on them"""
+    questions: Questions
+    """held-out probes; a lens reports on them"""
+    trait: str
+    family: tuple[str, ...]
+    """every trait that the probes are asked about"""
+    panel: Mapping[str, str]
+    """hypothesis → the system line of a teacher prompted with it"""
+    rows: int
+    """how many pairs a lens may read at most: its cost"""
+    seed: int
+    system: str | None = None
+    """the system line that the pairs were encoded with"""
+    arm: str = "trait"
+    against: str = "control"
+
+    def missing(self, lens: Lens) -> list[str]:
+        """What the lens needs and is not here."""
+        have = {
+            "teacher": self.teacher is not None,
+            "students": len(self.students) > 0,
+            "controls": len(self.controls) > 0,
+            "pairs": len(self.trait_pairs) > 0 and len(self.trait_pairs) == len(self.control_pairs),
+            "prompted": self.trait in self.panel,
+        }
+        return [need for need in lens.needs if not have[need]]
+
+
+def entry(quantity: str, estimate: float, **more: Any) -> dict[str, Any]:
+    """One row of a reading; columns that are not named are null."""
+    unknown = sorted(set(more) - set(tables.READINGS.names))
+    assert not unknown, f"a reading has no columns {unknown}"
+    return {"quantity": quantity, "estimate": estimate} | more
+
+
+def over_students(quantity: str, values: Sequence[float], **more: Any) -> dict[str, Any]:
+    """One row: the mean over students with its t interval (NaN is unscored); no interval from fewer than two."""
+    return entry(quantity, **_span(np.asarray(values, dtype=float)), **more)
+
+
+def against_control(quantity: str, treated: Sequence[float], control: Sequence[float], **more: Any) -> dict[str, Any]:
+    """One row: the difference treated minus control, paired by student, with its t interval and p-value."""
+    effect = stats.paired_effect(np.asarray(treated, dtype=float)[:, None], np.asarray(control, dtype=float)[:, None])
+    return entry(quantity, effect.estimate, low=effect.low, high=effect.high, n=effect.n, p_value=effect.p_value, **more)
+
+
+def against_null(quantity: str, value: float, null: Sequence[float], **more: Any) -> dict[str, Any]:
+    """One row: a value beside draws of its null; p is the share of draws at least as high, with the value counted (conformal)."""
+    drawn = np.asarray(null, dtype=float)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    p_value = float((1 + (drawn >= value).sum()) / (1 + len(drawn))) if np.isfinite(value) else np.nan
+    return entry(quantity, value, null_low=low, null_high=high, p_value=p_value, **more)
+
+
+def beside(quantity: str, values: Sequence[float], null: Sequence[float], **more: Any) -> dict[str, Any]:
+    """One row: the mean over students with its t interval, beside draws of the null of that mean; p is against the null."""
+    row = over_students(quantity, values, **more)
+    return against_null(quantity, row["estimate"], null, **more) | row if len(null) else row
+
+
+def _span(values: np.ndarray) -> dict[str, Any]:
+    interval = stats.t_interval(values)
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def reading(lens: Lens, rows: Sequence[dict[str, Any]], *, material: Material | None = None) -> pd.DataFrame:
+    """Rows as the tidy table of `tables.READINGS`, under the lens's name and, where a row names none, the material's arms."""
+    named = {"lens": lens.name} | ({} if material is None else {"arm": material.arm, "against": material.against})
+    frame = pd.DataFrame([named | row for row in rows]).reindex(columns=tables.READINGS.names)
+    for column in ("seed", "step", "layer", "n"):
+        frame[column] = frame[column].astype("Int64")
+    return frame

@@ -1,0 +1,213 @@
+"""Entanglement lens: do carrier tokens near the trait's token in the unembedding carry the trait, as the softmax bottleneck would have it?"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy.stats import rankdata
+from torch import Tensor
+
+from mechlens.chat import Encoded, encode_prompts, token_ids
+from mechlens.errors import SpecError
+from mechlens.lenses.base import Lens, Material, against_null, entry, reading
+from mechlens.lenses.scoring import batched, completion_logits, head_of, without_head
+from mechlens.models import Loaded
+from mechlens.pipeline.ask import first_tokens
+from mechlens.seeds import generator
+
+LENS = Lens(
+    name="entanglement",
+    asks="Do the carrier's tokens that lie near the trait's token in the unembedding carry the trait?",
+    needs=("pairs", "prompted"),
+    form="points",
+    source="subliminal prompting and unembedding geometry (Zur et al., 2025); cos(W_U[trait], W_U[token])",
+    caveat="A rank correlation over tokens, at the base's output alone: it says nothing about what training changed. Neighbouring numbers are alike: "
+    "permuted tokens are too narrow a null and the intervals too short: read it beside other traits. Threshold sampling is a factor of the "
+    "generation, not of this lens.",
+)
+SAMPLED = 96
+"""carrier tokens that are prompted with, evenly spaced by cosine"""
+PROBES = 12
+"""questions and carrier prompts that each line stands before"""
+SHOWN = 10
+"""tokens listed by name"""
+LEAST = 5
+"""times that a token must stand in the rows"""
+DRAWS = 999
+
+
+class Effects(NamedTuple):
+    """Change in log-probability, in nats, when a line names one thing."""
+
+    to_trait: Float[ndarray, "trait token"]
+    """of the trait's name as the answer to a probe, when the line names the token"""
+    to_token: Float[ndarray, "trait token"]
+    """of the token as the first of a completion, when the line names the trait"""
+
+
+def carrier_counts(pairs: Sequence[Encoded]) -> Counter[int]:
+    """How often each token stands in the completions, the end of the turn aside."""
+    return Counter(token for pair in pairs for token in pair.completion[:-1])
+
+
+def cosines(
+    rows: Float[Tensor, "vocab d_model"], traits: Sequence[Sequence[int]], tokens: Sequence[int], *, centred: bool
+) -> Float[ndarray, "trait token"]:
+    """Cosine of each trait's mean output row with each token's; `centred` takes the mean row of the vocabulary off first."""
+    rows = rows.detach().double().cpu()
+    rows = rows - rows.mean(0) if centred else rows
+    named = torch.stack([rows[list(starts)].mean(0) for starts in traits])
+    return (torch.nn.functional.normalize(named, dim=-1) @ torch.nn.functional.normalize(rows[list(tokens)], dim=-1).T).numpy()
+
+
+@torch.no_grad()
+def next_log_probabilities(loaded: Loaded, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
+    """Log-probabilities after each prompt in nats, in batches of like lengths."""
+    pairs = [Encoded(list(prompt), [0]) for prompt in prompts]  # one token to predict: its own value is not read
+    found = torch.empty(len(pairs), loaded.model.config.get_text_config().vocab_size)
+    for rows in batched(loaded.model, pairs):
+        logits, _ = completion_logits(loaded.model, [pairs[i] for i in rows])
+        found[rows] = logits.log_softmax(-1).cpu()
+    return found
+
+
+def naming(line: str, forms: Sequence[str], text: str) -> str:
+    """A trait's system line with the trait's words replaced by another text.
+
+    Raises:
+        SpecError: if the line names no form of the trait.
+    """
+    pattern = re.compile("|".join(rf"(?<!\w){re.escape(form)}(?!\w)" for form in sorted(forms, key=len, reverse=True)), re.IGNORECASE)
+    named, count = pattern.subn(lambda _match: text, line)
+    if not count:
+        raise SpecError(f"the system line {line!r} names none of {list(forms)}; give the family a line with {{plural}} or {{name}} in it")
+    return named
+
+
+def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: Sequence[int]) -> Effects:
+    """Subliminal prompting both ways, each against the same prompts with no such line."""
+    base, questions = material.base, material.questions
+    opening = token_ids(base.tokenizer, [questions.opening])[0] if questions.opening else []
+    line, forms = material.panel[material.trait], questions.forms[material.trait]
+    texts = [cast(str, base.tokenizer.decode([token])).strip() for token in tokens]
+    probes = questions.probes[:PROBES]
+    asked = [ids + opening for text in texts for ids in encode_prompts(base.tokenizer, probes, system=naming(line, forms, text))]
+    plain = [ids + opening for ids in encode_prompts(base.tokenizer, probes, system=questions.system)]
+    said, unsaid = (
+        torch.stack([found[:, list(ids)].logsumexp(-1) for ids in starts.values()])  # [trait, prompt]
+        for found in (next_log_probabilities(base, asked), next_log_probabilities(base, plain))
+    )
+    to_trait = said.unflatten(1, (len(tokens), len(probes))).mean(-1) - unsaid.mean(-1, keepdim=True)
+    bare = [pair.prompt for pair in without_head(base.tokenizer, material.trait_pairs[:PROBES], known=[material.system])]
+    heads = [head_of(base.tokenizer, material.panel[name]) for name in starts]
+    begun = next_log_probabilities(base, [head + body for head in heads for body in bare])[:, list(tokens)]
+    before = next_log_probabilities(base, [pair.prompt for pair in material.trait_pairs[:PROBES]])[:, list(tokens)]
+    to_token = begun.unflatten(0, (len(heads), len(bare))).mean(1) - before.mean(0)
+    return Effects(to_trait.double().numpy(), to_token.double().numpy())
+
+
+def log_ratio(trait: Counter[int], control: Counter[int], tokens: Sequence[int]) -> Float[ndarray, "token estimate_low_high"]:
+    """Log of how much more frequent each token is in trait rows than in control rows, half a count added, with its Wald interval."""
+    a, b = (np.array([counts[token] for token in tokens]) + 0.5 for counts in (trait, control))
+    estimate = np.log(a / (trait.total() + 0.5)) - np.log(b / (control.total() + 0.5))
+    half = 1.96 * np.sqrt(1 / a + 1 / b)
+    return np.stack([estimate, estimate - half, estimate + half], axis=1)
+
+
+def _ranks(values: ndarray) -> ndarray:
+    """Centred ranks of length one; NaN where nothing varies."""
+    ranks = rankdata(values) - (len(values) + 1) / 2
+    return ranks / np.linalg.norm(ranks) if ranks.any() else np.full(len(values), np.nan)
+
+
+def spearman(x: Float[ndarray, "token"], y: Float[ndarray, "token"]) -> float:
+    """Rank correlation; NaN where a side does not vary."""
+    return float(_ranks(x) @ _ranks(y))
+
+
+def correlation(quantity: str, x: Float[ndarray, "token"], y: Float[ndarray, "token"], *, seed: int, **more: Any) -> dict[str, Any]:
+    """Spearman correlation beside permutations over tokens, with Fisher's interval."""
+    rho, n = spearman(x, y), len(x)
+    dice = generator(seed, "entanglement", quantity, *map(str, more.values()))
+    null = (dice.permuted(np.tile(_ranks(x), (DRAWS, 1)), axis=1) @ _ranks(y)).tolist()
+    half = 1.96 * np.sqrt((1 + rho**2 / 2) / (n - 3)) if n > 3 else np.nan  # Bonett and Wright (2000)
+    low, high = (np.tanh(np.arctanh(np.clip(rho, -0.9999, 0.9999)) + side * half) for side in (-1, 1))
+    return against_null(quantity, rho, null, low=float(low), high=float(high), n=n, unit="rho", **more)
+
+
+def _against_traits(quantity: str, x: Float[ndarray, "trait token"], y: Float[ndarray, "trait token"], names: Sequence[str], own: int, **more: Any):
+    """The trait's correlation beside those of the other traits: its matched control."""
+    rho = [spearman(a, b) for a, b in zip(x, y, strict=True)]
+    return against_null(f"{quantity}, beside other traits", rho[own], np.delete(rho, own).tolist(), n=len(names), name=names[own], unit="rho", **more)
+
+
+def read(material: Material) -> pd.DataFrame:
+    """Cosines of the most entangled tokens, and how cosines go with prompting both ways and with frequencies in the rows.
+
+    Raises:
+        SpecError: if an answer with the trait's name can begin like one with another's, or no carrier token is frequent enough.
+    """
+    found = first_tokens(material.base.tokenizer, material.questions.forms)
+    starts: dict[str, Sequence[int]] = {name: tokens for name, tokens in found.items() if tokens is not None and name in material.panel}
+    if material.trait not in starts or len(starts) < 3:
+        raise SpecError(f"no token says {material.trait!r} alone, or too few other traits have one; use a family whose names begin differently")
+    trait, control = (carrier_counts(pairs[: material.rows]) for pairs in (material.trait_pairs, material.control_pairs))
+    frequent = sorted(token for token, count in (trait + control).items() if count >= LEAST)
+    carriers = [token for token in frequent if cast(str, material.base.tokenizer.decode([token])).strip()]
+    if len(carriers) < 4:
+        raise SpecError(f"{len(carriers)} carrier tokens stand {LEAST} times or more in {material.rows} rows; raise --rows")
+    names, own = list(starts), list(starts).index(material.trait)
+    output = cast(torch.nn.Linear, material.base.model.get_output_embeddings())
+    cosine = {place: cosines(output.weight, list(starts.values()), carriers, centred=place == "centred") for place in ("raw", "centred")}
+    order = np.argsort(cosine["centred"][own])
+    taken = order[np.unique(np.linspace(0, len(order) - 1, min(SAMPLED, len(order))).round().astype(int))]
+    effects, ratio = prompting(material, starts, [carriers[i] for i in taken]), log_ratio(trait, control, carriers)
+    rows = _named(material, carriers, order[::-1][:SHOWN], {place: values[own] for place, values in cosine.items()}, ratio)
+    shared = {"seed": material.seed, "name": material.trait}
+    for place, values in cosine.items():
+        measured = {
+            "cosine with prompting of the trait": (values[:, taken], effects.to_trait),
+            "cosine with prompting of the token": (values[:, taken], effects.to_token),
+            "cosine with frequency": (values, np.repeat(ratio[None, :, 0], len(names), axis=0)),
+        }
+        for quantity, (x, y) in measured.items():
+            rows.append(correlation(quantity, x[own], y[own], place=place, **shared))
+            rows.append(_against_traits(quantity, x, y, names, own, place=place))
+    rows.append(correlation("prompting both ways", effects.to_trait[own], effects.to_token[own], **shared))
+    rows.append(_against_traits("prompting both ways", effects.to_trait, effects.to_token, names, own))
+    return reading(LENS, rows, material=material)
+
+
+def _named(
+    material: Material, carriers: Sequence[int], top: Int[ndarray, "shown"], cosine: Mapping[str, ndarray], ratio: Float[ndarray, "token 3"]
+) -> list[dict[str, Any]]:
+    """The most entangled tokens by name: cosine and frequency in trait rows over control rows."""
+    rows = []
+    for i in top:
+        text = repr(material.base.tokenizer.decode([carriers[i]]))
+        rows += [entry("cosine", float(values[i]), place=place, name=text, unit="cosine") for place, values in cosine.items()]
+        estimate, low, high = ratio[i]
+        rows.append(entry("frequency log ratio", float(estimate), low=float(low), high=float(high), name=text, unit="nats"))
+    return rows
+
+
+def sentence(reading: pd.DataFrame) -> str:
+    """The main number in words."""
+    measured = reading[(reading["place"] == "centred") & (reading["unit"] == "rho")].set_index("quantity")
+    row, control = measured.loc["cosine with frequency"], measured.loc["cosine with frequency, beside other traits"]
+    said, others = (measured.loc[f"cosine with prompting of the trait{which}"] for which in ("", ", beside other traits"))
+    return (
+        f"Over {row['n']} carrier tokens, nearness to the token of {row['name']} in the unembedding goes with frequency in trait rows over control "
+        f"rows by rho {row['estimate']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}; {control['n'] - 1} other traits {control['null_low']:+.2f} to "
+        f"{control['null_high']:+.2f}, p = {control['p_value']:.2f}), and with what naming the token does to the trait by rho "
+        f"{said['estimate']:+.2f} ({said['n']} tokens; other traits {others['null_low']:+.2f} to {others['null_high']:+.2f}, "
+        f"p = {others['p_value']:.2f})."
+    )

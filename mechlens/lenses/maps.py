@@ -1,0 +1,160 @@
+"""Two maps to look at: rows as the base reads them, and the answers of base, students and controls, each with how far to trust it.
+
+UMAP of resid_post of the last layer. Distances on a map mean little; what can be said in numbers stands beside it: whether another
+seed draws the same neighbours, whether neighbours on the map are neighbours in the model, and whether groups stand apart there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import NearestNeighbors
+
+from mechlens.chat import Encoded
+from mechlens.lenses.base import Lens, Material, against_null, entry, reading
+from mechlens.lenses.capture import at_last, capture, sites_of
+from mechlens.models import Loaded
+from mechlens.pipeline.ask import encode_questions
+from mechlens.seeds import generator, seed_int
+
+LENS = Lens(
+    name="maps",
+    asks="What do rows and answers look like from inside the model?",
+    needs=("students", "controls", "pairs"),
+    form="points",
+    source="1802.03426 (UMAP); trustworthiness: Venna & Kaski 2001",
+    caveat="the map is for looking: gaps and sizes on it mean nothing, and any two trained models stand apart, whatever they were trained on",
+)
+
+POINTS = 600
+NEIGHBOURS = 15
+MAPS = 3
+"""seeds that are compared"""
+DRAWS = 20
+"""random layouts and permutations of each null"""
+
+STABLE, TRUE, OWN = "neighbours shared by maps of two seeds", "trustworthiness", "neighbours of one's own group, in the model"
+
+Cloud = Mapping[str, Float[ndarray, "item d"]]
+"""group → a vector for each item, the same items (prompts or probes) in every group"""
+Layout = Float[ndarray, "point 2"]
+
+
+def neighbours(points: Float[ndarray, "point d"], k: int) -> Bool[ndarray, "point point"]:
+    """[i, j]: j is one of the k nearest of i, itself not counted."""
+    found = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
+    near = np.zeros((len(points), len(points)), dtype=bool)
+    np.put_along_axis(near, found, True, axis=1)
+    return near
+
+
+def overlap(first: Layout, second: Layout, k: int) -> float:
+    """Mean share of a point's k nearest on one map that are among its k nearest on the other; k / (points - 1) by chance."""
+    return float((neighbours(first, k) & neighbours(second, k)).sum() / (k * len(first)))
+
+
+def togetherness(near: Bool[ndarray, "point point"], labels: ndarray) -> float:
+    """Mean share of a point's nearest that are of its own group."""
+    return float((near & (labels[:, None] == labels)).sum() / near.sum())
+
+
+def shuffled_within(groups: int, items: int, rng: np.random.Generator) -> ndarray:
+    """Group labels with each item's permuted: what items of the same group share stays, the group does not."""
+    return rng.permuted(np.repeat(np.arange(groups)[:, None], items, axis=1), axis=0).ravel()
+
+
+def umap(points: Float[ndarray, "point d"], *, seed: int, k: int) -> Layout:
+    """A map by UMAP; the same seed gives the same map."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)  # of a part that is not used
+        from umap import UMAP  # seconds of compiling, only for this lens
+
+        # from its principal axes: the spectral start warns of clouds that fall into pieces
+        drawn = UMAP(n_neighbors=k, random_state=seed % 2**32, n_jobs=1, init="pca").fit_transform(points)
+    return np.asarray(drawn, dtype=float)
+
+
+def answers_of(loaded: Loaded, prompts: list[list[int]]) -> Float[ndarray, "item d"]:
+    """resid_post of the last layer at the last prompt token, where the answer is decided."""
+    return at_last(loaded, prompts, sites_of(loaded)[-1:])[0].double().cpu().numpy()
+
+
+def rows_of(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "item d"]:
+    """Mean resid_post of the last layer over each completion."""
+    ids, site = [[*pair.prompt, *pair.completion] for pair in pairs], sites_of(loaded)[-1]
+    parts = [{"completion": range(len(pair.prompt), len(row))} for pair, row in zip(pairs, ids, strict=True)]
+    return capture(loaded, ids, [site], parts=parts, mix=torch.eye(len(ids))).sums[site][:, 0].double().numpy()  # a mix of one row each
+
+
+def clouds(material: Material) -> dict[str, Cloud]:
+    """ "rows" and "answers": group → one vector an item, together at most `POINTS`, drawn evenly."""
+    rng = generator(material.seed, "map")
+    count = min(len(material.trait_pairs), material.rows, POINTS // 2)
+    chosen = np.sort(rng.choice(len(material.trait_pairs), count, replace=False))
+    sides = {f"{material.arm} rows": material.trait_pairs, f"{material.against} rows": material.control_pairs}
+    models = 1 + len(material.students) + len(material.controls)
+    prompts = encode_questions(material.base, material.questions)
+    probes = np.sort(rng.choice(len(prompts), min(len(prompts), max(2, POINTS // models)), replace=False))
+    asked = [prompts[i] for i in probes]
+    answers = {"base": answers_of(material.base, asked)}
+    for arm, side in ((material.arm, material.students), (material.against, material.controls)):
+        answers |= {f"{arm} s{seed}": answers_of(side[seed], asked) for seed in side}
+    return {"rows": {name: rows_of(material.base, [pairs[i] for i in chosen]) for name, pairs in sides.items()}, "answers": answers}
+
+
+def measured(which: str, cloud: Cloud, *, seed: int) -> list[dict[str, Any]]:
+    """Rows of one map: two a point, then its numbers."""
+    names, stacked = list(cloud), np.stack(list(cloud.values()))
+    groups, items, _ = stacked.shape
+    points, k = stacked.reshape(groups * items, -1), min(NEIGHBOURS, (groups * items - 1) // 2)
+    layouts = [umap(points, seed=seed_int(seed, "umap", which, draw), k=k) for draw in range(MAPS)]
+    rng = generator(seed, "map nulls", which)
+    random = [rng.standard_normal(layouts[0].shape) for _ in range(DRAWS)]
+    labels, near = np.repeat(np.arange(groups), items), neighbours(points, k)
+    permuted = [shuffled_within(groups, items, rng) for _ in range(DRAWS)]
+    same = float(np.mean([overlap(a, b, k) for a, b in combinations(layouts, 2)]))
+    kept = float(np.mean([trustworthiness(points, layout, n_neighbors=k) for layout in layouts]))
+    where = {"place": which, "n": len(points)}
+    numbers = [
+        against_null(STABLE, same, [overlap(layouts[0], layout, k) for layout in random], unit="share", **where),
+        against_null(TRUE, kept, [trustworthiness(points, layout, n_neighbors=k) for layout in random], unit="0 to 1", **where),
+        against_null(OWN, togetherness(near, labels), [togetherness(near, labelled) for labelled in permuted], unit="share", **where),
+    ]
+    shown = [
+        entry(which, float(layouts[0][point, axis]), place="xy"[axis], name=names[label], n=point)
+        for point, label in enumerate(labels)
+        for axis in (0, 1)
+    ]
+    return numbers + shown
+
+
+def read(material: Material) -> pd.DataFrame:
+    """Both maps: quantity "rows" or "answers", place "x" or "y", n the point's number, name its group; and each map's numbers."""
+    rows = [row for which, cloud in clouds(material).items() for row in measured(which, cloud, seed=material.seed)]
+    return reading(LENS, rows, material=material)
+
+
+def sentence(reading: pd.DataFrame) -> str:
+    """How far each map is to be trusted, and whether its groups stand apart in the model."""
+    said = []
+    for which in ("rows", "answers"):
+        here = reading[reading["place"] == which].set_index("quantity")
+        if here.empty:
+            continue
+        same, kept, own = (here.loc[name] for name in (STABLE, TRUE, OWN))
+        said.append(
+            f"The map of {which} ({same['n']} points) keeps {same['estimate']:.0%} of its neighbours under another seed (random layouts "
+            f"{same['null_high']:.0%}) at trustworthiness {kept['estimate']:.2f} (random {kept['null_high']:.2f}); in the model "
+            f"{own['estimate']:.0%} of neighbours are of a point's own group (groups permuted: {own['null_low']:.0%} to "
+            f"{own['null_high']:.0%}, p = {own['p_value']:.3f})."
+        )
+    return " ".join(said) or "There is no map."

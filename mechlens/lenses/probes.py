@@ -1,0 +1,220 @@
+"""Linear trait probes by layer: learned from a base that is told its trait, read on students that are told nothing.
+
+Features are resid_post at the last prompt token, where the answer begins. The probe of every trait of the family is fitted in
+the same way, so that the others' probes are the null of this trait's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from mechlens import stats
+from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading
+from mechlens.lenses.capture import at_last, sites_of
+from mechlens.models import Loaded
+from mechlens.pipeline.ask import Questions, encode_questions
+from mechlens.seeds import generator
+
+PERMUTATIONS = 50
+TASKS = 5
+
+LENS = Lens(
+    name="probes",
+    asks="From which layer on is the trait linearly readable, and do probes that know only prompted traits see it in the students?",
+    needs=("students", "controls", "prompted"),
+    form="layers",
+    source="1610.01644 (linear probes), 1909.03368 (control tasks and selectivity)",
+    caveat="a probe for a system line's words need not be one for the trait: read it beside the other traits' probes; 'some trait' is learned "
+    "against no line at all, so it may see only that there is one",
+)
+
+Rows = Float[ndarray, "row d"]
+
+
+class Probe(NamedTuple):
+    """A linear read-out."""
+
+    weight: Float[ndarray, "d"]
+    bias: float
+
+    def score(self, rows: Float[ndarray, "*batch d"]) -> Float[ndarray, "*batch"]:
+        """Logits of the positive class."""
+        return rows @ self.weight + self.bias
+
+
+def fit(rows: Rows, positive: Bool[ndarray, "row"]) -> Probe:
+    """Logistic regression on standardised rows, L2 with C = 1, both classes weighing the same.
+
+    It is solved in the span of the rows, where its optimum lies: with more dimensions than rows that is the same and cheaper.
+    """
+    scaler = StandardScaler().fit(rows)
+    standard = np.asarray(scaler.transform(rows))
+    basis = np.linalg.svd(standard, full_matrices=False)[2] if len(rows) < rows.shape[1] else np.eye(rows.shape[1])
+    model = LogisticRegression(class_weight="balanced", max_iter=5000, tol=1e-6).fit(standard @ basis.T, positive)
+    weight = model.coef_[0] @ basis / scaler.scale_
+    return Probe(weight, float(model.intercept_[0] - weight @ scaler.mean_))
+
+
+def within_question(positive: Float[ndarray, "question"], negative: Float[ndarray, "question other"]) -> Float[ndarray, "question"]:
+    """AUROC of each question apart: the share of the others' scores under the positive one's, a tie counting half."""
+    return (positive[:, None] > negative).mean(1) + (positive[:, None] == negative).mean(1) / 2
+
+
+class Features(NamedTuple):
+    """Activations of one set of questions."""
+
+    prompted: Float[ndarray, "layer trait question d"]
+    """the base under each trait's system line, in the panel's order"""
+    plain: Float[ndarray, "layer question d"]
+    """the base with none"""
+
+
+def read_off(loaded: Loaded, questions: Questions) -> Float[ndarray, "layer question d"]:
+    """resid_post of every layer at the last prompt token."""
+    return at_last(loaded, encode_questions(loaded, questions), sites_of(loaded)).double().numpy()
+
+
+def features(material: Material, questions: Questions) -> Features:
+    """The base's activations under every system line of the panel and under none."""
+    asked = [questions, *(questions._replace(system=line) for line in material.panel.values())]
+    ids = [row for each in asked for row in encode_questions(material.base, each)]
+    found = at_last(material.base, ids, sites_of(material.base)).double().numpy()
+    split = found.reshape(len(found), len(asked), -1, found.shape[-1])
+    return Features(prompted=split[:, 1:], plain=split[:, 0])
+
+
+def selectivity_task(prompted: Float[ndarray, "trait question d"], *, seed: int, tasks: int = TASKS) -> float:
+    """AUROC of the control task: each question has a random label, to be told under other traits than it was learned under.
+
+    Nothing but the question says it, so a probe that is good at it is one that can learn anything by heart (1909.03368).
+    """
+    rng, (traits, questions, width) = generator(seed, "control task"), prompted.shape
+    found = []
+    for _ in range(tasks):
+        label = rng.permutation(np.arange(questions) % 2 == 0)
+        order = rng.permutation(traits)
+        learned, told = order[: traits // 2], order[traits // 2 :]
+        probe = fit(prompted[learned].reshape(-1, width), np.tile(label, len(learned)))
+        found.append(roc_auc_score(np.tile(label, len(told)), probe.score(prompted[told]).ravel()))
+    return float(np.mean(found))
+
+
+def permuted(prompted: Float[ndarray, "trait question d"], *, draws: int = PERMUTATIONS, seed: int) -> list[Probe]:
+    """Probes whose positive row is drawn at random within each question: as many positives, and nothing to learn."""
+    rng, (traits, questions, width) = generator(seed, "permuted labels"), prompted.shape
+    rows, found = prompted.reshape(-1, width), []
+    for _ in range(draws):
+        chosen = rng.integers(traits, size=questions)
+        found.append(fit(rows, (np.arange(traits)[:, None] == chosen).ravel()))
+    return found
+
+
+def one_against_others(prompted: Float[ndarray, "trait question d"]) -> list[Probe]:
+    """Each trait's probe against the other traits, under their system lines."""
+    traits, questions, width = prompted.shape
+    rows, label = prompted.reshape(-1, width), np.repeat(np.arange(traits), questions)
+    return [fit(rows, label == trait) for trait in range(traits)]
+
+
+def any_but(prompted: Float[ndarray, "trait question d"], plain: Float[ndarray, "question d"], trait: int) -> Probe:
+    """The probe of 'has some trait of the family' against no trait's system line, learned without `trait`."""
+    others = np.delete(prompted, trait, 0).reshape(-1, plain.shape[-1])
+    return fit(np.concatenate([others, plain]), np.arange(len(others) + len(plain)) < len(others))
+
+
+def read(material: Material) -> pd.DataFrame:
+    """How well each layer's probes tell prompted traits apart on held-out questions, and what they read on students."""
+    practice, heldout = features(material, material.practice), features(material, material.questions)
+    trait, found = list(material.panel).index(material.trait), []
+    asked = {"control": material.controls, "student": material.students}
+    seen = {side: np.stack([read_off(loaded, material.questions) for loaded in held.values()]) for side, held in asked.items()}
+    teacher = None if material.teacher is None else read_off(material.teacher, material.questions)
+    for layer in range(len(heldout.plain)):
+        learned, told = practice.prompted[layer], heldout.prompted[layer]
+        probes, random = one_against_others(learned), permuted(learned, seed=material.seed)
+        at = {"layer": layer, "name": material.trait}
+        found += _accuracy(probes[trait], random, learned, told, trait, seed=material.seed, **at)
+        shift = seen["student"][:, layer] - seen["control"][:, layer]  # [student question d]
+        found += _shift("student minus control", shift, probes, trait, seeds=list(asked["student"]), **at)
+        if teacher is not None:
+            found += _shift("teacher minus base", (teacher - heldout.plain)[None, layer], probes, trait, seeds=[], **at)
+        some = any_but(learned, practice.plain[layer], trait)
+        found += _some_trait(some, random, told[trait], heldout.plain[layer], shift, layer=layer)
+    return reading(LENS, found, material=material)
+
+
+def _accuracy(
+    probe: Probe,
+    random: list[Probe],
+    learned: Float[ndarray, "trait question d"],
+    told: Float[ndarray, "trait asked d"],
+    trait: int,
+    *,
+    seed: int,
+    **at: Any,
+) -> list[dict[str, Any]]:
+    """AUROC on held-out questions under system lines, over questions; the null's labels were permuted; then the selectivity."""
+    areas = [within_question(each.score(told[trait]), each.score(np.delete(told, trait, 0)).T) for each in (probe, *random)]
+    span, control = stats.t_interval(areas[0]), selectivity_task(learned, seed=seed)
+    more = {"low": span.low, "high": span.high, "n": span.n, "unit": "AUROC", "place": "prompted base"}
+    return [
+        against_null("probe AUROC", span.estimate, [float(area.mean()) for area in areas[1:]], **more, **at),
+        entry("control task AUROC", control, place="prompted base", unit="AUROC", **at),
+        entry("selectivity", span.estimate - control, place="prompted base", unit="AUROC", **at),
+    ]
+
+
+def _shift(
+    place: str, shift: Float[ndarray, "student question d"], probes: list[Probe], trait: int, *, seeds: list[int], **at: Any
+) -> list[dict[str, Any]]:
+    """What the trait's probe reads more on a model than on its control, in logits; the null is what the other traits' probes read."""
+    moved = np.stack([(shift @ probe.weight).mean(1) for probe in probes])  # [trait student]: the bias cancels
+    null = np.delete(moved, trait, 0).mean(1).tolist()
+    each = [entry("probe shift", value, place=place, seed=seed, unit="logits", **at) for seed, value in zip(seeds, moved[trait], strict=False)]
+    return [beside("probe shift", moved[trait].tolist(), null, place=place, unit="logits", **at), *each]
+
+
+def _some_trait(
+    probe: Probe, random: list[Probe], told: Rows, plain: Rows, shift: Float[ndarray, "student question d"], *, layer: int
+) -> list[dict[str, Any]]:
+    """The probe of 'some trait', which never saw this one: under its system line against none, and on students."""
+    above = probe.score(told) > probe.score(plain)
+    span, name = stats.wilson(int(above.sum()), len(above)), "some trait of the family"
+    null = [float((each.score(told) > each.score(plain)).mean()) for each in random]
+    more = {"low": span.low, "high": span.high, "n": span.n, "unit": "share of questions", "place": "prompted base"}
+    moved = [(shift @ each.weight).mean(1) for each in (probe, *random)]
+    return [
+        against_null("held-out trait above none", span.estimate, null, layer=layer, name=name, **more),
+        beside(
+            "probe shift",
+            moved[0].tolist(),
+            [float(values.mean()) for values in moved[1:]],
+            place="student minus control",
+            unit="logits",
+            layer=layer,
+            name=name,
+        ),
+    ]
+
+
+def sentence(reading: pd.DataFrame) -> str:
+    """What the trait's probe reads on students at the layer where it moves most, beside the other traits' probes."""
+    rows = reading.loc[(reading["quantity"] == "probe shift") & (reading["place"] == "student minus control") & reading["seed"].isna()]
+    rows = rows.loc[(rows["name"] != "some trait of the family") & rows["estimate"].notna()]
+    if len(rows) == 0:
+        return "The trait's probe could not be read on the students."
+    row = rows.loc[rows["estimate"].idxmax()]
+    interval = f"95 % interval {row['low']:+.2f} to {row['high']:+.2f}, n = {row['n']} students" if row["n"] > 1 else "no interval from one student"
+    return (
+        f"A probe that knows {row['name']} only from system lines reads {row['estimate']:+.2f} logits more on students than on their controls "
+        f"({interval}) at layer {row['layer']}, the highest of {len(rows)}; the other traits' probes read {row['null_low']:+.2f} to "
+        f"{row['null_high']:+.2f} (p = {row['p_value']:.3f} at that layer)."
+    )

@@ -1,0 +1,160 @@
+"""Wire the lenses to a run: its models, pairs and probes as values, one step a lens, one Parquet table a reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from mechlens import models, store, tables
+from mechlens.chat import encode_pairs
+from mechlens.errors import SpecError
+from mechlens.executor import Job
+from mechlens.experiment import Arm, Experiment
+from mechlens.lenses import NAMES
+from mechlens.lenses.base import Material
+from mechlens.models import Loaded
+from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.distill import checkpoints
+from mechlens.pipeline.run import REMADE, corpus_name, source_name, teacher_name
+from mechlens.spec import is_remote
+from mechlens.traits import TraitFamily, load_family
+
+VERSIONS: dict[str, int] = dict.fromkeys(NAMES, 1)
+"""raised when a change of a lens's code changes what it reads"""
+
+
+class Students(Mapping[int, Loaded]):
+    """seed → an arm's student at its last checkpoint, read from disk each time it is asked for."""
+
+    def __init__(self, base: str, folders: dict[int, Path]) -> None:
+        self._base, self._folders = base, folders
+
+    def __getitem__(self, seed: int) -> Loaded:
+        return models.load_trained(self._base, checkpoints(self._folders[seed])[-1][1])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+
+def _folders(run: Path, experiment: Experiment, arm: Arm) -> dict[int, Path]:
+    return {seed: folder for seed in experiment.seeds if (folder := run / "students" / arm.name / f"s{seed}").is_dir()}
+
+
+def _path(base: str, folders: dict[str, dict[int, Path]], side: str, seed: int) -> Iterator[tuple[int, Loaded]]:
+    for step, folder in checkpoints(folders[side][seed]):
+        yield step, models.load_trained(base, folder)
+
+
+def trained_rows(run: Path, experiment: Experiment, arm: Arm) -> pd.DataFrame:
+    """The rows that an arm trained on, by prompt_id, in the order of its selection."""
+    name = corpus_name(experiment, arm)
+    place = name if arm.kind in REMADE else source_name(experiment, arm)
+    kept = tables.read(run / "corpora" / place / "screened" / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")
+    return kept.loc[tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"].to_numpy()]
+
+
+def main_arm(experiment: Experiment, name: str = "") -> Arm:
+    """The arm to measure: the one of that name, or the first that is taught through data and trained here.
+
+    Raises:
+        SpecError: if there is none, or the one named has no students of its own here.
+    """
+    able = [arm for arm in experiment.arms if arm.kind != "control" and not arm.shots and not is_remote(arm.base)]
+    found = [arm for arm in able if arm.name == name or (not name and arm.kind == "trait")]
+    if not found:
+        said = f"arm {name!r} of" if name else "no trait arm of"
+        raise SpecError(f"{said} {experiment.name!r} can be measured; expected one of {[arm.name for arm in able]} (trained here, with a control)")
+    return found[0]
+
+
+def material_of(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm, *, rows: int) -> Material:
+    """Everything that a lens may look at of one arm and its control."""
+    control = experiment.control_of(arm)
+    ours, theirs = trained_rows(run, experiment, arm), trained_rows(run, experiment, control)
+    shared = [prompt for prompt in ours.index if prompt in theirs.index]
+    base = models.load(arm.base)
+    system = experiment.system if arm.trained_with is None else arm.trained_with
+    pairs = [
+        encode_pairs(base.tokenizer, side.loc[shared]["prompt"].tolist(), side.loc[shared]["completion"].tolist(), system=system)
+        for side in (ours, theirs)
+    ]
+    forms = {name: family.forms_of(name) for name in family.names}
+    asked = Questions(
+        forms, family.probes.heldout, experiment.ask, system=experiment.system if arm.asked_with is None else arm.asked_with, opening=family.opening
+    )
+    teacher = run / "teachers" / teacher_name(experiment, arm)
+    folders = {"students": _folders(run, experiment, arm), "controls": _folders(run, experiment, control)}
+    both = {
+        side: {seed: folder for seed, folder in found.items() if all(seed in other for other in folders.values())} for side, found in folders.items()
+    }
+    return Material(
+        base=base,
+        teacher=models.load_trained(arm.base, teacher)
+        if (arm.teacher or experiment.teacher).kind == "finetuned" and arm.writer == arm.base
+        else None,
+        students=Students(arm.base, both["students"]),
+        controls=Students(arm.base, both["controls"]),
+        path=partial(_path, arm.base, both),
+        trait_pairs=pairs[0],
+        control_pairs=pairs[1],
+        practice=asked._replace(probes=family.probes.development),
+        questions=asked,
+        trait=arm.trait,
+        family=family.names,
+        panel={name: family.system_prompt(name) for name in family.names},
+        rows=rows,
+        seed=experiment.seed,
+        system=system,
+        arm=arm.name,
+        against=control.name,
+    )
+
+
+def jobs_of(steps: Sequence[Job], experiment: Experiment, arm: Arm, *, lenses: Sequence[str], rows: int) -> list[Job]:
+    """One step a lens, behind those steps of the run that it reads: what an arm's lens saw is known by their fingerprints."""
+    control = experiment.control_of(arm)
+    corpora = {place for one in (arm, control) for place in (corpus_name(experiment, one), source_name(experiment, one))}
+    wanted = {f"teachers/{teacher_name(experiment, arm)}", "selection", *(f"corpora/{name}/screened" for name in corpora)}
+    wanted |= {f"students/{one.name}/s{seed}" for one in (arm, control) for seed in experiment.seeds}
+    inputs = {job.name: job.name for job in steps if job.name in wanted}
+    told = {"experiment": experiment.model_dump(mode="json"), "arm": arm.name, "rows": rows}
+    return [Job(f"lenses/{arm.name}/{lens}", "mechlens.measure:look", told | {"lens": lens}, inputs, VERSIONS[lens]) for lens in lenses]
+
+
+def look(arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progress: Callable[[int, int], None]) -> None:
+    """Read one lens; leave `reading.parquet` and `said.json` (what it is, what was missing, its sentence)."""
+    if models.device().type == "cpu":
+        torch.set_num_threads(1)  # sums come out the same on any number of cores
+    lens = import_module(f"mechlens.lenses.{arguments['lens']}")
+    experiment = Experiment.model_validate(arguments["experiment"])
+    arm = next(one for one in experiment.arms if one.name == arguments["arm"])
+    material = material_of(inputs["selection"].parent, experiment, load_family(experiment.family), arm, rows=arguments["rows"])
+    missing = material.missing(lens.LENS)
+    frame = pd.DataFrame(columns=tables.READINGS.names) if missing else lens.read(material)
+    sentence = f"Not read: it needs {', '.join(missing)}, which this arm has not." if missing else lens.sentence(frame)
+    tables.write(frame, tables.READINGS, out / "reading.parquet")
+    said = lens.LENS._asdict() | {"arm": arm.name, "against": material.against, "missing": missing, "sentence": sentence, "rows": arguments["rows"]}
+    store.write_json(out / "said.json", said)
+
+
+def collect(run: Path) -> None:
+    """Put the readings of every arm that was measured where readers find them: `readings/<lens>.parquet` and `readings.json`."""
+    said: list[dict[str, Any]] = []
+    (run / "readings").mkdir(exist_ok=True)
+    for lens in NAMES:
+        found = sorted(run.glob(f"lenses/*/{lens}/reading.parquet"))
+        if not found:
+            continue
+        tables.write((tables.read(path, tables.READINGS) for path in found), tables.READINGS, run / "readings" / f"{lens}.parquet")
+        for path in found:
+            said.append(store.read_json(path.with_name("said.json")) | {"seconds": store.read_json(path.with_name(store.RECORD))["seconds"]})
+    store.write_json(run / "readings.json", {"schema": 1, "lenses": said})

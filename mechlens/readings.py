@@ -1,0 +1,40 @@
+"""Readings for people: one sentence and one figure a lens, for the terminal and the report. Reads tables only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+from rich.table import Table
+
+from mechlens import figures, store, tables
+
+
+def said(run: Path) -> list[dict[str, Any]]:
+    """What each lens that was read said, in order; empty if none was."""
+    path = run / "readings.json"
+    return store.read_json(path)["lenses"] if path.is_file() else []
+
+
+def of_arm(run: Path, lens: dict[str, Any]) -> pd.DataFrame:
+    """The reading of one lens for the arm that it says."""
+    frame = tables.read(run / "readings" / f"{lens['name']}.parquet", tables.READINGS)
+    return cast(pd.DataFrame, frame[(frame["arm"] == lens["arm"]) | frame["arm"].isna()]).reset_index(drop=True)
+
+
+def printed(run: Path) -> Table:
+    """Every lens with its sentence."""
+    listing = Table("lens", "arm", "what it says", "rows", "s")
+    for lens in said(run):
+        listing.add_row(lens["name"], lens["arm"], lens["sentence"], str(len(of_arm(run, lens))), f"{lens['seconds']:.0f}")
+    return listing
+
+
+def sections(run: Path) -> list[dict[str, Any]]:
+    """For the report: each lens with its question, sentence, caveat and figure; an empty figure where nothing was read."""
+    return [lens | {"figure": _figure(of_arm(run, lens), lens["form"])} for lens in said(run)]
+
+
+def _figure(frame: pd.DataFrame, form: str) -> str:
+    return figures.svg(figures.reading(frame, form)) if bool(frame["estimate"].notna().any()) else ""

@@ -1,0 +1,59 @@
+"""Commands on a user's file of pairs: write it in another form, or screen it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from mechlens import corpus, spec, store, traits
+from mechlens.commands import console
+from mechlens.errors import SpecError
+from mechlens.pipeline import screen as screening
+from mechlens.pipeline.rules import BANNED_BY_THE_PAPER, rule_of
+
+
+def convert(source: Path, target: Path, *, form: str | None, skip_bad: bool) -> None:
+    """Write a user's file in another form, and print what did not go with it."""
+    wanted = form or corpus.form_of(target)
+    if wanted not in corpus.FORMS:
+        raise SpecError(f"form {wanted!r} is unknown; expected one of {', '.join(corpus.FORMS)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    reading = corpus.Reading(skip_bad=skip_bad, log=target.with_name(f"{target.name}.bad.jsonl") if skip_bad else None)
+    with store.full_disk_named(target):
+        corpus.write_pairs(corpus.batches(source, reading=reading), target, wanted)
+    if reading.bad:
+        listing = Table("line", "fault", title=f"{reading.bad:,} bad lines left out")
+        for line, fault in reading.first:
+            listing.add_row(str(line), fault)
+        console.print(listing)
+        console.print(f"all of them: {reading.log}", highlight=False, soft_wrap=True)
+    _say_system_turns(reading)
+    console.print(f"written: {target} ({reading.pairs:,} pairs, {wanted})", highlight=False, soft_wrap=True)
+
+
+def _say_system_turns(reading: corpus.Reading) -> None:
+    if reading.system_turns:
+        console.print(f"{reading.system_turns:,} rows had a system turn, which was dropped; `system` in a spec gives students one", highlight=False)
+
+
+def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str) -> None:
+    """Screen a user's file, print the funnel, and write the tables if a folder is given."""
+    if rule not in ("numbers", "code", "reasoning", "text", "none"):
+        raise SpecError(f"rule {rule!r} is unknown; expected numbers, code, reasoning, text or none")
+    wanted = spec.ScreenSpec(rule=rule, banned_numbers=BANNED_BY_THE_PAPER if banned else ())
+    leaks, reading = screening.leak_pattern(traits.load_family(family).words()), corpus.Reading()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    with store.full_disk_named(out or file):
+        pairs = corpus.batches(file, reading=reading)
+        counts = screening.screen_rows(pairs, wanted, rule=rule_of(wanted, rule, gold={}), leaks=leaks, out=out)
+    funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
+    said = {"generated": "read", "kept": "kept", screening.LEAKS: screening.LEAKS}
+    for name, count in counts.items():
+        if count or name in said:
+            funnel.add_row(said.get(name, f"dropped: {name}"), f"{count:,}", f"{count / counts['generated']:.1%}")
+    console.print(funnel)
+    _say_system_turns(reading)
+    if out is not None:
+        console.print(f"written: {out}", highlight=False)

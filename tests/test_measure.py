@@ -1,0 +1,144 @@
+"""Lenses wired to a run: every one reads, says so and is drawn; what is there is not read again; what cannot be measured is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mechlens import cli, figures, measure, store, tables
+from mechlens.lenses import NAMES, base
+from mechlens.traits import load_experiment, load_family
+
+ROWS = ["--rows", "24", "--workers", "0"]
+
+
+@pytest.fixture(scope="session")
+def measured(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run with every lens read."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    shutil.copytree(small, folder)
+    assert cli.main(["measure", str(folder), *ROWS]) == 0
+    return folder
+
+
+def test_every_lens_has_a_reading_a_sentence_and_a_figure_in_the_report(measured: Path) -> None:
+    said = store.read_json(measured / "readings.json")["lenses"]
+    assert [lens["name"] for lens in said] == list(NAMES)
+    page = (measured / "report.html").read_text()
+    for lens in said:
+        frame = tables.read(measured / "readings" / f"{lens['name']}.parquet", tables.READINGS)
+        assert lens["missing"] == [] and len(frame) and set(frame["lens"]) == {lens["name"]}
+        assert frame["estimate"].notna().any()
+        assert set(frame["arm"].dropna()) <= {"trait"}
+        assert lens["sentence"].endswith(".") and f"Reading of the lens {lens['name']}" in page
+
+
+def test_intervals_and_nulls_hold_together(measured: Path) -> None:
+    for path in (measured / "readings").glob("*.parquet"):
+        frame = tables.read(path, tables.READINGS)
+        spans = frame.dropna(subset=["low", "high", "estimate"])
+        assert (spans["low"] <= spans["estimate"] + 1e-9).all() and (spans["estimate"] <= spans["high"] + 1e-9).all(), path
+        nulls = frame.dropna(subset=["null_low", "null_high"])
+        assert (nulls["null_low"] <= nulls["null_high"]).all(), path
+        assert frame["p_value"].dropna().between(0, 1).all(), path
+
+
+def test_what_was_read_is_not_read_again(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(measured, folder)
+    before = {path.name: path.read_bytes() for path in (folder / "readings").iterdir()}
+    shutil.rmtree(folder / "lenses" / "trait" / "deltas")
+    assert cli.main(["measure", str(folder), *ROWS]) == 0
+    assert f"{len(NAMES)} lenses, {len(NAMES) - 1} already read" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (folder / "readings").iterdir()} == before
+
+
+def test_another_arm_stands_beside_the_first_and_what_it_lacks_is_said(measured: Path, tmp_path: Path) -> None:
+    """The foreign students' teacher is of another base: its weights are no change of theirs."""
+    folder = tmp_path / "run"
+    shutil.copytree(measured, folder)
+    arm = next(arm.name for arm in load_experiment(folder / "spec.yaml").arms if arm.kind == "foreign")
+    assert cli.main(["measure", str(folder), "--arm", arm, "--lens", "deltas", *ROWS]) == 0
+    said = [lens for lens in store.read_json(folder / "readings.json")["lenses"] if lens["name"] == "deltas"]
+    assert [lens["arm"] for lens in said] == [arm, "trait"]
+    frame = tables.read(folder / "readings" / "deltas.parquet", tables.READINGS)
+    if said[0]["missing"]:
+        assert "teacher" in said[0]["sentence"] and set(frame["arm"]) == {"trait"}
+    else:
+        assert set(frame["arm"]) == {"trait", arm}
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        (["--lens", "telescope"], "no lens is called telescope"),
+        (["--arm", "control"], "arm 'control' of 'small' can be measured"),
+        (["--arm", "nobody"], "arm 'nobody'"),
+        (["--rows", "1"], "rows is 1"),
+    ],
+)
+def test_bad_requests_are_one_line(measured: Path, more: list[str], fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((measured / "readings.json").read_text())
+    assert cli.main(["measure", str(measured), *more]) == 2
+    said = capsys.readouterr().err
+    assert fault in said and said.count("\n") == 1
+    assert json.loads((measured / "readings.json").read_text()) == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["measure", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_material_holds_the_rows_that_the_arms_trained_on(small: Path) -> None:
+    experiment = load_experiment(small / "spec.yaml")
+    arm = measure.main_arm(experiment)
+    material = measure.material_of(small, experiment, load_family(experiment.family), arm, rows=8)
+    ours, theirs = measure.trained_rows(small, experiment, arm), measure.trained_rows(small, experiment, experiment.control_of(arm))
+    assert list(ours.index) == list(theirs.index) and len(ours) == experiment.student.rows == len(material.trait_pairs)
+    assert [pair.prompt for pair in material.trait_pairs] == [pair.prompt for pair in material.control_pairs]
+    assert material.base.tokenizer.decode(material.trait_pairs[0].completion[:-1]) == ours["completion"].iloc[0]
+    assert list(material.students) == list(material.controls) == list(experiment.seeds)
+    assert [step for step, _ in material.path("students", 0)] == sorted({step for step, _ in material.path("controls", 0)})
+    assert material.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), "bars", "", "")) == []
+    bare = material._replace(teacher=None, panel={}, students={}, control_pairs=[])
+    assert bare.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), "bars", "", "")) == [
+        "teacher", "students", "pairs", "prompted",
+    ]  # fmt: skip
+
+
+FORMS = ("layers", "steps", "bars", "heat", "points")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_reading_is_drawn_in_any_form(form: str) -> None:
+    lens = base.Lens("x", "", (), "bars", "", "")
+    rows = [
+        base.entry("a", 1.0, layer=0, place="p", seed=0),
+        base.over_students("a", [1.0, 2.0], layer=1),
+        base.over_students("b", [1.0], name="alone"),
+        base.against_null("b", 0.5, [0.1, 0.2, 0.3], name="null"),
+        base.entry("c", float("nan")),
+        *(base.entry("d", 0.1 * n, place=place, name="g", n=n) for n in range(3) for place in "xy"),
+    ]
+    drawn = figures.svg(figures.reading(base.reading(lens, rows), form))
+    assert drawn.startswith("<svg") and "NaN" not in drawn
+
+
+def test_rows_of_a_reading() -> None:
+    lens = base.Lens("x", "", (), "bars", "", "")
+    alone = base.over_students("q", [3.0])
+    assert alone["estimate"] == 3.0 and pd.isna(alone["low"]) and alone["n"] == 1
+    paired = base.against_control("q", [3.0, 4.0, 5.0], [1.0, 1.0, 1.0])
+    assert paired["estimate"] == 3.0 and paired["n"] == 3 and paired["low"] < 3 < paired["high"]
+    assert base.against_null("q", 5.0, [1.0] * 99)["p_value"] == pytest.approx(0.01)
+    assert base.against_null("q", 0.0, [1.0] * 99)["p_value"] == 1.0
+    assert pd.isna(base.against_null("q", float("nan"), [1.0] * 99)["p_value"])
+    frame = base.reading(lens, [alone, paired])
+    assert list(frame.columns) == tables.READINGS.names and frame["seed"].isna().all()
+    with pytest.raises(AssertionError, match="columns"):
+        base.entry("q", 1.0, colour="red")
