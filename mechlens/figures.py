@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import altair as alt
@@ -166,25 +167,29 @@ def svg(chart: alt.LayerChart | alt.Chart | alt.HConcatChart | alt.VConcatChart 
     return vl_convert.vegalite_to_svg(spec)
 
 
-MOST_QUANTITIES = 4
-"""a reading shows this many of its quantities, in the order in which the lens gives them; the table holds all"""
-
-
-def reading(frame: pd.DataFrame, form: str) -> alt.VConcatChart:
-    """A lens's reading: its first quantities one under the other.
+def reading(frame: pd.DataFrame, shows: Sequence[Sequence[str]]) -> alt.VConcatChart | None:
+    """A lens's reading, the quantities that it shows one under the other; None where none of them was scored.
 
     Args:
         frame: `tables.READINGS`; rows with a seed are students (small marks), those without are summaries with their interval.
-        form: layers, steps, bars, heat or points (`lenses.base.Form`).
+        shows: (quantity, form) pairs; `lenses.base.Form` says what a form is.
     """
-    draw = {"layers": _lines, "steps": _lines, "bars": _bars, "heat": _heat, "points": _points}[form]
-    scored = frame[frame["estimate"].notna()]
-    parts = zip(scored["name"].astype(object), scored["place"].astype(object), strict=True)
-    label = [" · ".join(str(part) for part in both if pd.notna(part)) or "all" for both in parts]
-    scored = cast(pd.DataFrame, scored.assign(label=label, quantity=scored["quantity"].astype(str)))
-    quantities = list(dict.fromkeys(scored["quantity"]))[:MOST_QUANTITIES]
-    drawn = [draw(cast(pd.DataFrame, scored[scored["quantity"] == quantity]), "step" if form == "steps" else "layer") for quantity in quantities]
-    return alt.vconcat(*(chart.properties(title=quantity) for chart, quantity in zip(drawn, quantities, strict=True)), spacing=18)
+    forms = {"layers": _lines, "steps": _lines, "bars": _bars, "heat": _heat, "points": _points}
+    scored = cast(pd.DataFrame, frame[frame["estimate"].notna()])
+    drawn = []
+    for quantity, form in shows:
+        own = cast(pd.DataFrame, scored[scored["quantity"] == quantity])
+        if len(own):
+            drawn.append(forms[form](own.assign(label=_labels(own)), "step" if form == "steps" else "layer").properties(title=quantity))
+    return alt.vconcat(*drawn, spacing=18).resolve_scale(color="independent", shape="independent") if drawn else None
+
+
+def _labels(frame: pd.DataFrame) -> list[str]:
+    """What tells a quantity's rows apart: arm, name and place, those of them that differ."""
+    telling = [column for column in ("arm", "name", "place") if len(set(frame[column].astype(object).fillna(""))) > 1]
+    if not telling:
+        return [str(frame["name"].iloc[0]) if pd.notna(frame["name"].iloc[0]) else "all"] * len(frame)
+    return [" · ".join(str(part) for part in row if pd.notna(part)) or "all" for row in zip(*(frame[column] for column in telling), strict=True)]
 
 
 def _lines(frame: pd.DataFrame, across: str) -> alt.LayerChart:
@@ -202,13 +207,13 @@ def _lines(frame: pd.DataFrame, across: str) -> alt.LayerChart:
     return _layered(null, thin, span, thick, height=170)
 
 
-MOST_BARS = 24
+MOST_BARS = 14
 
 
 def _bars(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
     """One line a name: the null as a grey bar, students as small marks, summaries with their interval."""
     if bool(frame["layer"].notna().any()):
-        at = frame["layer"].astype(object).map(lambda layer: "" if pd.isna(layer) else f" · layer {layer}")
+        at = frame["layer"].astype(object).map(lambda layer: "" if pd.isna(layer) else f" · layer {int(layer)}")
         frame = frame.assign(label=frame["label"].astype(str) + at)
     kept = list(dict.fromkeys(frame["label"]))[:MOST_BARS]
     frame = cast(pd.DataFrame, frame[frame["label"].isin(kept)])
@@ -224,7 +229,8 @@ def _bars(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
 
 
 def _heat(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
-    """Layer by place; null cells are left blank."""
+    """Layer by place; what has no layer is not drawn, nor is a null cell."""
+    frame = cast(pd.DataFrame, frame.dropna(subset="layer"))
     most = float(cast(float, frame["estimate"].abs().max()))
     limit = most if math.isfinite(most) and most > 0 else 1.0
     cells = (

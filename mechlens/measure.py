@@ -13,7 +13,7 @@ import torch
 
 from mechlens import models, store, tables
 from mechlens.chat import encode_pairs
-from mechlens.errors import SpecError
+from mechlens.errors import DataError, SpecError
 from mechlens.executor import Job
 from mechlens.experiment import Arm, Experiment
 from mechlens.lenses import NAMES
@@ -138,9 +138,14 @@ def look(arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progres
     experiment = Experiment.model_validate(arguments["experiment"])
     arm = next(one for one in experiment.arms if one.name == arguments["arm"])
     material = material_of(inputs["selection"].parent, experiment, load_family(experiment.family), arm, rows=arguments["rows"])
-    missing = material.missing(lens.LENS)
-    frame = pd.DataFrame(columns=tables.READINGS.names) if missing else lens.read(material)
-    sentence = f"Not read: it needs {', '.join(missing)}, which this arm has not." if missing else lens.sentence(frame)
+    missing = [f"it needs {need}, which this arm has not" for need in material.missing(lens.LENS)]
+    frame = pd.DataFrame(columns=tables.READINGS.names)
+    if not missing:
+        try:
+            frame = lens.read(material)
+        except (DataError, SpecError) as error:  # one lens that cannot be read here is said, and the others go on
+            missing = [str(error)]
+    sentence = f"Not read: {'; '.join(missing)}." if missing else lens.sentence(frame)
     tables.write(frame, tables.READINGS, out / "reading.parquet")
     said = lens.LENS._asdict() | {"arm": arm.name, "against": material.against, "missing": missing, "sentence": sentence, "rows": arguments["rows"]}
     store.write_json(out / "said.json", said)

@@ -18,9 +18,10 @@ def said(run: Path) -> list[dict[str, Any]]:
 
 
 def of_arm(run: Path, lens: dict[str, Any]) -> pd.DataFrame:
-    """The reading of one lens for the arm that it says."""
+    """The reading of one lens for the arm that it says, and for its control."""
     frame = tables.read(run / "readings" / f"{lens['name']}.parquet", tables.READINGS)
-    return cast(pd.DataFrame, frame[(frame["arm"] == lens["arm"]) | frame["arm"].isna()]).reset_index(drop=True)
+    ours = frame["arm"].isna() | frame["arm"].isin([lens["arm"], lens["against"]])
+    return cast(pd.DataFrame, frame[ours]).reset_index(drop=True)
 
 
 def printed(run: Path) -> Table:
@@ -33,8 +34,9 @@ def printed(run: Path) -> Table:
 
 def sections(run: Path) -> list[dict[str, Any]]:
     """For the report: each lens with its question, sentence, caveat and figure; an empty figure where nothing was read."""
-    return [lens | {"figure": _figure(of_arm(run, lens), lens["form"])} for lens in said(run)]
+    return [lens | {"figure": _figure(of_arm(run, lens), lens["shows"])} for lens in said(run)]
 
 
-def _figure(frame: pd.DataFrame, form: str) -> str:
-    return figures.svg(figures.reading(frame, form)) if bool(frame["estimate"].notna().any()) else ""
+def _figure(frame: pd.DataFrame, shows: list[tuple[str, str]]) -> str:
+    drawn = figures.reading(frame, shows)
+    return "" if drawn is None else figures.svg(drawn)

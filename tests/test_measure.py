@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from mechlens import cli, figures, measure, store, tables
 from mechlens.lenses import NAMES, base
 from mechlens.traits import load_experiment, load_family
 
-ROWS = ["--rows", "24", "--workers", "0"]
+ROWS = ["--rows", "96", "--workers", "0"]
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +33,9 @@ def test_every_lens_has_a_reading_a_sentence_and_a_figure_in_the_report(measured
     for lens in said:
         frame = tables.read(measured / "readings" / f"{lens['name']}.parquet", tables.READINGS)
         assert lens["missing"] == [] and len(frame) and set(frame["lens"]) == {lens["name"]}
-        assert frame["estimate"].notna().any()
-        assert set(frame["arm"].dropna()) <= {"trait"}
+        for quantity, _form in lens["shows"]:
+            assert frame.loc[frame["quantity"] == quantity, "estimate"].notna().any(), quantity
+        assert set(frame["arm"].dropna()) <= {"trait", "control"}
         assert lens["sentence"].endswith(".") and f"Reading of the lens {lens['name']}" in page
 
 
@@ -67,9 +69,20 @@ def test_another_arm_stands_beside_the_first_and_what_it_lacks_is_said(measured:
     assert [lens["arm"] for lens in said] == [arm, "trait"]
     frame = tables.read(folder / "readings" / "deltas.parquet", tables.READINGS)
     if said[0]["missing"]:
-        assert "teacher" in said[0]["sentence"] and set(frame["arm"]) == {"trait"}
+        assert said[0]["sentence"].startswith("Not read: it needs teacher") and set(frame["arm"]) == {"trait"}
     else:
         assert set(frame["arm"]) == {"trait", arm}
+
+
+def test_a_lens_that_cannot_be_read_is_said_and_the_others_go_on(measured: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(measured, folder)
+    assert cli.main(["measure", str(folder), "--lens", "entanglement", "deltas", "--rows", "4", "--workers", "0"]) == 0
+    said = {lens["name"]: lens for lens in store.read_json(folder / "readings.json")["lenses"]}
+    assert said["entanglement"]["sentence"].startswith("Not read: ") and "--rows" in said["entanglement"]["sentence"]
+    assert said["deltas"]["missing"] == [] and said["deltas"]["rows"] == 4
+    assert tables.read(folder / "readings" / "entanglement.parquet", tables.READINGS).empty
+    assert said["entanglement"]["sentence"] in html.unescape((folder / "report.html").read_text())
 
 
 @pytest.mark.parametrize(
@@ -104,9 +117,9 @@ def test_material_holds_the_rows_that_the_arms_trained_on(small: Path) -> None:
     assert material.base.tokenizer.decode(material.trait_pairs[0].completion[:-1]) == ours["completion"].iloc[0]
     assert list(material.students) == list(material.controls) == list(experiment.seeds)
     assert [step for step, _ in material.path("students", 0)] == sorted({step for step, _ in material.path("controls", 0)})
-    assert material.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), "bars", "", "")) == []
+    assert material.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), (), "", "")) == []
     bare = material._replace(teacher=None, panel={}, students={}, control_pairs=[])
-    assert bare.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), "bars", "", "")) == [
+    assert bare.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), (), "", "")) == [
         "teacher", "students", "pairs", "prompted",
     ]  # fmt: skip
 
@@ -116,7 +129,7 @@ FORMS = ("layers", "steps", "bars", "heat", "points")
 
 @pytest.mark.parametrize("form", FORMS)
 def test_any_reading_is_drawn_in_any_form(form: str) -> None:
-    lens = base.Lens("x", "", (), "bars", "", "")
+    lens = base.Lens("x", "", (), (), "", "")
     rows = [
         base.entry("a", 1.0, layer=0, place="p", seed=0),
         base.over_students("a", [1.0, 2.0], layer=1),
@@ -125,12 +138,16 @@ def test_any_reading_is_drawn_in_any_form(form: str) -> None:
         base.entry("c", float("nan")),
         *(base.entry("d", 0.1 * n, place=place, name="g", n=n) for n in range(3) for place in "xy"),
     ]
-    drawn = figures.svg(figures.reading(base.reading(lens, rows), form))
+    frame = base.reading(lens, rows)
+    chart = figures.reading(frame, [(quantity, form) for quantity in "abcd"])
+    assert chart is not None
+    drawn = figures.svg(chart)
     assert drawn.startswith("<svg") and "NaN" not in drawn
+    assert figures.reading(frame, [("c", form), ("no such quantity", form)]) is None
 
 
 def test_rows_of_a_reading() -> None:
-    lens = base.Lens("x", "", (), "bars", "", "")
+    lens = base.Lens("x", "", (), (), "", "")
     alone = base.over_students("q", [3.0])
     assert alone["estimate"] == 3.0 and pd.isna(alone["low"]) and alone["n"] == 1
     paired = base.against_control("q", [3.0, 4.0, 5.0], [1.0, 1.0, 1.0])

@@ -26,9 +26,9 @@ LENS = Lens(
     name="activations",
     asks="Where did training move the student's activations away from its control's, and is that the way the teacher went?",
     needs=("students", "controls", "pairs", "prompted"),
-    form="layers",
+    shows=(("cosine to teacher", "heat"), ("lens rank", "layers")),
     source="2510.13900 (activation differences and their logit lens), 2606.00995 (cosine to the teacher's shift)",
-    caveat="a shift along the teacher's is no proof that it carries the trait: 2606.00995's cosine missed a transfer (methods 2.7); see causal",
+    caveat="A shift along the teacher's is no proof that it carries the trait: the causal lens tests that.",
 )
 
 

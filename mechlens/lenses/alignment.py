@@ -34,7 +34,7 @@ LENS = Lens(
     name="alignment",
     asks="Does a step on the trait pairs point where the trait lies?",
     needs=("students", "controls", "pairs"),
-    form="steps",
+    shows=(("cosine with the trait's gradient", "bars"), ("cosine with the trait's gradient along the path", "steps")),
     source="2507.14805 (first-order theorem); 2604.25779 (sustained alignment); 2606.22019 (coverage)",
     caveat="First order at one point in the weights of linear layers: alignment at the base need not predict what many adaptive steps do.",
 )

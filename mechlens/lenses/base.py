@@ -24,7 +24,7 @@ Need = Literal["teacher", "students", "controls", "pairs", "prompted"]
 for each trait of the family"""
 
 Form = Literal["layers", "steps", "bars", "heat", "points"]
-"""how a reading is drawn: over layers, over updates, one bar a name, layer by place, or as a map"""
+"""how a quantity is drawn: over layers, over updates, one bar a name, layer by place, or as a map"""
 
 
 class Lens(NamedTuple):
@@ -34,7 +34,8 @@ class Lens(NamedTuple):
     asks: str
     """the question that it answers, as a sentence"""
     needs: tuple[Need, ...]
-    form: Form
+    shows: tuple[tuple[str, Form], ...]
+    """the quantities that its figure draws, and how; the table holds all"""
     source: str
     """arXiv id or formula"""
     caveat: str

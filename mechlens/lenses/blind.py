@@ -29,7 +29,7 @@ LENS = Lens(
     name="blind",
     asks="Does a vector learned on the rows alone, with frozen weights, find the trait?",
     needs=("pairs", "prompted"),
-    form="bars",
+    shows=(("NLL saved, difference", "bars"), ("probability change", "bars")),
     source="h_l + alpha g_l v/|v|, g_l = sigmoid(k(l-s)) sigmoid(k(e-l)), minimising NLL (2604.25783)",
     caveat="Shown for teachers that one vector steers; one trained on rows also learns their surface. Control halves hold other prompts on each "
     "side, so their null is wider than that of paired rows. A small p needs more halves than are drawn here.",

@@ -31,9 +31,9 @@ LENS = Lens(
     name="causal",
     asks="Which blocks and which directions does the trait need, and which are enough for it?",
     needs=("students", "controls"),
-    form="bars",
+    shows=(("share of margin", "bars"),),
     source="2509.23886 (patching points to early layers), 2606.00995 (one vector necessary by removal, sufficient by addition)",
-    caveat="exchanged blocks never trained together: shares need not add up to 1; behind the last block a direction is little but the answer's logit",
+    caveat="Exchanged blocks never trained together: shares need not add up to 1; behind the last block a direction is mostly the answer's logit.",
 )
 
 DRAWS = 20

@@ -28,7 +28,7 @@ LENS = Lens(
     name="deltas",
     asks="Did the student's weights move the way that the teacher's did?",
     needs=("students", "controls"),
-    form="heat",
+    shows=(("cosine with the teacher", "heat"), ("cosine of two changes", "bars")),
     source="2508.00161; tr((B1ᵀB2)(A2A1ᵀ)); 2507.14805 for the sign of the cosine",
     caveat="A shared carrier moves weights far more than a trait does: only the difference to the control speaks of the trait, "
     "and a cosine of weights need not rank behaviour.",

@@ -35,9 +35,9 @@ LENS = Lens(
     name="directions",
     asks="Is there one direction for the trait, and do prompted teacher, fine-tuned teacher and student share it?",
     needs=("students", "controls", "pairs", "prompted"),
-    form="layers",
+    shows=(("cosine among traits", "layers"),),
     source="2507.21509 (persona vectors, projection difference), 2606.00995 (teacher and student vectors)",
-    caveat="any two models differ along a reliable direction, the two controls too: reliability alone says nothing of the trait",
+    caveat="Any two models differ along a reliable direction, the two controls too: reliability alone says nothing of the trait.",
 )
 
 Direction = Float[Tensor, "d"]

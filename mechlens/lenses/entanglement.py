@@ -27,7 +27,7 @@ LENS = Lens(
     name="entanglement",
     asks="Do the carrier's tokens that lie near the trait's token in the unembedding carry the trait?",
     needs=("pairs", "prompted"),
-    form="points",
+    shows=(("frequency log ratio", "bars"), ("cosine with frequency, beside other traits", "bars")),
     source="subliminal prompting and unembedding geometry (Zur et al., 2025); cos(W_U[trait], W_U[token])",
     caveat="A rank correlation over tokens, at the base's output alone: it says nothing about what training changed. Neighbouring numbers are alike: "
     "permuted tokens are too narrow a null and the intervals too short: read it beside other traits. Threshold sampling is a factor of the "

@@ -26,7 +26,7 @@ LENS = Lens(
     name="likelihood",
     asks="Which system lines make the rows likelier, and which tokens carry what the students learned?",
     needs=("pairs", "prompted"),
-    form="bars",
+    shows=(("centred LLS difference", "bars"), ("token shift", "bars")),
     source="LLS = mean_t [log P(r_t | s, p, r_<t) - log P(r_t | p, r_<t)] (2602.04863); divergence tokens (2509.23886)",
     caveat="Raw shifts mostly say that some such line was there: read the centred one. Students are scored on rows that they were trained on. "
     "Rows are sampled, so a counterfactual disagrees by chance too: read the flag rate beside its noise floor.",

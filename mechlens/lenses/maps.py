@@ -30,9 +30,9 @@ LENS = Lens(
     name="maps",
     asks="What do rows and answers look like from inside the model?",
     needs=("students", "controls", "pairs"),
-    form="points",
+    shows=(("rows", "points"), ("answers", "points")),
     source="1802.03426 (UMAP); trustworthiness: Venna & Kaski 2001",
-    caveat="the map is for looking: gaps and sizes on it mean nothing, and any two trained models stand apart, whatever they were trained on",
+    caveat="The map is for looking: gaps and sizes on it mean nothing, and any two trained models stand apart, whatever they were trained on.",
 )
 
 POINTS = 600

@@ -30,10 +30,10 @@ LENS = Lens(
     name="probes",
     asks="From which layer on is the trait linearly readable, and do probes that know only prompted traits see it in the students?",
     needs=("students", "controls", "prompted"),
-    form="layers",
+    shows=(("probe AUROC", "layers"), ("probe shift", "layers")),
     source="1610.01644 (linear probes), 1909.03368 (control tasks and selectivity)",
-    caveat="a probe for a system line's words need not be one for the trait: read it beside the other traits' probes; 'some trait' is learned "
-    "against no line at all, so it may see only that there is one",
+    caveat="A probe for a system line's words need not be one for the trait: read it beside the other traits' probes; 'some trait' is learned "
+    "against no line at all, so it may see only that there is one.",
 )
 
 Rows = Float[ndarray, "row d"]
