@@ -1,0 +1,116 @@
+"""How fast the lenses' parts are, as ratios of seconds on one machine in one run: `python analyses/lens_speed.py`.
+
+The model of the first five rows has random weights, 6 layers of width 256; the panel is timed on menagerie-a. As in `speed.py`,
+the two sides of a pair follow each other and the median of the pairwise ratios is printed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from speed import CARRIER, REPEATS, versus
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mechlens import models
+from mechlens.carriers.prompts import carrier_prompts
+from mechlens.chat import Encoded, encode_pairs
+from mechlens.lenses import scoring
+from mechlens.lenses.capture import BATCH, capture, resid_post, sites_of
+from mechlens.lenses.gradients import example_losses, ghost_dots, parameters_of
+from mechlens.seeds import generator
+
+PAIRS, LENGTH, READ = 16, 64, 128
+HYPOTHESES, ROWS = 16, 64
+
+
+def seconds(work: Callable[[], object]) -> Callable[[], float]:
+    def timed() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return timed
+
+
+def large(tokenizer: models.PreTrainedTokenizerBase) -> models.Loaded:
+    """A Llama of a few million parameters with random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
+    return models.Loaded(LlamaForCausalLM(config).eval(), tokenizer)
+
+
+def batched_gradient(loaded: models.Loaded, pairs: list[Encoded]) -> None:
+    """One forward and one backward of the whole batch for the same parameters."""
+    covered = parameters_of(loaded.model)
+    torch.autograd.grad(example_losses(loaded.model, pairs).sum(), list(covered.values()))
+
+
+def looped_dots(loaded: models.Loaded, pairs: list[Encoded], direction: dict[str, torch.Tensor]) -> None:
+    """One example at a time, its gradient stored and multiplied."""
+    covered = parameters_of(loaded.model)
+    for pair in pairs:
+        found = torch.autograd.grad(example_losses(loaded.model, [pair]).sum(), list(covered.values()))
+        sum((grad * direction[name]).sum() for name, grad in zip(covered, found, strict=True))
+
+
+@torch.no_grad()
+def plain_forward(loaded: models.Loaded, rows: list[list[int]]) -> None:
+    for first in range(0, len(rows), BATCH):
+        ids = torch.tensor(rows[first : first + BATCH])
+        loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+
+
+def two_forwards(loaded: models.Loaded, texts: tuple[list[str], list[str]], lines: dict[str, str], rows: list[Encoded]) -> None:
+    """Each row and hypothesis by itself: with the line and without it."""
+    for line in lines.values():
+        for with_line, without in zip(encode_pairs(loaded.tokenizer, *texts, system=line), rows, strict=True):
+            scoring.token_log_probabilities(loaded, [with_line])
+            scoring.token_log_probabilities(loaded, [without])
+
+
+def panelled(loaded: models.Loaded, lines: dict[str, str], rows: list[Encoded]) -> None:
+    scoring.token_log_probabilities(loaded, rows)
+    scoring.panel(loaded, rows, lines)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    small = models.load("menagerie-a")
+    loaded = large(small.tokenizer)
+    ids = generator(0, "ids").integers(7, 1000, (READ, LENGTH)).tolist()
+    pairs = [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in ids[:PAIRS]]
+    direction = {name: torch.randn_like(parameter) for name, parameter in parameters_of(loaded.model).items()}
+    prompts = [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]
+    texts = prompts, [", ".join(map(str, generator(0, "row", i).integers(0, 1000, 8))) for i in range(ROWS)]
+    rows = encode_pairs(small.tokenizer, *texts)
+    lines = {str(i): f"you love {i}. you think about {i} all the time." for i in range(HYPOTHESES)}
+
+    ghost = seconds(lambda: ghost_dots(loaded.model, pairs, [direction], batch=PAIRS))
+    forward = seconds(lambda: plain_forward(loaded, ids))
+    found = [
+        versus("ghost dots / one batched forward and backward", ghost, seconds(lambda: batched_gradient(loaded, pairs)), unit="s"),
+        versus("ghost dots / a loop over examples", ghost, seconds(lambda: looped_dots(loaded, pairs, direction)), unit="s"),
+        versus("capture, one site / plain forward", seconds(lambda: capture(loaded, ids, [resid_post(3)])), forward, unit="s"),
+        versus("capture, every resid_post / plain forward", seconds(lambda: capture(loaded, ids, sites_of(loaded))), forward, unit="s"),
+        versus(
+            f"panel of {HYPOTHESES}, {ROWS} rows / two forwards a row and hypothesis",
+            seconds(lambda: panelled(small, lines, rows)), seconds(lambda: two_forwards(small, texts, lines, rows)), unit="s",
+        ),
+    ]  # fmt: skip
+    table = Table("ratio of seconds", "ours", "theirs", f"median of {REPEATS}", "least", "greatest")
+    for row in found:
+        table.add_row(row.what, f"{row.ours:.3f}", f"{row.theirs:.3f}", f"{row.ratio:.2f}", f"{row.low:.2f}", f"{row.high:.2f}")
+    console = Console(width=130)
+    console.print(
+        f"one thread, torch {torch.__version__}; {loaded.model.num_parameters():,} parameters, {PAIRS} pairs, {READ} rows of {LENGTH} tokens",
+        highlight=False,
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
