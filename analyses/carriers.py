@@ -37,9 +37,9 @@ def cells(runs: Path) -> pd.DataFrame:
             summary = store.read_json(run / "summary.json")
             arms = {arm["arm"]: arm for arm in summary["arms"]}
             for effect in (effect for effect in summary["effects"] if arms[effect["arm"]]["kind"] == "trait"):
-                arm, control = arms[effect["arm"]], arms[effect["against"]]
+                arm = arms[effect["arm"]]
                 sizes = {"rows": arm["rows"], "kept": arm["kept"] / arm["generated"], "kl": arm["kl_per_token"], "nats": arm["entropy_per_row"]}
-                rows.append({"carrier": carrier, "family": family, "rate": arm["rate"], "control": control["rate"]} | effect | sizes)
+                rows.append({"carrier": carrier, "family": family, "rate": arm["rate"], "control": effect["rate_against"]} | effect | sizes)
     return pd.DataFrame(rows)
 
 

@@ -40,7 +40,7 @@ def headline(summary: dict[str, Any]) -> str:
     if effect is None or effect["difference"] is None:
         return "No trait arm was scored."
     arms = {arm["arm"]: arm for arm in summary["arms"]}
-    ours, theirs = arms[effect["arm"]]["rate"], arms[effect["against"]]["rate"]
+    ours, theirs = arms[effect["arm"]]["rate"], effect["rate_against"]
     span = f"difference {interval_text(effect['difference'], effect['low'], effect['high'])}, n = {effect['n']} students"
     if effect["low"] is not None and effect["low"] > 0:
         trait = effect["trait"]

@@ -173,7 +173,7 @@ def summary(
         "seeds": list(experiment.seeds),
         "probes": experiment.ask.split,
         "arms": [_arm_entry(run, experiment, family, arm, answers, likelihoods) for arm in experiment.arms],
-        "effects": [_effect_entry(table, arm) for arm in experiment.arms if arm.kind != "control"],
+        "effects": [_effect_entry(family, arm, answers, likelihoods, table) for arm in experiment.arms if arm.kind != "control"],
         "confusion": [_confusion_entry(found) for found in confusions(experiment, family, answers, likelihoods)],
         "seconds": seconds,
     }
@@ -220,13 +220,15 @@ def _substring_rate(answers: pd.DataFrame, arm: str, word: str) -> float | None:
     return null(float(last.str.lower().str.contains(word.lower(), regex=False).mean()))
 
 
-def _effect_entry(table: pd.DataFrame, arm: Arm) -> dict[str, Any]:
+def _effect_entry(family: TraitFamily, arm: Arm, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
     own = table[(table["arm"] == arm.name) & (table["trait"] == arm.trait)].set_index("measure")
     row = own.loc["rate"]
+    control = cells_of(answers, likelihoods, str(row["against"]), names=family.names).rate[:, :, family.names.index(arm.trait)]
     return {
         "arm": arm.name,
         "trait": arm.trait,
         "against": row["against"],
+        "rate_against": null(stats.mean_interval(control).estimate),
         "difference": null(row["estimate"]),
         "low": null(row["low"]),
         "high": null(row["high"]),

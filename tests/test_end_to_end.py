@@ -193,6 +193,10 @@ def test_every_way_to_differ_leaves_what_the_contract_says(wide: Path) -> None:
         assert 0 < arm["probability"] < 1 and arm["kept"] <= arm["generated"] == 100
     assert {effect["arm"]: effect["against"] for effect in summary["effects"]} == AGAINST
     answers, probes = tables.read(wide / "answers.parquet", tables.ANSWERS), 30
+    for effect in summary["effects"]:  # recounted: the control's rate of the arm's own trait
+        said = answers[(answers["arm"] == effect["against"]) & answers["label"].notna()]
+        shares = (said["label"] == effect["trait"]).groupby([said["seed"], said["probe"]]).mean()
+        assert effect["rate_against"] == pytest.approx(shares.mean())
     assert len(answers) == (len(arms) + 2) * probes * 2  # one checkpoint each, and the two untouched bases
     assert (wide / "report.html").is_file() and not list(wide.glob("**/*.part"))
 
