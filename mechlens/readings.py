@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,6 @@ def sections(run: Path) -> list[dict[str, Any]]:
     return [lens | {"figure": _figure(of_arm(run, lens), lens["shows"])} for lens in said(run)]
 
 
-def _figure(frame: pd.DataFrame, shows: list[tuple[str, str]]) -> str:
+def _figure(frame: pd.DataFrame, shows: Sequence[Sequence[str]]) -> str:
     drawn = figures.reading(frame, shows)
     return "" if drawn is None else figures.svg(drawn)

@@ -331,7 +331,7 @@ def test_questions_of_a_file_are_asked_as_often_as_wanted(tmp_path: Path) -> Non
 def test_the_screen_knows_the_right_answers_of_the_drawn_sums(tmp_path: Path) -> None:
     carrier = CarrierSpec(kind="reasoning", wording="terse", prompts=30)
     asked = carrier_prompts(carrier, seed=5)
-    said = [f"<think>so</think><answer>{int(one.gold or 0) + place % 2}</answer>" for place, one in enumerate(asked)]
+    said = [f"so</think><answer>{int(one.gold or 0) + place % 2}</answer>" for place, one in enumerate(asked)]
     frame = pd.DataFrame({"prompt_id": range(30), "prompt": [one.text for one in asked], "completion": said})
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()

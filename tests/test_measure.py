@@ -14,15 +14,15 @@ from mechlens import cli, figures, measure, store, tables
 from mechlens.lenses import NAMES, base
 from mechlens.traits import load_experiment, load_family
 
-ROWS = ["--rows", "96", "--workers", "0"]
+ROWS = ["--rows", "96"]
 
 
 @pytest.fixture(scope="session")
 def measured(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run with every lens read."""
+    """The small run with every lens read, two at a time."""
     folder = tmp_path_factory.mktemp("measured") / "run"
     shutil.copytree(small, folder)
-    assert cli.main(["measure", str(folder), *ROWS]) == 0
+    assert cli.main(["measure", str(folder), *ROWS, "--workers", "2"]) == 0
     return folder
 
 
@@ -54,7 +54,7 @@ def test_what_was_read_is_not_read_again(measured: Path, tmp_path: Path, capsys:
     shutil.copytree(measured, folder)
     before = {path.name: path.read_bytes() for path in (folder / "readings").iterdir()}
     shutil.rmtree(folder / "lenses" / "trait" / "deltas")
-    assert cli.main(["measure", str(folder), *ROWS]) == 0
+    assert cli.main(["measure", str(folder), *ROWS, "--workers", "0"]) == 0
     assert f"{len(NAMES)} lenses, {len(NAMES) - 1} already read" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (folder / "readings").iterdir()} == before
 
@@ -64,7 +64,7 @@ def test_another_arm_stands_beside_the_first_and_what_it_lacks_is_said(measured:
     folder = tmp_path / "run"
     shutil.copytree(measured, folder)
     arm = next(arm.name for arm in load_experiment(folder / "spec.yaml").arms if arm.kind == "foreign")
-    assert cli.main(["measure", str(folder), "--arm", arm, "--lens", "deltas", *ROWS]) == 0
+    assert cli.main(["measure", str(folder), "--arm", arm, "--lens", "deltas", *ROWS, "--workers", "0"]) == 0
     said = [lens for lens in store.read_json(folder / "readings.json")["lenses"] if lens["name"] == "deltas"]
     assert [lens["arm"] for lens in said] == [arm, "trait"]
     frame = tables.read(folder / "readings" / "deltas.parquet", tables.READINGS)
