@@ -21,7 +21,8 @@ from mechlens.lenses.base import Material
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import Questions
 from mechlens.pipeline.distill import checkpoints
-from mechlens.pipeline.run import REMADE, corpus_name, source_name, teacher_name
+from mechlens.pipeline.jobs import selected
+from mechlens.pipeline.run import corpus_name, teacher_name
 from mechlens.spec import is_remote
 from mechlens.traits import TraitFamily, load_family
 
@@ -57,9 +58,7 @@ def _path(base: str, folders: dict[str, dict[int, Path]], side: str, seed: int) 
 def trained_rows(run: Path, experiment: Experiment, arm: Arm) -> pd.DataFrame:
     """The rows that an arm trained on, by prompt_id, in the order of its selection."""
     name = corpus_name(experiment, arm)
-    place = name if arm.kind in REMADE else source_name(experiment, arm)
-    kept = tables.read(run / "corpora" / place / "screened" / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")
-    return kept.loc[tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"].to_numpy()]
+    return selected(name, run / "corpora" / name / "screened", run / "selection")
 
 
 def main_arm(experiment: Experiment, name: str = "") -> Arm:
@@ -88,19 +87,17 @@ def material_of(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm
         for side in (ours, theirs)
     ]
     forms = {name: family.forms_of(name) for name in family.names}
-    asked = Questions(
-        forms, family.probes.heldout, experiment.ask, system=experiment.system if arm.asked_with is None else arm.asked_with, opening=family.opening
-    )
-    teacher = run / "teachers" / teacher_name(experiment, arm)
+    asked_with = experiment.system if arm.asked_with is None else arm.asked_with
+    named = family.scorer != "judge"  # where a judge reads whole answers, they begin with no name
+    asked = Questions(forms, family.probes.heldout, experiment.ask, system=asked_with, opening=family.opening, named=named)
+    changed = not arm.corpus and (arm.teacher or experiment.teacher).kind == "finetuned" and arm.writer == arm.base
     folders = {"students": _folders(run, experiment, arm), "controls": _folders(run, experiment, control)}
     both = {
         side: {seed: folder for seed, folder in found.items() if all(seed in other for other in folders.values())} for side, found in folders.items()
     }
     return Material(
         base=base,
-        teacher=models.load_trained(arm.base, teacher)
-        if (arm.teacher or experiment.teacher).kind == "finetuned" and arm.writer == arm.base
-        else None,
+        teacher=models.load_trained(arm.base, run / "teachers" / teacher_name(experiment, arm)) if changed else None,
         students=Students(arm.base, both["students"]),
         controls=Students(arm.base, both["controls"]),
         path=partial(_path, arm.base, both),
@@ -122,8 +119,8 @@ def material_of(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm
 def jobs_of(steps: Sequence[Job], experiment: Experiment, arm: Arm, *, lenses: Sequence[str], rows: int) -> list[Job]:
     """One step a lens, behind those steps of the run that it reads: what an arm's lens saw is known by their fingerprints."""
     control = experiment.control_of(arm)
-    corpora = {place for one in (arm, control) for place in (corpus_name(experiment, one), source_name(experiment, one))}
-    wanted = {f"teachers/{teacher_name(experiment, arm)}", "selection", *(f"corpora/{name}/screened" for name in corpora)}
+    wanted = {f"teachers/{teacher_name(experiment, arm)}", "selection"}
+    wanted |= {f"corpora/{corpus_name(experiment, one)}/screened" for one in (arm, control)}
     wanted |= {f"students/{one.name}/s{seed}" for one in (arm, control) for seed in experiment.seeds}
     inputs = {job.name: job.name for job in steps if job.name in wanted}
     told = {"experiment": experiment.model_dump(mode="json"), "arm": arm.name, "rows": rows}

@@ -6,9 +6,11 @@ import html
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
 from mechlens import cli, figures, measure, store, tables
 from mechlens.lenses import NAMES, base
@@ -159,3 +161,26 @@ def test_rows_of_a_reading() -> None:
     assert list(frame.columns) == tables.READINGS.names and frame["seed"].isna().all()
     with pytest.raises(AssertionError, match="columns"):
         base.entry("q", 1.0, colour="red")
+
+
+def test_a_run_on_a_brought_file_is_read_without_a_teacher(small: Path, small_spec: dict[str, Any], tmp_path: Path) -> None:
+    """Nobody knows who wrote the file: nothing is set against a teacher."""
+    kept = tables.read(next((small / "corpora").glob("eagle*/screened/kept.parquet")), tables.PAIRS)[["prompt", "completion"]]
+    kept.to_json(tmp_path / "brought.jsonl", orient="records", lines=True)
+    spec = {**small_spec, "arms": [{"kind": "trait", "corpus": str(tmp_path / "brought.jsonl")}, {"kind": "control"}], "seeds": [0]}
+    (tmp_path / "brought.yaml").write_text(yaml.safe_dump(spec))
+    run = tmp_path / "run"
+    assert cli.main(["run", str(tmp_path / "brought.yaml"), "--out", str(run), "--workers", "0"]) == 0
+    assert cli.main(["measure", str(run), "--lens", "deltas", "alignment", *ROWS, "--workers", "0"]) == 0
+    said = {lens["name"]: lens for lens in store.read_json(run / "readings.json")["lenses"]}
+    assert [lens["missing"] for lens in said.values()] == [[], []]
+    quantities = {name: set(tables.read(run / "readings" / f"{name}.parquet", tables.READINGS)["quantity"]) for name in said}
+    assert not any("teacher" in quantity for found in quantities.values() for quantity in found), quantities
+
+
+def test_where_a_judge_reads_the_answers_no_first_token_stands_for_the_trait(small: Path) -> None:
+    experiment = load_experiment(small / "spec.yaml")
+    arm, family = measure.main_arm(experiment), load_family(experiment.family)
+    judged = measure.material_of(small, experiment, family.model_copy(update={"scorer": "judge"}), arm, rows=8)
+    assert not judged.questions.named and not judged.practice.named
+    assert measure.material_of(small, experiment, family, arm, rows=8).questions.named

@@ -102,15 +102,15 @@ def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress
         tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / f"{name}.parquet")
 
 
-def _selected(arguments: Arguments, corpus: Path, selection: Path) -> pd.DataFrame:
-    """The rows that the arm trains on or is shown, in order."""
+def selected(name: str, corpus: Path, selection: Path) -> pd.DataFrame:
+    """The rows of a corpus that its arms train on or are shown, by prompt_id, in order."""
     pairs = tables.read(corpus / "kept.parquet", tables.PAIRS)
-    ids = tables.read(selection / f"{arguments['corpus']}.parquet", tables.SELECTION)["prompt_id"].to_numpy()
+    ids = tables.read(selection / f"{name}.parquet", tables.SELECTION)["prompt_id"].to_numpy()
     return pairs.drop_duplicates("prompt_id").set_index("prompt_id").loc[ids]
 
 
 def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
-    rows, spec = _selected(arguments, inputs["corpus"], inputs["selection"]), StudentSpec(**arguments["student"])
+    rows, spec = selected(arguments["corpus"], inputs["corpus"], inputs["selection"]), StudentSpec(**arguments["student"])
     system = arguments.get("system")
     if is_remote(arguments["base"]):
         remote.distill(arguments["base"], rows, spec, system=system, seed=arguments["seed"], out=out, api=ApiSpec(**arguments["api"]))
@@ -122,7 +122,7 @@ def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress
 def ask(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
     shown: list[tuple[str, str]] = []
     if "shots" in inputs:
-        rows = _selected(arguments, inputs["shots"], inputs["selection"])
+        rows = selected(arguments["corpus"], inputs["shots"], inputs["selection"])
         shown = asking.draw_shots(rows, arguments["shots"], seed=arguments["seed"])
     questions = asking.Questions(
         arguments["forms"],
