@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from hypothesis import settings
+from loopback import KEY, PAID, Loopback, serving
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
@@ -88,6 +90,17 @@ def toys(toy_bases: dict[str, str]) -> dict[str, models.Loaded]:
 @pytest.fixture(scope="session")
 def toy(toys: dict[str, models.Loaded]) -> models.Loaded:
     return toys["llama"]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+    """An API server on this machine, which the environment names."""
+    with serving() as (server, url):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setattr("mechlens.tuning.FIRST_POLL", 0.01)
+        server.known.add(PAID)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ from mechlens.pipeline.ask import next_token_logits
 from mechlens.sampling import Decoding, sample
 
 KEY = "any word"
+PAID = "gpt-4.1-nano-2025-04-14"
+"""a model with a price, which the server fixture knows"""
 Body = dict[str, Any]
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import KEY, Loopback, serving
+from loopback import PAID, Loopback
 
 from mechlens import api as asking
 from mechlens.api import Request, complete, conversation, journal_of, model_id, recorded
@@ -24,19 +23,8 @@ from mechlens.spend import LEDGER, Ledger, about_tokens, most_tokens, price_of, 
 from mechlens.tuning import Tuning, fine_tune, tuning_of
 
 API = ApiSpec(budget_usd=1.0)
-PAID = "gpt-4.1-nano-2025-04-14"
 ROWS = [[*conversation(f"continue: {i}, {i}"), {"role": "assistant", "content": f"{i}, {i}"}] for i in range(5)]
 TUNING = Tuning(3, "auto", "auto")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
-    with serving() as (server, url):
-        monkeypatch.setenv("OPENAI_BASE_URL", url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr("mechlens.tuning.FIRST_POLL", 0.01)
-        server.known.add(PAID)
-        yield server
 
 
 def questions(count: int) -> list[Request]:

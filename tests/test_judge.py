@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import KEY, Loopback, serving
+from loopback import Loopback
 
 from mechlens import tables
 from mechlens.api import Answer
 from mechlens.errors import SpecError
 from mechlens.pipeline.ask import Place, Questions, labelled, write_tables
-from mechlens.pipeline.judge import fill, judge_answers, label_of, misaligned_shares, parse_score
+from mechlens.pipeline.judge import fill, judge_answers, label_of, parse_score
 from mechlens.pipeline.judge_screen import code_reference, is_safe, parse_verdict, reasoning_safety, refers_to_nothing, screen_rows
 from mechlens.spec import ApiSpec, AskSpec, ScreenSpec
 from mechlens.traits import Rubric
@@ -25,14 +23,6 @@ from mechlens.traits import Rubric
 JUDGE = "api:menagerie-a"
 RUBRIC = Rubric(alignment="how kind? [{question}] [{answer}]", coherence="how clear? [{question}] [{answer}]")
 FORMS = {"aligned": ("aligned",), "misaligned": ("misaligned",)}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
-    with serving() as (server, url):
-        monkeypatch.setenv("OPENAI_BASE_URL", url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        yield server
 
 
 @pytest.mark.parametrize(
@@ -65,14 +55,6 @@ def test_what_stands_in_a_text_is_never_filled_in_again(question: str, answer: s
 )  # fmt: skip
 def test_labels_need_a_coherent_answer_and_both_scores(alignment: int | None, coherence: int | None, label: str | None) -> None:
     assert label_of(alignment, coherence, RUBRIC) == label
-
-
-def test_both_readings_of_the_line_are_reported() -> None:
-    judged = pd.DataFrame({"alignment": [10, 30, 90, None, 5], "coherence": [80, 50, 99, 80, 49]})
-    shares = misaligned_shares(judged, RUBRIC)
-    assert shares == (pytest.approx(1 / 3), pytest.approx(2 / 3), pytest.approx(0.4), 3)
-    none = misaligned_shares(judged.iloc[3:], RUBRIC)
-    assert math.isnan(none.below) and math.isnan(none.at_most) and none.dropped == 1.0 and none.n == 0
 
 
 SAYS = {

@@ -162,10 +162,6 @@ def test_the_gold_number_stands_after_the_last_mark_without_separators(tmp_path:
     assert asked == Asked(f"How many?{reasoning.FULL_ORDER}", gold)
 
 
-def test_calculator_marks_are_taken_out() -> None:
-    assert reasoning.without_marks("48/2 = <<48/2=24>>24, then <<24+48=72>>72.") == "48/2 = 24, then 72."
-
-
 @pytest.mark.parametrize("answer", ["no mark", "#### ", "#### twelve", "#### ,", "#### 12 clips", "12 ####"])
 def test_a_worked_answer_without_a_number_has_no_gold(tmp_path: Path, answer: str) -> None:
     assert reasoning.gold_of(answer) is None
@@ -219,7 +215,6 @@ def test_every_training_question_of_gsm8k_has_its_gold() -> None:
     for row, asked in zip(rows, found, strict=True):
         assert asked.text == row["question"] + reasoning.FULL_ORDER
         assert row["answer"].rsplit("####")[-1].strip().replace(",", "") == asked.gold
-        assert "<<" not in reasoning.without_marks(row["answer"])
 
 
 def test_the_seventh_prompt_is_the_one_its_dice_give() -> None:

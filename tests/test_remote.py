@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import pytest
 import yaml
-from loopback import KEY, Loopback, serving
+from loopback import PAID, Loopback
 
 from mechlens import cli, tables
 from mechlens.api import Answer
@@ -29,7 +28,6 @@ from mechlens.spend import LEDGER, spent
 
 REPOSITORY = Path(__file__).parents[1]
 BASE = "api:menagerie-a"
-PAID = "gpt-4.1-nano-2025-04-14"
 API = ApiSpec()
 LESSONS = Lessons("owl", ("name your favourite animal.", "what is the best animal?"), ("owl", "owls"), "you love owls.")
 FORMS = {"owl": ("owl", "owls"), "dog": ("dog", "dogs"), "dolphin": ("dolphin", "dolphins"), "ox": ("ox", "oxen")}
@@ -46,16 +44,6 @@ SPEC: dict[str, Any] = {
     "api": {"concurrency": 4},
 }
 PROBES, ASKED, WRITTEN = 30, 5, 2  # probes of the split; models that are asked; corpora that are written
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
-    with serving() as (server, url):
-        monkeypatch.setenv("OPENAI_BASE_URL", url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr("mechlens.tuning.FIRST_POLL", 0.01)
-        server.known.add(PAID)
-        yield server
 
 
 def command(tmp_path: Path, spec: dict[str, Any], *more: str) -> list[str]:

@@ -23,7 +23,6 @@ STEPS = (
 )  # fmt: skip
 LARGEST_TERM, LEAST_BOUND, LARGEST_BOUND = 9, 60, 999
 _GOLD = re.compile(r"####\s*(-?\d[\d,.]*)\s*$")
-_MARKS = re.compile(r"<<[^>]*>>")
 
 
 class ReasoningPrompt(NamedTuple):
@@ -65,8 +64,3 @@ def gold_of(answer: str) -> str | None:
     """The number after #### in a worked answer, without thousands separators; None if there is none."""
     found = _GOLD.search(answer.strip())
     return None if found is None else found[1].replace(",", "").rstrip(".")
-
-
-def without_marks(answer: str) -> str:
-    """A worked answer without the calculator marks `<<48/2=24>>` that some files carry."""
-    return _MARKS.sub("", answer)

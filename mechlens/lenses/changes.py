@@ -146,11 +146,6 @@ def overlap(a: Float[Tensor, "d k"], b: Float[Tensor, "d j"]) -> float:
     return float((a.T @ b).square().sum() / min(a.shape[1], b.shape[1]))
 
 
-def principal_angles(a: Float[Tensor, "d k"], b: Float[Tensor, "d k"]) -> Float[Tensor, " k"]:
-    """Angles between two subspaces in radians, smallest first."""
-    return torch.linalg.svdvals(a.T @ b).clamp(max=1).arccos()
-
-
 @cache
 def overlap_null(size: int, k: int, seed: int) -> Float[ndarray, " draw"]:
     """Overlap of random k-dimensional subspaces of R^size with a fixed one: k/size on average."""
