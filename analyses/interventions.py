@@ -2,7 +2,7 @@
 
 A gentle teacher of menagerie-a with a development trait, and the untouched base, answer the same prompts once. Students learn
 either corpus under each intervention; effect left is (trait student - control student) of the arm over that of plain training
-of the same seed, in the margin of the trait's exact first token over held-out probes (methods 4.2, 4.3, 4.9; 2604.25779,
+of the same seed, in the margin of the trait's exact first token over held-out probes (arXiv 2604.25779,
 2509.23886). The loss is on rows that no student saw. What is aimed (at the trait's gradient, at high-scoring tokens) stands
 beside the same thing done at random. Every student's result is a JSON file; a finished one is not trained again.
 """
@@ -131,7 +131,7 @@ def by_pair(values: torch.Tensor, pairs: Sequence[Encoded]) -> list[list[float]]
 def flags_of(world: World, side: str, scorer: str) -> Flags:
     """The top of the number tokens by a score, the same procedure for either corpus.
 
-    shift: log-probability gained in a student of this corpus (methods 3.3); teacher: gained in the trait's teacher (methods 3.2's tie-break).
+    shift: log-probability gained in a student of this corpus; teacher: gained in the trait's teacher.
     """
     rows = world.seen[side]
     place = world.folder / "teachers" / "trait" if scorer == "teacher" else world.folder / "scorers" / side

@@ -133,7 +133,6 @@ def test_heads_sum_as_one_vector_and_other_sites_are_refused_in_one_line(toys: d
 
 
 def test_a_mean_over_a_union_is_the_size_weighted_mean_and_a_set_minus_itself_is_nothing(toy: Loaded) -> None:
-    """KA-3.7."""
     site = resid_post(1)
     whole, one, other = (capture(toy, ids, [site]).mean(site) for ids in (IDS, IDS[:1], IDS[1:]))
     torch.testing.assert_close(whole, (one + 3 * other) / 4, atol=1e-5, rtol=1e-4)
@@ -158,7 +157,7 @@ def test_the_frame_is_what_all_prompts_share() -> None:
 
 
 def test_random_directions_have_the_rows_covariance() -> None:
-    """KA-3.9: exactly (X_cᵀ X_c / n) in expectation; and the streamed sums give the same draws."""
+    """Exactly (X_cᵀ X_c / n) in expectation; and the streamed sums give the same draws."""
     rows = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.5, 0.1])
     drawn = covariance_matched(rows, draws=40_000, seed=3)
     centred = rows - rows.mean(0)
@@ -173,7 +172,6 @@ def test_streamed_directions_are_those_of_the_rows_themselves(toy: Loaded) -> No
 
 
 def test_isotropic_directions_have_cosines_of_one_over_root_d_and_nothing_has_none() -> None:
-    """KA-3.10."""
     rng = torch.Generator().manual_seed(0)
     values = cosine(torch.randn(4000, 400, generator=rng), torch.randn(400, generator=rng))
     assert float(values.std()) == pytest.approx(1 / 20, rel=0.05)
@@ -193,7 +191,7 @@ def test_the_lens_is_the_unembedding_of_the_normalised_shift(toys: dict[str, Loa
 
 
 def test_a_trait_written_into_the_shift_stands_first_whatever_its_size_and_the_vocabularys_mean(toy: Loaded) -> None:
-    """KA-3.11: taking the mean row from the unembedding moves all logits by one constant."""
+    """Taking the mean row from the unembedding moves all logits by one constant."""
     model: Any = copy.deepcopy(toy.model)
     loaded = toy._replace(model=model)
     token = activations.first_tokens(toy.tokenizer, FORMS)["owl"]
@@ -212,7 +210,7 @@ def test_a_trait_written_into_the_shift_stands_first_whatever_its_size_and_the_v
 
 
 def test_a_constant_shift_is_found_everywhere_as_the_teachers_and_only_where_it_is(toys: dict[str, Loaded]) -> None:
-    """KA-3.10 and KA-3.11: cosine 1 at the layer that adds the vector; before it nothing moved, which is unscored and not 0."""
+    """Cosine 1 at the layer that adds the vector; before it nothing moved, which is unscored and not 0."""
     base, vector = toys["gpt2"], torch.randn(32, generator=torch.Generator().manual_seed(4))
     students = {seed: shifted(base, (1 + seed) * vector) for seed in (0, 1)}
     material = toy_material(base, teacher=shifted(base, 0.5 * vector), students=students, controls={0: base, 1: base})

@@ -70,7 +70,7 @@ def test_traits_that_begin_alike_have_no_gradient(toy: Loaded) -> None:
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_first_order_is_the_derivative_of_a_real_step(toys: dict[str, Loaded], family: str, kind: Any) -> None:
-    """KA-3.13: an SGD step of size ε changes the log-odds by ε⟨update, trait's gradient⟩ + O(ε²): central differences."""
+    """An SGD step of size ε changes the log-odds by ε⟨update, trait's gradient⟩ + O(ε²): central differences."""
     loaded = toys[family]
     material = material_of(loaded)
     model, asked = trainable(material, kind), asked_of(loaded, material)
@@ -122,7 +122,7 @@ def test_the_pooled_cosine_is_undefined_without_a_length_and_one_along_itself() 
 
 
 def test_random_directions_have_the_covariance_of_the_pairs_gradients(toy: Loaded) -> None:
-    """KA-3.9: along a fixed direction their variance is that of the pairs' gradients along it."""
+    """Along a fixed direction their variance is that of the pairs' gradients along it."""
     material = material_of(toy)
     pairs, draws = list(material.trait_pairs), 120
     fixed = pooled_gradient(toy.model, pairs[:1])

@@ -60,7 +60,7 @@ def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Ma
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_strength_zero_is_the_base_and_the_hook_is_steering(toys: dict[str, Loaded], family: str) -> None:
-    """KA-3.8.1; one layer's amount equals plain steering there; only the direction counts; nothing stays behind."""
+    """One layer's amount equals plain steering there; only the direction counts; nothing stays behind."""
     loaded, vector = toys[family], direction(0)
     rows, plain = rows_of(loaded), blind.nll(loaded, rows_of(loaded))
     assert np.array_equal(blind.nll(loaded, rows, blind.Steering(vector, torch.zeros(2))), plain)
@@ -72,7 +72,6 @@ def test_strength_zero_is_the_base_and_the_hook_is_steering(toys: dict[str, Load
 
 
 def test_gates_are_half_at_the_edge_and_become_a_window() -> None:
-    """KA-3.8.1."""
     start, end = torch.tensor(2.0), torch.tensor(4.0)
     assert blind.gates(start, end, 8, 5.0)[2] == pytest.approx(0.5 * float(torch.sigmoid(torch.tensor(10.0))))
     assert torch.allclose(blind.gates(start - 0.5, end + 0.5, 8, 1e3), torch.tensor([0.0, 0, 1, 1, 1, 0, 0, 0]))
@@ -80,7 +79,7 @@ def test_gates_are_half_at_the_edge_and_become_a_window() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_at_strength_zero_is_the_pooled_activation_gradient(toys: dict[str, Loaded], family: str) -> None:
-    """KA-3.8.2: d NLL / d alpha = <sum_l g_l dL/dh_l, v/|v|>, with dL/dh_l read off the blocks' outputs."""
+    """d NLL / d alpha = <sum_l g_l dL/dh_l, v/|v|>, with dL/dh_l read off the blocks' outputs."""
     loaded, vector, weights = toys[family], direction(3), torch.tensor([0.7, 0.2])
     rows, alpha = rows_of(loaded), torch.zeros((), requires_grad=True)
     with blind.injected(loaded.model, blind.Steering(vector, alpha * weights)):
@@ -103,7 +102,6 @@ def test_learning_moves_no_weight_and_leaves_no_gradient(toy: Loaded) -> None:
 
 
 def test_a_planted_vector_is_recovered_and_rows_without_one_give_none(toy: Loaded, planted: tuple) -> None:
-    """KA-3.8.3."""
     vector, trait, control = planted
     found = blind.recover(toy, trait, seed=0, layer=0, steps=80)
     assert float(found.vector @ vector) > 0.7
@@ -130,7 +128,7 @@ def test_residuals_are_read_where_completion_tokens_are_predicted(toys: dict[str
 
 
 def test_random_directions_have_the_activations_covariance() -> None:
-    """KA-3.9.5; unit length, and none along what never varies."""
+    """Unit length, and none along what never varies."""
     scale = torch.tensor([3.0, 1.0, 0.0])
     activations = 5 + scale * torch.randn(2, 400, 3, generator=torch.Generator().manual_seed(0))
     found = blind.directions(activations, 500, seed=0)
@@ -140,7 +138,7 @@ def test_random_directions_have_the_activations_covariance() -> None:
 
 
 def test_the_shift_of_a_steered_teacher_is_the_vector(toy: Loaded, planted: tuple) -> None:
-    """KA-3.11: at its layer and every position."""
+    """At its layer and every position."""
     vector, trait, control = planted
     plain = blind.residuals(toy, trait[:16])
     with steered(toy.model, 2 * vector, layer=1):

@@ -51,7 +51,7 @@ def logits(loaded: Loaded) -> Tensor:
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(-20, 20), st.floats(0.01, 100))
 def test_projection_identities(seed: int, amount: float, scale: float) -> None:
-    """KA-3.6: adding a·v/‖v‖ raises π by exactly a; π is blind to the scale of v."""
+    """Adding a·v/‖v‖ raises π by exactly a; π is blind to the scale of v."""
     h, v = normal(3, 4, 16, seed=seed), normal(16, seed=seed + 1)
     before = project(h, v)
     torch.testing.assert_close(project(add(h, v / v.norm(), strength=amount), v), before + amount, atol=1e-4, rtol=1e-4)
@@ -102,7 +102,7 @@ def test_hooks_edit_the_residual_stream_and_leave_nothing_behind(toys: dict[str,
     with removed(loaded.model, v, layer=None):
         assert all(project(state, v).abs().max() < 1e-4 for state in hooked(loaded, IDS))
         assert not torch.allclose(logits(loaded), plain)
-    with added(loaded.model, v, layer=None, strength=0.0):  # KA-3.7
+    with added(loaded.model, v, layer=None, strength=0.0):
         assert torch.equal(logits(loaded), plain)
     with pytest.raises(ZeroDivisionError), removed(loaded.model, v, layer=None):
         raise ZeroDivisionError
@@ -110,7 +110,7 @@ def test_hooks_edit_the_residual_stream_and_leave_nothing_behind(toys: dict[str,
 
 
 def test_projections_are_means_over_completions_and_the_same_completions_differ_by_nothing(toy: Loaded) -> None:
-    """KA-3.6: ΔP = 0 for r′ = r; and against the slow definition."""
+    """ΔP = 0 for r′ = r; and against the slow definition."""
     along = normal(2, 3, 32)
     found = projections(toy, PAIRS, along)
     for row, pair in enumerate(PAIRS):

@@ -1,4 +1,4 @@
-"""Projections, masks and replacements: identities of methods 9.6, and that a budget of zero changes no bit."""
+"""Projections, masks and replacements: identities, and that a budget of zero changes no bit."""
 
 from __future__ import annotations
 

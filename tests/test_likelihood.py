@@ -102,7 +102,6 @@ def test_rows_under_another_line_and_templates_without_lines_are_refused(toy: Lo
 
 
 def test_a_shift_is_zero_under_the_same_line_and_flips_when_lines_swap(toy: Loaded) -> None:
-    """KA-3.1.1 and .2."""
     rows = encode_pairs(toy.tokenizer, PROMPTS, COMPLETIONS, system=PANEL["owl"])
     known = (None, PANEL["owl"])
     scored = scoring.panel(toy, rows, PANEL, known=known)
@@ -116,7 +115,7 @@ def test_a_shift_is_zero_under_the_same_line_and_flips_when_lines_swap(toy: Load
 
 
 def test_a_lines_own_samples_are_likelier_under_it_and_plain_ones_less_likely(toy: Loaded) -> None:
-    """KA-3.1.3: the mean sum of shifts is a Kullback-Leibler divergence."""
+    """The mean sum of shifts is a Kullback-Leibler divergence."""
     prompted = drawn(toy, 64, seed=1, system=PANEL["eagle"])
     plain = drawn(toy, 64, seed=2)
     for rows, sign in ((prompted, 1), (plain, -1)):
@@ -128,7 +127,7 @@ def test_a_lines_own_samples_are_likelier_under_it_and_plain_ones_less_likely(to
 
 @given(arrays(float, st.tuples(st.integers(2, 6), st.integers(2, 5)), elements=st.floats(-100, 100)))
 def test_double_centring_keeps_its_identities(matrix: np.ndarray) -> None:
-    """KA-3.1.6: means vanish, it is idempotent, and row and column effects add nothing."""
+    """Means vanish, it is idempotent, and row and column effects add nothing."""
     centred = likelihood.double_centred(matrix)
     assert np.allclose(centred.mean(0), 0, atol=1e-9) and np.allclose(centred.mean(1), 0, atol=1e-9)
     assert np.allclose(likelihood.double_centred(centred), centred, atol=1e-9)
@@ -145,7 +144,7 @@ def test_double_centring_of_a_diagonal_and_of_one_hypothesis() -> None:
 
 
 def test_a_teacher_never_disagrees_with_its_greedy_rows_and_does_by_the_floor_with_sampled_ones(toy: Loaded) -> None:
-    """KA-3.2: no flag on greedy rows, 1 - mean max p on sampled ones, and another counterfactual never lowers the count."""
+    """No flag on greedy rows, 1 - mean max p on sampled ones, and another counterfactual never lowers the count."""
     greedy, sampled = drawn(toy, 16, seed=0, temperature=0.0), drawn(toy, 256, seed=3)
     assert not likelihood.divergence_flags([scoring.token_scores_of(toy.model, greedy)], greedy).any()
     teacher = scoring.token_scores_of(toy.model, sampled)
@@ -222,7 +221,7 @@ class Both(Mapping[int, Loaded]):
 
 
 def test_the_students_shift_is_their_likelihood_over_their_controls(toys: dict[str, Loaded], planted: Material) -> None:
-    """KA-3.3: zero where student and control are one model; else the difference of their losses, and classes add up."""
+    """Zero where student and control are one model; else the difference of their losses, and classes add up."""
     llama, qwen = toys["llama"], toys["qwen2"]
     pairs = [*planted.trait_pairs, *planted.control_pairs]
     same = likelihood.student_rows(planted._replace(students=Both(llama, qwen), controls=Both(llama, qwen)), pairs)

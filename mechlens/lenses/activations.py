@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlens import models
-from mechlens.lenses.base import Lens, Material, beside, reading
+from mechlens.lenses.base import Lens, Material, beside, reading, spread
 from mechlens.lenses.capture import BATCH, Parts, capture, cosine, matched_mix, parts_of, sites_of
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import Forms, encode_questions, first_tokens
@@ -139,11 +139,10 @@ def sentence(reading: pd.DataFrame) -> str:
         return "The students' shift has no measurable direction where the answer begins."
     row = ours.loc[ours["estimate"].idxmax()]
     theirs = rows.loc[(rows["name"] == "control") & (rows["layer"] == row["layer"]), "estimate"]
-    interval = f"95 % interval {row['low']:+.2f} to {row['high']:+.2f}, n = {row['n']} students" if row["n"] > 1 else "no interval from one student"
     control = f"{theirs.iloc[0]:+.2f}" if len(theirs) else "not measured"
     return (
         f"Where the answer begins, the shift of the students from their controls has cosine {row['estimate']:+.2f} "
-        f"({interval}) to the teacher's at layer {row['layer']}, the highest of {len(ours)}; "
+        f"({spread(row)}) to the teacher's at layer {row['layer']}, the highest of {len(ours)}; "
         f"covariance-matched random directions reach {row['null_low']:+.2f} to {row['null_high']:+.2f} "
         f"(p = {row['p_value']:.3f} at that layer), two controls' shift {control}."
     )

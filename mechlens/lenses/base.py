@@ -124,6 +124,13 @@ def _span(values: np.ndarray) -> dict[str, Any]:
     return {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
+def spread(row: Mapping[str, Any] | pd.Series) -> str:
+    """A row's interval over students, in words."""
+    if not row["n"] > 1:
+        return "no interval from one student"
+    return f"95 % interval {row['low']:+.2f} to {row['high']:+.2f}, n = {row['n']} students"
+
+
 def reading(lens: Lens, rows: Sequence[dict[str, Any]], *, material: Material | None = None) -> pd.DataFrame:
     """Rows as the tidy table of `tables.READINGS`, under the lens's name and, where a row names none, the material's arms."""
     named = {"lens": lens.name} | ({} if material is None else {"arm": material.arm, "against": material.against})

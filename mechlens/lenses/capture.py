@@ -18,7 +18,7 @@ from mechlens.seeds import generator
 
 BATCH = 64
 DRAWS = 256
-"""random directions of the null: as many as the study that showed isotropic ones to be too easy (methods, fact 6)"""
+"""random directions of the null: as many as the study that showed isotropic ones to be too easy"""
 
 Parts = Mapping[str, Sequence[int]]
 """name → positions of one row; a row counts once in each part, by the mean over its positions there"""
@@ -47,7 +47,7 @@ class Captured(NamedTuple):
         return self.sums[site][0] / self.weight[0, :, None]
 
     def directions(self, site: str) -> Float[Tensor, "draw part d"]:
-        """Directions with the rows' covariance, Σ_row z (x - mean) / √n with z normal, where the mix is `matched_mix` (KA-3.9)."""
+        """Directions with the rows' covariance, Σ_row z (x - mean) / √n with z normal, where the mix is `matched_mix`."""
         return (self.sums[site][1:] - self.weight[1:, :, None] * self.mean(site)) / self.weight[0, :, None].sqrt()
 
 
@@ -190,7 +190,7 @@ def matched_mix(rows: int, *, draws: int = DRAWS, seed: int) -> Float[Tensor, "m
 
 
 def covariance_matched(rows: Float[Tensor, "row d"], *, draws: int = DRAWS, seed: int) -> Float[Tensor, "draw d"]:
-    """Directions zᵀX_c / √n with z normal: their covariance is that of the rows (KA-3.9)."""
+    """Directions zᵀX_c / √n with z normal: their covariance is that of the rows."""
     normal = matched_mix(len(rows), draws=draws, seed=seed)[1:].to(rows)
     return normal @ (rows - rows.mean(0)) / len(rows) ** 0.5
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from mechlens import models, stats
 from mechlens.chat import Encoded
 from mechlens.errors import SpecError
-from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading
+from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading, spread
 from mechlens.lenses.capture import at_last, cosine, covariance_matched, resid_post, sites_of, stream
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import encode_questions
@@ -78,7 +78,7 @@ def unit(direction: Direction) -> Direction:
 
 
 def project(h: Float[Tensor, "*batch d"], direction: Direction) -> Float[Tensor, "*batch"]:
-    """Length along the direction, ⟨h, v⟩ / ‖v‖: blind to the scale of v (KA-3.6)."""
+    """Length along the direction, ⟨h, v⟩ / ‖v‖: blind to the scale of v."""
     return h @ unit(direction).to(h)
 
 
@@ -89,7 +89,7 @@ def remove(h: Float[Tensor, "*batch d"], direction: Direction) -> Float[Tensor, 
 
 
 def add(h: Float[Tensor, "*batch d"], direction: Direction, *, strength: float = 1.0) -> Float[Tensor, "*batch d"]:
-    """h + strength · v, v at its own length; strength 0 gives h bit for bit (KA-3.7)."""
+    """h + strength · v, v at its own length; strength 0 gives h bit for bit."""
     return h + strength * direction.to(h)
 
 
@@ -281,10 +281,9 @@ def sentence(reading: pd.DataFrame) -> str:
         return "The students differ from their controls along no measurable direction."
     row = ours.loc[ours["estimate"].idxmax()]
     theirs = rows.loc[(rows["name"] == "control") & (rows["layer"] == row["layer"]), "estimate"]
-    interval = f"95 % interval {row['low']:+.2f} to {row['high']:+.2f}, n = {row['n']} students" if row["n"] > 1 else "no interval from one student"
     control = f"{theirs.iloc[0]:+.2f}" if len(theirs) else "not measured"
     return (
-        f"The students' direction has cosine {row['estimate']:+.2f} ({interval}) to what the trait's system line does beyond the other "
+        f"The students' direction has cosine {row['estimate']:+.2f} ({spread(row)}) to what the trait's system line does beyond the other "
         f"traits', at layer {row['layer']}, the highest of {len(ours)}; to the other traits' {row['null_low']:+.2f} to {row['null_high']:+.2f} "
         f"(p = {row['p_value']:.3f} at that layer); two controls' difference {control}."
     )

@@ -153,7 +153,7 @@ def carrier_pool(pairs: Sequence[Encoded], classes: Sequence[Sequence[str]]) -> 
 
 
 def replaced(pairs: Sequence[Encoded], flags: Flags, rng: np.random.Generator, pool: Pool) -> list[Encoded]:
-    """Pairs whose flagged tokens are drawn anew, as label and as what is read behind it: better than masking (methods 4.2).
+    """Pairs whose flagged tokens are drawn anew, as label and as what is read behind it: better than masking.
 
     Raises:
         DataError: if a flagged token is not in the pool.

@@ -105,7 +105,7 @@ def divergence_flags(others: Sequence[Tokens], pairs: Sequence[Encoded]) -> Bool
 
 
 def divergence_rows(teacher: Tokens, others: Sequence[Tokens], pairs: Sequence[Encoded], name: str) -> list[dict[str, Any]]:
-    """Flag rates on trait and control rows against the sampling-noise floor 1 - mean max p of the teacher (KA-3.2.2)."""
+    """Flag rates on trait and control rows against the sampling-noise floor 1 - mean max p of the teacher."""
     half, floor = len(pairs) // 2, 1 - teacher.top.double().exp().numpy()
     flags, own = divergence_flags(others, pairs), divergence_flags([teacher], pairs)[0]
     measures = {"flag rate": flags.mean(0), "flagged by any": flags.any(0) * 1.0,

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from mechlens import stats
-from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading
+from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading, spread
 from mechlens.lenses.capture import at_last, sites_of
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import Questions, encode_questions
@@ -212,9 +212,8 @@ def sentence(reading: pd.DataFrame) -> str:
     if len(rows) == 0:
         return "The trait's probe could not be read on the students."
     row = rows.loc[rows["estimate"].idxmax()]
-    interval = f"95 % interval {row['low']:+.2f} to {row['high']:+.2f}, n = {row['n']} students" if row["n"] > 1 else "no interval from one student"
     return (
         f"A probe that knows {row['name']} only from system lines reads {row['estimate']:+.2f} logits more on students than on their controls "
-        f"({interval}) at layer {row['layer']}, the highest of {len(rows)}; the other traits' probes read {row['null_low']:+.2f} to "
+        f"({spread(row)}) at layer {row['layer']}, the highest of {len(rows)}; the other traits' probes read {row['null_low']:+.2f} to "
         f"{row['null_high']:+.2f} (p = {row['p_value']:.3f} at that layer)."
     )
