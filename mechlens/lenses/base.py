@@ -124,9 +124,9 @@ def _span(values: np.ndarray) -> dict[str, Any]:
     return {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
-def spread(row: Mapping[str, Any] | pd.Series) -> str:
-    """A row's interval over students, in words."""
-    if not row["n"] > 1:
+def spread(row: Any) -> str:
+    """The interval over students of one row of a reading, in words."""
+    if row["n"] < 2:
         return "no interval from one student"
     return f"95 % interval {row['low']:+.2f} to {row['high']:+.2f}, n = {row['n']} students"
 
