@@ -16,7 +16,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import commands, figures, store
+from mechlens import commands, figures, results
 from mechlens.errors import MechlensError
 from mechlens.report import interval_text
 
@@ -34,11 +34,12 @@ def cells(runs: Path) -> pd.DataFrame:
                 rows.append({"carrier": carrier, "family": family})
                 continue
             commands.open_run(run)
-            summary = store.read_json(run / "summary.json")
+            summary = results.read_summary(run)
             arms = {arm["arm"]: arm for arm in summary["arms"]}
             for effect in (effect for effect in summary["effects"] if arms[effect["arm"]]["kind"] == "trait"):
                 arm = arms[effect["arm"]]
-                sizes = {"rows": arm["rows"], "kept": arm["kept"] / arm["generated"], "kl": arm["kl_per_token"], "nats": arm["entropy_per_row"]}
+                sizes = {"rows": arm["rows"], "kept": arm["kept"] / arm["generated"], "kl": arm["kl_per_token"]}
+                sizes |= {"nats": arms[effect["against"]]["entropy_per_row"]}
                 rows.append({"carrier": carrier, "family": family, "rate": arm["rate"], "control": effect["rate_against"]} | effect | sizes)
     return pd.DataFrame(rows)
 

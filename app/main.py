@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from mechlens import figures, report, results, store, tables, traits
+from mechlens import figures, report, results, tables, traits
 from mechlens.errors import MechlensError
 from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
@@ -30,7 +30,7 @@ def show(folder: Path) -> None:
     if not (folder / "summary.json").is_file():
         st.info(f"{folder.name} is unfinished. Resume it with `mechlens run {folder}/spec.yaml --out {folder}`.")
         return
-    summary = store.read_json(folder / "summary.json")
+    summary = results.read_summary(folder)
     st.subheader(f"{experiment.name}: does {experiment.trait} travel?")
     st.text(report.headline(summary))
     students = rates(str(folder), experiment, family, (folder / "answers.parquet").stat().st_mtime_ns)

@@ -176,7 +176,7 @@ def ls(folder: Path) -> None:
         try:
             experiment = spec.load(path, Experiment)
             unfinished = results.is_unfinished(path.parent, experiment) or not (path.parent / "summary.json").is_file()
-            summary = None if unfinished else store.read_json(path.parent / "summary.json")
+            summary = None if unfinished else results.read_summary(path.parent)
         except (SpecError, DataError) as error:
             listing.add_row(path.parent.name, "", "", "", "", f"unreadable: {error}")
             continue

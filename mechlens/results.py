@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from mechlens import stats, store, tables
+from mechlens.errors import DataError
 from mechlens.experiment import Arm, Experiment
 from mechlens.pipeline.run import corpus_name, source_name
 from mechlens.pipeline.screen import LEAKS
@@ -22,6 +23,8 @@ from mechlens.spec import folder_name
 from mechlens.traits import TraitFamily
 
 MEASURES = ("rate", "probability", "lift")
+SUMMARY = 2
+"""schema of summary.json; raised when a reader of an older one would miss something"""
 
 
 class Cells(NamedTuple):
@@ -160,13 +163,26 @@ def funnels(run: Path, experiment: Experiment) -> pd.DataFrame:
     return cast(pd.DataFrame, frame[met])
 
 
+def read_summary(run: Path) -> dict[str, Any]:
+    """The run's `summary.json`.
+
+    Raises:
+        DataError: if another version of this package wrote it.
+    """
+    found = store.read_json(run / "summary.json")
+    if found.get("schema") != SUMMARY:
+        said = f"{run / 'summary.json'} has schema {found.get('schema')!r}; this version reads {SUMMARY}"
+        raise DataError(f"{said}; `mechlens report {run}` writes it again from the run's tables")
+    return found
+
+
 def summary(
     run: Path, experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame
 ) -> dict[str, Any]:
     """What a script reads of a run: arms with rates, effects on each arm's own trait, confusion, seconds by step."""
     seconds = {name: step["seconds"] for name, step in store.read_json(run / "manifest.json")["steps"].items()}
     return {
-        "schema": 1,
+        "schema": SUMMARY,
         "experiment": experiment.name,
         "trait": experiment.trait,
         "model": experiment.base,

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from mechlens import store
+
 PAGE = Path(__file__).parents[1] / "app" / "main.py"
 
 
@@ -30,6 +32,12 @@ def test_a_run_is_shown_and_its_damage_is_one_sentence(small: Path, tmp_path: Pa
     assert not page.exception
     assert "eagle" in page.subheader[0].value
     assert len(page.get("vega_lite_chart")) == 4
+    summary = store.read_json(tmp_path / "small" / "summary.json")
+    store.write_json(tmp_path / "small" / "summary.json", summary | {"schema": 1})
+    page = opened(tmp_path, monkeypatch)
+    assert not page.exception
+    assert "has schema 1; this version reads 2; `mechlens report" in page.error[0].value
+    store.write_json(tmp_path / "small" / "summary.json", summary)
     (tmp_path / "small" / "answers.parquet").write_bytes(b"cut")
     page = opened(tmp_path, monkeypatch)
     assert not page.exception

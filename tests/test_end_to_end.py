@@ -57,7 +57,7 @@ def test_a_run_leaves_what_the_contract_says(small: Path) -> None:
     for name in ("spec.yaml", "manifest.json", "summary.json", "report.html", *TABLES):
         assert (small / name).is_file(), name
     summary = json.loads((small / "summary.json").read_text())
-    assert summary["schema"] == 1
+    assert summary["schema"] == 2
     assert [arm["arm"] for arm in summary["arms"]] == ["trait", "control", "shuffled-within", "foreign-menagerie-b", "control-menagerie-b"]
     for arm in summary["arms"]:
         assert arm["students"] == 2

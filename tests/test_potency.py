@@ -1,0 +1,69 @@
+"""Rank correlations over data sets against SciPy's, and what they must not see."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from scipy.stats import spearmanr
+
+SPEC = importlib.util.spec_from_file_location("analyses_potency", Path(__file__).parents[1] / "analyses" / "potency.py")
+assert SPEC and SPEC.loader
+potency = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(potency)
+potency.DRAWS = 60
+
+WAYS, RNG = ("gentle", "half", "prompted"), np.random.default_rng(0)
+
+
+def datasets(traits: int = 12) -> pd.DataFrame:
+    """Potency is `good` but for noise; `recipe` knows the way of making alone; `chance` knows nothing; `partly` is missing in one way."""
+    rows = []
+    for number in range(traits):
+        for level, way in enumerate(WAYS):
+            value = level + RNG.normal()
+            more = {"good": value + 0.1 * RNG.normal(), "recipe": level + 0.01 * number, "chance": RNG.normal()}
+            more["partly"] = np.nan if way == "prompted" else value
+            at = {"arm": f"t{number}-{way}", "trait": f"t{number}", "way": way, "potency": value, "low": value - 1, "high": value + 1}
+            rows.append({**at, "students": 3, "development": number < traits // 2, **more})
+    return pd.DataFrame(rows)
+
+
+def test_overall_is_spearmans_rank_correlation_and_within_its_mean_over_ways() -> None:
+    frame = datasets()
+    x, y = potency.grids(frame, "good")
+    assert x.shape == y.shape == (12, 3)
+    assert potency.overall(x, y) == pytest.approx(spearmanr(frame["good"], frame["potency"]).statistic)
+    by_way = [spearmanr(rows["good"], rows["potency"]).statistic for _, rows in frame.groupby("way")]
+    assert potency.within(x, y) == pytest.approx(np.mean(by_way))
+
+
+def test_a_way_without_the_reading_is_left_out_and_order_does_not_matter() -> None:
+    frame = datasets()
+    x, y = potency.grids(frame, "partly")
+    kept = frame.dropna(subset="partly")
+    assert potency.overall(x, y) == pytest.approx(spearmanr(kept["partly"], kept["potency"]).statistic)
+    assert potency.within(x, y) == pytest.approx(1)
+    again = potency.grids(frame.sample(frac=1, random_state=1), "partly")
+    assert potency.overall(*again) == pytest.approx(potency.overall(x, y))
+
+
+def test_the_null_tells_a_reading_of_the_data_from_one_of_the_recipe() -> None:
+    """What only orders the ways of making is correlated over data sets, yet exchanging traits leaves it as it is."""
+    found = potency.table_of(datasets()).set_index(["reading", "traits", "over"])
+    assert found.loc[("good", "all", "within a way"), "p"] < 0.05
+    assert found.loc[("recipe", "all", "over data sets"), "rho"] > 0.3 and found.loc[("recipe", "all", "within a way"), "p"] > 0.05
+    assert found.loc[("chance", "all", "within a way"), "p"] > 0.01
+    assert (found["low"] <= found["rho"] + 1e-9).all() and (found["rho"] <= found["high"] + 1e-9).all()
+
+
+def test_the_best_on_development_traits_is_reported_on_held_out_ones() -> None:
+    frame = datasets().drop(columns="partly")
+    console = Console(width=200, record=True, file=io.StringIO())
+    potency.show(frame, potency.table_of(frame), console)
+    assert "good is the best on the development traits; on 18 data sets of held-out traits" in console.export_text().replace("\n", " ")
