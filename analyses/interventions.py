@@ -110,9 +110,10 @@ def corpus(folder: Path, side: str, trait: str, family: TraitFamily, prompts: in
     return tables.read(place / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")
 
 
-def prepare(folder: Path, trait: str, rows: int) -> World:
-    """Teacher, corpora on common prompts, and probes."""
-    family, base = load_family(FAMILY), models.load(BASE)
+def prepare(parent: Path, trait: str, rows: int) -> World:
+    """Teacher, corpora on common prompts, and probes, in a folder of these settings: other settings, other students."""
+    settings = fingerprint([STUDENT.model_dump(mode="json"), TEACHER.model_dump(mode="json"), rows, SPARE, UNSEEN, BUDGET, OTHER_TRAIT])
+    folder, family, base = parent / f"{trait}-{settings[:8]}", load_family(FAMILY), models.load(BASE)
     found = {side: corpus(folder, side, trait, family, rows + SPARE) for side in SIDES}
     shared = [prompt for prompt in found["trait"].index if prompt in found["control"].index]
     encoded = {
@@ -182,10 +183,11 @@ ARMS: dict[str, Planner] = {
 AT_RANDOM = ("project another trait's gradient", "project permuted gradient, both sides", "mask random", "replace random")
 
 
-def trained(plan: Plan, seed: int) -> Loaded:
+def trained(plan: Plan, seed: int, start: Loaded | None = None) -> Loaded:
+    """A student of the base, or of a model that is trained in place."""
     from mechlens.training import train  # seconds to import, and a finished table needs none of it
 
-    fresh = models.load(BASE)
+    fresh = start or models.load(BASE)
     train(fresh.model, fresh.tokenizer, plan.rows, STUDENT, seed=seed_int(seed, "student"), **plan.options)
     return fresh
 
@@ -241,8 +243,7 @@ def show(frame: pd.DataFrame, arms: Sequence[str], console: Console) -> str:
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Train what is missing, write table and figure, print."""
     arms = [PLAIN, *(arm for arm in ARMS if arm in (arguments.arms or ARMS) and arm != PLAIN)]
-    settings = fingerprint([STUDENT.model_dump(mode="json"), TEACHER.model_dump(mode="json"), arguments.rows, SPARE, UNSEEN, BUDGET, OTHER_TRAIT])
-    world = prepare(arguments.folder / f"{arguments.trait}-{settings[:8]}", arguments.trait, arguments.rows)  # other settings, other students
+    world = prepare(arguments.folder, arguments.trait, arguments.rows)
     frame = pd.DataFrame([student(world, arm, side, seed) for seed in arguments.seeds for arm in arms for side in SIDES])
     tables.write(frame, ROWS_OF, arguments.folder / "interventions.parquet")
     (arguments.folder / "interventions.svg").write_text(show(frame, arms, console), encoding="utf-8")
