@@ -16,11 +16,11 @@ from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
 
-def interval_text(estimate: float | None, low: float | None, high: float | None, *, sign: bool = True) -> str:
+def interval_text(estimate: float | None, low: float | None, high: float | None, *, sign: bool = True, digits: int = 3) -> str:
     """An estimate with its interval; a dash where it is unscored."""
     if estimate is None:
         return "–"
-    form = "{:+.3f}" if sign else "{:.3f}"
+    form = f"{{:{'+' if sign else ''}.{digits}f}}"
     return form.format(estimate) + (f" [{form.format(low)}, {form.format(high)}]" if low is not None and high is not None else " (no interval)")
 
 
