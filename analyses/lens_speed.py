@@ -1,18 +1,22 @@
 """How fast the lenses' parts are, as ratios of seconds on one machine in one run: `python analyses/lens_speed.py`.
 
 The model of the first five rows has random weights, 6 layers of width 256; the panel is timed on menagerie-a. As in `speed.py`,
-the two sides of a pair follow each other and the median of the pairwise ratios is printed.
+the two sides of a pair follow each other and the median of the pairwise ratios is printed. `python analyses/lens_speed.py 100000`
+prints the memory that capturing and scoring so many rows takes instead.
 """
 
 from __future__ import annotations
 
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from speed import CARRIER, REPEATS, versus
+from speed import CARRIER, REPEATS, own_peak_megabytes, versus
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mechlens import models
@@ -77,8 +81,36 @@ def panelled(loaded: models.Loaded, lines: dict[str, str], rows: list[Encoded]) 
     scoring.panel(loaded, rows, lines)
 
 
+def naive_cache(loaded: models.Loaded, rows: list[list[int]]) -> None:
+    """TransformerLens as it comes: every site of every layer is kept, and all logits."""
+    view = models.bridge_view(loaded)
+    for first in range(0, len(rows), BATCH):
+        view.run_with_cache(torch.tensor(rows[first : first + BATCH]))
+
+
+def memory(count: int) -> None:
+    """Capture one site of every token to disk and score every row; print the peak memory of this process, its rows included."""
+    small = models.load("menagerie-a")
+    ids = generator(0, "ids").integers(7, 1000, (count, LENGTH), dtype="int32")
+    rows = [row.tolist() for row in ids]
+    before = own_peak_megabytes()
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        capture(small, rows, [resid_post(1)], Path(folder))
+        written = sum(file.stat().st_size for file in Path(folder).iterdir()) / 2**20
+    captured, at = own_peak_megabytes(), time.perf_counter()
+    scoring.token_log_probabilities(small, [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in rows])
+    print(
+        f"{count:,} rows of {LENGTH} tokens on menagerie-a: {before:.0f} MB with the rows read, {captured:.0f} MB at most after capturing "
+        f"({written:,.0f} MB written, {at - started:.0f} s), {own_peak_megabytes():.0f} MB after scoring ({time.perf_counter() - at:.0f} s)"
+    )
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    if len(sys.argv) > 1:
+        memory(int(sys.argv[1]))
+        return
     small = models.load("menagerie-a")
     loaded = large(small.tokenizer)
     ids = generator(0, "ids").integers(7, 1000, (READ, LENGTH)).tolist()
@@ -95,6 +127,8 @@ def main() -> None:
         versus("ghost dots / one batched forward and backward", ghost, seconds(lambda: batched_gradient(loaded, pairs)), unit="s"),
         versus("ghost dots / a loop over examples", ghost, seconds(lambda: looped_dots(loaded, pairs, direction)), unit="s"),
         versus("capture, one site / plain forward", seconds(lambda: capture(loaded, ids, [resid_post(3)])), forward, unit="s"),
+        versus("capture, one site / run_with_cache, every site", seconds(lambda: capture(loaded, ids, [resid_post(3)])),
+               seconds(lambda: naive_cache(loaded, ids)), unit="s"),
         versus("capture, every resid_post / plain forward", seconds(lambda: capture(loaded, ids, sites_of(loaded))), forward, unit="s"),
         versus(
             f"panel of {HYPOTHESES}, {ROWS} rows / two forwards a row and hypothesis",

@@ -127,6 +127,12 @@ def peak_megabytes(part: str) -> float:
     return json.loads(done.stdout.strip().splitlines()[-1])["megabytes"]
 
 
+def own_peak_megabytes() -> float:
+    """Peak resident memory of this process; getrusage would count what its parent held when it was started."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+
 def only(part: str) -> None:
     """Do one part, for its memory."""
     torch.set_num_threads(1)
@@ -139,9 +145,7 @@ def only(part: str) -> None:
         our_milliseconds_per_step(trained_pairs(loaded))
     elif part == "bare loop":
         bare_milliseconds_per_step(trained_pairs(loaded), selective=False)
-    status = Path("/proc/self/status").read_text()  # getrusage would count what the parent held when this process was started
-    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"megabytes": int(kilobytes) / 1024}))
+    print(json.dumps({"megabytes": own_peak_megabytes()}))
 
 
 def main() -> None:

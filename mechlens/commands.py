@@ -191,6 +191,7 @@ def ls(folder: Path) -> None:
 
 def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, workers: int | None) -> None:
     """Read the lenses of one arm of a finished run, then print each one's sentence and write the report again."""
+    from mechlens import costs
     from mechlens import measure as measuring
 
     experiment, family = open_run(folder)
@@ -207,6 +208,8 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
         looks = measuring.jobs_of(steps, experiment, measured, lenses=lenses or measuring.NAMES, rows=rows)
         todo = pending(folder, looks_behind := [*steps, *looks])
         console.print(f"{folder}, arm {measured.name}: {len(looks)} lenses, {len(looks) - len(todo)} already read", highlight=False)
+        if unread := [job.arguments["lens"] for job in todo]:
+            console.print(costs.looking(experiment, measured, unread, rows), highlight=False)
         _execute(folder, looks_behind, todo, _workers() if workers is None else workers)
         measuring.collect(folder)
     console.print(readings.printed(folder))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from mechlens import bills, models
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import encode_prompts
 from mechlens.executor import Job, pending
-from mechlens.experiment import Experiment
+from mechlens.experiment import Arm, Experiment
 from mechlens.spec import TeacherSpec, Training, is_remote, model_of
 from mechlens.training import updates
 from mechlens.traits import load_family
@@ -28,6 +28,13 @@ CPU_RATE = 3e10
 """operations a second and core that the demo reaches, counted as below (every row as long as the longest)"""
 GPU_RATE = 1.5e14
 """an H100-class card in bf16 at about 40 % of its peak matrix rate, fp32 a fifth of that"""
+LOOKED = {
+    "deltas": 17, "activations": 20, "directions": 9, "probes": 40, "likelihood": 46, "entanglement": 5, "alignment": 51, "blind": 41, "causal": 14,
+    "maps": 28,
+}  # fmt: skip
+"""seconds of a core that each lens took on `LOOKED_AT`"""
+LOOKED_AT = (196_800, 512, 3)
+"""parameters, rows and students of the demo"""
 MEASURED_TOKENS = 200
 OVERHEAD, LONGEST_ROW = 30, 300
 """tokens that a chat template adds, and the length that a padded row is taken to reach, where neither can be measured"""
@@ -143,6 +150,15 @@ def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
         *(f"{base} is not on this machine: its size is that of configs/models, tokens are guessed from characters" for base in absent),
     ]
     return Group(listing, *notes)
+
+
+def looking(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int) -> str:
+    """About how long lenses take, in words: what they took on the demo, by parameters, rows and students, which overstates most of them."""
+    sizes = (models.parameter_count(arm.base), rows, len(experiment.seeds))
+    more = math.prod(size / demo for size, demo in zip(sizes, LOOKED_AT, strict=True))
+    faster = 0.2 * GPU_RATE / CPU_RATE if torch.cuda.is_available() else 1.0
+    seconds = sum(LOOKED[lens] for lens in lenses) * more / faster
+    return f"about {duration(seconds)} on one {'accelerator' if faster > 1 else 'core'}, going by the demo; stopped, it goes on with the next lens"
 
 
 def duration(seconds: float) -> str:

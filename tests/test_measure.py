@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from mechlens import cli, figures, measure, store, tables
+from mechlens import cli, costs, figures, measure, store, tables
 from mechlens.lenses import NAMES, base
 from mechlens.traits import load_experiment, load_family
 
@@ -57,8 +57,17 @@ def test_what_was_read_is_not_read_again(measured: Path, tmp_path: Path, capsys:
     before = {path.name: path.read_bytes() for path in (folder / "readings").iterdir()}
     shutil.rmtree(folder / "lenses" / "trait" / "deltas")
     assert cli.main(["measure", str(folder), *ROWS, "--workers", "0"]) == 0
-    assert f"{len(NAMES)} lenses, {len(NAMES) - 1} already read" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{len(NAMES)} lenses, {len(NAMES) - 1} already read" in said and "about 3 s on one core, going by the demo" in said
     assert {path.name: path.read_bytes() for path in (folder / "readings").iterdir()} == before
+
+
+def test_every_lens_has_a_cost_that_grows_with_what_is_read(small: Path) -> None:
+    experiment = load_experiment(small / "spec.yaml")
+    arm = measure.main_arm(experiment)
+    assert set(costs.LOOKED) == set(NAMES)
+    few, many = (costs.looking(experiment, arm, NAMES, rows) for rows in (512, 512 * 60))
+    assert few.startswith("about 3 min on one") and many.startswith("about 3.0 h on one")
 
 
 def test_another_arm_stands_beside_the_first_and_what_it_lacks_is_said(measured: Path, tmp_path: Path) -> None:
