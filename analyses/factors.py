@@ -1,0 +1,110 @@
+"""Claim: the transfer survives some changes of the recipe and not others: shuffles, dose, kind of teacher, LoRA's rank, optimiser, sampling.
+
+Reads runs/menagerie-factors (`mechlens run configs/experiments/menagerie-factors.yaml`): the demo's recipe with one thing changed at a time,
+each arm against a control that differs from it by the teacher alone. Prints every arm under the factor that it changes, as a rate and as
+a lift in bits, which does not saturate as a rate does. One trait and one teacher an arm: intervals are over students.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import cast
+
+import altair as alt
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from mechlens import commands, figures, results, tables
+from mechlens.errors import MechlensError
+from mechlens.experiment import Arm
+from mechlens.report import interval_text
+
+PARTS = {
+    "teacher": "teacher", "training": "training", "generate": "sampling",
+    "trained_with": "system line in training", "asked_with": "system line in asking",
+}  # fmt: skip
+"""field of an arm → what it changes"""
+
+
+def factor(arm: Arm, base: str) -> tuple[str, str]:
+    """What an arm changes of the recipe, and to what."""
+    if arm.kind == "mixed":
+        return "dose", f"rows of {' and '.join(arm.mix)} in turn"
+    if arm.shots:
+        return "no training", f"{arm.shots} pairs shown"
+    if (arm.writer, arm.base) != (base, base):
+        return "who writes to whom", f"{arm.writer} to {arm.base}"
+    if arm.kind != "trait":
+        return "the rows", arm.kind
+    for field, name in PARTS.items():
+        if value := arm.model_dump(exclude_unset=True).get(field):
+            return name, repr(value) if isinstance(value, str) else ", ".join(f"{key} {setting}" for key, setting in value.items())
+    return "none", "the recipe itself"
+
+
+def cells(run: Path) -> pd.DataFrame:
+    """One row for each arm that is set against a control: what it changes, rate and lift of the trait."""
+    experiment, _ = commands.open_run(run)
+    results.read_summary(run)
+    effects = tables.read(run / "effects.parquet", tables.EFFECTS).set_index(["arm", "trait", "measure"])
+    rows = []
+    for arm in experiment.arms:
+        if arm.kind == "control":
+            continue
+        name, value = factor(arm, experiment.base)
+        rate, lift = (effects.loc[(arm.name, arm.trait, measure)] for measure in ("rate", "lift"))
+        row = {"arm": arm.name, "factor": name, "value": value, "n": int(cast(int, rate["n"])), "against": rate["against"]}
+        for measure, found in (("rate", rate), ("lift", lift)):
+            row |= {f"{measure}_{part}": results.null(float(found[part])) for part in ("estimate", "low", "high", "smallest_detectable")}
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values("factor", kind="stable", key=lambda names: names.map({"none": 0}).fillna(1))
+
+
+def table_of(frame: pd.DataFrame) -> Table:
+    """The printed table."""
+    listing = Table("factor", "changed to", "difference in rate [95 %]", "lift, bits [95 %]", "lift that would have been seen", "n")
+    for name, rows in frame.groupby("factor", sort=False):
+        for row in rows.to_dict("records"):
+            spans = (interval_text(*(row[f"{measure}_{part}"] for part in ("estimate", "low", "high"))) for measure in ("rate", "lift"))
+            seen = row["lift_smallest_detectable"]
+            listing.add_row(str(name), row["value"], *spans, "–" if seen is None else f"{seen:.2f}", str(row["n"]))
+        listing.add_section()
+    return listing
+
+
+def sentence(frame: pd.DataFrame) -> str:
+    """Which arms transmit and which do not."""
+    quiet = [f"{row['factor']}: {row['value']}" for row in frame.to_dict("records") if not (row["lift_low"] or 0) > 0]
+    above = f"{len(frame) - len(quiet)} of {len(frame)} arms have a lift with an interval above 0 (n = {frame['n'].min()} students)"
+    return f"{above}. Not: {'; '.join(quiet) or 'none'}."
+
+
+def figure(frame: pd.DataFrame) -> alt.LayerChart:
+    """Lift of every arm with its interval."""
+    label = frame["factor"] + ": " + frame["value"]
+    base = alt.Chart(frame.assign(label=label)).encode(y=alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=420)))
+    span = base.mark_rule(size=2).encode(x=alt.X("lift_low:Q", title="lift of the trait, bits"), x2="lift_high:Q")
+    point = base.mark_point(filled=True, size=70).encode(x="lift_estimate:Q", color=alt.Color("factor:N", legend=None))
+    return cast(alt.LayerChart, base.mark_rule(color="gray", strokeDash=[4, 3]).encode(x=alt.datum(0)) + span + point)
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table and the sentence; write the figure beside the run's report."""
+    run = Path(arguments[0]) if arguments else Path("runs/menagerie-factors")
+    console = Console(width=180, highlight=False)
+    try:
+        frame = cells(run)
+    except MechlensError as error:
+        console.print(f"factors: {error}")
+        return 2
+    console.print(table_of(frame))
+    console.print(sentence(frame), markup=False)
+    (run / "factors.svg").write_text(figures.svg(figure(frame)), encoding="utf-8")
+    console.print(f"figure: {run / 'factors.svg'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
