@@ -40,8 +40,10 @@ from mechlens.lenses.steps import asked_of as begun_by
 from mechlens.lenses.steps import plus, trait_gradient, update
 from mechlens.measure import material_of
 from mechlens.pipeline.ask import first_tokens
+from mechlens.report import interval_text
 from mechlens.seeds import generator
 from mechlens.spec import fingerprint
+from mechlens.stats import t_interval
 
 ROWS, PANEL_ROWS, STEPS, LEAST = 1024, 256, 200, 20
 """rows a side; of them scored under every system line; updates of the blind vector; times that a token must stand to count"""
@@ -166,6 +168,8 @@ def within(x: ndarray, y: ndarray) -> float:
 def correlation(x: ndarray, y: ndarray, statistic: Callable[[ndarray, ndarray], float], rng: np.random.Generator) -> dict[str, float]:
     """The statistic, its interval over resampled traits, and the share of exchanges of traits that are as far from 0."""
     value, n = statistic(x, y), len(x)
+    if np.isnan(value):  # a reading that never varies orders nothing
+        return dict.fromkeys(("rho", "low", "high", "p"), np.nan)
     drawn = [statistic(x[rows], y[rows]) for rows in rng.integers(n, size=(DRAWS, n))]
     null = [statistic(x[rng.permutation(n)], y) for _ in range(DRAWS)]
     low, high = np.nanquantile(drawn, [0.025, 0.975])
@@ -191,6 +195,17 @@ def says(row: Any) -> str:
     return f"{row['rho']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] p {row['p']:.3f}"
 
 
+def ways(frame: pd.DataFrame) -> Table:
+    """Lift and gentleness by way of making, and the lift beyond the gentle teacher's of the same trait."""
+    listing = Table("how it was made", "lift, bits [95 % over traits]", "beyond gentle", "intervals above 0", "KL nats/token")
+    wide = frame.pivot(index="trait", columns="way", values="potency")
+    for way, rows in frame.groupby("way", sort=False):
+        lift, beyond = (t_interval(np.asarray(values, dtype=float)) for values in (wide[way], wide[way] - wide["gentle"]))
+        spans = (interval_text(*span[:3]) for span in (lift, beyond))
+        listing.add_row(str(way), *spans, f"{(rows['low'] > 0).sum()} of {len(rows)}", f"{rows[TEACHERS[1]].median():.3f}")
+    return listing
+
+
 def show(frame: pd.DataFrame, found: pd.DataFrame, console: Console) -> None:
     """Print the correlations, and the sentence."""
     cells = found.set_index(["reading", "traits", "over"])
@@ -201,6 +216,7 @@ def show(frame: pd.DataFrame, found: pd.DataFrame, console: Console) -> None:
         star = " *" if name in TEACHERS else ""
         listing.add_row(name + star, str(cells.loc[(name, "all", "over data sets"), "n"]), *(says(cells.loc[(name, *place)]) for place in places))
     console.print(listing)
+    console.print(ways(frame))
     able = cast(pd.DataFrame, found[(found["traits"] == "development") & (found["over"] == "over data sets") & ~found["reading"].isin(TEACHERS)])
     best = able.set_index("reading")["rho"].abs().idxmax()
     held, above = cells.loc[(best, "held out", "over data sets")], (frame["low"] > 0).sum()
