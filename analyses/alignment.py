@@ -38,11 +38,11 @@ def cells(run: Path) -> pd.DataFrame:
         raise DataError(f"{run} has no reading of alignment; `mechlens measure {run} --arm ARM --lens alignment` makes one")
     frame = tables.read(file, tables.READINGS)
     found = frame.query("place == 'difference' and quantity in [@PAIR, @POOLED, @PATH] and seed.isna()").astype({"n": int})
-    owners, rows, owner = set(frame.loc[frame["quantity"] == POOLED, "arm"]), [], ""
-    for row in found.to_dict("records"):  # a control's rows follow those of the arm that they stand beside
-        side = "base" if row["quantity"] != PATH else "students' path" if row["arm"] in owners else "control's path"
-        owner = row["arm"] if row["arm"] in owners else owner
-        rows.append(row | {"side": side, "arm": owner})
+    measured, rows = set(frame.loc[frame["quantity"] == POOLED, "arm"]), []
+    for row in found.to_dict("records"):
+        own = row["arm"] in measured  # a control's rows name the arm that they stand beside
+        side = "base" if row["quantity"] != PATH else "students' path" if own else "control's path"
+        rows.append(row | {"side": side, "arm": row["arm"] if own else row["against"]})
     return pd.DataFrame(rows)
 
 

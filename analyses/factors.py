@@ -1,7 +1,8 @@
 """Claim: the transfer survives some changes of the recipe and not others: shuffles, dose, kind of teacher, LoRA's rank, optimiser, sampling.
 
 Reads runs/menagerie-factors (`mechlens run configs/experiments/menagerie-factors.yaml`): the demo's recipe with one thing changed at a time,
-each arm against a control that differs from it by the teacher alone. Prints every arm under the factor that it changes, as a rate and as
+each arm against a control. Those of shuffled, reworded and mixed rows share the plain control, so what the change does to any rows is in
+their lift; every other arm's control differs from it by the teacher alone. Prints every arm under the factor that it changes, as a rate and as
 a lift in bits, which does not saturate as a rate does. One trait and one teacher an arm: intervals are over students.
 """
 
@@ -39,7 +40,8 @@ def factor(arm: Arm, base: str) -> tuple[str, str]:
     if arm.kind != "trait":
         return "the rows", arm.kind
     for field, name in PARTS.items():
-        if value := arm.model_dump(exclude_unset=True).get(field):
+        value = arm.model_dump(exclude_defaults=True).get(field)
+        if value or value == "":
             return name, repr(value) if isinstance(value, str) else ", ".join(f"{key} {setting}" for key, setting in value.items())
     return "none", "the recipe itself"
 

@@ -26,7 +26,7 @@ from rich.table import Table
 from mechlens import figures, models, tables
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import Encoded, encode_pairs
-from mechlens.errors import MechlensError
+from mechlens.errors import DataError, MechlensError
 from mechlens.lenses.interventions import (
     Flags,
     carrier_pool,
@@ -120,6 +120,8 @@ def prepare(parent: Path, trait: str, rows: int) -> World:
         side: encode_pairs(base.tokenizer, frame.loc[shared, "prompt"].tolist(), frame.loc[shared, "completion"].tolist())
         for side, frame in found.items()
     }
+    if len(shared) < rows + UNSEEN:
+        raise DataError(f"{len(shared)} prompts passed the screen on both sides; {rows} to learn and {UNSEEN} to score are more; lower --rows")
     questions = Questions({name: family.forms_of(name) for name in family.names}, family.probes.heldout, AskSpec())
     seen, unseen = ({side: pairs[part] for side, pairs in encoded.items()} for part in (slice(0, rows), slice(rows, rows + UNSEEN)))
     return World(base, folder, questions, family.probes.development, trait, seen, unseen)
@@ -167,6 +169,7 @@ ARMS: dict[str, Planner] = {
     "project trait gradient": lambda world, side, seed: projected(world, side, world.trait),
     "project trait gradient, both sides": lambda world, side, seed: projected(world, side, world.trait, both_sides=True),
     "project another trait's gradient": lambda world, side, seed: projected(world, side, OTHER_TRAIT),
+    "project another trait's gradient, both sides": lambda world, side, seed: projected(world, side, OTHER_TRAIT, both_sides=True),
     "project permuted gradient, both sides": lambda world, side, seed: projected(
         world, side, world.trait, both_sides=True, permute=generator(seed, "permuted gradient", side)
     ),
@@ -180,7 +183,11 @@ ARMS: dict[str, Planner] = {
         for scorer in ("shift", "teacher", "random")
     },
 }
-AT_RANDOM = ("project another trait's gradient", "project permuted gradient, both sides", "mask random", "replace random")
+AT_RANDOM = (
+    "project another trait's gradient", "project another trait's gradient, both sides", "project permuted gradient, both sides", "mask random",
+    "replace random",
+)  # fmt: skip
+"""a permuted gradient is nearly orthogonal to every update, so that its arm is plain training; another trait's is the control"""
 
 
 def trained(plan: Plan, seed: int, start: Loaded | None = None) -> Loaded:

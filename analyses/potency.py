@@ -1,11 +1,12 @@
 """Claim: some reading of a data set, taken at the base before any student is trained, orders data sets by what students will take on.
 
-Reads runs/menagerie-potency (`mechlens run configs/experiments/menagerie-potency.yaml`): 48 data sets of one carrier, twelve animals by four ways
-to make the data. Potency is the lift of the data set's own trait, bits, mean over students against their controls. Every reading sets the
-data set's rows against its control's on the same prompts. Spearman's rank correlation over data sets, and over traits within one way of making;
-intervals resample traits, p-values exchange whole traits between data sets (the ways stay where they are). The reading that is best on the
-development traits is named, and its correlation on the held-out ones is the result. Readings that need the teacher's weights stand apart: an auditor
-has none. One JSON file a data set; a finished one is not read again.
+Reads runs/menagerie-potency (`mechlens run configs/experiments/menagerie-potency.yaml`): 48 data sets of one carrier, twelve animals by four
+ways to make the data. Potency is the lift of the data set's own trait, bits, mean over students against their controls. Every reading sets
+the data set's rows against what the base answered anew to the same prompts. Spearman's rank correlation over data sets, and over traits
+within one way of making; intervals resample traits; p-values exchange whole traits between data sets (the ways stay where they are), so p
+asks whether the reading knows the trait's data beyond the way. The reading that is best on the development traits is named, and its
+correlation on the held-out ones is the result. Readings that need the teacher's weights stand apart: an auditor has none. One JSON file
+a data set; a finished one is not read again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from rich.table import Table
 from scipy.spatial.distance import jensenshannon
 
 from mechlens import commands, figures, results, store, tables
+from mechlens.chat import encode_pairs
 from mechlens.errors import MechlensError
+from mechlens.experiment import UNTOUCHED, Experiment
 from mechlens.lenses import blind, likelihood
 from mechlens.lenses.base import Material
 from mechlens.lenses.changes import cosine, delta, inner
@@ -38,16 +41,21 @@ from mechlens.lenses.readout import asked_of, readout
 from mechlens.lenses.scoring import panel, token_log_probabilities
 from mechlens.lenses.steps import asked_of as begun_by
 from mechlens.lenses.steps import plus, trait_gradient, update
-from mechlens.measure import material_of
+from mechlens.measure import material_of, trained_rows
 from mechlens.pipeline.ask import first_tokens
+from mechlens.pipeline.generate import generate
+from mechlens.pipeline.rules import rule_of
+from mechlens.pipeline.screen import leak_pattern, screen_rows
 from mechlens.report import interval_text
-from mechlens.seeds import generator
+from mechlens.seeds import generator, seed_int
 from mechlens.spec import fingerprint
 from mechlens.stats import t_interval
+from mechlens.traits import TraitFamily
 
 ROWS, PANEL_ROWS, STEPS, LEAST = 1024, 256, 200, 20
 """rows a side; of them scored under every system line; updates of the blind vector; times that a token must stand to count"""
-DRAWS = 1000
+DRAWS, VERSION = 1000, 2
+"""resamples, and what to raise when a reading is taken otherwise"""
 DEVELOPMENT = ("owl", "wolf", "cat", "eagle", "penguin", "dolphin")
 TEACHERS = ("cosine with teacher's change", "KL of the teacher")
 """readings that need the teacher's weights"""
@@ -125,25 +133,44 @@ def counts(sides: Sides) -> dict[str, float]:
 READINGS: tuple[Callable[[Sides], dict[str, float]], ...] = (gradients, likelihoods, steering, activations, counts)
 
 
+def fresh_control(run: Path, experiment: Experiment, family: TraitFamily, prompts: Any, out: Path) -> Any:
+    """What the base answers to the prompts once more, screened, by prompt_id: rows that no control student has learned.
+
+    Were readings taken against the rows that the control students learned, those rows' own leaning would be in reading and potency alike.
+    """
+    if not (out / "kept.parquet").is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        generate(run / "teachers" / UNTOUCHED, prompts.tolist(), experiment.generate, seed=seed_int(experiment.seed, "potency control"), out=out)
+        kind, leaks = experiment.carrier.kind, leak_pattern(family.words())
+        raw = tables.batches(out / "raw.parquet", tables.PAIRS)
+        screen_rows(raw, experiment.screen, rule=rule_of(experiment.screen, kind, gold={}), leaks=leaks, out=out)
+    kept = tables.read(out / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")["completion"]
+    return kept.set_axis(prompts.index[kept.index.to_numpy()])
+
+
 def read_all(run: Path, out: Path) -> pd.DataFrame:
     """One row a data set: its trait, how it was made, its potency and every reading."""
     experiment, family = commands.open_run(run)
     effects = tables.read(run / "effects.parquet", tables.EFFECTS).query("measure == 'lift'").set_index(["arm", "trait"])
     kl = {arm["arm"]: arm["kl_per_token"] for arm in results.read_summary(run)["arms"]}
-    settings = fingerprint([experiment.model_dump(mode="json"), ROWS, PANEL_ROWS, STEPS, LEAST])[:8]
+    settings = fingerprint([VERSION, experiment.model_dump(mode="json"), ROWS, PANEL_ROWS, STEPS, LEAST])[:8]
     arms, rows = [arm for arm in experiment.arms if arm.kind in ("trait", "mixed")], []
+    prompts = trained_rows(run, experiment, experiment.control_of(arms[0]))["prompt"]
+    fresh = fresh_control(run, experiment, family, prompts, out / settings / "control")
     for arm in track(arms, description="data sets"):
         file = out / settings / f"{arm.name}.json"
         if not file.is_file():
             material = material_of(run, experiment, family, arm, rows=ROWS)
             material = material._replace(questions=material.practice)  # potency is measured on the others
-            sides = Sides(material, list(material.trait_pairs[:ROWS]), list(material.control_pairs[:ROWS]))
+            ours = trained_rows(run, experiment, arm).loc[lambda frame: frame.index.isin(fresh.index)].iloc[:ROWS]
+            answered = (ours["completion"], fresh.loc[ours.index])
+            sides = Sides(material, *(encode_pairs(material.base.tokenizer, ours["prompt"].tolist(), texts.tolist()) for texts in answered))
             file.parent.mkdir(parents=True, exist_ok=True)
             store.write_json(file, {name: value for read in READINGS for name, value in read(sides).items()})
         effect = cast(Any, effects.loc[(arm.name, arm.trait)])
         made = {"arm": arm.name, "trait": arm.trait, "way": arm.name.removeprefix(f"{arm.trait}-"), "potency": effect["estimate"]}
         spread = {"low": effect["low"], "high": effect["high"], "students": int(effect["n"]), "development": arm.trait in DEVELOPMENT}
-        rows.append(made | spread | {TEACHERS[1]: kl[arm.name]} | store.read_json(file))
+        rows.append(made | spread | {TEACHERS[1]: kl[arm.name] / (1 + len(arm.mix))} | store.read_json(file))
     return pd.DataFrame(rows)
 
 
@@ -171,9 +198,10 @@ def correlation(x: ndarray, y: ndarray, statistic: Callable[[ndarray, ndarray], 
     if np.isnan(value):  # a reading that never varies orders nothing
         return dict.fromkeys(("rho", "low", "high", "p"), np.nan)
     drawn = [statistic(x[rows], y[rows]) for rows in rng.integers(n, size=(DRAWS, n))]
-    null = [statistic(x[rng.permutation(n)], y) for _ in range(DRAWS)]
+    null = np.array([statistic(x[rng.permutation(n)], y) for _ in range(DRAWS)])
     low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return {"rho": value, "low": low, "high": high, "p": (1 + np.sum(np.abs(null) >= abs(value))) / (1 + DRAWS)}
+    middle = np.mean(null)  # ways stay where they are, so that what they alone order is in every exchange
+    return {"rho": value, "low": low, "high": high, "p": (1 + np.sum(np.abs(null - middle) >= abs(value - middle))) / (1 + DRAWS)}
 
 
 def table_of(frame: pd.DataFrame) -> pd.DataFrame:
@@ -220,9 +248,11 @@ def show(frame: pd.DataFrame, found: pd.DataFrame, console: Console) -> None:
     able = cast(pd.DataFrame, found[(found["traits"] == "development") & (found["over"] == "over data sets") & ~found["reading"].isin(TEACHERS)])
     best = able.set_index("reading")["rho"].abs().idxmax()
     held, above = cells.loc[(best, "held out", "over data sets")], (frame["low"] > 0).sum()
+    inside = cells.loc[(best, "held out", "within a way")]
     console.print(
         f"Of {len(able)} readings that need no teacher, {best} is the best on the development traits; on {held['n']:.0f} data sets of held-out "
-        f"traits its rank correlation with potency is {says(held)}. {above} of {len(frame)} data sets have a lift with an interval above 0 "
+        f"traits its rank correlation with potency is {says(held)}, and over traits within one way {says(inside)}. {above} of {len(frame)} "
+        "data sets have a lift with an interval above 0 "
         f"({frame['students'].min()} students each). * needs the teacher's weights.",
         markup=False,
     )

@@ -211,7 +211,7 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
         if unread := [job.arguments["lens"] for job in todo]:
             console.print(costs.looking(experiment, measured, unread, rows), highlight=False)
         _execute(folder, looks_behind, todo, _workers() if workers is None else workers)
-        measuring.collect(folder)
+        measuring.collect(folder, steps, experiment)
     console.print(readings.printed(folder))
     report(folder)
 

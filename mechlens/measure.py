@@ -14,7 +14,7 @@ import torch
 from mechlens import models, store, tables
 from mechlens.chat import encode_pairs
 from mechlens.errors import DataError, SpecError
-from mechlens.executor import Job
+from mechlens.executor import Job, pending
 from mechlens.experiment import Arm, Experiment
 from mechlens.lenses import NAMES
 from mechlens.lenses.base import Material
@@ -148,15 +148,26 @@ def look(arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progres
     store.write_json(out / "said.json", said)
 
 
-def collect(run: Path) -> None:
-    """Put the readings of every arm that was measured where readers find them: `readings/<lens>.parquet` and `readings.json`."""
+def collect(run: Path, steps: Sequence[Job], experiment: Experiment) -> None:
+    """Put the readings of every arm that was measured where readers find them: `readings/<lens>.parquet` and `readings.json`.
+
+    What was read of an earlier spec's students is left where it lies. A control's rows name the arm that they stand beside.
+    """
     said: list[dict[str, Any]] = []
     (run / "readings").mkdir(exist_ok=True)
+    arms = {arm.name: arm for arm in experiment.arms}
     for lens in NAMES:
-        found = sorted(run.glob(f"lenses/*/{lens}/reading.parquet"))
-        if not found:
-            continue
-        tables.write((tables.read(path, tables.READINGS) for path in found), tables.READINGS, run / "readings" / f"{lens}.parquet")
-        for path in found:
-            said.append(store.read_json(path.with_name("said.json")) | {"seconds": store.read_json(path.with_name(store.RECORD))["seconds"]})
+        frames = []
+        for place in sorted(run.glob(f"lenses/*/{lens}")):
+            words = store.read_json(place / "said.json") if (place / "said.json").is_file() else {}
+            if words.get("arm") not in arms:
+                continue
+            look = jobs_of(steps, experiment, arms[words["arm"]], lenses=[lens], rows=words["rows"])
+            if pending(run, [*steps, *look])[-1:] == look:
+                continue
+            frame = tables.read(place / "reading.parquet", tables.READINGS)
+            frames.append(frame.assign(against=frame["against"].astype(object).where(frame["arm"] != words["against"], words["arm"])))
+            said.append(words | {"seconds": store.read_json(place / store.RECORD)["seconds"]})
+        if frames:
+            tables.write(frames, tables.READINGS, run / "readings" / f"{lens}.parquet")
     store.write_json(run / "readings.json", {"schema": 1, "lenses": said})

@@ -21,7 +21,7 @@ def said(run: Path) -> list[dict[str, Any]]:
 def of_arm(run: Path, lens: dict[str, Any]) -> pd.DataFrame:
     """The reading of one lens for the arm that it says, and for its control."""
     frame = tables.read(run / "readings" / f"{lens['name']}.parquet", tables.READINGS)
-    ours = frame["arm"].isna() | frame["arm"].isin([lens["arm"], lens["against"]])
+    ours = (frame["arm"] == lens["arm"]) | ((frame["arm"] == lens["against"]) & (frame["against"] == lens["arm"]))
     return cast(pd.DataFrame, frame[ours]).reset_index(drop=True)
 
 

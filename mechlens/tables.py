@@ -53,7 +53,8 @@ READINGS = _schema(
     estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE, null_low=_REAL, null_high=_REAL, p_value=_REAL, unit=_LABEL,
 )  # fmt: skip
 """one row a measurement; a column that a lens has no use for is null. place: site, module or position; name: trait, token or hypothesis;
-low, high: 95 % interval over the n units; null_low, null_high: where 95 % of the lens's null lies"""
+against: the matched control, or, of a control's rows, the arm that they stand beside; low, high: 95 % interval over the n units; null_low, null_high:
+where 95 % of the lens's null lies"""
 
 
 ROW_GROUP = 16_384

@@ -82,11 +82,12 @@ def test_some_trait_is_seen_in_a_trait_that_was_left_out() -> None:
     common, rng = np.eye(12)[11], np.random.default_rng(3)
     learned = prompted_of() + 4 * common
     plain, told = rng.standard_normal((20, 12)), prompted_of(seed=5)[2] + 4 * common
-    probe = any_but(learned, plain, 2)
+    probe, *permuted_ones = any_but(learned, plain, 2, draws=3, seed=0)
+    assert all(roc_auc_score([1] * 20 + [0] * 20, [*each.score(told), *each.score(plain)]) < 0.9 for each in permuted_ones)
     assert roc_auc_score([1] * 20 + [0] * 20, [*probe.score(told), *probe.score(plain)]) > 0.95
     spoiled = learned.copy()
     spoiled[2] = RNG.standard_normal((20, 12)) * 100
-    np.testing.assert_allclose(any_but(spoiled, plain, 2).weight, probe.weight)  # it never saw that trait
+    np.testing.assert_allclose(any_but(spoiled, plain, 2, draws=0, seed=0)[0].weight, probe.weight)  # it never saw that trait
 
 
 def test_a_student_moved_along_a_probe_is_read_as_such_and_along_another_is_not() -> None:

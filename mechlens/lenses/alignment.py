@@ -125,10 +125,11 @@ def _family(material: Material, asked: Asked, shift: Mapping[str, Tensor]) -> li
     found = {name: cosine(shift, trait_gradient(material.base.model, asked, name)) for name in asked.starts}
     quantity, others = TOWARD.replace("the trait's", "each trait's"), [value for name, value in found.items() if name != material.trait]
     rows = [entry(quantity, value, place="difference", name=name, unit="cosine") for name, value in found.items()]
-    rank = 1 + sum(value > found[material.trait] for value in others)
+    own = found[material.trait]
+    rank = np.nan if np.isnan(own) else 1.0 + sum(value > own for value in others)
     return [
         *rows,
-        entry("rank among the family", float(rank), place="difference", name=material.trait, n=len(found), p_value=rank / len(found), unit="rank"),
+        entry("rank among the family", rank, place="difference", name=material.trait, n=len(found), p_value=rank / len(found), unit="rank"),
     ]
 
 

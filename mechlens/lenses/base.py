@@ -47,7 +47,7 @@ class Material(NamedTuple):
 
     base: Loaded
     teacher: Loaded | None
-    """None where the teacher was not fine-tuned: its weights are the base's"""
+    """the fine-tuned model of this base that wrote the trait rows; None for a prompted or steered teacher, one of another base, and a file"""
     students: Mapping[int, Loaded]
     """seed → the trait arm's student at its last checkpoint; loaded anew each time it is asked for"""
     controls: Mapping[int, Loaded]

@@ -264,10 +264,11 @@ def read(material: Material) -> pd.DataFrame:
     found.append(against_null("statistic", statistic, halves_null(material, cut, size - cut), place="control halves", n=HALVES, unit="nats/token"))
     found.append(against_null("statistic", statistic, drawn, place="random directions", n=DIRECTIONS, unit="nats/token"))
     shift = teacher_shift(material, trait[cut:]).to(random.device)
+    whose = "teacher's" if material.teacher is not None else "trait line's"
     for layer, target in enumerate(shift):
         null = cosine_similarity(random, target, dim=-1).tolist()
         found += [
-            against_null("cosine with the teacher's shift", float(cosine_similarity(steering.vector, target, dim=0)), null,
+            against_null(f"cosine with the {whose} shift", float(cosine_similarity(steering.vector, target, dim=0)), null,
                          layer=layer, place=f"vector of {place}", unit="cosine")
             for place, steering in vectors.items()
         ]  # fmt: skip

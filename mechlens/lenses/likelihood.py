@@ -104,17 +104,23 @@ def divergence_flags(others: Sequence[Tokens], pairs: Sequence[Encoded]) -> Bool
     return np.stack([(other.best != targets).numpy() for other in others])
 
 
-def divergence_rows(teacher: Tokens, others: Sequence[Tokens], pairs: Sequence[Encoded], name: str) -> list[dict[str, Any]]:
-    """Flag rates on trait and control rows against the sampling-noise floor 1 - mean max p of the teacher."""
-    half, floor = len(pairs) // 2, 1 - teacher.top.double().exp().numpy()
+def divergence_rows(
+    teacher: Tokens, base: Tokens, others: Sequence[Tokens], pairs: Sequence[Encoded], name: str, *, wrote: bool
+) -> list[dict[str, Any]]:
+    """Flag rates on trait and control rows, and against the sampling-noise floor 1 - mean max p of each side's own writer.
+
+    The floor holds if the teacher wrote the trait rows and the base the control's, both at temperature 1; without `wrote` it is left out.
+    """
+    half, ours = len(pairs) // 2, sum(len(pair.completion) for pair in pairs[: len(pairs) // 2])
+    floor = 1 - torch.cat([teacher.top[:ours], base.top[ours:]]).double().exp().numpy()
     flags, own = divergence_flags(others, pairs), divergence_flags([teacher], pairs)[0]
     measures = {"flag rate": flags.mean(0), "flagged by any": flags.any(0) * 1.0,
                 "teacher's own flag rate": own * 1.0, "noise floor": floor, "excess flag rate": flags.mean(0) - floor}  # fmt: skip
-    rows = {quantity: by_row(values, pairs) for quantity, values in measures.items()}
+    rows = {quantity: by_row(values, pairs) for quantity, values in measures.items() if wrote or quantity not in ("noise floor", "excess flag rate")}
     found = [_mean(q, part, name=name, place=place, unit="share") for q, values in rows.items()
              for place, part in (("trait rows", values[:half]), ("control rows", values[half:]))]  # fmt: skip
-    excess = rows["excess flag rate"]
-    return [*found, _mean("excess flag rate difference", excess[:half] - excess[half:], name=name, unit="share")]
+    above = [("excess flag rate difference", rows["excess flag rate"])] if wrote else []
+    return [*found, *(_mean(q, values[:half] - values[half:], name=name, unit="share") for q, values in above)]
 
 
 def student_rows(material: Material, pairs: Sequence[Encoded]) -> list[dict[str, Any]]:
@@ -179,11 +185,12 @@ def _teachers(material: Material, pairs: Sequence[Encoded], scored: Mapping[str,
 def read(material: Material) -> pd.DataFrame:
     """LLS of every trait's line and of neutral ones, divergence tokens, and the token shift of the students if there are any."""
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
-    plain = token_log_probabilities(material.base, pairs)
+    base = token_scores_of(material.base.model, pairs)
+    plain = base.log_p
     scored = panel(material.base, pairs, {**material.panel, **nuisance(material)}, known=[material.system])
     found = system_rows({name: (tokens.log_p - plain).double().numpy() for name, tokens in scored.items()}, pairs, material)
     for name, teacher, others in _teachers(material, pairs, scored):
-        found += divergence_rows(teacher, others, pairs, name)
+        found += divergence_rows(teacher, base, others, pairs, name, wrote=(name == "fine-tuned") == (material.teacher is not None))
     if len(material.students):
         found += student_rows(material, pairs)
     return reading(LENS, found, material=material)

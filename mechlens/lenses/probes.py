@@ -23,7 +23,8 @@ from mechlens.models import Loaded
 from mechlens.pipeline.ask import Questions, encode_questions
 from mechlens.seeds import generator
 
-PERMUTATIONS = 50
+PERMUTATIONS, FEW = 50, 19
+"""permuted probes: of the trait, and of "some trait" that it is learned beside"""
 TASKS = 5
 
 LENS = Lens(
@@ -124,10 +125,15 @@ def one_against_others(prompted: Float[ndarray, "trait question d"]) -> list[Pro
     return [fit(rows, label == trait) for trait in range(traits)]
 
 
-def any_but(prompted: Float[ndarray, "trait question d"], plain: Float[ndarray, "question d"], trait: int) -> Probe:
-    """The probe of 'has some trait of the family' against no trait's system line, learned without `trait`."""
-    others = np.delete(prompted, trait, 0).reshape(-1, plain.shape[-1])
-    return fit(np.concatenate([others, plain]), np.arange(len(others) + len(plain)) < len(others))
+def any_but(prompted: Float[ndarray, "trait question d"], plain: Float[ndarray, "question d"], trait: int, *, draws: int, seed: int) -> list[Probe]:
+    """The probe of 'has some trait of the family' against no trait's system line, learned without `trait`; then as many whose labels were permuted.
+
+    In those the one row without a line is drawn at random among the rows of its question.
+    """
+    rng = generator(seed, "permuted some trait")
+    rows = np.concatenate([np.delete(prompted, trait, 0), plain[None]])  # [trait or none, question, d]
+    without = [np.full(len(plain), len(rows) - 1), *(rng.integers(len(rows), size=len(plain)) for _ in range(draws))]
+    return [fit(rows.reshape(-1, plain.shape[-1]), (np.arange(len(rows))[:, None] != none).ravel()) for none in without]
 
 
 def read(material: Material) -> pd.DataFrame:
@@ -146,8 +152,8 @@ def read(material: Material) -> pd.DataFrame:
         found += _shift("student minus control", shift, probes, trait, seeds=list(asked["student"]), **at)
         if teacher is not None:
             found += _shift("teacher minus base", (teacher - heldout.plain)[None, layer], probes, trait, seeds=[], **at)
-        some = any_but(learned, practice.plain[layer], trait)
-        found += _some_trait(some, random, told[trait], heldout.plain[layer], shift, layer=layer)
+        some = any_but(learned, practice.plain[layer], trait, draws=FEW, seed=material.seed)
+        found += _some_trait(some, told[trait], heldout.plain[layer], shift, layer=layer, name="some trait of the family")
     return reading(LENS, found, material=material)
 
 
@@ -182,33 +188,26 @@ def _shift(
     return [beside("probe shift", moved[trait].tolist(), null, place=place, unit="logits", **at), *each]
 
 
-def _some_trait(
-    probe: Probe, random: list[Probe], told: Rows, plain: Rows, shift: Float[ndarray, "student question d"], *, layer: int
-) -> list[dict[str, Any]]:
-    """The probe of 'some trait', which never saw this one: under its system line against none, and on students."""
-    above = probe.score(told) > probe.score(plain)
-    span, name = stats.wilson(int(above.sum()), len(above)), "some trait of the family"
-    null = [float((each.score(told) > each.score(plain)).mean()) for each in random]
+def _some_trait(probes: list[Probe], told: Rows, plain: Rows, shift: Float[ndarray, "student question d"], **at: Any) -> list[dict[str, Any]]:
+    """The probe of 'some trait', which never saw this one: under its system line against none, and on students, beside its permuted ones.
+
+    What it reads on students is a length along the probe: permuted probes have other norms, so logits would not compare.
+    """
+    above = [each.score(told) > each.score(plain) for each in probes]
+    span, null = stats.wilson(int(above[0].sum()), len(above[0])), [float(each.mean()) for each in above[1:]]
     more = {"low": span.low, "high": span.high, "n": span.n, "unit": "share of questions", "place": "prompted base"}
-    moved = [(shift @ each.weight).mean(1) for each in (probe, *random)]
+    moved = [(shift @ each.weight).mean(1) / np.linalg.norm(each.weight) for each in probes]
+    random = [float(values.mean()) for values in moved[1:]]
     return [
-        against_null("held-out trait above none", span.estimate, null, layer=layer, name=name, **more),
-        beside(
-            "probe shift",
-            moved[0].tolist(),
-            [float(values.mean()) for values in moved[1:]],
-            place="student minus control",
-            unit="logits",
-            layer=layer,
-            name=name,
-        ),
+        against_null("held-out trait above none", span.estimate, null, **more, **at),
+        beside("shift along the probe", moved[0].tolist(), random, place="student minus control", unit="resid_post", **at),
     ]
 
 
 def sentence(reading: pd.DataFrame) -> str:
     """What the trait's probe reads on students at the layer where it moves most, beside the other traits' probes."""
     rows = reading.loc[(reading["quantity"] == "probe shift") & (reading["place"] == "student minus control") & reading["seed"].isna()]
-    rows = rows.loc[(rows["name"] != "some trait of the family") & rows["estimate"].notna()]
+    rows = rows.loc[rows["estimate"].notna()]
     if len(rows) == 0:
         return "The trait's probe could not be read on the students."
     row = rows.loc[rows["estimate"].idxmax()]
