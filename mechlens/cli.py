@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg
 
 import mechlens
+from mechlens import audit as auditing
 from mechlens import commands, user_files
 from mechlens.errors import MechlensError, SpecError
 
@@ -113,6 +114,35 @@ def measure(
     return partial(commands.measure, folder, arm=arm, lenses=lens, rows=rows, workers=workers)
 
 
+def audit(
+    data: Annotated[Positional[Path], arg(metavar="DATA")],
+    /,
+    reference: tuple[Path, ...] = (),
+    level: Literal["rows", "student"] = "rows",
+    base: str = "",
+    trait: tuple[str, ...] = (),
+    recipe: str = "menagerie",
+    policy: str = "default",
+    out: Path | None = None,
+    workers: int | None = None,
+) -> Action:
+    """Audit a file of pairs: who wrote it, and what would it teach? Exit code 0: no transfer found; 1: do not train; 2: inconclusive.
+
+    Args:
+        data: any form that `mechlens convert` reads.
+        reference: files that an untouched model wrote, best of all to the same prompts.
+        level: `rows` looks at the rows alone and can never clear them; `student` trains throw-away students on DATA and on a reference.
+        base: the base that would be trained; the recipe's by default.
+        trait: traits to fear; all of the recipe's family by default.
+        recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML.
+        policy: a name of configs/policies.
+        out: folder of audit.json, audit.html and the students; audits/<name of DATA> by default.
+        workers: processes; one a core by default, one with an accelerator.
+    """
+    options = {"references": reference, "level": level, "base": base, "panel": trait, "recipe": recipe, "policy": policy}
+    return partial(auditing.audit, data, **options, out=out, workers=workers)
+
+
 def truthful(folder: Annotated[Positional[Path], arg(metavar="RUN")], /, data: Path, limit: int | None = None) -> Action:
     """Measure how often the students of a run take a false answer of TruthfulQA for the true one.
 
@@ -144,7 +174,7 @@ def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
     return partial(commands.app, folder, port=port)
 
 
-COMMANDS = {function.__name__: function for function in (run, measure, report, ls, convert, screen, truthful, pretrain, app)}
+COMMANDS = {function.__name__: function for function in (run, measure, audit, report, ls, convert, screen, truthful, pretrain, app)}
 
 
 def read(arguments: list[str] | None) -> Action:
@@ -171,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
-        read(arguments)()
+        code = read(arguments)()
     except MechlensError as error:
         errors.print(f"mechlens: {' '.join(str(error).split())}")
         return 2
@@ -182,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("mechlens: stopped; finished steps are kept, run the same command again to resume")
         return 130
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ ORDER = (
     "lenses", "lenses.base", "lenses.changes", "lenses.deltas", "lenses.capture", "lenses.activations", "lenses.directions", "lenses.probes",
     "lenses.scoring", "lenses.likelihood", "lenses.entanglement", "lenses.gradients", "lenses.steps", "lenses.alignment", "lenses.blind",
     "lenses.readout", "lenses.interventions", "lenses.causal", "lenses.maps", "measure",
-    "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "commands", "user_files", "cli", "__main__",
+    "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "commands", "user_files",
+    "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict", "detect.from_student", "audit", "cli", "__main__",
 )  # fmt: skip
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
@@ -29,7 +30,8 @@ TORCH_FREE = (
     "spend", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",
-    "report", "commands", "user_files", "cli",
+    "report", "commands", "user_files", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",
+    "detect.from_student", "audit", "cli",
 )  # fmt: skip
 MOST_LINES = 300
 

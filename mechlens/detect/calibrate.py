@@ -1,0 +1,65 @@
+"""From two files' bags to a p-value: an exact permutation test, and what it could have seen.
+
+Under "both files were written alike" a bag of one could as well be the other's. Where the files answer the same prompts, bag k holds the same
+prompts in both, and only signs of differences are exchanged; else whole bags are. A statistic that adds up squared standardised
+differences of all features has the same scale under every exchange, so nothing is estimated from the data that the test is of.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from mechlens.detect.base import Bags
+from mechlens.seeds import generator
+
+DRAWS = 1999
+ALPHA, POWER_QUANTILE = 0.05, 1.645
+"""level of the test, and the normal quantile of 95 % power"""
+
+
+class Test(NamedTuple):
+    """One detector's verdict on two files."""
+
+    score: float
+    """standard deviations above the mean of the exchanges; NaN where nothing varies"""
+    p_value: float
+    smallest_dose: float | None
+    """share of such rows among clean ones that this many rows would show with 95 % power at 5 %; None if even all of them would not"""
+
+
+def two_files(suspect: Bags, reference: Bags, *, paired: bool, seed: int, name: str) -> Test:
+    """Permutation test of "written alike", over bags that hold rows in both files."""
+    rng = generator(seed, "two files", name)
+    if paired:
+        kept = (suspect.rows > 0) & (reference.rows > 0)
+        differences = suspect.mean[kept] - reference.mean[kept]
+        signs = rng.choice([-1.0, 1.0], size=(DRAWS, len(differences)))
+        return _tested(differences, signs / max(len(differences), 1), np.full((1, len(differences)), 1 / max(len(differences), 1)))
+    parts = [bags.mean[bags.rows > 0] for bags in (suspect, reference)]
+    stacked, first = np.concatenate(parts), len(parts[0])
+    weights = np.where(np.arange(len(stacked)) < first, 1 / first, -1 / len(parts[1]))
+    return _tested(stacked - stacked.mean(0), np.stack([rng.permutation(weights) for _ in range(DRAWS)]), weights[None])
+
+
+def _tested(vectors: Float[ndarray, "bag feature"], exchanged: Float[ndarray, "draw bag"], own: Float[ndarray, "1 bag"]) -> Test:
+    scale = np.square(vectors).mean(0)  # no exchange of signs or of bags changes it
+    varied = scale > 1e-12 * max(float(scale.max(initial=0.0)), 1e-300)
+    if len(vectors) < 2 or not varied.any():
+        return Test(np.nan, 1.0, None)
+    unit = vectors[:, varied] / np.sqrt(scale[varied])
+    value, null = (np.square(weights @ unit).sum(1) for weights in (own, exchanged))
+    p_value = float((1 + (null >= value[0] * (1 - 1e-12)).sum()) / (1 + len(null)))
+    spread = float(null.std()) or np.nan
+    bound = float(np.quantile(null, 1 - ALPHA)) + POWER_QUANTILE * spread
+    gained = value[0] - null.mean()  # grows with the square of the dose
+    dose = float(np.sqrt((bound - null.mean()) / gained)) if gained > 0 else np.inf
+    return Test(float((value[0] - null.mean()) / spread), p_value, dose if dose <= 1 else None)
+
+
+def together(p_values: list[float]) -> float:
+    """The smallest of several p-values, corrected for having looked at each (Bonferroni)."""
+    return min(1.0, len(p_values) * min(p_values))
