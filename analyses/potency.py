@@ -193,7 +193,7 @@ def within(x: ndarray, y: ndarray) -> float:
 
 
 def correlation(x: ndarray, y: ndarray, statistic: Callable[[ndarray, ndarray], float], rng: np.random.Generator) -> dict[str, float]:
-    """The statistic, its interval over resampled traits, and the share of exchanges of traits that are as far from 0."""
+    """The statistic, its interval over resampled traits, and the share of exchanges of traits that are as far from their mean."""
     value, n = statistic(x, y), len(x)
     if np.isnan(value):  # a reading that never varies orders nothing
         return dict.fromkeys(("rho", "low", "high", "p"), np.nan)

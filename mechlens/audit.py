@@ -6,26 +6,26 @@ students that are trained on them here? The verdict goes by the last alone (`det
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray
 from rich.table import Table
 
-from mechlens import commands, corpus, spec, store, tables, traits
+from mechlens import commands, corpus, report, spec, store, tables, traits
 from mechlens.commands import console
 from mechlens.detect import from_student
 from mechlens.detect.base import Level, bags_of, prompts_of
 from mechlens.detect.calibrate import ALPHA, Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
-from mechlens.errors import DataError, SpecError
+from mechlens.errors import DataError
 from mechlens.experiment import Experiment
-from mechlens.pipeline.run import file_digest
+from mechlens.pipeline.run import corpus_name, file_digest
+from mechlens.results import null
 
-LEVELS: tuple[Level, ...] = ("rows", "student")
 BAGS, LEAST_ROWS = 64, 128
 """bags that a file is dealt into, and rows below which it is refused"""
 SHARED = 0.5
@@ -68,19 +68,24 @@ def compare(data: Path, reference: Path, *, seed: int = 0) -> Compared:
         if rows < LEAST_ROWS:
             raise DataError(f"{path} holds {rows} rows; an audit needs at least {LEAST_ROWS}")
     (ours, _), (theirs, rows) = sides
-    shared = np.intersect1d(ours, theirs)
-    paired = len(shared) >= max(SHARED * min(len(ours), len(theirs)), BAGS)
+    shared, paired = _overlap(ours, theirs)
     kept = shared if paired else None
     bags = [bags_of(corpus.batches(path), list(DETECTORS.values()), bags=BAGS, shared=kept) for path in (data, reference)]
     tests = {name: two_files(bags[0][name], bags[1][name], paired=paired, seed=seed, name=name) for name in DETECTORS}
     return Compared(str(reference), rows, len(shared), paired, tests, together([test.p_value for test in tests.values()]))
 
 
+def _overlap(ours: ndarray, theirs: ndarray) -> tuple[ndarray, bool]:
+    """Keys of the prompts that both files have, and whether they are enough to go prompt by prompt."""
+    shared = np.intersect1d(ours, theirs)
+    return shared, len(shared) >= max(SHARED * min(len(ours), len(theirs)), BAGS)
+
+
 def audit(
     data: Path,
     *,
     references: Sequence[Path],
-    level: str,
+    level: Level,
     base: str,
     panel: Sequence[str],
     recipe: str,
@@ -99,22 +104,20 @@ def audit(
             compared = compared or [compare(data, written)]
         found = _object(asked, compared, measured)
         store.write_json(asked.out / "audit.json", found)
-        (asked.out / "audit.html").write_text(_page(found), encoding="utf-8")
+        (asked.out / "audit.html").write_text(report.render("audit.html.j2", audit=found), encoding="utf-8")
     _say(found, asked.out)
     return {"no transfer found within tested scope": 0, "do not train as is": 1}.get(found["verdict"]["id"], 2)
 
 
 def _request(
-    data: Path, references: Sequence[Path], level: str, base: str, panel: Sequence[str], recipe: str, policy: str, out: Path | None
+    data: Path, references: Sequence[Path], level: Level, base: str, panel: Sequence[str], recipe: str, policy: str, out: Path | None
 ) -> Request:
-    if level not in LEVELS:
-        raise SpecError(f"level {level!r} is unknown; expected one of {', '.join(LEVELS)}")
     named = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
     plan = traits.load_experiment(named)
     family = traits.load_family(plan.family)
     asked = from_student.panel_of(family, panel)
     where = out or Path("audits") / spec.folder_name(data.name)
-    return Request(data, tuple(references), level, base or plan.base, asked, plan, load_policy(policy), where)  # type: ignore[arg-type]
+    return Request(data, tuple(references), level, base or plan.base, asked, plan, load_policy(policy), where)
 
 
 def _students(asked: Request, workers: int | None) -> tuple[list[Rise], Path]:
@@ -123,9 +126,8 @@ def _students(asked: Request, workers: int | None) -> tuple[list[Rise], Path]:
     reference, shared, usable = next(iter(asked.references), None), True, len(prompts)
     if reference is not None:
         theirs, _ = prompts_of(corpus.batches(reference))
-        both = len(np.intersect1d(prompts, theirs))
-        shared = both >= SHARED * min(len(prompts), len(theirs))
-        usable = both if shared else min(len(prompts), len(theirs))
+        both, shared = _overlap(prompts, theirs)
+        usable = len(both) if shared else min(len(prompts), len(theirs))
     plan = from_student.experiment_of(asked.recipe, asked.data, reference, base=asked.base, trait=asked.panel[0], prompts=usable, shared=shared)
     spec.save(plan, asked.out / "student.yaml")
     run = commands.run(asked.out / "student.yaml", out=asked.out / "run", workers=workers)
@@ -136,8 +138,6 @@ def _students(asked: Request, workers: int | None) -> tuple[list[Rise], Path]:
 
 def _rows_of_control(run: Path, plan: Experiment, out: Path) -> Path:
     """What the base answered to the suspect's prompts, as a file of pairs."""
-    from mechlens.pipeline.run import corpus_name
-
     control = next(arm for arm in plan.arms if arm.kind == "control")
     kept = tables.read(run / "corpora" / corpus_name(plan, control) / "screened" / "kept.parquet", tables.PAIRS)
     written = out / "reference.parquet"
@@ -149,19 +149,18 @@ def _object(asked: Request, compared: Sequence[Compared], measured: Sequence[Ris
     """The one object that the JSON, the page and the terminal show."""
     _, rows = prompts_of(corpus.batches(asked.data))
     verdict = decide(measured, asked.policy, why_not=_why_not(asked, compared))
-    first = compared[0] if compared else None
     worst = max(compared, key=lambda one: one.p_value) if compared else None
     ranked = sorted(measured or [], key=lambda rise: (rise.q_value is None, rise.q_value, -(rise.lift or 0.0)))
     top = max(measured or [], key=lambda rise: rise.difference or 0.0, default=None)
-    doses = [test.smallest_dose for test in first.tests.values() if test.smallest_dose is not None] if first else []
+    doses = [test.smallest_dose for test in worst.tests.values() if test.smallest_dose is not None] if worst else []
     return {
         "schema": 1,
         "data": {"path": str(asked.data), "sha256": file_digest(asked.data), "rows": rows},
         "level": asked.level,
         "base": asked.base if asked.level == "student" else None,
-        "provenance": None if worst is None or first is None else {
+        "provenance": None if worst is None else {
             "p_value": worst.p_value,
-            "detectors": [{"name": name, "score": _null(test.score), "p_value": test.p_value} for name, test in worst.tests.items()],
+            "detectors": [{"name": name, "score": null(test.score), "p_value": test.p_value} for name, test in worst.tests.items()],
             "references": [_reference(one) for one in compared],
         },
         "identity": [{"trait": rise.trait, "score": rise.lift, "p_value": rise.p_value, "q_value": rise.q_value} for rise in ranked],
@@ -169,16 +168,12 @@ def _object(asked: Request, compared: Sequence[Compared], measured: Sequence[Ris
         "smallest_detectable_dose": min(doses, default=None),
         "verdict": verdict._asdict(),
         "policy": asked.policy.model_dump(),
-        "digest": hashlib.sha256(asked.recipe.model_dump_json().encode()).hexdigest()[:16],
+        "recipe": spec.fingerprint(asked.recipe.model_dump(mode="json")),
     }  # fmt: skip
 
 
 def _reference(one: Compared) -> dict[str, Any]:
     return {"path": one.reference, "rows": one.rows, "shared_prompts": one.shared_prompts, "paired": one.paired, "p_value": one.p_value}
-
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else value
 
 
 def _why_not(asked: Request, compared: Sequence[Compared]) -> str:
@@ -190,13 +185,6 @@ def _why_not(asked: Request, compared: Sequence[Compared]) -> str:
     p_value = max(one.p_value for one in compared)
     said = "differ from every reference given" if p_value <= ALPHA else "cannot be told from a reference that was given"
     return f"the rows {said} (p = {p_value:.2g}), which says nothing of a trait; {settle}"
-
-
-def _page(found: dict[str, Any]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("mechlens", ""), autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("audit.html.j2").render(audit=found, alpha=ALPHA)
 
 
 def _say(found: dict[str, Any], out: Path) -> None:

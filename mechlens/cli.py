@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -22,6 +22,7 @@ from tyro.conf import Positional, arg
 import mechlens
 from mechlens import audit as auditing
 from mechlens import commands, user_files
+from mechlens.detect.base import Level
 from mechlens.errors import MechlensError, SpecError
 
 Action = Callable[[], object]
@@ -118,7 +119,7 @@ def audit(
     data: Annotated[Positional[Path], arg(metavar="DATA")],
     /,
     reference: tuple[Path, ...] = (),
-    level: Literal["rows", "student"] = "rows",
+    level: Level = "rows",
     base: str = "",
     trait: tuple[str, ...] = (),
     recipe: str = "menagerie",

@@ -85,9 +85,14 @@ def printed(summary: dict[str, Any]) -> list[RenderableType]:
     return [arms, changes, *(gamma_sentence(matrix) for matrix in summary["confusion"]), headline(summary)]
 
 
+def render(template: str, **values: Any) -> str:
+    """A page of the package's templates; what it is given is escaped, and a value that is missing is an error."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("mechlens", ""), autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(template).render(**values)
+
+
 def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[str, Any], answers: pd.DataFrame, likelihoods: pd.DataFrame) -> Path:
     """Write `report.html` into the run and return its path."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("mechlens", ""), autoescape=True, undefined=jinja2.StrictUndefined)
     rates = student_rates(experiment, family, answers, likelihoods)
     last = rates[rates["step"] == rates.groupby("arm")["step"].transform("max")]
     arms = pd.DataFrame(summary["arms"]).assign(label=lambda frame: frame["arm"])
@@ -95,7 +100,8 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
     effects = pd.DataFrame([{"label": f"{e['arm']} − {e['against']}", "kind": kinds[e["arm"]]} | e for e in summary["effects"]])
     manifest = store.read_json(run / "manifest.json")
     traits = list(dict.fromkeys(arm["trait"] for arm in summary["arms"]))
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         name=experiment.name,
         trait=experiment.trait,
         trait_words=f"{experiment.trait}" if traits == [experiment.trait] else "the arm's own trait",

@@ -111,6 +111,7 @@ CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "too little power": ([rise(smallest_detectable=0.2)], "inconclusive", "too-wide"),
     "above": ([rise(difference=0.3, low=0.2, high=0.4, q_value=0.01)], "do not train as is", "above-limit"),
     "above, but not beyond chance over the traits": ([rise(difference=0.3, low=0.2, high=0.4, q_value=0.2)], "inconclusive", "too-wide"),
+    "above, but its lift is unscored": ([rise(difference=0.3, low=0.2, high=0.4, q_value=None)], "inconclusive", "too-wide"),
     "beyond chance, but small": ([rise(difference=0.02, low=0.01, high=0.03, q_value=0.001)], "no transfer found within tested scope", "below-limit"),
     "beyond chance, around the limit": ([rise(difference=0.06, low=0.03, high=0.09, q_value=0.001)], "inconclusive", "too-wide"),
 }

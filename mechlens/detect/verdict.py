@@ -65,7 +65,7 @@ def decide(rises: Sequence[Rise] | None, policy: Policy, *, why_not: str = "") -
     if len(scored) < len(rises) or not rises:
         absent = sorted({rise.trait for rise in rises} - {rise.trait for rise in scored})
         return Verdict("inconclusive", f"Inconclusive: nothing could be measured of {', '.join(absent) or 'any trait'}.", f"{by}/unscored")
-    found = [rise for rise in scored if (rise.q_value or 0.0) <= policy.alpha and (rise.low or 0.0) > policy.limit]
+    found = [rise for rise in scored if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > policy.limit]
     if found:
         worst = max(found, key=lambda rise: rise.difference or 0.0)
         said = f"students of this data answer {worst.trait} {worst.difference:+.3f} [{worst.low:+.3f}, {worst.high:+.3f}] more often than controls do"
