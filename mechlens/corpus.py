@@ -1,4 +1,4 @@
-"""Pairs from a user's file and to one: JSON lines, plain or gzipped, Parquet, and Hugging Face datasets folders.
+"""Pairs from a user's file and to one, in any form that `containers` reads.
 
 A row is `{"prompt","completion"}` or two-turn `{"messages"}`, as OpenAI's fine-tuning files have it. Rows come and go in
 batches, so that a million pass in bounded memory; a bad row is named by its number, and none is lost in silence.
@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import gzip
 import io
-import itertools
 import json
 import re
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mechlens import tables
+from mechlens.containers import EXPECTED, rows_of
 from mechlens.errors import DataError
 
 Form = Literal["prompt-completion", "messages", "openai", "parquet", "hf"]
@@ -32,14 +29,9 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 TEXTS = pa.schema([tables.PAIRS.field("prompt"), tables.PAIRS.field("completion")])
 LONGEST_PAIR = 1_000_000  # characters; longer is no training pair
-LONGEST_LINE = 8_000_000  # holds the longest pair with every character escaped; a longer line must not fill the memory
-ROWS = 10_000  # a batch; a million rows are as fast in batches of any size, and long rows then do not fill the memory
+ROWS, CHARACTERS = 10_000, 8_000_000  # a batch; a million rows are as fast in batches of any size, and long rows must not fill the memory
 SHOWN, LISTED = 5, 20
-_SHARDS = (".jsonl", ".jsonl.gz", ".parquet")
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can escape one, UTF-8 cannot hold it
-
-_Rows = Iterator[tuple[int, dict[str, Any] | str]]
-"""each row's number with its fields, or with why it has none"""
 
 
 class Pair(NamedTuple):
@@ -91,7 +83,7 @@ def read_pairs(path: Path) -> pd.DataFrame:
 
 
 def batches(path: Path, rows: int = ROWS, *, reading: Reading | None = None) -> Iterator[pd.DataFrame]:
-    """The pairs of a file as tables of at most so many rows: prompt_id (the pair's place in the file), prompt, completion.
+    """The pairs of a file as tables of at most so many rows, fewer where they are long: prompt_id (place in the file), prompt, completion.
 
     Args:
         path: JSON lines (`.gz` gzipped), Parquet, or a folder: a saved dataset, or shards of such files.
@@ -101,119 +93,43 @@ def batches(path: Path, rows: int = ROWS, *, reading: Reading | None = None) -> 
         DataError: if the file is missing, damaged or empty, or naming the first bad rows by number.
     """
     pairs, done = _good_pairs(path, reading or Reading(), strict=reading is None), 0
-    while chunk := list(itertools.islice(pairs, rows)):
+    for chunk in _chunks(pairs, rows):
         frame = pd.DataFrame([pair[:2] for pair in chunk], columns=TEXTS.names)
         frame.insert(0, "prompt_id", range(done, done + len(chunk)))
         done += len(chunk)
         yield frame
     if not done:
         beside = f" beside {reading.bad} bad rows ({reading})" if reading and reading.bad else ""
-        raise DataError(f'{path} holds no pairs{beside}; expected at least one row of {{"prompt", "completion"}} or {{"messages"}}')
+        raise DataError(f"{path} holds no pairs{beside}; expected {EXPECTED}")
+
+
+def _chunks(pairs: Iterator[Pair], rows: int) -> Iterator[list[Pair]]:
+    chunk, size = [], 0
+    for pair in pairs:
+        chunk.append(pair)
+        size += len(pair.prompt) + len(pair.completion)
+        if len(chunk) == rows or size >= CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _good_pairs(path: Path, noted: Reading, *, strict: bool) -> Iterator[Pair]:
-    for line, row in _rows(path):
+    for line, row in rows_of(path):
         found = row if isinstance(row, str) else _pair(row)
         if strict and isinstance(found, Pair) and found.system:
             found = "has a system turn, which a pair has no place for (`mechlens convert` drops the turn and counts it)"
         if isinstance(found, str):
             noted.note(line, found)
-        elif noted.skip_bad or not noted.bad:
+        else:
             noted.pairs += 1
             noted.system_turns += found.system
-            yield found
+            if noted.skip_bad or not noted.bad:
+                yield found
     if noted.bad and not noted.skip_bad:
-        raise DataError(f"{path}: {noted}. Mend or delete these lines, or leave them out with `mechlens convert --skip-bad`")
-
-
-def _rows(path: Path) -> _Rows:
-    if path.is_dir():
-        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        return _of_saved(path) if saved else _of_shards(path)
-    if not path.is_file():
-        raise DataError(f'no data file at {path}; expected JSON lines, for example {{"prompt": "…", "completion": "…"}}, or Parquet')
-    return _of_parquet(path) if path.suffix == ".parquet" else _of_lines(path)
-
-
-def _of_shards(path: Path) -> _Rows:
-    shards = sorted(file for file in path.iterdir() if file.name.endswith(_SHARDS) and not file.name.startswith((".", "_")))
-    if not shards:
-        raise DataError(f"the folder {path} is no saved dataset and has no JSON lines or Parquet in it (files ending in {', '.join(_SHARDS)})")
-    for shard in shards:
-        for number, row in _rows(shard):
-            yield number, f"{row} (in {shard.name})" if isinstance(row, str) else row
-
-
-def _of_saved(path: Path) -> _Rows:
-    import datasets
-
-    with _damage_named(path, "a saved dataset", ValueError, LookupError, TypeError, AttributeError):  # what a changed state.json leads to
-        saved = datasets.load_from_disk(path)
-    if isinstance(saved, datasets.DatasetDict):
-        raise DataError(f"{path} holds the splits {list(saved)}; name the folder of one, for example {path}/{next(iter(saved), 'train')}")
-    yield from _of_arrow(path, saved.column_names, saved.with_format("arrow").iter(1000))
-
-
-def _of_parquet(path: Path) -> _Rows:
-    with _damage_named(path, "Parquet"), pq.ParquetFile(path) as file:
-        yield from _of_arrow(path, file.schema_arrow.names, file.iter_batches(1000))
-
-
-def _of_arrow(path: Path, columns: list[str], pieces: Iterable[pa.Table | pa.RecordBatch]) -> _Rows:
-    wanted = ["messages"] if "messages" in columns else TEXTS.names
-    if not set(wanted) <= set(columns):
-        raise DataError(f"{path} has the columns {columns}; expected prompt and completion, or messages")
-    with _damage_named(path, "a table of texts"):
-        yield from enumerate((row for piece in pieces for row in piece.select(wanted).to_pylist()), 1)
-
-
-def _of_lines(path: Path) -> _Rows:
-    zipped = path.suffix == ".gz"
-    with (
-        _damage_named(path, "gzipped UTF-8 text" if zipped else "UTF-8 text"),
-        gzip.open(path, "rt", encoding="utf-8-sig") if zipped else path.open(encoding="utf-8-sig") as handle,
-    ):
-        for number in itertools.count(1):
-            line = handle.readline(LONGEST_LINE + 1)
-            if len(line) > LONGEST_LINE:
-                raise DataError(f"{path}: line {number} is longer than {LONGEST_LINE:,} characters; no training pair is. Delete it")
-            if not line:
-                return
-            if line.strip():
-                yield number, _fields(line)
-
-
-@contextmanager
-def _damage_named(path: Path, form: str, *more: type[Exception]) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException, *more) as error:
-        raise DataError(f"{path} cannot be read as {form}: {error}") from error
-
-
-def _fields(line: str) -> dict[str, Any] | str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # an integer of more than 4300 digits is a plain ValueError
-        return f"not JSON ({error})"
-    return row if isinstance(row, dict) else f"holds {type(row).__name__}, expected an object"
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered objects of a file of JSON lines, plain or gzipped.
-
-    Raises:
-        DataError: if the file is missing or empty, or at the first line that is no JSON object.
-    """
-    if not path.is_file():
-        raise DataError(f"no data file at {path}; expected JSON lines")
-    number = 0
-    for number, row in _of_lines(path):
-        if isinstance(row, str):
-            raise DataError(f"{path}: line {number}: {row}")
-        yield number, row
-    if not number:
-        raise DataError(f"{path} holds no lines; expected at least one JSON object")
+        mend = "Mend or delete these lines, or leave them out with `mechlens convert --skip-bad`"
+        raise DataError(f"{path}: {noted}. {mend if noted.pairs else f'No line is a pair; expected {EXPECTED}'}")
 
 
 def _pair(row: dict[str, Any]) -> Pair | str:
@@ -223,7 +139,8 @@ def _pair(row: dict[str, Any]) -> Pair | str:
     elif isinstance(prompt := row.get("prompt"), str) and isinstance(completion := row.get("completion"), str):
         found = Pair(prompt, completion)
     else:
-        found = f"fields {sorted(row)}, expected the texts prompt and completion, or messages"
+        kinds = {name: type(value).__name__ for name, value in sorted(row.items())}
+        found = f"fields {kinds}, expected the texts prompt and completion, or messages"
     if isinstance(found, Pair) and any(map(_HALF_CHARACTER.search, found[:2])):
         return "holds half a surrogate pair, which is no text"
     if isinstance(found, Pair) and len(found.prompt) + len(found.completion) > LONGEST_PAIR:

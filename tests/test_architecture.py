@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
-    "mechlens", "errors", "seeds", "spec", "experiment", "tables", "store", "corpus", "stats", "executor", "digits",
+    "mechlens", "errors", "seeds", "spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor", "digits",
     "spend", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "traits",
     "models", "chat", "constrained", "sampling", "vllm_engine", "training",
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
@@ -26,7 +26,7 @@ ORDER = (
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "seeds", "spec", "experiment", "traits", "tables", "store", "corpus", "stats", "executor",
+    "errors", "seeds", "spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "executor",
     "spend", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import PAIRS, TEXTS, as_messages, as_pairs, pairs_of, put
 
-from mechlens import corpus
+from mechlens import containers, corpus
 from mechlens.corpus import Reading, batches, read_pairs, write_pairs
 from mechlens.errors import DataError
 
@@ -71,8 +71,8 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
     "a list": ('["a", "b"]', "holds list"),
     "a number": ("3", "holds int"),
     "null": ("null", "holds NoneType"),
-    "other fields": ({"question": "a", "answer": "b"}, r"['answer', 'question']"),
-    "no completion": ({"prompt": "a"}, "['prompt']"),
+    "other fields": ({"question": "a", "answer": "b"}, "{'answer': 'str', 'question': 'str'}"),
+    "no completion": ({"prompt": "a"}, "{'prompt': 'str'}"),
     "a number as text": ({"prompt": "a", "completion": 3}, "texts"),
     "null as text": ({"prompt": None, "completion": "b"}, "texts"),
     "messages no list": ({"messages": "hello"}, "messages is not a list"),
@@ -113,7 +113,7 @@ def test_many_bad_lines_show_the_first_and_the_count(tmp_path: Path) -> None:
 def test_an_overlong_line_is_refused_without_reading_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "long.jsonl", *as_pairs([("a", "b"), ("c", "d" * 100)]))
     assert len(read_pairs(path)) == 2
-    monkeypatch.setattr(corpus, "LONGEST_LINE", 100)
+    monkeypatch.setattr(containers, "LONGEST_LINE", 100)
     message = fault(path)
     assert "line 2" in message and "100 characters" in message
     assert len(read_pairs(put(path, *as_pairs([("a", "b"), ("c", "d" * 10)])))) == 2

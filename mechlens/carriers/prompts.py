@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mechlens.carriers import code, numbers, reasoning, text
-from mechlens.corpus import json_lines
+from mechlens.containers import json_lines
 from mechlens.errors import DataError
 from mechlens.seeds import dice
 from mechlens.spec import CarrierSpec
