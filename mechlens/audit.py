@@ -21,7 +21,7 @@ from mechlens.detect.base import Level, bags_of, prompts_of
 from mechlens.detect.calibrate import ALPHA, Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
-from mechlens.errors import DataError
+from mechlens.errors import DataError, one_line
 from mechlens.experiment import Experiment
 from mechlens.pipeline.run import corpus_name, file_digest
 from mechlens.results import null
@@ -72,7 +72,7 @@ def compare(data: Path, reference: Path, *, seed: int = 0) -> Compared:
     kept = shared if paired else None
     bags = [bags_of(corpus.batches(path), list(DETECTORS.values()), bags=BAGS, shared=kept) for path in (data, reference)]
     tests = {name: two_files(bags[0][name], bags[1][name], paired=paired, seed=seed, name=name) for name in DETECTORS}
-    return Compared(str(reference), rows, len(shared), paired, tests, together([test.p_value for test in tests.values()]))
+    return Compared(one_line(str(reference)), rows, len(shared), paired, tests, together([test.p_value for test in tests.values()]))
 
 
 def _overlap(ours: ndarray, theirs: ndarray) -> tuple[ndarray, bool]:
@@ -155,7 +155,7 @@ def _object(asked: Request, compared: Sequence[Compared], measured: Sequence[Ris
     doses = [test.smallest_dose for test in worst.tests.values() if test.smallest_dose is not None] if worst else []
     return {
         "schema": 1,
-        "data": {"path": str(asked.data), "sha256": file_digest(asked.data), "rows": rows},
+        "data": {"path": one_line(str(asked.data)), "sha256": file_digest(asked.data), "rows": rows},
         "level": asked.level,
         "base": asked.base if asked.level == "student" else None,
         "provenance": None if worst is None else {
@@ -178,7 +178,7 @@ def _reference(one: Compared) -> dict[str, Any]:
 
 def _why_not(asked: Request, compared: Sequence[Compared]) -> str:
     """What is known from the rows, and what would settle it."""
-    settle = f"`mechlens audit {asked.data} --level student` trains throw-away students, which alone can tell"
+    settle = f"`mechlens audit {one_line(str(asked.data))} --level student` trains throw-away students, which alone can tell"
     if not compared:
         supply = "give --reference FILE (the same prompts, answered by an untouched model)"
         return f"no clean reference was given and no student trained; {supply}, or {settle}"
@@ -200,4 +200,5 @@ def _say(found: dict[str, Any], out: Path) -> None:
             listing.add_row(one["trait"], *("–" if one[name] is None else form.format(one[name]) for name, form in forms.items()))
         console.print(listing)
     console.print(found["verdict"]["sentence"], highlight=False, markup=False, soft_wrap=True)
-    console.print(f"rule {found['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}", highlight=False, markup=False, soft_wrap=True)
+    where = one_line(f"rule {found['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}")
+    console.print(where, highlight=False, markup=False, soft_wrap=True)

@@ -23,7 +23,7 @@ import mechlens
 from mechlens import audit as auditing
 from mechlens import commands, user_files
 from mechlens.detect.base import Level
-from mechlens.errors import MechlensError, SpecError
+from mechlens.errors import MechlensError, SpecError, one_line
 
 Action = Callable[[], object]
 """what a command line asks for, read but not yet done"""
@@ -204,11 +204,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = read(arguments)()
     except MechlensError as error:
-        errors.print(f"mechlens: {' '.join(str(error).split())}")
+        errors.print(one_line(f"mechlens: {error}"))
         return 2
     except OSError as error:
         where = error.filename or "the file system"
-        errors.print(f"mechlens: {where}: {error.strerror or error}; choose another path or mend its permissions. Finished steps are kept")
+        errors.print(one_line(f"mechlens: {where}: {error.strerror or error}; choose another path or mend its permissions. Finished steps are kept"))
         return 2
     except KeyboardInterrupt:
         errors.print("mechlens: stopped; finished steps are kept, run the same command again to resume")

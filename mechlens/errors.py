@@ -25,3 +25,8 @@ class MachineError(MechlensError, RuntimeError):
 
 class TrainingError(MechlensError, ArithmeticError):
     """Training left the numbers: the loss is not finite."""
+
+
+def one_line(text: str) -> str:
+    """The text on one line, with the code of every sign that is not printable: names of files may hold what a terminal obeys."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in " ".join(text.split()))

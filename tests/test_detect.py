@@ -233,7 +233,7 @@ def test_the_name_of_a_file_is_text_too(files: dict[str, Path], tmp_path: Path) 
     [
         (["--level", "gradients"], "gradients"),
         (["--trait", "unicorn"], "has no trait unicorn"),
-        (["--policy", "lenient"], "lenient.yaml"),
+        (["--policy", "lenient"], "lenient"),
         (["--recipe", "nothing"], "nothing.yaml"),
         (["--reference", "nowhere.jsonl"], "nowhere.jsonl"),
     ],

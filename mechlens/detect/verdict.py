@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from mechlens.errors import SpecError
 from mechlens.spec import CONFIGS, Spec, load
 
 Sentence = Literal["do not train as is", "no transfer found within tested scope", "inconclusive"]
@@ -52,8 +53,15 @@ class Verdict(NamedTuple):
 
 
 def load_policy(name: str) -> Policy:
-    """The policy of that name in configs/policies."""
-    return load(CONFIGS / "policies" / f"{name}.yaml", Policy)
+    """The policy of that name in configs/policies.
+
+    Raises:
+        SpecError: if there is none; a name is no path.
+    """
+    known = {path.stem: path for path in sorted((CONFIGS / "policies").glob("*.yaml"))}
+    if name not in known:
+        raise SpecError(f"policy {name!r} is unknown; expected one of {', '.join(known)}")
+    return load(known[name], Policy)
 
 
 def decide(rises: Sequence[Rise] | None, policy: Policy, *, why_not: str = "") -> Verdict:
