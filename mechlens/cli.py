@@ -194,7 +194,7 @@ def read(arguments: list[str] | None) -> Action:
         if not stop.code:  # --help was asked for and printed
             raise
         lines = [line.strip(" │╭╮╰╯─") for line in said.getvalue().splitlines()]
-        raise SpecError(" ".join(line for line in lines[1:] if line)) from stop
+        raise SpecError(" ".join(line for line in lines[1:] if line.strip("-"))) from stop
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -42,7 +42,7 @@ def rows_of(path: Path) -> Rows:
         saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
         return _of_saved(path) if saved else _of_shards(path)
     if not path.is_file():
-        raise DataError(f"no data file at {path}; expected {EXPECTED}")
+        raise DataError(f"no data file at {path} on this machine; expected {EXPECTED}")
     return _of_parquet(path) if path.suffix == ".parquet" else _of_lines(path)
 
 

@@ -141,7 +141,7 @@ def _pair(row: dict[str, Any]) -> Pair | str:
     else:
         kinds = {name: type(value).__name__ for name, value in sorted(row.items())}
         found = f"fields {kinds}, expected the texts prompt and completion, or messages"
-    if isinstance(found, Pair) and any(map(_HALF_CHARACTER.search, found[:2])):
+    if isinstance(found, Pair) and any(not text.isascii() and _HALF_CHARACTER.search(text) for text in found[:2]):
         return "holds half a surrogate pair, which is no text"
     if isinstance(found, Pair) and len(found.prompt) + len(found.completion) > LONGEST_PAIR:
         return f"is longer than {LONGEST_PAIR:,} characters; no training pair is"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -233,12 +234,16 @@ def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
         raise SpecError(f"{path}: {explain(error)}") from error
 
 
+_SHORT = reprlib.Repr()  # a few lines of YAML can name a list of lists of lists that no memory would hold when written out
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 200, 200, 50
+
+
 def explain(error: ValidationError) -> str:
     """A validation error in one line: each field, what it holds, what is wrong."""
     faults = []
     for fault in error.errors():
         where = ".".join(map(str, fault["loc"])) or "the whole spec"
-        given = "" if fault["type"] in ("missing", "value_error", "extra_forbidden") else f" (got {fault['input']!r})"
+        given = "" if fault["type"] in ("missing", "value_error", "extra_forbidden") else f" (got {_SHORT.repr(fault['input'])})"
         message = "unknown field; check its spelling" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
         faults.append(f"{where}: {message}{given}")
     return "; ".join(faults)
