@@ -124,6 +124,7 @@ def audit(
     trait: tuple[str, ...] = (),
     recipe: str = "menagerie",
     policy: str = "default",
+    student: Path | None = None,
     out: Path | None = None,
     workers: int | None = None,
 ) -> Action:
@@ -132,15 +133,17 @@ def audit(
     Args:
         data: any form that `mechlens convert` reads.
         reference: files that an untouched model wrote, best of all to the same prompts.
-        level: `rows` looks at the rows alone and can never clear them; `student` trains throw-away students on DATA and on a reference.
+        level: each does all before it: `rows` looks at the rows alone; `base` reads them through the base and through teachers of every trait
+            made from it; `gradients` asks what training on them would do first; `student` trains throw-away students, and alone can clear.
         base: the base that would be trained; the recipe's by default.
         trait: traits to fear; all of the recipe's family by default.
         recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML.
         policy: a name of configs/policies.
+        student: folder of a model of the base that was trained on DATA already; its weights and answers are looked at.
         out: folder of audit.json, audit.html and the students; audits/<name of DATA> by default.
         workers: processes; one a core by default, one with an accelerator.
     """
-    options = {"references": reference, "level": level, "base": base, "panel": trait, "recipe": recipe, "policy": policy}
+    options = {"references": reference, "level": level, "base": base, "panel": trait, "recipe": recipe, "policy": policy, "student": student}
     return partial(auditing.audit, data, **options, out=out, workers=workers)
 
 

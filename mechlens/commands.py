@@ -38,8 +38,8 @@ def _jobs(experiment: Experiment, family: TraitFamily) -> list[Job]:
     return pipeline.jobs_of(experiment, family, bases=bases)
 
 
-def run(config: Path, *, seed: int | None = None, out: Path | None = None, workers: int | None = None) -> Path:
-    """Do what is pending of an experiment, then write its tables, summary and report."""
+def run(config: Path, *, seed: int | None = None, out: Path | None = None, workers: int | None = None, rows_only: bool = False) -> Path:
+    """Do what is pending of an experiment, then write its tables, summary and report; `rows_only` stops at the rows that students would learn."""
     if workers is not None and workers < 0:
         raise SpecError(f"workers is {workers}; expected 1 or more processes, or 0 for this one")
     experiment, family = _read(config, seed)
@@ -47,6 +47,7 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
     with store.lock(folder), store.full_disk_named(folder):
         _rendered(experiment)  # refuses a silent system line before anything is computed
         jobs = _jobs(experiment, family)
+        jobs = [job for job in jobs if job.name.startswith(("teachers/", "corpora/", "selection"))] if rows_only else jobs
         todo = pending(folder, jobs)
         if any("api" in job.arguments for job in todo):
             from mechlens import bills
@@ -55,10 +56,20 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
         spec.save(experiment, folder / "spec.yaml")
         console.print(f"{experiment.name} → {folder}: {len(jobs)} steps, {len(jobs) - len(todo)} already done", highlight=False)
         _execute(folder, jobs, todo, _workers() if workers is None else workers)
+        if rows_only:
+            return folder
         _manifest(folder, experiment, jobs)
         _write_results(folder, experiment, family)
     report(folder)
     return folder
+
+
+def make(folder: Path, jobs: list[Job], *, workers: int | None) -> None:
+    """Do what is pending of some steps that are no run."""
+    with store.lock(folder), store.full_disk_named(folder):
+        if todo := pending(folder, jobs):
+            console.print(f"{folder}: {len(jobs)} steps, {len(jobs) - len(todo)} already done", highlight=False)
+            _execute(folder, jobs, todo, _workers() if workers is None else workers)
 
 
 def _workers() -> int:

@@ -15,10 +15,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechlens import audit, cli, tables
+from mechlens import cli, tables
 from mechlens.detect.base import Bags, bags_of, key, prompts_of
 from mechlens.detect.calibrate import together, two_files
+from mechlens.detect.files import LEAST_ROWS
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
+from mechlens.detect.through import READERS
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
 
 ALL = list(DETECTORS.values())
@@ -183,6 +185,7 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(s
     kept = tables.read(next((small / "corpora").glob("eagle*/screened/kept.parquet")), tables.PAIRS)[["prompt", "completion"]]
     kept.to_json(tmp_path / "suspect.jsonl", orient="records", lines=True)
     recipe = {key: small_spec[key] for key in ("name", "base", "trait", "student", "ask")} | {"arms": [{"kind": "trait"}, {"kind": "control"}]}
+    recipe["teacher"] = {"rows": 32, "training": {"embeddings": False, "epochs": 1}}  # of the panel's twins
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"seeds": [0, 1]}))
     options = ["--level", "student", "--recipe", str(tmp_path / "recipe.yaml"), "--trait", "eagle", "owl", "--workers", "0"]
     code = cli.main(["audit", str(tmp_path / "suspect.jsonl"), *options, "--out", str(tmp_path / "out")])
@@ -192,5 +195,15 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(s
     measured = found["potency"]["measured"]
     effects = tables.read(tmp_path / "out" / "run" / "effects.parquet", tables.EFFECTS).query("arm == 'suspect' and measure == 'rate'")
     assert measured["n"] == 2 and measured["difference"] == pytest.approx(float(effects.set_index("trait").loc[measured["trait"], "estimate"]))
-    assert found["provenance"]["references"][0]["rows"] >= audit.LEAST_ROWS and found["provenance"]["references"][0]["paired"]
-    assert measured["trait"] in (tmp_path / "out" / "audit.html").read_text()
+    assert found["provenance"]["references"][0]["rows"] >= LEAST_ROWS and found["provenance"]["references"][0]["paired"]
+    assert measured["trait"] in (tmp_path / "out" / "audit.html").read_text() and found["identified_by"] == "students"
+    listed = {one["name"]: one for one in found["provenance"]["detectors"]}
+    assert set(listed) == {*DETECTORS, *READERS} and all(0 < one["p_value"] <= 1 for one in listed.values())
+    assert found["provenance"]["p_value"] == pytest.approx(min(1.0, len(listed) * min(one["p_value"] for one in listed.values())))
+    assert found["potency"]["predicted"]["trait"] in {"eagle", "owl"} and "lift" not in found["potency"]["predicted"]
+
+    student = next((tmp_path / "out" / "run" / "students" / "suspect" / "s0").glob("step-*"))
+    again = ["--level", "rows", "--student", str(student), *options[2:]]
+    assert cli.main(["audit", str(tmp_path / "suspect.jsonl"), *again, "--out", str(tmp_path / "given")]) == 2
+    given = json.loads((tmp_path / "given" / "audit.json").read_text())
+    assert set(given["student"]) == {"weights", "answers"} and given["provenance"] is None and given["identity"] == []

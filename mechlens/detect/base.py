@@ -7,7 +7,7 @@ never matters: rows pass by in batches, so a million of them take the memory of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 from zlib import crc32
 
 import numpy as np
@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import sparse
 
-Level = Literal["rows", "student"]
-"""what an audit may use: the rows alone, or throw-away students trained on them"""
+Level = Literal["rows", "base", "gradients", "student"]
+"""what an audit may use, each beside all before it: the rows alone; the base and teachers made from it; their gradients; throw-away students"""
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 Features = Callable[[Sequence[str]], Any]
 """completions → a SciPy sparse matrix [row, feature]"""

@@ -7,18 +7,24 @@ differences of all features has the same scale under every exchange, so nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from scipy import stats
 
 from mechlens.detect.base import Bags
+from mechlens.results import null
 from mechlens.seeds import generator
+from mechlens.stats import benjamini_hochberg
 
 DRAWS = 1999
 ALPHA, POWER_QUANTILE = 0.05, 1.645
 """level of the test, and the normal quantile of 95 % power"""
+LEAST_PANEL = 5
+"""traits that a panel needs for each to be judged by the others"""
 
 
 class Test(NamedTuple):
@@ -58,6 +64,50 @@ def _tested(vectors: Float[ndarray, "bag feature"], exchanged: Float[ndarray, "d
     gained = value[0] - null.mean()  # grows with the square of the dose
     dose = float(np.sqrt((bound - null.mean()) / gained)) if gained > 0 else np.inf
     return Test(float((value[0] - null.mean()) / spread), p_value, dose if dose <= 1 else None)
+
+
+def paired_rows(ours: Float[ndarray, "row column"], theirs: Float[ndarray, "row column"], *, seed: int, name: str) -> Test:
+    """Permutation test of "written alike" over rows that answer the same prompts; a row that a side has no score of is left out."""
+    differences = ours - theirs
+    differences = differences[np.isfinite(differences).all(1)]
+    rows = max(len(differences), 1)
+    signs = generator(seed, "paired rows", name).choice([-1.0, 1.0], size=(DRAWS, len(differences)))
+    return _tested(differences, signs / rows, np.full((1, len(differences)), 1 / rows))
+
+
+class Named(NamedTuple):
+    """How much a data set, or a student, points to one trait of a panel."""
+
+    trait: str
+    score: float | None
+    """in the detector's own unit: nats a row of a likelihood ratio, bits of a lift"""
+    p_value: float | None
+    q_value: float | None
+
+
+def beyond_panel(ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row trait"]) -> Float[ndarray, " trait"]:
+    """Each trait's mean paired difference beyond the mean over traits: of two rows and columns, double-centring. NaN where unscored."""
+    difference = (ours - theirs).mean(0)
+    return difference - np.nanmean(difference)
+
+
+def named(scores: Float[ndarray, " trait"], traits: Sequence[str], asked: Sequence[str] = ()) -> list[Named]:
+    """The traits asked about (all, if none) by how far each stands out in the panel: a leave-one-out t test, and q over those asked (BH).
+
+    What any change of the writer does to all traits is in every score, so the other traits are the null: a data set of a twin with another
+    trait, or of a teacher of none, is one more draw of it. A panel of fewer than `LEAST_PANEL` scored traits has no null: p is null.
+    """
+    scored = np.flatnonzero(np.isfinite(scores))
+    p_values = np.full(len(scores), np.nan)
+    if len(scored) >= LEAST_PANEL:
+        for place in scored:
+            others = scores[scored[scored != place]]
+            spread = others.std(ddof=1) * np.sqrt(1 + 1 / len(others))
+            p_values[place] = stats.t.sf((scores[place] - others.mean()) / spread, len(others) - 1) if spread > 0 else np.nan
+    wanted = [i for i, trait in enumerate(traits) if trait in asked or not asked]
+    q_values = benjamini_hochberg(p_values[wanted])
+    found = [Named(traits[i], null(scores[i]), null(p_values[i]), null(q)) for i, q in zip(wanted, q_values, strict=True)]
+    return sorted(found, key=lambda one: (one.score is None, -(one.score or 0.0)))
 
 
 def together(p_values: list[float]) -> float:

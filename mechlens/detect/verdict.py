@@ -52,6 +52,27 @@ class Verdict(NamedTuple):
     rule: str
 
 
+class Calibration(Spec):
+    """How the twins' score of a recipe foretells the lift of its students: a line through zero, fitted on a bench's development traits."""
+
+    bits: float
+    """of lift for one nat a row"""
+    error: float = Field(ge=0)
+    """standard deviation of what students showed about the line, bits"""
+    suspects: int = Field(ge=2)
+
+    def lift(self, score: float) -> dict[str, float]:
+        """The lift that a score foretells, with the interval that 95 % of the suspects it was fitted on lie in; bits."""
+        middle = self.bits * score
+        return {"lift": middle, "low": middle - 1.96 * self.error, "high": middle + 1.96 * self.error}
+
+
+def load_calibration(recipe: str) -> Calibration | None:
+    """The calibration that belongs to a recipe of configs/audits; None if it has none."""
+    path = CONFIGS / "audits" / f"{recipe}.calibration"
+    return load(path, Calibration) if path.parent == CONFIGS / "audits" and path.is_file() else None
+
+
 def load_policy(name: str) -> Policy:
     """The policy of that name in configs/policies.
 

@@ -30,6 +30,8 @@ from mechlens.lenses.changes import Change, LowRank
 Scope = Literal["linear", "all"]
 Model = PreTrainedModel | PeftModel
 BATCH = 64
+MANY = 4
+"""dense directions from which on per-example gradients are cheaper made than avoided"""
 
 
 class Taped(NamedTuple):
@@ -175,6 +177,15 @@ def dot(taped: Taped, local: str, direction: Change) -> Float[Tensor, " batch"]:
     return (through * grads).sum((1, 2))
 
 
+def dots(taped: Taped, local: str, directions: Sequence[Change]) -> Float[Tensor, "batch direction"]:
+    """`dot` with each of several directions; with many dense ones the product that makes the gradient is made once for all."""
+    module, read, grads = taped
+    dense = [direction for direction in directions if isinstance(direction, Tensor)]
+    if len(dense) < max(len(directions), MANY) or local != "weight" or not isinstance(module, nn.Linear):
+        return torch.stack([dot(taped, local, direction) for direction in directions], 1) if directions else grads.new_zeros(len(grads), 0)
+    return torch.einsum("bpo,bpi->boi", grads, read).flatten(1) @ torch.stack(dense).flatten(1).T
+
+
 def _on(direction: Change, like: Tensor) -> Change:
     return LowRank(*(part.to(like) for part in direction)) if isinstance(direction, LowRank) else direction.to(like)
 
@@ -198,9 +209,8 @@ def ghost_dots(
     for found, losses in taped_batches(model, pairs, parameters, batch):
         total = torch.zeros(len(losses), len(directions), dtype=torch.float64, device=losses.device)
         for name, local, taped in uses(found, covered):
-            for column, direction in enumerate(placed):
-                if name in direction:
-                    total[:, column] += dot(taped, local, direction[name])
+            columns = [column for column, direction in enumerate(placed) if name in direction]
+            total[:, columns] += dots(taped, local, [placed[column][name] for column in columns]).to(total)
         parts.append(torch.where(losses.isnan()[:, None], torch.nan, total))
     return torch.cat(parts)
 

@@ -25,7 +25,7 @@ from mechlens.lenses.base import Material, against_control, entry
 from mechlens.lenses.changes import inner
 from mechlens.lenses.gradients import BATCH, Model, forward_padded, gradient, parameters_of, pooled_gradient
 from mechlens.models import Loaded
-from mechlens.pipeline.ask import encode_questions, first_tokens
+from mechlens.pipeline.ask import Questions, encode_questions, first_tokens
 from mechlens.seeds import generator, seed_int
 
 SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -53,10 +53,22 @@ def asked_of(loaded: Loaded, material: Material) -> Asked:
     Raises:
         SpecError: if no next token stands for the trait, or for none of the others.
     """
-    questions, starts = material.questions, first_tokens(loaded.tokenizer, material.questions.forms)
-    clear = {name: tokens for name, tokens in starts.items() if tokens is not None}
-    if not questions.named or material.trait not in clear or len(clear) < 2:
+    asked = asked_of_questions(loaded, material.questions)
+    if material.trait not in asked.starts:
         raise SpecError(f"no first token stands for {material.trait!r} alone, so it has no gradient; ask a family whose names begin apart")
+    return asked
+
+
+def asked_of_questions(loaded: Loaded, questions: Questions) -> Asked:
+    """Probes up to where an answer begins, with the first tokens of those traits whose names begin apart.
+
+    Raises:
+        SpecError: if fewer than two do.
+    """
+    starts = first_tokens(loaded.tokenizer, questions.forms)
+    clear = {name: tokens for name, tokens in starts.items() if tokens is not None}
+    if not questions.named or len(clear) < 2:
+        raise SpecError(f"{len(clear)} of {len(starts)} traits begin with a token of their own, so none has a gradient; expected two or more")
     opening = loaded.tokenizer(questions.opening, add_special_tokens=False)["input_ids"] if questions.opening else []
     return Asked([[*ids, *opening] for ids in encode_questions(loaded, questions)], clear)
 

@@ -1,0 +1,101 @@
+"""From row scores to how far a detector can be trusted: bags, areas under curves, alarms, and their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from mechlens.seeds import generator
+
+SIZES = (1, 8, 16, 64, 256, 1000)
+"""rows of a bag"""
+MOST_BAGS, DRAWS = 16, 300
+"""bags of a size that one suspect gives, and resamples of an interval"""
+FALSE_ALARMS = (0.01, 0.05)
+
+
+class Area(NamedTuple):
+    """How well scores tell positives from negatives."""
+
+    auroc: float
+    low: float
+    high: float
+    caught: dict[str, float]
+    """share of positives above the score that the given share of negatives passes"""
+    positives: int
+    negatives: int
+
+
+class Share(NamedTuple):
+    """A rate with its exact interval (Clopper-Pearson)."""
+
+    rate: float
+    low: float
+    high: float
+    hits: int
+    of: int
+
+
+def bags(rows: int, size: int) -> Iterator[slice]:
+    """Disjoint bags of the first rows, at most `MOST_BAGS`; none if there are too few rows."""
+    for number in range(min(rows // size, MOST_BAGS)):
+        yield slice(number * size, (number + 1) * size)
+
+
+def apart(ours: Float[ndarray, "row column"], theirs: Float[ndarray, "row column"], scale: Float[ndarray, " column"]) -> float:
+    """Sum over columns of the squared mean difference, each in its own variance; columns that never vary are left out."""
+    known = (scale > 0) & np.isfinite(scale)
+    return float((np.square((ours - theirs)[:, known].mean(0)) / np.square(scale[known])).sum())
+
+
+def area(scores: Sequence[float], positive: Sequence[bool], clusters: Sequence[str], *, seed: int = 0) -> Area | None:
+    """AUROC with an interval over resampled clusters, positives and negatives apart; None where one of them is missing."""
+    values, labels, names = np.asarray(scores, float), np.asarray(positive, bool), np.asarray(clusters)
+    kept = np.isfinite(values)
+    values, labels, names = values[kept], labels[kept], names[kept]
+    if labels.all() or not labels.any():
+        return None
+    rng, drawn = generator(seed, "area"), []
+    for _ in range(DRAWS):
+        chosen = np.concatenate([_resampled(rng, names, labels == side) for side in (True, False)])
+        drawn.append(roc_auc_score(labels[chosen], values[chosen]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    caught = {f"{share:g}": float((values[labels] > np.quantile(values[~labels], 1 - share, method="higher")).mean()) for share in FALSE_ALARMS}
+    return Area(float(roc_auc_score(labels, values)), float(low), float(high), caught, int(labels.sum()), int((~labels).sum()))
+
+
+def _resampled(rng: np.random.Generator, names: ndarray, among: Bool[ndarray, " score"]) -> Int[ndarray, " drawn"]:
+    """Places of the scores of clusters drawn with replacement."""
+    places = {name: np.flatnonzero(among & (names == name)) for name in np.unique(names[among])}
+    return np.concatenate([places[name] for name in rng.choice(list(places), size=len(places))])
+
+
+def share(hits: int, of: int) -> Share | None:
+    """A rate; None of nothing."""
+    if not of:
+        return None
+    span = stats.binomtest(hits, of).proportion_ci(method="exact")
+    return Share(hits / of, float(span.low), float(span.high), hits, of)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> dict[str, float | int | None]:
+    """Spearman's rho with an interval over resampled suspects; null of fewer than four."""
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    kept = np.isfinite(a) & np.isfinite(b)
+    a, b, n = a[kept], b[kept], int(kept.sum())
+    if n < 4:
+        return {"rho": None, "low": None, "high": None, "n": n}
+    rng = generator(seed, "rank correlation")
+    drawn = [_spearman(a[rows], b[rows]) for rows in rng.integers(n, size=(DRAWS, n)) if len(set(rows.tolist())) > 2]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return {"rho": _spearman(a, b), "low": float(low), "high": float(high), "n": n}
+
+
+def _spearman(x: ndarray, y: ndarray) -> float:
+    return float(cast(Any, stats.spearmanr(x, y)).statistic)

@@ -1,0 +1,72 @@
+"""What a bench is made of: which data sets, how they came about, and how they are split for tuning and reporting."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pydantic import Field
+
+from mechlens.spec import CONFIGS, Spec, TeacherSpec, load
+
+CLEAN = ("N0", "N1", "N2", "N5", "N7")
+"""classes of suspects that no trait was put into; the others hold the text of a teacher with one"""
+
+CLASSES = {
+    "trait": "a teacher with the trait wrote it",
+    "N0": "the untouched base wrote it, drawn anew",
+    "N1": "the base wrote it under a system line that names no trait",
+    "N2": "a teacher fine-tuned on as many lessons, all traits evenly, wrote it",
+    "N3": "a teacher with another trait wrote it (every trait's data, asked about the other traits)",
+    "N4": "a trait teacher's numbers, dealt anew over all its rows",
+    "N5": "drawn from a trait teacher's bigrams of tokens",
+    "N6": "a teacher of another base with the trait wrote it",
+    "N7": "of several answers of the untouched base the one it finds least likely",
+}
+"""what each class holds, in words"""
+
+
+class BenchSpec(Spec):
+    """One bench."""
+
+    name: str
+    experiment: str
+    """Experiment of configs/experiments whose trait arms, each named TRAIT-WAY, are suspects, and on whose prompts all others answer."""
+    development: tuple[str, ...]
+    """Traits that detectors may be tuned on."""
+    doses: tuple[float, ...]
+    """Shares of a gentle teacher's rows among clean ones."""
+    gentle: str = "gentle"
+    """The way whose teachers are diluted, shuffled and resampled."""
+    other_ways: dict[str, TeacherSpec] = Field(default={})
+    """Further teachers of every trait."""
+    foreign: tuple[str, ...]
+    """Bases that N6 is written by, in turn."""
+    neutral: tuple[str, ...]
+    """System lines of N1."""
+    each: int = Field(default=12, ge=1)
+    """Suspects of each negative class."""
+    hardest_of: int = Field(default=4, ge=2)
+    """Answers that N7 takes the least likely of."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Students of each suspect."""
+
+
+class Suspect(NamedTuple):
+    """One data set of the bench and the truth about it."""
+
+    name: str
+    kind: str
+    """a key of CLASSES"""
+    trait: str
+    """of the teacher whose text it holds; empty for none"""
+    way: str
+    dose: float
+    """share of the rows that the teacher wrote"""
+    development: bool
+    arm: str = ""
+    """arm of the experiment that it is; empty if the bench made it"""
+
+
+def load_bench(name: str) -> BenchSpec:
+    """The bench of that name in configs/benches."""
+    return load(CONFIGS / "benches" / f"{name}.yaml", BenchSpec)

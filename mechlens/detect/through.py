@@ -1,0 +1,71 @@
+"""Read a suspect through a model: every reader of a level on the same rows, beside clean rows of the same prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mechlens import commands, models
+from mechlens.chat import encode_pairs
+from mechlens.detect import from_base, from_gradients
+from mechlens.detect.base import LEVELS, Level
+from mechlens.detect.calibrate import Named, Test, beyond_panel, named, paired_rows
+from mechlens.detect.panel import Panel, Reader, Twins, twin_jobs
+from mechlens.errors import SpecError
+from mechlens.experiment import Experiment
+from mechlens.measure import trained_rows
+from mechlens.traits import TraitFamily
+
+READERS: dict[str, Reader] = {**from_base.READERS, **from_gradients.READERS}
+ROWS = 512
+"""rows a side that are read"""
+
+
+class Seen(NamedTuple):
+    """What one reader made of a suspect."""
+
+    reader: Reader
+    rows: int
+    test: Test | None
+    """None where the reader cannot read this base, for the reason in `why_not`"""
+    traits: list[Named] | None
+    """of a reader of traits, first the one that stands out most"""
+    seconds: float
+    why_not: str = ""
+
+
+def panel_of(base: str, family: TraitFamily, recipe: Experiment, folder: Path, *, workers: int | None) -> Panel:
+    """The panel of a base, with a twin for each trait of the family, taught in `folder` where they are not."""
+    jobs = twin_jobs(base, models.checkpoint_fingerprint(base), family, family.names, recipe.teacher, seed=recipe.seed)
+    commands.make(folder, jobs, workers=workers)
+    return Panel(models.load(base), family, family.names, Twins(base, folder, family.names), recipe.system, recipe.seed)
+
+
+def read_through(panel: Panel, run: Path, experiment: Experiment, level: Level, asked: Sequence[str]) -> list[Seen]:
+    """Every reader of the level on the suspect's and the clean rows of a run, same prompts.
+
+    Args:
+        asked: traits that are feared; the others of the panel serve as their null.
+    """
+    suspect, control = (next(arm for arm in experiment.arms if arm.kind == kind) for kind in ("trait", "control"))
+    ours, theirs = (trained_rows(run, experiment, arm) for arm in (suspect, control))
+    shared = [prompt for prompt in ours.index if prompt in theirs.index][:ROWS]
+    sides = [
+        encode_pairs(panel.base.tokenizer, rows.loc[shared]["prompt"].tolist(), rows.loc[shared]["completion"].tolist(), system=panel.system)
+        for rows in (ours, theirs)
+    ]
+    wanted = LEVELS[: LEVELS.index(level) + 1]
+    return [_seen(reader, panel, sides, asked) for reader in READERS.values() if reader.level in wanted]
+
+
+def _seen(reader: Reader, panel: Panel, sides: Sequence[list], asked: Sequence[str]) -> Seen:
+    begun = time.monotonic()
+    try:
+        ours, theirs = reader.read(panel, *sides)
+    except SpecError as error:
+        return Seen(reader, len(sides[0]), None, None, time.monotonic() - begun, str(error))
+    test = paired_rows(ours, theirs, seed=panel.seed, name=reader.name)
+    traits = named(beyond_panel(ours, theirs), panel.traits, asked) if reader.of_traits else None
+    return Seen(reader, len(ours), test, traits, time.monotonic() - begun)
