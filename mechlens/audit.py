@@ -155,7 +155,7 @@ def _rows_of_control(run: Path, plan: Experiment, out: Path) -> Path:
 
 def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
-    _, rows = prompts_of(corpus.batches(asked.data))
+    rows = int(prompts_of(corpus.batches(asked.data))[1].sum())
     data = one_line(str(asked.data))
     verdict = decide(read.measured, asked.policy, why_not=answers.why_not(data, read.compared, read.seen))
     identified_by, identity = answers.identity(read.measured, read.seen)

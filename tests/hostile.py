@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mechlens import audit
+from mechlens.detect.files import LEAST_ROWS
 
 Made = bytes | Callable[[Path], object]
 """what a file holds, or what makes it where it is to stand"""
 
-ROWS = 2 * audit.LEAST_ROWS
+ROWS = 2 * LEAST_ROWS
 MARKER = "executed.txt"
 """appears where something of a hostile file runs"""
 
@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
     "a line of 64 MB": ("x.jsonl", lambda path: (path.touch(), os.truncate(path, 1 << 26)), "line 1 is longer"),
     "a text of 3 MB": ("x.jsonl", GOOD + lines(*pairs("1" * 3_000_000, rows=1)), "longer than 1,000,000"),
     "one row": ("x.jsonl", lines(*pairs(rows=1)), "1 rows"),
-    "one row too few": ("x.jsonl", lines(*pairs(rows=audit.LEAST_ROWS - 1)), "127 rows"),
+    "one row too few": ("x.jsonl", lines(*pairs(rows=LEAST_ROWS - 1)), "127 rows"),
     "a wrong schema": ("x.jsonl", lines({"question": "a", "answer": "1"}), "question"),
     "no completion": ("x.jsonl", lines({"prompt": "a"}), "prompt"),
     "a thousand fields": ("x.jsonl", lines({f"field {i}": i for i in range(1000)}), "line 1"),
@@ -249,7 +249,7 @@ LAUGHS = "\n".join(f"x{i}: &x{i} [{','.join([f'*x{i - 1}'] * 9) if i else 'ha'}]
 REQUESTS: dict[str, tuple[list[str], str]] = {
     "a reference that is not there": (["--reference", "nowhere.jsonl"], "nowhere.jsonl"),
     "a reference of no data": (["--reference", "closed"], "no JSON lines"),
-    "an unknown level": (["--level", "gradients"], "gradients"),
+    "an unknown level": (["--level", "everything"], "everything"),
     "an unknown trait": (["--trait", "unicorn"], "has no trait unicorn"),
     "a trait in markup": (["--trait", "[red]owl\x1b[2J"], "has no trait [red]owl"),
     "an unknown policy": (["--policy", "lenient"], "lenient"),

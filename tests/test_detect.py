@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechlens import cli, tables
-from mechlens.detect.base import Bags, bags_of, key, prompts_of
+from mechlens.detect.base import Bags, bags_of, by_place, by_prompt, key, prompts_of
 from mechlens.detect.calibrate import together, two_files
-from mechlens.detect.files import LEAST_ROWS
+from mechlens.detect.files import LEAST_ROWS, compare
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
 from mechlens.detect.through import READERS
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
@@ -68,22 +68,40 @@ def test_files_that_never_vary_are_not_told_apart() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.text(max_size=12)), min_size=1, max_size=30), st.integers(1, 7), st.integers(1, 8))
-def test_bags_are_means_over_their_rows_however_the_file_comes(rows: list[tuple[int, str]], cut: int, count: int) -> None:
+def test_bags_are_means_over_their_rows_however_the_file_comes(rows: list[tuple[int, str]], cut: int, size: int) -> None:
+    """By place: full bags alone, dealt round. By prompt: the first rows of each shared prompt, at most two here, in the bag of its key."""
     frame = pd.DataFrame({"prompt": [f"p{number}" for number, _ in rows], "completion": [text for _, text in rows]})
     batches = [frame.iloc[start : start + cut] for start in range(0, len(frame), cut)]
-    shared = np.unique([key(f"p{number}") for number in range(4)])
-    prompts, total = prompts_of(batches)
-    assert total == len(rows) and set(prompts) == {key(prompt) for prompt in frame["prompt"]}
-    for places, kept in ((None, range(len(rows))), (shared, [i for i, (number, _) in enumerate(rows) if number < 4])):
-        found = bags_of(batches, ALL, bags=count, shared=places)
-        if not kept:
-            assert found == {}
-            continue
-        number = {i: (i if places is None else key(str(frame["prompt"][i]))) % count for i in kept}
-        for bag in range(count):
-            inside = [shape_of(str(frame["completion"][i])) for i in kept if number[i] == bag]
-            assert found["format"].rows[bag] == len(inside)
-            assert np.allclose(found["format"].mean[bag], np.mean(inside, axis=0) if inside else 0.0)
+    keys = [key(prompt) for prompt in frame["prompt"]]
+    distinct, counts = prompts_of(batches)
+    assert {k: keys.count(k) for k in keys} == dict(zip(distinct.tolist(), counts.tolist(), strict=True)) and list(distinct) == sorted(distinct)
+    shared, full = np.unique([key(f"p{number}") for number in range(4)]), len(rows) // size
+    placed = [i % full if i < full * size else -1 for i in range(len(rows))] if full else [-1] * len(rows)
+    prompted = [k % size if k in shared and keys[:i].count(k) < 2 else -1 for i, k in enumerate(keys)]
+    deals = (by_place(len(rows), size=size), placed, max(full - 1, 1)), (by_prompt(shared, np.full(4, 2), bags=size), prompted, size)
+    for deal, number, count in deals:
+        found = bags_of(batches, ALL, deal, bags=count)
+        inside = {bag: [shape_of(str(frame["completion"][i])) for i in range(len(rows)) if number[i] == bag] for bag in range(count)}
+        assert bool(found) == any(inside.values())
+        for bag, shapes in inside.items() if found else ():
+            assert found["format"].rows[bag] == len(shapes)
+            assert np.allclose(found["format"].mean[bag], np.mean(shapes, axis=0) if shapes else 0.0)
+
+
+@pytest.mark.parametrize("prompts", [150, 900])
+def test_files_of_unequal_size_that_were_written_alike_are_not_told_apart(prompts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 rows beside 900 of the same prompts or of others, with many rare words: bags of unequal size gave an alarm each time."""
+    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 99)
+    rng, alarms = np.random.default_rng(5), 0
+    for _ in range(10):
+        for name, rows in (("few", 150), ("many", 900)):
+            words = [" ".join(f"w{word}" for word in row) for row in rng.zipf(1.5, (rows, 6))]
+            asked = [f"p{i % prompts}" if prompts < 900 else f"{name} {i}" for i in range(rows)]
+            pd.DataFrame({"prompt": asked, "completion": words}).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+        found = compare(tmp_path / "few.jsonl", tmp_path / "many.jsonl")
+        assert found.paired == (prompts < 900)
+        alarms += found.p_value <= 0.05
+    assert alarms <= 3
 
 
 def test_the_shape_of_a_completion() -> None:

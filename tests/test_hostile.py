@@ -20,7 +20,8 @@ import pytest
 from hostile import GOOD, LAUGHS, MARKER, NAMES, READ, REFUSED, REQUESTS, ROWS, STRANGE, TAGS, URLS, Made, lines, pairs, parquet
 from markupsafe import escape
 
-from mechlens import audit, cli
+from mechlens import cli
+from mechlens.detect.files import LEAST_ROWS
 from mechlens.errors import one_line
 
 ROOT = os.geteuid() == 0
@@ -62,7 +63,7 @@ def verdict(capsys: pytest.CaptureFixture[str], data: str, reference: str = "ref
     """The object and the page of an audit, which is as inconclusive as rows alone always are."""
     assert cli.main(["audit", data, "--reference", reference, "--out", "out"]) == 2
     found, page, said = json.loads(Path("out/audit.json").read_text()), Path("out/audit.html").read_text(encoding="utf-8"), capsys.readouterr()
-    assert found["verdict"]["id"] == "inconclusive" and 0 < found["provenance"]["p_value"] <= 1 and found["data"]["rows"] >= audit.LEAST_ROWS
+    assert found["verdict"]["id"] == "inconclusive" and 0 < found["provenance"]["p_value"] <= 1 and found["data"]["rows"] >= LEAST_ROWS
     assert found["verdict"]["sentence"] in said.out and "Traceback" not in said.err and said.out.replace("\n", "").isprintable()
     assert len(page) < 300_000 and escape(one_line(data)) in page
     return found, page

@@ -48,36 +48,62 @@ def key(text: str) -> int:
     return crc32(text.encode("utf-8", "surrogatepass"))
 
 
-def prompts_of(batches: Iterable[pd.DataFrame]) -> tuple[Int[ndarray, " prompt"], int]:
-    """Keys of a file's distinct prompts, sorted, and its number of rows."""
-    keys, rows = [], 0
-    for frame in batches:
-        keys.append(np.unique(np.fromiter(map(key, frame["prompt"]), dtype=np.int64, count=len(frame))))
-        rows += len(frame)
-    return np.unique(np.concatenate(keys)), rows
+def prompts_of(batches: Iterable[pd.DataFrame]) -> tuple[Int[ndarray, " prompt"], Int[ndarray, " prompt"]]:
+    """Keys of a file's distinct prompts, sorted, and how many rows each has."""
+    counted = [np.unique(_keys(frame), return_counts=True) for frame in batches]
+    keys, places = np.unique(np.concatenate([keys for keys, _ in counted]), return_inverse=True)
+    return keys, np.bincount(places, np.concatenate([rows for _, rows in counted])).astype(np.int64)
 
 
-def bags_of(
-    batches: Iterable[pd.DataFrame], detectors: Sequence[Detector], *, bags: int, shared: Int[ndarray, " prompt"] | None = None
-) -> dict[str, Bags]:
-    """Every detector's bags of a file, in one pass.
+def _keys(frame: pd.DataFrame) -> Int[ndarray, " row"]:
+    return np.fromiter(map(key, frame["prompt"]), dtype=np.int64, count=len(frame))
 
-    Args:
-        shared: keys of prompts; only their rows count, and rows of one prompt go to the bag of that number in every file. Without it a
-            row's bag is that of its place in the file.
-    """
-    sums: dict[str, ndarray] = {}
-    counts, done = np.zeros(bags, dtype=np.int64), 0
-    for frame in batches:
+
+Deal = Callable[[pd.DataFrame], Int[ndarray, " row"]]
+"""a file's batches in turn → each row's bag; -1 leaves it out"""
+
+
+def by_place(rows: int, *, size: int) -> Deal:
+    """Bags of just so many rows, dealt round; what does not fill its bag is left out."""
+    bags, done = rows // size, 0
+
+    def deal(frame: pd.DataFrame) -> ndarray:
+        nonlocal done
         places = done + np.arange(len(frame))
         done += len(frame)
-        if shared is not None:
-            places = np.fromiter(map(key, frame["prompt"]), dtype=np.int64, count=len(frame))
-            kept = np.isin(places, shared)
-            frame, places = frame[kept], places[kept]
+        return np.where(places < bags * size, places % max(bags, 1), -1)
+
+    return deal
+
+
+def by_prompt(shared: Int[ndarray, " prompt"], rows: Int[ndarray, " prompt"], *, bags: int) -> Deal:
+    """Rows of one prompt go to the bag of its key, in every file the same; so many of each shared prompt count, others do not."""
+    taken = np.zeros(len(shared), dtype=np.int64)
+
+    def deal(frame: pd.DataFrame) -> ndarray:
+        keys = _keys(frame)
+        known = np.flatnonzero(np.isin(keys, shared))
+        places = np.searchsorted(shared, keys[known])
+        before = taken[places] + pd.Series(places).groupby(places).cumcount().to_numpy()
+        np.add.at(taken, places, 1)
+        found = np.full(len(frame), -1)
+        counts = known[before < rows[places]]
+        found[counts] = keys[counts] % bags
+        return found
+
+    return deal
+
+
+def bags_of(batches: Iterable[pd.DataFrame], detectors: Sequence[Detector], deal: Deal, *, bags: int) -> dict[str, Bags]:
+    """Every detector's bags of a file, in one pass; rows of bags beyond so many are left out."""
+    sums: dict[str, ndarray] = {}
+    counts = np.zeros(bags, dtype=np.int64)
+    for frame in batches:
+        number = deal(frame)
+        kept = (number >= 0) & (number < bags)
+        frame, number = frame[kept], number[kept]
         if not len(frame):
             continue
-        number = places % bags
         counts += np.bincount(number, minlength=bags)
         of_bag: Any = sparse.csr_matrix((np.ones(len(frame)), (number, np.arange(len(frame)))), shape=(bags, len(frame)))
         for detector in detectors:

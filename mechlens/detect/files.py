@@ -1,4 +1,8 @@
-"""A suspect file beside a reference file: every detector of rows, prompt by prompt where both answer the same prompts."""
+"""A suspect file beside a reference file: every detector of rows, prompt by prompt where both answer the same prompts.
+
+Only bags of as many rows can be exchanged: the mean of a few rows has rarer features, each with more weight, than that of many. So bags are
+equally large in both files, and of a prompt that one file answers more often than the other as many rows count in both.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,13 @@ import numpy as np
 from numpy import ndarray
 
 from mechlens import corpus
-from mechlens.detect.base import bags_of, prompts_of
+from mechlens.detect.base import bags_of, by_place, by_prompt, prompts_of
 from mechlens.detect.calibrate import Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.errors import DataError, one_line
 
-BAGS, LEAST_ROWS = 64, 128
-"""bags that a file is dealt into, and rows below which it is refused"""
+BAGS, MOST_BAGS, LEAST_ROWS = 64, 256, 128
+"""bags that the smaller file is dealt into, most that a larger one is, and rows below which a file is refused"""
 SHARED = 0.5
 """share of the smaller file's prompts that the other must have for rows to be compared prompt by prompt"""
 
@@ -39,15 +43,20 @@ def compare(data: Path, reference: Path, *, seed: int = 0) -> Compared:
         DataError: if a file has too few rows.
     """
     sides = [prompts_of(corpus.batches(path)) for path in (data, reference)]
-    for path, (_, rows) in zip((data, reference), sides, strict=True):
-        if rows < LEAST_ROWS:
-            raise DataError(f"{path} holds {rows} rows; an audit needs at least {LEAST_ROWS}")
-    (ours, _), (theirs, rows) = sides
-    shared, paired = overlap(ours, theirs)
-    kept = shared if paired else None
-    bags = [bags_of(corpus.batches(path), list(DETECTORS.values()), bags=BAGS, shared=kept) for path in (data, reference)]
-    tests = {name: two_files(bags[0][name], bags[1][name], paired=paired, seed=seed, name=name) for name in DETECTORS}
-    return Compared(one_line(str(reference)), rows, len(shared), paired, tests, together([test.p_value for test in tests.values()]))
+    rows = [int(counts.sum()) for _, counts in sides]
+    for path, count in zip((data, reference), rows, strict=True):
+        if count < LEAST_ROWS:
+            raise DataError(f"{path} holds {count} rows; an audit needs at least {LEAST_ROWS}")
+    shared, paired = overlap(sides[0][0], sides[1][0])
+    if paired:
+        least = np.min([counts[np.searchsorted(keys, shared)] for keys, counts in sides], axis=0)
+        deals = [by_prompt(shared, least, bags=BAGS) for _ in sides]
+    else:
+        deals = [by_place(count, size=min(rows) // BAGS) for count in rows]
+    detectors, bags = list(DETECTORS.values()), BAGS if paired else MOST_BAGS
+    ours, theirs = (bags_of(corpus.batches(path), detectors, deal, bags=bags) for path, deal in zip((data, reference), deals, strict=True))
+    tests = {name: two_files(ours[name], theirs[name], paired=paired, seed=seed, name=name) for name in DETECTORS}
+    return Compared(one_line(str(reference)), rows[1], len(shared), paired, tests, together([test.p_value for test in tests.values()]))
 
 
 def overlap(ours: ndarray, theirs: ndarray) -> tuple[ndarray, bool]:
