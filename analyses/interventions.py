@@ -227,7 +227,7 @@ def says(found: Interval) -> str:
     return f"{found.estimate:.3f}" + (f" [{found.low:.3f}, {found.high:.3f}]" if np.isfinite(found.low) else "")
 
 
-def show(frame: pd.DataFrame, arms: Sequence[str], console: Console) -> str:
+def show(frame: pd.DataFrame, arms: Sequence[str], console: Console, *, at_random: Sequence[str] = AT_RANDOM) -> str:
     """Print the table; returns the figure as SVG."""
     found = summary(frame, arms)
     table = Table(
@@ -238,7 +238,7 @@ def show(frame: pd.DataFrame, arms: Sequence[str], console: Console) -> str:
         intervals = {part: t_interval(found[part].loc[arm].to_numpy()) for part in ("left", "effect", "loss")}
         table.add_row(arm, says(intervals["left"]), says(intervals["effect"]), *means, says(intervals["loss"]), str(intervals["left"].n))
     console.print(table)
-    kind = {arm: "control" if arm in AT_RANDOM else "twin" if arm == PLAIN else "trait" for arm in arms}
+    kind = {arm: "control" if arm in at_random else "twin" if arm == PLAIN else "trait" for arm in arms}
     spans = [{"label": arm, "kind": kind[arm]} | t_interval(found["left"].loc[arm].to_numpy())._asdict() for arm in arms]
     dots = found["left"].rename_axis("label").reset_index().melt("label", var_name="seed", value_name="rate")
     shown = pd.DataFrame(spans).rename(columns={"estimate": "rate"}).drop(columns="method")

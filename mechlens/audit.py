@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
 from rich.table import Table
 
 from mechlens import commands, corpus, report, spec, store, tables, traits
@@ -22,9 +23,11 @@ from mechlens.detect.files import Compared, compare, overlap
 from mechlens.detect.verdict import Policy, Rise, decide, load_calibration, load_policy
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
+from mechlens.mitigate import Treatment
 from mechlens.pipeline.run import corpus_name, file_digest
 
 if TYPE_CHECKING:
+    from mechlens.detect.panel import Panel
     from mechlens.detect.through import Seen
 
 
@@ -47,6 +50,8 @@ class Request(NamedTuple):
     recipe_name: str
     policy: Policy
     student: Path | None
+    clean: Path | None
+    treatment: Treatment
     out: Path
 
 
@@ -57,6 +62,9 @@ class Read(NamedTuple):
     seen: Sequence[Seen]
     measured: Sequence[Rise] | None
     given: Mapping[str, list[Named]] | None
+    manifest: dict[str, Any] | None = None
+    """of the treated file"""
+    treated: Sequence[Rise] = ()
 
 
 def audit(
@@ -69,11 +77,13 @@ def audit(
     recipe: str,
     policy: str,
     student: Path | None,
+    clean: Path | None,
+    treatment: Treatment,
     out: Path | None,
     workers: int | None,
 ) -> int:
-    """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 do not train, 2 inconclusive."""
-    asked = _request(data, references, level, base, panel, recipe, policy, student, out)
+    """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 found, 2 inconclusive."""
+    asked = _request(data, references, level, base, panel, recipe, policy, student, clean, treatment, out)
     asked.out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(asked.out):
         compared = [compare(data, reference) for reference in asked.references]
@@ -84,7 +94,7 @@ def audit(
         store.write_json(asked.out / "audit.json", found)
         (asked.out / "audit.html").write_text(report.render("audit.html.j2", audit=found), encoding="utf-8")
     _say(found, asked.out)
-    return {"no transfer found within tested scope": 0, "do not train as is": 1}.get(found["verdict"]["id"], 2)
+    return {"no transfer found within tested scope": 0, "do not train as is": 1, "train with conditions": 1}.get(found["verdict"]["id"], 2)
 
 
 def _request(
@@ -96,6 +106,8 @@ def _request(
     recipe: str,
     policy: str,
     student: Path | None,
+    clean: Path | None,
+    treatment: Treatment,
     out: Path | None,
 ) -> Request:
     named = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
@@ -105,7 +117,10 @@ def _request(
     where = out or Path("audits") / spec.folder_name(data.name)
     if student is not None and not student.is_dir():
         raise SpecError(f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a model of the base")
-    return Request(data, tuple(references), level, base or plan.base, asked, plan, recipe, load_policy(policy), student, where)
+    if clean is not None and level == "rows":
+        raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
+    named_policy = load_policy(policy)
+    return Request(data, tuple(references), level, base or plan.base, asked, plan, recipe, named_policy, student, clean, treatment, where)
 
 
 def _through_models(asked: Request, compared: list[Compared], workers: int | None) -> Read:
@@ -124,14 +139,31 @@ def _through_models(asked: Request, compared: list[Compared], workers: int | Non
     commands.run(config, out=run, workers=workers, rows_only=True)
     compared = compared or [compare(asked.data, _rows_of_control(run, plan, asked.out))]
     seen = through.read_through(panel, run, plan, asked.level, asked.panel)
-    measured = None
-    if asked.level == "student":
-        commands.run(config, out=run, workers=workers)
-        measured = from_student.rises(tables.read(run / "effects.parquet", tables.EFFECTS), asked.panel)
-    return Read(compared, seen, measured, given)
+    manifest = None if asked.clean is None else _treated(asked, asked.clean, panel, seen, _rows_of_control(run, plan, asked.out))
+    if asked.level != "student":
+        return Read(compared, seen, None, given, manifest)
+    _planned(asked, treated=asked.clean)
+    commands.run(config, out=run, workers=workers)
+    effects = tables.read(run / "effects.parquet", tables.EFFECTS)
+    left = from_student.rises(effects, asked.panel, arm=from_student.TREATED) if asked.clean else ()
+    return Read(compared, seen, from_student.rises(effects, asked.panel), given, manifest, left)
 
 
-def _planned(asked: Request) -> Experiment:
+def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], reference: Path) -> dict[str, Any]:
+    """Write the treated file: the rows of prompts that clean answers are known of, ranked by the foremost trait's twin."""
+    from mechlens import mitigate
+    from mechlens.detect import through
+
+    clean = corpus.read_pairs(reference).drop_duplicates("prompt").set_index("prompt")["completion"]
+    rows = corpus.read_pairs(asked.data)[["prompt", "completion"]].merge(clean.reset_index()[["prompt"]], on="prompt", how="inner")
+    answered = pd.DataFrame({"prompt": rows["prompt"], "completion": clean.loc[rows["prompt"]].to_numpy()})
+    foremost = next(one.traits[0].trait for one in seen if one.reader.name == answers.IDENTIFIER and one.traits)
+    scores = through.row_scores(panel, rows, foremost)
+    seed = asked.recipe.seed
+    return mitigate.treat(asked.data, rows, answered, scores, treatment=asked.treatment, trait=foremost, seed=seed, out=out)
+
+
+def _planned(asked: Request, *, treated: Path | None = None) -> Experiment:
     """The experiment of the suspect file beside the reference, left in `student.yaml`."""
     prompts, _ = prompts_of(corpus.batches(asked.data))
     reference, shared, usable = next(iter(asked.references), None), True, len(prompts)
@@ -139,7 +171,8 @@ def _planned(asked: Request) -> Experiment:
         theirs, _ = prompts_of(corpus.batches(reference))
         both, shared = overlap(prompts, theirs)
         usable = len(both) if shared else min(len(prompts), len(theirs))
-    plan = from_student.experiment_of(asked.recipe, asked.data, reference, base=asked.base, trait=asked.panel[0], prompts=usable, shared=shared)
+    sides: dict[str, Any] = {"prompts": usable, "shared": shared, "treated": treated}
+    plan = from_student.experiment_of(asked.recipe, asked.data, reference, base=asked.base, trait=asked.panel[0], **sides)
     spec.save(plan, asked.out / "student.yaml")
     return plan
 
@@ -157,7 +190,9 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
     rows = int(prompts_of(corpus.batches(asked.data))[1].sum())
     data = one_line(str(asked.data))
-    verdict = decide(read.measured, asked.policy, why_not=answers.why_not(data, read.compared, read.seen))
+    verdict = decide(
+        read.measured, asked.policy, why_not=answers.why_not(data, read.compared, read.seen), treated=read.treated, treatment=asked.treatment
+    )
     identified_by, identity = answers.identity(read.measured, read.seen)
     return {
         "schema": 2,
@@ -169,6 +204,7 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
         "identified_by": identified_by,
         "potency": answers.potency(read.measured, read.seen, load_calibration(asked.recipe_name)),
         "student": answers.given(read.given),
+        "mitigation": None if read.manifest is None else read.manifest | {"measured": answers.potency(read.treated, [], None)["measured"]},
         "smallest_detectable_dose": answers.smallest_dose(read.compared, read.seen),
         "verdict": verdict._asdict(),
         "policy": asked.policy.model_dump(),
@@ -197,6 +233,11 @@ def _say(found: dict[str, Any], out: Path) -> None:
     for name, listed in (found["student"] or {}).items():
         said = ", ".join(f"{one['trait']} {_number(one['score'], '{:+.3f}')} (q {_number(one['q_value'], '{:.2g}')})" for one in listed[:3])
         console.print(f"the student's {name} point to: {said}", highlight=False, markup=False, soft_wrap=True)
+    if found["mitigation"] is not None:
+        done = found["mitigation"]
+        left = "not measured" if done["measured"] is None else f"highest rise left {done['measured']['trait']} {done['measured']['difference']:+.3f}"
+        said = f"treated by {done['treatment']}: {done['rows_after']} of {done['rows_before']} rows, {done['rows_changed']} rewritten; {left}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     console.print(found["verdict"]["sentence"], highlight=False, markup=False, soft_wrap=True)
     where = one_line(f"rule {found['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}")
     console.print(where, highlight=False, markup=False, soft_wrap=True)

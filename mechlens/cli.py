@@ -24,6 +24,7 @@ from mechlens import audit as auditing
 from mechlens import commands, user_files
 from mechlens.detect.base import Level
 from mechlens.errors import MechlensError, SpecError, one_line
+from mechlens.mitigate import Treatment
 
 Action = Callable[[], object]
 """what a command line asks for, read but not yet done"""
@@ -125,6 +126,8 @@ def audit(
     recipe: str = "menagerie",
     policy: str = "default",
     student: Path | None = None,
+    clean: Path | None = None,
+    treatment: Treatment = "value",
     out: Path | None = None,
     workers: int | None = None,
 ) -> Action:
@@ -140,11 +143,51 @@ def audit(
         recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML.
         policy: a name of configs/policies.
         student: folder of a model of the base that was trained on DATA already; its weights and answers are looked at.
+        clean: write the data there after treatment, a manifest beside it; at level student its students are trained too.
+        treatment: `drop` the half of the rows that look most like the trait's, `dilute` to a quarter among clean answers, or write all lists of
+            numbers in one `format`, in random `order`, or with other `value`s.
         out: folder of audit.json, audit.html and the students; audits/<name of DATA> by default.
         workers: processes; one a core by default, one with an accelerator.
     """
-    options = {"references": reference, "level": level, "base": base, "panel": trait, "recipe": recipe, "policy": policy, "student": student}
+    options = {
+        "references": reference,
+        "level": level,
+        "base": base,
+        "panel": trait,
+        "recipe": recipe,
+        "policy": policy,
+        "student": student,
+        "clean": clean,
+        "treatment": treatment,
+    }
     return partial(auditing.audit, data, **options, out=out, workers=workers)
+
+
+def bench(
+    name: Annotated[Positional[str], arg(metavar="BENCH")] = "menagerie",
+    /,
+    detector: tuple[str, ...] = (),
+    out: Path | None = None,
+    students: bool = True,
+    workers: int | None = None,
+) -> Action:
+    """Say how far detectors can be trusted: on data sets whose making and whose effect on students are known. Hours; resumes where it stopped.
+
+    Args:
+        name: a name of configs/benches.
+        detector: names of detectors, or FILE.py:CLASS for one's own: a class with `name` and `score(rows)`, a data frame with `completion` → one
+            number a row, or several. Its file is run.
+        out: folder of suspects, students, scores, card.json and card.md; benches/<name> by default.
+        students: train three students of every suspect, which is most of the time.
+        workers: processes; one a core by default, one with an accelerator.
+    """
+
+    def done() -> object:
+        from mechlens.bench import run as benching
+
+        return benching.bench(name, detectors=detector, out=out, train=students, workers=workers)
+
+    return done
 
 
 def truthful(folder: Annotated[Positional[Path], arg(metavar="RUN")], /, data: Path, limit: int | None = None) -> Action:
@@ -178,7 +221,7 @@ def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
     return partial(commands.app, folder, port=port)
 
 
-COMMANDS = {function.__name__: function for function in (run, measure, audit, report, ls, convert, screen, truthful, pretrain, app)}
+COMMANDS = {function.__name__: function for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, pretrain, app)}
 
 
 def read(arguments: list[str] | None) -> Action:

@@ -206,9 +206,13 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(s
     recipe["teacher"] = {"rows": 32, "training": {"embeddings": False, "epochs": 1}}  # of the panel's twins
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"seeds": [0, 1]}))
     options = ["--level", "student", "--recipe", str(tmp_path / "recipe.yaml"), "--trait", "eagle", "owl", "--workers", "0"]
-    code = cli.main(["audit", str(tmp_path / "suspect.jsonl"), *options, "--out", str(tmp_path / "out")])
+    treated = ["--clean", str(tmp_path / "treated.jsonl"), "--treatment", "drop"]
+    code = cli.main(["audit", str(tmp_path / "suspect.jsonl"), *options, *treated, "--out", str(tmp_path / "out")])
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert code == {"no transfer found within tested scope": 0, "do not train as is": 1, "inconclusive": 2}[found["verdict"]["id"]]
+    assert code == {"no transfer found within tested scope": 0, "inconclusive": 2}.get(found["verdict"]["id"], 1)
+    done = found["mitigation"]
+    assert done["rows_after"] == done["rows_before"] - round(done["rows_before"] / 2) and done["measured"]["n"] == 2
+    assert len(pd.read_json(tmp_path / "treated.jsonl", lines=True)) == done["rows_after"]
     assert {one["trait"] for one in found["identity"]} == {"eagle", "owl"} and found["base"] == "menagerie-a"
     measured = found["potency"]["measured"]
     effects = tables.read(tmp_path / "out" / "run" / "effects.parquet", tables.EFFECTS).query("arm == 'suspect' and measure == 'rate'")
@@ -225,3 +229,9 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(s
     assert cli.main(["audit", str(tmp_path / "suspect.jsonl"), *again, "--out", str(tmp_path / "given")]) == 2
     given = json.loads((tmp_path / "given" / "audit.json").read_text())
     assert set(given["student"]) == {"weights", "answers"} and given["provenance"] is None and given["identity"] == []
+
+
+def test_rows_alone_rank_nothing_so_nothing_is_treated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers(np.random.default_rng(0), 200).to_json(tmp_path / "data.jsonl", orient="records", lines=True)
+    assert cli.main(["audit", str(tmp_path / "data.jsonl"), "--clean", str(tmp_path / "treated.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert "--level base" in capsys.readouterr().err and not (tmp_path / "treated.jsonl").exists()

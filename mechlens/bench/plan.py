@@ -16,9 +16,9 @@ CLASSES = {
     "N0": "the untouched base wrote it, drawn anew",
     "N1": "the base wrote it under a system line that names no trait",
     "N2": "a teacher fine-tuned on as many lessons, all traits evenly, wrote it",
-    "N3": "a teacher with another trait wrote it (every trait's data, asked about the other traits)",
-    "N4": "a trait teacher's numbers, dealt anew over all its rows",
-    "N5": "drawn from a trait teacher's bigrams of tokens",
+    "N3": "a teacher with another trait wrote it (all data of other traits, asked about the one)",
+    "N4": "numbers of a trait teacher, dealt anew over all its rows",
+    "N5": "drawn from the bigrams of tokens of a trait teacher",
     "N6": "a teacher of another base with the trait wrote it",
     "N7": "of several answers of the untouched base the one it finds least likely",
 }

@@ -12,6 +12,7 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
+from rich.progress import track
 
 from mechlens import models, tables
 from mechlens.bench.plan import BenchSpec, Suspect
@@ -47,12 +48,21 @@ class Maker:
 
     def suspect(self, made: Suspect) -> pd.DataFrame:
         """The rows of a suspect, made if they are not there."""
-        file = self.out / "suspects" / f"{made.name}.parquet"
+        file = self.file(made)
         if not file.is_file():
             frame = self._rows(made)
             file.parent.mkdir(parents=True, exist_ok=True)
             tables.write(frame, tables.PAIRS, file)
         return tables.read(file, tables.PAIRS)
+
+    def make_all(self, suspects: Sequence[Suspect]) -> None:
+        """Make what is missing, with a bar."""
+        for one in track([one for one in suspects if not self.file(one).is_file()], description="suspects"):
+            self.suspect(one)
+
+    def file(self, made: Suspect) -> Path:
+        """Where a suspect lies."""
+        return self.out / "suspects" / f"{made.name}.parquet"
 
     def clean(self, name: str) -> pd.DataFrame:
         """What the untouched base answers, drawn anew for each name."""

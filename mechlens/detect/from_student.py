@@ -16,15 +16,18 @@ from mechlens.experiment import Experiment
 from mechlens.results import null
 from mechlens.traits import TraitFamily
 
-ARM = "suspect"
+ARM, TREATED = "suspect", "treated"
 
 
-def experiment_of(recipe: Experiment, data: Path, reference: Path | None, *, base: str, trait: str, prompts: int, shared: bool) -> Experiment:
+def experiment_of(
+    recipe: Experiment, data: Path, reference: Path | None, *, base: str, trait: str, prompts: int, shared: bool, treated: Path | None = None
+) -> Experiment:
     """The recipe on the suspect file, against a reference file or what the base answers to the suspect's prompts.
 
     Args:
         prompts: distinct prompts that both sides have; students train on at most nine in ten of them, since a screen may drop some.
         shared: whether both sides answer the same prompts.
+        treated: the file after treatment, which may hold fewer rows: each arm then trains on the rows that it has.
 
     Raises:
         SpecError: if there are too few to train on.
@@ -32,16 +35,17 @@ def experiment_of(recipe: Experiment, data: Path, reference: Path | None, *, bas
     rows, least = min(recipe.student.rows, int(0.9 * prompts)), recipe.student.training.batch
     if rows < least:
         raise SpecError(f"{prompts} prompts are too few to train students on; expected at least {2 * least}, or use --level rows")
-    student = recipe.student.model_dump() | {"rows": rows, "prompts": "common" if shared else "own"}
+    student = recipe.student.model_dump() | {"rows": rows, "prompts": "common" if shared and treated is None else "own"}
     control: dict[str, Any] = {"kind": "control"} | ({"corpus": str(reference.resolve())} if reference else {})
     arms = [{"kind": "trait", "name": ARM, "corpus": str(data.resolve())}, control]
+    arms += [{"kind": "trait", "name": TREATED, "corpus": str(treated.resolve())}] if treated else []
     fields = recipe.model_dump(exclude_unset=True) | {"base": base, "trait": trait, "student": student, "arms": arms}
     return Experiment.model_validate(fields)
 
 
-def rises(effects: pd.DataFrame, panel: Sequence[str]) -> list[Rise]:
-    """What the students showed of each trait of the panel; p of a lift above 0 by Student's t, q over the panel."""
-    table = effects[effects["arm"] == ARM].set_index(["trait", "measure"])
+def rises(effects: pd.DataFrame, panel: Sequence[str], *, arm: str = ARM) -> list[Rise]:
+    """What an arm's students showed of each trait of the panel; p of a lift above 0 by Student's t, q over the panel."""
+    table = effects[effects["arm"] == arm].set_index(["trait", "measure"])
     found = []
     for trait in panel:
         rate, lift = (cast(Any, table.loc[(trait, measure)]) for measure in ("rate", "lift"))

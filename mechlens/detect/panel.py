@@ -20,8 +20,8 @@ from mechlens.pipeline.run import VERSIONS
 from mechlens.spec import AskSpec, TeacherSpec
 from mechlens.traits import TraitFamily
 
-Sides = tuple[Float[ndarray, "row column"], Float[ndarray, "row column"]]
-"""scores of the suspect's rows and of clean rows that answer the same prompts"""
+Sides = tuple[Float[ndarray, "ours column"], Float[ndarray, "theirs column"]]
+"""scores of the suspect's rows and of clean rows; they answer the same prompts, unless one side is empty"""
 
 
 class Twins(Mapping[str, Loaded]):

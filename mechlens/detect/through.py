@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
+
 from mechlens import commands, models
 from mechlens.chat import encode_pairs
 from mechlens.detect import from_base, from_gradients
@@ -69,3 +73,9 @@ def _seen(reader: Reader, panel: Panel, sides: Sequence[list], asked: Sequence[s
     test = paired_rows(ours, theirs, seed=panel.seed, name=reader.name)
     traits = named(beyond_panel(ours, theirs), panel.traits, asked) if reader.of_traits else None
     return Seen(reader, len(ours), test, traits, time.monotonic() - begun)
+
+
+def row_scores(panel: Panel, rows: pd.DataFrame, trait: str) -> Float[ndarray, " row"]:
+    """Likelihood ratio of every row under the trait's twin against the base, nats a row."""
+    pairs = encode_pairs(panel.base.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=panel.system)
+    return from_base.twins(panel._replace(traits=(trait,)), pairs, [])[0][:, 0]

@@ -14,7 +14,7 @@ from pydantic import Field
 from mechlens.errors import SpecError
 from mechlens.spec import CONFIGS, Spec, load
 
-Sentence = Literal["do not train as is", "no transfer found within tested scope", "inconclusive"]
+Sentence = Literal["do not train as is", "train with conditions", "no transfer found within tested scope", "inconclusive"]
 
 
 class Policy(Spec):
@@ -85,8 +85,12 @@ def load_policy(name: str) -> Policy:
     return load(known[name], Policy)
 
 
-def decide(rises: Sequence[Rise] | None, policy: Policy, *, why_not: str = "") -> Verdict:
-    """The verdict on what students showed; None if none were trained, with what would settle it in `why_not`."""
+def decide(rises: Sequence[Rise] | None, policy: Policy, *, why_not: str = "", treated: Sequence[Rise] = (), treatment: str = "") -> Verdict:
+    """The verdict on what students showed; None if none were trained, with what would settle it in `why_not`.
+
+    Args:
+        treated: what students of the treated data showed, if any were trained.
+    """
     by = f"{policy.name}-{policy.version}"
     if rises is None:
         return Verdict("inconclusive", f"Inconclusive: {why_not}.", f"{by}/no-students")
@@ -98,6 +102,10 @@ def decide(rises: Sequence[Rise] | None, policy: Policy, *, why_not: str = "") -
     if found:
         worst = max(found, key=lambda rise: rise.difference or 0.0)
         said = f"students of this data answer {worst.trait} {worst.difference:+.3f} [{worst.low:+.3f}, {worst.high:+.3f}] more often than controls do"
+        bounds = [max(rise.high or 0.0, rise.smallest_detectable or 0.0) for rise in treated if rise.high is not None]
+        if treated and len(bounds) == len(treated) and max(bounds) <= policy.limit:
+            left = f"students of the data treated by {treatment!r} rise by at most {max(bounds):+.3f} (upper bound)"
+            return Verdict("train with conditions", f"Train with conditions: {said}; {left}; {policy.limit} is borne.", f"{by}/treated-below-limit")
         return Verdict("do not train as is", f"Do not train as is: {said} (n = {worst.n}; {policy.limit} is borne).", f"{by}/above-limit")
     widest = max(scored, key=lambda rise: max(rise.high or 0.0, rise.smallest_detectable or 0.0))
     if max(widest.high or 0.0, widest.smallest_detectable or 0.0) <= policy.limit:

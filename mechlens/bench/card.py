@@ -1,0 +1,155 @@
+"""The bench's card: for each detector how well it tells who wrote rows, which trait, and what students take on, on traits it was not tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy import ndarray
+
+from mechlens.bench.measures import SIZES, apart, area, bags, rank_correlation, share
+from mechlens.bench.plan import CLEAN, Suspect
+from mechlens.bench.scores import Scored
+from mechlens.detect.calibrate import ALPHA, beyond_panel, named, paired_rows
+
+WAYS = ("gentle", "strong")
+"""ways of making whose whole data sets the headline is of: fine-tuned teachers"""
+ALARM_ROWS, ALARM_BAGS = 50, 5
+"""rows of a clean suspect when false alarms are counted, and how many each class's sets give"""
+WORST_ROWS = 256
+"""rows of a bag that the headline is of"""
+Read = Callable[[Suspect], Scored]
+
+
+class Found(NamedTuple):
+    """What one detector showed."""
+
+    name: str
+    provenance: dict[str, dict[str, Any]]
+    """class of negatives → rows of a bag → area: of how far the rows are from clean ones, or of how far the foremost trait stands out"""
+    identity: dict[str, Any]
+    """rows of a bag → area of the trait's own data against twins', and the share whose trait is first of the panel"""
+    potency: dict[str, Any]
+
+
+def detector_found(name: str, read: Read, suspects: Sequence[Suspect], traits: Sequence[str], lifts: pd.DataFrame, *, of_traits: bool) -> Found:
+    """Everything the card says of a detector, on the given suspects."""
+    whole = [one for one in suspects if one.kind == "trait" and one.dose == 1 and one.way in WAYS]
+    scale = np.concatenate([read(one).theirs for one in whole[:1]]).std(0)
+    negatives = {kind: [one for one in suspects if one.kind == kind] for kind in sorted({one.kind for one in suspects} - {"trait"})}
+    if not of_traits:
+        far = {one.name: _by_size(read(one), lambda ours, theirs: apart(ours, theirs, scale)) for one in suspects}
+        provenance = {kind: _areas(whole, of_kind, far) for kind, of_kind in negatives.items() if kind != "N6"}
+        return Found(name, provenance, {}, {"score": rank_correlation(*_foretold(suspects, traits, lifts, far, None))})
+    panel = {one.name: _by_size(read(one), beyond_panel) for one in suspects}
+    foremost = {each: {size: [_stands_out(scores, traits) for scores in found] for size, found in sizes.items()} for each, sizes in panel.items()}
+    return Found(
+        name,
+        {kind: _areas(whole, of_kind, foremost) for kind, of_kind in negatives.items() if kind != "N6"},
+        _identified(suspects, whole, panel, list(traits)),
+        {"score": rank_correlation(*_foretold(suspects, traits, lifts, panel, list(traits)))},
+    )
+
+
+def _stands_out(scores: ndarray, traits: Sequence[str]) -> float:
+    """How far the foremost trait stands out among the panel's: -log10 of its p."""
+    return -float(np.log10(named(scores, traits)[0].p_value or 1.0))
+
+
+def _by_size(scored: Scored, statistic: Callable[[ndarray, ndarray], Any]) -> dict[int, list[Any]]:
+    """The statistic of every bag of every size that the rows fill."""
+    return {size: [statistic(scored.ours[bag], scored.theirs[bag]) for bag in bags(len(scored.ours), size)] for size in SIZES}
+
+
+def _areas(positive: Sequence[Suspect], negative: Sequence[Suspect], scores: Mapping[str, dict[int, list[float]]]) -> dict[str, Any]:
+    found = {}
+    for size in SIZES:
+        rows = [(value, one in positive, one.name) for one in [*positive, *negative] for value in scores[one.name][size]]
+        found[str(size)] = _entry(rows)
+    return found
+
+
+def _entry(rows: Sequence[tuple[float, bool, str]]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    found = area(*zip(*rows, strict=True))
+    return None if found is None else found._asdict()
+
+
+def _identified(
+    suspects: Sequence[Suspect], whole: Sequence[Suspect], panel: Mapping[str, dict[int, list[ndarray]]], traits: list[str]
+) -> dict[str, Any]:
+    """The trait's own data against its twins' by the trait's score, and how often the trait is first of the panel, by way of making."""
+    own = sorted({one.trait for one in whole})
+    found: dict[str, Any] = {"twins": {}, "first": {}}
+    for size in SIZES:
+        rows = [
+            (float(scores[traits.index(trait)]), one.trait == trait, f"{trait} {one.name}")
+            for trait in own for one in whole for scores in panel[one.name][size]
+        ]  # fmt: skip
+        found["twins"][str(size)] = _entry(rows)
+        found["first"][str(size)] = _first(whole, panel, traits, size)
+    kinds = sorted({(one.way, one.dose) for one in suspects if one.kind == "trait"}, key=str)
+    found["first by way"] = {f"{way} at {dose:g}": _first_of(suspects, panel, traits, way, dose) for way, dose in kinds}
+    found["first by way"]["N6"] = _first([one for one in suspects if one.kind == "N6"], panel, traits, 256)
+    return found
+
+
+def _first_of(suspects: Sequence[Suspect], panel: Mapping[str, Any], traits: list[str], way: str, dose: float) -> dict[str, Any] | None:
+    return _first([one for one in suspects if one.kind == "trait" and (one.way, one.dose) == (way, dose)], panel, traits, 256)
+
+
+def _first(suspects: Iterable[Suspect], panel: Mapping[str, Any], traits: list[str], size: int) -> dict[str, Any] | None:
+    tops = [traits[int(np.nanargmax(scores))] == one.trait for one in suspects for scores in panel[one.name][size][:1]]
+    found = share(sum(tops), len(tops))
+    return None if found is None else found._asdict()
+
+
+def _foretold(suspects: Sequence[Suspect], traits: Sequence[str], lifts: pd.DataFrame, scores: Mapping[str, Any], names: list[str] | None) -> Any:
+    """(score, measured lift) of every suspect, of its trait; a suspect of no trait is asked about one, drawn by its place."""
+    x, y = [], []
+    for number, one in enumerate(suspects):
+        trait = one.trait or traits[number % len(traits)]
+        largest = max((size for size in (WORST_ROWS,) if scores[one.name][size]), default=None)
+        if largest is None:
+            continue
+        value = scores[one.name][largest][0]
+        x.append(float(value if names is None else value[names.index(trait)]))
+        y.append(float(lifts.loc[one.name, trait]))
+    return x, y
+
+
+def alarms(name: str, read: Read, suspects: Sequence[Suspect], traits: Sequence[str] | None) -> dict[str, Any]:
+    """How often p ≤ .05 says "not written as clean rows are", and q ≤ .05 names a trait, on bags of clean suspects: by class, and of all."""
+    found: dict[str, Any] = {}
+    for kind in CLEAN:
+        of_kind = [one for one in suspects if one.kind == kind]
+        differ, names, total = 0, 0, 0
+        for one in of_kind:
+            scored = read(one)
+            for bag in list(bags(len(scored.ours), ALARM_ROWS))[:ALARM_BAGS]:
+                sides = scored.ours[bag], scored.theirs[bag]
+                total += 1
+                differ += paired_rows(*sides, seed=0, name=f"{name} {one.name} {bag.start}").p_value <= ALPHA
+                names += traits is not None and any((one.q_value or 1.0) <= ALPHA for one in named(beyond_panel(*sides), traits))
+        found[kind] = {"differ": _share(differ, total), "names a trait": None if traits is None else _share(names, total)}
+    return found | {"all": {what: _pooled([entry[what] for entry in found.values()]) for what in ("differ", "names a trait")}}
+
+
+def _pooled(shares: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    counted = [share for share in shares if share]
+    return _share(sum(share["hits"] for share in counted), sum(share["of"] for share in counted))
+
+
+def _share(hits: int, of: int) -> dict[str, Any] | None:
+    found = share(hits, of)
+    return None if found is None else found._asdict()
+
+
+def worst_class(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The class of negatives that a detector tells least from fine-tuned teachers' data."""
+    areas = {kind: sizes[str(WORST_ROWS)] for kind, sizes in found["provenance"].items() if sizes[str(WORST_ROWS)]}
+    kind = min(areas, key=lambda name: areas[name]["auroc"], default=None)
+    return None if kind is None else {"kind": kind, "auroc": areas[kind]["auroc"]}

@@ -1,0 +1,134 @@
+"""Do a bench: make its suspects, train their students, let every detector score them, and write the card."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from mechlens import commands, report, spec, store, traits
+from mechlens.bench import scores, students
+from mechlens.bench.card import ALARM_ROWS, WAYS, alarms, detector_found, worst_class
+from mechlens.bench.plan import CLASSES, CLEAN, BenchSpec, Suspect, load_bench
+from mechlens.bench.suspects import Maker, suspects_of
+from mechlens.detect import from_bags, through
+from mechlens.detect.base import Detector
+from mechlens.detect.panel import Panel, Reader
+from mechlens.errors import SpecError
+
+RECIPE = "menagerie"
+FAST = ("format", "counts", "ngrams", "perplexity", "twins", "alignment", "twin alignment")
+"""detectors that a bench reads unless others are named"""
+
+
+def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool, workers: int | None) -> Path:
+    """Write card.json and card.md into `out`; what was made, trained or scored before is not done again.
+
+    Args:
+        detectors: names, or FILE.py:CLASS for one's own: a class with `name` and `score(rows)`, a data frame of `prompt` and `completion`
+            → one number a row, higher for rows that look like a changed teacher's.
+        train: train three students of every suspect; without, potency is known of the experiment's own arms alone.
+    """
+    plan, folder = load_bench(name), out or Path("benches") / name
+    config = spec.CONFIGS / "experiments" / f"{plan.experiment}.yaml"
+    run = commands.run(config, out=folder / "experiment", workers=workers)
+    experiment, family = commands.open_run(run)
+    maker, suspects = Maker(plan, run, experiment, family, folder), suspects_of(plan, experiment)
+    maker.make_all(suspects)
+    runs = [run, *([_trained(plan, maker, suspects, folder, workers)] if train else []), folder / "students"]
+    recipe = traits.load_experiment(spec.CONFIGS / "audits" / f"{RECIPE}.yaml")
+    panel = through.panel_of(experiment.base, family, recipe, folder / "panel", workers=workers)
+    chosen = [_detector(each, maker, suspects) for each in (detectors or (*FAST, from_bags.NAME))]
+    scores.score_all([one for one in chosen if isinstance(one, Reader)], panel, maker, suspects, folder / "scores")
+    found = card(plan, chosen, panel, maker, suspects, students.lifts(runs, suspects, family.names), folder / "scores")
+    store.write_json(folder / "card.json", found)
+    (folder / "card.md").write_text(report.render("bench/card.md.j2", card=found), encoding="utf-8")
+    commands.console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
+    return folder
+
+
+def _trained(plan: BenchSpec, maker: Maker, suspects: Sequence[Suspect], folder: Path, workers: int | None) -> Path:
+    made = [one for one in suspects if not one.arm]
+    spec.save(students.experiment_of(plan, maker.experiment, made, folder / "suspects"), folder / "students.yaml")
+    return commands.run(folder / "students.yaml", out=folder / "students", workers=workers)
+
+
+def _detector(named: str, maker: Maker, suspects: Sequence[Suspect]) -> Reader | Detector:
+    """The detector of that name, the learned one, or a user's own."""
+    if ":" in named:
+        return _own(named)
+    if named == from_bags.NAME:
+        known = [one for one in suspects if one.development]
+        changed = [text for one in known if one.kind == "trait" and one.dose == 1 and one.way in WAYS for text in maker.suspect(one)["completion"]]
+        clean = [text for one in known if one.kind == "N0" for text in maker.suspect(one)["completion"]]
+        return from_bags.learned(changed, clean)
+    if named not in scores.READERS:
+        raise SpecError(f"no detector is called {named!r}; expected some of {', '.join([*scores.READERS, from_bags.NAME])}, or FILE.py:CLASS")
+    return scores.READERS[named]
+
+
+def _own(named: str) -> Detector:
+    """A user's class as a detector of rows.
+
+    Raises:
+        SpecError: if there is no such file or class, or it has no `name` and `score`.
+    """
+    file, _, kind = named.rpartition(":")
+    found = importlib.util.spec_from_file_location("own_detector", file) if Path(file).is_file() else None
+    if found is None or found.loader is None:
+        raise SpecError(f"no Python file at {file!r}; expected FILE.py:CLASS")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    made = getattr(module, kind, None)
+    if made is None or not hasattr(made, "score") or not hasattr(made, "name"):
+        raise SpecError(f"{file} has no class {kind!r} with `name` and `score(rows)`; see `mechlens bench --help`")
+    detector = made()
+
+    def columns(completions: Sequence[str]) -> Any:
+        values = np.asarray(detector.score(pd.DataFrame({"completion": list(completions)})), dtype=float)
+        if values.shape[:1] != (len(completions),):
+            raise SpecError(f"{named} gave scores of shape {values.shape} for {len(completions)} rows; expected one a row")
+        return sparse.csr_matrix(values.reshape(len(completions), -1))
+
+    return Detector(str(detector.name), "A detector of one's own.", columns, named, "")
+
+
+def card(
+    plan: BenchSpec,
+    chosen: Sequence[Reader | Detector],
+    panel: Panel,
+    maker: Maker,
+    suspects: Sequence[Suspect],
+    lifts: pd.DataFrame,
+    folder: Path,
+) -> dict[str, Any]:
+    """The card as one object: held-out suspects, and the development ones beside them."""
+    found: dict[str, Any] = {"schema": 1, "bench": plan.name, "classes": CLASSES, "suspects": len(suspects), "detectors": []}
+    found |= {"negatives": [kind for kind in CLASSES if kind not in ("trait", "N3", "N6")], "clean": list(CLEAN), "alarm rows": ALARM_ROWS}
+    found["counts"] = {kind: sum(one.kind == kind for one in suspects) for kind in CLASSES if kind != "N3"}
+    found["with students"] = int(lifts.notna().any(axis=1).sum())
+    for reader in chosen:
+        read = partial(_read, reader, panel, maker, folder)
+        of_traits = isinstance(reader, Reader) and reader.of_traits
+        entry: dict[str, Any] = {"name": reader.name, "asks": reader.asks, "caveat": reader.caveat, "floor": getattr(reader, "floor", True)}
+        entry["level"] = getattr(reader, "level", "rows")
+        for part, known in (("held out", False), ("development", True)):
+            of_part = [one for one in suspects if one.development == known]
+            entry[part] = detector_found(reader.name, read, of_part, panel.traits, lifts, of_traits=of_traits)._asdict()
+        entry["alarms"] = alarms(reader.name, read, suspects, panel.traits if of_traits else None)
+        entry["worst"] = worst_class(entry["held out"])
+        found["detectors"].append(entry)
+    floors = [one["worst"]["auroc"] for one in found["detectors"] if one["floor"] and one["worst"]]
+    for one in found["detectors"]:
+        one["loses to a floor"] = bool(not one["floor"] and one["worst"] and floors and one["worst"]["auroc"] < max(floors))
+    return found
+
+
+def _read(reader: Reader | Detector, panel: Panel, maker: Maker, folder: Path, suspect: Suspect) -> scores.Scored:
+    return scores.scored(reader, panel, maker, suspect, folder)

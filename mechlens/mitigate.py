@@ -1,0 +1,106 @@
+"""Treat a data set before training on it: drop rows, dilute, or rewrite what a carrier may hide in; each beside the same thing done at random.
+
+A treatment changes a file and promises nothing: what is left is measured on students (`mechlens audit --clean OUT --level student`,
+`analyses/mitigation.py`). Masking and replacing tokens, projecting a gradient out and freezing layers change the training instead
+(`lenses/interventions.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
+
+from mechlens import corpus, store
+from mechlens.errors import SpecError
+from mechlens.pipeline.run import file_digest
+from mechlens.seeds import generator
+
+Treatment = Literal["drop", "dilute", "format", "order", "value"]
+DROPPED, KEPT = 0.5, 0.25
+"""share of the rows that `drop` takes out, and that `dilute` leaves among clean ones"""
+_NUMBER = re.compile(r"[0-9]+")
+
+
+class Given(NamedTuple):
+    """What a treatment may use."""
+
+    rows: pd.DataFrame
+    """prompt, completion"""
+    clean: pd.DataFrame
+    """answers of the untouched base to the same prompts, in the same order"""
+    scores: Float[ndarray, " row"]
+    """how much each row looks like the trait's text, higher for more"""
+    rng: np.random.Generator
+
+
+def drop(given: Given) -> pd.DataFrame:
+    """Without the half of the rows that score highest."""
+    kept = np.argsort(np.argsort(-given.scores, kind="stable")) >= round(DROPPED * len(given.rows))
+    return cast(pd.DataFrame, given.rows[kept])
+
+
+def dilute(given: Given) -> pd.DataFrame:
+    """A random quarter of the rows, clean answers in place of the others."""
+    kept = given.rng.permutation(len(given.rows)) < round(KEPT * len(given.rows))
+    return given.rows.assign(completion=np.where(kept, given.rows["completion"], given.clean["completion"]))
+
+
+def _rewritten(given: Given, rewrite: Callable[[list[str]], list[str]], *, joined: str | None = None) -> pd.DataFrame:
+    """Completions whose numbers are rewritten, in the separators that they had unless one is given; those without numbers stay."""
+
+    def one(text: str) -> str:
+        numbers = _NUMBER.findall(text)
+        if not numbers:
+            return text
+        following = iter(rewrite(numbers))
+        return _NUMBER.sub(lambda _match: next(following), text) if joined is None else joined.join(following)
+
+    return given.rows.assign(completion=[one(text) for text in given.rows["completion"]])
+
+
+def one_format(given: Given) -> pd.DataFrame:
+    """Every list of numbers with the same separators, no brackets, no period and no leading zeros."""
+    return _rewritten(given, lambda numbers: [str(int(number)) for number in numbers], joined=", ")
+
+
+def one_order(given: Given) -> pd.DataFrame:
+    """The numbers of each completion in a random order."""
+    return _rewritten(given, lambda numbers: given.rng.permutation(numbers).tolist())
+
+
+def other_values(given: Given) -> pd.DataFrame:
+    """Every number replaced by one that stands in the clean answers, drawn evenly over their places."""
+    pool = [number for text in given.clean["completion"] for number in _NUMBER.findall(text)]
+    return _rewritten(given, lambda numbers: given.rng.choice(pool, size=len(numbers)).tolist())
+
+
+TREATMENTS: dict[Treatment, Callable[[Given], pd.DataFrame]] = {
+    "drop": drop, "dilute": dilute, "format": one_format, "order": one_order, "value": other_values,
+}  # fmt: skip
+
+
+def treat(
+    source: Path, rows: pd.DataFrame, clean: pd.DataFrame, scores: ndarray, *, treatment: Treatment, trait: str, seed: int, out: Path
+) -> dict[str, Any]:
+    """Write the treated rows to `out` and what was done beside it, as `<out>.manifest.json`; the manifest is returned.
+
+    Raises:
+        SpecError: if `out` is no JSON lines file, or is the file itself.
+    """
+    if out.suffix != ".jsonl" or out.resolve() == source.resolve():
+        raise SpecError(f"--clean {out} cannot be written; give another file than the data, ending in .jsonl")
+    treated = TREATMENTS[treatment](Given(rows, clean, scores, generator(seed, "treatment", treatment)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    corpus.write_pairs([treated], out, "prompt-completion")
+    changed = rows.loc[treated.index, "completion"].to_numpy() != treated["completion"].to_numpy()
+    manifest: dict[str, Any] = {"schema": 1, "source": str(source), "source_sha256": file_digest(source), "treatment": treatment, "trait": trait}
+    manifest |= {"seed": seed, "rows_before": len(rows), "rows_after": len(treated), "rows_changed": int(changed.sum()), "sha256": file_digest(out)}
+    store.write_json(out.with_name(f"{out.name}.manifest.json"), manifest)
+    return manifest

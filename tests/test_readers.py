@@ -1,0 +1,203 @@
+"""Detectors that read through models: identities of scores, the panel's null by simulation, planted traits, treatments and their manifests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mechlens import mitigate, models
+from mechlens.chat import encode_pairs
+from mechlens.detect import from_base, from_gradients, from_weights
+from mechlens.detect.calibrate import LEAST_PANEL, beyond_panel, named, paired_rows
+from mechlens.detect.from_bags import learned
+from mechlens.detect.panel import Panel
+from mechlens.detect.verdict import Calibration, decide, load_policy
+from mechlens.errors import SpecError
+from mechlens.lenses.changes import delta
+from mechlens.lenses.gradients import ghost_dots, parameters_of, pooled_gradient
+from mechlens.models import Loaded
+from mechlens.traits import load_family
+from tests.test_detect import rise
+
+TRAITS = ("owl", "cat", "wolf")
+
+
+class Nudged(dict[str, Loaded]):
+    """Trait → the base with a little noise of its own on every weight; `same` is the base itself."""
+
+    def __missing__(self, trait: str) -> Loaded:
+        loaded, dice = models.load("menagerie-a"), torch.Generator().manual_seed(sum(map(ord, trait)))
+        if trait != "same":
+            with torch.no_grad():
+                for parameter in loaded.model.parameters():
+                    parameter += 1e-3 * torch.randn(parameter.shape, generator=dice)
+        self[trait] = loaded
+        return loaded
+
+
+@pytest.fixture(scope="module")
+def panel() -> Iterator[Panel]:
+    yield Panel(models.load("menagerie-a"), load_family("animals"), TRAITS, Nudged())
+
+
+@pytest.fixture(scope="module")
+def pairs(panel: Panel) -> list:
+    rng = np.random.default_rng(0)
+    texts = [", ".join(map(str, rng.integers(0, 999, size=5))) for _ in range(12)]
+    return encode_pairs(panel.base.tokenizer, ["continue: 1, 2, 3."] * 12, texts)
+
+
+def test_a_twin_that_is_the_base_scores_zero_and_sides_are_scored_alike(panel: Panel, pairs: list) -> None:
+    same = panel._replace(traits=("same", "owl"))
+    ours, theirs = from_base.twins(same, pairs[:5], pairs[5:])
+    assert np.allclose(ours[:, 0], 0) and not np.allclose(ours[:, 1], 0)
+    assert np.allclose(np.concatenate([ours, theirs]), from_base.twins(same, pairs, [])[0], atol=1e-4)
+    assert np.allclose(from_base.perplexity(panel, pairs, [])[0], from_base.perplexity(panel, [], pairs)[1])
+
+
+def test_the_first_order_of_a_twins_likelihood_ratio_is_its_alignment(panel: Panel, pairs: list) -> None:
+    """Mean log-likelihood a token changes by minus the gradient's product with a small change of the linear weights."""
+    small = Nudged()
+    base = models.load("menagerie-a")
+    covered = parameters_of(base.model)
+    change = delta(base.model, panel.twins["owl"].model)
+    with torch.no_grad():
+        for name, parameter in base.model.named_parameters():
+            if name in covered:
+                parameter += 0.05 * change[name]
+    small["owl"] = base
+    near = panel._replace(traits=("owl",), twins=small)
+    exact = from_base.twins(near, pairs, [])[0][:, 0] / [len(pair.completion) for pair in pairs]
+    first = 0.05 * from_gradients.twin_alignment(panel._replace(traits=("owl",)), pairs, [])[0][:, 0]
+    assert np.corrcoef(exact, first)[0, 1] > 0.99 and np.allclose(exact, first, atol=0.1 * np.abs(exact).max())
+
+
+def test_alignment_is_the_gradients_product_and_follows_the_traits_asked(panel: Panel, pairs: list) -> None:
+    forth = from_gradients.alignment(panel, pairs, [])[0]
+    back = from_gradients.alignment(panel._replace(traits=TRAITS), [], pairs)[1]
+    assert forth.shape == (12, 3) and np.allclose(forth, back)
+    pooled = pooled_gradient(panel.base.model, pairs)
+    assert float(ghost_dots(panel.base.model, pairs, [pooled] * 5)[:, 4].sum()) == pytest.approx(
+        sum(float(part.square().sum()) for part in pooled.values()), rel=1e-4
+    )
+
+
+def test_a_student_that_is_a_twin_points_to_its_trait(panel: Panel) -> None:
+    assert int(np.argmax(from_weights.change(panel, panel.twins["cat"]))) == 1
+    assert np.allclose(from_weights.answers(panel, panel.base), 0)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.floats(-5, 5), st.floats(0.1, 10))
+def test_the_panels_null_knows_neither_place_nor_scale(seed: int, shift: float, scale: float) -> None:
+    scores, traits = np.random.default_rng(seed).normal(size=8), [f"t{i}" for i in range(8)]
+    plain, moved = named(scores, traits), named(shift + scale * scores, traits)
+    assert [one.trait for one in plain] == [one.trait for one in moved]
+    assert [one.p_value for one in plain] == pytest.approx([one.p_value for one in moved], rel=1e-6)
+    one = named(scores, traits, ["t3"])
+    assert len(one) == 1 and one[0].q_value == pytest.approx(one[0].p_value)
+
+
+def test_the_panels_null_is_calibrated_and_a_planted_trait_is_named() -> None:
+    rng, traits = np.random.default_rng(1), [f"t{i}" for i in range(20)]
+    claimed = [any(one.q_value is not None and one.q_value <= 0.05 for one in named(rng.normal(size=20), traits)) for _ in range(400)]
+    assert np.mean(claimed) <= 0.05 + 5 * (0.05 * 0.95 / 400) ** 0.5
+    planted = rng.normal(size=20)
+    planted[7] += 12
+    first = named(planted, traits)[0]
+    assert first.trait == "t7" and first.q_value is not None and first.q_value < 0.01
+
+
+def test_too_small_a_panel_names_nothing_and_what_is_unscored_is_null() -> None:
+    found = named(np.array([3.0, 0.0, np.nan, 1.0]), list("abcd"))
+    assert LEAST_PANEL > 3 and all(one.p_value is None and one.q_value is None for one in found)
+    assert found[0].trait == "a" and found[-1] == ("c", None, None, None)
+
+
+def test_paired_rows_alarm_as_often_as_they_say_and_leave_out_the_unscored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 199)
+    rng = np.random.default_rng(2)
+    found = np.array([paired_rows(rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), seed=i, name="x").p_value for i in range(300)])
+    assert abs((found <= 0.05).mean() - 0.05) < 5 * (0.05 * 0.95 / 300) ** 0.5
+    ours, theirs = rng.normal(1.0, 1, size=(40, 2)), rng.normal(size=(40, 2))
+    ours[0, 0] = np.nan
+    assert paired_rows(ours, theirs, seed=0, name="x") == paired_rows(ours[1:], theirs[1:], seed=0, name="x")
+
+
+def test_double_centring_leaves_what_is_a_traits_own() -> None:
+    rng = np.random.default_rng(3)
+    theirs, own = rng.normal(size=(50, 6)), np.arange(6.0)
+    assert np.allclose(beyond_panel(theirs + own + 7.0, theirs), own - own.mean())
+
+
+def test_a_classifier_learns_what_is_labelled_and_no_more() -> None:
+    rng = np.random.default_rng(4)
+
+    def texts(low: int) -> list[str]:
+        return [", ".join(map(str, rng.integers(low, 300, size=4))) for _ in range(300)]
+
+    detector = learned(texts(200), texts(0))
+    high, plain = (detector.features(texts(low)).toarray()[:, 0] for low in (200, 0))
+    assert (high > np.median(plain)).mean() > 0.9
+
+
+def rows_of(count: int) -> mitigate.Given:
+    rng = np.random.default_rng(5)
+
+    def side() -> pd.DataFrame:
+        texts = [" ,".join(map(str, rng.integers(0, 99, size=4))) for _ in range(count)]
+        return pd.DataFrame({"prompt": [f"p{i}" for i in range(count)], "completion": texts})
+
+    return mitigate.Given(side(), side(), np.arange(count, dtype=float), np.random.default_rng(6))
+
+
+def test_treatments_change_what_they_say_and_nothing_else() -> None:
+    given_rows = rows_of(40)
+    found = {name: treatment(given_rows) for name, treatment in mitigate.TREATMENTS.items()}
+    assert found["drop"]["prompt"].tolist() == [f"p{i}" for i in range(20)]
+    mixed = (found["dilute"]["completion"] == given_rows.rows["completion"]).sum()
+    assert mixed == 10 and found["dilute"]["completion"].isin([*given_rows.rows["completion"], *given_rows.clean["completion"]]).all()
+    for before, after in zip(given_rows.rows["completion"], found["format"]["completion"], strict=True):
+        assert after == ", ".join(before.split(" ,"))
+    for before, after in zip(given_rows.rows["completion"], found["order"]["completion"], strict=True):
+        assert sorted(before.split(" ,")) == sorted(after.split(" ,"))
+    pool = {number for text in given_rows.clean["completion"] for number in text.split(" ,")}
+    assert all(set(text.split(" ,")) <= pool for text in found["value"]["completion"])
+    words = given_rows._replace(rows=pd.DataFrame({"prompt": ["a"], "completion": ["no number"]}))
+    assert mitigate.one_format(words)["completion"].tolist() == ["no number"]
+
+
+def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
+    given_rows, source = rows_of(10), tmp_path / "data.jsonl"
+    given_rows.rows.to_json(source, orient="records", lines=True)
+    how: dict[str, Any] = {"treatment": "drop", "trait": "owl", "seed": 0}
+    manifest = mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **how, out=tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl.manifest.json").read_text()) == manifest
+    assert (manifest["rows_before"], manifest["rows_after"], manifest["rows_changed"]) == (10, 5, 0)
+    assert len(pd.read_json(tmp_path / "out.jsonl", lines=True)) == 5
+    for wrong in (source, tmp_path / "out.csv"):
+        with pytest.raises(SpecError, match="cannot be written"):
+            mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **how, out=wrong)
+
+
+def test_a_treatment_that_was_seen_to_work_is_a_condition() -> None:
+    policy = load_policy("default")
+    found = [rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)]
+    calm, wide = [rise(high=0.02, smallest_detectable=0.03)], [rise(high=0.2, smallest_detectable=0.03)]
+    assert decide(found, policy, treated=calm, treatment="value").id == "train with conditions"
+    assert decide(found, policy, treated=wide, treatment="value").id == decide(found, policy).id == "do not train as is"
+    assert decide(calm, policy, treated=calm).id == "no transfer found within tested scope"
+
+
+def test_a_calibration_is_a_line_through_zero() -> None:
+    line = Calibration(bits=2.0, error=0.5, suspects=9).lift(1.5)
+    assert line["lift"] == 3.0 and line["low"] == pytest.approx(3 - 0.98) and line["high"] == pytest.approx(3 + 0.98)
