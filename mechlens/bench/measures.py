@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy import stats
 
+from mechlens.lenses.entanglement import spearman
 from mechlens.seeds import generator
 
 SIZES = (1, 8, 16, 64, 256, 1000)
@@ -90,17 +91,13 @@ def share(hits: int, of: int) -> Share | None:
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> dict[str, float | int | None]:
-    """Spearman's rho with an interval over resampled suspects; null of fewer than four."""
+    """Spearman's rho with an interval over resampled suspects; null of fewer than four, or where a side never varies."""
     a, b = np.asarray(x, float), np.asarray(y, float)
     kept = np.isfinite(a) & np.isfinite(b)
     a, b, n = a[kept], b[kept], int(kept.sum())
-    if n < 4:
+    if n < 4 or not (np.ptp(a) and np.ptp(b)):
         return {"rho": None, "low": None, "high": None, "n": n}
     rng = generator(seed, "rank correlation")
-    drawn = [_spearman(a[rows], b[rows]) for rows in rng.integers(n, size=(DRAWS, n)) if len(set(rows.tolist())) > 2]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return {"rho": _spearman(a, b), "low": float(low), "high": float(high), "n": n}
-
-
-def _spearman(x: ndarray, y: ndarray) -> float:
-    return float(cast(Any, stats.spearmanr(x, y)).statistic)
+    drawn = [spearman(a[rows], b[rows]) for rows in rng.integers(n, size=(DRAWS, n)) if np.ptp(a[rows]) and np.ptp(b[rows])]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"rho": spearman(a, b), "low": float(low), "high": float(high), "n": n}

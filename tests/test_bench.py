@@ -1,0 +1,130 @@
+"""The bench: areas against their slow definition, exact intervals, planted detectors on the card, and a detector of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from mechlens import report, traits
+from mechlens.bench import measures
+from mechlens.bench.card import ALARM_BAGS, ALARM_ROWS, alarms, detector_found, worst_class
+from mechlens.bench.plan import CLASSES, CLEAN, Suspect, load_bench
+from mechlens.bench.run import _own
+from mechlens.bench.scores import Scored
+from mechlens.bench.students import experiment_of, lifts
+from mechlens.bench.suspects import suspects_of
+from mechlens.errors import SpecError
+from mechlens.spec import CONFIGS
+
+TRAITS = tuple(f"t{i}" for i in range(8))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=40))
+def test_the_area_is_the_share_of_pairs_in_order(rows: list[tuple[bool, int]]) -> None:
+    labels, values = np.array([label for label, _ in rows]), np.array([float(value) for _, value in rows])
+    if labels.all() or not labels.any():
+        assert measures.area(values.tolist(), labels.tolist(), ["a"] * len(rows)) is None
+        return
+    slow = np.mean([(x > y) + (x == y) / 2 for x in values[labels] for y in values[~labels]])
+    assert measures.auroc(labels, values) == pytest.approx(slow) == pytest.approx(roc_auc_score(labels, values))
+    assert measures.auroc(~labels, values) == pytest.approx(1 - slow)
+
+
+def test_an_area_resamples_suspects_not_rows() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=6).repeat(20)  # twenty bags of a suspect that are all alike tell no more than one
+    clusters = [f"s{i // 20}" for i in range(120)]
+    found = measures.area(shared.tolist(), [i < 60 for i in range(120)], clusters)
+    assert found is not None and found.high - found.low > 0.3
+    alone = measures.area(shared.tolist(), [i < 60 for i in range(120)], list(map(str, range(120))))
+    assert alone is not None and alone.high - alone.low < found.high - found.low
+
+
+@pytest.mark.parametrize(("hits", "of", "low", "high"), [(0, 100, 0.0, 0.0362), (1, 100, 0.0003, 0.0545), (5, 100, 0.0164, 0.1128)])
+def test_shares_have_exact_intervals(hits: int, of: int, low: float, high: float) -> None:
+    found = measures.share(hits, of)
+    assert found is not None and (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    assert measures.share(0, 0) is None
+
+
+def test_bags_are_disjoint_and_full() -> None:
+    assert list(measures.bags(20, 8)) == [slice(0, 8), slice(8, 16)] and list(measures.bags(7, 8)) == []
+    assert len(list(measures.bags(10_000, 1))) == measures.MOST_BAGS
+
+
+def world(strength: float) -> tuple[list[Suspect], dict[str, Scored]]:
+    """Suspects of two traits and of every clean class, as a panel detector of that strength scores them."""
+    rng, suspects, scored = np.random.default_rng(1), [], {}
+    for trait in TRAITS[:2]:
+        suspects += [Suspect(f"{trait}-{way}-{i}", "trait", trait, way, 1.0, False) for way in ("gentle", "strong") for i in range(3)]
+    suspects += [Suspect(f"{kind}-{i}", kind, "", kind, 1.0, False) for kind in CLEAN for i in range(4)]
+    for one in suspects:
+        ours = rng.normal(size=(260, len(TRAITS)))
+        if one.trait:
+            ours[:, TRAITS.index(one.trait)] += strength
+        scored[one.name] = Scored(ours, rng.normal(size=ours.shape))
+    return suspects, scored
+
+
+def test_a_detector_that_sees_the_trait_is_told_from_one_that_sees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "DRAWS", 10)
+    for strength, sure in ((1.0, True), (0.0, False)):
+        suspects, scored = world(strength)
+        known = pd.DataFrame(strength, index=[one.name for one in suspects], columns=list(TRAITS))
+        found = detector_found("x", lambda one, scored=scored: scored[one.name], suspects, TRAITS, known, of_traits=True)
+        twins, first = found.identity["twins"]["256"]["auroc"], found.identity["first"]["256"]
+        assert (twins == 1.0 and first["rate"] == 1.0) if sure else (0.2 < twins < 0.8 and first["rate"] < 0.5)
+        worst = worst_class(found._asdict())
+        assert worst is not None and ((worst["auroc"] == 1.0) if sure else worst["auroc"] < 0.7)
+        assert found.identity["twins"]["1000"] is None  # 260 rows fill no such bag
+    counted = alarms("x", lambda one: scored[one.name], suspects, TRAITS)
+    assert counted["all"]["differ"]["of"] == len(CLEAN) * 4 * ALARM_BAGS and counted["all"]["names a trait"]["rate"] < 0.2
+    assert ALARM_ROWS * ALARM_BAGS <= 260
+
+
+def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "DRAWS", 10)
+    suspects, scored = world(0.5)
+    known = pd.DataFrame(np.nan, index=[one.name for one in suspects], columns=list(TRAITS))
+    entries = []
+    for name, of_traits in (("panel", True), ("plain", False)):
+        found = detector_found(name, lambda one: scored[one.name], suspects, TRAITS, known, of_traits=of_traits)._asdict()
+        counted = alarms(name, lambda one: scored[one.name], suspects, TRAITS if of_traits else None)
+        entry = {"name": name, "level": "rows", "floor": not of_traits, "held out": found, "alarms": counted, "worst": worst_class(found)}
+        entries.append(entry | {"loses to a floor": False})
+    card = {"bench": "toy", "classes": CLASSES, "counts": {}, "suspects": len(suspects), "with students": 0, "detectors": entries}
+    card |= {"negatives": list(CLEAN), "clean": list(CLEAN), "alarm rows": ALARM_ROWS}
+    text = report.render("bench/card.md.j2", card=card)
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 6 and all(len({line.count("|") for line in block.strip().splitlines()}) == 1 for block in tables)
+
+
+def test_the_shipped_bench_has_its_suspects_and_every_class() -> None:
+    plan = load_bench("menagerie")
+    experiment = traits.load_experiment(CONFIGS / "experiments" / f"{plan.experiment}.yaml")
+    suspects = suspects_of(plan, experiment)
+    assert len(suspects) >= 240 and len({one.name for one in suspects}) == len(suspects)
+    assert {one.kind for one in suspects} == set(CLASSES) - {"N3"}
+    for one in suspects:
+        assert not one.trait or one.development == (one.trait in plan.development)
+    made = experiment_of(plan, experiment, [one for one in suspects if not one.arm][:3], Path("suspects"))
+    assert [arm.kind for arm in made.arms] == ["control", "trait", "trait", "trait"] and made.screen.rule == "none"
+    assert lifts([], suspects, TRAITS).isna().all(axis=None)
+
+
+def test_a_detector_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n    name = 'mine'\n    def score(self, rows):\n        return rows['completion'].str.len()\n")
+    assert _own(f"{file}:Mine").features(["a", "abc"]).toarray().tolist() == [[1.0], [3.0]]
+    file.write_text("class Mine:\n    name = 'mine'\n    def score(self, rows):\n        return [1.0]\n")
+    with pytest.raises(SpecError, match="for 2 rows"):
+        _own(f"{file}:Mine").features(["a", "abc"])
+    for wrong in (f"{file}:Other", f"{tmp_path / 'none.py'}:Mine"):
+        with pytest.raises(SpecError, match="no "):
+            _own(wrong)
