@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
     name: str
     provenance: dict[str, dict[str, Any]]
-    """class of negatives → rows of a bag → area: of how far the rows are from clean ones, or of how far the foremost trait stands out"""
+    """class of negatives → rows of a bag → area: of how far the rows are from clean ones, or of how far the foremost trait is ahead"""
     identity: dict[str, Any]
     """rows of a bag → area of the trait's own data against twins', and the share whose trait is first of the panel"""
     potency: dict[str, Any]
@@ -44,7 +44,7 @@ def detector_found(name: str, read: Read, suspects: Sequence[Suspect], traits: S
         provenance = {kind: _areas(whole, of_kind, far) for kind, of_kind in negatives.items() if kind != "N6"}
         return Found(name, provenance, {}, {"score": rank_correlation(*_foretold(suspects, traits, lifts, far, None))})
     panel = {one.name: _by_size(read(one), beyond_panel) for one in suspects}
-    foremost = {each: {size: [_stands_out(scores, traits) for scores in found] for size, found in sizes.items()} for each, sizes in panel.items()}
+    foremost = {each: {size: [float(margins(scores).max()) for scores in found] for size, found in sizes.items()} for each, sizes in panel.items()}
     return Found(
         name,
         {kind: _areas(whole, of_kind, foremost) for kind, of_kind in negatives.items() if kind != "N6"},
@@ -53,9 +53,11 @@ def detector_found(name: str, read: Read, suspects: Sequence[Suspect], traits: S
     )
 
 
-def _stands_out(scores: ndarray, traits: Sequence[str]) -> float:
-    """How far the foremost trait stands out among the panel's: -log10 of its p."""
-    return -float(np.log10(named(scores, traits)[0].p_value or 1.0))
+def margins(scores: ndarray) -> ndarray:
+    """Each trait's score minus the best of the others'; a log-likelihood ratio stays one. The best of the development traits' statistics."""
+    scores = np.where(np.isfinite(scores), scores, -np.inf)
+    second, first = np.sort(scores)[-2:]
+    return scores - np.where(scores == first, second, first)
 
 
 def _by_size(scored: Scored, statistic: Callable[[ndarray, ndarray], Any]) -> dict[int, list[Any]]:
@@ -86,7 +88,7 @@ def _identified(
     found: dict[str, Any] = {"twins": {}, "first": {}}
     for size in SIZES:
         rows = [
-            (float(scores[traits.index(trait)]), one.trait == trait, f"{trait} {one.name}")
+            (float(margins(scores)[traits.index(trait)]), one.trait == trait, f"{trait} {one.name}")
             for trait in own for one in whole for scores in panel[one.name][size]
         ]  # fmt: skip
         found["twins"][str(size)] = _entry(rows)
