@@ -37,10 +37,10 @@ def shape_of(text: str) -> list[float]:
     many = max(len(numbers), 1)
     measures = [
         len(text), len(numbers), len(_WORD.findall(text)), len(_SEPARATOR.findall(text)), text.count(","), text.count("\n"),
-        sum(map(len, numbers)) / many, float(numbers[0][0]) if numbers else 0.0, float(np.mean(values)) if values else 0.0,
+        sum(map(len, numbers)) / many, float(numbers[0][0]) if numbers else 0.0, sum(values) / many,
         sum(value % 2 for value in values) / many, 1 - len(set(values)) / many if values else 0.0, rising / max(len(values) - 1, 1),
         float(text[-1:].isalpha()), float(text[-1:].isdigit()), sum(text.count(sign) for sign in "()[]{}"),
-        sum(not sign.isascii() for sign in text) / max(len(text), 1),
+        0 if text.isascii() else sum(not sign.isascii() for sign in text) / len(text),
     ]  # fmt: skip
     return [float(value) for value in measures]
 
