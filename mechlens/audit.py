@@ -19,7 +19,7 @@ from mechlens.commands import console
 from mechlens.detect import answers, from_student
 from mechlens.detect.base import Level, prompts_of
 from mechlens.detect.calibrate import Named
-from mechlens.detect.files import Compared, compare, overlap
+from mechlens.detect.files import Compared, aligned, compare, overlap
 from mechlens.detect.verdict import Policy, Rise, decide, load_calibration, load_policy
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
@@ -166,13 +166,15 @@ def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], refe
 def _planned(asked: Request, *, treated: Path | None = None) -> Experiment:
     """The experiment of the suspect file beside the reference, left in `student.yaml`."""
     prompts, _ = prompts_of(corpus.batches(asked.data))
-    reference, shared, usable = next(iter(asked.references), None), True, len(prompts)
+    data, reference, shared, usable = asked.data, next(iter(asked.references), None), True, len(prompts)
     if reference is not None:
         theirs, _ = prompts_of(corpus.batches(reference))
         both, shared = overlap(prompts, theirs)
         usable = len(both) if shared else min(len(prompts), len(theirs))
+        if shared:  # an experiment knows a prompt by its place
+            data, reference = aligned(data, reference, both, asked.out, most=2 * asked.recipe.student.rows)
     sides: dict[str, Any] = {"prompts": usable, "shared": shared, "treated": treated}
-    plan = from_student.experiment_of(asked.recipe, asked.data, reference, base=asked.base, trait=asked.panel[0], **sides)
+    plan = from_student.experiment_of(asked.recipe, data, reference, base=asked.base, trait=asked.panel[0], **sides)
     spec.save(plan, asked.out / "student.yaml")
     return plan
 

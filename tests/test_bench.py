@@ -96,7 +96,15 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
     for name, of_traits in (("panel", True), ("plain", False)):
         found = detector_found(name, lambda one: scored[one.name], suspects, TRAITS, known, of_traits=of_traits)._asdict()
         counted = alarms(name, lambda one: scored[one.name], suspects, TRAITS if of_traits else None)
-        entry = {"name": name, "level": "rows", "floor": not of_traits, "held out": found, "alarms": counted, "worst": worst_class(found)}
+        entry = {
+            "name": name,
+            "level": "rows",
+            "floor": not of_traits,
+            "held out": found,
+            "development": found,
+            "alarms": counted,
+            "worst": worst_class(found),
+        }
         entries.append(entry | {"loses to a floor": False})
     card = {"bench": "toy", "classes": CLASSES, "counts": {}, "suspects": len(suspects), "with students": 0, "detectors": entries}
     card |= {"negatives": list(CLEAN), "clean": list(CLEAN), "alarm rows": ALARM_ROWS}
@@ -128,3 +136,11 @@ def test_a_detector_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
     for wrong in (f"{file}:Other", f"{tmp_path / 'none.py'}:Mine"):
         with pytest.raises(SpecError, match="no "):
             _own(wrong)
+
+
+def test_a_line_through_zero_is_least_squares() -> None:
+    x, y = [1.0, 2.0, 3.0, np.nan], [2.0, 4.5, 5.5, 9.0]
+    found = measures.line_through_zero(x, y)
+    slow = np.linalg.lstsq(np.array(x[:3])[:, None], np.array(y[:3]), rcond=None)[0][0]
+    assert found is not None and found["bits"] == pytest.approx(slow) and found["suspects"] == 3
+    assert measures.line_through_zero(x[:2], y[:2]) is None

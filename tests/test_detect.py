@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mechlens import cli, tables
 from mechlens.detect.base import Bags, bags_of, by_place, by_prompt, key, prompts_of
 from mechlens.detect.calibrate import together, two_files
-from mechlens.detect.files import LEAST_ROWS, compare
+from mechlens.detect.files import LEAST_ROWS, aligned, compare
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
 from mechlens.detect.through import READERS
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
@@ -235,3 +235,17 @@ def test_rows_alone_rank_nothing_so_nothing_is_treated(tmp_path: Path, capsys: p
     numbers(np.random.default_rng(0), 200).to_json(tmp_path / "data.jsonl", orient="records", lines=True)
     assert cli.main(["audit", str(tmp_path / "data.jsonl"), "--clean", str(tmp_path / "treated.jsonl"), "--out", str(tmp_path / "out")]) == 2
     assert "--level base" in capsys.readouterr().err and not (tmp_path / "treated.jsonl").exists()
+
+
+def test_files_of_the_same_prompts_are_put_in_one_order(tmp_path: Path) -> None:
+    """A reference may come in any order, with prompts of its own and prompts twice."""
+    rng = np.random.default_rng(0)
+    ours, theirs = numbers(rng, 60), pd.concat([numbers(rng, 50, first=10), numbers(rng, 50, first=20)]).sample(frac=1.0, random_state=0)
+    for name, frame in (("a", ours), ("b", theirs)):
+        frame.to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+    keys = np.array([key(prompt) for prompt in set(ours["prompt"]) & set(theirs["prompt"])])
+    first, second = (pd.read_parquet(file) for file in aligned(tmp_path / "a.jsonl", tmp_path / "b.jsonl", keys, tmp_path, most=40))
+    assert first["prompt"].tolist() == second["prompt"].tolist() == [f"continue: {i}" for i in range(10, 50)]
+    assert first["completion"].tolist() == ours["completion"].tolist()[10:50]
+    wanted = theirs.drop_duplicates("prompt").set_index("prompt")["completion"]
+    assert second["completion"].tolist() == [wanted[prompt] for prompt in second["prompt"]]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy import ndarray
 
-from mechlens.bench.measures import SIZES, apart, area, bags, rank_correlation, share
+from mechlens.bench.measures import SIZES, apart, area, bags, line_through_zero, rank_correlation, share
 from mechlens.bench.plan import CLEAN, Suspect
 from mechlens.bench.scores import Scored
 from mechlens.detect.calibrate import ALPHA, beyond_panel, named, paired_rows
@@ -32,6 +32,7 @@ class Found(NamedTuple):
     identity: dict[str, Any]
     """rows of a bag → area of the trait's own data against twins', and the share whose trait is first of the panel"""
     potency: dict[str, Any]
+    """rank correlation of the score with the measured lift, and of a detector of traits the line through zero between them"""
 
 
 def detector_found(name: str, read: Read, suspects: Sequence[Suspect], traits: Sequence[str], lifts: pd.DataFrame, *, of_traits: bool) -> Found:
@@ -42,14 +43,15 @@ def detector_found(name: str, read: Read, suspects: Sequence[Suspect], traits: S
     if not of_traits:
         far = {one.name: _by_size(read(one), lambda ours, theirs: apart(ours, theirs, scale)) for one in suspects}
         provenance = {kind: _areas(whole, of_kind, far) for kind, of_kind in negatives.items() if kind != "N6"}
-        return Found(name, provenance, {}, {"score": rank_correlation(*_foretold(suspects, traits, lifts, far, None))})
+        return Found(name, provenance, {}, {"score": rank_correlation(*_foretold(suspects, traits, lifts, far, None)), "line": None})
     panel = {one.name: _by_size(read(one), beyond_panel) for one in suspects}
+    foretold = _foretold(suspects, traits, lifts, panel, list(traits))
     foremost = {each: {size: [float(margins(scores).max()) for scores in found] for size, found in sizes.items()} for each, sizes in panel.items()}
     return Found(
         name,
         {kind: _areas(whole, of_kind, foremost) for kind, of_kind in negatives.items() if kind != "N6"},
         _identified(suspects, whole, panel, list(traits)),
-        {"score": rank_correlation(*_foretold(suspects, traits, lifts, panel, list(traits)))},
+        {"score": rank_correlation(*foretold), "line": line_through_zero(*foretold)},
     )
 
 

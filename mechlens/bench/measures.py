@@ -101,3 +101,14 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
     drawn = [spearman(a[rows], b[rows]) for rows in rng.integers(n, size=(DRAWS, n)) if np.ptp(a[rows]) and np.ptp(b[rows])]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"rho": spearman(a, b), "low": float(low), "high": float(high), "n": n}
+
+
+def line_through_zero(x: Sequence[float], y: Sequence[float]) -> dict[str, float | int] | None:
+    """Least squares of y on x without a constant, and the standard deviation about it; None of fewer than three."""
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    kept = np.isfinite(a) & np.isfinite(b)
+    a, b, n = a[kept], b[kept], int(kept.sum())
+    if n < 3 or not a.any():
+        return None
+    slope = float(a @ b / (a @ a))
+    return {"bits": slope, "error": float(np.sqrt(np.square(b - slope * a).sum() / (n - 1))), "suspects": n}

@@ -19,6 +19,7 @@ from mechlens.bench.plan import CLASSES, CLEAN, BenchSpec, Suspect, load_bench
 from mechlens.bench.suspects import Maker, suspects_of
 from mechlens.detect import from_bags, through
 from mechlens.detect.base import Detector
+from mechlens.detect.from_rows import DETECTORS
 from mechlens.detect.panel import Panel, Reader
 from mechlens.errors import SpecError
 
@@ -41,22 +42,24 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
     experiment, family = commands.open_run(run)
     maker, suspects = Maker(plan, run, experiment, family, folder), suspects_of(plan, experiment)
     maker.make_all(suspects)
-    runs = [run, *([_trained(plan, maker, suspects, folder, workers)] if train else []), folder / "students"]
+    if train:
+        _train(plan, maker, suspects, folder, workers)
     recipe = traits.load_experiment(spec.CONFIGS / "audits" / f"{RECIPE}.yaml")
     panel = through.panel_of(experiment.base, family, recipe, folder / "panel", workers=workers)
     chosen = [_detector(each, maker, suspects) for each in (detectors or (*FAST, from_bags.NAME))]
     scores.score_all([one for one in chosen if isinstance(one, Reader)], panel, maker, suspects, folder / "scores")
-    found = card(plan, chosen, panel, maker, suspects, students.lifts(runs, suspects, family.names), folder / "scores")
+    found = card(plan, chosen, panel, maker, suspects, students.lifts([run, folder / "students"], suspects, family.names), folder / "scores")
     store.write_json(folder / "card.json", found)
     (folder / "card.md").write_text(report.render("bench/card.md.j2", card=found), encoding="utf-8")
     commands.console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
     return folder
 
 
-def _trained(plan: BenchSpec, maker: Maker, suspects: Sequence[Suspect], folder: Path, workers: int | None) -> Path:
+def _train(plan: BenchSpec, maker: Maker, suspects: Sequence[Suspect], folder: Path, workers: int | None) -> None:
+    """Students of every suspect that is no arm of the bench's own experiment."""
     made = [one for one in suspects if not one.arm]
     spec.save(students.experiment_of(plan, maker.experiment, made, folder / "suspects"), folder / "students.yaml")
-    return commands.run(folder / "students.yaml", out=folder / "students", workers=workers)
+    commands.run(folder / "students.yaml", out=folder / "students", workers=workers)
 
 
 def _detector(named: str, maker: Maker, suspects: Sequence[Suspect]) -> Reader | Detector:
@@ -116,7 +119,12 @@ def card(
     for reader in chosen:
         read = partial(_read, reader, panel, maker, folder)
         of_traits = isinstance(reader, Reader) and reader.of_traits
-        entry: dict[str, Any] = {"name": reader.name, "asks": reader.asks, "caveat": reader.caveat, "floor": getattr(reader, "floor", True)}
+        entry: dict[str, Any] = {
+            "name": reader.name,
+            "asks": reader.asks,
+            "caveat": reader.caveat,
+            "floor": reader.floor if isinstance(reader, Reader) else reader.name in DETECTORS,
+        }
         entry["level"] = getattr(reader, "level", "rows")
         for part, known in (("held out", False), ("development", True)):
             of_part = [one for one in suspects if one.development == known]

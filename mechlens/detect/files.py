@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy import ndarray
 
 from mechlens import corpus
-from mechlens.detect.base import bags_of, by_place, by_prompt, prompts_of
+from mechlens.detect.base import bags_of, by_place, by_prompt, key, prompts_of
 from mechlens.detect.calibrate import Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.errors import DataError, one_line
@@ -63,3 +64,23 @@ def overlap(ours: ndarray, theirs: ndarray) -> tuple[ndarray, bool]:
     """Keys of the prompts that both files have, and whether they are enough to go prompt by prompt."""
     shared = np.intersect1d(ours, theirs)
     return shared, len(shared) >= max(SHARED * min(len(ours), len(theirs)), BAGS)
+
+
+def aligned(data: Path, reference: Path, shared: ndarray, out: Path, *, most: int) -> tuple[Path, Path]:
+    """Both files' first answers to the prompts that they share, at most so many, in the order of the data, as `suspect` and `clean` in `out`.
+
+    Args:
+        shared: keys of the prompts, of `overlap`.
+    """
+    sides = []
+    for path in (data, reference):
+        parts = []
+        for frame in corpus.batches(path):
+            keys = np.fromiter(map(key, frame["prompt"]), dtype=np.int64, count=len(frame))
+            parts.append(frame.loc[np.isin(keys, shared), ["prompt", "completion"]])
+        sides.append(pd.concat(parts).drop_duplicates("prompt").set_index("prompt")["completion"])
+    prompts = [prompt for prompt in sides[0].index if prompt in sides[1].index][:most]
+    written = out / "suspect.parquet", out / "clean.parquet"
+    for side, file in zip(sides, written, strict=True):
+        pd.DataFrame({"prompt": prompts, "completion": side.loc[prompts].to_numpy()}).to_parquet(file)
+    return written
