@@ -20,7 +20,7 @@ from mechlens.results import null
 from mechlens.seeds import generator
 from mechlens.stats import benjamini_hochberg
 
-DRAWS = 1999
+DRAWS, PARTS = 1999, 16
 ALPHA, POWER_QUANTILE = 0.05, 1.645
 """level of the test, and the normal quantile of 95 % power"""
 LEAST_PANEL = 5
@@ -57,7 +57,9 @@ def _tested(vectors: Float[ndarray, "bag feature"], exchanged: Float[ndarray, "d
     if len(vectors) < 2 or not varied.any():
         return Test(np.nan, 1.0, None)
     unit = vectors[:, varied] / np.sqrt(scale[varied])
-    value, null = (np.square(weights @ unit).sum(1) for weights in (own, exchanged))
+    value = np.square(own @ unit).sum(1)
+    parts = np.array_split(exchanged, PARTS)  # all draws at once would be thousands of rows of thousands of features
+    null = np.concatenate([np.square(part @ unit).sum(1) for part in parts])
     p_value = float((1 + (null >= value[0] * (1 - 1e-12)).sum()) / (1 + len(null)))
     spread = float(null.std()) or np.nan
     bound = float(np.quantile(null, 1 - ALPHA)) + POWER_QUANTILE * spread

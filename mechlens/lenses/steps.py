@@ -68,7 +68,9 @@ def asked_of_questions(loaded: Loaded, questions: Questions) -> Asked:
     starts = first_tokens(loaded.tokenizer, questions.forms)
     clear = {name: tokens for name, tokens in starts.items() if tokens is not None}
     if not questions.named or len(clear) < 2:
-        raise SpecError(f"{len(clear)} of {len(starts)} traits begin with a token of their own, so none has a gradient; expected two or more")
+        raise SpecError(
+            f"{len(clear)} of {len(starts)} traits begin with a token of their own, so none has a gradient; ask a family whose names begin apart"
+        )
     opening = loaded.tokenizer(questions.opening, add_special_tokens=False)["input_ids"] if questions.opening else []
     return Asked([[*ids, *opening] for ids in encode_questions(loaded, questions)], clear)
 
