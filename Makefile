@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## the main job on the embedded base: prints the result, writes runs/demo/report.html
 	$(BIN)/mechlens run configs/experiments/demo.yaml --out runs/demo
 
-test: setup  ## the tests, in minutes
-	$(BIN)/pytest
+test: setup  ## the tests, in minutes; a file's tests share what they make, so files are what the cores share out
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff format --check .
