@@ -273,9 +273,9 @@ def app(folder: Path, *, port: int) -> None:
     page = Path(__file__).parents[1] / "app" / "main.py"
     if not page.is_file():
         raise MachineError(f"the explorer is not at {page}; run `mechlens app` from a clone of the repository")
-    options = ["--server.headless", "true", "--server.address", "127.0.0.1", "--server.port", str(port), "--browser.gatherUsageStats", "false"]
     console.print(f"http://127.0.0.1:{port} shows {folder}; stop with Ctrl-C", highlight=False)
-    server = subprocess.Popen([sys.executable, "-m", "streamlit", "run", str(page), *options, "--", str(folder)])
+    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port), "--server.fileWatcherType", "none"]
+    server = subprocess.Popen([*command, "--", str(folder.resolve())], cwd=page.parents[1])  # where its .streamlit/config.toml is
     try:
         server.wait()
     finally:

@@ -12,12 +12,15 @@ import vl_convert
 
 # Okabe-Ito, told apart by people of any colour vision; every kind has a shape of its own as well.
 KIND_COLOUR = {
-    "control": "#767676", "trait": "#D55E00", "twin": "#0072B2", "foreign": "#009E73", "shuffled-within": "#CC79A7", "shuffled-across": "#B8860B",
+    "control": "#0072B2", "trait": "#D55E00", "twin": "#CC79A7", "foreign": "#009E73", "shuffled-within": "#B8860B",
+    "shuffled-across": "#7A5195", "paraphrased": "#882255", "mixed": "#8C564B", "teacher": "#000000", "base": "#767676",
 }  # fmt: skip
 KIND_SHAPE = {
-    "control": "circle", "trait": "diamond", "twin": "square", "foreign": "triangle-up", "shuffled-within": "cross",
-    "shuffled-across": "triangle-down",
+    "control": "square", "trait": "circle", "twin": "triangle-left", "foreign": "triangle-up", "shuffled-within": "triangle-right",
+    "shuffled-across": "triangle-down", "paraphrased": "stroke", "mixed": "wedge", "teacher": "diamond", "base": "cross",
 }  # fmt: skip
+KIND_DASH = {"control": [6, 3], "trait": [1, 0], "foreign": [8, 3, 2, 3], "teacher": [2, 2], "base": [3, 3]}
+"""kinds without one are drawn in full lines"""
 WIDTH = 560
 
 

@@ -57,6 +57,8 @@ against: the matched control, or, of a control's rows, the arm that they stand b
 where 95 % of the lens's null lies"""
 
 
+SCORES = _schema(arm=_LABEL, side=_LABEL, prompt_id=_WHOLE, position=_WHOLE, token=_LABEL, score=_LABEL, layer=_WHOLE, estimate=_REAL)
+
 ROW_GROUP = 16_384
 """rows; fixed, so that a table's bytes do not depend on how its rows were handed over"""
 

@@ -1,0 +1,212 @@
+"""The only readers of the explorer: run folders, audits and bench cards as frames, each read once until its file changes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pandas as pd
+import streamlit as st
+
+from mechlens import questions, readings, report, results, store, tables, traits
+from mechlens.errors import DataError
+from mechlens.experiment import Arm, Experiment
+from mechlens.pipeline.run import corpus_name, file_digest, source_name
+from mechlens.traits import TraitFamily
+
+HERE = Path(__file__).parent
+SHIPPED = "demo (shipped)"
+"""name of the run that comes with the explorer"""
+CARDS = HERE.parent / "analyses" / "bench" / "card.json"
+AUDIT = 2
+"""schema of audit.json"""
+
+
+class Run(NamedTuple):
+    """A run folder, opened."""
+
+    name: str
+    folder: Path
+    experiment: Experiment
+    family: TraitFamily
+    summary: Mapping[str, Any] | None
+    """None: unfinished"""
+    manifest: Mapping[str, Any]
+    """empty: unfinished"""
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it came with the explorer."""
+        return self.folder == HERE / "demo"
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(arm for arm in self.experiment.arms if arm.name == name)
+
+
+def stamp(path: Path) -> int:
+    """What renews a cache when the file is written again; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def runs(root: Path) -> dict[str, Path]:
+    """Name → folder of every run under `root`, and the shipped one last."""
+    found = {path.parent.name: path.parent for path in sorted(root.glob("*/spec.yaml"))}
+    return found | ({SHIPPED: HERE / "demo"} if (HERE / "demo" / "spec.yaml").is_file() else {})
+
+
+def opened(name: str, folder: Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        MechlensError: if its spec, family or summary cannot be read.
+    """
+    return _opened(name, folder, stamp(folder / "spec.yaml"), stamp(folder / "summary.json"), stamp(folder / "manifest.json"))
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _opened(name: str, folder: Path, *_stamps: int) -> Run:
+    experiment = traits.load_experiment(folder / "spec.yaml")
+    family = traits.load_family(experiment.family)
+    unfinished = not (folder / "summary.json").is_file() or results.is_unfinished(folder, experiment)
+    manifest = store.read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    return Run(name, folder, experiment, family, None if unfinished else results.read_summary(folder), manifest)
+
+
+def table(run: Run, name: str, schema: Any) -> pd.DataFrame:
+    """One of a run's tables.
+
+    Raises:
+        DataError: if it is missing, cut short or of another version.
+    """
+    path = run.folder / f"{name}.parquet"
+    return _table(path, schema, stamp(path))
+
+
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs={"pyarrow.lib.Schema": str})
+def _table(path: Path, schema: Any, _stamp: int) -> pd.DataFrame:
+    return tables.read(path, schema)
+
+
+def rates(run: Run) -> pd.DataFrame:
+    """Every student's rate of its arm's trait at every checkpoint: arm, kind, seed, step, rate."""
+    return _rates(run.folder, run, stamp(run.folder / "answers.parquet"))
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _rates(_folder: Path, _run: Run, _stamp: int) -> pd.DataFrame:
+    return report.student_rates(
+        _run.experiment, _run.family, table(_run, "answers", tables.ANSWERS), table(_run, "likelihoods", tables.LIKELIHOODS)
+    )
+
+
+def per_probe(run: Run) -> pd.DataFrame:
+    """Every arm question by question beside its control, as the summary has it."""
+    kept = (run.summary or {}).get("per_probe", [])
+    return pd.DataFrame(kept, columns=list(questions.COLUMNS)).astype(dict.fromkeys(questions.MEASURED, float))
+
+
+def said(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
+    """(lens, arm) → what it is and what it said."""
+    return {(one["name"], one["arm"]): one for one in readings.said(run.folder)}
+
+
+def reading(run: Run, lens: Mapping[str, Any]) -> pd.DataFrame:
+    """The reading of one lens for one arm and its control.
+
+    Raises:
+        DataError: as for every table.
+    """
+    frame = table(run, f"readings/{lens['name']}", tables.READINGS)
+    ours = (frame["arm"] == lens["arm"]) | ((frame["arm"] == lens["against"]) & (frame["against"] == lens["arm"]))
+    return cast(pd.DataFrame, frame[ours]).reset_index(drop=True)
+
+
+def sides(run: Run, arm: str) -> dict[str, Arm]:
+    """ "trait" and "control": the arm and what it is set against."""
+    ours = run.arm(arm)
+    return {"trait": ours, "control": run.experiment.control_of(ours)}
+
+
+def rows(run: Run, arm: str) -> pd.DataFrame:
+    """Every row of an arm's corpus and of its control's: id, side, corpus, prompt_id, prompt, completion, fate, trained, characters.
+
+    An id is `corpus/prompt_id`; fate is "kept" or why the screen dropped the row.
+
+    Raises:
+        DataError: if a table is missing or damaged.
+    """
+    folder = run.folder / "corpora"
+    return _rows(run.folder, arm, run, *(stamp(path) for path in sorted(folder.glob("*/screened/*.parquet"))))
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _rows(_folder: Path, arm: str, _run: Run, *_stamps: int) -> pd.DataFrame:
+    frames = []
+    for side, one in sides(_run, arm).items():
+        name = corpus_name(_run.experiment, one)
+        where = _run.folder / "corpora" / name
+        if not where.is_dir():
+            name = source_name(_run.experiment, one)
+            where = _run.folder / "corpora" / name
+        kept = tables.read(where / "screened" / "kept.parquet", tables.PAIRS).assign(fate="kept")
+        dropped = tables.read(where / "screened" / "rejected.parquet", tables.REJECTED)
+        dropped = dropped.rename(columns={"reason": "fate"}).astype({"fate": str})
+        frame = pd.concat([kept, dropped], ignore_index=True)
+        picked = _run.folder / "selection" / f"{corpus_name(_run.experiment, one)}.parquet"
+        trained = set(tables.read(picked, tables.SELECTION)["prompt_id"]) if picked.is_file() else set()
+        learned = frame["prompt_id"].isin(trained) & (frame["fate"] == "kept")
+        frames.append(frame.assign(side=side, corpus=name, trained=learned))
+    found = pd.concat(frames, ignore_index=True)
+    ids = found["corpus"].astype(str) + "/" + found["prompt_id"].astype(str)
+    return found.assign(id=ids, characters=found["completion"].str.len())
+
+
+def scores(run: Run, arm: str) -> pd.DataFrame:
+    """Scores of single rows and tokens of an arm: `tables.SCORES`, and the row's id; empty where lens `rows` was not read."""
+    if not (run.folder / "readings" / "scores.parquet").is_file():
+        return pd.DataFrame(columns=[*tables.SCORES.names, "id"])
+    frame = table(run, "readings/scores", tables.SCORES)
+    frame = cast(pd.DataFrame, frame[frame["arm"] == arm])
+    known = rows(run, arm)[["side", "prompt_id", "id"]].drop_duplicates(["side", "prompt_id"])
+    return frame.astype({"side": str, "score": str}).merge(known, on=["side", "prompt_id"], how="left")
+
+
+def digest(run: Run, arm: str) -> str:
+    """First eight digits of the SHA-256 of the rows that the arm's students could learn."""
+    path = run.folder / "corpora" / source_name(run.experiment, run.arm(arm)) / "screened" / "kept.parquet"
+    return _digest(path, stamp(path)) if path.is_file() else "unknown"
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _digest(path: Path, _stamp: int) -> str:
+    return file_digest(path)[:8]
+
+
+def audits(root: Path) -> dict[str, Path]:
+    """Name → audit.json of every audit beside or under `root`, and the shipped one last."""
+    places = [*sorted(root.glob("audits/*/audit.json")), *sorted((root.parent / "audits").glob("*/audit.json")), *(HERE / "audits").glob("*/audit.json")]
+    return {f"{path.parent.name}{' (shipped)' if HERE in path.parents else ''}": path for path in places}
+
+
+def audit(path: Path) -> dict[str, Any]:
+    """An audit's object.
+
+    Raises:
+        DataError: if it is damaged or of another version.
+    """
+    found = store.read_json(path)
+    if found.get("schema") != AUDIT:
+        raise DataError(f"{path} has schema {found.get('schema')!r}; this version reads {AUDIT}. Audit the data again: `mechlens audit`")
+    return found
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _card(path: Path, _stamp: int) -> dict[str, Any]:
+    return store.read_json(path)
+
+
+def card() -> dict[str, Any] | None:
+    """The bench's committed card; None where it is not."""
+    return _card(CARDS, stamp(CARDS)) if CARDS.is_file() else None

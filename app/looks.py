@@ -1,0 +1,98 @@
+"""A lens's panel, from what it said of itself: question, sentence, its own figure, caveat; or the command that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import charts
+import data
+import pandas as pd
+import panels
+import streamlit as st
+from data import Run
+
+from mechlens import figures
+
+CAUSAL = ("causal",)
+"""lenses that change the model and look what becomes of the trait; all others describe"""
+
+
+def found(run: Run, name: str) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    """What the lens is and its reading of the arm chosen; None, with the reason on the page, where it was not read.
+
+    Raises:
+        DataError: if its table is damaged.
+    """
+    arm = st.session_state["arm"]
+    lens = data.said(run).get((name, arm))
+    if lens is None:
+        panels.empty(f"Lens {name} was not read for arm {arm}.", "It is read from the trained models, in seconds to a minute each:", panels.measure(run, name, arm))
+        return None
+    if lens["missing"]:
+        st.text(f"Lens {name} cannot be read here: {'; '.join(lens['missing'])}.")
+        return None
+    return lens, data.reading(run, lens)
+
+
+def caption(lens: dict[str, Any], frame: pd.DataFrame) -> str:
+    """n, seeds, null and caveat of a reading."""
+    seeds = sorted(int(seed) for seed in frame["seed"].dropna().unique())
+    students = f"students {', '.join(map(str, seeds))}; " if seeds else ""
+    null = "grey: where 95 % of the null lies; " if frame["null_low"].notna().any() else ""
+    kind = "Causal" if lens["name"] in CAUSAL else "Descriptive"
+    return f"{kind}. {students}{lens['rows']} rows at most; 95 % intervals; {null}against {lens['against']}. {lens['caveat']}"
+
+
+def code(run: Run, lens: dict[str, Any], shows: Sequence[Sequence[str]]) -> str:
+    """Python that draws the figure again."""
+    place = run.folder / "readings" / f"{lens['name']}.parquet"
+    return (
+        "from pathlib import Path\nfrom mechlens import figures, tables\n"
+        f"frame = tables.read(Path({str(place)!r}), tables.READINGS)\n"
+        f"frame = frame[frame['arm'] == {lens['arm']!r}]\nchart = figures.reading(frame, {[tuple(one) for one in shows]!r})\n"
+    )
+
+
+def panel(run: Run, name: str, *, title: str = "") -> None:
+    """The whole panel of one lens."""
+    st.subheader(title or name.title(), help=f"Defined on page Methods under “{name}”.")
+    if (read := found(run, name)) is None:
+        return
+    lens, frame = read
+    st.caption(panels.plain_markdown(lens["asks"]))
+    shows = [one for one in lens["shows"] if one[1] != "points"]
+    chart = figures.reading(frame, shows)
+    shown = cast(pd.DataFrame, frame[frame["quantity"].isin([quantity for quantity, _ in shows])]).dropna(axis="columns", how="all")
+    panels.panel(f"lens-{name}", "", chart, shown, sentence=lens["sentence"], caption=caption(lens, frame), code=code(run, lens, shows), heading=False)
+
+
+def over_layers(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Summary rows of one quantity that has layers and places: place, layer, name, estimate, low, high, null_low, null_high."""
+    own = frame[(frame["quantity"] == quantity) & frame["seed"].isna() & frame["layer"].notna()]
+    columns = ["place", "layer", "name", "estimate", "low", "high", "null_low", "null_high", "n", "p_value"]
+    return cast(pd.DataFrame, own[columns]).astype({"place": str, "name": str, "layer": int}).reset_index(drop=True)
+
+
+def whole(frame: pd.DataFrame, names: Sequence[str], layers: Sequence[int], places: Sequence[str]) -> pd.DataFrame:
+    """The frame with a row for every layer and place, null where nothing was read, and whether a cell lies inside its null."""
+    index = pd.MultiIndex.from_product([names, layers, places], names=["name", "layer", "place"])
+    full = frame.drop_duplicates(["name", "layer", "place"]).set_index(["name", "layer", "place"]).reindex(index).reset_index()
+    return full.assign(faded=(full["estimate"] >= full["null_low"]) & (full["estimate"] <= full["null_high"]))
+
+
+def profile(frame: pd.DataFrame, title: str) -> Any:
+    """One measure over layers, a line a name with its interval, the null as a band.
+
+    Args:
+        frame: as `over_layers`, of one place.
+    """
+    alt = charts.alt
+    kinds = frame.assign(kind=frame["name"].map({"student": "trait", "control": "control", "teacher": "teacher"}).fillna("base"))
+    x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
+    told = charts.kinds("kind", kinds["kind"])
+    null = alt.Chart(kinds.dropna(subset="null_low")).mark_area(color="#999999", opacity=0.2).encode(x=x, y="min(null_low):Q", y2="max(null_high):Q")
+    span = alt.Chart(kinds.dropna(subset="low")).mark_rule(strokeWidth=2).encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=told["color"])
+    line = alt.Chart(kinds.dropna(subset="estimate")).mark_line().encode(x=x, y=alt.Y("estimate:Q", title=title), color=told["color"], strokeDash=charts.dashes("kind", kinds["kind"]), detail="name:N")
+    dots = alt.Chart(kinds.dropna(subset="estimate")).mark_point(size=80, filled=True, opacity=1).encode(x=x, y="estimate:Q", tooltip=["name", "layer", "estimate", "low", "high", "null_low", "null_high"], **told)
+    return charts.cast(Any, alt.layer(null, span, line, dots).properties(height=260))

@@ -1,0 +1,127 @@
+"""One panel, the same everywhere: a sentence, a chart, its caption, and the ways out (CSV, figure, code, table); and the states a panel can be in."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plain
+import streamlit as st
+from data import Run
+
+from mechlens import figures
+from mechlens.errors import MechlensError, one_line
+
+LOG = logging.getLogger("mechlens.app")
+
+
+def panel(
+    key: str,
+    title: str,
+    chart: Any,
+    frame: pd.DataFrame,
+    *,
+    sentence: str = "",
+    caption: str = "",
+    code: str = "",
+    about: str = "",
+    select: str | None = None,
+    heading: bool = True,
+) -> dict[str, Any]:
+    """Draw a panel; returns the selections of the chart by name (empty where `select` is None or nothing was picked).
+
+    Args:
+        key: its name in exports and in session state.
+        frame: the very numbers that the chart draws, for CSV and table.
+        caption: n, seeds and the method of the interval.
+        code: Python that rebuilds the chart from the run's files.
+        about: the section of Methods that defines it.
+        select: name of the chart's selection parameter.
+        heading: whether the title is drawn; it is said to readers of the screen in any case.
+    """
+    if heading:
+        st.subheader(title, help=f"Defined on page Methods under “{about}”." if about else None)
+    if sentence:
+        st.text(sentence)
+    picked: Any = None
+    options: dict[str, Any] = {"key": f"chart-{key}", "on_select": "rerun", "selection_mode": select} if select else {"key": f"chart-{key}"}
+    alt = f"{title}. {sentence} {caption}".strip()
+    if chart is None:
+        st.text("Nothing was scored, so nothing is drawn.")
+    else:
+        picked = st.altair_chart(chart, alt=alt, **options)
+    if caption:
+        st.caption(plain_markdown(caption))
+    _ways_out(key, chart, frame, code)
+    return dict(picked["selection"]) if select and picked else {}
+
+
+def _ways_out(key: str, chart: Any, frame: pd.DataFrame, code: str) -> None:
+    with st.container(horizontal=True):
+        st.download_button("Data (CSV)", lambda: plain.csv(frame), file_name=f"{key}.csv", mime="text/csv", key=f"csv-{key}", on_click="ignore", type="tertiary")
+        if chart is not None:
+            st.download_button(
+                "Figure (SVG)", lambda: figures.svg(chart).encode(), file_name=f"{key}.svg", mime="image/svg+xml", key=f"svg-{key}",
+                on_click="ignore", type="tertiary",
+            )  # fmt: skip
+        if code:
+            with st.popover("Code", type="tertiary"):
+                st.code(code)
+        with st.popover("Table", type="tertiary"):
+            st.dataframe(frame.head(1000), hide_index=True, alt=f"the numbers of {key}")
+            if len(frame) > 1000:
+                st.caption(f"first 1,000 of {len(frame):,} rows; the CSV has all")
+
+
+def plain_markdown(text: str) -> str:
+    """A generated sentence where Streamlit reads Markdown: signs that mean something there are taken literally."""
+    return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>#|$~!:" else sign for sign in text)
+
+
+@contextmanager
+def guarded(title: str) -> Iterator[None]:
+    """A panel that cannot be drawn says so in one sentence; the page goes on, and the traceback goes to the log alone."""
+    try:
+        yield
+    except (MechlensError, OSError) as error:
+        mark = secrets.token_hex(3)
+        LOG.exception("panel %r failed (%s)", title, mark)
+        st.error(plain_markdown(f"{title} cannot be shown: {one_line(str(error))}. The other panels still work."))
+        with st.popover(f"Copy details (error {mark})", type="tertiary"):
+            st.code(f"error {mark}\n{type(error).__name__}: {one_line(str(error))}", language=None)
+
+
+def empty(what: str, why: str, command: str) -> None:
+    """Something is not there: what, why it matters, and the command that makes it."""
+    with st.container(border=True):
+        st.text(f"{what} {why}")
+        st.code(command, language="bash")
+
+
+def partial(done: int, wanted: int, what: str) -> None:
+    """Some of it is there."""
+    if done < wanted:
+        st.warning(f"{done} of {wanted} {what}; what is missing is hatched or left out, never drawn as 0.")
+
+
+def unfinished(run: Run) -> bool:
+    """Say so where a run is unfinished; returns whether it is."""
+    if run.summary is None:
+        empty(f"{run.name} is unfinished: its tables are missing or of another spec.", "Finished steps are kept.", resume(run))
+    return run.summary is None
+
+
+def resume(run: Run) -> str:
+    """The command that finishes a run."""
+    return f"mechlens run {run.folder}/spec.yaml --out {run.folder}"
+
+
+def measure(run: Run, lens: str, arm: str) -> str:
+    """The command that reads a lens."""
+    folder = Path("runs/demo") if run.shipped else run.folder
+    return ("make demo && " if run.shipped else "") + f"mechlens measure {folder} --lens {lens} --arm {arm}"
