@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mechlens import progress as progressing
 from mechlens import questions, readings, results, spec, store, tables, traits
 from mechlens import report as reporting
 from mechlens.errors import DataError, MachineError, SpecError
@@ -90,14 +91,17 @@ def _execute(folder: Path, jobs: list[Job], todo: list[Job], workers: int) -> No
     with Progress(*columns, console=console, transient=True) as bars:
         whole = bars.add_task("steps", total=len(todo))
         bar_of: dict[str, TaskID] = {}
+        note, end = progressing.recorder(len(todo))
 
         def progress(name: str, done: int, total: int) -> None:
             if name not in bar_of:
                 bar_of[name] = bars.add_task(name, total=total)
             bars.update(bar_of[name], completed=done, visible=done < total)
+            note(name, done, total)
 
         def finished(job: Job) -> None:
             bars.advance(whole)
+            end(job.name)
             if job.name in bar_of:
                 bars.update(bar_of[job.name], visible=False)
             if not console.is_terminal:

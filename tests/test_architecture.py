@@ -20,7 +20,7 @@ ORDER = (
     "lenses", "lenses.base", "lenses.changes", "lenses.deltas", "lenses.capture", "lenses.activations", "lenses.directions", "lenses.probes",
     "lenses.scoring", "lenses.likelihood", "lenses.entanglement", "lenses.gradients", "lenses.steps", "lenses.alignment", "lenses.blind",
     "lenses.readout", "lenses.interventions", "lenses.causal", "lenses.maps", "measure",
-    "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "commands", "user_files",
+    "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "progress", "commands", "user_files",
     "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.files", "detect.verdict", "detect.from_student",
     "detect.panel", "detect.from_bags", "detect.from_base", "detect.from_gradients", "detect.from_weights", "detect.through", "detect.answers",
     "audit", "bench", "bench.plan", "bench.suspects", "bench.students", "bench.scores", "bench.measures", "bench.card", "bench.run",
@@ -33,7 +33,7 @@ TORCH_FREE = (
     "spend", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",
-    "report", "commands", "user_files", "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",
+    "report", "progress", "commands", "user_files", "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",
     "detect.files", "detect.from_student", "detect.answers", "audit", "bench", "bench.plan", "cli",
 )  # fmt: skip
 MOST_LINES = 300

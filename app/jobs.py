@@ -1,0 +1,281 @@
+"""Jobs as processes of their own: started, listed, cancelled, resumed and watched through their folders `<root>/.jobs/<id>/`.
+
+A job's folder holds `job.json` (what it is and its state), `progress.jsonl`, `log.txt`, `alive` (a lock that its process holds) and, once it
+is asked to end, `stop`. Nothing about a job is kept in memory: it survives the browser, the server and whoever started it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import re
+import secrets
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mechlens import store
+from mechlens.errors import DataError, SpecError
+
+COMMANDS = ("run", "measure", "audit", "report")
+"""what may be started"""
+PROCESS = Path(__file__).with_name("job_process.py")
+JOBS, UPLOADS = ".jobs", "uploads"
+LOG, PROGRESS, STOP, ALIVE, TURN = "log.txt", "progress.jsonl", "stop", "alive", "lock"
+LOST = "its process ended without a word: killed, or the machine restarted; resume it"
+LONGEST_NAME, LONGEST_SUFFIX, TAIL = 80, 16, 1 << 16
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+class Job(NamedTuple):
+    """One job as its folder tells it."""
+
+    folder: Path
+    id: str
+    title: str
+    command: tuple[str, ...]
+    """arguments of `mechlens`"""
+    cwd: str
+    """where it runs: relative paths in the command mean what they meant when it was started"""
+    created: str
+    started: str | None
+    ended: str | None
+    state: State
+    pid: int | None
+    """of the process that waits for its turn and watches the command"""
+    exit: int | None
+    reason: str | None
+    """why it failed or was cancelled, in one line"""
+    place: int | None = None
+    """in the queue, 1 is next; None unless queued"""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in ("queued", "running")
+
+
+def now() -> str:
+    """The time as jobs write it."""
+    return datetime.now(UTC).isoformat()
+
+
+def start(root: Path, title: str, arguments: Sequence[str], *, cwd: Path | None = None) -> Job:
+    """Start `mechlens *arguments` in a process that outlives this one; it waits until the jobs before it have ended.
+
+    Raises:
+        SpecError: if the command is none that may be started here.
+    """
+    _refuse(arguments)
+    folder = root.resolve() / JOBS / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(3)}"
+    folder.mkdir(parents=True)
+    with (folder / ALIVE).open("w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)  # handed over below: there is no moment at which the job exists and nobody holds its lock
+        empty = dict.fromkeys(("started", "ended", "pid", "exit", "reason"))
+        about = {"id": folder.name, "title": title, "command": list(arguments), "cwd": str((cwd or Path.cwd()).resolve())}
+        store.write_json(folder / "job.json", about | {"created": now(), "state": "queued"} | empty)
+        with (folder / LOG).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(PROCESS), str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[alive.fileno()],
+                start_new_session=True,  # neither Ctrl-C nor the end of the server's terminal reaches it
+            )
+    threading.Thread(target=process.wait, daemon=True).start()  # or it would stay a zombie for as long as this process lives
+    return _placed(read(folder))._replace(pid=process.pid)
+
+
+def _refuse(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] not in COMMANDS:
+        raise SpecError(f"a job cannot start {' '.join(arguments[:1])!r}; expected one of {', '.join(COMMANDS)}")
+    if any("\0" in argument for argument in arguments):
+        raise SpecError(f"an argument of {arguments[0]} holds a null character; no command line can")
+    if arguments[0] == "audit" and option(arguments, "--out") is None:
+        raise SpecError("an audit job needs `--out FOLDER`: its verdict is looked for there")
+
+
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of an option on a command line, or None."""
+    following = [value for held, value in zip(arguments, arguments[1:], strict=False) if held == name]
+    joined = [held.removeprefix(f"{name}=") for held in arguments if held.startswith(f"{name}=")]
+    return next(iter([*following, *joined]), None)
+
+
+def read(folder: Path) -> Job:
+    """The job of that folder, its place in the queue aside; one whose process has gone without a word has failed."""
+    try:
+        held: dict[str, Any] = store.read_json(folder / "job.json")
+    except DataError as error:
+        held = {"state": "failed", "reason": str(error)}
+    known = {name: held.get(name) for name in Job._fields if name not in ("folder", "place")}
+    texts = {name: str(held.get(name) or "") for name in ("title", "cwd", "created")}
+    job = Job(**known | texts | {"folder": folder, "id": folder.name, "command": tuple(map(str, held.get("command") or ()))})
+    if not job.is_open or is_alive(folder):
+        return job
+    again = store.read_json(folder / "job.json")  # it may have ended between the two looks
+    return job._replace(state="failed", reason=LOST) if again["state"] == held["state"] else read(folder)
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether the job's process holds its lock: the kernel lets go of it however the process ends, and no other process can take its pid's place."""
+    try:
+        with (folder / ALIVE).open() as alive:
+            fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def listed(root: Path) -> list[Job]:
+    """Every job of that folder of runs, newest first."""
+    folders = sorted((path.parent for path in (root.resolve() / JOBS).glob("*/job.json")), reverse=True)
+    jobs = [read(folder) for folder in folders]
+    queue = [job.id for job in reversed(jobs) if job.state == "queued"]
+    return [job._replace(place=queue.index(job.id) + 1) if job.state == "queued" else job for job in jobs]
+
+
+def _placed(job: Job) -> Job:
+    return next(held for held in listed(job.folder.parents[1]) if held.id == job.id)
+
+
+def cancel(job: Job) -> None:
+    """Ask a job to end: within a second it hears Ctrl-C, three seconds later it is killed. What it finished is kept."""
+    (job.folder / STOP).touch()
+
+
+def resume(job: Job) -> Job:
+    """The same command again, as a new job: it goes on where the old one stopped.
+
+    Raises:
+        SpecError: if the old one has not ended.
+    """
+    if read(job.folder).is_open:
+        raise SpecError(f"job {job.title!r} is still {job.state}; cancel it first, or wait")
+    return start(job.folder.parents[1], job.title, job.command, cwd=Path(job.cwd))
+
+
+class Progress(NamedTuple):
+    """How far a job is."""
+
+    phase: str
+    """the step that was heard of last; empty before the first"""
+    done: int
+    total: int
+    """of the phase, in units of its own"""
+    rate: float | None
+    """units of the phase a second; None until it has moved"""
+    low: float | None
+    high: float | None
+    """seconds until all steps are done, as a range; None where nothing can be said"""
+    fraction: float | None
+    """of all steps that were pending, those that are under way counted in part"""
+    steps_done: int
+    steps: int
+    seconds: float
+    """since the steps began"""
+
+
+def progress(job: Job) -> Progress | None:
+    """How far the job is, or None before it has said anything.
+
+    A command may work through several lists of steps; this is about the present one. The range of the time left lies between the pace since
+    the start and the pace of the latter half, and a quarter beyond: steps differ in length.
+    """
+    lines = _lines(job.folder / PROGRESS)
+    first = max((number for number, line in enumerate(lines) if not line["step"]), default=None)
+    if first is None:
+        return None
+    lines = lines[first:]
+    times = [datetime.fromisoformat(line["time"]).timestamp() - datetime.fromisoformat(lines[0]["time"]).timestamp() for line in lines]
+    fractions = _fractions(lines)
+    last = lines[-1]
+    own = [(at, line["done"]) for at, line in zip(times, lines, strict=True) if line["step"] == last["step"]]
+    moved, took = own[-1][1] - own[0][1], own[-1][0] - own[0][0]
+    ended = datetime.fromisoformat(job.ended) if job.ended else datetime.now(UTC)
+    seconds = (ended if not job.is_open else datetime.now(UTC)).timestamp() - datetime.fromisoformat(lines[0]["time"]).timestamp()
+    low, high = _left(times, fractions, seconds) if job.state == "running" else (None, None)
+    return Progress(
+        phase=last["step"],
+        done=last["done"],
+        total=last["total"],
+        rate=moved / took if moved > 0 and took > 0 else None,
+        low=low,
+        high=high,
+        fraction=fractions[-1] if last["steps"] else None,
+        steps_done=last["steps_done"],
+        steps=last["steps"],
+        seconds=seconds,
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """What was written whole; the last line may be under way."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _fractions(lines: Sequence[dict[str, Any]]) -> list[float]:
+    """Share of all steps done at each line."""
+    parts: dict[str, float] = {}
+    found = []
+    for line in lines:
+        if line["step"]:
+            parts[line["step"]] = line["done"] / line["total"] if line["total"] else 0.0
+        found.append(sum(parts.values()) / line["steps"] if line["steps"] else 0.0)
+    return found
+
+
+def _left(times: Sequence[float], fractions: Sequence[float], seconds: float) -> tuple[float | None, float | None]:
+    """Least and most seconds that the rest may take; (None, None) before a second line."""
+    middle = max((place for place, at in enumerate(times) if at <= seconds / 2), default=0)
+    gained = [(fractions[-1] - fractions[place], seconds - times[place]) for place in (0, middle)]
+    paces = [gain / took for gain, took in gained if gain > 0 and took > 0]
+    if not paces:
+        return None, None
+    rest = 1 - fractions[-1]
+    return 0.8 * rest / max(paces), 1.25 * rest / min(paces)
+
+
+def tail(job: Job, lines: int) -> str:
+    """The last lines of what the job printed; a sign that a terminal would obey is shown as �."""
+    path = job.folder / LOG
+    if not path.is_file():
+        return ""
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - TAIL))
+        text = log.read().decode("utf-8", errors="replace")
+    kept = deque(text.splitlines(), maxlen=lines)
+    return "\n".join("".join(sign if sign.isprintable() else "�" for sign in line) for line in kept)
+
+
+def uploaded(root: Path, name: str, data: bytes) -> Path:
+    """Store a file that came from outside under its content's hash and a name of harmless signs.
+
+    Its ending is kept, because it decides how the file is read.
+    """
+    target = root.resolve() / JOBS / UPLOADS / hashlib.sha256(data).hexdigest()[:16] / safe_name(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{secrets.token_hex(8)}.part")
+    part.write_bytes(data)
+    return part.replace(target)
+
+
+def safe_name(name: str) -> str:
+    """Letters, digits, `.`, `_` and `-` alone, never first a `-` or `.`, at most 80 signs: neither a path nor an option."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[/\\]", name)[-1])
+    stem, dot, suffix = plain.rpartition(".")
+    if not dot or not suffix or len(suffix) > LONGEST_SUFFIX:
+        stem, suffix = plain.replace(".", "_"), ""
+    ending = f".{suffix}" if suffix else ""
+    return (stem.lstrip("-.")[: LONGEST_NAME - len(ending)].rstrip(".") or "data") + ending
