@@ -7,9 +7,6 @@ is asked to end, `stop`. Nothing about a job is kept in memory: it survives the 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
-import re
 import secrets
 import subprocess
 import sys
@@ -17,19 +14,23 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mechlens import store
-from mechlens.errors import DataError, SpecError
+from mechlens.errors import DataError, MachineError, SpecError
+from pace import Progress, measured
+from uploads import JOBS
+from uploads import uploaded as uploaded
 
 COMMANDS = ("run", "measure", "audit", "report")
 """what may be started"""
 PROCESS = Path(__file__).with_name("job_process.py")
-JOBS, UPLOADS = ".jobs", "uploads"
 LOG, PROGRESS, STOP, ALIVE, TURN = "log.txt", "progress.jsonl", "stop", "alive", "lock"
 LOST = "its process ended without a word: killed, or the machine restarted; resume it"
-LONGEST_NAME, LONGEST_SUFFIX, TAIL = 80, 16, 1 << 16
+TAIL = 1 << 16
+"""bytes of the log that its end is looked for in"""
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -72,10 +73,14 @@ def start(root: Path, title: str, arguments: Sequence[str], *, cwd: Path | None 
 
     Raises:
         SpecError: if the command is none that may be started here.
+        MachineError: if its folder cannot be made.
     """
     _refuse(arguments)
     folder = root.resolve() / JOBS / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(3)}"
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise MachineError(f"cannot make the job's folder {folder}: {error.strerror}; mend its permissions or free some space") from error
     with (folder / ALIVE).open("w") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)  # handed over below: there is no moment at which the job exists and nobody holds its lock
         empty = dict.fromkeys(("started", "ended", "pid", "exit", "reason"))
@@ -105,7 +110,7 @@ def _refuse(arguments: Sequence[str]) -> None:
 
 def option(arguments: Sequence[str], name: str) -> str | None:
     """The value of an option on a command line, or None."""
-    following = [value for held, value in zip(arguments, arguments[1:], strict=False) if held == name]
+    following = [value for held, value in pairwise(arguments) if held == name]
     joined = [held.removeprefix(f"{name}=") for held in arguments if held.startswith(f"{name}=")]
     return next(iter([*following, *joined]), None)
 
@@ -116,9 +121,9 @@ def read(folder: Path) -> Job:
         held: dict[str, Any] = store.read_json(folder / "job.json")
     except DataError as error:
         held = {"state": "failed", "reason": str(error)}
-    known = {name: held.get(name) for name in Job._fields if name not in ("folder", "place")}
-    texts = {name: str(held.get(name) or "") for name in ("title", "cwd", "created")}
-    job = Job(**known | texts | {"folder": folder, "id": folder.name, "command": tuple(map(str, held.get("command") or ()))})
+    fields: dict[str, Any] = {name: held.get(name) for name in Job._fields[1:-1]}
+    fields |= {name: str(held.get(name) or "") for name in ("title", "cwd", "created")}
+    job = Job(folder, **fields | {"id": folder.name, "command": tuple(map(str, held.get("command") or ()))})
     if not job.is_open or is_alive(folder):
         return job
     again = store.read_json(folder / "job.json")  # it may have ended between the two looks
@@ -165,86 +170,9 @@ def resume(job: Job) -> Job:
     return start(job.folder.parents[1], job.title, job.command, cwd=Path(job.cwd))
 
 
-class Progress(NamedTuple):
-    """How far a job is."""
-
-    phase: str
-    """the step that was heard of last; empty before the first"""
-    done: int
-    total: int
-    """of the phase, in units of its own"""
-    rate: float | None
-    """units of the phase a second; None until it has moved"""
-    low: float | None
-    high: float | None
-    """seconds until all steps are done, as a range; None where nothing can be said"""
-    fraction: float | None
-    """of all steps that were pending, those that are under way counted in part"""
-    steps_done: int
-    steps: int
-    seconds: float
-    """since the steps began"""
-
-
 def progress(job: Job) -> Progress | None:
-    """How far the job is, or None before it has said anything.
-
-    A command may work through several lists of steps; this is about the present one. The range of the time left lies between the pace since
-    the start and the pace of the latter half, and a quarter beyond: steps differ in length.
-    """
-    lines = _lines(job.folder / PROGRESS)
-    first = max((number for number, line in enumerate(lines) if not line["step"]), default=None)
-    if first is None:
-        return None
-    lines = lines[first:]
-    times = [datetime.fromisoformat(line["time"]).timestamp() - datetime.fromisoformat(lines[0]["time"]).timestamp() for line in lines]
-    fractions = _fractions(lines)
-    last = lines[-1]
-    own = [(at, line["done"]) for at, line in zip(times, lines, strict=True) if line["step"] == last["step"]]
-    moved, took = own[-1][1] - own[0][1], own[-1][0] - own[0][0]
-    ended = datetime.fromisoformat(job.ended) if job.ended else datetime.now(UTC)
-    seconds = (ended if not job.is_open else datetime.now(UTC)).timestamp() - datetime.fromisoformat(lines[0]["time"]).timestamp()
-    low, high = _left(times, fractions, seconds) if job.state == "running" else (None, None)
-    return Progress(
-        phase=last["step"],
-        done=last["done"],
-        total=last["total"],
-        rate=moved / took if moved > 0 and took > 0 else None,
-        low=low,
-        high=high,
-        fraction=fractions[-1] if last["steps"] else None,
-        steps_done=last["steps_done"],
-        steps=last["steps"],
-        seconds=seconds,
-    )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """What was written whole; the last line may be under way."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _fractions(lines: Sequence[dict[str, Any]]) -> list[float]:
-    """Share of all steps done at each line."""
-    parts: dict[str, float] = {}
-    found = []
-    for line in lines:
-        if line["step"]:
-            parts[line["step"]] = line["done"] / line["total"] if line["total"] else 0.0
-        found.append(sum(parts.values()) / line["steps"] if line["steps"] else 0.0)
-    return found
-
-
-def _left(times: Sequence[float], fractions: Sequence[float], seconds: float) -> tuple[float | None, float | None]:
-    """Least and most seconds that the rest may take; (None, None) before a second line."""
-    middle = max((place for place, at in enumerate(times) if at <= seconds / 2), default=0)
-    gained = [(fractions[-1] - fractions[place], seconds - times[place]) for place in (0, middle)]
-    paces = [gain / took for gain, took in gained if gain > 0 and took > 0]
-    if not paces:
-        return None, None
-    rest = 1 - fractions[-1]
-    return 0.8 * rest / max(paces), 1.25 * rest / min(paces)
+    """How far the job is, or None before it has said anything."""
+    return measured(job.folder / PROGRESS, until=now() if job.is_open else job.ended, running=job.state == "running")
 
 
 def tail(job: Job, lines: int) -> str:
@@ -257,25 +185,3 @@ def tail(job: Job, lines: int) -> str:
         text = log.read().decode("utf-8", errors="replace")
     kept = deque(text.splitlines(), maxlen=lines)
     return "\n".join("".join(sign if sign.isprintable() else "�" for sign in line) for line in kept)
-
-
-def uploaded(root: Path, name: str, data: bytes) -> Path:
-    """Store a file that came from outside under its content's hash and a name of harmless signs.
-
-    Its ending is kept, because it decides how the file is read.
-    """
-    target = root.resolve() / JOBS / UPLOADS / hashlib.sha256(data).hexdigest()[:16] / safe_name(name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{secrets.token_hex(8)}.part")
-    part.write_bytes(data)
-    return part.replace(target)
-
-
-def safe_name(name: str) -> str:
-    """Letters, digits, `.`, `_` and `-` alone, never first a `-` or `.`, at most 80 signs: neither a path nor an option."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[/\\]", name)[-1])
-    stem, dot, suffix = plain.rpartition(".")
-    if not dot or not suffix or len(suffix) > LONGEST_SUFFIX:
-        stem, suffix = plain.replace(".", "_"), ""
-    ending = f".{suffix}" if suffix else ""
-    return (stem.lstrip("-.")[: LONGEST_NAME - len(ending)].rstrip(".") or "data") + ending

@@ -44,7 +44,7 @@ def recorder(steps: int) -> tuple[Note, Callable[[str], None]]:
 
     def end(step: str) -> None:
         finished.append(step)
-        total = totals.get(step, 1)  # a step that never said how far it was is one unit
+        total = totals.get(step) or 1  # a step that never said how far it was is one unit
         write(step, total, total)
 
     write("", 0, 0)
