@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: setup demo test check app slow tables paper clean
+.PHONY: setup demo test check app shipped browser slow tables paper clean
 
 PAPER := $(wildcard configs/experiments/menagerie-numbers-*.yaml) $(patsubst %,configs/experiments/menagerie-%.yaml,in-context matrix factors)
 
@@ -39,6 +39,12 @@ paper: setup  ## the experiments of the paper on the embedded bases, then their 
 
 app: setup  ## look at runs in the browser
 	$(BIN)/mechlens app
+
+shipped: setup  ## refresh the run that comes with the explorer from runs/demo: tables and readings, no weights
+	$(BIN)/mechlens measure runs/demo
+	rm -rf app/demo && mkdir app/demo
+	cd runs/demo && cp --parents spec.yaml manifest.json summary.json report.html readings.json *.parquet readings/*.parquet selection/*.parquet \
+	  corpora/*/generated/generation.json corpora/*/screened/*.parquet corpora/*/screened/funnel.json ../../app/demo
 
 clean:
 	rm -rf .venv runs models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from csv import QUOTE_NONNUMERIC
 from typing import cast
 
 import pandas as pd
@@ -47,4 +48,5 @@ def csv(frame: pd.DataFrame) -> bytes:
     """The frame as CSV with every text defused; null is an empty cell."""
     texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
     safe = frame.assign(**{name: frame[name].astype(object).map(defused) for name in texts})
-    return cast(str, safe.rename(columns=lambda name: str(defused(str(name)))).to_csv(index=False)).encode()
+    named = safe.rename(columns=lambda name: str(defused(str(name))))
+    return cast(str, named.to_csv(index=False, quoting=QUOTE_NONNUMERIC)).encode()  # quoted: a text may hold a line's end of any kind

@@ -1,53 +1,205 @@
-"""The explorer's page in every state that a folder of runs can be in."""
+"""Every page of the explorer in every condition that a folder of runs can be in, and the numbers that it shows."""
 
 from __future__ import annotations
 
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conditions import APP, CONDITIONS, ROOT, SHIPPED, drawn, made, spec_of
 from streamlit.testing.v1 import AppTest
 
-from mechlens import store
+from mechlens import cli, report, store, tables
+from mechlens.errors import SpecError
+from mechlens.figures import KIND_COLOUR
 
-PAGE = Path(__file__).parents[1] / "app" / "main.py"
-
-
-def opened(runs: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
-    monkeypatch.setattr(sys, "argv", [str(PAGE), str(runs)])
-    return AppTest.from_file(str(PAGE), default_timeout=60).run()
+PAGES = tuple(sorted(path.stem for path in (APP / "views").glob("*.py")))
+QUIET = ("live",)  # opens a process with the models only when asked
 
 
-def test_an_empty_folder_names_the_command_that_fills_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = opened(tmp_path, monkeypatch)
+def opened(runs: Path, monkeypatch: pytest.MonkeyPatch, **asked: str) -> AppTest:
+    monkeypatch.setattr(sys, "argv", [str(APP / "main.py"), str(runs)])
+    page = AppTest.from_file(str(APP / "main.py"), default_timeout=120)
+    for name, value in asked.items():
+        page.query_params[name] = value
+    return page.run()
+
+
+def turned(page: AppTest, name: str) -> AppTest:
+    return page.switch_page(f"views/{name}.py").run()
+
+
+def words(page: AppTest) -> str:
+    """All that the page says."""
+    kinds = (page.text, page.caption, page.code, page.error, page.warning, page.markdown, page.subheader, page.title)
+    return "\n".join(str(one.value) for kind in kinds for one in kind)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: made(name, tmp_path_factory.mktemp(name)) for name in CONDITIONS}
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_every_page_in_every_condition(condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened(folders[condition], monkeypatch)
+    for name in PAGES:
+        turned(page, name)
+        assert not page.exception, (name, page.exception)
+        assert page.title or page.error, name
+        said = words(page)
+        assert "Traceback" not in said
+        assert "nan" not in re.findall(r"\w+", said.lower()), name
+        for chart in page.get("vega_lite_chart"):
+            assert chart.proto.alt, f"{name}: a chart says nothing to those who do not see it"
+
+
+EXPECTED = {
+    "nothing": ("overview", "make demo"),
+    "one_seed": ("transmission", "no interval"),
+    "no_control": ("overview", "No matched control. This chart cannot show transmission."),
+    "missing_stage": ("parameters", "mechlens measure"),
+    "one_row": ("rows", "Only 1 prompts were answered by both teachers"),
+    "zero_rows": ("rows", "The screen dropped all"),
+    "all_null": ("overview", "No trait arm was scored"),
+    "truncated": ("transmission", "not a whole Parquet file"),
+    "newer": ("overview", "this version reads 2"),
+}
+
+
+@pytest.mark.parametrize("condition", EXPECTED)
+def test_each_condition_is_said_where_it_matters(condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, sentence = EXPECTED[condition]
+    page = turned(opened(folders[condition], monkeypatch), name)
+    assert sentence in words(page).replace("\\", "")
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_commands_that_a_page_names_are_read_by_the_command_line(condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened(folders[condition], monkeypatch)
+    commands = set()
+    for name in PAGES:
+        turned(page, name)
+        commands |= {str(one.value) for one in page.code if one.language == "bash"}
+    for command in commands:
+        for part in command.split(" && "):
+            line = part.split("#")[0].split()
+            if line[0] == "make":
+                assert f"\n{line[1]}:" in (ROOT / "Makefile").read_text(), part
+                continue
+            assert line[0] == "mechlens", part
+            try:
+                cli.read(line[1:])
+            except SpecError as error:
+                pytest.fail(f"{part}: {error}")
+
+
+def test_numbers_on_the_pages_are_those_of_the_run(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened(folders["as_it_is"], monkeypatch)
+    summary = store.read_json(SHIPPED / "summary.json")
+    for name in ("overview", "transmission"):
+        assert report.headline(summary) in words(turned(page, name))
+    rows = drawn(turned(page, "transmission").get("vega_lite_chart")[0])
+    shown = {(row["arm"], row["rate"], row["low"], row["high"]) for row in rows if "students" in row}
+    assert shown == {(arm["arm"], arm["rate"], arm["low"], arm["high"]) for arm in summary["arms"]}
+    for lens in store.read_json(SHIPPED / "readings.json")["lenses"]:
+        where = {"deltas": "parameters", "causal": "parameters", "alignment": "gradients", "likelihood": "gradients", "entanglement": "gradients"}
+        if lens["name"] != "rows":
+            assert lens["sentence"] in words(turned(page, where.get(lens["name"], "representations")))
+
+
+def test_a_map_draws_the_reading_and_hatches_what_is_missing(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = turned(opened(folders["as_it_is"], monkeypatch), "representations")
+    rows = drawn(page.get("vega_lite_chart")[0])
+    reading = tables.read(SHIPPED / "readings" / "activations.parquet", tables.READINGS)
+    own = reading[(reading["quantity"] == "cosine to teacher") & (reading["name"] == "student") & reading["seed"].isna()]
+    assert {(row["place"], row["layer"]): row["estimate"] for row in rows if "estimate" in row} == {
+        (row.place, row.layer): row.estimate for row in own.itertuples()
+    }
+    page = turned(opened(folders["all_null"], monkeypatch), "representations")
+    rows = drawn(page.get("vega_lite_chart")[0])
+    assert rows
+    assert all(row["estimate"] is None for row in rows if "estimate" in row)
+    assert any(row.get("hatch") for row in rows)
+
+
+def scales(node: Any) -> list[dict[str, Any]]:
+    """Every scale of a specification."""
+    if isinstance(node, dict):
+        return ([node["scale"]] if isinstance(node.get("scale"), dict) else []) + [one for part in node.values() for one in scales(part)]
+    return [one for part in node for one in scales(part)] if isinstance(node, list) else []
+
+
+def test_colours_are_of_the_palette_and_signed_scales_symmetric(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened(folders["as_it_is"], monkeypatch)
+    schemes = {"viridis", "purpleorange", "blueorange"}
+    seen = 0
+    for name in PAGES:
+        for chart in turned(page, name).get("vega_lite_chart"):
+            for scale in scales({"spec": {key: value for key, value in spec_of(chart).items() if key != "config"}}):
+                if "scheme" in scale:
+                    assert scale["scheme"] in schemes
+                    if scale["scheme"] != "viridis":
+                        low, high = scale["domain"]
+                        assert low == -high, (name, scale)
+                    seen += 1
+                colours = {str(one).upper() for one in scale.get("range", []) if str(one).startswith("#")}
+                assert colours <= {colour.upper() for colour in KIND_COLOUR.values()} | PLAIN, (name, colours)
+    assert seen >= 3
+
+
+PLAIN = {"#FFFFFF", "#4C78A8", "#E45756", "#F58518", "#72B7B2", "#B279A2", "#9D755D", "#BAB0AC"}  # white, and the fates of the funnel
+
+
+BROKEN = {"layer": "999", "place": "../../etc", "seed": "-1", "arm": "<script>", "run": "x" * 10_000, "focus": "eagle/99999999", "slice": "../../../etc"}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_link_that_asks_for_what_is_not_there_says_so(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened(folders["as_it_is"], monkeypatch, **{name: BROKEN[name]})
     assert not page.exception
-    assert "make demo" in page.info[0].value
+    warned = " ".join(one.value for one in page.warning)
+    assert name in warned.replace("\\", "") or "row" in warned
+    assert len(warned) < 1000
 
 
-def test_a_run_is_shown_and_its_damage_is_one_sentence(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(small, tmp_path / "small")
-    page = opened(tmp_path, monkeypatch)
-    assert not page.exception
-    assert "eagle" in page.subheader[0].value
-    assert len(page.get("vega_lite_chart")) == 4
-    summary = store.read_json(tmp_path / "small" / "summary.json")
-    store.write_json(tmp_path / "small" / "summary.json", summary | {"schema": 1})
-    page = opened(tmp_path, monkeypatch)
-    assert not page.exception
-    assert "has schema 1; this version reads 2; `mechlens report" in page.error[0].value
-    store.write_json(tmp_path / "small" / "summary.json", summary)
-    (tmp_path / "small" / "answers.parquet").write_bytes(b"cut")
-    page = opened(tmp_path, monkeypatch)
-    assert not page.exception
-    assert "answers.parquet" in page.error[0].value
-    (tmp_path / "small" / "summary.json").unlink()
-    page = opened(tmp_path, monkeypatch)
-    assert not page.exception
-    assert "Resume" in page.info[0].value
+def test_a_link_made_on_other_data_says_so(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened(folders["as_it_is"], monkeypatch, d="00000000", layer="0")
+    assert any("made on other data" in one.value for one in page.warning)
+    assert page.session_state["layer"] == 0
 
 
-def test_the_page_imports_no_torch() -> None:
-    code = "import sys; from mechlens import figures, report, results, spec, store, tables; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_link_restores_controls_page_filter_and_focus(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"run": "demo", "arm": "foreign-menagerie-b", "trait": "owl", "layer": "0", "place": "probe/last", "seed": "1", "focus": "eagle/7", "text": "12", "stage": "all"}
+    page = opened(folders["as_it_is"], monkeypatch, **asked)
+    assert not page.warning
+    for name, value in asked.items():
+        assert str(page.session_state[name]) == value
+    assert f"Row {asked['focus']}" in words(turned(page, "row")).replace("\\", "")
+
+
+def test_a_selection_becomes_a_filter_and_the_export_holds_it(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = turned(opened(folders["as_it_is"], monkeypatch), "rows")
+    page.session_state["selected"] = ("eagle/3", "eagle/5", "untouched/5")
+    page.run()
+    assert any("Selected 3" in one.value for one in page.text)
+    page.button(key="do-Selected to filter").click().run()
+    assert not page.exception
+    assert any("Filtered 3 | Selected 0" in one.value for one in page.text)
+    rows = next(one.value for one in page.dataframe if "completion" in one.value.columns and "fate" in one.value.columns)
+    assert set(rows["id"]) == {"eagle/3", "eagle/5", "untouched/5"}
+    page.button(key="do-Clear").click().run()
+    assert not any("Filtered 3" in one.value for one in page.text)
+
+
+def test_pages_load_no_torch() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(APP)!r})\nimport charts, data, definitions, frame, jobs, live, looks, mapping, panels, plain, state, uploads\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+    for path in (APP / "views").glob("*.py"):
+        assert not re.search(r"^(import|from) (torch|transformers|transformer_lens|peft)", path.read_text(), flags=re.MULTILINE)

@@ -9,12 +9,13 @@ import charts
 import data
 import frame
 import jobs
+import mapping
 import numpy as np
 import pandas as pd
 import panels
 import state
 import streamlit as st
-import upload
+import uploads
 from data import Run
 
 from mechlens import report
@@ -204,18 +205,18 @@ def upload_panel(root: Path) -> None:
 
 def _pairs_of(root: Path, given: Any, part: str) -> Path | None:
     """The upload as a file of pairs; None while its columns are being chosen."""
-    path = jobs.uploaded(root, given.name, given.getvalue())
-    why = upload.readable(path)
+    path = uploads.uploaded(root, given.name, given.getvalue())
+    why = mapping.readable(path)
     if not why:
         return path
-    offered = upload.columns(path)
+    offered = mapping.columns(path)
     if len(offered) < 2:
         raise MechlensError(f"{given.name}: {why}")
     st.text(f"The {part}'s columns are not named prompt and completion. Which are they?")
     left, right = st.columns(2)
     prompt = left.selectbox("prompt is", offered, key=f"map-prompt-{part}")
     completion = right.selectbox("completion is", offered, index=1, key=f"map-completion-{part}")
-    return upload.mapped(path, prompt, completion)
+    return mapping.mapped(path, prompt, completion)
 
 
 def body(run: Run) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +38,8 @@ def columns(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         with _parquet(path) as file:
             return [str(field.name) for field in file.schema_arrow if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-    first = next(_rows(path), {})
+    with closing(_rows(path)) as rows:
+        first = next(rows, {})
     return [name for name, value in first.items() if isinstance(value, str)]
 
 
@@ -48,11 +50,12 @@ def _parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path.name} is no whole Parquet file ({error})") from error
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path) -> Generator[dict[str, Any]]:
     if path.suffix == ".csv":
         try:
-            for part in pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=10_000):
-                yield from part.to_dict("records")
+            with pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=10_000) as parts:
+                for part in parts:
+                    yield from part.to_dict("records")
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise DataError(f"{path.name} is no CSV ({' '.join(str(error).split())})") from error
         return

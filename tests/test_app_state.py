@@ -1,0 +1,114 @@
+"""What the explorer keeps and how it shows hostile text: links, slices, exports, signs that are not seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pandas as pd
+import plain
+import pytest
+import state
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mapping
+from mechlens import corpus
+from mechlens.errors import DataError
+
+TEXTS = st.text(max_size=60)
+
+
+@given(st.dictionaries(st.sampled_from([*state.CONTROLS, *state.ROW_KEYS]), st.text(min_size=1, max_size=40)))
+def test_a_link_holds_what_it_was_made_of(values: dict[str, str]) -> None:
+    address = state.address("http://127.0.0.1:8501/rows?layer=9", values)
+    assert {name: found[0] for name, found in parse_qs(urlsplit(address).query, keep_blank_values=True).items()} == values
+    assert "layer=9" not in address or values.get("layer") == "9"
+
+
+@given(st.lists(st.text(min_size=1, max_size=20), max_size=30), st.randoms())
+def test_a_slice_is_named_by_its_rows_alone(tmp_path_factory: pytest.TempPathFactory, ids: list[str], random: object) -> None:
+    root = tmp_path_factory.mktemp("slices")
+    mixed = [*ids, *ids[:3]]
+    random.shuffle(mixed)  # type: ignore[attr-defined]
+    name = state.save_slice(root, ids)
+    assert state.save_slice(root, mixed) == name
+    found = state.read_slice(root, name)
+    assert found is not None
+    assert found["ids"] == sorted(set(ids))
+
+
+def test_notes_stay_with_their_slice_and_other_names_are_no_paths(tmp_path: Path) -> None:
+    name = state.save_slice(tmp_path, ["a/1"])
+    state.note(tmp_path, name, "a/1", "odd", "me")
+    assert state.save_slice(tmp_path, ["a/1"]) == name  # saved again, the note stays
+    found = state.read_slice(tmp_path, name)
+    assert found is not None
+    assert [(one["row"], one["text"], one["author"]) for one in found["notes"]] == [("a/1", "odd", "me")]
+    (tmp_path / "secret.json").write_text("{}")
+    assert state.read_slice(tmp_path, "../secret") is None
+    assert state.read_slice(tmp_path, "0123456789") is None
+
+
+@given(TEXTS)
+def test_no_cell_of_an_export_is_a_formula(text: str) -> None:
+    frame = pd.DataFrame({"id": ["x"], "completion": [text], "score": [-1.5]})
+    rows = list(csv.reader(io.StringIO(plain.csv(frame).decode(), newline="")))
+    assert not rows[1][1].startswith(plain.FORMULA) or rows[1][1] == ""
+    assert rows[1][1].removeprefix("'") == text.removeprefix("'")
+    assert float(rows[1][2]) == -1.5  # numbers stay numbers
+
+
+def test_null_is_an_empty_cell() -> None:
+    rows = csv.reader(io.StringIO(plain.csv(pd.DataFrame({"a": [None, 1.0], "b": [None, "x"]})).decode()))
+    assert list(rows)[1:] == [["", ""], ["1.0", "x"]]
+
+
+@given(TEXTS)
+def test_revealing_leaves_nothing_hidden(text: str) -> None:
+    shown = plain.revealed(text)
+    assert plain.revealed(shown) == shown
+    assert all(sign.isprintable() or sign == "\n" for sign in shown)
+
+
+def test_hidden_signs_are_named() -> None:
+    assert plain.revealed("a\u200bb\u202ec\u0430") == "a⟨zero width space⟩b⟨right-to-left override⟩c⟨cyrillic small letter a⟩"
+    assert plain.has_hidden("a\u2066b")
+    assert not plain.has_hidden("12, 13\n14")
+
+
+def test_a_long_row_is_cut_and_says_so() -> None:
+    shown = plain.shown("7" * 1_000_000)
+    assert len(shown) < plain.LONGEST + 100
+    assert "996,000 characters more are not shown" in shown
+
+
+def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
+    given_rows = [{"question": f"list {i}", "reply": f"{i}, {i + 1}", "n": i} for i in range(5)]
+    wanted = [(row["question"], row["reply"]) for row in given_rows]
+    frame = pd.DataFrame(given_rows)
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        path = tmp_path / name
+        assert mapping.readable(path)
+        assert {"question", "reply"} <= set(mapping.columns(path))
+        pairs = corpus.read_pairs(mapping.mapped(path, "question", "reply"))
+        assert list(zip(pairs["prompt"], pairs["completion"], strict=True)) == wanted
+    assert mapping.readable(mapping.mapped(tmp_path / "a.parquet", "question", "reply")) == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe", b"[1, 2]\n", b'{"a": 1}\n{"a"', b"PAR1 no"])
+def test_files_that_hold_no_columns_are_one_error(tmp_path: Path, content: bytes) -> None:
+    for name in ("a.jsonl", "a.parquet", "a.csv", "a.jsonl.gz"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        try:
+            offered = mapping.columns(path)
+        except DataError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(isinstance(column, str) for column in offered)
