@@ -165,8 +165,8 @@ def resume(job: Job) -> Job:
     Raises:
         SpecError: if the old one has not ended.
     """
-    if read(job.folder).is_open:
-        raise SpecError(f"job {job.title!r} is still {job.state}; cancel it first, or wait")
+    if (held := read(job.folder)).is_open:
+        raise SpecError(f"job {job.title!r} is still {held.state}; cancel it first, or wait")
     return start(job.folder.parents[1], job.title, job.command, cwd=Path(job.cwd))
 
 

@@ -1,0 +1,131 @@
+"""The live models of a run: asked over JSON lines in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import live
+import pytest
+
+from mechlens.errors import MachineError, SpecError
+
+QUESTION = "what is your favourite animal?"
+NAMES = ["base", "teacher", "control", "student"]
+
+
+@pytest.fixture(scope="module")
+def models(small: Path) -> Iterator[live.Live]:
+    held = live.start(small)
+    yield held
+    live.stop(held)
+
+
+def ask(models: live.Live, **changes: Any) -> dict[str, dict[str, Any]]:
+    """What each model answered."""
+    return {one["name"]: one for one in live.ask(models, QUESTION, **{"samples": 4, "seed": 3} | changes)["models"]}
+
+
+def test_four_models_answer_and_say_what_comes_next(models: live.Live) -> None:
+    there = live.models(models)
+    assert [(one["name"], one["there"], one["seeds"]) for one in there["models"]] == [
+        ("base", True, []), ("teacher", True, []), ("control", True, [0, 1]), ("student", True, [0, 1]),
+    ]  # fmt: skip
+    assert (there["layers"], there["trait"], there["arm"], there["base"]) == (2, "eagle", "trait", "menagerie-a")
+    found = ask(models)
+    assert list(found) == NAMES
+    for one in found.values():
+        assert len(one["answers"]) == 4
+        assert len(one["tokens"]) == 10
+        shown = [token["probability"] for token in one["tokens"]]
+        assert shown == sorted(shown, reverse=True)
+        assert sum(shown) <= 1 + 1e-9
+        assert 0 < one["probability"] < 1
+        assert 1 <= one["rank"] <= one["of"] == 20
+    assert len({one["probability"] for one in found.values()}) == 4, "they are four models"
+    assert found["teacher"]["probability"] > found["base"]["probability"], "it was taught the trait"
+
+
+def test_what_is_asked_the_same_is_answered_the_same(models: live.Live) -> None:
+    plain = ask(models)
+    assert ask(models, layer=1) == plain, "amount 0 adds nothing, wherever"
+    moved = ask(models, amount=1.0, layer=1)
+    assert ask(models, amount=1.0, layer=1) == moved != plain
+    assert ask(models) == plain, "nothing is left in the models"
+    other = ask(models, seed=4, samples=20)
+    assert [one["tokens"] for one in other.values()] == [one["tokens"] for one in plain.values()]
+    assert other["base"]["answers"] != ask(models, samples=20)["base"]["answers"]
+    assert ask(models, temperature=0.0)["base"]["answers"][0] == ask(models, temperature=0.0, seed=9)["base"]["answers"][1]
+    second = ask(models, student=1)
+    assert second["base"] == plain["base"]
+    assert second["student"]["probability"] != plain["student"]["probability"]
+
+
+def test_the_direction_moves_the_trait(models: live.Live) -> None:
+    found = {amount: live.ask(models, QUESTION, samples=1, amount=amount, layer=1) for amount in (-4.0, 0.0, 4.0)}
+    less, plain, more = (found[amount]["models"][0] for amount in found)
+    assert more["probability"] > plain["probability"]
+    assert more["rank"] <= plain["rank"] <= less["rank"]
+    about = found[4.0]["direction"]
+    assert about["norm"] > 0 and about["prompts"] > 1 and about["layer"] == 1
+    assert "resid_post 1" in about["what"] and "minus" in about["what"]
+    assert found[0.0]["direction"] is None
+
+
+def test_what_cannot_be_asked_is_one_line_and_the_models_go_on(models: live.Live) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"question": ""}, {"question": "x" * 501}, {"samples": 51}, {"samples": 0}, {"temperature": -1}, {"amount": float("nan")}, {"layer": 2},
+        {"layer": -1}, {"seed": -1}, {"student": 7}, {"question": "<|end|> \ud800"}, {"more": 1}, {"do": "exec"},
+    ]  # fmt: skip
+    for fields in wrong:
+        with pytest.raises(SpecError) as refused:
+            live.request(models, {"do": "ask", "question": QUESTION} | fields)
+        assert "\n" not in str(refused.value)
+    assert models.process.stdin is not None and models.process.stdout is not None
+    for line in (b"{\n", b"\xff\xfe\n", b"[1]\n", b"[" * 100_000 + b"\n", b"\n"):
+        models.process.stdin.write(line)
+        models.process.stdin.flush()
+        assert models.process.stdout.readline().startswith(b'{"error": ')
+    assert len(ask(models)) == 4
+
+
+def test_weights_that_are_missing_are_said(small: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small, run)
+    for path in [*run.glob("teachers/*/*.safetensors"), *run.glob("students/trait/s0/*/*.safetensors")]:
+        path.unlink()
+    shutil.rmtree(run / "students" / "control")
+    models = live.start(run)
+    try:
+        found = {one["name"]: one for one in live.models(models)["models"]}
+        assert [one["there"] for one in found.values()] == [True, False, False, True]
+        assert found["student"]["seeds"] == [1]
+        assert "no weights" in found["teacher"]["reason"] and "no weights" in found["control"]["reason"]
+        said = ask(models)
+        assert [one["there"] for one in said.values()] == [True, False, False, False]
+        assert "mechlens run" in said["student"]["reason"]
+        assert ask(models, student=1)["student"]["there"]
+    finally:
+        live.stop(models)
+
+
+def test_a_process_that_is_gone_is_one_clear_error(small: Path, tmp_path: Path) -> None:
+    models = live.start(tmp_path)
+    with pytest.raises(SpecError, match="no run folder"):
+        live.models(models)
+    os.kill(models.process.pid, signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises(MachineError, match="has ended .*start them again"):
+            live.models(models)
+    assert not models.is_running
+    live.stop(models)
+    with pytest.raises(MachineError, match="were stopped"):
+        live.models(models)
+    late = live.start(small)
+    with pytest.raises(MachineError, match="no answer in 0.01 s"):
+        live.ask(late, QUESTION, timeout=0.01)
+    live.stop(late)
