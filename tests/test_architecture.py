@@ -152,3 +152,12 @@ def test_every_public_name_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_module_says_what_it_does(name: str) -> None:
     assert ast.get_docstring(TREES[name]) or not TREES[name].body
+
+
+def test_the_explorer_keeps_the_same_shape() -> None:
+    for path in sorted((PACKAGE.parent / "app").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, path
+        heavy = {module.split(".")[0] for module in imported(tree)} & {"torch", "transformers", "safetensors"}
+        assert not heavy or path.name == "live_process.py", f"{path} is loaded by the page: it must not import {heavy}"

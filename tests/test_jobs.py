@@ -89,7 +89,6 @@ def test_a_job_shows_how_far_it_is_and_is_done(root: Path) -> None:
     assert any(one.low is not None and one.low < one.high for one in seen)
     assert seen[-1].low is None, "a job that has ended has no time left to tell"
     assert "report:" in jobs.tail(job, 3)
-    assert jobs.tail(job, 1).count("\n") == 0
 
 
 def test_jobs_wait_for_each_other_and_are_cancelled_in_time(root: Path) -> None:
@@ -129,7 +128,6 @@ def test_a_killed_job_is_seen_as_failed_and_takes_its_command_along(root: Path) 
     until(lambda: state(job) == "failed", seconds=5)
     assert jobs.read(job.folder).reason == jobs.LOST
     until(lambda: all(map(is_gone, processes)), seconds=5)
-    assert jobs.listed(root)[0].state == "failed"
     after = jobs.start(root, "after", ["report", str(root / "nowhere")])
     until(lambda: not jobs.read(after.folder).is_open)
     after = jobs.read(after.folder)
@@ -176,9 +174,8 @@ def test_a_broken_folder_is_one_failed_job(tmp_path: Path) -> None:
     assert second.reason == jobs.LOST
 
 
-hostile = st.text(max_size=120) | st.sampled_from(
-    ["../../etc/passwd", "--out", "-", ".", "..", "", "a/b\\c.parquet", ".parquet", "x" * 300 + ".jsonl.gz", "a\0.gz"]
-)
+NAMES = ["../../etc/passwd", "--out", "-", ".", "..", "", "a/b\\c.parquet", ".parquet", "x" * 300 + ".jsonl.gz", "a\0.gz"]
+hostile = st.text(max_size=120) | st.sampled_from(NAMES)
 
 
 @given(hostile)

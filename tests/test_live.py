@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import live
 import pytest
 
+import live
 from mechlens.errors import MachineError, SpecError
 
 QUESTION = "what is your favourite animal?"
@@ -119,13 +119,13 @@ def test_a_process_that_is_gone_is_one_clear_error(small: Path, tmp_path: Path) 
         live.models(models)
     os.kill(models.process.pid, signal.SIGKILL)
     for _ in range(2):
-        with pytest.raises(MachineError, match="has ended .*start them again"):
+        with pytest.raises(MachineError, match=r"has ended .*start them again"):
             live.models(models)
     assert not models.is_running
     live.stop(models)
     with pytest.raises(MachineError, match="were stopped"):
         live.models(models)
     late = live.start(small)
-    with pytest.raises(MachineError, match="no answer in 0.01 s"):
+    with pytest.raises(MachineError, match=r"no answer in 0\.01 s"):
         live.ask(late, QUESTION, timeout=0.01)
     live.stop(late)
