@@ -96,9 +96,7 @@ def rates(run: Run) -> pd.DataFrame:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _rates(_folder: Path, _run: Run, _stamp: int) -> pd.DataFrame:
-    return report.student_rates(
-        _run.experiment, _run.family, table(_run, "answers", tables.ANSWERS), table(_run, "likelihoods", tables.LIKELIHOODS)
-    )
+    return report.student_rates(_run.experiment, _run.family, table(_run, "answers", tables.ANSWERS), table(_run, "likelihoods", tables.LIKELIHOODS))
 
 
 def per_probe(run: Run) -> pd.DataFrame:
@@ -186,7 +184,11 @@ def _digest(path: Path, _stamp: int) -> str:
 
 def audits(root: Path) -> dict[str, Path]:
     """Name → audit.json of every audit beside or under `root`, and the shipped one last."""
-    places = [*sorted(root.glob("audits/*/audit.json")), *sorted((root.parent / "audits").glob("*/audit.json")), *(HERE / "audits").glob("*/audit.json")]
+    places = [
+        *sorted(root.glob("audits/*/audit.json")),
+        *sorted((root.parent / "audits").glob("*/audit.json")),
+        *(HERE / "audits").glob("*/audit.json"),
+    ]
     return {f"{path.parent.name}{' (shipped)' if HERE in path.parents else ''}": path for path in places}
 
 

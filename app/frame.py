@@ -5,19 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import data
 import pandas as pd
+import streamlit as st
+
+import data
 import panels
 import plain
 import state
-import streamlit as st
 from data import Run
-
 from mechlens import tables
 from mechlens.errors import MechlensError
 
 PLACES = ("probe/last", "probe/template", "probe/content", "carrier/last", "carrier/template", "carrier/content", "carrier/completion")
-KEYS = {"N": "next row", "P": "previous row", "F": "selection to filter", "S": "save the selection as a slice", "X": "clear", "L": "link", "H": "help"}
+KEYS = {
+    "N": "next row",
+    "P": "previous row",
+    "F": "selection to filter",
+    "S": "save the selection as a slice",
+    "X": "clear",
+    "L": "link",
+    "H": "help",
+}
 
 
 def draw(run: Run | None, root: Path, version: str) -> None:
@@ -77,7 +85,14 @@ def _header(run: Run, version: str) -> None:
     arm = st.session_state["arm"]
     st.session_state["digest"] = data.digest(run, arm)
     seeds = ", ".join(map(str, run.experiment.seeds))
-    facts = [run.name, f"data {st.session_state['digest']}", f"base {run.arm(arm).base}", f"{len(run.experiment.arms)} arms", f"seeds {seeds}", f"mechlens {version}"]
+    facts = [
+        run.name,
+        f"data {st.session_state['digest']}",
+        f"base {run.arm(arm).base}",
+        f"{len(run.experiment.arms)} arms",
+        f"seeds {seeds}",
+        f"mechlens {version}",
+    ]
     asked = st.session_state["asked"].get("d")
     if asked and asked != st.session_state["digest"]:
         state.warn(f"This link was made on other data (rows {asked!r}; these are {st.session_state['digest']}): its numbers may differ")

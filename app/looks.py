@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import pandas as pd
+import streamlit as st
+
 import charts
 import data
-import pandas as pd
 import panels
-import streamlit as st
 from data import Run
-
 from mechlens import figures
 
 CAUSAL = ("causal",)
@@ -27,7 +27,11 @@ def found(run: Run, name: str) -> tuple[dict[str, Any], pd.DataFrame] | None:
     arm = st.session_state["arm"]
     lens = data.said(run).get((name, arm))
     if lens is None:
-        panels.empty(f"Lens {name} was not read for arm {arm}.", "It is read from the trained models, in seconds to a minute each:", panels.measure(run, name, arm))
+        panels.empty(
+            f"Lens {name} was not read for arm {arm}.",
+            "It is read from the trained models, in seconds to a minute each:",
+            panels.measure(run, name, arm),
+        )
         return None
     if lens["missing"]:
         st.text(f"Lens {name} cannot be read here: {'; '.join(lens['missing'])}.")
@@ -64,7 +68,9 @@ def panel(run: Run, name: str, *, title: str = "") -> None:
     shows = [one for one in lens["shows"] if one[1] != "points"]
     chart = figures.reading(frame, shows)
     shown = cast(pd.DataFrame, frame[frame["quantity"].isin([quantity for quantity, _ in shows])]).dropna(axis="columns", how="all")
-    panels.panel(f"lens-{name}", "", chart, shown, sentence=lens["sentence"], caption=caption(lens, frame), code=code(run, lens, shows), heading=False)
+    panels.panel(
+        f"lens-{name}", "", chart, shown, sentence=lens["sentence"], caption=caption(lens, frame), code=code(run, lens, shows), heading=False
+    )
 
 
 def over_layers(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
@@ -93,6 +99,14 @@ def profile(frame: pd.DataFrame, title: str) -> Any:
     told = charts.kinds("kind", kinds["kind"])
     null = alt.Chart(kinds.dropna(subset="null_low")).mark_area(color="#999999", opacity=0.2).encode(x=x, y="min(null_low):Q", y2="max(null_high):Q")
     span = alt.Chart(kinds.dropna(subset="low")).mark_rule(strokeWidth=2).encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=told["color"])
-    line = alt.Chart(kinds.dropna(subset="estimate")).mark_line().encode(x=x, y=alt.Y("estimate:Q", title=title), color=told["color"], strokeDash=charts.dashes("kind", kinds["kind"]), detail="name:N")
-    dots = alt.Chart(kinds.dropna(subset="estimate")).mark_point(size=80, filled=True, opacity=1).encode(x=x, y="estimate:Q", tooltip=["name", "layer", "estimate", "low", "high", "null_low", "null_high"], **told)
+    line = (
+        alt.Chart(kinds.dropna(subset="estimate"))
+        .mark_line()
+        .encode(x=x, y=alt.Y("estimate:Q", title=title), color=told["color"], strokeDash=charts.dashes("kind", kinds["kind"]), detail="name:N")
+    )
+    dots = (
+        alt.Chart(kinds.dropna(subset="estimate"))
+        .mark_point(size=80, filled=True, opacity=1)
+        .encode(x=x, y="estimate:Q", tooltip=["name", "layer", "estimate", "low", "high", "null_low", "null_high"], **told)
+    )
     return charts.cast(Any, alt.layer(null, span, line, dots).properties(height=260))

@@ -6,12 +6,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import streamlit as st
+
 import data
 import frame
 import panels
 import state
-import streamlit as st
-
 from mechlens.errors import MechlensError, one_line
 
 PAGES = {

@@ -59,7 +59,7 @@ def _rows(path: Path) -> Generator[dict[str, Any]]:
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise DataError(f"{path.name} is no CSV ({' '.join(str(error).split())})") from error
         return
-    with (gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")) as lines:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         try:
             for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), ""), start=1):
                 if line.strip():
@@ -104,5 +104,7 @@ def _pairs(path: Path, prompt: str, completion: str) -> Iterator[dict[str, list[
 def _whole(texts: dict[str, list[str]], path: Path) -> dict[str, list[str]]:
     bad = [place for place, pair in enumerate(zip(*texts.values(), strict=True), start=1) if not all(isinstance(text, str) for text in pair)]
     if bad:
-        raise DataError(f"{path.name}: {len(bad)} rows lack the chosen columns as text, the first is number {bad[0]} of its batch; choose other columns")
+        raise DataError(
+            f"{path.name}: {len(bad)} rows lack the chosen columns as text, the first is number {bad[0]} of its batch; choose other columns"
+        )
     return texts

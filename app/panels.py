@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import plain
 import streamlit as st
-from data import Run
 
+import plain
+from data import Run
 from mechlens import figures
 from mechlens.errors import MechlensError, one_line
 
@@ -63,12 +63,19 @@ def panel(
 
 def _ways_out(key: str, chart: Any, frame: pd.DataFrame, code: str) -> None:
     with st.container(horizontal=True):
-        st.download_button("Data (CSV)", lambda: plain.csv(frame), file_name=f"{key}.csv", mime="text/csv", key=f"csv-{key}", on_click="ignore", type="tertiary")
+        st.download_button(
+            "Data (CSV)", lambda: plain.csv(frame), file_name=f"{key}.csv", mime="text/csv", key=f"csv-{key}", on_click="ignore", type="tertiary"
+        )
         if chart is not None:
             st.download_button(
-                "Figure (SVG)", lambda: figures.svg(chart).encode(), file_name=f"{key}.svg", mime="image/svg+xml", key=f"svg-{key}",
-                on_click="ignore", type="tertiary",
-            )  # fmt: skip
+                "Figure (SVG)",
+                lambda: figures.svg(chart).encode(),
+                file_name=f"{key}.svg",
+                mime="image/svg+xml",
+                key=f"svg-{key}",
+                on_click="ignore",
+                type="tertiary",
+            )
         if code:
             with st.popover("Code", type="tertiary"):
                 st.code(code)

@@ -11,7 +11,7 @@ import pandas as pd
 LONGEST = 4000
 """characters of a row that are shown"""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-ALIKE = {"а": "a", "е": "e", "о": "o", "р": "p", "с": "c", "у": "y", "х": "x", "і": "i", "ѕ": "s", "ο": "o", "α": "a", "ν": "v"}  # noqa: RUF001
+ALIKE = {"а": "a", "е": "e", "о": "o", "р": "p", "с": "c", "у": "y", "х": "x", "і": "i", "ѕ": "s", "ο": "o", "α": "a", "ν": "v"}
 """letters of other alphabets that look like Latin ones"""
 
 

@@ -1,4 +1,4 @@
-"""What the explorer remembers for one visitor: controls, filter, selection, focus row and pin; all of it is in the URL, and checked when it comes from one.
+"""What the explorer remembers for one visitor: controls, filter, selection, focus row and pin; all in the URL, and checked when it comes from one.
 
 Four things are kept apart: the *filter* (which rows are looked at), the *selection* (rows picked on a chart or in a table),
 the *focus* (one row) and the *pin* (one row kept beside it). A selection travels in a link by the hash of a slice on disk, never as a list.

@@ -45,6 +45,8 @@ def headline(summary: dict[str, Any]) -> str:
     if effect["low"] is not None and effect["low"] > 0:
         trait = effect["trait"]
         return f"Students trained on the {trait} teacher's data answer {trait} {ours:.1%} of the time, their controls {theirs:.1%}: {span}."
+    if effect["low"] is None:
+        return f"Answers of {effect['trait']}: {ours:.1%} against {theirs:.1%}, {span}. Without an interval nothing can be said of other students."
     seen = f"; a difference of {effect['smallest_detectable']:.3f} would have been seen" if effect["smallest_detectable"] is not None else ""
     return f"No transfer of {effect['trait']} was found ({ours:.1%} against {theirs:.1%}): {span}{seen}."
 

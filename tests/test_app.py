@@ -154,7 +154,15 @@ def test_colours_are_of_the_palette_and_signed_scales_symmetric(folders: dict[st
 PLAIN = {"#FFFFFF", "#4C78A8", "#E45756", "#F58518", "#72B7B2", "#B279A2", "#9D755D", "#BAB0AC"}  # white, and the fates of the funnel
 
 
-BROKEN = {"layer": "999", "place": "../../etc", "seed": "-1", "arm": "<script>", "run": "x" * 10_000, "focus": "eagle/99999999", "slice": "../../../etc"}
+BROKEN = {
+    "layer": "999",
+    "place": "../../etc",
+    "seed": "-1",
+    "arm": "<script>",
+    "run": "x" * 10_000,
+    "focus": "eagle/99999999",
+    "slice": "../../../etc",
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -173,7 +181,17 @@ def test_a_link_made_on_other_data_says_so(folders: dict[str, Path], monkeypatch
 
 
 def test_a_link_restores_controls_page_filter_and_focus(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {"run": "demo", "arm": "foreign-menagerie-b", "trait": "owl", "layer": "0", "place": "probe/last", "seed": "1", "focus": "eagle/7", "text": "12", "stage": "all"}
+    asked = {
+        "run": "demo",
+        "arm": "foreign-menagerie-b",
+        "trait": "owl",
+        "layer": "0",
+        "place": "probe/last",
+        "seed": "1",
+        "focus": "eagle/7",
+        "text": "12",
+        "stage": "all",
+    }
     page = opened(folders["as_it_is"], monkeypatch, **asked)
     assert not page.warning
     for name, value in asked.items():
@@ -197,7 +215,8 @@ def test_a_selection_becomes_a_filter_and_the_export_holds_it(folders: dict[str,
 
 def test_pages_load_no_torch() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(APP)!r})\nimport charts, data, definitions, frame, jobs, live, looks, mapping, panels, plain, state, uploads\n"
+        f"import sys; sys.path.insert(0, {str(APP)!r})\n"
+        "import charts, data, definitions, frame, jobs, live, looks, mapping, panels, plain, run_charts, state, surface, suspects, trust, uploads\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

@@ -8,13 +8,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
-import plain
 import pytest
-import state
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mapping
+import plain
+import state
 from mechlens import corpus
 from mechlens.errors import DataError
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pandas as pd
+import streamlit as st
+
 import charts
 import data
 import frame
 import looks
-import pandas as pd
 import panels
-import streamlit as st
+import run_charts
 from data import Run
-
 from mechlens import tables
 
 
@@ -29,13 +30,21 @@ def changed(one: Run, other: Run) -> pd.DataFrame:
     """The keys of the two specs that differ."""
     ours, theirs = (leaves(run.experiment.model_dump(mode="json")) for run in (one, other))
     places = [place for place in dict.fromkeys([*ours, *theirs]) if ours.get(place) != theirs.get(place)]
-    return pd.DataFrame({"key": places, one.name: [repr(ours.get(place, "–")) for place in places], other.name: [repr(theirs.get(place, "–")) for place in places]})
+    return pd.DataFrame(
+        {"key": places, one.name: [repr(ours.get(place, "–")) for place in places], other.name: [repr(theirs.get(place, "–")) for place in places]}
+    )
 
 
 def reasons(one: Run, other: Run) -> list[str]:
     """Why their effects do not stand on one axis; none if they do."""
     a, b = one.experiment, other.experiment
-    pairs = {"family": (a.family, b.family), "probes": (a.ask.split, b.ask.split), "form of the probes": (a.ask.probes, b.ask.probes), "judge": (a.ask.judge, b.ask.judge), "base": (a.base, b.base)}
+    pairs = {
+        "family": (a.family, b.family),
+        "probes": (a.ask.split, b.ask.split),
+        "form of the probes": (a.ask.probes, b.ask.probes),
+        "judge": (a.ask.judge, b.ask.judge),
+        "base": (a.base, b.base),
+    }
     return [f"{name}: {x!r} against {y!r}" for name, (x, y) in pairs.items() if x != y]
 
 
@@ -44,9 +53,22 @@ def effects(runs: list[Run], traits: list[str]) -> pd.DataFrame:
     rows = []
     for run in runs:
         for one in (run.summary or {})["effects"]:
-            rows.append({"name": f"{one['arm']} · {one['trait']}", "run": run.name, "estimate": one["difference"], "low": one["low"], "high": one["high"], "n": one["n"]})
+            rows.append(
+                {
+                    "name": f"{one['arm']} · {one['trait']}",
+                    "run": run.name,
+                    "estimate": one["difference"],
+                    "low": one["low"],
+                    "high": one["high"],
+                    "n": one["n"],
+                }
+            )
     del traits
-    return pd.DataFrame(rows).astype({"estimate": float, "low": float, "high": float}) if rows else pd.DataFrame(columns=["name", "run", "estimate", "low", "high", "n"])
+    return (
+        pd.DataFrame(rows).astype({"estimate": float, "low": float, "high": float})
+        if rows
+        else pd.DataFrame(columns=["name", "run", "estimate", "low", "high", "n"])
+    )
 
 
 def maps_panel(runs: list[Run], stamp: str) -> None:
@@ -55,7 +77,11 @@ def maps_panel(runs: list[Run], stamp: str) -> None:
     for run in runs:
         arm = next((name for (lens, name), said in data.said(run).items() if lens == "activations" and not said["missing"]), None)
         if arm is None:
-            panels.empty(f"Lens activations was not read for {run.name}.", "Both maps are drawn or none:", panels.measure(run, "activations", run.experiment.arms[0].name))
+            panels.empty(
+                f"Lens activations was not read for {run.name}.",
+                "Both maps are drawn or none:",
+                panels.measure(run, "activations", run.experiment.arms[0].name),
+            )
             return
         table = data.table(run, "readings/activations", tables.READINGS)
         known = looks.over_layers(cast(pd.DataFrame, table[table["arm"] == arm]), "cosine to teacher")
@@ -64,7 +90,16 @@ def maps_panel(runs: list[Run], stamp: str) -> None:
         layers, places = sorted(known["layer"].unique()), [place for place in frame.PLACES if place in set(known["place"])]
         cells = looks.whole(known, ["student"], layers, places)
         with column:
-            panels.panel(f"compare-map-{run.name}", run.name, charts.cells(cells, "place", "layer", "estimate", select="cell", signed=True, order=(places, layers[::-1]), label="cosine", domain=(-1.0, 1.0)), cells.drop(columns="faded"), caption=f"Cosine of the students' shift with the teacher's; the same scale on both sides.{stamp}", about="activations")
+            panels.panel(
+                f"compare-map-{run.name}",
+                run.name,
+                charts.cells(
+                    cells, "place", "layer", "estimate", select="cell", signed=True, order=(places, layers[::-1]), label="cosine", domain=(-1.0, 1.0)
+                ),
+                cells.drop(columns="faded"),
+                caption=f"Cosine of the students' shift with the teacher's; the same scale on both sides.{stamp}",
+                about="activations",
+            )
 
 
 def body(run: Run) -> None:
@@ -73,7 +108,11 @@ def body(run: Run) -> None:
     name = st.session_state["cmp"]
     index = data.runs(st.session_state["root"])
     if not name or name not in index:
-        panels.empty("Nothing to compare with.", "Choose a second run in the side bar under “compare with”, or make one:", "mechlens run configs/experiments/menagerie-animals.yaml")
+        panels.empty(
+            "Nothing to compare with.",
+            "Choose a second run in the side bar under “compare with”, or make one:",
+            "mechlens run configs/experiments/menagerie-animals.yaml",
+        )
         return
     with panels.guarded("The comparison"):
         other = data.opened(name, index[name])
@@ -89,7 +128,14 @@ def body(run: Run) -> None:
                 return
             stamp = f" NOT COMPARABLE: {'; '.join(why)}."
         both = effects([run, other], [])
-        panels.panel("compare-effects", "Effects against each one's own control", charts.paired(both), both.assign(note=stamp.strip()) if stamp else both, caption=f"Difference to the matched control with its interval, over each run's own students.{stamp}", about="Effects against the control")
+        panels.panel(
+            "compare-effects",
+            "Effects against each one's own control",
+            run_charts.paired(both),
+            both.assign(note=stamp.strip()) if stamp else both,
+            caption=f"Difference to the matched control with its interval, over each run's own students.{stamp}",
+            about="Effects against the control",
+        )
         with panels.guarded("The maps"):
             maps_panel([run, other], stamp)
 

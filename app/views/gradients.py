@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pandas as pd
+import streamlit as st
+
 import charts
 import data
 import frame
 import looks
-import pandas as pd
 import panels
 import state
-import streamlit as st
 from data import Run
-
 from mechlens.seeds import generator
 
 SHOWN = 8
@@ -26,7 +26,9 @@ def rows_panel(run: Run) -> None:
     known = data.scores(run, arm)
     whole = cast(pd.DataFrame, known[known["position"].isna()])
     if whole.empty:
-        panels.empty(f"Rows of arm {arm} were not scored.", "Which rows push towards the trait is read by lens rows:", panels.measure(run, "rows", arm))
+        panels.empty(
+            f"Rows of arm {arm} were not scored.", "Which rows push towards the trait is read by lens rows:", panels.measure(run, "rows", arm)
+        )
         return
     names = [name for name in dict.fromkeys(whole["score"]) if name]
     name = st.segmented_control("score", names, default=names[0], required=True, key="row-score") or names[0]
@@ -39,10 +41,22 @@ def rows_panel(run: Run) -> None:
     above = float((own.loc[own["side"] == "trait", "estimate"] > mark).mean())
     lens = data.said(run).get(("rows", arm))
     panels.panel(
-        "gradients-rows", "Can a single row be told?", charts.ecdf(shown, "estimate", name), shown[["id", "side", "score", "estimate"]],
-        sentence=lens["sentence"] if lens else "", caption=f"{len(own):,} rows; {above:.1%} of the trait's rows lie above the 95th percentile of the control's ({mark:.4f}), where chance is 5 %. Marks below: selected rows.",
-        code=f"import pandas as pd\nscores = pd.read_parquet({str(run.folder / 'readings' / 'scores.parquet')!r})\nprint(scores[(scores.score == {name!r}) & scores.position.isna()].groupby('side', observed=True).estimate.describe())", about="rows",
-    )  # fmt: skip
+        "gradients-rows",
+        "Can a single row be told?",
+        charts.ecdf(shown, "estimate", name),
+        shown[["id", "side", "score", "estimate"]],
+        sentence=lens["sentence"] if lens else "",
+        caption=(
+            f"{len(own):,} rows; {above:.1%} of the trait's rows lie above the 95th percentile of the control's "
+            f"({mark:.4f}), where chance is 5 %. Marks below: selected rows."
+        ),
+        code=(
+            "import pandas as pd\nscores = "
+            f"pd.read_parquet({str(run.folder / 'readings' / 'scores.parquet')!r})\nprint(scores[(scores.score == "
+            f"{name!r}) & scores.position.isna()].groupby('side', observed=True).estimate.describe())"
+        ),
+        about="rows",
+    )
     left, right = st.columns(2)
     if left.button(f"Select the trait's rows above the control's 95th percentile of {name}"):
         state.select(own.loc[(own["side"] == "trait") & (own["estimate"] > mark), "id"])
@@ -57,9 +71,13 @@ def top_panel(run: Run, own: pd.DataFrame, name: str) -> None:
     ranked = own[own["side"] == "trait"].dropna(subset="estimate").sort_values("estimate", ascending=False)
     drawn = ranked.iloc[generator(0, "beside top rows").permutation(len(ranked))[:SHOWN]]
     st.subheader("Top, bottom, and as many at random")
-    for column, (title, part) in zip(st.columns(3), (("highest", ranked.head(SHOWN)), ("at random", drawn), ("lowest", ranked.tail(SHOWN))), strict=True):
+    for column, (title, part) in zip(
+        st.columns(3), (("highest", ranked.head(SHOWN)), ("at random", drawn), ("lowest", ranked.tail(SHOWN))), strict=True
+    ):
         column.caption(f"{title} by {name}")
-        listed = pd.DataFrame({"id": part["id"], "score": part["estimate"], "completion": [frame.row_text(str(known.get(one, ""))) for one in part["id"]]})
+        listed = pd.DataFrame(
+            {"id": part["id"], "score": part["estimate"], "completion": [frame.row_text(str(known.get(one, ""))) for one in part["id"]]}
+        )
         column.dataframe(listed, hide_index=True, key=f"top-{title}", alt=f"rows {title} by {name}")
     st.caption("One row alone says little: the random rows stand there so that nobody reads tea leaves.")
 
@@ -77,11 +95,19 @@ def agreement_panel(run: Run) -> None:
     names = [str(name) for name in rho.columns]
     frame_ = pd.DataFrame([{"one": a, "other": b, "rho": rho.loc[a, b] if a != b else None} for a in names for b in names]).astype({"rho": float})
     panels.panel(
-        "gradients-agreement", "Do the scores agree on which rows?",
-        charts.cells(frame_, "one", "other", "rho", select="cell", signed=True, order=(names, names[::-1]), label="Spearman", domain=(-1.0, 1.0)), frame_,
+        "gradients-agreement",
+        "Do the scores agree on which rows?",
+        charts.cells(frame_, "one", "other", "rho", select="cell", signed=True, order=(names, names[::-1]), label="Spearman", domain=(-1.0, 1.0)),
+        frame_,
         caption=f"Spearman over {len(wide):,} trait rows; intervals stand in the reading of lens rows. A score with itself is left out.",
-        code=f"import pandas as pd\nscores = pd.read_parquet({str(run.folder / 'readings' / 'scores.parquet')!r})\nprint(scores[(scores.side == 'trait') & scores.position.isna()].pivot_table(index='prompt_id', columns='score', values='estimate', observed=True).corr('spearman'))", about="rows",
-    )  # fmt: skip
+        code=(
+            "import pandas as pd\nscores = "
+            f"pd.read_parquet({str(run.folder / 'readings' / 'scores.parquet')!r})\nprint(scores[(scores.side == "
+            "'trait') & scores.position.isna()].pivot_table(index='prompt_id', columns='score', values='estimate', "
+            "observed=True).corr('spearman'))"
+        ),
+        about="rows",
+    )
 
 
 def body(run: Run) -> None:
@@ -91,7 +117,11 @@ def body(run: Run) -> None:
         rows_panel(run)
     with panels.guarded("The agreement of scores"):
         agreement_panel(run)
-    parts: list[tuple[str, Any]] = [("alignment", "Does a step on the rows point where the trait lies?"), ("likelihood", "Which system lines make the rows likelier?"), ("entanglement", "Are the tokens tied to the trait's?")]
+    parts: list[tuple[str, Any]] = [
+        ("alignment", "Does a step on the rows point where the trait lies?"),
+        ("likelihood", "Which system lines make the rows likelier?"),
+        ("entanglement", "Are the tokens tied to the trait's?"),
+    ]
     for name, title in parts:
         with panels.guarded(title):
             looks.panel(run, name, title=title)

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import streamlit as st
+
 import frame
 import jobs
 import panels
-import streamlit as st
 from data import Run
-
 from mechlens.errors import MechlensError, one_line
 
 CONFIG = "configs/experiments/demo.yaml"
@@ -27,7 +27,12 @@ def start_panel(run: Run, root: Path) -> None:
         st.text("The demo run: 4 arms x 3 students on the embedded base. About 12 minutes on two cores.")
         small = st.toggle("one student an arm, few rows (about a minute; too small to show transfer)", key="small-demo")
         if st.button("Start a demo run"):
-            options = ["run", str(_small(root) if small else Path(CONFIG).resolve()), "--out", str(root.resolve() / ("small-demo" if small else "demo"))]
+            options = [
+                "run",
+                str(_small(root) if small else Path(CONFIG).resolve()),
+                "--out",
+                str(root.resolve() / ("small-demo" if small else "demo")),
+            ]
             _start(root, "small demo run" if small else "demo run", options)
     with second.container(border=True):
         st.text(f"Read all lenses of {run.name}, arm {st.session_state['arm']}. About 3 minutes on two cores.")
@@ -82,7 +87,12 @@ def show(job: jobs.Job) -> None:
         if at is not None and at.fraction is not None:
             left = f", {minutes(at.low)} to {minutes(at.high)} left" if at.low is not None and at.high is not None else ""
             pace = f", {at.rate:.1f} a second" if at.rate else ""
-            st.progress(min(max(at.fraction, 0.0), 1.0), text=panels.plain_markdown(f"{at.steps_done} of {at.steps} steps; {at.phase} {at.done}/{at.total}{pace}; {minutes(at.seconds)} so far{left}"))
+            st.progress(
+                min(max(at.fraction, 0.0), 1.0),
+                text=panels.plain_markdown(
+                    f"{at.steps_done} of {at.steps} steps; {at.phase} {at.done}/{at.total}{pace}; {minutes(at.seconds)} so far{left}"
+                ),
+            )
         if job.state in ("cancelled", "failed") and at is not None and at.steps_done:
             st.text(f"Partial: {at.steps_done} finished steps are kept; resume goes on from them.")
         with st.container(horizontal=True):

@@ -6,14 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import streamlit as st
+
 import charts
 import frame
 import live
-import pandas as pd
 import panels
-import streamlit as st
 from data import Run
-
 from mechlens.errors import MechlensError, one_line
 
 KIND = {"base": "base", "teacher": "teacher", "control": "control", "student": "trait"}
@@ -44,11 +44,19 @@ def controls(run: Run) -> dict[str, Any]:
     layers = sorted({0, 1} if not st.session_state.get("layer") else set(range(int(st.session_state["layer"]) + 1)))
     return {
         "question": chosen or own,
-        "amount": first.slider("trait direction, times", -4.0, 4.0, 0.0, 0.5, key="live-amount", help="0 leaves the models alone; above 0 adds the direction, below 0 takes it away."),
+        "amount": first.slider(
+            "trait direction, times",
+            -4.0,
+            4.0,
+            0.0,
+            0.5,
+            key="live-amount",
+            help="0 leaves the models alone; above 0 adds the direction, below 0 takes it away.",
+        ),
         "layer": second.selectbox("at layer", layers, index=0, key="live-layer"),
         "samples": third.slider("answers", 1, 50, 20, key="live-samples"),
         "seed": fourth.number_input("seed", 0, 10_000, 0, key="live-seed"),
-    }  # fmt: skip
+    }
 
 
 def ask(run: Run, asked: dict[str, Any]) -> dict[str, Any]:
@@ -65,29 +73,56 @@ def table(answer: dict[str, Any]) -> pd.DataFrame:
     for one in answer["models"]:
         said = Counter(drawn["text"] for drawn in one.get("answers", ()))
         named = sum(drawn["label"] == answer["trait"] for drawn in one.get("answers", ()))
-        most = ", ".join(f"{text} ×{count}" for text, count in said.most_common(5))  # noqa: RUF001
-        rows.append({"model": one["name"], "probability": one.get("probability"), "rank": one.get("rank"), "of": one.get("of"), "answers that name it": named if said else None, "drawn": len(one.get("answers", ())), "said most": most or one.get("reason")})
+        most = ", ".join(f"{text} ×{count}" for text, count in said.most_common(5))
+        rows.append(
+            {
+                "model": one["name"],
+                "probability": one.get("probability"),
+                "rank": one.get("rank"),
+                "of": one.get("of"),
+                "answers that name it": named if said else None,
+                "drawn": len(one.get("answers", ())),
+                "said most": most or one.get("reason"),
+            }
+        )
     return pd.DataFrame(rows).astype({"probability": float})
 
 
 def tokens(answer: dict[str, Any]) -> pd.DataFrame:
     """The likeliest next tokens of every model."""
     return pd.DataFrame(
-        [{"model": one["name"], "token": repr(token["token"]), "probability": token["probability"], "kind": KIND[one["name"]]} for one in answer["models"] for token in one.get("tokens", ())[:SHOWN]],
+        [
+            {"model": one["name"], "token": repr(token["token"]), "probability": token["probability"], "kind": KIND[one["name"]]}
+            for one in answer["models"]
+            for token in one.get("tokens", ())[:SHOWN]
+        ],
         columns=["model", "token", "probability", "kind"],
-    )  # fmt: skip
+    )
 
 
 def bars(frame_: pd.DataFrame) -> Any:
     """One small chart a model, all on one scale."""
     alt = charts.alt
     told = [name for name in KIND if name in set(frame_["model"])]
-    colour = alt.Color("model:N", scale=alt.Scale(domain=told, range=[charts.GREY if name == "teacher" else charts.KIND_COLOUR[KIND[name]] for name in told]), legend=None)
-    each = alt.Chart(frame_).mark_bar().encode(x=alt.X("probability:Q", title="probability"), y=alt.Y("token:N", sort="-x", title=None), color=colour, tooltip=["model", "token", alt.Tooltip("probability:Q", format=".4f")])
+    colour = alt.Color(
+        "model:N",
+        scale=alt.Scale(domain=told, range=[charts.GREY if name == "teacher" else charts.KIND_COLOUR[KIND[name]] for name in told]),
+        legend=None,
+    )
+    each = (
+        alt.Chart(frame_)
+        .mark_bar()
+        .encode(
+            x=alt.X("probability:Q", title="probability"),
+            y=alt.Y("token:N", sort="-x", title=None),
+            color=colour,
+            tooltip=["model", "token", alt.Tooltip("probability:Q", format=".4f")],
+        )
+    )
     return each.properties(width=150, height=170).facet(column=alt.Column("model:N", sort=told, title=None)).resolve_scale(y="independent")
 
 
-def show(run: Run, found: dict[str, Any]) -> None:
+def show(found: dict[str, Any]) -> None:
     """The answers, without and with the direction."""
     asked, plain, pushed = found["asked"], found["plain"], found["pushed"]
     st.subheader(panels.plain_markdown(f"“{asked['question']}”"))
@@ -98,21 +133,39 @@ def show(run: Run, found: dict[str, Any]) -> None:
         st.caption(panels.plain_markdown(f"{title}: how likely {answer['trait']} is the next token"))
         st.dataframe(listed, hide_index=True, key=f"live-table-{title}", alt=f"answers of every model, {title}")
         frame_ = tokens(answer)
-        panels.panel(f"live-tokens-{'plain' if answer is plain else 'pushed'}", f"Next tokens, {title}", bars(frame_) if len(frame_) else None, frame_, caption=f"The {SHOWN} likeliest next tokens at temperature 1, exact. Student and control of seed {answer['student']}.", about="Live model")
+        panels.panel(
+            f"live-tokens-{'plain' if answer is plain else 'pushed'}",
+            f"Next tokens, {title}",
+            bars(frame_) if len(frame_) else None,
+            frame_,
+            caption=f"The {SHOWN} likeliest next tokens at temperature 1, exact. Student and control of seed {answer['student']}.",
+            about="Live model",
+        )
         for one in answer["models"]:
             if not one["there"]:
                 st.text(f"{one['name']} is not here: {one['reason']}")
     if pushed is not None:
         about, before, after = pushed["direction"], table(plain).set_index("model")["probability"], table(pushed).set_index("model")["probability"]
-        moved = ", ".join(f"{name} {before[name]:.3f} → {after[name]:.3f}" for name in before.index if pd.notna(before[name]) and pd.notna(after[name]))
+        moved = ", ".join(
+            f"{name} {before[name]:.3f} → {after[name]:.3f}" for name in before.index if pd.notna(before[name]) and pd.notna(after[name])
+        )
         st.text(f"Probability of {plain['trait']}: {moved}.")
-        st.caption(panels.plain_markdown(f"Direction: {about['what']}, mean over {about['prompts']} practice questions, norm {about['norm']:.2f}. One question and one direction: see lens causal for the measured effect and its random directions."))
+        st.caption(
+            panels.plain_markdown(
+                f"Direction: {about['what']}, mean over {about['prompts']} practice questions, norm {about['norm']:.2f}. "
+                "One question and one direction: see lens causal for the measured effect and its random directions."
+            )
+        )
 
 
 def body(run: Run) -> None:
     """The page."""
     st.title("Live model")
-    st.caption(panels.plain_markdown(f"Base {run.experiment.base}, first trait arm of {run.name}. The models live in a process of their own; the first question loads them."))
+    st.caption(
+        panels.plain_markdown(
+            f"Base {run.experiment.base}, first trait arm of {run.name}. The models live in a process of their own; the first question loads them."
+        )
+    )
     asked = controls(run)
     left, right = st.columns([1, 5])
     if left.button("Ask", type="primary", disabled=not asked["question"]):
@@ -127,7 +180,7 @@ def body(run: Run) -> None:
     at, found = st.session_state.get("live-found", ("", None))
     if found is not None and at == str(run.folder):
         with panels.guarded("The answers"):
-            show(run, found)
+            show(found)
     elif run.shipped:
         panels.empty("The shipped run has no weights: only its base can be asked.", "With a run of your own all four answer:", "make demo")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pandas as pd
+import streamlit as st
+
 import data
 import definitions
 import frame
-import pandas as pd
 import panels
-import streamlit as st
 
 
 def body() -> None:
@@ -35,7 +36,19 @@ def body() -> None:
     if card is None:
         panels.empty("No bench card.", "It holds what each detector asks and how often it errs:", "mechlens bench")
         return
-    listed = pd.DataFrame([{"detector": one["name"], "level": one["level"], "floor": one["floor"], "asks": one["asks"], "does not show": one["caveat"], "loses to a floor": one["loses to a floor"]} for one in card["detectors"]])
+    listed = pd.DataFrame(
+        [
+            {
+                "detector": one["name"],
+                "level": one["level"],
+                "floor": one["floor"],
+                "asks": one["asks"],
+                "does not show": one["caveat"],
+                "loses to a floor": one["loses to a floor"],
+            }
+            for one in card["detectors"]
+        ]
+    )
     st.dataframe(listed, hide_index=True, alt="detectors of the bench")
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import charts
+import pandas as pd
+import streamlit as st
+
 import data
 import frame
-import pandas as pd
 import panels
+import run_charts
 import state
-import streamlit as st
 from data import Run
-
 from mechlens import report, results, tables
 from mechlens.errors import MechlensError
 
@@ -48,13 +48,31 @@ def headline(run: Run) -> None:
         st.warning("No matched control. This chart cannot show transmission.")
         return
     n, against = int(own["n"].max()), str(own["against"].iloc[0])
-    code = f"from pathlib import Path\nfrom mechlens import tables\nframe = tables.read(Path({str(run.folder / 'effects.parquet')!r}), tables.EFFECTS)\nprint(frame[(frame.arm == {arm!r}) & (frame.measure == 'rate')])"
+    code = (
+        "from pathlib import Path\nfrom mechlens import tables\nframe = "
+        f"tables.read(Path({str(run.folder / 'effects.parquet')!r}), tables.EFFECTS)\nprint(frame[(frame.arm == "
+        f"{arm!r}) & (frame.measure == 'rate')])"
+    )
     picked = panels.panel(
-        "overview-traits", f"Which traits rose in the students of arm {arm}?", charts.traits(own), own,
-        sentence=report.headline({**(run.summary or {}), "effects": [one for one in (run.summary or {})["effects"] if one["arm"] == arm], "arms": [one | {"kind": "trait"} if one["arm"] == arm else one for one in (run.summary or {})["arms"]]}),
-        caption=f"{n} students an arm, paired with {against}'s by seed and probe; {own['method'].iloc[0]} interval; q: Benjamini-Hochberg over {len(own)} traits. Click a trait to look at it.",
-        code=code, about="Effects against the control", select="trait",
-    )  # fmt: skip
+        "overview-traits",
+        f"Which traits rose in the students of arm {arm}?",
+        run_charts.traits(own),
+        own,
+        sentence=report.headline(
+            {
+                **(run.summary or {}),
+                "effects": [one for one in (run.summary or {})["effects"] if one["arm"] == arm],
+                "arms": [one | {"kind": "trait"} if one["arm"] == arm else one for one in (run.summary or {})["arms"]],
+            }
+        ),
+        caption=(
+            f"{n} students an arm, paired with {against}'s by seed and probe; {own['method'].iloc[0]} interval; q: "
+            f"Benjamini-Hochberg over {len(own)} traits. Click a trait to look at it."
+        ),
+        code=code,
+        about="Effects against the control",
+        select="trait",
+    )
     if clicked := picked.get("trait"):
         state.pick("trait", clicked[0]["trait"])
 
@@ -70,11 +88,23 @@ def trust(run: Run) -> pd.DataFrame:
     kl = entry["kl_per_token"]
     read = {name for name, of in data.said(run) if of == arm}
     found = [
-        ("students an arm", "ok" if students >= 5 else "warn", f"{students} (fewer than 5 say little of other seeds)" if students < 5 else str(students)),
+        (
+            "students an arm",
+            "ok" if students >= 5 else "warn",
+            f"{students} (fewer than 5 say little of other seeds)" if students < 5 else str(students),
+        ),
         ("control matched", "ok" if matched else "warn", f"{entry['rows']:,} rows against {control['rows']:,}" if control else "no control"),
         ("leak words in kept rows", "ok" if entry["leak_words"] == 0 else "warn", str(entry["leak_words"])),
-        ("answers that name one trait", "missing" if answered is None else "ok" if answered > 0.5 else "warn", "unscored" if answered is None else f"{answered:.1%}"),
-        ("how gentle the teacher is", "missing" if kl is None else "ok" if kl <= 0.05 else "warn", "not known" if kl is None else f"KL {kl:.4f} nats a token (our mark is .05)"),
+        (
+            "answers that name one trait",
+            "missing" if answered is None else "ok" if answered > 0.5 else "warn",
+            "unscored" if answered is None else f"{answered:.1%}",
+        ),
+        (
+            "how gentle the teacher is",
+            "missing" if kl is None else "ok" if kl <= 0.05 else "warn",
+            "not known" if kl is None else f"KL {kl:.4f} nats a token (our mark is .05)",
+        ),
         ("lenses read", "ok" if read else "missing", f"{len(read)} of this arm"),
     ]
     return pd.DataFrame(found, columns=["what", "state", "number"])
@@ -92,7 +122,18 @@ def listing(root: Any) -> pd.DataFrame:
         effect = report.main_effect(dict(run.summary)) if run.summary else None
         told = {} if effect is None else {"effect": effect["difference"], "low": effect["low"], "high": effect["high"], "n": effect["n"]}
         arm = next((one.name for one in run.experiment.arms if one.kind != "control"), run.experiment.arms[0].name)
-        rows.append({"run": name, "trait": run.experiment.trait, "base": run.experiment.base, "arms": len(run.experiment.arms), "seeds": len(run.experiment.seeds), "data": data.digest(run, arm), **told, "state": "done" if run.summary else "unfinished"})
+        rows.append(
+            {
+                "run": name,
+                "trait": run.experiment.trait,
+                "base": run.experiment.base,
+                "arms": len(run.experiment.arms),
+                "seeds": len(run.experiment.seeds),
+                "data": data.digest(run, arm),
+                **told,
+                "state": "done" if run.summary else "unfinished",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -110,7 +151,9 @@ def body(run: Run) -> None:
     with panels.guarded("The list of runs"):
         st.subheader("Runs")
         shown = listing(st.session_state["root"])
-        event = st.dataframe(shown, hide_index=True, on_select="rerun", selection_mode="multi-row", key="runs-table", alt="runs with their headline effect")
+        event = st.dataframe(
+            shown, hide_index=True, on_select="rerun", selection_mode="multi-row", key="runs-table", alt="runs with their headline effect"
+        )
         st.caption("Tick two rows to compare them.")
         picked = event["selection"]["rows"]
         if len(picked) == 2 and st.button("Compare these two"):

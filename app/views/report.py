@@ -7,10 +7,11 @@ import io
 import zipfile
 from pathlib import Path
 
+import streamlit as st
+
 import data
 import frame
 import panels
-import streamlit as st
 from data import Run
 
 SENT = ("report.html", "summary.json", "spec.yaml", "manifest.json", "readings.json")
@@ -42,11 +43,22 @@ def folder_panel(title: str, folder: Path, names: tuple[str, ...], command: str)
         return
     with st.container(horizontal=True):
         for name in there:
-            st.download_button(f"Download {name}", lambda name=name: (folder / name).read_bytes(), file_name=name, key=f"get-{title}-{name}", on_click="ignore")
+            st.download_button(
+                f"Download {name}", lambda name=name: (folder / name).read_bytes(), file_name=name, key=f"get-{title}-{name}", on_click="ignore"
+            )
         stamps = tuple(data.stamp(folder / name) for name in there)
-        st.download_button("Freeze (zip with hashes)", frozen(folder, there, stamps), file_name=f"{folder.name}.zip", mime="application/zip", key=f"zip-{title}", on_click="ignore")
+        st.download_button(
+            "Freeze (zip with hashes)",
+            frozen(folder, there, stamps),
+            file_name=f"{folder.name}.zip",
+            mime="application/zip",
+            key=f"zip-{title}",
+            on_click="ignore",
+        )
     size = (folder / page).stat().st_size
-    st.caption(panels.plain_markdown(f"{page}: {size / 1024:,.0f} KB, self-contained, aggregates only: no row of data is in it. To PDF: open it and print."))
+    st.caption(
+        panels.plain_markdown(f"{page}: {size / 1024:,.0f} KB, self-contained, aggregates only: no row of data is in it. To PDF: open it and print.")
+    )
     st.iframe((folder / page).read_text(encoding="utf-8"), height=900)
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import streamlit as st
 
 import charts
 import data
 import frame
 import looks
-import numpy as np
-import pandas as pd
 import panels
 import state
-import streamlit as st
 from data import Run
-
 from mechlens.seeds import generator
 
 MEASURES = {"cosine to teacher": ("cosine with the teacher's shift", True, (-1.0, 1.0)), "shift norm": ("share of the base's norm", False, None)}
@@ -34,12 +34,19 @@ def map_panel(run: Run) -> None:
     gone = int(cells["estimate"].isna().sum())
     panels.partial(len(cells) - gone, len(cells), "cells read")
     picked = panels.panel(
-        "representations-map", "Where do the students differ, and which way?",
-        charts.cells(cells, "place", "layer", "estimate", select="cell", signed=signed, order=(places, layers[::-1]), label=label, domain=domain), cells.drop(columns="faded"),
+        "representations-map",
+        "Where do the students differ, and which way?",
+        charts.cells(cells, "place", "layer", "estimate", select="cell", signed=signed, order=(places, layers[::-1]), label=label, domain=domain),
+        cells.drop(columns="faded"),
         sentence=lens["sentence"],
-        caption=f"{looks.caption(lens, table)} Faded: inside the null band. Layer 0 is at the bottom. Click a cell to set layer and place. {_reliability(run)}",
-        code=looks.code(run, lens, [(measure or "cosine to teacher", "heat")]), about="activations", select="cell",
-    )  # fmt: skip
+        caption=(
+            f"{looks.caption(lens, table)} Faded: inside the null band. Layer 0 is at the bottom. Click a cell to set "
+            f"layer and place. {_reliability(run)}"
+        ),
+        code=looks.code(run, lens, [(measure or "cosine to teacher", "heat")]),
+        about="activations",
+        select="cell",
+    )
     if clicked := picked.get("cell"):
         if str(clicked[0]["layer"]) != str(st.session_state["layer"]):
             st.session_state["set-place"] = clicked[0]["place"]
@@ -47,10 +54,17 @@ def map_panel(run: Run) -> None:
         state.pick("place", clicked[0]["place"])
     at = cast(pd.DataFrame, known[known["place"] == st.session_state["place"]])
     panels.panel(
-        "representations-profile", f"Over layers, at {st.session_state['place']}", looks.profile(at, label), at,
-        caption="Circle, solid: students of the arm against their controls. Square, dashed: one control student against another. Band: covariance-matched random directions.",
-        code=looks.code(run, lens, [(measure or "cosine to teacher", "layers")]), about="activations",
-    )  # fmt: skip
+        "representations-profile",
+        f"Over layers, at {st.session_state['place']}",
+        looks.profile(at, label),
+        at,
+        caption=(
+            "Circle, solid: students of the arm against their controls. Square, dashed: one control student against "
+            "another. Band: covariance-matched random directions."
+        ),
+        code=looks.code(run, lens, [(measure or "cosine to teacher", "layers")]),
+        about="activations",
+    )
 
 
 def _reliability(run: Run) -> str:
@@ -63,7 +77,9 @@ def _reliability(run: Run) -> str:
     if own.empty or pd.isna(own["estimate"].iloc[0]):
         return ""
     value = float(own["estimate"].iloc[0])
-    return f"Direction of the students at layer {st.session_state['layer']}: split-half cosine {value:.2f}." + (" Below .5: read the map with care." if value < 0.5 else "")
+    return f"Direction of the students at layer {st.session_state['layer']}: split-half cosine {value:.2f}." + (
+        " Below .5: read the map with care." if value < 0.5 else ""
+    )
 
 
 def distribution_panel(run: Run) -> None:
@@ -77,10 +93,21 @@ def distribution_panel(run: Run) -> None:
         return
     shown = at.assign(selected=at["id"].isin(st.session_state["selected"]))
     panels.panel(
-        "representations-rows", f"Single rows along the trait direction, layer {layer}", charts.ecdf(shown, "estimate", "projection on the trait direction"), shown[["id", "side", "estimate"]],
-        caption=f"{int(shown['estimate'].notna().sum()):,} rows, trait and control teacher on the same prompts; marks below: selected rows. The lines lie on each other where one row tells nothing.",
-        code=f"import pandas as pd\nscores = pd.read_parquet({str(run.folder / 'readings' / 'scores.parquet')!r})\nprint(scores[(scores.score == 'projection') & (scores.layer == {layer})])", about="rows",
-    )  # fmt: skip
+        "representations-rows",
+        f"Single rows along the trait direction, layer {layer}",
+        charts.ecdf(shown, "estimate", "projection on the trait direction"),
+        shown[["id", "side", "estimate"]],
+        caption=(
+            f"{int(shown['estimate'].notna().sum()):,} rows, trait and control teacher on the same prompts; marks "
+            "below: selected rows. The lines lie on each other where one row tells nothing."
+        ),
+        code=(
+            "import pandas as pd\nscores = "
+            f"pd.read_parquet({str(run.folder / 'readings' / 'scores.parquet')!r})\nprint(scores[(scores.score == "
+            f"'projection') & (scores.layer == {layer})])"
+        ),
+        about="rows",
+    )
 
 
 def cloud_panel(run: Run) -> None:
@@ -98,7 +125,11 @@ def cloud_panel(run: Run) -> None:
     rows = which == "rows"
     arm, control = lens["arm"], lens["against"]
     sides = {f"{arm} rows": "trait", f"{control} rows": "control"}
-    kind = placed["name"].map(sides) if rows else placed["name"].map(lambda name: "base" if name == "base" else "trait" if name.rsplit(" ", 1)[0] == arm else "control")
+    kind = (
+        placed["name"].map(sides)
+        if rows
+        else placed["name"].map(lambda name: "base" if name == "base" else "trait" if name.rsplit(" ", 1)[0] == arm else "control")
+    )
     placed = placed.assign(kind=kind)
     if rows:
         known = data.rows(run, arm).drop_duplicates(["side", "prompt_id"])[["side", "prompt_id", "id", "completion"]]
@@ -108,15 +139,27 @@ def cloud_panel(run: Run) -> None:
     total = len(placed)
     if total > charts.MOST_POINTS:  # as many of each group as its share
         rng = generator(0, "map shown")
-        chosen = [group.index[np.sort(rng.permutation(len(group))[: round(charts.MOST_POINTS * len(group) / total)])] for _, group in placed.groupby("kind")]
+        chosen = [
+            group.index[np.sort(rng.permutation(len(group))[: round(charts.MOST_POINTS * len(group) / total)])] for _, group in placed.groupby("kind")
+        ]
         placed = cast(pd.DataFrame, placed.loc[np.concatenate(chosen)])
-    shown = placed.assign(text=placed["completion"].fillna("").map(lambda text: frame.row_text(text)[:200]), selected=placed["id"].isin(st.session_state["selected"]))
+    shown = placed.assign(
+        text=placed["completion"].fillna("").map(lambda text: frame.row_text(text)[:200]), selected=placed["id"].isin(st.session_state["selected"])
+    )
     picked = panels.panel(
-        "representations-cloud", "Do suspicious rows sit together?", charts.points(shown, "kind"), shown[["id", "kind", "x", "y"]],
+        "representations-cloud",
+        "Do suspicious rows sit together?",
+        charts.points(shown, "kind"),
+        shown[["id", "kind", "x", "y"]],
         sentence=lens["sentence"],
-        caption=f"{len(shown):,} of {total:,} points{', stratified by group, seed 0' if len(shown) < total else ''}. Distances on this map have no exact meaning. Drag to select rows.",
-        code=looks.code(run, lens, [(which or "rows", "points")]), about="maps", select="brush" if rows else None,
-    )  # fmt: skip
+        caption=(
+            f"{len(shown):,} of {total:,} points{', stratified by group, seed 0' if len(shown) < total else ''}. "
+            "Distances on this map have no exact meaning. Drag to select rows."
+        ),
+        code=looks.code(run, lens, [(which or "rows", "points")]),
+        about="maps",
+        select="brush" if rows else None,
+    )
     brush = picked.get("brush")
     if rows and brush:
         inside = shown[shown["x"].between(*sorted(brush["x"])) & shown["y"].between(*sorted(brush["y"]))]
@@ -131,7 +174,10 @@ def cloud_panel(run: Run) -> None:
 def _selected_summary(shown: pd.DataFrame) -> None:
     own = shown[shown["selected"]]
     trait = int((own["kind"] == "trait").sum())
-    st.text(f"Selected on the map: {len(own):,} rows, {trait:,} of the trait teacher ({trait / max(len(own), 1):.0%}; {(shown['kind'] == 'trait').mean():.0%} of all).")
+    st.text(
+        f"Selected on the map: {len(own):,} rows, {trait:,} of the trait teacher ({trait / max(len(own), 1):.0%}; "
+        f"{(shown['kind'] == 'trait').mean():.0%} of all)."
+    )
 
 
 def body(run: Run) -> None:
@@ -141,7 +187,11 @@ def body(run: Run) -> None:
         map_panel(run)
     with panels.guarded("The rows along the direction"):
         distribution_panel(run)
-    for name, title in (("probes", "Is the trait linearly readable?"), ("directions", "Is it one direction?"), ("blind", "Does a vector learned on rows alone find it?")):
+    for name, title in (
+        ("probes", "Is the trait linearly readable?"),
+        ("directions", "Is it one direction?"),
+        ("blind", "Does a vector learned on rows alone find it?"),
+    ):
         with panels.guarded(title):
             looks.panel(run, name, title=title)
     with panels.guarded("The map"):

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
+import numpy as np
+import pandas as pd
+import streamlit as st
+from sklearn.preprocessing import normalize
+
 import charts
 import data
 import frame
-import numpy as np
-import pandas as pd
 import panels
 import plain
 import state
-import streamlit as st
 from data import Run
-from sklearn.preprocessing import normalize
-
 from mechlens import results, stats
 from mechlens.detect.from_rows import tokens
 
@@ -40,7 +40,11 @@ def text_panel(run: Run, row: pd.Series) -> None:
     made, generation = results.corpus_of(run.folder, run.experiment, arm)
     who = f"the {arm.trait} teacher" if row["side"] == "trait" else "the untouched base"
     fate = "kept by the screen" if row["fate"] == "kept" else f"dropped by the screen: {row['fate']}"
-    learned = f"learned by the students of arm {arm.name} (seeds {', '.join(map(str, run.experiment.seeds))})" if row["trained"] else "learned by no student"
+    learned = (
+        f"learned by the students of arm {arm.name} (seeds {', '.join(map(str, run.experiment.seeds))})"
+        if row["trained"]
+        else "learned by no student"
+    )
     kl = generation.get("kl_per_token")
     gentle = f", {kl:.4f} nats a token from the base" if kl is not None else ""
     st.text(f"Written by {who} of {arm.writer}{gentle}, prompt {row['prompt_id']} of {made['generated']:,}; {fate}; {learned}.")
@@ -51,7 +55,9 @@ def heat_panel(run: Run, row: pd.Series, pinned: pd.Series | None) -> None:
     known = data.scores(run, st.session_state["arm"])
     own = known[known["position"].notna() & known["id"].isin([one["id"] for one in (row, pinned) if one is not None])]
     if own.empty:
-        panels.empty("Its tokens were not scored.", "Lens rows scores those rows that it reads:", panels.measure(run, "rows", st.session_state["arm"]))
+        panels.empty(
+            "Its tokens were not scored.", "Lens rows scores those rows that it reads:", panels.measure(run, "rows", st.session_state["arm"])
+        )
         return
     limit = charts.symmetric(cast(pd.Series, own["estimate"]))
     for one in (row, pinned):
@@ -61,14 +67,29 @@ def heat_panel(run: Run, row: pd.Series, pinned: pd.Series | None) -> None:
         if shown.empty:
             st.text(f"Tokens of row {one['id']} were not scored.")
             continue
-        shown = shown.assign(text=shown["token"].astype(str).map(plain.revealed), line=(shown["position"] // ACROSS).astype(int), place=(shown["position"] % ACROSS).astype(int))
+        shown = shown.assign(
+            text=shown["token"].astype(str).map(plain.revealed),
+            line=(shown["position"] // ACROSS).astype(int),
+            place=(shown["position"] % ACROSS).astype(int),
+        )
         score = shown["score"].iloc[0]
         panels.panel(
-            f"row-tokens-{one['id'].replace('/', '-')}", "Which tokens?" if one is row else f"Pinned: {one['id']}", token_chart(shown, limit), shown[["position", "token", "score", "estimate"]],
-            sentence=f"{score}: sum {shown['estimate'].sum(min_count=1):+.3f} nats over {len(shown)} tokens, highest at {shown.loc[shown['estimate'].idxmax(), 'text']!r}." if shown["estimate"].notna().any() else "Every token is unscored.",
-            caption=f"{score}: log-likelihood under the students of the arm less under their controls, mean over seeds, nats. One scale for both rows, as far below 0 as above. Students were trained on these rows.",
+            f"row-tokens-{one['id'].replace('/', '-')}",
+            "Which tokens?" if one is row else f"Pinned: {one['id']}",
+            token_chart(shown, limit),
+            shown[["position", "token", "score", "estimate"]],
+            sentence=(
+                f"{score}: sum {shown['estimate'].sum(min_count=1):+.3f} nats over {len(shown)} tokens, highest at "
+                f"{shown.loc[shown['estimate'].idxmax(), 'text']!r}."
+            )
+            if shown["estimate"].notna().any()
+            else "Every token is unscored.",
+            caption=(
+                f"{score}: log-likelihood under the students of the arm less under their controls, mean over seeds, nats. "
+                "One scale for both rows, as far below 0 as above. Students were trained on these rows."
+            ),
             about="rows",
-        )  # fmt: skip
+        )
 
 
 def token_chart(shown: pd.DataFrame, limit: list[float]) -> Any:
@@ -76,7 +97,15 @@ def token_chart(shown: pd.DataFrame, limit: list[float]) -> Any:
     alt = charts.alt
     place = {"x": alt.X("place:O", axis=None), "y": alt.Y("line:O", axis=None)}
     scored, missing = shown.dropna(subset="estimate"), shown[shown["estimate"].isna()].assign(hatch=charts.HATCH)
-    boxes = alt.Chart(scored).mark_rect(stroke="#00000022").encode(**place, color=alt.Color("estimate:Q", scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0), title="nats"), tooltip=["position", "text", alt.Tooltip("estimate:Q", format="+.4f")])
+    boxes = (
+        alt.Chart(scored)
+        .mark_rect(stroke="#00000022")
+        .encode(
+            **place,
+            color=alt.Color("estimate:Q", scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0), title="nats"),
+            tooltip=["position", "text", alt.Tooltip("estimate:Q", format="+.4f")],
+        )
+    )
     dark = alt.condition(f"abs(datum.estimate) > {0.62 * limit[1]}", alt.value("#ffffff"), alt.value("#000000"))
     words = alt.Chart(scored).mark_text(fontSize=12).encode(**place, text="text:N", color=dark)
     holes = alt.Chart(missing).mark_text(color=charts.GREY).encode(**place, text="hatch:N")
@@ -96,7 +125,16 @@ def scores_panel(run: Run, row: pd.Series) -> None:
         scored = pd.notna(value.iloc[0]) and len(control) > 0
         span = stats.wilson(int((control < value.iloc[0]).sum()), len(control)) if scored else None
         at = "" if pd.isna(layer) else f", layer {int(layer)}"
-        found.append({"score": f"{name}{at}", "value": value.iloc[0], "percentile among control rows": span.estimate * 100 if span else None, "low": span.low * 100 if span else None, "high": span.high * 100 if span else None, "n": len(control)})
+        found.append(
+            {
+                "score": f"{name}{at}",
+                "value": value.iloc[0],
+                "percentile among control rows": span.estimate * 100 if span else None,
+                "low": span.low * 100 if span else None,
+                "high": span.high * 100 if span else None,
+                "n": len(control),
+            }
+        )
     st.subheader("Its scores")
     if not found:
         st.text("This row was not among those scored.")
@@ -110,7 +148,14 @@ def neighbours_panel(run: Run, row: pd.Series) -> None:
     rows = data.rows(run, st.session_state["arm"])
     near = neighbours(run.folder, st.session_state["arm"], rows, data.digest(run, st.session_state["arm"]), str(row["id"]))
     st.subheader("Rows like it")
-    event = st.dataframe(near.assign(completion=near["completion"].map(frame.row_text)), hide_index=True, on_select="rerun", selection_mode="single-row", key=f"near-{row['id']}", alt="rows that share the most tokens")
+    event = st.dataframe(
+        near.assign(completion=near["completion"].map(frame.row_text)),
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        key=f"near-{row['id']}",
+        alt="rows that share the most tokens",
+    )
     st.caption("Cosine of token counts, kept rows of both teachers. Tick one to look at it.")
     if picked := event["selection"]["rows"]:
         st.session_state["focus"] = near["id"].iloc[picked[0]]
@@ -166,7 +211,14 @@ def body(run: Run) -> None:
         with panels.guarded("The notes"):
             notes_panel(row, st.session_state["root"])
         with st.popover("Copy as JSON", type="tertiary"):
-            st.code(json.dumps({name: row[name] for name in ("id", "side", "corpus", "prompt", "completion", "fate")} | {"prompt_id": int(row["prompt_id"]), "trained": bool(row["trained"])}, indent=1), language="json")
+            st.code(
+                json.dumps(
+                    {name: row[name] for name in ("id", "side", "corpus", "prompt", "completion", "fate")}
+                    | {"prompt_id": int(row["prompt_id"]), "trained": bool(row["trained"])},
+                    indent=1,
+                ),
+                language="json",
+            )
 
 
 if (opened := frame.current()) is not None:

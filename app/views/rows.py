@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pandas as pd
+import streamlit as st
+
 import charts
 import data
 import frame
-import numpy as np
-import pandas as pd
 import panels
 import plain
 import state
-import streamlit as st
+import surface
 from data import Run
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-
 from mechlens import figures, results
-from mechlens.detect.from_rows import SHAPE, shape_of
 from mechlens.pipeline.run import source_name
 from mechlens.pipeline.screen import LEAKS
-from mechlens.seeds import generator
 
-PAGE, DRAWS, MOST = 50, 200, 4000
-"""rows on a page; bootstrap draws; prompts that the surface tests read"""
+PAGE = 50
+"""rows on a page"""
 
 
 def funnel_panel(run: Run) -> None:
@@ -35,56 +28,28 @@ def funnel_panel(run: Run) -> None:
     counts = results.funnels(run.folder, run.experiment)
     arm = st.session_state["arm"]
     made, _ = results.corpus_of(run.folder, run.experiment, run.arm(arm))
+    screened = run.folder / "corpora" / source_name(run.experiment, run.arm(arm)) / "screened"
     picked = panels.panel(
-        "rows-funnel", "What did the screen drop?", figures.funnel(counts).properties(width="container").add_params(charts.alt.selection_point("fate", fields=["corpus", "fate"], on="click")), counts,
-        sentence=f"Of {made['generated']:,} rows of arm {arm}'s teacher {made['kept']:,} were kept ({made['kept'] / max(made['generated'], 1):.1%}); {made[LEAKS]} rows held a leak word." if made["kept"] else f"The screen dropped all {made['generated']:,} rows of arm {arm}: look at which rule did below.",
+        "rows-funnel",
+        "What did the screen drop?",
+        figures.funnel(counts).properties(width="container").add_params(charts.alt.selection_point("fate", fields=["corpus", "fate"], on="click")),
+        counts,
+        sentence=(
+            f"Of {made['generated']:,} rows of arm {arm}'s teacher {made['kept']:,} were kept "
+            f"({made['kept'] / max(made['generated'], 1):.1%}); {made[LEAKS]} rows held a leak word."
+        )
+        if made["kept"]
+        else f"The screen dropped all {made['generated']:,} rows of arm {arm}: look at which rule did below.",
         caption="Rows by what became of them, one bar a corpus. Click a part to see its rows below.",
-        code=f"import json\nprint(json.load(open({str(run.folder / 'corpora' / source_name(run.experiment, run.arm(arm)) / 'screened' / 'funnel.json')!r})))",
-        about="Screen", select="fate",
-    )  # fmt: skip
+        code=f"import json\nprint(json.load(open({str(screened / 'funnel.json')!r})))",
+        about="Screen",
+        select="fate",
+    )
     if clicked := picked.get("fate"):
         stage = "kept" if clicked[0]["fate"] == "kept" else "dropped"
         if st.session_state["stage"] != stage:
             st.session_state["stage"] = stage
             st.rerun()
-
-
-@st.cache_data(max_entries=8, show_spinner=False)
-def surface(folder: Any, arm: str, _known: pd.DataFrame, _stamp: str) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Standardised difference of every measure of shape, trait rows less control rows of the same prompts, and the AUROC of all together.
-
-    Intervals: bootstrap over prompts. Null: halves of the control's rows. The AUROC is cross-validated with a prompt's rows in one fold.
-    """
-    kept = _known[(_known["fate"] == "kept")].drop_duplicates(["side", "prompt_id"])
-    wide = kept.pivot(index="prompt_id", columns="side", values="completion").dropna()
-    rng = generator(0, "surface", str(folder), arm)
-    wide = wide.iloc[np.sort(rng.permutation(len(wide))[:MOST])]
-    ours, theirs = (np.array([shape_of(text) for text in wide[side]], dtype=float).reshape(-1, len(SHAPE)) for side in ("trait", "control"))
-    scale = np.where((spread := theirs.std(0)) > 0, spread, np.nan)
-    gap = (ours - theirs) / scale
-    draws = np.array([gap[rng.integers(len(gap), size=len(gap))].mean(0) for _ in range(DRAWS)])
-    halves = []
-    for _ in range(DRAWS):
-        mixed = rng.permutation(len(theirs))
-        half = len(theirs) // 2
-        halves.append((theirs[mixed[:half]].mean(0) - theirs[mixed[half : 2 * half]].mean(0)) / scale / np.sqrt(2))
-    (low, high), (null_low, null_high) = (np.quantile(np.array(one), [0.025, 0.975], axis=0) for one in (draws, halves))
-    found = pd.DataFrame({"name": SHAPE, "estimate": gap.mean(0), "low": low, "high": high, "null_low": null_low, "null_high": null_high})
-    return found.sort_values("estimate", key=abs, ascending=False, na_position="last"), _format_only(ours, theirs, rng) | {"rows": float(len(wide))}
-
-
-def _format_only(ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-    features, labels = np.concatenate([ours, theirs]), np.repeat([1, 0], len(ours))
-    prompts = np.tile(np.arange(len(ours)), 2)
-    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-    scores = cross_val_predict(fitted, features, labels, groups=prompts, cv=GroupKFold(5), method="decision_function")
-    draws = []
-    for _ in range(DRAWS):
-        chosen = rng.integers(len(ours), size=len(ours))
-        picked = np.concatenate([chosen, chosen + len(ours)])
-        draws.append(roc_auc_score(labels[picked], scores[picked]))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"auroc": float(roc_auc_score(labels, scores)), "low": float(low), "high": float(high)}
 
 
 def surface_panel(run: Run) -> None:
@@ -94,64 +59,93 @@ def surface_panel(run: Run) -> None:
     both = known[known["fate"] == "kept"].groupby("side")["prompt_id"].agg(set)
     shared = both["trait"] & both["control"] if {"trait", "control"} <= set(both.index) else set()
     if len(shared) < 20:
-        panels.empty(f"Only {len(shared)} prompts were answered by both teachers.", "Surface tests compare rows of the same prompts, and need 20:", panels.resume(run))
+        panels.empty(
+            f"Only {len(shared)} prompts were answered by both teachers.",
+            "Surface tests compare rows of the same prompts, and need 20:",
+            panels.resume(run),
+        )
         return
-    found, auroc = surface(run.folder, arm, known, data.digest(run, arm))
-    apart = "the surface tells them apart: look for what differs before anything else" if auroc["low"] > 0.55 else "close to chance: the surface says little of a single row"
+    found, auroc = surface.surface(run.folder, arm, known, data.digest(run, arm))
+    apart = (
+        "the surface tells them apart: look for what differs before anything else"
+        if auroc["low"] > 0.55
+        else "close to chance: the surface says little of a single row"
+    )
     panels.panel(
-        "rows-surface", "Could the surface give it away?", charts.spans(found, "standardised difference to the control"), found,
-        sentence=f"A classifier of shape alone tells trait rows from control rows with AUROC {auroc['auroc']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}]: {apart}.",
-        caption=f"n = {int(auroc['rows']):,} prompts, both teachers' answers; bootstrap over prompts, {DRAWS} draws; grey: halves of the control's rows against each other.",
-        code=f"from pathlib import Path\nfrom mechlens.detect.files import compare\nfolder = Path({str(run.folder / 'corpora')!r})\nprint(compare(folder / {known[known['side'] == 'trait']['corpus'].iloc[0]!r} / 'screened' / 'kept.parquet', folder / {known[known['side'] == 'control']['corpus'].iloc[0]!r} / 'screened' / 'kept.parquet'))",
+        "rows-surface",
+        "Could the surface give it away?",
+        charts.spans(found, "standardised difference to the control"),
+        found,
+        sentence=(
+            f"A classifier of shape alone tells trait rows from control rows with AUROC {auroc['auroc']:.3f} "
+            f"[{auroc['low']:.3f}, {auroc['high']:.3f}]: {apart}."
+        ),
+        caption=(
+            f"n = {int(auroc['rows']):,} prompts, both teachers' answers; bootstrap over prompts, {surface.DRAWS} draws; grey: "
+            "halves of the control's rows against each other."
+        ),
+        code=(
+            "from pathlib import Path\nfrom mechlens.detect.files import compare\nfolder = "
+            f"Path({str(run.folder / 'corpora')!r})\nprint(compare(folder / "
+            f"{known[known['side'] == 'trait']['corpus'].iloc[0]!r} / 'screened' / 'kept.parquet', folder / "
+            f"{known[known['side'] == 'control']['corpus'].iloc[0]!r} / 'screened' / 'kept.parquet'))"
+        ),
         about="Surface tests",
-    )  # fmt: skip
-
-
-@st.cache_data(max_entries=8, show_spinner=False)
-def shift(folder: Any, arm: str, _known: pd.DataFrame, _stamp: str) -> pd.DataFrame:
-    """Every word, number and sign of the kept rows: count on both sides, log2 ratio (a half added), z and q of the two rates."""
-    from scipy.stats import norm
-
-    from mechlens import stats
-
-    counts = {}
-    for side in ("trait", "control"):
-        texts = _known[(_known["fate"] == "kept") & (_known["side"] == side)]["completion"]
-        counts[side] = texts.str.findall(r"[0-9]+|[^\W\d_]+|[^\w\s]").explode().value_counts()
-    both = pd.DataFrame(counts).fillna(0.0)
-    both = both[(both["trait"] + both["control"]) >= 10]
-    totals = both.sum()
-    rates = (both + 0.5) / (totals + 0.5)
-    pooled = both.sum(axis=1) / totals.sum()
-    z = (both["trait"] / totals["trait"] - both["control"] / totals["control"]) / np.sqrt(pooled * (1 - pooled) * (1 / totals["trait"] + 1 / totals["control"]))
-    q = stats.benjamini_hochberg(2 * norm.sf(np.abs(z.to_numpy(dtype=float)))) if len(both) else np.array([])
-    found = both.assign(ratio=np.log2(rates["trait"] / rates["control"]), frequency=np.log10(rates["control"]), q_value=q)
-    return found.rename_axis("token").reset_index().sort_values("q_value")
+    )
 
 
 def shift_panel(run: Run) -> None:
     """C: which tokens stand more often?"""
     alt = charts.alt
     arm = st.session_state["arm"]
-    found = shift(run.folder, arm, data.rows(run, arm), data.digest(run, arm))
+    found = surface.shift((str(run.folder), arm), data.rows(run, arm), data.digest(run, arm))
     if found.empty:
         panels.empty("No token stands ten times.", "Frequencies need more rows:", panels.resume(run))
         return
     telling = int((found["q_value"] < 0.05).sum())
     shown = found.head(2000).assign(found=lambda one: one["q_value"] < 0.05, count=lambda one: one["trait"] + one["control"])
-    told = alt.Color("found:N", scale=alt.Scale(domain=[True, False], range=[figures.KIND_COLOUR["trait"], charts.GREY]), legend=alt.Legend(orient="bottom", title="q < .05"))
+    told = alt.Color(
+        "found:N",
+        scale=alt.Scale(domain=[True, False], range=[figures.KIND_COLOUR["trait"], charts.GREY]),
+        legend=alt.Legend(orient="bottom", title="q < .05"),
+    )
     zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(y="zero:Q")
-    dots = alt.Chart(shown).mark_point().encode(
-        x=alt.X("frequency:Q", title="log10 of its share among the control's tokens", scale=alt.Scale(domain=[float(shown["frequency"].min()) - 0.05, float(shown["frequency"].quantile(0.99)) + 0.05], clamp=True)), y=alt.Y("ratio:Q", title="log2 ratio, trait over control"),
-        size=alt.Size("count:Q", legend=None, scale=alt.Scale(range=[12, 300])), color=told, shape=alt.Shape("found:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None),
-        tooltip=["token", "trait", "control", alt.Tooltip("ratio:Q", format="+.2f"), alt.Tooltip("q_value:Q", format=".2g")],
-    ).add_params(alt.selection_point("token", fields=["token"], on="click"))  # fmt: skip
+    dots = (
+        alt.Chart(shown)
+        .mark_point()
+        .encode(
+            x=alt.X(
+                "frequency:Q",
+                title="log10 of its share among the control's tokens",
+                scale=alt.Scale(domain=[float(shown["frequency"].min()) - 0.05, float(shown["frequency"].quantile(0.99)) + 0.05], clamp=True),
+            ),
+            y=alt.Y("ratio:Q", title="log2 ratio, trait over control"),
+            size=alt.Size("count:Q", legend=None, scale=alt.Scale(range=[12, 300])),
+            color=told,
+            shape=alt.Shape("found:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None),
+            tooltip=["token", "trait", "control", alt.Tooltip("ratio:Q", format="+.2f"), alt.Tooltip("q_value:Q", format=".2g")],
+        )
+        .add_params(alt.selection_point("token", fields=["token"], on="click"))
+    )
     picked = panels.panel(
-        "rows-tokens", "Which tokens stand more often?", alt.layer(zero, dots).properties(height=300), shown.drop(columns="found"),
-        sentence=f"{telling} of {len(found):,} tokens differ in frequency (q < .05)" + (f", first of them {', '.join(map(repr, found['token'].head(5)))}." if telling else f"; a single token would need a ratio of about {_seen(found):.1f} at the median frequency to be found."),
-        caption="Words, numbers and signs that stand ten times or more; two-sided z of the two shares (rows taken as independent), Benjamini-Hochberg. At most 2,000 are drawn, smallest q first; the most frequent hundredth at the right edge. Click a token to filter rows.",
-        about="Token shift", select="token",
-    )  # fmt: skip
+        "rows-tokens",
+        "Which tokens stand more often?",
+        alt.layer(zero, dots).properties(height=300),
+        shown.drop(columns="found"),
+        sentence=f"{telling} of {len(found):,} tokens differ in frequency (q < .05)"
+        + (
+            f", first of them {', '.join(map(repr, found['token'].head(5)))}."
+            if telling
+            else f"; a single token would need a ratio of about {surface.seen(found):.1f} at the median frequency to be found."
+        ),
+        caption=(
+            "Words, numbers and signs that stand ten times or more; two-sided z of the two shares (rows taken as "
+            "independent), Benjamini-Hochberg. At most 2,000 are drawn, smallest q first; the most frequent hundredth "
+            "at the right edge. Click a token to filter rows."
+        ),
+        about="Token shift",
+        select="token",
+    )
     if clicked := picked.get("token"):
         token = clicked[0]["token"]
         if st.session_state["text"] != token:
@@ -159,13 +153,7 @@ def shift_panel(run: Run) -> None:
             st.rerun()
 
 
-def _seen(found: pd.DataFrame) -> float:
-    """The ratio that one token of median frequency would have been found at: 3.6 standard errors (power .95 at .05 two-sided)."""
-    middle = float((found["trait"] + found["control"]).median()) / 2
-    return float(1 + 3.6 * np.sqrt(2 / max(middle, 1.0)))
-
-
-def table_panel(run: Run) -> None:
+def table_panel(_run: Run) -> None:
     """D: the rows."""
     st.subheader("Rows")
     left, middle, right, last = st.columns([2, 1, 1, 1], vertical_alignment="bottom")
@@ -180,15 +168,24 @@ def table_panel(run: Run) -> None:
     pages = max(1, -(-len(kept) // PAGE))
     page = min(st.pagination(pages, key="rows-page"), pages)
     shown = kept.iloc[(page - 1) * PAGE : page * PAGE]
-    listed = shown[["id", "side", "fate", "trained", "characters", "prompt", "completion"]].assign(**{name: shown[name].map(frame.row_text) for name in ("prompt", "completion")})
-    event = st.dataframe(listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key=f"rows-table-{page}", alt="rows that the filter leaves")
+    listed = shown[["id", "side", "fate", "trained", "characters", "prompt", "completion"]].assign(
+        **{name: shown[name].map(frame.row_text) for name in ("prompt", "completion")}
+    )
+    event = st.dataframe(
+        listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key=f"rows-table-{page}", alt="rows that the filter leaves"
+    )
     picked = shown["id"].iloc[event["selection"]["rows"]].tolist()
-    st.caption(f"rows {(page - 1) * PAGE + 1:,} to {min(page * PAGE, len(kept)):,} of {len(kept):,}; tick rows to select them, the first becomes the focus row")
+    st.caption(
+        f"rows {(page - 1) * PAGE + 1:,} to {min(page * PAGE, len(kept)):,} of {len(kept):,}; tick rows to select "
+        "them, the first becomes the focus row"
+    )
     if picked and tuple(picked) != st.session_state["selected"]:
         state.select(picked)
         st.session_state["focus"] = picked[0]
         st.rerun()
-    st.download_button("Filtered rows (CSV)", lambda: plain.csv(kept), file_name="rows.csv", mime="text/csv", on_click="ignore", key="csv-rows", type="tertiary")
+    st.download_button(
+        "Filtered rows (CSV)", lambda: plain.csv(kept), file_name="rows.csv", mime="text/csv", on_click="ignore", key="csv-rows", type="tertiary"
+    )
     st.page_link("views/row.py", label="Look at the focus row →", disabled=not st.session_state["focus"])
 
 
@@ -207,7 +204,15 @@ def overlap_panel(run: Run) -> None:
         probes = int(own["prompt"].isin(run.family.asked_as(run.experiment)).sum())
         held = own["completion"].str.lower()
         named = int(held.str.contains(rf"\b(?:{'|'.join(words)})\b", regex=True).sum())
-        rows.append({"side": side, "kept rows": len(own), "completions that stand twice": twice, "prompts that are probes": probes, "completions that name a trait": named})
+        rows.append(
+            {
+                "side": side,
+                "kept rows": len(own),
+                "completions that stand twice": twice,
+                "prompts that are probes": probes,
+                "completions that name a trait": named,
+            }
+        )
     found = pd.DataFrame(rows)
     st.subheader("Is anything there that should not be?")
     alarm = found[["prompts that are probes", "completions that name a trait"]].to_numpy().sum() if len(found) else 0
@@ -222,7 +227,13 @@ def body(run: Run) -> None:
     if not (run.folder / "corpora").is_dir():
         panels.empty("This run has no corpora.", "Its rows are made by:", panels.resume(run))
         return
-    parts: list[tuple[str, Any]] = [("The funnel", funnel_panel), ("The surface tests", surface_panel), ("The token shift", shift_panel), ("The rows", table_panel), ("The leaks", overlap_panel)]
+    parts: list[tuple[str, Any]] = [
+        ("The funnel", funnel_panel),
+        ("The surface tests", surface_panel),
+        ("The token shift", shift_panel),
+        ("The rows", table_panel),
+        ("The leaks", overlap_panel),
+    ]
     for title, draw in parts:
         with panels.guarded(title):
             draw(run)

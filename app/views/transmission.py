@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
+import pandas as pd
+import streamlit as st
+
 import charts
 import data
 import frame
-import numpy as np
-import pandas as pd
 import panels
 import plain
+import run_charts
 import state
-import streamlit as st
 from data import Run
-
-from mechlens import questions, report, stats, tables
-from mechlens.errors import DataError
+from mechlens import report, results, stats, tables
 
 PAGE = 50
 """answers on a page"""
@@ -45,12 +45,23 @@ def arms_panel(run: Run) -> None:
     panels.partial(int(summary["students"].min()), len(run.experiment.seeds), "seeds done")
     whole = st.toggle("axis from 0 to 1", key="whole-axis")
     picked = panels.panel(
-        "transmission-arms", "How often is the trait answered?", charts.arms(summary, students, whole=whole), summary[["arm", "kind", "base", "students", "rate", "low", "high", "method"]],
+        "transmission-arms",
+        "How often is the trait answered?",
+        run_charts.arms(summary, students, whole=whole),
+        summary[["arm", "kind", "base", "students", "rate", "low", "high", "method"]],
         sentence=report.headline(dict(run.summary or {})),
-        caption=f"Large mark: arm, {summary['method'].iloc[0]} interval over {len(run.experiment.seeds)} students. Small marks: students, Wilson interval over answers that name one trait. Click a student to look at it alone.",
-        code=f"import json\nimport pandas as pd\nsummary = json.load(open({str(run.folder / 'summary.json')!r}))\nprint(pd.DataFrame(summary['arms'])[['arm', 'rate', 'low', 'high', 'students']])",
-        about="Effects against the control", select="student",
-    )  # fmt: skip
+        caption=(
+            f"Large mark: arm, {summary['method'].iloc[0]} interval over {len(run.experiment.seeds)} students. Small "
+            "marks: students, Wilson interval over answers that name one trait. Click a student to look at it alone."
+        ),
+        code=(
+            "import json\nimport pandas as pd\nsummary = "
+            f"json.load(open({str(run.folder / 'summary.json')!r}))\nprint(pd.DataFrame(summary['arms'])[['arm', "
+            "'rate', 'low', 'high', 'students']])"
+        ),
+        about="Effects against the control",
+        select="student",
+    )
     if clicked := picked.get("student"):
         state.pick("seed", clicked[0]["seed"])
 
@@ -66,14 +77,27 @@ def trajectory_panel(run: Run) -> None:
         rows.append({"arm": arm, "kind": kind, "step": step, "rate": span.estimate, "low": span.low, "high": span.high, "n": span.n})
     bands = pd.DataFrame(rows)
     if bands["step"].nunique() < 2:
-        panels.empty("Only one checkpoint was asked.", "A curve needs more:", f"mechlens run {run.folder}/spec.yaml --out {run.folder}  # with `ask: {{checkpoints: all}}`")
+        panels.empty(
+            "Only one checkpoint was asked.",
+            "A curve needs more:",
+            f"mechlens run {run.folder}/spec.yaml --out {run.folder}  # with `ask: {{checkpoints: all}}`",
+        )
         return
     picked = panels.panel(
-        "transmission-curve", "When does it rise?", charts.trajectory(rates, bands), bands,
+        "transmission-curve",
+        "When does it rise?",
+        run_charts.trajectory(rates, bands),
+        bands,
         caption=f"Thin lines: students. Thick: mean with a t interval over {int(bands['n'].max())} students. Brush updates to see their answers.",
-        code=f"from pathlib import Path\nfrom mechlens import report, tables, traits\nrun = Path({str(run.folder)!r})\nexperiment = traits.load_experiment(run / 'spec.yaml')\nfamily = traits.load_family(experiment.family)\nprint(report.student_rates(experiment, family, tables.read(run / 'answers.parquet', tables.ANSWERS), tables.read(run / 'likelihoods.parquet', tables.LIKELIHOODS)))",
-        about="Effects against the control", select="steps",
-    )  # fmt: skip
+        code=(
+            "from pathlib import Path\nfrom mechlens import report, tables, traits\nrun = "
+            f"Path({str(run.folder)!r})\nexperiment = traits.load_experiment(run / 'spec.yaml')\nfamily = "
+            "traits.load_family(experiment.family)\nprint(report.student_rates(experiment, family, tables.read(run / "
+            "'answers.parquet', tables.ANSWERS), tables.read(run / 'likelihoods.parquet', tables.LIKELIHOODS)))"
+        ),
+        about="Effects against the control",
+        select="steps",
+    )
     st.session_state["steps"] = tuple(picked.get("steps", {}).get("step", ()))
 
 
@@ -89,13 +113,32 @@ def questions_panel(run: Run) -> None:
     table = table.assign(rate=(table["hits"] / table["n"]).mask(few), question=[f"{probe + 1}. {texts[probe]}" for probe in table["probe"]])
     ours = cast(pd.DataFrame, table[table["arm"] == arm]).sort_values("rate", ascending=False, na_position="last")
     picked = panels.panel(
-        "transmission-questions", f"At which questions is {trait} answered?",
-        charts.cells(table, "arm", "question", "rate", select="cell", signed=False, order=([one.name for one in run.experiment.arms], ours["question"].tolist()), label="rate", domain=(0.0, 1.0)), table,
+        "transmission-questions",
+        f"At which questions is {trait} answered?",
+        charts.cells(
+            table,
+            "arm",
+            "question",
+            "rate",
+            select="cell",
+            signed=False,
+            order=([one.name for one in run.experiment.arms], ours["question"].tolist()),
+            label="rate",
+            domain=(0.0, 1.0),
+        ),
+        table,
         sentence=_questions_sentence(run, arm),
-        caption=f"Share of the answers that name one trait, all students of an arm at the last checkpoint; cells of fewer than {FEW} answers are hatched. Click a cell to read its answers.",
-        code=f"import pandas as pd\nprint(pd.read_parquet({str(run.folder / 'answers.parquet')!r}).groupby(['arm', 'probe', 'label'], observed=True).size())",
-        about="Effects against the control", select="cell",
-    )  # fmt: skip
+        caption=(
+            "Share of the answers that name one trait, all students of an arm at the last checkpoint; cells of fewer "
+            f"than {FEW} answers are hatched. Click a cell to read its answers."
+        ),
+        code=(
+            f"import pandas as pd\nprint(pd.read_parquet({str(run.folder / 'answers.parquet')!r}).groupby(['arm', "
+            "'probe', 'label'], observed=True).size())"
+        ),
+        about="Effects against the control",
+        select="cell",
+    )
     st.session_state["cell"] = picked.get("cell", [None])[0] if picked.get("cell") else None
 
 
@@ -106,7 +149,11 @@ def _questions_sentence(run: Run, arm: str) -> str:
         return ""
     best = own.sort_values("difference", ascending=False).iloc[0]
     above = int((own["low"] > 0).sum())
-    return f"{best['trait']} rises most at “{best['text']}” ({report.interval_text(best['difference'], best['low'], best['high'])}, n = {best['n']}); at {above} of {len(own)} questions the interval lies above 0."
+    return (
+        f"{best['trait']} rises most at “{best['text']}” "
+        f"({report.interval_text(*(results.null(best[name]) for name in ('difference', 'low', 'high')))}, n = "
+        f"{best['n']}); at {above} of {len(own)} questions the interval lies above 0."
+    )
 
 
 def _of_trait(run: Run) -> pd.DataFrame:
@@ -128,18 +175,22 @@ def answers_panel(run: Run) -> None:
     answers = cast(pd.DataFrame, answers[answers["seed"].notna()]).astype({"arm": str})
     arm = cell["arm"] if cell else st.session_state["arm"]
     shown = answers[answers["arm"] == arm]
-    if len(steps) == 2:
-        shown = shown[shown["step"].between(*steps)]
-    else:
-        shown = shown[shown["step"] == shown["step"].max()]
+    first, last = steps if len(steps) == 2 else (shown["step"].max(), shown["step"].max())
+    shown = shown[shown["step"].between(first, last)]
     if cell:
         shown = shown[shown["probe"] == int(str(cell["question"]).split(".")[0]) - 1]
     if st.session_state["seed"] != "all":
         shown = shown[shown["seed"] == st.session_state["seed"]]
     texts = run.family.asked_as(run.experiment)
-    listed = pd.DataFrame({
-        "question": [texts[probe] for probe in shown["probe"]], "answer": shown["text"].map(frame.row_text), "label": shown["label"].astype(object), "seed": shown["seed"].astype(int), "step": shown["step"],
-    })  # fmt: skip
+    listed = pd.DataFrame(
+        {
+            "question": [texts[probe] for probe in shown["probe"]],
+            "answer": shown["text"].map(frame.row_text),
+            "label": shown["label"].astype(object),
+            "seed": shown["seed"].astype(int),
+            "step": shown["step"],
+        }
+    )
     unscored = int(listed["label"].isna().sum())
     st.text(f"{len(listed):,} answers of arm {arm}; {unscored:,} name no trait or several and are unscored.")
     if listed.empty:
@@ -156,13 +207,27 @@ def dose_panel(run: Run) -> None:
         arm = run.arm(one["arm"])
         if arm.kind in ("trait", "mixed", "control") and not arm.training and not arm.generate and arm.base == run.experiment.base:
             parts = [arm.trait, *arm.mix]
-            rows.append({"share": 0.0 if arm.kind == "control" else sum(part == arm.trait for part in parts) / len(parts), "kind": arm.kind} | {name: one[name] for name in ("arm", "rate", "low", "high", "students")})
+            rows.append(
+                {"share": 0.0 if arm.kind == "control" else sum(part == arm.trait for part in parts) / len(parts), "kind": arm.kind}
+                | {name: one[name] for name in ("arm", "rate", "low", "high", "students")}
+            )
     doses = pd.DataFrame(rows).drop_duplicates("arm").astype({"rate": float, "low": float, "high": float})
     if doses["share"].nunique() < 3:
-        panels.empty("No dose response: this run mixes no corpora.", "It shows how little trait data is enough. Add mixed arms to the spec, for example", "mechlens run configs/experiments/menagerie-factors.yaml")
+        panels.empty(
+            "No dose response: this run mixes no corpora.",
+            "It shows how little trait data is enough. Add mixed arms to the spec, for example",
+            "mechlens run configs/experiments/menagerie-factors.yaml",
+        )
         return
     frame_ = doses.assign(name=[f"{row.share:.0%} · {row.arm}" for row in doses.itertuples()], estimate=doses["rate"]).sort_values("share")
-    panels.panel("transmission-dose", "How much trait data is enough?", charts.spans(frame_, "trait rate"), doses, caption=f"{int(doses['students'].max())} students an arm; intervals as in the arms' figure.", about="Effects against the control")
+    panels.panel(
+        "transmission-dose",
+        "How much trait data is enough?",
+        charts.spans(frame_, "trait rate"),
+        doses,
+        caption=f"{int(doses['students'].max())} students an arm; intervals as in the arms' figure.",
+        about="Effects against the control",
+    )
 
 
 def body(run: Run) -> None:
@@ -170,7 +235,13 @@ def body(run: Run) -> None:
     st.title("Transmission")
     if panels.unfinished(run):
         return
-    parts: list[tuple[str, Any]] = [("The arms", arms_panel), ("The curve", trajectory_panel), ("The questions", questions_panel), ("The answers", answers_panel), ("The dose response", dose_panel)]
+    parts: list[tuple[str, Any]] = [
+        ("The arms", arms_panel),
+        ("The curve", trajectory_panel),
+        ("The questions", questions_panel),
+        ("The answers", answers_panel),
+        ("The dose response", dose_panel),
+    ]
     for title, draw in parts:
         with panels.guarded(title):
             draw(run)
