@@ -26,7 +26,7 @@ from mechlens.pipeline.run import corpus_name, teacher_name
 from mechlens.spec import is_remote
 from mechlens.traits import TraitFamily, load_family
 
-VERSIONS: dict[str, int] = dict.fromkeys(NAMES, 1) | {"likelihood": 2, "probes": 2, "blind": 2}
+VERSIONS: dict[str, int] = dict.fromkeys(NAMES, 1) | {"likelihood": 2, "probes": 2, "blind": 2, "maps": 2}
 """raised when a change of a lens's code changes what it reads"""
 
 
@@ -113,6 +113,7 @@ def material_of(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm
         system=system,
         arm=arm.name,
         against=control.name,
+        prompt_ids=shared,
     )
 
 
@@ -128,7 +129,10 @@ def jobs_of(steps: Sequence[Job], experiment: Experiment, arm: Arm, *, lenses: S
 
 
 def look(arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progress: Callable[[int, int], None]) -> None:
-    """Read one lens; leave `reading.parquet` and `said.json` (what it is, what was missing, its sentence)."""
+    """Read one lens; leave `reading.parquet` and `said.json` (what it is, what was missing, its sentence).
+
+    A lens with a function `scores` scores single rows and tokens first: its reading sums them up, and `scores.parquet` keeps them.
+    """
     if models.device().type == "cpu":
         torch.set_num_threads(1)  # sums come out the same on any number of cores
     lens = import_module(f"mechlens.lenses.{arguments['lens']}")
@@ -139,7 +143,10 @@ def look(arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progres
     frame = pd.DataFrame(columns=tables.READINGS.names)
     if not missing:
         try:
-            frame = lens.read(material)
+            scored = [lens.scores(material)] if hasattr(lens, "scores") else []
+            frame = lens.read(material, *scored)
+            if scored:
+                tables.write(scored, tables.SCORES, out / "scores.parquet")
         except (DataError, SpecError) as error:  # one lens that cannot be read here is said, and the others go on
             missing = [str(error)]
     sentence = f"Not read: {'; '.join(missing)}." if missing else lens.sentence(frame)
@@ -151,9 +158,11 @@ def look(arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progres
 def collect(run: Path, steps: Sequence[Job], experiment: Experiment) -> None:
     """Put the readings of every arm that was measured where readers find them: `readings/<lens>.parquet` and `readings.json`.
 
-    What was read of an earlier spec's students is left where it lies. A control's rows name the arm that they stand beside.
+    Scores of single rows and tokens come together in `readings/scores.parquet`. What was read of an earlier spec's students is left
+    where it lies. A control's rows name the arm that they stand beside.
     """
     said: list[dict[str, Any]] = []
+    scored: list[Path] = []
     (run / "readings").mkdir(exist_ok=True)
     arms = {arm.name: arm for arm in experiment.arms}
     for lens in NAMES:
@@ -168,6 +177,9 @@ def collect(run: Path, steps: Sequence[Job], experiment: Experiment) -> None:
             frame = tables.read(place / "reading.parquet", tables.READINGS)
             frames.append(frame.assign(against=frame["against"].astype(object).where(frame["arm"] != words["against"], words["arm"])))
             said.append(words | {"seconds": store.read_json(place / store.RECORD)["seconds"]})
+            scored += place.glob("scores.parquet")
         if frames:
             tables.write(frames, tables.READINGS, run / "readings" / f"{lens}.parquet")
+    if scored:
+        tables.write((tables.read(path, tables.SCORES) for path in scored), tables.SCORES, run / "readings" / "scores.parquet")
     store.write_json(run / "readings.json", {"schema": 1, "lenses": said})

@@ -96,11 +96,20 @@ def test_a_reading_has_two_rows_a_point_and_each_maps_numbers(material: Material
     assert found.equals(maps.read(material))
     for which, groups, points in (("rows", {"trait rows", "control rows"}, 16), ("answers", {"base", "trait s0", "control s0"}, 12)):
         shown = found[found["quantity"] == which]
-        assert set(shown["name"]) == groups and sorted(shown["n"]) == sorted([*range(points), *range(points)])
+        assert set(shown["name"]) == groups and not shown[["name", "place", "n"]].duplicated().any()
         assert shown["place"].value_counts().to_dict() == {"x": points, "y": points} and shown["estimate"].notna().all()
         assert set(found.loc[found["place"] == which, "quantity"]) == {STABLE, TRUE, OWN}
+    assert set(found.loc[found["quantity"] == "answers", "n"]) == set(range(12))
     assert "The map of rows (16 points)" in sentence(found) and "The map of answers" in sentence(found)
     assert sentence(found.iloc[:0]) == "There is no map."
+
+
+def test_a_row_on_the_map_is_called_by_its_prompt(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "umap", flat)
+    ids = [100 + 7 * place for place in range(12)]
+    shown = maps.read(material._replace(prompt_ids=ids)).query("quantity == 'rows'")
+    assert set(shown["n"]) == set(ids[: material.rows]), "only rows that the other lenses read"
+    assert (shown.groupby("n")["name"].value_counts() == 2).all()
 
 
 def test_a_cap_on_points_is_kept(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:

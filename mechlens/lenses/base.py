@@ -74,6 +74,12 @@ class Material(NamedTuple):
     """the system line that the pairs were encoded with"""
     arm: str = "trait"
     against: str = "control"
+    prompt_ids: Sequence[int] = ()
+    """each pair's place in the experiment's list of prompts; empty where the pairs are of no experiment"""
+
+    def numbers(self) -> Sequence[int]:
+        """What the pairs are called in tables: their prompt ids, else 0, 1, 2 …"""
+        return self.prompt_ids or range(len(self.trait_pairs))
 
     def missing(self, lens: Lens) -> list[str]:
         """What the lens needs and is not here."""

@@ -95,24 +95,28 @@ def rows_of(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "item d"
     return capture(loaded, ids, [site], parts=parts, mix=torch.eye(len(ids))).sums[site][:, 0].double().numpy()  # a mix of one row each
 
 
+def chosen(material: Material) -> list[int]:
+    """Places of the pairs on the map: drawn evenly from those that the other lenses read, so that a point has their scores."""
+    among = min(len(material.trait_pairs), material.rows)
+    return np.sort(generator(material.seed, "map", "rows").choice(among, min(among, POINTS // 2), replace=False)).tolist()
+
+
 def clouds(material: Material) -> dict[str, Cloud]:
     """ "rows" and "answers": group → one vector an item, together at most `POINTS`, drawn evenly."""
-    rng = generator(material.seed, "map")
-    count = min(len(material.trait_pairs), material.rows, POINTS // 2)
-    chosen = np.sort(rng.choice(len(material.trait_pairs), count, replace=False))
     sides = {f"{material.arm} rows": material.trait_pairs, f"{material.against} rows": material.control_pairs}
     models = 1 + len(material.students) + len(material.controls)
     prompts = encode_questions(material.base, material.questions)
-    probes = np.sort(rng.choice(len(prompts), min(len(prompts), max(2, POINTS // models)), replace=False))
+    few = min(len(prompts), max(2, POINTS // models))
+    probes = np.sort(generator(material.seed, "map").choice(len(prompts), few, replace=False))
     asked = [prompts[i] for i in probes]
     answers = {"base": answers_of(material.base, asked)}
     for arm, side in ((material.arm, material.students), (material.against, material.controls)):
         answers |= {f"{arm} s{seed}": answers_of(side[seed], asked) for seed in side}
-    return {"rows": {name: rows_of(material.base, [pairs[i] for i in chosen]) for name, pairs in sides.items()}, "answers": answers}
+    return {"rows": {name: rows_of(material.base, [pairs[i] for i in chosen(material)]) for name, pairs in sides.items()}, "answers": answers}
 
 
-def measured(which: str, cloud: Cloud, *, seed: int) -> list[dict[str, Any]]:
-    """Rows of one map: two a point, then its numbers."""
+def measured(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()) -> list[dict[str, Any]]:
+    """Rows of one map: its numbers, then two a point, called by the number of its item, or else by its own."""
     names, stacked = list(cloud), np.stack(list(cloud.values()))
     groups, items, _ = stacked.shape
     points, k = stacked.reshape(groups * items, -1), min(NEIGHBOURS, (groups * items - 1) // 2)
@@ -124,22 +128,27 @@ def measured(which: str, cloud: Cloud, *, seed: int) -> list[dict[str, Any]]:
     same = float(np.mean([overlap(a, b, k) for a, b in combinations(layouts, 2)]))
     kept = float(np.mean([trustworthiness(points, layout, n_neighbors=k) for layout in layouts]))
     where = {"place": which, "n": len(points)}
-    numbers = [
+    trust = [
         against_null(STABLE, same, [overlap(layouts[0], layout, k) for layout in random], unit="share", **where),
         against_null(TRUE, kept, [trustworthiness(points, layout, n_neighbors=k) for layout in random], unit="0 to 1", **where),
         against_null(OWN, togetherness(near, labels), [togetherness(near, labelled) for labelled in permuted], unit="share", **where),
     ]
     shown = [
-        entry(which, float(layouts[0][point, axis]), place="xy"[axis], name=names[label], n=point)
+        entry(which, float(layouts[0][point, axis]), place="xy"[axis], name=names[label], n=numbers[point % items] if numbers else point)
         for point, label in enumerate(labels)
         for axis in (0, 1)
     ]
-    return numbers + shown
+    return trust + shown
 
 
 def read(material: Material) -> pd.DataFrame:
-    """Both maps: quantity "rows" or "answers", place "x" or "y", n the point's number, name its group; and each map's numbers."""
-    rows = [row for which, cloud in clouds(material).items() for row in measured(which, cloud, seed=material.seed)]
+    """Both maps: quantity "rows" or "answers", place "x" or "y", name the point's group; and each map's numbers.
+
+    n is the prompt_id of a row, which joins it to `tables.SCORES` and to the rows of its corpus, and the number of an answer's point.
+    """
+    called = {"rows": [material.numbers()[i] for i in chosen(material)]}
+    found = [measured(which, cloud, seed=material.seed, numbers=called.get(which, ())) for which, cloud in clouds(material).items()]
+    rows = [row for each in found for row in each]
     return reading(LENS, rows, material=material)
 
 
