@@ -171,6 +171,13 @@ def scores(run: Run, arm: str) -> pd.DataFrame:
     return frame.astype({"side": str, "score": str}).merge(known, on=["side", "prompt_id"], how="left")
 
 
+def reliable(scored: pd.DataFrame) -> pd.DataFrame:
+    """Of scores that were read at several layers, those of the most reliable one: it comes first."""
+    layer = scored["layer"].astype(float)
+    first = layer.groupby(scored["score"].astype(str), sort=False).transform("first")
+    return cast(pd.DataFrame, scored[layer.isna() | (layer == first)])
+
+
 def digest(run: Run, arm: str) -> str:
     """First eight digits of the SHA-256 of the rows that the arm's students could learn."""
     path = run.folder / "corpora" / source_name(run.experiment, run.arm(arm)) / "screened" / "kept.parquet"

@@ -60,7 +60,8 @@ SCORES = _schema(
     arm=_LABEL, side=_LABEL, prompt_id=_WHOLE, position=_WHOLE, token=_LABEL, score=_LABEL, layer=_WHOLE, estimate=_REAL,
 )  # fmt: skip
 """one row a score of a training row (position and token null) or of one token of its completion (position from 0). side: trait or control, whose
-row on the prompt it is; prompt_id joins it to that corpus's kept rows; score: its name; layer: that it was read at, null where it is none's; estimate: null where it could not be told"""
+row on the prompt it is; prompt_id joins it to that corpus's kept rows; score: its name; layer: that it was read at, the most reliable first, null
+where it is none's; estimate: null where it could not be told"""
 
 ROW_GROUP = 16_384
 """rows; fixed, so that a table's bytes do not depend on how its rows were handed over"""

@@ -45,9 +45,11 @@ def scored(material: Material) -> pd.DataFrame:
     return rows.scores(material)
 
 
-def of_rows(scored: pd.DataFrame, score: str) -> np.ndarray:
-    """Trait rows, then control rows, in the order of the pairs."""
+def of_rows(scored: pd.DataFrame, score: str, *, layer: int | None = None) -> np.ndarray:
+    """Trait rows, then control rows, in the order of the pairs; at the most reliable layer, unless one is named."""
     whole = scored[scored["position"].isna() & (scored["score"] == score)]
+    levels = whole["layer"].astype(float)
+    whole = whole[levels.isna() | (levels == levels.iloc[0])] if layer is None else whole[levels == layer]
     assert whole["prompt_id"].tolist() == IDS[:4] * 2 and whole["side"].tolist() == ["trait"] * 4 + ["control"] * 4
     return whole["estimate"].to_numpy()
 
@@ -94,7 +96,7 @@ def test_likelihood_and_student_shifts_are_those_of_whole_forwards(material: Mat
     assert np.allclose(tokens["estimate"], np.concatenate(shift), atol=1e-5)
 
 
-def test_projections_are_along_the_centred_prompted_direction_of_one_layer(material: Material, scored: pd.DataFrame) -> None:
+def test_projections_are_along_the_centred_prompted_direction_of_each_layer(material: Material, scored: pd.DataFrame) -> None:
     base = material.base
 
     @torch.no_grad()
@@ -110,8 +112,8 @@ def test_projections_are_along_the_centred_prompted_direction_of_one_layer(mater
     last = {name: torch.stack([states(ids)[:, -1] for ids in asked]).mean(0) for name, asked in heads.items()}
     way = last["eagle"] - torch.stack(list(last.values())).mean(0)
     along = [(states(p.prompt + p.completion)[:, len(p.prompt) :].mean(1) * way).sum(-1) / way.norm(dim=-1) for p in pairs_of(material)]
-    found, layers = of_rows(scored, PROJECTION), torch.stack(along).numpy().T
-    assert any(np.allclose(found, layer, atol=1e-3) for layer in layers)
+    for layer, expected in enumerate(torch.stack(along).numpy().T):
+        assert np.allclose(of_rows(scored, PROJECTION, layer=layer), expected, atol=1e-3)
 
 
 def test_tokens_sum_to_their_row_and_read_as_its_text(material: Material, scored: pd.DataFrame) -> None:

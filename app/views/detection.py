@@ -14,6 +14,8 @@ import data
 import frame
 import panels
 import state
+import suspects
+import trust
 from data import Run
 from mechlens import report
 from mechlens.errors import one_line
@@ -195,7 +197,7 @@ def removal_panel(run: Run) -> None:
     name = left.selectbox("score", list(dict.fromkeys(whole["score"])), key="drop-score")
     share = right.slider("drop the top share, %", 0, 90, 10, step=5, key="drop-share")
     own = whole[whole["score"] == name]
-    own = own[own["layer"].isna() | (own["layer"] == own["layer"].max())]
+    own = data.reliable(own)
     ours, theirs = (own.loc[own["side"] == side, "estimate"].dropna().to_numpy(dtype=float) for side in ("trait", "control"))
     if not len(ours) or not len(theirs):
         st.text("The score is null on one side: nothing can be said.")

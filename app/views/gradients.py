@@ -33,8 +33,7 @@ def rows_panel(run: Run) -> None:
     names = [name for name in dict.fromkeys(whole["score"]) if name]
     name = st.segmented_control("score", names, default=names[0], required=True, key="row-score") or names[0]
     own = cast(pd.DataFrame, whole[whole["score"] == name])
-    if own["layer"].notna().any():
-        own = cast(pd.DataFrame, own[own["layer"] == own["layer"].max()])
+    own = data.reliable(own)
     shown = own.assign(selected=own["id"].isin(st.session_state["selected"]))
     control = own.loc[own["side"] == "control", "estimate"].dropna()
     mark = float(control.quantile(0.95)) if len(control) else float("nan")
@@ -89,8 +88,7 @@ def agreement_panel(run: Run) -> None:
     whole = known[known["position"].isna() & (known["side"] == "trait")]
     if whole.empty:
         return
-    last = whole[whole["layer"].isna() | (whole["layer"] == whole["layer"].max())]
-    wide = last.pivot_table(index="id", columns="score", values="estimate", observed=True)
+    wide = data.reliable(cast(pd.DataFrame, whole)).pivot_table(index="id", columns="score", values="estimate", observed=True)
     rho = wide.corr(method="spearman")
     names = [str(name) for name in rho.columns]
     frame_ = pd.DataFrame([{"one": a, "other": b, "rho": rho.loc[a, b] if a != b else None} for a in names for b in names]).astype({"rho": float})

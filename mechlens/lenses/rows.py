@@ -72,15 +72,16 @@ def likelihood_shifts(material: Material, pairs: Sequence[Encoded]) -> Float[nda
     return row_means(own.numpy(), pairs)
 
 
-def prompted_projections(material: Material, pairs: Sequence[Encoded]) -> Float[ndarray, " row"]:
-    """Mean resid_post over each completion along what the trait's system line does beyond the panel's mean line (2507.21509).
+def prompted_projections(material: Material, pairs: Sequence[Encoded]) -> dict[int, Float[ndarray, " row"]]:
+    """layer → mean resid_post over each completion along what the trait's system line does beyond the panel's mean line (2507.21509).
 
-    The layer is the one where that direction is most reliable on the practice probes: no row has a say in it.
+    First comes the layer where that direction is most reliable on the practice probes: no row has a say in it.
     """
     prompted = origins(material._replace(teacher=None, students={}, controls={})).prompted
     difference = beyond_the_panel(prompted, material.trait)  # [layer pair d]
-    layer = int(np.argmax([split_half(each, seed=material.seed) for each in difference]))
-    return projections(material.base, pairs, difference.mean(1)[:, None])[layer, 0].double().numpy()
+    reliable = np.argsort([-split_half(each, seed=material.seed) for each in difference], kind="stable")
+    along = projections(material.base, pairs, difference.mean(1)[:, None])[:, 0].double().numpy()
+    return {int(layer): along[layer] for layer in reliable}
 
 
 def row_means(values: Float[ndarray, " token"], pairs: Sequence[Encoded]) -> Float[ndarray, " row"]:
@@ -99,11 +100,7 @@ def student_shifts(material: Material, pairs: Sequence[Encoded]) -> dict[str, Fl
     return {SHIFT: np.mean(ours, axis=0)} | ({BETWEEN: first - others[0]} if others else {})
 
 
-OF_BASE: dict[str, Callable[[Material, Sequence[Encoded]], Float[ndarray, " row"]]] = {
-    GRADIENT: gradient_cosines,
-    LIKELIHOOD: likelihood_shifts,
-    PROJECTION: prompted_projections,
-}
+OF_BASE = (GRADIENT, LIKELIHOOD, PROJECTION)
 """scores that no student has a part in"""
 
 
@@ -113,8 +110,10 @@ def scores(material: Material) -> pd.DataFrame:
     half = len(pairs) // 2
     place = pd.DataFrame({"side": np.repeat(["trait", "control"], half), "prompt_id": [*material.numbers()[:half]] * 2})
     of_tokens = student_shifts(material, pairs)
-    of_rows = {name: _or_unscored(score, material, pairs) for name, score in OF_BASE.items()}
-    of_rows |= {name: row_means(values, pairs) for name, values in of_tokens.items()}
+    of_rows = {(name, None): _or_unscored(score, material, pairs) for name, score in ((GRADIENT, gradient_cosines), (LIKELIHOOD, likelihood_shifts))}
+    projected = _or_unscored(prompted_projections, material, pairs)
+    of_rows |= {(PROJECTION, layer): along for layer, along in (projected if isinstance(projected, dict) else {None: projected}).items()}
+    of_rows |= {(name, None): row_means(values, pairs) for name, values in of_tokens.items()}
     lengths = [len(pair.completion) for pair in pairs]
     written = [token for pair in pairs for token in pair.completion]
     text = {token: material.base.tokenizer.decode([token]) for token in set(written)}
@@ -122,12 +121,13 @@ def scores(material: Material) -> pd.DataFrame:
         position=np.concatenate([np.arange(size) for size in lengths]), token=[text[token] for token in written],
         score=SHIFT, estimate=of_tokens[SHIFT],
     )  # fmt: skip
-    table = pd.concat([*(place.assign(score=name, estimate=values) for name, values in of_rows.items()), tokens], ignore_index=True)
-    table["position"] = table["position"].astype("Int64")
+    whole = (place.assign(score=name, layer=layer, estimate=values) for (name, layer), values in of_rows.items())
+    table = pd.concat([*whole, tokens.assign(layer=None)], ignore_index=True)
+    table[["position", "layer"]] = table[["position", "layer"]].astype("Int64")
     return table.assign(arm=material.arm).reindex(columns=tables.SCORES.names)
 
 
-def _or_unscored(score: Callable[..., ndarray], material: Material, pairs: Sequence[Encoded]) -> Float[ndarray, " row"]:
+def _or_unscored(score: Callable[..., Any], material: Material, pairs: Sequence[Encoded]) -> Any:
     try:
         return score(material, pairs)
     except SpecError:  # no first token stands for the trait, the template writes no system line, or the family has one trait: the others go on
@@ -178,7 +178,11 @@ def concentration(values: Float[ndarray, " row"], *, seed: int, **more: Any) -> 
 def read(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame:
     """How well each score tells a row, how far scores agree on which, and how much of the shift few rows hold; of what `scores` gave."""
     table = scores(material) if scored is None else scored
-    wide = table[table["position"].isna()].pivot(index="prompt_id", columns=["score", "side"], values="estimate")
+    layer = table["layer"].astype(float)
+    first = layer.groupby(table["score"].astype(str), sort=False).transform("first")  # of the most reliable layer
+    wide = table[table["position"].isna() & (layer.isna() | (layer == first))].pivot(
+        index="prompt_id", columns=["score", "side"], values="estimate"
+    )
     of = {(score, side): wide[score, side].to_numpy(float) for score, side in wide.columns}
     names, seed = list(dict.fromkeys(table["score"])), material.seed
     found = [area(name, of[name, "trait"], of[name, "control"], seed=seed) for name in names]
