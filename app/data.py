@@ -66,7 +66,8 @@ def opened(name: str, folder: Path) -> Run:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def _opened(name: str, folder: Path, *_stamps: int) -> Run:
+def _opened(name: str, folder: Path, *stamps: int) -> Run:
+    del stamps  # they renew the cache, here and below: a name that begins with _ would not
     experiment = traits.load_experiment(folder / "spec.yaml")
     family = traits.load_family(experiment.family)
     unfinished = not (folder / "summary.json").is_file() or results.is_unfinished(folder, experiment)
@@ -85,7 +86,8 @@ def table(run: Run, name: str, schema: Any) -> pd.DataFrame:
 
 
 @st.cache_data(max_entries=64, show_spinner=False, hash_funcs={"pyarrow.lib.Schema": str})
-def _table(path: Path, schema: Any, _stamp: int) -> pd.DataFrame:
+def _table(path: Path, schema: Any, stamp: int) -> pd.DataFrame:
+    del stamp
     return tables.read(path, schema)
 
 
@@ -95,7 +97,8 @@ def rates(run: Run) -> pd.DataFrame:
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _rates(_folder: Path, _run: Run, _stamp: int) -> pd.DataFrame:
+def _rates(folder: Path, _run: Run, stamp: int) -> pd.DataFrame:
+    del folder, stamp
     return report.student_rates(_run.experiment, _run.family, table(_run, "answers", tables.ANSWERS), table(_run, "likelihoods", tables.LIKELIHOODS))
 
 
@@ -140,7 +143,8 @@ def rows(run: Run, arm: str) -> pd.DataFrame:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _rows(_folder: Path, arm: str, _run: Run, *_stamps: int) -> pd.DataFrame:
+def _rows(folder: Path, arm: str, _run: Run, *stamps: int) -> pd.DataFrame:
+    del folder, stamps
     frames = []
     for side, one in sides(_run, arm).items():
         name = corpus_name(_run.experiment, one)
@@ -185,7 +189,8 @@ def digest(run: Run, arm: str) -> str:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _digest(path: Path, _stamp: int) -> str:
+def _digest(path: Path, stamp: int) -> str:
+    del stamp
     return file_digest(path)[:8]
 
 
@@ -212,7 +217,8 @@ def audit(path: Path) -> dict[str, Any]:
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def _card(path: Path, _stamp: int) -> dict[str, Any]:
+def _card(path: Path, stamp: int) -> dict[str, Any]:
+    del stamp
     return store.read_json(path)
 
 

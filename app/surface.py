@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -23,14 +21,15 @@ DRAWS, MOST = 200, 4000
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def surface(folder: Any, arm: str, _known: pd.DataFrame, _stamp: str) -> tuple[pd.DataFrame, dict[str, float]]:
+def surface(folder: str, arm: str, _known: pd.DataFrame, stamp: str) -> tuple[pd.DataFrame, dict[str, float]]:
     """Standardised difference of every measure of shape, trait rows less control rows of the same prompts, and the AUROC of all together.
 
     Intervals: bootstrap over prompts. Null: halves of the control's rows. The AUROC is cross-validated with a prompt's rows in one fold.
     """
+    del folder, stamp  # with the arm, they tell one table from another in the cache
     kept = _known[(_known["fate"] == "kept")].drop_duplicates(["side", "prompt_id"])
     wide = kept.pivot(index="prompt_id", columns="side", values="completion").dropna()
-    rng = generator(0, "surface", str(folder), arm)
+    rng = generator(0, "surface", arm)
     wide = wide.iloc[np.sort(rng.permutation(len(wide))[:MOST])]
     ours, theirs = (np.array([shape_of(text) for text in wide[side]], dtype=float).reshape(-1, len(SHAPE)) for side in ("trait", "control"))
     scale = np.where((spread := theirs.std(0)) > 0, spread, np.nan)
@@ -61,9 +60,9 @@ def _format_only(ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator)
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def shift(key: tuple[str, str], _known: pd.DataFrame, _stamp: str) -> pd.DataFrame:
+def shift(key: tuple[str, str, str], _known: pd.DataFrame) -> pd.DataFrame:
     """Every word, number and sign of the kept rows: count on both sides, log2 ratio (a half added), z and q of the two rates."""
-    del key  # it tells one table from another in the cache
+    del key
     counts = {}
     for side in ("trait", "control"):
         texts = _known[(_known["fate"] == "kept") & (_known["side"] == side)]["completion"]

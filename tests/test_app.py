@@ -222,3 +222,15 @@ def test_pages_load_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
     for path in (APP / "views").glob("*.py"):
         assert not re.search(r"^(import|from) (torch|transformers|transformer_lens|peft)", path.read_text(), flags=re.MULTILINE)
+
+
+def test_a_run_that_is_written_again_is_read_again(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs = made("as_it_is", tmp_path)
+    page = opened(runs, monkeypatch)
+    summary = store.read_json(runs / "demo" / "summary.json")
+    assert report.headline(summary) in words(page)
+    effect = summary["effects"][0] | {"difference": 0.123, "low": 0.1, "high": 0.2}
+    store.write_json(runs / "demo" / "summary.json", summary | {"effects": [effect, *summary["effects"][1:]]})
+    assert "+0.123 [+0.100, +0.200]" in words(page.run())
+    other = opened(folders["one_seed"], monkeypatch)  # another folder of the same name
+    assert "Without an interval" in words(other)

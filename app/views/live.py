@@ -41,7 +41,6 @@ def controls(run: Run) -> dict[str, Any]:
     chosen = st.selectbox("a held-out question", ["", *probes], key="live-probe", format_func=lambda one: one or "one of your own")
     own = st.text_input("your question", max_chars=500, key="live-question", disabled=bool(chosen))
     first, second, third, fourth = st.columns(4)
-    layers = sorted({0, 1} if not st.session_state.get("layer") else set(range(int(st.session_state["layer"]) + 1)))
     return {
         "question": chosen or own,
         "amount": first.slider(
@@ -53,7 +52,7 @@ def controls(run: Run) -> dict[str, Any]:
             key="live-amount",
             help="0 leaves the models alone; above 0 adds the direction, below 0 takes it away.",
         ),
-        "layer": second.selectbox("at layer", layers, index=0, key="live-layer"),
+        "layer": second.number_input("at layer", 0, 500, int(st.session_state.get("layer") or 0), key="live-layer"),
         "samples": third.slider("answers", 1, 50, 20, key="live-samples"),
         "seed": fourth.number_input("seed", 0, 10_000, 0, key="live-seed"),
     }
@@ -119,7 +118,7 @@ def bars(frame_: pd.DataFrame) -> Any:
             tooltip=["model", "token", alt.Tooltip("probability:Q", format=".4f")],
         )
     )
-    return each.properties(width=150, height=170).facet(column=alt.Column("model:N", sort=told, title=None)).resolve_scale(y="independent")
+    return each.properties(width=100, height=170).facet(column=alt.Column("model:N", sort=told, title=None)).resolve_scale(y="independent")
 
 
 def show(found: dict[str, Any]) -> None:

@@ -20,8 +20,9 @@ AUDITED = ("audit.html", "audit.json")
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def frozen(folder: Path, names: tuple[str, ...], _stamps: tuple[int, ...]) -> bytes:
+def frozen(folder: Path, names: tuple[str, ...], stamps: tuple[int, ...]) -> bytes:
     """A zip of the files and a MANIFEST of their SHA-256; the same files give the same bytes."""
+    del stamps  # they renew the cache
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bundle:
         lines = []

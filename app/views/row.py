@@ -146,7 +146,7 @@ def scores_panel(run: Run, row: pd.Series) -> None:
 def neighbours_panel(run: Run, row: pd.Series) -> None:
     """Rows that share the most tokens with it."""
     rows = data.rows(run, st.session_state["arm"])
-    near = neighbours(run.folder, st.session_state["arm"], rows, data.digest(run, st.session_state["arm"]), str(row["id"]))
+    near = neighbours((str(run.folder), st.session_state["arm"], st.session_state["digest"]), rows, str(row["id"]))
     st.subheader("Rows like it")
     event = st.dataframe(
         near.assign(completion=near["completion"].map(frame.row_text)),
@@ -163,9 +163,9 @@ def neighbours_panel(run: Run, row: pd.Series) -> None:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def neighbours(_folder: Any, arm: str, _rows: pd.DataFrame, _stamp: str, row: str) -> pd.DataFrame:
+def neighbours(key: tuple[str, str, str], _rows: pd.DataFrame, row: str) -> pd.DataFrame:
     """The rows nearest by the cosine of their token counts: id, side, cosine, completion."""
-    del arm
+    del key
     kept = _rows[(_rows["fate"] == "kept") | (_rows["id"] == row)].drop_duplicates("id").reset_index(drop=True)
     counts = normalize(tokens(kept["completion"].tolist()))
     own = int(np.flatnonzero(kept["id"] == row)[0])

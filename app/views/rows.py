@@ -65,7 +65,7 @@ def surface_panel(run: Run) -> None:
             panels.resume(run),
         )
         return
-    found, auroc = surface.surface(run.folder, arm, known, data.digest(run, arm))
+    found, auroc = surface.surface(str(run.folder), arm, known, data.digest(run, arm))
     apart = (
         "the surface tells them apart: look for what differs before anything else"
         if auroc["low"] > 0.55
@@ -98,7 +98,7 @@ def shift_panel(run: Run) -> None:
     """C: which tokens stand more often?"""
     alt = charts.alt
     arm = st.session_state["arm"]
-    found = surface.shift((str(run.folder), arm), data.rows(run, arm), data.digest(run, arm))
+    found = surface.shift((str(run.folder), arm, data.digest(run, arm)), data.rows(run, arm))
     if found.empty:
         panels.empty("No token stands ten times.", "Frequencies need more rows:", panels.resume(run))
         return
