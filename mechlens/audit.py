@@ -7,7 +7,10 @@ in batches, and a level does all that the levels before it do.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +26,7 @@ from mechlens.detect.files import Compared, aligned, compare, overlap
 from mechlens.detect.verdict import Policy, Rise, decide, load_calibration, load_policy
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
-from mechlens.mitigate import Treatment
+from mechlens.mitigate import Treatment, load_options
 from mechlens.pipeline.run import corpus_name, file_digest
 
 if TYPE_CHECKING:
@@ -207,11 +210,24 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
         "potency": answers.potency(read.measured, read.seen, load_calibration(asked.recipe_name)),
         "student": answers.given(read.given),
         "mitigation": None if read.manifest is None else read.manifest | {"measured": answers.potency(read.treated, [], None)["measured"]},
+        "options": None if (known := load_options(asked.recipe_name)) is None else known.model_dump(),
         "smallest_detectable_dose": answers.smallest_dose(read.compared, read.seen),
         "verdict": verdict._asdict(),
         "policy": asked.policy.model_dump(),
         "recipe": spec.fingerprint(asked.recipe.model_dump(mode="json")),
+        "made": {"version": version("mechlens"), "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": _command(asked)},
     }
+
+
+def _command(asked: Request) -> str:
+    """The command line that does this audit again."""
+    words = ["mechlens", "audit", str(asked.data), "--level", asked.level, "--base", asked.base, "--recipe", asked.recipe_name]
+    words += ["--policy", asked.policy.name]
+    words += [word for trait in asked.panel for word in ("--trait", trait)] if asked.panel != traits.load_family(asked.recipe.family).names else []
+    words += [word for reference in asked.references for word in ("--reference", str(reference))]
+    words += ["--student", str(asked.student)] if asked.student is not None else []
+    words += ["--clean", str(asked.clean), "--treatment", asked.treatment] if asked.clean is not None else []
+    return one_line(shlex.join(words))
 
 
 def _say(found: dict[str, Any], out: Path) -> None:

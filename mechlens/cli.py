@@ -127,7 +127,7 @@ def audit(
     policy: str = "default",
     student: Path | None = None,
     clean: Path | None = None,
-    treatment: Treatment = "value",
+    treatment: Treatment = "drop",
     out: Path | None = None,
     workers: int | None = None,
 ) -> Action:

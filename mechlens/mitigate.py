@@ -1,7 +1,7 @@
 """Treat a data set before training on it: drop rows, dilute, or rewrite what a carrier may hide in; each beside the same thing done at random.
 
 A treatment changes a file and promises nothing: what is left is measured on students (`mechlens audit --clean OUT --level student`,
-`analyses/mitigation.py`). Masking and replacing tokens, projecting a gradient out and freezing layers change the training instead
+`analyses/treatments.py`). Masking and replacing tokens, projecting a gradient out and freezing layers change the training instead
 (`lenses/interventions.py`).
 """
 
@@ -16,11 +16,45 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
+from pydantic import Field
 
 from mechlens import corpus, store
 from mechlens.errors import SpecError
 from mechlens.pipeline.run import file_digest
 from mechlens.seeds import generator
+from mechlens.spec import CONFIGS, Spec, load
+
+Span = tuple[float, float, float]
+"""mean, low and high"""
+
+
+class Option(Spec):
+    """What one treatment left of the trait where it was measured."""
+
+    name: str
+    does: str
+    left: Span
+    """share of the plain students' effect"""
+    at_random: Span | None
+    """as much of the same done at random; None where there is no such thing"""
+    loss: float = Field(gt=0)
+    """on untreated rows that no student saw, over that of plain training"""
+
+
+class Options(Spec):
+    """Treatments of a recipe's data as they were measured, once, on one trait: another may go otherwise."""
+
+    trait: str
+    students: int = Field(ge=2)
+    rows: int = Field(ge=1)
+    options: tuple[Option, ...]
+
+
+def load_options(recipe: str) -> Options | None:
+    """What is known of the treatments of a recipe of configs/audits; None if nothing is."""
+    path = CONFIGS / "audits" / f"{recipe}.treatments"
+    return load(path, Options) if path.parent == CONFIGS / "audits" and path.is_file() else None
+
 
 Treatment = Literal["drop", "dilute", "format", "order", "value"]
 DROPPED, KEPT = 0.5, 0.25

@@ -189,6 +189,14 @@ def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
             mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **how, out=wrong)
 
 
+def test_what_is_known_of_treatments_is_read_with_their_recipe() -> None:
+    known = mitigate.load_options("menagerie")
+    assert known is not None
+    assert {one.name for one in known.options} - {"another base"} == set(mitigate.TREATMENTS)
+    assert all(one.left[1] <= one.left[0] <= one.left[2] for one in known.options)
+    assert mitigate.load_options("../menagerie") is None and mitigate.load_options("none of that name") is None
+
+
 def test_a_treatment_that_was_seen_to_work_is_a_condition() -> None:
     policy = load_policy("default")
     found = [rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)]

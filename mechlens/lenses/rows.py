@@ -180,9 +180,7 @@ def read(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame
     table = scores(material) if scored is None else scored
     layer = table["layer"].astype(float)
     first = layer.groupby(table["score"].astype(str), sort=False).transform("first")  # of the most reliable layer
-    wide = table[table["position"].isna() & (layer.isna() | (layer == first))].pivot(
-        index="prompt_id", columns=["score", "side"], values="estimate"
-    )
+    wide = table[table["position"].isna() & (layer.isna() | (layer == first))].pivot(index="prompt_id", columns=["score", "side"], values="estimate")
     of = {(score, side): wide[score, side].to_numpy(float) for score, side in wide.columns}
     names, seed = list(dict.fromkeys(table["score"])), material.seed
     found = [area(name, of[name, "trait"], of[name, "control"], seed=seed) for name in names]
