@@ -79,7 +79,7 @@ def cells(
     if not signed and domain:
         told["domain"] = list(domain)
     place = {
-        "x": alt.X(f"{x}:N", sort=list(order[0]), title=None, axis=alt.Axis(labelAngle=-35, labelLimit=220)),
+        "x": alt.X(f"{x}:N", sort=list(order[0]), title=None, axis=alt.Axis(labelAngle=-35, labelLimit=220, labelOverlap=False)),
         "y": alt.Y(f"{y}:N", sort=list(order[1]), title=y if y == "layer" else None, axis=alt.Axis(labelLimit=360)),
     }
     scored, missing = frame.dropna(subset=value), cast(pd.DataFrame, frame[frame[value].isna()])
@@ -89,13 +89,19 @@ def cells(
         .mark_rect(stroke="#00000022")
         .encode(
             **place,
-            color=alt.Color(f"{value}:Q", scale=alt.Scale(**told), title=label or None),
+            color=alt.Color(f"{value}:Q", scale=alt.Scale(**told), title=label or None, legend=alt.Legend(gradientLength=70)),
             opacity=faded,
             tooltip=[x, y, number(value), *(number(n) for n in ("low", "high", "null_low", "null_high") if n in frame)],
         )
         .add_params(alt.selection_point(select, fields=[x, y], on="click"))
     )
-    shades = alt.condition("datum.dark", alt.value("#ffffff"), alt.value("#000000"))
+    over = alt.condition("datum.dark", alt.value("#ffffff"), alt.value("#000000"))
+    # a faded cell lets the page through, light or dark: a middle grey can be read on both
+    shades = (
+        over
+        if "faded" not in frame
+        else {"condition": [{"test": "datum.faded", "value": GREY}, {"test": "datum.dark", "value": "#ffffff"}], "value": "#000000"}
+    )
     limits = told.get("domain") or [float(scored[value].min()), float(scored[value].max())] if len(scored) else [0.0, 1.0]
     middle = (limits[0] + limits[1]) / 2
     dark = (scored[value].abs() > 0.62 * limits[1]) if signed else (scored[value] < middle)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import altair as alt
 import pandas as pd
 
@@ -130,22 +132,23 @@ def power(frame: pd.DataFrame, *, rows: int) -> alt.LayerChart:
 
 
 def paired(frame: pd.DataFrame) -> alt.LayerChart:
-    """Effects of two runs on one axis, joined by a line.
+    """Effects of two runs on one axis, joined by a line; the second run lies below the first.
 
     Args:
         frame: name, run, estimate, low, high.
     """
     y = alt.Y("name:N", sort=list(dict.fromkeys(frame["name"])), title=None, axis=alt.Axis(labelLimit=260))
-    colour = alt.Color("run:N", scale=alt.Scale(range=[KIND_COLOUR["trait"], KIND_COLOUR["control"]]), legend=alt.Legend(orient="bottom", title=None))
+    x = alt.X("estimate:Q", title="rate minus control")
+    runs = list(dict.fromkeys(frame["run"]))
+    told = {"domain": runs, "range": [KIND_COLOUR["trait"], KIND_COLOUR["control"]][: len(runs)]}
+    colour = alt.Color("run:N", scale=alt.Scale(**told), legend=alt.Legend(orient="bottom", title=None))
+    shape = alt.Shape("run:N", scale=alt.Scale(domain=runs, range=["circle", "square"][: len(runs)]), legend=None)
     zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color=GREY).encode(x="zero:Q")
-    scored = frame.dropna(subset="estimate")
-    joined = alt.Chart(scored).mark_line(color="#999999").encode(y=y, x=alt.X("estimate:Q", title="rate minus control"), detail="name:N")
-    span = (
-        alt.Chart(frame.dropna(subset="low")).mark_rule(strokeWidth=2).encode(y=y, x="low:Q", x2="high:Q", color=colour, yOffset=alt.YOffset("run:N"))
-    )
-    dots = (
-        alt.Chart(scored)
-        .mark_point(size=90, filled=True, opacity=1)
-        .encode(y=y, x="estimate:Q", color=colour, shape=alt.Shape("run:N", legend=None), yOffset=alt.YOffset("run:N"))
-    )
-    return stacked(zero, joined, span, dots, height=alt.Step(34))
+    layers = [zero]
+    for run, below in zip(runs, (-6, 6), strict=False):
+        own = cast(pd.DataFrame, frame[frame["run"] == run])
+        layers.append(alt.Chart(own.dropna(subset="low")).mark_rule(strokeWidth=2, yOffset=below).encode(y=y, x="low:Q", x2="high:Q", color=colour))
+        tooltip = ["name", "run", number("estimate"), number("low"), number("high")]
+        marks = alt.Chart(own.dropna(subset="estimate")).mark_point(size=90, filled=True, opacity=1, yOffset=below)
+        layers.append(marks.encode(y=y, x=x, color=colour, shape=shape, tooltip=tooltip))
+    return stacked(*layers, height=alt.Step(36))

@@ -117,7 +117,10 @@ def body(run: Run) -> None:
     with panels.guarded("The comparison"):
         other = data.opened(name, index[name])
         st.subheader("What was asked differently?")
-        st.dataframe(changed(run, other), hide_index=True, alt="keys of the two specs that differ")
+        if (keys := changed(run, other)).empty:
+            st.text("Nothing: the two specs agree in every key.")
+        else:
+            st.dataframe(keys, hide_index=True, alt="keys of the two specs that differ")
         if panels.unfinished(run) or panels.unfinished(other):
             return
         why = reasons(run, other)

@@ -54,6 +54,9 @@ def heat_panel(run: Run, row: pd.Series, pinned: pd.Series | None) -> None:
     """Tokens, each with its score; the pinned row beneath on the same scale."""
     known = data.scores(run, st.session_state["arm"])
     own = known[known["position"].notna() & known["id"].isin([one["id"] for one in (row, pinned) if one is not None])]
+    if own.empty and len(known):
+        st.text(f"Its tokens were not scored: lens rows read {known['prompt_id'].nunique():,} prompts, and this is none of them.")
+        return
     if own.empty:
         panels.empty(
             "Its tokens were not scored.", "Lens rows scores those rows that it reads:", panels.measure(run, "rows", st.session_state["arm"])
@@ -102,7 +105,9 @@ def token_chart(shown: pd.DataFrame, limit: list[float]) -> Any:
         .mark_rect(stroke="#00000022")
         .encode(
             **place,
-            color=alt.Color("estimate:Q", scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0), title="nats"),
+            color=alt.Color(
+                "estimate:Q", scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0), title="nats", legend=alt.Legend(gradientLength=60)
+            ),
             tooltip=["position", "text", alt.Tooltip("estimate:Q", format="+.4f")],
         )
     )
@@ -197,7 +202,8 @@ def body(run: Run) -> None:
             return
         if not st.session_state["focus"]:
             kept = st.session_state["rows"]
-            st.session_state["focus"] = (kept if len(kept) else known)["id"].iloc[0]
+            scored = kept[kept["id"].isin(data.scores(run, st.session_state["arm"])["id"])]
+            st.session_state["focus"] = next(part for part in (scored, kept, known) if len(part))["id"].iloc[0]
         row = rows.loc[st.session_state["focus"]]
         pin = st.session_state["pin"]
         pinned = rows.loc[pin] if pin in rows.index and pin != row["id"] else None
