@@ -12,10 +12,9 @@ LENSES = Path(__file__).parents[1] / "mechlens" / "lenses"
 OWN = {
     "Effects against the control": (
         "rate(arm) − rate(control), paired by student (seed) and question, at the last checkpoint",
-        "Sampled answers that name exactly one trait of the family; others are unscored. From five students on the "(
-            "interval is a bootstrap over students and questions, below that a t interval over students. q is "
-            "Benjamini-Hochberg over the family's traits."
-        ),
+        "Sampled answers that name exactly one trait of the family; others are unscored. From five students on the "
+        "interval is a bootstrap over students and questions, below that a t interval over students. q is "
+        "Benjamini-Hochberg over the family's traits.",
         "Never against the untouched base: any training moves the answers. Few students say little of other seeds.",
     ),
     "Screen": (
