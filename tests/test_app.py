@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from conditions import APP, CONDITIONS, ROOT, SHIPPED, drawn, made, spec_of
 from streamlit.testing.v1 import AppTest
 
+import definitions
 from mechlens import cli, report, store, tables
 from mechlens.errors import SpecError
 from mechlens.figures import KIND_COLOUR
+from mechlens.lenses import NAMES
 
 PAGES = tuple(sorted(path.stem for path in (APP / "views").glob("*.py")))
 QUIET = ("live",)  # opens a process with the models only when asked
@@ -234,3 +237,9 @@ def test_a_run_that_is_written_again_is_read_again(folders: dict[str, Path], mon
     assert "+0.123 [+0.100, +0.200]" in words(page.run())
     other = opened(folders["one_seed"], monkeypatch)  # another folder of the same name
     assert "Without an interval" in words(other)
+
+
+def test_methods_say_what_lenses_say_of_themselves() -> None:
+    assert set(definitions.lenses()) == set(NAMES)
+    for name, said in definitions.lenses().items():
+        assert said == {key: value for key, value in import_module(f"mechlens.lenses.{name}").LENS._asdict().items()}

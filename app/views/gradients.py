@@ -30,7 +30,10 @@ def rows_panel(run: Run) -> None:
             f"Rows of arm {arm} were not scored.", "Which rows push towards the trait is read by lens rows:", panels.measure(run, "rows", arm)
         )
         return
-    names = [name for name in dict.fromkeys(whole["score"]) if name]
+    names = [name for name, own in whole.groupby("score", sort=False) if own["estimate"].notna().any()]
+    if not names:
+        st.text("Every score of every row is null: nothing was scored, so nothing is drawn.")
+        return
     name = st.segmented_control("score", names, default=names[0], required=True, key="row-score") or names[0]
     own = cast(pd.DataFrame, whole[whole["score"] == name])
     own = data.reliable(own)
@@ -86,7 +89,7 @@ def agreement_panel(run: Run) -> None:
     arm = st.session_state["arm"]
     known = data.scores(run, arm)
     whole = known[known["position"].isna() & (known["side"] == "trait")]
-    if whole.empty:
+    if whole["estimate"].isna().all():
         return
     wide = data.reliable(cast(pd.DataFrame, whole)).pivot_table(index="id", columns="score", values="estimate", observed=True)
     rho = wide.corr(method="spearman")
