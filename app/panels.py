@@ -39,7 +39,7 @@ def panel(
         key: its name in exports and in session state.
         frame: the very numbers that the chart draws, for CSV and table.
         caption: n, seeds and the method of the interval.
-        code: Python that rebuilds the chart from the run's files.
+        code: Python that reads the chart's numbers from the run's files; without it, from the CSV.
         about: the section of Methods that defines it.
         select: name of the chart's selection parameter.
         heading: whether the title is drawn; it is said to readers of the screen in any case.
@@ -57,7 +57,12 @@ def panel(
         picked = st.altair_chart(chart, alt=alt, **options)
     if caption:
         st.caption(plain_markdown(caption))
-    _ways_out(key, chart, frame, code)
+    _ways_out(
+        key,
+        chart,
+        frame,
+        code or f"import pandas as pd\n\nframe = pd.read_csv({f'{key}.csv'!r})  # what “Data (CSV)” beside this gives\nprint(frame)",
+    )
     return dict(picked["selection"]) if select and picked else {}
 
 
@@ -76,9 +81,8 @@ def _ways_out(key: str, chart: Any, frame: pd.DataFrame, code: str) -> None:
                 on_click="ignore",
                 type="tertiary",
             )
-        if code:
-            with st.popover("Code", type="tertiary"):
-                st.code(code)
+        with st.popover("Code", type="tertiary"):
+            st.code(code)
         with st.popover("Table", type="tertiary"):
             st.dataframe(frame.head(1000), hide_index=True, alt=f"the numbers of {key}")
             if len(frame) > 1000:

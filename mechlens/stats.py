@@ -8,11 +8,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import scipy  # loads its parts when they are first used: `mechlens ls` and the explorer open a second sooner
 from jaxtyping import Float
 from numpy import ndarray
-from scipy import optimize
-from scipy import stats as scipy_stats
-from statsmodels.stats.proportion import proportion_confint
 
 FEW_CLUSTERS = 5  # under this a bootstrap over students has too few distinct draws; a t interval is used and named
 MANY_CLUSTERS = 10
@@ -46,6 +44,8 @@ def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Interval:
     """Wilson score interval of one cell's rate; an empty cell is unscored."""
     if total == 0:
         return Interval(np.nan, np.nan, np.nan, 0, "wilson")
+    from statsmodels.stats.proportion import proportion_confint  # half a second, for this alone
+
     low, high = cast(tuple[float, float], proportion_confint(hits, total, alpha=1 - confidence, method="wilson"))
     return Interval(hits / total, float(low), float(high), total, "wilson")
 
@@ -55,7 +55,7 @@ def t_interval(values: Float[ndarray, "unit"], *, confidence: float = 0.95) -> I
     kept = values[~np.isnan(values)]
     if len(kept) < 2:
         return Interval(float(kept.mean()) if len(kept) else np.nan, np.nan, np.nan, len(kept), "t")
-    half = scipy_stats.t.ppf(0.5 + confidence / 2, len(kept) - 1) * kept.std(ddof=1) / np.sqrt(len(kept))
+    half = scipy.stats.t.ppf(0.5 + confidence / 2, len(kept) - 1) * kept.std(ddof=1) / np.sqrt(len(kept))
     return Interval(float(kept.mean()), float(kept.mean() - half), float(kept.mean() + half), len(kept), "t")
 
 
@@ -95,8 +95,8 @@ def mean_interval(cells: Float[ndarray, "student probe"], *, seed: int = 0) -> I
 
 def _detectable(n: int, *, power: float = 0.95) -> float:
     """Effect in standard deviations that a two-sided t test at 5 % finds with that power; the far tail adds under 1e-7."""
-    bound = scipy_stats.t.ppf(0.975, n - 1)
-    shift = optimize.brentq(lambda shift: scipy_stats.nct.sf(bound, n - 1, shift) - power, 0, 40)  # 25 for n = 2, 3.6 for many
+    bound = scipy.stats.t.ppf(0.975, n - 1)
+    shift = scipy.optimize.brentq(lambda shift: scipy.stats.nct.sf(bound, n - 1, shift) - power, 0, 40)  # 25 for n = 2, 3.6 for many
     return float(shift / np.sqrt(n))
 
 
@@ -112,7 +112,7 @@ def paired_effect(treated: Float[ndarray, "student probe"], control: Float[ndarr
     p_value = smallest = np.nan
     if len(per_student) >= 2:
         spread = per_student.std(ddof=1)
-        p_value = float(cast(Any, scipy_stats.ttest_1samp(per_student, 0.0)).pvalue) if spread > 0 else float(per_student.mean() == 0)
+        p_value = float(cast(Any, scipy.stats.ttest_1samp(per_student, 0.0)).pvalue) if spread > 0 else float(per_student.mean() == 0)
         smallest = float(spread * _detectable(len(per_student)))
     return Effect(*interval, p_value=p_value, smallest_detectable=smallest)
 
@@ -122,7 +122,7 @@ def benjamini_hochberg(p_values: Float[ndarray, "test"]) -> Float[ndarray, "test
     q_values = np.full(len(p_values), np.nan)
     scored = ~np.isnan(p_values)
     if scored.any():
-        q_values[scored] = scipy_stats.false_discovery_control(p_values[scored], method="bh")
+        q_values[scored] = scipy.stats.false_discovery_control(p_values[scored], method="bh")
     return q_values
 
 

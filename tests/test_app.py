@@ -243,3 +243,13 @@ def test_methods_say_what_lenses_say_of_themselves() -> None:
     assert set(definitions.lenses()) == set(NAMES)
     for name, said in definitions.lenses().items():
         assert said == {key: value for key, value in import_module(f"mechlens.lenses.{name}").LENS._asdict().items()}
+
+
+def test_code_that_a_panel_offers_runs_on_the_runs_files(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened(folders["as_it_is"], monkeypatch)
+    snippets = {str(one.value) for name in PAGES for one in turned(page, name).code if one.language == "python"}
+    files = [snippet for snippet in snippets if "read_csv" not in snippet]
+    assert len(files) >= 8
+    code = "\n".join(f"exec({snippet!r}, {{}})" for snippet in files)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
