@@ -17,6 +17,8 @@ from mechlens.figures import KIND_COLOUR, KIND_DASH, KIND_SHAPE
 HATCH = "╱╱╱"
 GREY = "#767676"
 MOST_POINTS = 20_000
+MOST_WRITTEN = 12
+"""columns of a map whose cells hold their number"""
 
 
 def kinds(field: str, present: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +109,8 @@ def cells(
     dark = (scored[value].abs() > 0.62 * limits[1]) if signed else (scored[value] < middle)
     text = alt.Chart(scored.assign(dark=dark)).mark_text(fontSize=11).encode(**place, text=alt.Text(f"{value}:Q", format=words), color=shades)
     holes = alt.Chart(missing.assign(hatch=HATCH)).mark_text(color=GREY).encode(**place, text="hatch:N")
-    return stacked(heat, text, holes, height=alt.Step(26))
+    narrow = len(order[0]) > MOST_WRITTEN  # columns with no room for a number: it is told when the pointer is on the cell
+    return stacked(*((heat, holes) if narrow else (heat, text, holes)), height=alt.Step(26))
 
 
 def ecdf(frame: pd.DataFrame, value: str, title: str) -> alt.LayerChart:

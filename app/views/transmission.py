@@ -205,7 +205,8 @@ def dose_panel(run: Run) -> None:
     rows = []
     for one in (run.summary or {})["arms"]:
         arm = run.arm(one["arm"])
-        if arm.kind in ("trait", "mixed", "control") and not arm.training and not arm.generate and arm.base == run.experiment.base:
+        own = arm.teacher is None and arm.setting() == run.arm(st.session_state["arm"]).setting()  # they differ in the mix alone
+        if arm.kind in ("trait", "mixed", "control") and own:
             parts = [arm.trait, *arm.mix]
             rows.append(
                 {"share": 0.0 if arm.kind == "control" else sum(part == arm.trait for part in parts) / len(parts), "kind": arm.kind}
