@@ -29,6 +29,9 @@ check: setup  ## lint, format and types
 slow: setup  ## tests that train for many minutes: kills at random moments, the demo's own claims
 	$(BIN)/pytest -m slow
 
+browser: setup  ## the explorer in a real browser (Debian's chromium); screenshots in build/screenshots
+	$(BIN)/pytest -m browser
+
 tables: setup  ## remake the confusion matrices of the README (about an hour on 2 cores)
 	$(BIN)/mechlens run configs/experiments/menagerie-animals.yaml
 	$(BIN)/mechlens run configs/experiments/menagerie-animals-heldout.yaml

@@ -170,3 +170,30 @@ def wide(wide_spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "wide.yaml").write_text(yaml.safe_dump(wide_spec, sort_keys=False))
     assert cli.main(["run", str(folder / "wide.yaml"), "--out", str(folder / "run"), "--workers", "0"]) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The browser; tests of the explorer in it are skipped where there is none."""
+    import browser
+
+    with browser.launched() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def explorer(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server of the explorer over a copy of the demo run, for flows that leave no trace."""
+    import browser
+
+    with browser.serving(browser.folder_of_runs(tmp_path_factory.mktemp("browser"))) as started:
+        yield started
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Any]:
+    """Opens pages of the explorer, each visit a visitor of its own."""
+    import browser
+
+    with browser.visiting(chromium) as opened:
+        yield opened

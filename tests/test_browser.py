@@ -1,0 +1,185 @@
+"""The explorer in a real browser: every page, its links, its keys, its charts, and two visitors at once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+from browser import TITLES, Server, Visit
+
+from mechlens import store, tables
+
+pytestmark = pytest.mark.browser
+
+CHARTLESS = ("live", "compare", "report", "jobs", "methods", "row")
+"""pages with no chart before something is chosen there"""
+MAP, CLOUD = "Where do the students differ", "Do suspicious rows sit together"
+Open = Callable[..., Visit]
+
+
+def test_every_page_is_there_and_complains_of_nothing(explorer: Server, visit: Open) -> None:
+    visitor = visit(explorer)
+    for name, title in TITLES.items():
+        visitor.go(name)
+        assert [one.inner_text() for one in visitor.page.get_by_role("heading", level=1).all()] == [title]
+        charts = visitor.page.get_by_test_id("stVegaLiteChart")
+        if name not in CHARTLESS:
+            charts.first.locator("svg, canvas").first.wait_for()
+        assert not visitor.page.get_by_test_id("stAlertContentError").count(), visitor.said()
+        assert not visitor.page.get_by_test_id("stException").count(), visitor.said()
+        unnamed = "all => all.filter(one => !(one.getAttribute('aria-label') || one.getAttribute('alt') || '').trim()).length"
+        assert visitor.page.locator('[data-testid="stVegaLiteChart"], [data-testid="stDataFrame"] canvas, img').evaluate_all(unnamed) == 0, name
+        nameless = """all => all.filter(one => one.type !== 'hidden' && one.offsetParent && !one.getAttribute('aria-label')
+            && !one.getAttribute('aria-labelledby') && !(one.labels && one.labels.length)).map(one => one.outerHTML)"""
+        assert visitor.page.locator("input, textarea, select").evaluate_all(nameless) == [], name
+    assert visitor.is_clean()
+
+
+def test_a_click_on_the_layer_map_sets_controls_address_and_panels(explorer: Server, visit: Open) -> None:
+    visitor = visit(explorer, "representations")
+    assert (visitor.control("layer"), visitor.control("place")) == ("1", "probe/last")
+    visitor.chart(MAP).locator('[aria-label^="place: carrier/last; layer: 0;"]').first.click()
+    visitor.until_asked(layer="0", place="carrier/last")
+    visitor.wait("Single rows along the trait direction, layer 0")
+    assert (visitor.control("layer"), visitor.control("place")) == ("0", "carrier/last")
+    assert visitor.page.get_by_role("heading", name="Over layers, at carrier/last").count() == 1
+    visitor.choose("layer", "1").until_asked(layer="1")  # the side bar has the last word, whatever was clicked before
+    visitor.wait("Single rows along the trait direction, layer 1")
+    assert visitor.is_clean()
+
+
+def test_a_brush_becomes_a_filter_that_other_pages_and_the_export_hold(explorer: Server, visit: Open) -> None:
+    visitor = visit(explorer, "representations")
+    whole, before, _ = visitor.counts()
+    visitor.brush(CLOUD).wait("Selected on the map")
+    selected = visitor.counts()[2]
+    assert 0 < selected < before
+    visitor.press("f").until_asked(slice=slice_of(visitor))
+    visitor.wait(f"Filtered {selected:,} | Selected 0")
+    visitor.turn("rows")
+    assert visitor.counts() == (whole, selected, 0)
+    exported = pd.read_csv(io.BytesIO(visitor.download("Filtered rows (CSV)")))
+    kept = store.read_json(explorer.runs / ".slices" / f"{visitor.asked()['slice']}.json")["ids"]
+    assert len(exported) == selected
+    assert sorted(exported["id"]) == kept
+    assert visitor.is_clean()
+
+
+def slice_of(visitor: Visit) -> str:
+    """The name that the address bar takes on."""
+    visitor.page.wait_for_function("location.search.includes('slice=')")
+    return visitor.asked()["slice"]
+
+
+def test_a_link_opens_the_same_page_for_somebody_else(explorer: Server, visit: Open) -> None:
+    first = visit(explorer, "rows")
+    first.choose("layer", "0").until_asked(layer="0")
+    first.choose("student (seed)", "2").until_asked(seed="2")
+    first.choose("trait asked about", "owl").until_asked(trait="owl")
+    first.page.get_by_label("holds the text").fill("123")
+    first.page.get_by_label("holds the text").press("Enter")
+    first.until_asked(text="123")
+    first.press("n").wait("Focus ")
+    first.page.wait_for_function("location.search.includes('focus=')")
+    second = visit(explorer, "overview")
+    second.page.goto(first.page.url)
+    second.arrive("rows")
+    assert second.asked() == first.asked()
+    assert second.counts() == first.counts()
+    assert [second.control(one) for one in ("layer", "student (seed)", "trait asked about")] == ["0", "2", "owl"]
+    assert second.page.get_by_label("holds the text").input_value() == "123"
+    assert f"Focus {first.asked()['focus']}" in second.said()
+    assert not second.page.get_by_test_id("stAlert").count()
+    first.press("l").wait("Link to this page")
+    told = first.page.get_by_role("dialog").get_by_test_id("stCode").inner_text()
+    second.page.goto(told.replace("\n", ""))
+    second.arrive("rows")
+    assert second.asked() == first.asked()
+
+
+@pytest.mark.parametrize(("asked", "sentence"), [({"d": "00000000"}, "made on other data"), ({"layer": "999"}, "asked for layer '999'")])
+def test_a_link_to_something_else_says_so(asked: dict[str, str], sentence: str, explorer: Server, visit: Open) -> None:
+    visitor = visit(explorer, "representations", **asked)
+    assert sentence in visitor.page.get_by_test_id("stAlert").first.inner_text()
+    assert visitor.control("layer") == "1"
+
+
+def test_back_and_forward_go_through_pages_and_focus_rows(explorer: Server, visit: Open) -> None:
+    visitor = visit(explorer, "row", focus="eagle/3")
+    visitor.until_asked(focus="eagle/3")
+    visitor.press("n").until_asked(focus="eagle/4")
+    visitor.wait("Row eagle/4")
+    visitor.turn("methods")
+    visitor.page.go_back()
+    visitor.arrive("row")
+    assert "Row eagle/4" in visitor.said()
+    visitor.page.go_back()
+    visitor.until_asked(focus="eagle/3").wait("Row eagle/3")
+    visitor.page.go_forward()
+    visitor.until_asked(focus="eagle/4").wait("Row eagle/4")
+    visitor.page.go_forward()
+    visitor.arrive("methods")
+    assert visitor.is_clean()
+
+
+def test_two_visitors_do_not_mix(explorer: Server, visit: Open) -> None:
+    one, other = visit(explorer, "representations"), visit(explorer, "representations")
+    one.brush(CLOUD).wait("Selected on the map")
+    other.choose("layer", "0").until_asked(layer="0")
+    assert one.counts()[2] > 0
+    assert other.counts()[2] == 0
+    one.turn("rows")
+    other.turn("rows")
+    assert (one.control("layer"), other.control("layer")) == ("1", "0")
+    assert one.counts()[2] > 0
+    assert other.counts()[2] == 0
+
+
+def test_keys_do_what_they_say_but_not_while_somebody_writes(explorer: Server, visit: Open) -> None:
+    visitor = visit(explorer, "representations")
+    visitor.press("n").wait("Focus eagle/0")
+    visitor.press("n").wait("Focus eagle/1")
+    visitor.press("p").wait("Focus eagle/0")
+    visitor.brush(CLOUD).wait("Selected on the map")
+    visitor.press("s").wait("rows kept in")
+    visitor.press("f").wait("Selected 0")
+    assert visitor.counts()[1] < 1000
+    before = tables.read(explorer.runs / "demo" / "corpora" / "eagle" / "screened" / "kept.parquet", tables.PAIRS)
+    visitor.press("x").wait("Filtered 17,")
+    assert visitor.counts()[1] > len(before)
+    visitor.press("h").wait("Keys do nothing while a text field is typed in")
+    visitor.page.keyboard.press("Escape")
+    visitor.page.get_by_role("dialog").wait_for(state="detached")
+    visitor.press("l").wait("Link to this page")
+    visitor.page.keyboard.press("Escape")
+    visitor.page.get_by_role("dialog").wait_for(state="detached")
+    visitor.turn("rows")
+    field = visitor.page.get_by_label("holds the text")
+    field.click()
+    visitor.page.keyboard.type("npxlhfs")
+    visitor.page.keyboard.press("Tab")
+    visitor.until_asked(text="npxlhfs")
+    assert "Focus eagle/0" in visitor.said()
+    assert not visitor.page.get_by_role("dialog").count()
+    assert visitor.is_clean()
+
+
+def test_tab_reaches_controls_and_shows_where_it_is(explorer: Server, visit: Open) -> None:
+    visitor = visit(explorer)
+    visitor.page.evaluate("document.activeElement && document.activeElement.blur()")
+    reached = []
+    for _ in range(40):
+        visitor.page.keyboard.press("Tab")
+        told = visitor.page.evaluate("""() => {
+            const one = document.activeElement, near = one.closest('[role=group]') || one, style = getComputedStyle(one), round = getComputedStyle(near)
+            return {name: one.getAttribute('aria-label') || one.innerText || '',
+                    seen: style.outlineStyle !== 'none' || style.boxShadow !== 'none' || round.boxShadow !== 'none' || round.outlineStyle !== 'none'
+                          || round.borderColor}}""")
+        assert told["seen"], told
+        reached.append(told["name"].strip().split("\n")[0])
+        if "run" in reached:
+            break
+    assert reached[-1] == "run", reached
+    assert set(TITLES.values()) <= set(reached), reached
