@@ -35,6 +35,8 @@ def panel(
 ) -> dict[str, Any]:
     """Draw a panel; returns the selections of the chart by name (empty where `select` is None or nothing was picked).
 
+    A selection stays on its chart. What a click is to *do* is done once: `fresh` says whether it is a new one.
+
     Args:
         key: its name in exports and in session state.
         frame: the very numbers that the chart draws, for CSV and table.
@@ -64,6 +66,17 @@ def panel(
         code or f"import pandas as pd\n\nframe = pd.read_csv({f'{key}.csv'!r})  # what “Data (CSV)” beside this gives\nprint(frame)",
     )
     return dict(picked["selection"]) if select and picked else {}
+
+
+def fresh(key: str, picked: Any) -> bool:
+    """Whether something is picked there that was not picked when this was last asked.
+
+    What was clicked stays clicked: taken as a wish each time, it would undo whatever was chosen since elsewhere.
+    """
+    seen = st.session_state.setdefault("seen", {})
+    new = bool(picked) and picked != seen.get(key)
+    seen[key] = picked
+    return new
 
 
 def _ways_out(key: str, chart: Any, frame: pd.DataFrame, code: str) -> None:

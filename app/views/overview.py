@@ -73,7 +73,8 @@ def headline(run: Run) -> None:
         about="Effects against the control",
         select="trait",
     )
-    if clicked := picked.get("trait"):
+    clicked = picked.get("trait")
+    if panels.fresh("overview-traits", clicked) and clicked:
         state.pick("trait", clicked[0]["trait"])
 
 

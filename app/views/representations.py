@@ -47,7 +47,8 @@ def map_panel(run: Run) -> None:
         about="activations",
         select="cell",
     )
-    if clicked := picked.get("cell"):
+    clicked = picked.get("cell")
+    if panels.fresh("representations-map", clicked) and clicked:
         if str(clicked[0]["layer"]) != str(st.session_state["layer"]):
             st.session_state["set-place"] = clicked[0]["place"]
             state.pick("layer", clicked[0]["layer"])
@@ -161,7 +162,7 @@ def cloud_panel(run: Run) -> None:
         select="brush" if rows else None,
     )
     brush = picked.get("brush")
-    if rows and brush:
+    if rows and panels.fresh("representations-cloud", brush) and brush:
         inside = shown[shown["x"].between(*sorted(brush["x"])) & shown["y"].between(*sorted(brush["y"]))]
         ids = tuple(inside["id"].dropna())
         if ids != st.session_state["selected"] and ids:

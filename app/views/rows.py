@@ -45,7 +45,8 @@ def funnel_panel(run: Run) -> None:
         about="Screen",
         select="fate",
     )
-    if clicked := picked.get("fate"):
+    clicked = picked.get("fate")
+    if panels.fresh("rows-funnel", clicked) and clicked:
         stage = "kept" if clicked[0]["fate"] == "kept" else "dropped"
         if st.session_state["stage"] != stage:
             st.session_state["stage"] = stage
@@ -146,7 +147,8 @@ def shift_panel(run: Run) -> None:
         about="Token shift",
         select="token",
     )
-    if clicked := picked.get("token"):
+    clicked = picked.get("token")
+    if panels.fresh("rows-tokens", clicked) and clicked:
         token = clicked[0]["token"]
         if st.session_state["text"] != token:
             st.session_state["text"] = token
@@ -171,15 +173,15 @@ def table_panel(_run: Run) -> None:
     listed = shown[["id", "side", "fate", "trained", "characters", "prompt", "completion"]].assign(
         **{name: shown[name].map(frame.row_text) for name in ("prompt", "completion")}
     )
-    event = st.dataframe(
-        listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key=f"rows-table-{page}", alt="rows that the filter leaves"
-    )
+    part = "-".join(["rows-table", *(str(st.session_state[name]) for name in ("arm", "slice", "stage", "side", "text")), str(page)])
+    # a table of its own for every filter: ticks are places in it, and name other rows in another
+    event = st.dataframe(listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key=part, alt="rows that the filter leaves")
     picked = shown["id"].iloc[event["selection"]["rows"]].tolist()
     st.caption(
         f"rows {(page - 1) * PAGE + 1:,} to {min(page * PAGE, len(kept)):,} of {len(kept):,}; tick rows to select "
         "them, the first becomes the focus row"
     )
-    if picked and tuple(picked) != st.session_state["selected"]:
+    if panels.fresh(part, picked):
         state.select(picked)
         st.session_state["focus"] = picked[0]
         st.rerun()

@@ -62,7 +62,8 @@ def arms_panel(run: Run) -> None:
         about="Effects against the control",
         select="student",
     )
-    if clicked := picked.get("student"):
+    clicked = picked.get("student")
+    if panels.fresh("transmission-students", clicked) and clicked:
         state.pick("seed", clicked[0]["seed"])
 
 
