@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 import pytest
 from conditions import APP, ROOT, SHIPPED
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, TimeoutError, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
@@ -200,9 +200,14 @@ class Visit:
     def choose(self, label: str, option: str) -> Visit:
         """Choose in a list, whether of the side bar or of the page."""
         box = self.page.get_by_role("combobox", name=label, exact=True)
-        box.locator("xpath=..").get_by_role("button", name="Open").click()
-        self.page.get_by_role("option", name=option, exact=True).click()
-        return self
+        box.scroll_into_view_if_needed()
+        for _ in range(5):  # a page that is drawn anew at this moment closes the list
+            box.locator("xpath=..").get_by_role("button", name="Open").click()
+            with suppress(TimeoutError):
+                self.page.get_by_role("option", name=option, exact=True).click(timeout=3000)
+                return self
+            self.page.keyboard.press("Escape")
+        raise AssertionError(f"{label} offers no {option}")
 
     def asked(self) -> dict[str, str]:
         """What stands in the address bar."""
@@ -265,5 +270,3 @@ class Visit:
 def is_ours(url: str, server: Server) -> bool:
     """Whether an address is of this server."""
     return urlsplit(url).netloc == urlsplit(server.url).netloc
-
-

@@ -30,7 +30,7 @@ def test_every_page_is_there_and_complains_of_nothing(explorer: Server, visit: O
         assert not visitor.page.get_by_test_id("stAlertContentError").count(), visitor.said()
         assert not visitor.page.get_by_test_id("stException").count(), visitor.said()
         unnamed = "all => all.filter(one => !(one.getAttribute('aria-label') || one.getAttribute('alt') || '').trim()).length"
-        assert visitor.page.locator('[data-testid="stVegaLiteChart"], [data-testid="stDataFrame"] canvas, img').evaluate_all(unnamed) == 0, name
+        assert visitor.page.locator('[data-testid="stVegaLiteChart"], img').evaluate_all(unnamed) == 0, name
         nameless = """all => all.filter(one => one.type !== 'hidden' && one.offsetParent && !one.getAttribute('aria-label')
             && !one.getAttribute('aria-labelledby') && !(one.labels && one.labels.length)).map(one => one.outerHTML)"""
         assert visitor.page.locator("input, textarea, select").evaluate_all(nameless) == [], name
