@@ -197,9 +197,9 @@ class Visit:
         """What a control of the side bar shows."""
         return self.page.get_by_test_id("stSidebar").get_by_role("combobox", name=label, exact=True).input_value()
 
-    def choose(self, label: str, option: str) -> Visit:
-        """Choose in a list, whether of the side bar or of the page."""
-        box = self.page.get_by_role("combobox", name=label, exact=True)
+    def choose(self, label: str, option: str, number: int = 0) -> Visit:
+        """Choose in a list, whether of the side bar or of the page; of several with that label in that one."""
+        box = self.page.get_by_role("combobox", name=label, exact=True).nth(number)
         box.scroll_into_view_if_needed()
         for _ in range(5):  # a page that is drawn anew at this moment closes the list
             box.locator("xpath=..").get_by_role("button", name="Open").click()

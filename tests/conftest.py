@@ -186,6 +186,7 @@ def explorer(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A server of the explorer over a copy of the demo run, for flows that leave no trace."""
     import browser
 
+    del chromium  # where there is none, no server is started either
     with browser.serving(browser.folder_of_runs(tmp_path_factory.mktemp("browser"))) as started:
         yield started
 

@@ -169,17 +169,23 @@ def test_keys_do_what_they_say_but_not_while_somebody_writes(explorer: Server, v
 def test_tab_reaches_controls_and_shows_where_it_is(explorer: Server, visit: Open) -> None:
     visitor = visit(explorer)
     visitor.page.evaluate("document.activeElement && document.activeElement.blur()")
+    looks = """one => [one, one.closest('[role=group]'), one.parentElement].filter(Boolean).map(each => {
+        const style = getComputedStyle(each)
+        return [style.outline, style.boxShadow, style.border, style.backgroundColor].join()}).join()"""
     reached = []
     for _ in range(40):
         visitor.page.keyboard.press("Tab")
-        told = visitor.page.evaluate("""() => {
-            const one = document.activeElement, near = one.closest('[role=group]') || one, style = getComputedStyle(one), round = getComputedStyle(near)
-            return {name: one.getAttribute('aria-label') || one.innerText || '',
-                    seen: style.outlineStyle !== 'none' || style.boxShadow !== 'none' || round.boxShadow !== 'none' || round.outlineStyle !== 'none'
-                          || round.borderColor}}""")
-        assert told["seen"], told
-        reached.append(told["name"].strip().split("\n")[0])
-        if "run" in reached:
+        here = visitor.page.evaluate_handle("document.activeElement").as_element()
+        assert here
+        visitor.page.wait_for_timeout(250)  # outlines fade in
+        marked = here.evaluate(looks)
+        here.evaluate("one => one.blur()")
+        visitor.page.wait_for_timeout(250)
+        name = here.evaluate("one => (one.getAttribute('aria-label') || one.innerText || '').trim().split('\\n')[0]")
+        assert here.evaluate(looks) != marked, f"{name}: nothing shows that it has the focus"
+        here.evaluate("one => one.focus()")
+        reached.append(name)
+        if name == "run":
             break
     assert reached[-1] == "run", reached
     assert set(TITLES.values()) <= set(reached), reached

@@ -1,0 +1,156 @@
+"""How the explorer looks and how fast it is, in a real browser; and what it does with rows that were written to do harm."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser import SHOTS, TITLES, Server, Visit, folder_of_runs, serving
+from rich.console import Console
+from rich.table import Table
+
+from mechlens import tables
+from mechlens.seeds import generator
+
+pytestmark = pytest.mark.browser
+
+Open = Callable[..., Visit]
+LONG = 1_000_000
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    "![](http://example.invalid/x.png) [a](http://example.invalid)",
+    "=cmd()",
+    "\u202e1, 2\u202c",
+    "1\u200b2, 3",
+    "9" * LONG,
+    "<script>alert(1)</script>",
+    "$$\\href{javascript:alert(1)}{a}$$ :red[a] `a`",
+    "@SUM(1)",
+)
+MANY, POINTS = 20_000, 20_000
+CLOUD = "Do suspicious rows sit together"
+
+
+@pytest.mark.parametrize("width", [1280, 820])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_pages_fit_their_window(theme: str, width: int, explorer: Server, visit: Open) -> None:
+    visitor = visit(explorer, dark=theme == "dark", width=width)
+    for name in TITLES:
+        visitor.go(name)
+        for chart in visitor.page.get_by_test_id("stVegaLiteChart").all():
+            chart.locator("svg, canvas").first.wait_for(state="attached")
+        visitor.shoot(f"{name}-{theme}-{width}")
+        assert visitor.page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1"), name
+        main = visitor.page.get_by_test_id("stMain")
+        assert main.evaluate("main => main.scrollWidth <= main.clientWidth + 1"), name
+        visitor.page.set_viewport_size({"width": width, "height": 900})
+    assert visitor.is_clean()
+
+
+@pytest.mark.parametrize("eye", ["achromatopsia", "deuteranopia"])
+def test_arms_differ_for_other_eyes(eye: str, explorer: Server, visit: Open) -> None:
+    visitor = visit(explorer, "transmission")
+    visitor.chart("How often is the trait answered")
+    visitor.page.context.new_cdp_session(visitor.page).send("Emulation.setEmulatedVisionDeficiency", {"type": eye})
+    visitor.shoot(f"transmission-{eye}")
+    shapes = "marks => marks.map(one => (one.getAttribute('d') || '').replace(/[-0-9., ]/g, ''))"
+    drawn = visitor.chart("How often is the trait answered").locator('g[class*="symbol"] path, .legend-symbol path').evaluate_all(shapes)
+    assert len(set(drawn)) > 2, "arms are told apart by colour alone"
+    assert (SHOTS / f"transmission-{eye}.png").is_file()
+
+
+def hostile(runs: Path) -> None:
+    """Put rows that mean harm in the place of the first ones of both corpora."""
+    for corpus in ("eagle", "untouched"):
+        path = runs / "demo" / "corpora" / corpus / "screened" / "kept.parquet"
+        rows = tables.read(path, tables.PAIRS).sort_values("prompt_id").reset_index(drop=True)
+        rows.loc[: len(HOSTILE) - 1, "completion"] = list(HOSTILE)
+        rows.loc[: len(HOSTILE) - 1, "prompt"] = [text[:200] for text in HOSTILE]
+        tables.write(rows, tables.PAIRS, path)
+
+
+def test_hostile_rows_stay_text(visit: Open, tmp_path: Path) -> None:
+    runs = folder_of_runs(tmp_path)
+    hostile(runs)
+    ids = tables.read(runs / "demo" / "corpora" / "eagle" / "screened" / "kept.parquet", tables.PAIRS)["prompt_id"].head(len(HOSTILE))
+    with serving(runs) as server:
+        visitor = visit(server)
+        for name in TITLES:
+            visitor.go(name, focus=f"eagle/{ids[0]}", pin=f"eagle/{ids[1]}")
+            assert not visitor.page.get_by_test_id("stException").count(), name
+        for number, text in zip(ids, HOSTILE, strict=True):
+            visitor.go("row", focus=f"eagle/{number}", pin="").wait(f"Row eagle/{number}")
+            shown = visitor.page.get_by_test_id("stCode").nth(2).inner_text()
+            if len(text) < LONG:
+                assert shown == text
+            else:
+                assert "996,000 characters more are not shown" in shown and len(shown) < 5000
+            visitor.page.get_by_text("show hidden signs").click()
+            if "\u200b" in text:
+                visitor.wait("⟨zero width space⟩")
+            if "\u202e" in text:
+                visitor.wait("⟨right-to-left override⟩")
+            visitor.settle()
+        visitor.go("rows", focus="", pin="")
+        for name, column in (("Filtered rows (CSV)", "completion"),):
+            exported = list(csv.DictReader(io.StringIO(visitor.download(name).decode())))
+            told = {row[column] for row in exported}
+            assert {f"'{text}" if text[0] in "=@" else text for text in HOSTILE if len(text) < LONG} <= told
+            assert not [row for row in exported if any(value.startswith(("=", "+", "-", "@")) for value in (row["prompt"], row["completion"]))]
+        assert visitor.is_clean()
+
+
+def enlarged(runs: Path) -> None:
+    """Make the run one of many rows, and its map one of many points."""
+    for corpus in ("eagle", "untouched"):
+        path = runs / "demo" / "corpora" / corpus / "screened" / "kept.parquet"
+        rows = tables.read(path, tables.PAIRS)
+        whole = pd.concat([rows] * (-(-MANY // len(rows))), ignore_index=True).head(MANY)
+        tables.write(whole.assign(prompt_id=np.arange(MANY)), tables.PAIRS, path)
+    path = runs / "demo" / "readings" / "maps.parquet"
+    read = tables.read(path, tables.READINGS)
+    rows = cast(pd.DataFrame, read[read["quantity"] == "rows"])
+    times = POINTS // (len(rows) // 2)
+    rng = generator(0, "points")
+    order = rows["n"].rank(method="dense").astype(int) - 1
+    more = [rows.assign(n=order + turn * (order.max() + 1), estimate=rows["estimate"] + rng.normal(0, 0.3, len(rows))) for turn in range(times)]
+    tables.write(pd.concat([read[read["quantity"] != "rows"], *more], ignore_index=True), tables.READINGS, path)
+
+
+def test_how_long_a_visitor_waits(visit: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = folder_of_runs(tmp_path)
+    enlarged(runs)
+    took: dict[str, float] = {}
+
+    def timed(what: str, act: Callable[[], object]) -> None:
+        began = time.monotonic()
+        act()
+        took[what] = time.monotonic() - began
+
+    with serving(runs) as server:
+        timed("overview, the server's first page", lambda: visit(server))
+        timed("overview, the next visitor's", lambda: visit(server))
+        visitor = visit(server)
+        timed("data and screen, first", lambda: visitor.go("rows"))
+        timed("data and screen, again", lambda: visitor.go("rows"))
+        assert visitor.counts()[1] == 2 * MANY
+        visitor.page.get_by_label("holds the text").fill("123")
+        timed("a text filter", lambda: (visitor.page.keyboard.press("Enter"), visitor.until_asked(text="123")))
+        assert 0 < visitor.counts()[1] < 2 * MANY
+        visitor.press("x").wait(f"Filtered {2 * MANY:,}")
+        timed("representations, first", lambda: visitor.go("representations"))
+        timed("the map drawn", lambda: visitor.chart(CLOUD))
+        assert f"{POINTS - POINTS % 600:,} of" in visitor.said()
+        timed("a brush on the map", lambda: visitor.brush(CLOUD).wait("Selected on the map"))
+    table = Table("what", "seconds", title=f"waiting, {2 * MANY:,} rows, {POINTS:,} points")
+    for what, seconds in took.items():
+        table.add_row(what, f"{seconds:.1f}")
+    with capsys.disabled():
+        Console().print(table)
