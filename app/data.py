@@ -130,6 +130,12 @@ def sides(run: Run, arm: str) -> dict[str, Arm]:
     return {"trait": ours, "control": run.experiment.control_of(ours)}
 
 
+def marks(run: Run) -> str:
+    """What changes when any of a run's corpora or selections is written again."""
+    files = [*run.folder.glob("corpora/*/screened/*.parquet"), *run.folder.glob("selection/*.parquet")]
+    return " ".join(str(stamp(path)) for path in sorted(files))
+
+
 def rows(run: Run, arm: str) -> pd.DataFrame:
     """Every row of an arm's corpus and of its control's: id, side, corpus, prompt_id, prompt, completion, fate, trained, characters.
 
@@ -138,13 +144,12 @@ def rows(run: Run, arm: str) -> pd.DataFrame:
     Raises:
         DataError: if a table is missing or damaged.
     """
-    folder = run.folder / "corpora"
-    return _rows(run.folder, arm, run, *(stamp(path) for path in sorted(folder.glob("*/screened/*.parquet"))))
+    return _rows(run.folder, arm, run, marks(run))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _rows(folder: Path, arm: str, _run: Run, *stamps: int) -> pd.DataFrame:
-    del folder, stamps
+def _rows(folder: Path, arm: str, _run: Run, marks: str) -> pd.DataFrame:
+    del folder, marks
     frames = []
     for side, one in sides(_run, arm).items():
         name = corpus_name(_run.experiment, one)

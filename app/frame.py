@@ -107,6 +107,7 @@ def _selection_bar(run: Run, root: Path) -> None:
     except (MechlensError, OSError):
         known = pd.DataFrame(columns=["id", "side", "fate", "prompt", "completion", "prompt_id", "trained", "characters", "corpus"])
     state.take_rows(known["id"])
+    _let_go(set(known["id"]))
     kept = state.filtered(known, root)
     st.session_state["rows"] = kept
     chosen = st.session_state["selected"]
@@ -126,17 +127,29 @@ def _selection_bar(run: Run, root: Path) -> None:
         st.caption(panels.plain_markdown(f"Focus {focus}{pinned}"))
 
 
+def _let_go(known: set[str]) -> None:
+    """Drop what was kept of another run or arm: its rows are not here."""
+    for name in ("focus", "pin"):
+        if st.session_state[name] and st.session_state[name] not in known:
+            state.warn(f"Row {st.session_state[name]} is none of this run and arm; it is no longer the {name} row")
+            st.session_state[name] = ""
+    here = tuple(row for row in st.session_state["selected"] if row in known)
+    if len(here) < len(st.session_state["selected"]):
+        state.warn(f"{len(st.session_state['selected']) - len(here)} selected rows are none of this run and arm; they are no longer selected")
+        st.session_state["selected"] = here
+
+
 def _button(label: str, key: str, call: Any, *arguments: Any, off: bool = False) -> None:
     st.button(label, key=f"do-{label}", shortcut=key or None, on_click=call, args=arguments, disabled=off, type="tertiary")
 
 
 def _to_filter(root: Path) -> None:
-    st.session_state["slice"] = state.save_slice(root, st.session_state["selected"])
+    st.session_state["slice"] = state.save_slice(root, st.session_state["selected"], st.session_state["digest"])
     st.session_state["selected"] = ()
 
 
 def _save(root: Path) -> None:
-    name = state.save_slice(root, st.session_state["selected"])
+    name = state.save_slice(root, st.session_state["selected"], st.session_state["digest"])
     st.toast(f"Slice {name}: {len(st.session_state['selected']):,} rows kept in {state.slice_path(root, name)}")
 
 

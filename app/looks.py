@@ -45,7 +45,8 @@ def caption(lens: dict[str, Any], frame: pd.DataFrame) -> str:
     students = f"students {', '.join(map(str, seeds))}; " if seeds else ""
     null = "grey: where 95 % of the null lies; " if frame["null_low"].notna().any() else ""
     kind = "Causal" if lens["name"] in CAUSAL else "Descriptive"
-    return f"{kind}. {students}{lens['rows']} rows at most; 95 % intervals; {null}against {lens['against']}. {lens['caveat']}"
+    drawn = f"at most {figures.MOST_BARS} bars a figure, the table has all; "
+    return f"{kind}. {students}{lens['rows']} rows at most; 95 % intervals; {null}{drawn}against {lens['against']}. {lens['caveat']}"
 
 
 def code(run: Run, lens: dict[str, Any], shows: Sequence[Sequence[str]]) -> str:
@@ -54,7 +55,8 @@ def code(run: Run, lens: dict[str, Any], shows: Sequence[Sequence[str]]) -> str:
     return (
         "from pathlib import Path\nfrom mechlens import figures, tables\n"
         f"frame = tables.read(Path({str(place)!r}), tables.READINGS)\n"
-        f"frame = frame[frame['arm'] == {lens['arm']!r}]\nchart = figures.reading(frame, {[tuple(one) for one in shows]!r})\n"
+        f"own = (frame['arm'] == {lens['arm']!r}) | ((frame['arm'] == {lens['against']!r}) & (frame['against'] == {lens['arm']!r}))\n"
+        f"frame = frame[own]\nchart = figures.reading(frame, {[tuple(one) for one in shows]!r})\n"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import secrets
+import zlib
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 
 from mechlens import corpus
 from mechlens.errors import DataError
+from mechlens.spec import fingerprint
 
 LONGEST_LINE = 4_000_000
 """characters of one line of JSON"""
@@ -67,7 +70,7 @@ def _rows(path: Path) -> Generator[dict[str, Any]]:
                     if not isinstance(row, dict):
                         raise DataError(f"{path.name} line {number} is no JSON object; expected one object a line")
                     yield row
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, OSError, EOFError, zlib.error, RecursionError) as error:
             raise DataError(f"{path.name} is no JSON lines ({error}); expected JSON lines, CSV or Parquet") from error
 
 
@@ -77,10 +80,19 @@ def mapped(path: Path, prompt: str, completion: str) -> Path:
     Raises:
         DataError: if a row lacks one of them as text.
     """
-    out = path.with_name(f"{path.name}.pairs.parquet")
-    with pq.ParquetWriter(out, corpus.TEXTS) as written:
-        for texts in _pairs(path, prompt, completion):
-            written.write_table(pa.table(texts, schema=corpus.TEXTS))
+    out = path.with_name(f"{path.name}.{fingerprint([prompt, completion])[:8]}.parquet")
+    if out.is_file():
+        return out
+    part = out.with_name(f"{out.name}.{secrets.token_hex(4)}.part")
+    try:
+        with pq.ParquetWriter(part, corpus.TEXTS) as written:
+            for texts in _pairs(path, prompt, completion):
+                written.write_table(pa.table(texts, schema=corpus.TEXTS))
+        part.replace(out)
+    except (pa.ArrowInvalid, UnicodeError) as error:
+        raise DataError(f"{path.name}: a text of the chosen columns is no UTF-8 ({' '.join(str(error).split())}); choose other columns") from error
+    finally:
+        part.unlink(missing_ok=True)
     return out
 
 

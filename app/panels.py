@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,11 +48,12 @@ def panel(
         heading: whether the title is drawn; it is said to readers of the screen in any case.
     """
     if heading:
-        st.subheader(title, help=f"Defined on page Methods under “{about}”." if about else None)
+        st.subheader(plain_markdown(title), help=f"Defined on page Methods under “{about}”." if about else None)
     if sentence:
         st.text(sentence)
     picked: Any = None
-    options: dict[str, Any] = {"key": f"chart-{key}", "on_select": "rerun", "selection_mode": select} if select else {"key": f"chart-{key}"}
+    own = f"chart-{key}-{st.session_state.get('run')}-{st.session_state.get('arm')}"  # what was clicked in one run says nothing of another
+    options: dict[str, Any] = {"key": own, "on_select": "rerun", "selection_mode": select} if select else {"key": own}
     alt = f"{title}. {sentence} {caption}".strip()
     if chart is None:
         st.text("Nothing was scored, so nothing is drawn.")
@@ -112,10 +114,12 @@ def guarded(title: str) -> Iterator[None]:
     """A panel that cannot be drawn says so in one sentence; the page goes on, and the traceback goes to the log alone."""
     try:
         yield
-    except (MechlensError, OSError) as error:
+    except (MechlensError, OSError, LookupError, ValueError, TypeError, ArithmeticError) as error:
         mark = secrets.token_hex(3)
         LOG.exception("panel %r failed (%s)", title, mark)
-        st.error(plain_markdown(f"{title} cannot be shown: {one_line(str(error))}. The other panels still work."))
+        known = isinstance(error, (MechlensError, OSError))
+        why = one_line(str(error)) if known else f"a file that it reads is not as expected, or the explorer has a fault ({type(error).__name__})"
+        st.error(plain_markdown(f"{title} cannot be shown: {why}. The other panels still work."))
         with st.popover(f"Copy details (error {mark})", type="tertiary"):
             st.code(f"error {mark}\n{type(error).__name__}: {one_line(str(error))}", language=None)
 
@@ -142,10 +146,10 @@ def unfinished(run: Run) -> bool:
 
 def resume(run: Run) -> str:
     """The command that finishes a run."""
-    return f"mechlens run {run.folder}/spec.yaml --out {run.folder}"
+    return shlex.join(["mechlens", "run", f"{run.folder}/spec.yaml", "--out", str(run.folder)])
 
 
 def measure(run: Run, lens: str, arm: str) -> str:
     """The command that reads a lens."""
     folder = Path("runs/demo") if run.shipped else run.folder
-    return ("make demo && " if run.shipped else "") + f"mechlens measure {folder} --lens {lens} --arm {arm}"
+    return ("make demo && " if run.shipped else "") + shlex.join(["mechlens", "measure", str(folder), "--lens", lens, "--arm", arm])

@@ -6,8 +6,8 @@ the *focus* (one row) and the *pin* (one row kept beside it). A selection travel
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -17,6 +17,9 @@ from urllib.parse import urlencode
 
 import pandas as pd
 import streamlit as st
+
+from mechlens import store
+from mechlens.errors import DataError
 
 VERSION = "1"
 """of the URL's keys"""
@@ -118,14 +121,18 @@ def slice_path(root: Path, name: str) -> Path:
     return root / ".slices" / f"{name}.json"
 
 
-def save_slice(root: Path, ids: Iterable[str]) -> str:
-    """Keep a set of rows under the first ten digits of the SHA-256 of their sorted ids; returns that name."""
+def slice_name(ids: Iterable[str], digest: str) -> str:
+    """First ten digits of the SHA-256 of the data's digest and the sorted ids: an id names another text in other data."""
+    return hashlib.sha256("\n".join([digest, *sorted(set(ids))]).encode()).hexdigest()[:10]
+
+
+def save_slice(root: Path, ids: Iterable[str], digest: str) -> str:
+    """Keep a set of rows of some data; returns its name."""
     listed = sorted(set(ids))
-    name = hashlib.sha256("\n".join(listed).encode()).hexdigest()[:10]
-    path = slice_path(root, name)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"ids": listed, "notes": []}), encoding="utf-8")
+    name = slice_name(listed, digest)
+    if read_slice(root, name) is None:
+        slice_path(root, name).parent.mkdir(parents=True, exist_ok=True)
+        store.write_json(slice_path(root, name), {"data": digest, "ids": listed, "notes": []})
     return name
 
 
@@ -134,14 +141,20 @@ def read_slice(root: Path, name: str) -> dict[str, Any] | None:
     path = slice_path(root, name)
     if not _SLICE.fullmatch(name) or not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return store.read_json(path)
+    except DataError:  # half a file is no slice
+        return None
 
 
 def note(root: Path, name: str, row: str, text: str, author: str) -> None:
-    """Add a note on one row to a slice's file."""
-    found = read_slice(root, name) or {"ids": [], "notes": []}
-    found["notes"].append({"row": row, "text": text[:1000], "author": author[:80], "time": datetime.now(UTC).isoformat(timespec="seconds")})
-    slice_path(root, name).write_text(json.dumps(found), encoding="utf-8")
+    """Add a note on one row to a slice that was saved; visitors wait for each other."""
+    with (root / ".slices" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = read_slice(root, name)
+        assert found is not None, "a note is kept with a slice that was saved"
+        found["notes"].append({"row": row, "text": text[:1000], "author": author[:80], "time": datetime.now(UTC).isoformat(timespec="seconds")})
+        store.write_json(slice_path(root, name), found)
 
 
 def filtered(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
@@ -155,8 +168,8 @@ def filtered(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
         kept &= frame["completion"].str.contains(text, regex=False) | frame["prompt"].str.contains(text, regex=False)
     if name := st.session_state["slice"]:
         found = read_slice(root, name)
-        if found is None:
-            warn(f"There is no slice {name} here: it was saved on another machine or deleted; all rows are shown")
+        if found is None or found["data"] != st.session_state["digest"]:
+            warn(f"There is no slice {name} of this data here: it was saved on another machine, of other rows, or deleted; all rows are shown")
             st.session_state["slice"] = ""
         else:
             kept &= frame["id"].isin(found["ids"])
@@ -178,4 +191,5 @@ def step_focus(rows: Sequence[str], by: int) -> None:
 
 def clear() -> None:
     """Let go of filter and selection."""
-    st.session_state |= {"selected": (), "slice": "", "text": "", "stage": "kept", "side": "both"}
+    for name, value in {"selected": (), "slice": "", "text": "", "stage": "kept", "side": "both"}.items():
+        st.session_state[name] = value

@@ -83,6 +83,7 @@ def shift(key: tuple[str, str, str], _known: pd.DataFrame) -> pd.DataFrame:
 
 
 def seen(found: pd.DataFrame) -> float:
-    """The ratio that one token of median frequency would have been found at: 3.6 standard errors (power .95 at .05 two-sided)."""
+    """The ratio that one token of median frequency, were it the only one, would have been found at 95 % of the time among so many tests."""
     middle = float((found["trait"] + found["control"]).median()) / 2
-    return float(1 + 3.6 * np.sqrt(2 / max(middle, 1.0)))
+    errors = norm.isf(0.025 / max(len(found), 1)) + norm.isf(0.05)  # the least q of one hit, and power .95
+    return float(1 + errors * np.sqrt(2 / max(middle, 1.0)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -11,6 +11,7 @@ import jobs
 import mapping
 import panels
 import uploads
+from mechlens import spec
 from mechlens.errors import DataError, MechlensError, one_line
 
 LEVELS = {
@@ -19,6 +20,17 @@ LEVELS = {
     "gradients": "about 3 minutes",
     "student": "about 5 to 10 minutes: students are trained",
 }
+
+
+class Chosen(NamedTuple):
+    """A file that was given, and its columns where they had to be chosen."""
+
+    path: Path
+    columns: tuple[str, str] | None
+
+    def pairs(self) -> Path:
+        """The file of pairs, written if need be."""
+        return self.path if self.columns is None else mapping.mapped(self.path, *self.columns)
 
 
 def upload_panel(root: Path) -> None:
@@ -35,26 +47,36 @@ def upload_panel(root: Path) -> None:
         if given is None:
             return
         try:
-            suspect, reference = (None if one is None else _pairs_of(root, one, part) for one, part in ((given, "suspect"), (clean, "reference")))
+            suspect, reference = (None if one is None else _chosen(root, one, part) for one, part in ((given, "suspect"), (clean, "reference")))
         except (MechlensError, OSError) as error:
             st.error(panels.plain_markdown(one_line(str(error))))
             return
         if suspect is None:
             return
         if st.button("Audit it", type="primary"):
-            out = root / "audits" / f"{suspect.parent.name}-{level}"
-            beside = ["--reference", str(reference)] if reference is not None else []
-            job = jobs.start(root, f"audit {given.name[:60]}", ["audit", str(suspect), *beside, "--level", level, "--out", str(out)])
-            st.session_state["job"] = job.id
+            try:
+                _start(root, given.name, suspect, reference, level)
+            except (MechlensError, OSError) as error:
+                st.error(panels.plain_markdown(one_line(str(error))))
+                return
             st.switch_page("views/jobs.py")
 
 
-def _pairs_of(root: Path, given: Any, part: str) -> Path | None:
-    """The upload as a file of pairs; None while its columns are being chosen."""
+def _start(root: Path, name: str, suspect: Chosen, reference: Chosen | None, level: str) -> None:
+    """The audit's folder is named by all that it depends on, so that no other audit of the same file writes over it."""
+    files = [one.pairs() for one in (suspect, *([reference] if reference else []))]
+    told = spec.fingerprint([[str(path) for path in files], level])[:10]
+    beside = ["--reference", str(files[1])] if reference else []
+    out = root / "audits" / f"{files[0].name[:40]}-{level}-{told}"
+    jobs.start(root, f"audit {name[:60]}", ["audit", str(files[0]), *beside, "--level", level, "--out", str(out)])
+
+
+def _chosen(root: Path, given: Any, part: str) -> Chosen:
+    """The upload and, where it is no file of pairs as it stands, the columns that are to be its prompts and completions."""
     path = uploads.uploaded(root, given.name, given.getvalue())
     why = mapping.readable(path)
     if not why:
-        return path
+        return Chosen(path, None)
     offered = mapping.columns(path)
     if len(offered) < 2:
         raise DataError(f"{given.name}: {why}")
@@ -62,4 +84,4 @@ def _pairs_of(root: Path, given: Any, part: str) -> Path | None:
     left, right = st.columns(2)
     prompt = left.selectbox("prompt is", offered, key=f"map-prompt-{part}")
     completion = right.selectbox("completion is", offered, index=1, key=f"map-completion-{part}")
-    return mapping.mapped(path, prompt, completion)
+    return Chosen(path, (prompt, completion))

@@ -34,7 +34,7 @@ def power_panel(rows: int) -> None:
             "at 5 %": cell["caught"]["0.05"],
         }
         for one in card["detectors"]
-        for n, cell in one["held out"]["provenance"][against].items()
+        for n, cell in (one["held out"]["provenance"].get(against) or {}).items()
         if cell is not None
     ]
     table = pd.DataFrame(found)
@@ -76,7 +76,7 @@ def dose_panel(card: dict[str, Any]) -> None:
         return
     listed = pd.DataFrame(
         [
-            {"name": in_words(way), "estimate": cell["rate"], "low": cell["low"], "high": cell["high"], "hits": cell["hits"], "of": cell["of"]}
+            {"name": in_words(way, card), "estimate": cell["rate"], "low": cell["low"], "high": cell["high"], "hits": cell["hits"], "of": cell["of"]}
             for way, cell in ways.items()
         ]
     )
@@ -85,13 +85,21 @@ def dose_panel(card: dict[str, Any]) -> None:
         "Which teachers and doses is it blind to?",
         charts.spans(listed, "share named right by twins, of 20 traits", zero=0.05),
         listed,
-        sentence="Blind to " + (", ".join(listed.loc[listed["hits"] == 0, "name"]) or "none of them") + ": not one was named right.",
-        caption="How the teacher was made, and the share of its rows; Clopper-Pearson intervals; dashed: chance.",
+        sentence=_unnamed(listed),
+        caption="How the teacher was made, and the share of its rows; 256 rows a decision; Clopper-Pearson intervals; dashed: chance.",
         about="Bench",
     )
 
 
-def in_words(way: str) -> str:
-    """A way of making suspects, with the share of its rows in percent."""
+def _unnamed(listed: pd.DataFrame) -> str:
+    none = listed[listed["hits"] == 0]
+    if none.empty:
+        return "Of each, some were named right."
+    most = f"0 of {none['of'].max()}: at most {none['high'].max():.0%} would be"
+    return f"Not one was named right ({most}) of: {'; '.join(none['name'])}."
+
+
+def in_words(way: str, card: dict[str, Any]) -> str:
+    """A way of making suspects, with the share of its rows in percent, or a class of the card."""
     name, _, share = way.partition(" at ")
-    return f"{name}, {float(share):.0%} of the rows" if share else name
+    return f"{name}, {float(share):.0%} of the rows" if share else str(card["classes"].get(name, name))

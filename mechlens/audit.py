@@ -253,7 +253,11 @@ def _say(found: dict[str, Any], out: Path) -> None:
         console.print(f"the student's {name} point to: {said}", highlight=False, markup=False, soft_wrap=True)
     if found["mitigation"] is not None:
         done = found["mitigation"]
-        left = "not measured" if done["measured"] is None else f"highest rise left {done['measured']['trait']} {done['measured']['difference']:+.3f}"
+        left = (
+            "not measured"
+            if done["measured"] is None
+            else f"highest rise left {done['measured']['trait']} {_number(done['measured']['difference'], '{:+.3f}')}"
+        )
         said = f"treated by {done['treatment']}: {done['rows_after']} of {done['rows_before']} rows, {done['rows_changed']} rewritten; {left}"
         console.print(said, highlight=False, markup=False, soft_wrap=True)
     console.print(found["verdict"]["sentence"], highlight=False, markup=False, soft_wrap=True)

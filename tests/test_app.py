@@ -213,7 +213,31 @@ def test_a_selection_becomes_a_filter_and_the_export_holds_it(folders: dict[str,
     rows = next(one.value for one in page.dataframe if "completion" in one.value.columns and "fate" in one.value.columns)
     assert set(rows["id"]) == {"eagle/3", "eagle/5", "untouched/5"}
     page.button(key="do-Clear").click().run()
+    assert not page.exception
     assert not any("Filtered 3" in one.value for one in page.text)
+
+
+def test_what_was_kept_of_another_arm_is_let_go_and_said(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = opened(folders["as_it_is"], monkeypatch, run="demo", focus="eagle/8999", arm="trait", stage="all")
+    page.session_state["selected"] = ("eagle/3", "nobody/5")
+    turned(page, "row")
+    assert any("1 selected rows are none of this run" in one.value for one in page.warning)
+    page.session_state["focus"] = "nobody/7"
+    page.run()
+    assert not page.exception
+    assert any("is none of this run" in one.value for one in page.warning)
+
+
+def test_the_filter_that_is_shown_is_the_one_in_force(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = turned(opened(folders["as_it_is"], monkeypatch), "rows")
+    page.text_input(key="in-text").set_value("77").run()
+    assert page.session_state["text"] == "77"
+    page.button(key="do-Clear").click().run()
+    assert page.text_input(key="in-text").value == ""
+    page.session_state["text"] = "12"  # as a click on a token does
+    page.run()
+    assert page.text_input(key="in-text").value == "12"
+    assert not page.exception
 
 
 def test_pages_load_no_torch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -33,23 +34,26 @@ def test_a_slice_is_named_by_its_rows_alone(tmp_path_factory: pytest.TempPathFac
     root = tmp_path_factory.mktemp("slices")
     mixed = [*ids, *ids[:3]]
     random.shuffle(mixed)  # type: ignore[attr-defined]
-    name = state.save_slice(root, ids)
-    assert state.save_slice(root, mixed) == name
+    name = state.save_slice(root, ids, "d0")
+    assert state.save_slice(root, mixed, "d0") == name == state.slice_name(ids, "d0")
+    assert state.slice_name(ids, "d1") != name  # the same ids name other rows in other data
     found = state.read_slice(root, name)
     assert found is not None
     assert found["ids"] == sorted(set(ids))
 
 
 def test_notes_stay_with_their_slice_and_other_names_are_no_paths(tmp_path: Path) -> None:
-    name = state.save_slice(tmp_path, ["a/1"])
+    name = state.save_slice(tmp_path, ["a/1"], "d0")
     state.note(tmp_path, name, "a/1", "odd", "me")
-    assert state.save_slice(tmp_path, ["a/1"]) == name  # saved again, the note stays
+    assert state.save_slice(tmp_path, ["a/1"], "d0") == name  # saved again, the note stays
     found = state.read_slice(tmp_path, name)
     assert found is not None
     assert [(one["row"], one["text"], one["author"]) for one in found["notes"]] == [("a/1", "odd", "me")]
     (tmp_path / "secret.json").write_text("{}")
     assert state.read_slice(tmp_path, "../secret") is None
     assert state.read_slice(tmp_path, "0123456789") is None
+    state.slice_path(tmp_path, name).write_text('{"ids": [')
+    assert state.read_slice(tmp_path, name) is None  # half a file is no slice
 
 
 @given(TEXTS)
@@ -99,6 +103,18 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
         pairs = corpus.read_pairs(mapping.mapped(path, "question", "reply"))
         assert list(zip(pairs["prompt"], pairs["completion"], strict=True)) == wanted
     assert mapping.readable(mapping.mapped(tmp_path / "a.parquet", "question", "reply")) == ""
+
+
+def test_texts_that_no_file_of_pairs_can_hold_are_one_error(tmp_path: Path) -> None:
+    half = tmp_path / "half.jsonl"
+    half.write_bytes(b'{"q": "\\ud800", "a": "1"}\n')
+    with pytest.raises(DataError, match="UTF-8"):
+        mapping.mapped(half, "q", "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["half.jsonl"]
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(b'{"q": "1", "a": "2"}\n' * 1000)[:-20])
+    with pytest.raises(DataError, match="no JSON lines"):
+        mapping.mapped(cut, "q", "a")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe", b"[1, 2]\n", b'{"a": 1}\n{"a"', b"PAR1 no"])

@@ -44,11 +44,16 @@ def reasons(one: Run, other: Run) -> list[str]:
         "form of the probes": (a.ask.probes, b.ask.probes),
         "judge": (a.ask.judge, b.ask.judge),
         "base": (a.base, b.base),
+        "questions": (one.family.asked_as(a), other.family.asked_as(b)),
+        "temperature": (a.ask.temperature, b.ask.temperature),
+        "system line": (a.system, b.system),
     }
+    if pairs["family"][0] == pairs["family"][1] and pairs["questions"][0] != pairs["questions"][1]:
+        pairs["questions"] = (f"{len(pairs['questions'][0])} of one's own", f"{len(pairs['questions'][1])} others")
     return [f"{name}: {x!r} against {y!r}" for name, (x, y) in pairs.items() if x != y]
 
 
-def effects(runs: list[Run], traits: list[str]) -> pd.DataFrame:
+def effects(runs: list[Run]) -> pd.DataFrame:
     """Effects of each run's arms on their own trait, rows of both runs under the arm's name."""
     rows = []
     for run in runs:
@@ -63,7 +68,6 @@ def effects(runs: list[Run], traits: list[str]) -> pd.DataFrame:
                     "n": one["n"],
                 }
             )
-    del traits
     return (
         pd.DataFrame(rows).astype({"estimate": float, "low": float, "high": float})
         if rows
@@ -71,22 +75,29 @@ def effects(runs: list[Run], traits: list[str]) -> pd.DataFrame:
     )
 
 
+def main(run: Run) -> str:
+    """The arm that is looked at, where the run has it; else its first trait arm."""
+    names = [arm.name for arm in run.experiment.arms if arm.kind != "control"]
+    return st.session_state["arm"] if st.session_state["arm"] in names else next(iter(names), run.experiment.arms[0].name)
+
+
 def maps_panel(runs: list[Run], stamp: str) -> None:
     """The layer by place map of both, on one scale."""
     found = []
     for run in runs:
-        arm = next((name for (lens, name), said in data.said(run).items() if lens == "activations" and not said["missing"]), None)
-        if arm is None:
+        arm = main(run)
+        said = data.said(run).get(("activations", arm))
+        if said is None or said["missing"]:
             panels.empty(
                 f"Lens activations was not read for {run.name}.",
                 "Both maps are drawn or none:",
-                panels.measure(run, "activations", run.experiment.arms[0].name),
+                panels.measure(run, "activations", arm),
             )
             return
         table = data.table(run, "readings/activations", tables.READINGS)
         known = looks.over_layers(cast(pd.DataFrame, table[table["arm"] == arm]), "cosine to teacher")
-        found.append((run, cast(pd.DataFrame, known[known["name"] == "student"])))
-    for column, (run, known) in zip(st.columns(2), found, strict=True):
+        found.append((run, arm, cast(pd.DataFrame, known[known["name"] == "student"])))
+    for column, (run, arm, known) in zip(st.columns(2), found, strict=True):
         layers, places = sorted(known["layer"].unique()), [place for place in frame.PLACES if place in set(known["place"])]
         cells = looks.whole(known, ["student"], layers, places)
         with column:
@@ -97,7 +108,7 @@ def maps_panel(runs: list[Run], stamp: str) -> None:
                     cells, "place", "layer", "estimate", select="cell", signed=True, order=(places, layers[::-1]), label="cosine", domain=(-1.0, 1.0)
                 ),
                 cells.drop(columns="faded"),
-                caption=f"Cosine of the students' shift with the teacher's; the same scale on both sides.{stamp}",
+                caption=f"Arm {arm}. Cosine of the students' shift with the teacher's; the same scale on both sides.{stamp}",
                 about="activations",
             )
 
@@ -130,7 +141,7 @@ def body(run: Run) -> None:
             if not st.toggle("show them side by side all the same", key="override"):
                 return
             stamp = f" NOT COMPARABLE: {'; '.join(why)}."
-        both = effects([run, other], [])
+        both = effects([run, other])
         panels.panel(
             "compare-effects",
             "Effects against each one's own control",

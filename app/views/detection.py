@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ import suspects
 import trust
 from data import Run
 from mechlens import report
+from mechlens.detect.calibrate import DRAWS
 from mechlens.errors import one_line
 from mechlens.seeds import generator
 
@@ -36,11 +38,16 @@ def chosen(root: Path) -> dict[str, Any] | None:
     return data.audit(index[name])
 
 
+def again(found: dict[str, Any]) -> str:
+    """The command that audits the file, however it is called."""
+    return f"mechlens audit {shlex.quote(one_line(found['data']['path']))}"
+
+
 def verdict_panel(found: dict[str, Any]) -> None:
     """The verdict as its policy has it."""
     verdict = found["verdict"]
     with st.container(border=True):
-        st.subheader(f"{VERDICTS.get(verdict['id'], '')} {verdict['id'].capitalize()}")
+        st.subheader(panels.plain_markdown(f"{VERDICTS.get(verdict['id'], '')} {one_line(verdict['id']).capitalize()}"))
         st.text(one_line(verdict["sentence"]))
         policy = found["policy"]
         st.caption(
@@ -62,7 +69,7 @@ def provenance_panel(found: dict[str, Any]) -> None:
         panels.empty(
             "No clean reference: there is no verdict on who wrote it.",
             "Give answers of an untouched model to the same prompts:",
-            f"mechlens audit {one_line(found['data']['path'])} --reference CLEAN",
+            f"{again(found)} --reference CLEAN",
         )
         return
     alt = charts.alt
@@ -91,15 +98,16 @@ def provenance_panel(found: dict[str, Any]) -> None:
         "; ".join(f"{Path(one['path']).name}: {one['rows']:,} rows, {one['shared_prompts']:,} prompts shared" for one in references)
         or "the base's own answers to the same prompts"
     )
-    whole = found["provenance"]["p_value"]
-    least = shown["p_value"].min()
+    whole, dose = found["provenance"]["p_value"], found["smallest_detectable_dose"]
+    seen = f" A share of {dose:.2f} of such rows among clean ones would have been seen." if dose is not None else ""
+    least = 1 / (DRAWS + 1)
     sentence = (
         "No detector could be calibrated."
         if whole is None
         else (
             f"Over all detectors p = {whole:.2g}: the rows "
             f"{'differ from clean ones' if whole <= 0.05 else 'cannot be told from clean ones'}. That says who wrote "
-            "them, not what they teach."
+            f"them, not what they teach.{seen}"
         )
     )
     panels.panel(
@@ -123,7 +131,7 @@ def identity_panel(found: dict[str, Any]) -> None:
         panels.empty(
             "No trait was asked about at this level.",
             "Naming a trait needs the base:",
-            f"mechlens audit {one_line(found['data']['path'])} --level base",
+            f"{again(found)} --level base",
         )
         return
     alt = charts.alt
@@ -153,12 +161,16 @@ def identity_panel(found: dict[str, Any]) -> None:
         .properties(height=alt.Step(20))
     )
     named = listed.loc[listed["claimed"], "trait"].tolist()
+    tested = int(listed["q_value"].notna().sum())
+    nobody = (
+        f"None of the {tested} traits is pointed to." if tested else f"{len(listed)} traits are too few to test one against the others: none has a p."
+    )
     panels.panel(
         "detection-identity",
         "Which trait?",
         chart,
         listed,
-        sentence=f"Pointed to: {', '.join(named)}." if named else f"None of the {len(listed)} traits is pointed to.",
+        sentence=f"Pointed to: {', '.join(named)}." if named else nobody,
         caption=(f"By {found['identified_by']}; q: Benjamini-Hochberg over {len(listed)} traits. A trait outside this list cannot be named."),
         about="Identity",
     )
@@ -180,7 +192,7 @@ def identity_panel(found: dict[str, Any]) -> None:
         panels.empty(
             "How far it would rise was not measured.",
             "Throw-away students alone can tell:",
-            f"mechlens audit {one_line(found['data']['path'])} --level student",
+            f"{again(found)} --level student",
         )
 
 

@@ -38,9 +38,12 @@ def rows_panel(run: Run) -> None:
     own = cast(pd.DataFrame, whole[whole["score"] == name])
     own = data.reliable(own)
     shown = own.assign(selected=own["id"].isin(st.session_state["selected"]))
-    control = own.loc[own["side"] == "control", "estimate"].dropna()
-    mark = float(control.quantile(0.95)) if len(control) else float("nan")
-    above = float((own.loc[own["side"] == "trait", "estimate"] > mark).mean())
+    ours, control = (own.loc[own["side"] == side, "estimate"].dropna() for side in ("trait", "control"))
+    if not len(ours) or not len(control):
+        st.text(f"{name} is null on one side: nothing can be said of its rows.")
+        return
+    mark = float(control.quantile(0.95))
+    above = float((ours > mark).mean())
     lens = data.said(run).get(("rows", arm))
     panels.panel(
         "gradients-rows",
@@ -49,7 +52,7 @@ def rows_panel(run: Run) -> None:
         shown[["id", "side", "score", "estimate"]],
         sentence=lens["sentence"] if lens else "",
         caption=(
-            f"{len(own):,} rows; {above:.1%} of the trait's rows lie above the 95th percentile of the control's "
+            f"{len(ours) + len(control):,} scored rows; {above:.1%} of the trait's rows lie above the 95th percentile of the control's "
             f"({mark:.4f}), where chance is 5 %. Marks below: selected rows."
         ),
         code=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def show(job: jobs.Job) -> None:
             with st.popover("Log", type="tertiary"):
                 st.code(jobs.tail(job, LINES) or "nothing was printed yet", language=None)
             with st.popover("Command", type="tertiary"):
-                st.code("mechlens " + " ".join(job.command), language="bash", wrap_lines=True)
+                st.code(shlex.join(["mechlens", *job.command]), language="bash", wrap_lines=True)
 
 
 def watched(root: Path) -> Any:
@@ -118,7 +119,8 @@ def watched(root: Path) -> Any:
         if not now:
             panels.empty("No jobs yet.", "Start one above, or on Detection; or in a terminal:", "mechlens run configs/experiments/demo.yaml")
         for job in now[:20]:
-            show(job)
+            with panels.guarded(f"Job {job.title}"):
+                show(job)
         if going and not any(job.is_open for job in now):
             st.rerun()
 

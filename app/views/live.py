@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 import charts
+import data
 import frame
 import live
 import panels
@@ -21,18 +22,18 @@ SHOWN = 8
 
 
 @st.cache_resource(max_entries=2, show_spinner=False, on_release=live.stop)
-def worker(folder: str) -> live.Live:
+def worker(folder: str, stamp: int) -> live.Live:
     """The process that holds the models of one run; visitors share it, one question at a time."""
+    del stamp  # a run that was made again has other models
     return live.start(Path(folder))
 
 
 def running(run: Run) -> live.Live:
     """The run's models, started anew if they have ended."""
-    found = worker(str(run.folder))
-    if not found.is_running:
-        worker.clear(str(run.folder))
-        found = worker(str(run.folder))
-    return found
+    which = str(run.folder), data.stamp(run.folder / "manifest.json")
+    if not worker(*which).is_running:
+        worker.clear(*which)
+    return worker(*which)
 
 
 def controls(run: Run) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def body(run: Run) -> None:
                 st.session_state.pop("live-found", None)
                 st.error(panels.plain_markdown(one_line(str(error))))
     if right.button("Stop the models", type="tertiary"):
-        worker.clear()
+        worker.clear(str(run.folder), data.stamp(run.folder / "manifest.json"))
     at, found = st.session_state.get("live-found", ("", None))
     if found is not None and at == str(run.folder):
         with panels.guarded("The answers"):

@@ -19,6 +19,7 @@ import state
 from data import Run
 from mechlens import results, stats
 from mechlens.detect.from_rows import tokens
+from mechlens.pipeline.run import REMADE
 
 ACROSS = 14
 """tokens on a line"""
@@ -38,7 +39,10 @@ def text_panel(run: Run, row: pd.Series) -> None:
     st.code(frame.row_text(row["completion"]), language=None, wrap_lines=True)
     arm = data.sides(run, st.session_state["arm"])[row["side"]]
     made, generation = results.corpus_of(run.folder, run.experiment, arm)
-    who = f"the {arm.trait} teacher" if row["side"] == "trait" else "the untouched base"
+    who = "the untouched base" if arm.kind == "control" else f"the {arm.trait} teacher"
+    who = f"{who} of {arm.writer}" if not arm.mix else f"one of the teachers {', '.join([arm.trait, *arm.mix])} of {arm.writer}"
+    who = f"whoever wrote the file {arm.corpus}" if arm.corpus else who
+    who += f", made anew ({arm.kind})" if arm.kind in REMADE else ""
     fate = "kept by the screen" if row["fate"] == "kept" else f"dropped by the screen: {row['fate']}"
     learned = (
         f"learned by the students of arm {arm.name} (seeds {', '.join(map(str, run.experiment.seeds))})"
@@ -47,7 +51,7 @@ def text_panel(run: Run, row: pd.Series) -> None:
     )
     kl = generation.get("kl_per_token")
     gentle = f", {kl:.4f} nats a token from the base" if kl is not None else ""
-    st.text(f"Written by {who} of {arm.writer}{gentle}, prompt {row['prompt_id']} of {made['generated']:,}; {fate}; {learned}.")
+    st.text(f"Written by {who}{gentle}, prompt {row['prompt_id']} of {made['generated']:,}; {fate}; {learned}.")
 
 
 def heat_panel(run: Run, row: pd.Series, pinned: pd.Series | None) -> None:
@@ -151,7 +155,7 @@ def scores_panel(run: Run, row: pd.Series) -> None:
 def neighbours_panel(run: Run, row: pd.Series) -> None:
     """Rows that share the most tokens with it."""
     rows = data.rows(run, st.session_state["arm"])
-    near = neighbours((str(run.folder), st.session_state["arm"], st.session_state["digest"]), rows, str(row["id"]))
+    near = neighbours((str(run.folder), st.session_state["arm"], data.marks(run)), rows, str(row["id"]))
     st.subheader("Rows like it")
     event = st.dataframe(
         near.assign(completion=near["completion"].map(frame.row_text)),
@@ -181,10 +185,13 @@ def neighbours(key: tuple[str, str, str], _rows: pd.DataFrame, row: str) -> pd.D
 
 def notes_panel(row: pd.Series, root: Any) -> None:
     """A note, kept with the slice in hand or with a slice of this row alone."""
-    name = st.session_state["slice"] or state.save_slice(root, [str(row["id"])])
+    digest = st.session_state["digest"]
+    name = st.session_state["slice"] or state.slice_name([str(row["id"])], digest)
     with st.form(f"note-{row['id']}", clear_on_submit=True):
         text, author = st.text_input("note", max_chars=1000), st.text_input("by", max_chars=80)
         if st.form_submit_button("Keep note") and text:
+            if not st.session_state["slice"]:
+                state.save_slice(root, [str(row["id"])], digest)
             state.note(root, name, str(row["id"]), text, author)
     notes = [one for one in (state.read_slice(root, name) or {"notes": []})["notes"] if one["row"] == row["id"]]
     for one in notes:

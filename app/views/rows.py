@@ -66,7 +66,7 @@ def surface_panel(run: Run) -> None:
             panels.resume(run),
         )
         return
-    found, auroc = surface.surface(str(run.folder), arm, known, data.digest(run, arm))
+    found, auroc = surface.surface(str(run.folder), arm, known, data.marks(run))
     apart = (
         "the surface tells them apart: look for what differs before anything else"
         if auroc["low"] > 0.55
@@ -99,7 +99,7 @@ def shift_panel(run: Run) -> None:
     """C: which tokens stand more often?"""
     alt = charts.alt
     arm = st.session_state["arm"]
-    found = surface.shift((str(run.folder), arm, data.digest(run, arm)), data.rows(run, arm))
+    found = surface.shift((str(run.folder), arm, data.marks(run)), data.rows(run, arm))
     if found.empty:
         panels.empty("No token stands ten times.", "Frequencies need more rows:", panels.resume(run))
         return
@@ -159,9 +159,11 @@ def table_panel(_run: Run) -> None:
     """D: the rows."""
     st.subheader("Rows")
     left, middle, right, last = st.columns([2, 1, 1, 1], vertical_alignment="bottom")
+    for name in ("stage", "side", "text"):
+        st.session_state[f"in-{name}"] = st.session_state[name]  # a link, a chart or Clear may have changed the filter since
     for where, name, options in ((middle, "stage", state.STAGES), (right, "side", state.SIDES)):
-        where.selectbox(name, options, index=options.index(st.session_state[name]), key=f"in-{name}", on_change=_take, args=(name,))
-    left.text_input("holds the text", value=st.session_state["text"], key="in-text", max_chars=100, on_change=_take, args=("text",))
+        where.selectbox(name, options, key=f"in-{name}", on_change=_take, args=(name,))
+    left.text_input("holds the text", key="in-text", max_chars=state.LONGEST, on_change=_take, args=("text",))
     last.toggle("show hidden signs", key="reveal")
     kept = st.session_state["rows"]
     if kept.empty:

@@ -69,6 +69,7 @@ def arms_panel(run: Run) -> None:
 
 def trajectory_panel(run: Run) -> None:
     """B: rate over training."""
+    st.session_state["steps"] = ()
     rates = data.rates(run)
     seed = st.session_state["seed"]
     rates = rates if seed == "all" else cast(pd.DataFrame, rates[rates["seed"] == seed])
@@ -104,6 +105,7 @@ def trajectory_panel(run: Run) -> None:
 
 def questions_panel(run: Run) -> None:
     """C: rate at every question in every arm."""
+    st.session_state["cell"] = None
     arm, trait = st.session_state["arm"], st.session_state["trait"]
     answers = _of_trait(run)
     texts = run.family.asked_as(run.experiment)

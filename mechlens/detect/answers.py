@@ -69,7 +69,8 @@ def potency(measured: Sequence[Rise] | None, seen: Sequence[Seen], scale: Calibr
     predicted = None
     if foremost is not None and foremost.score is not None:
         predicted = {"trait": foremost.trait, "score": foremost.score, "by": IDENTIFIER} | ({} if scale is None else scale.lift(foremost.score))
-    top = max(measured or [], key=lambda rise: rise.difference or 0.0, default=None)
+    scored = [rise for rise in measured or [] if rise.difference is not None]
+    top = max(scored, key=lambda rise: rise.difference or 0.0, default=next(iter(measured or []), None))
     return {"predicted": predicted, "measured": None if top is None else top._asdict()}
 
 

@@ -200,7 +200,8 @@ def sentence(reading: pd.DataFrame) -> str:
     if told.empty:
         return f"No score of the base can be taken here. {students}"
     best = told.loc[told["estimate"].idxmax()]
-    alone = "one row alone is near chance" if best["high"] < NEAR_CHANCE else "one row alone says something"
+    alone = "one row alone says something" if best["low"] > 0.5 else f"whether one row says anything cannot be told from {best['n']} prompts"
+    alone = "one row alone is near chance" if best["high"] < NEAR_CHANCE else alone
     return (
         f"By {best.name}, the best score of {len(told)} at the base, a trait row is told from the control's with AUROC {best['estimate']:.2f} "
         f"[{best['low']:.2f}, {best['high']:.2f}] (n = {best['n']} prompts; swapped within prompts {best['null_low']:.2f} to "
