@@ -19,6 +19,8 @@ from mechlens import figures
 from mechlens.errors import MechlensError, one_line
 
 LOG = logging.getLogger("mechlens.app")
+AROUND = 120
+"""pixels of axis and legend: Streamlit takes them out of a chart's height, and would leave half of it for the marks"""
 
 
 def panel(
@@ -58,6 +60,8 @@ def panel(
     if chart is None:
         st.text("Nothing was scored, so nothing is drawn.")
     else:
+        if isinstance(high := getattr(chart, "height", None), int):
+            options["height"] = high + AROUND
         picked = st.altair_chart(chart, alt=alt, **options)
     if caption:
         st.caption(plain_markdown(caption))
