@@ -92,7 +92,7 @@ def test_hostile_rows_stay_text(visit: Open, tmp_path: Path) -> None:
                 assert shown == text
             else:
                 assert "996,000 characters more are not shown" in shown and len(shown) < 5000
-            visitor.page.get_by_text("show hidden signs").click()
+            visitor.page.get_by_text("show hidden signs", exact=True).click()
             if "\u200b" in text:
                 visitor.wait("⟨zero width space⟩")
             if "\u202e" in text:
