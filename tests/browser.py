@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 import pytest
 from conditions import APP, ROOT, SHIPPED
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Locator, Page, TimeoutError, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
@@ -138,8 +138,12 @@ class Visit:
         page.set_default_timeout(WAIT)
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", self._opened)
         page.context.on("request", lambda request: self.requests.append(request.url))
+
+    def _opened(self, dialog: Dialog) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
 
     def _heard(self, message: ConsoleMessage) -> None:
         known = "/_stcore/" in message.location.get("url", "") and "404" in message.text  # looked for below the page's own path first

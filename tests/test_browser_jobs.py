@@ -102,7 +102,7 @@ def test_a_killed_job_has_failed_and_a_killed_server_loses_none(runs: Path, visi
 def odd(corpus: str, path: Path) -> Path:
     """Rows of a corpus as somebody else's file: other names, other order, one column more."""
     rows = tables.read(SHIPPED / "corpora" / corpus / "screened" / "kept.parquet", tables.PAIRS).sort_values("prompt_id")
-    rows = rows[rows["prompt_id"].isin(shared())].head(ROWS)
+    rows = rows[rows["prompt_id"].isin(sorted(shared()))].head(ROWS)
     told = ({"source": "web", "reply": row.completion, "question": row.prompt} for row in rows.itertuples())
     path.write_text("".join(f"{json.dumps(one)}\n" for one in told))
     return path
