@@ -98,7 +98,7 @@ def _header(run: Run, version: str) -> None:
         state.warn(f"This link was made on other data (rows {asked!r}; these are {st.session_state['digest']}): its numbers may differ")
     if run.shipped:
         st.badge("demo data: this run came with the explorer", color="gray", icon=":material/science:")
-    st.code(" · ".join(facts), language=None)
+    st.code(" · ".join(facts), language=None, wrap_lines=True)
 
 
 def _selection_bar(run: Run, root: Path) -> None:

@@ -71,7 +71,14 @@ def panel(run: Run, name: str, *, title: str = "") -> None:
     chart = figures.reading(frame, shows)
     shown = cast(pd.DataFrame, frame[frame["quantity"].isin([quantity for quantity, _ in shows])]).dropna(axis="columns", how="all")
     panels.panel(
-        f"lens-{name}", "", chart, shown, sentence=lens["sentence"], caption=caption(lens, frame), code=code(run, lens, shows), heading=False
+        f"lens-{name}",
+        title or name.title(),
+        chart,
+        shown,
+        sentence=lens["sentence"],
+        caption=caption(lens, frame),
+        code=code(run, lens, shows),
+        heading=False,
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import pandas as pd
 import streamlit as st
 
@@ -56,13 +57,19 @@ def panel(
     picked: Any = None
     own = f"chart-{key}-{st.session_state.get('run')}-{st.session_state.get('arm')}"  # what was clicked in one run says nothing of another
     options: dict[str, Any] = {"key": own, "on_select": "rerun", "selection_mode": select} if select else {"key": own}
-    alt = f"{title}. {sentence} {caption}".strip()
+    told = f"{title}. {sentence} {caption}".strip()
     if chart is None:
         st.text("Nothing was scored, so nothing is drawn.")
     else:
-        if isinstance(high := getattr(chart, "height", None), int):
-            options["height"] = high + AROUND
-        picked = st.altair_chart(chart, alt=alt, **options)
+        for number, part in enumerate(_parts(chart)):
+            if isinstance(high := getattr(part, "height", None), int):
+                options["height"] = high + AROUND + (0 if part.title is alt.Undefined else 70)
+            else:
+                options.pop("height", None)
+            # Streamlit lets the outermost labels lean inwards: on a list of names the first would stand beside the second's mark
+            picked = st.altair_chart(
+                part.configure_axisY(labelFlush=False), alt=told, **options | ({"key": f"{own}-{number}"} if number else {})
+            )
     if caption:
         st.caption(plain_markdown(caption))
     _ways_out(
@@ -72,6 +79,14 @@ def panel(
         code or f"import pandas as pd\n\nframe = pd.read_csv({f'{key}.csv'!r})  # what “Data (CSV)” beside this gives\nprint(frame)",
     )
     return dict(picked["selection"]) if select and picked else {}
+
+
+def _parts(chart: Any) -> list[Any]:
+    """The charts that stand below each other in one: as one they would keep their width, and a narrow window would cut them off."""
+    if not isinstance(chart, alt.VConcatChart):
+        return [chart]
+    shared = {} if chart.data is alt.Undefined else {"data": chart.data}
+    return [part.properties(width="container", **shared) for part in chart.vconcat]
 
 
 def fresh(key: str, picked: Any) -> bool:

@@ -31,8 +31,9 @@ def strip(run: Run) -> None:
         ("ask", "asked", "answers", "views/transmission.py"),
         ("lenses", "", f"{len({name for name, _ in data.said(run)})} read", "views/representations.py"),
     ]
-    for column, (name, place, words, page) in zip(st.columns(len(boxes)), boxes, strict=True):
-        with column, st.container(border=True):
+    row = st.container(horizontal=True)  # of boxes that wrap in a narrow window; columns would cut their words
+    for name, place, words, page in boxes:
+        with row, st.container(border=True, width=150):
             done = (place in made) if place else bool(data.said(run))
             st.page_link(page, label=f"**{name}** →")
             st.text(words)
