@@ -67,9 +67,7 @@ def panel(
             else:
                 options.pop("height", None)
             # Streamlit lets the outermost labels lean inwards: on a list of names the first would stand beside the second's mark
-            picked = st.altair_chart(
-                part.configure_axisY(labelFlush=False), alt=told, **options | ({"key": f"{own}-{number}"} if number else {})
-            )
+            picked = st.altair_chart(part.configure_axisY(labelFlush=False), alt=told, **options | ({"key": f"{own}-{number}"} if number else {}))
     if caption:
         st.caption(plain_markdown(caption))
     _ways_out(
