@@ -19,6 +19,8 @@ GREY = "#767676"
 MOST_POINTS = 20_000
 MOST_WRITTEN = 12
 """columns of a map whose cells hold their number"""
+LYING = alt.Legend(orient="top", direction="horizontal", gradientLength=180, titleLimit=400)
+"""a scale of colours above a map: beside one of two lines it would be cut off, zero and all"""
 
 
 def kinds(field: str, present: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def cells(
         .mark_rect(stroke="#00000022")
         .encode(
             **place,
-            color=alt.Color(f"{value}:Q", scale=alt.Scale(**told), title=label or None, legend=alt.Legend(gradientLength=70)),
+            color=alt.Color(f"{value}:Q", scale=alt.Scale(**told), title=label or None, legend=LYING),
             opacity=faded,
             tooltip=[x, y, number(value), *(number(n) for n in ("low", "high", "null_low", "null_high") if n in frame)],
         )

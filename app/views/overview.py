@@ -33,7 +33,7 @@ def strip(run: Run) -> None:
     ]
     row = st.container(horizontal=True)  # of boxes that wrap in a narrow window; columns would cut their words
     for name, place, words, page in boxes:
-        with row, st.container(border=True, width=150):
+        with row, st.container(border=True, width=120):
             done = (place in made) if place else bool(data.said(run))
             st.page_link(page, label=f"**{name}** →")
             st.text(words)

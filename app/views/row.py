@@ -28,7 +28,7 @@ NEAR = 10
 
 def text_panel(run: Run, row: pd.Series) -> None:
     """The row as it is, and as it may deceive."""
-    left, right = st.columns([3, 1])
+    left, right = st.columns([3, 2])
     left.subheader(panels.plain_markdown(f"Row {row['id']}"))
     right.toggle("show hidden signs", key="reveal")
     if plain.has_hidden(row["completion"]) or plain.has_hidden(row["prompt"]):
@@ -109,9 +109,7 @@ def token_chart(shown: pd.DataFrame, limit: list[float]) -> Any:
         .mark_rect(stroke="#00000022")
         .encode(
             **place,
-            color=alt.Color(
-                "estimate:Q", scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0), title="nats", legend=alt.Legend(gradientLength=60)
-            ),
+            color=alt.Color("estimate:Q", scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0), title="nats", legend=charts.LYING),
             tooltip=["position", "text", alt.Tooltip("estimate:Q", format="+.4f")],
         )
     )
