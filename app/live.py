@@ -100,6 +100,8 @@ def request(live: Live, what: dict[str, Any], *, timeout: float = PATIENCE) -> d
 def _ended(live: Live) -> str:
     if live.said.closed:
         return f"the models of {live.run} were stopped; start them again"
+    live.process.kill()  # its end of the pipe is closed: whatever is left of it answers nobody
+    live.process.wait()  # so that `is_running` tells the truth from here on
     live.said.seek(0)
     lines = live.said.read().decode("utf-8", errors="replace").strip().splitlines()
     return f"the process with the models of {live.run} has ended ({lines[-1] if lines else 'it said nothing'}); start them again"
