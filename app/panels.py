@@ -145,7 +145,7 @@ def empty(what: str, why: str, command: str) -> None:
     """Something is not there: what, why it matters, and the command that makes it."""
     with st.container(border=True):
         st.text(f"{what} {why}")
-        st.code(command, language="bash")
+        st.code(command, language="bash", wrap_lines=True)
 
 
 def partial(done: int, wanted: int, what: str) -> None:

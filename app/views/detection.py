@@ -224,7 +224,7 @@ def removal_panel(run: Run) -> None:
         f"of {len(ours):,} scored rows lost."
     )
     st.caption("A lower score is no lower transfer: only students trained on what is left can tell.")
-    st.code("mechlens audit DATA --level student --clean CLEANED --treatment drop", language="bash")
+    st.code("mechlens audit DATA --level student --clean CLEANED --treatment drop", language="bash", wrap_lines=True)
 
 
 def body(run: Run) -> None:

@@ -158,13 +158,13 @@ def shift_panel(run: Run) -> None:
 def table_panel(_run: Run) -> None:
     """D: the rows."""
     st.subheader("Rows")
-    left, middle, right, last = st.columns([2, 1, 1, 1], vertical_alignment="bottom")
+    left, middle, right = st.columns([2, 1, 1])
     for name in ("stage", "side", "text"):
         st.session_state[f"in-{name}"] = st.session_state[name]  # a link, a chart or Clear may have changed the filter since
     for where, name, options in ((middle, "stage", state.STAGES), (right, "side", state.SIDES)):
         where.selectbox(name, options, key=f"in-{name}", on_change=_take, args=(name,))
     left.text_input("holds the text", key="in-text", max_chars=state.LONGEST, on_change=_take, args=("text",))
-    last.toggle("show hidden signs", key="reveal")
+    st.toggle("show hidden signs", key="reveal")
     kept = st.session_state["rows"]
     if kept.empty:
         st.text("No row is left by the filter.")
