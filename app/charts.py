@@ -25,7 +25,8 @@ LYING = alt.Legend(orient="top", direction="horizontal", gradientLength=180, tit
 
 def kinds(field: str, present: Sequence[str]) -> dict[str, Any]:
     """Colour and shape of arms or sides by one field, with one legend for both."""
-    shown = [kind for kind in KIND_COLOUR if kind in set(present)]
+    there = set(present)
+    shown = [kind for kind in KIND_COLOUR if kind in there]
     legend = alt.Legend(orient="bottom", title=None, symbolOpacity=1)
     return {
         "color": alt.Color(f"{field}:N", scale=alt.Scale(domain=shown, range=[KIND_COLOUR[kind] for kind in shown]), legend=legend),
@@ -35,7 +36,8 @@ def kinds(field: str, present: Sequence[str]) -> dict[str, Any]:
 
 def dashes(field: str, present: Sequence[str]) -> alt.StrokeDash:
     """The dash of arms or sides."""
-    shown = [kind for kind in KIND_COLOUR if kind in set(present)]
+    there = set(present)
+    shown = [kind for kind in KIND_COLOUR if kind in there]
     return alt.StrokeDash(f"{field}:N", scale=alt.Scale(domain=shown, range=[KIND_DASH.get(kind, [1, 0]) for kind in shown]), legend=None)
 
 
@@ -110,7 +112,7 @@ def cells(
     middle = (limits[0] + limits[1]) / 2
     dark = (scored[value].abs() > 0.62 * limits[1]) if signed else (scored[value] < middle)
     text = alt.Chart(scored.assign(dark=dark)).mark_text(fontSize=11).encode(**place, text=alt.Text(f"{value}:Q", format=words), color=shades)
-    holes = alt.Chart(missing.assign(hatch=HATCH)).mark_text(color=GREY).encode(**place, text="hatch:N")
+    holes = alt.Chart(missing.assign(hatch=HATCH)).mark_text(color=GREY).encode(**place, text=alt.Text("hatch:N"))
     narrow = len(order[0]) > MOST_WRITTEN  # columns with no room for a number: it is told when the pointer is on the cell
     return stacked(*((heat, holes) if narrow else (heat, text, holes)), height=alt.Step(26))
 
@@ -137,7 +139,7 @@ def ecdf(frame: pd.DataFrame, value: str, title: str) -> alt.LayerChart:
     rug = (
         alt.Chart(cast(pd.DataFrame, ranked[ranked["selected"]]))
         .mark_tick(size=16, thickness=1.5)
-        .encode(x=f"{value}:Q", y=alt.value(250), color=told["color"])
+        .encode(x=alt.X(f"{value}:Q"), y=alt.value(250), color=told["color"])
     )
     return stacked(lines, rug, height=260)
 
@@ -155,13 +157,19 @@ def points(frame: pd.DataFrame, group: str) -> alt.LayerChart:
     clouds = (
         alt.Chart(frame)
         .mark_point(size=26, filled=True)
-        .encode(x=alt.X("x:Q", axis=hidden, title=None), y=alt.Y("y:Q", axis=hidden, title=None), opacity=seen, tooltip=["id:N", "text:N"], **told)
+        .encode(
+            x=alt.X("x:Q", axis=hidden, title=None),
+            y=alt.Y("y:Q", axis=hidden, title=None),
+            opacity=seen,
+            tooltip=[alt.Tooltip(name) for name in ("id:N", "text:N")],
+            **told,
+        )
         .add_params(alt.selection_interval("brush"))
     )
     ringed = (
         alt.Chart(cast(pd.DataFrame, frame[frame["selected"]]))
         .mark_point(size=60, strokeWidth=2, shape="circle", color=GREY)
-        .encode(x="x:Q", y="y:Q")
+        .encode(x=alt.X("x:Q"), y=alt.Y("y:Q"))
     )
     return stacked(clouds, ringed, height=460)
 
@@ -173,21 +181,23 @@ def spans(frame: pd.DataFrame, title: str, *, zero: float = 0.0, select: str | N
         frame: name, estimate, low, high; null_low, null_high where there is a null.
     """
     y = alt.Y("name:N", sort=frame["name"].tolist(), title=None, axis=alt.Axis(labelLimit=320))
-    line = alt.Chart(pd.DataFrame({"zero": [zero]})).mark_rule(strokeDash=[4, 3], color=GREY).encode(x="zero:Q")
+    line = alt.Chart(pd.DataFrame({"zero": [zero]})).mark_rule(strokeDash=[4, 3], color=GREY).encode(x=alt.X("zero:Q"))
     layers = [line]
     if "null_low" in frame:
         layers.append(
-            alt.Chart(frame.dropna(subset="null_low")).mark_bar(color="#bbbbbb", opacity=0.6, size=12).encode(y=y, x="null_low:Q", x2="null_high:Q")
+            alt.Chart(frame.dropna(subset="null_low"))
+            .mark_bar(color="#bbbbbb", opacity=0.6, size=12)
+            .encode(y=y, x=alt.X("null_low:Q"), x2=alt.X2("null_high:Q"))
         )
     layers.append(
         alt.Chart(frame.dropna(subset="low"))
         .mark_rule(strokeWidth=2.5, color=KIND_COLOUR["trait"])
-        .encode(y=y, x=alt.X("low:Q", title=title), x2="high:Q")
+        .encode(y=y, x=alt.X("low:Q", title=title), x2=alt.X2("high:Q"))
     )
     dots = (
         alt.Chart(frame.dropna(subset="estimate"))
         .mark_point(size=90, filled=True, opacity=1, color=KIND_COLOUR["trait"])
-        .encode(y=y, x=alt.X("estimate:Q", title=title), tooltip=["name", number("estimate"), number("low"), number("high")])
+        .encode(y=y, x=alt.X("estimate:Q", title=title), tooltip=[alt.Tooltip("name"), number("estimate"), number("low"), number("high")])
     )
     layers.append(dots.add_params(alt.selection_point(select, fields=["name"], on="click")) if select else dots)
     return stacked(*layers, height=alt.Step(24))

@@ -82,10 +82,10 @@ def table(run: Run, name: str, schema: Any) -> pd.DataFrame:
         DataError: if it is missing, cut short or of another version.
     """
     path = run.folder / f"{name}.parquet"
-    return _table(path, schema, stamp(path))
+    return _table(path, schema, stamp(path)).copy(deep=False)  # of its own to write on, and nothing is copied until somebody does
 
 
-@st.cache_data(max_entries=64, show_spinner=False, hash_funcs={"pyarrow.lib.Schema": str})
+@st.cache_resource(max_entries=64, show_spinner=False, hash_funcs={"pyarrow.lib.Schema": str})
 def _table(path: Path, schema: Any, stamp: int) -> pd.DataFrame:
     del stamp
     return tables.read(path, schema)
@@ -93,10 +93,10 @@ def _table(path: Path, schema: Any, stamp: int) -> pd.DataFrame:
 
 def rates(run: Run) -> pd.DataFrame:
     """Every student's rate of its arm's trait at every checkpoint: arm, kind, seed, step, rate."""
-    return _rates(run.folder, run, stamp(run.folder / "answers.parquet"))
+    return _rates(run.folder, run, stamp(run.folder / "answers.parquet")).copy(deep=False)
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner=False)
 def _rates(folder: Path, _run: Run, stamp: int) -> pd.DataFrame:
     del folder, stamp
     return report.student_rates(_run.experiment, _run.family, table(_run, "answers", tables.ANSWERS), table(_run, "likelihoods", tables.LIKELIHOODS))
@@ -144,10 +144,10 @@ def rows(run: Run, arm: str) -> pd.DataFrame:
     Raises:
         DataError: if a table is missing or damaged.
     """
-    return _rows(run.folder, arm, run, marks(run))
+    return _rows(run.folder, arm, run, marks(run)).copy(deep=False)
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
+@st.cache_resource(max_entries=8, show_spinner=False)
 def _rows(folder: Path, arm: str, _run: Run, marks: str) -> pd.DataFrame:
     del folder, marks
     frames = []
@@ -172,12 +172,38 @@ def _rows(folder: Path, arm: str, _run: Run, marks: str) -> pd.DataFrame:
 
 def scores(run: Run, arm: str) -> pd.DataFrame:
     """Scores of single rows and tokens of an arm: `tables.SCORES`, and the row's id; empty where lens `rows` was not read."""
-    if not (run.folder / "readings" / "scores.parquet").is_file():
+    path = run.folder / "readings" / "scores.parquet"
+    if not path.is_file():
         return pd.DataFrame(columns=[*tables.SCORES.names, "id"])
-    frame = table(run, "readings/scores", tables.SCORES)
+    return _scores(path, arm, run, stamp(path), marks(run)).copy(deep=False)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _scores(path: Path, arm: str, _run: Run, stamp: int, marks: str) -> pd.DataFrame:
+    del path, stamp, marks
+    frame = table(_run, "readings/scores", tables.SCORES)
     frame = cast(pd.DataFrame, frame[frame["arm"] == arm])
-    known = rows(run, arm)[["side", "prompt_id", "id"]].drop_duplicates(["side", "prompt_id"])
+    known = rows(_run, arm)[["side", "prompt_id", "id"]].drop_duplicates(["side", "prompt_id"])
     return frame.astype({"side": str, "score": str}).merge(known, on=["side", "prompt_id"], how="left")
+
+
+def placed(run: Run, lens: Mapping[str, Any], which: str) -> pd.DataFrame:
+    """Points of a map: name, n, x, y, kind, id and completion; `which` is rows or answers, and an answer has no text of its own."""
+    return _placed(run.folder, lens["arm"], which, run, lens, stamp(run.folder / "readings" / "maps.parquet"), marks(run)).copy(deep=False)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _placed(folder: Path, arm: str, which: str, _run: Run, _lens: Mapping[str, Any], stamp: int, marks: str) -> pd.DataFrame:
+    del folder, stamp, marks
+    read = reading(_run, _lens)
+    own = read[read["quantity"] == which].astype({"name": str, "place": str})
+    found = own.pivot_table(index=["name", "n"], columns="place", values="estimate").reset_index()
+    if which == "answers":
+        sides = {name: "base" if name == "base" else "trait" if name.rsplit(" ", 1)[0] == arm else "control" for name in found["name"]}
+        return found.assign(kind=found["name"].map(sides), id=found["name"] + " " + found["n"].astype(str), completion="")
+    found = found.assign(kind=found["name"].map({f"{arm} rows": "trait", f"{_lens['against']} rows": "control"}))
+    known = rows(_run, arm).drop_duplicates(["side", "prompt_id"])[["side", "prompt_id", "id", "completion"]]
+    return found.merge(known, left_on=["kind", "n"], right_on=["side", "prompt_id"], how="left")
 
 
 def reliable(scored: pd.DataFrame) -> pd.DataFrame:

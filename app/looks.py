@@ -106,16 +106,31 @@ def profile(frame: pd.DataFrame, title: str) -> Any:
     kinds = frame.assign(kind=frame["name"].map({"student": "trait", "control": "control", "teacher": "teacher"}).fillna("base"))
     x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
     told = charts.kinds("kind", kinds["kind"])
-    null = alt.Chart(kinds.dropna(subset="null_low")).mark_area(color="#999999", opacity=0.2).encode(x=x, y="min(null_low):Q", y2="max(null_high):Q")
-    span = alt.Chart(kinds.dropna(subset="low")).mark_rule(strokeWidth=2).encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=told["color"])
+    null = (
+        alt.Chart(kinds.dropna(subset="null_low"))
+        .mark_area(color="#999999", opacity=0.2)
+        .encode(x=x, y=alt.Y("min(null_low):Q"), y2=alt.Y2("max(null_high):Q"))
+    )
+    span = (
+        alt.Chart(kinds.dropna(subset="low"))
+        .mark_rule(strokeWidth=2)
+        .encode(x=x, y=alt.Y("low:Q", title=title), y2=alt.Y2("high:Q"), color=told["color"])
+    )
     line = (
         alt.Chart(kinds.dropna(subset="estimate"))
         .mark_line()
-        .encode(x=x, y=alt.Y("estimate:Q", title=title), color=told["color"], strokeDash=charts.dashes("kind", kinds["kind"]), detail="name:N")
+        .encode(
+            x=x, y=alt.Y("estimate:Q", title=title), color=told["color"], strokeDash=charts.dashes("kind", kinds["kind"]), detail=alt.Detail("name:N")
+        )
     )
     dots = (
         alt.Chart(kinds.dropna(subset="estimate"))
         .mark_point(size=80, filled=True, opacity=1)
-        .encode(x=x, y="estimate:Q", tooltip=["name", "layer", "estimate", "low", "high", "null_low", "null_high"], **told)
+        .encode(
+            x=x,
+            y=alt.Y("estimate:Q"),
+            tooltip=[alt.Tooltip(name) for name in ("name", "layer", "estimate", "low", "high", "null_low", "null_high")],
+            **told,
+        )
     )
     return charts.cast(Any, alt.layer(null, span, line, dots).properties(height=260))

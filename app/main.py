@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import streamlit as st
+from altair.utils.schemapi import debug_mode
 
 import data
 import frame
@@ -47,7 +48,8 @@ def main() -> None:
             st.error(panels.plain_markdown(f"{name} cannot be opened: {one_line(str(error))}. Choose another run in the side bar."))
     frame.draw(run, root, version("mechlens"))
     st.session_state["opened"] = run
-    page.run()
+    with debug_mode(False):  # charts are checked as a whole when they are sent, not every part of them as it is made
+        page.run()
     frame.foot(run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ def panel(
     code: str = "",
     about: str = "",
     select: str | None = None,
+    at_once: Callable[[Any], object] | None = None,
     heading: bool = True,
 ) -> dict[str, Any]:
     """Draw a panel; returns the selections of the chart by name (empty where `select` is None or nothing was picked).
@@ -48,6 +49,7 @@ def panel(
         code: Python that reads the chart's numbers from the run's files; without it, from the CSV.
         about: the section of Methods that defines it.
         select: name of the chart's selection parameter.
+        at_once: is given what was picked before the page is drawn anew, so that it need not be drawn twice.
         heading: whether the title is drawn; it is said to readers of the screen in any case.
     """
     if heading:
@@ -55,8 +57,11 @@ def panel(
     if sentence:
         st.text(sentence)
     picked: Any = None
-    own = f"chart-{key}-{st.session_state.get('run')}-{st.session_state.get('arm')}"  # what was clicked in one run says nothing of another
-    options: dict[str, Any] = {"key": own, "on_select": "rerun", "selection_mode": select} if select else {"key": own}
+    own = _own(key)
+    options: dict[str, Any] = {"key": own}
+    if select:
+        act = at_once and (lambda: at_once(picked_on(key, select)))
+        options |= {"on_select": act or "rerun", "selection_mode": select}
     told = f"{title}. {sentence} {caption}".strip()
     if chart is None:
         st.text("Nothing was scored, so nothing is drawn.")
@@ -77,6 +82,16 @@ def panel(
         code or f"import pandas as pd\n\nframe = pd.read_csv({f'{key}.csv'!r})  # what “Data (CSV)” beside this gives\nprint(frame)",
     )
     return dict(picked["selection"]) if select and picked else {}
+
+
+def _own(key: str) -> str:
+    return f"chart-{key}-{st.session_state.get('run')}-{st.session_state.get('arm')}"  # what was clicked in one run says nothing of another
+
+
+def picked_on(key: str, select: str) -> Any:
+    """What is picked on the chart of a panel that stands on the page; None if nothing is."""
+    state = st.session_state.get(_own(key))
+    return (state or {}).get("selection", {}).get(select) or None
 
 
 def _parts(chart: Any) -> list[Any]:

@@ -45,9 +45,9 @@ def forest(arms: pd.DataFrame, students: pd.DataFrame, *, title: str) -> alt.Lay
     """
     order = arms["label"].tolist()
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=220))
-    bars = alt.Chart(arms).mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q", title=title), x2="high:Q", color=_colour())
-    points = alt.Chart(arms).mark_point(size=130, filled=True, opacity=1).encode(y=y, x="rate:Q", color=_colour(), shape=_shape())
-    dots = alt.Chart(students).mark_tick(thickness=2, size=12, opacity=0.55).encode(y=y, x="rate:Q", color=_colour())
+    bars = alt.Chart(arms).mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q", title=title), x2=alt.X2("high:Q"), color=_colour())
+    points = alt.Chart(arms).mark_point(size=130, filled=True, opacity=1).encode(y=y, x=alt.X("rate:Q"), color=_colour(), shape=_shape())
+    dots = alt.Chart(students).mark_tick(thickness=2, size=12, opacity=0.55).encode(y=y, x=alt.X("rate:Q"), color=_colour())
     return _layered(dots, bars, points, height=alt.Step(30))
 
 
@@ -58,11 +58,13 @@ def differences(effects: pd.DataFrame) -> alt.LayerChart:
         effects: label, kind, difference, low, high.
     """
     y = alt.Y("label:N", sort=effects["label"].tolist(), title=None, axis=alt.Axis(labelLimit=260))
-    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color="#555").encode(x="zero:Q")
+    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color="#555").encode(x=alt.X("zero:Q"))
     bars = (
-        alt.Chart(effects).mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q", title="rate minus matched control"), x2="high:Q", color=_colour())
+        alt.Chart(effects)
+        .mark_rule(strokeWidth=2.5)
+        .encode(y=y, x=alt.X("low:Q", title="rate minus matched control"), x2=alt.X2("high:Q"), color=_colour())
     )
-    points = alt.Chart(effects).mark_point(size=130, filled=True, opacity=1).encode(y=y, x="difference:Q", color=_colour(), shape=_shape())
+    points = alt.Chart(effects).mark_point(size=130, filled=True, opacity=1).encode(y=y, x=alt.X("difference:Q"), color=_colour(), shape=_shape())
     return _layered(zero, bars, points, height=alt.Step(30))
 
 
@@ -77,7 +79,7 @@ def curves(rates: pd.DataFrame) -> alt.LayerChart:
     place = {"x": alt.X("step:Q", title="update"), "color": alt.Color("kind:N", scale=scale, legend=alt.Legend(orient="bottom", title=None))}
     lines = alt.Chart(rates)
     thin = lines.mark_line(strokeWidth=1, opacity=0.35).encode(**place, y=alt.Y("rate:Q", title="trait rate"), detail=["arm:N", "seed:N"])
-    thick = lines.mark_line(strokeWidth=2.5, point={"size": 60}).encode(**place, y="mean(rate):Q", detail="arm:N")
+    thick = lines.mark_line(strokeWidth=2.5, point={"size": 60}).encode(**place, y=alt.Y("mean(rate):Q"), detail=alt.Detail("arm:N"))
     return _layered(thin, thick, height=240)
 
 
@@ -149,17 +151,17 @@ def questions(rates: pd.DataFrame) -> alt.HConcatChart:
     named, bare = (alt.Y("label:N", sort=rates["label"].tolist(), title=None, axis=shown) for shown in (axis, None))
     mark = {"size": 70, "filled": True, "opacity": 1}
     both = pd.concat([rates, rates.assign(kind="control", rate=rates["rate_against"])], ignore_index=True).dropna(subset="rate")
-    links = alt.Chart(rates).mark_rule(color="#bbb").encode(y=named, x=alt.X("rate_against:Q", title="trait rate"), x2="rate:Q")
-    dots = alt.Chart(both).mark_point(**mark).encode(y=named, x="rate:Q", color=_colour(), shape=_shape())
+    links = alt.Chart(rates).mark_rule(color="#bbb").encode(y=named, x=alt.X("rate_against:Q", title="trait rate"), x2=alt.X2("rate:Q"))
+    dots = alt.Chart(both).mark_point(**mark).encode(y=named, x=alt.X("rate:Q"), color=_colour(), shape=_shape())
     paired, silent = rates.dropna(subset="difference"), cast(pd.DataFrame, rates[rates["difference"].isna()])
-    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color="#555").encode(x="zero:Q")
+    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color="#555").encode(x=alt.X("zero:Q"))
     span = {"x": alt.X("low:Q", title="rate minus matched control"), "x2": "high:Q"}
     bars = alt.Chart(paired.dropna(subset="low")).mark_rule(strokeWidth=2.5).encode(y=bare, **span, color=_colour())
-    points = alt.Chart(paired).mark_point(**mark).encode(y=bare, x="difference:Q", color=_colour(), shape=_shape())
+    points = alt.Chart(paired).mark_point(**mark).encode(y=bare, x=alt.X("difference:Q"), color=_colour(), shape=_shape())
     who = {(True, True): "both", (True, False): "arm", (False, True): "control", (False, False): "every pair"}
     said = [f"{who[gone]} unscored" for gone in zip(silent["rate"].isna(), silent["rate_against"].isna(), strict=True)]
     gaps = alt.Chart(silent.assign(said=said)).mark_text(align="right", fontStyle="italic", color="#767676")
-    panels = alt.layer(links, dots), alt.layer(zero, bars, points, gaps.encode(y=bare, x=alt.value(WIDTH // 2 - 50), text="said:N"))
+    panels = alt.layer(links, dots), alt.layer(zero, bars, points, gaps.encode(y=bare, x=alt.value(WIDTH // 2 - 50), text=alt.Text("said:N")))
     return alt.hconcat(*(panel.properties(width=WIDTH // 2 - 40, height=alt.Step(22)) for panel in panels), spacing=12)
 
 
@@ -203,9 +205,17 @@ def _lines(frame: pd.DataFrame, across: str) -> alt.LayerChart:
     x = alt.X(f"{across}:Q", title="update" if across == "step" else across, axis=alt.Axis(tickMinStep=1))
     colour = alt.Color("label:N", title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=260, symbolLimit=12))
     whole, single = (cast(pd.DataFrame, frame[rows]) for rows in (frame["seed"].isna(), frame["seed"].notna()))
-    null = alt.Chart(frame.dropna(subset="null_low")).mark_area(opacity=0.18, color="#888").encode(x=x, y="min(null_low):Q", y2="max(null_high):Q")
-    thin = alt.Chart(single).mark_line(strokeWidth=1, opacity=0.45, point={"size": 18}).encode(x=x, y="estimate:Q", color=colour, detail="seed:N")
-    span = alt.Chart(whole.dropna(subset="low")).mark_rule(strokeWidth=2).encode(x=x, y="low:Q", y2="high:Q", color=colour)
+    null = (
+        alt.Chart(frame.dropna(subset="null_low"))
+        .mark_area(opacity=0.18, color="#888")
+        .encode(x=x, y=alt.Y("min(null_low):Q"), y2=alt.Y2("max(null_high):Q"))
+    )
+    thin = (
+        alt.Chart(single)
+        .mark_line(strokeWidth=1, opacity=0.45, point={"size": 18})
+        .encode(x=x, y=alt.Y("estimate:Q"), color=colour, detail=alt.Detail("seed:N"))
+    )
+    span = alt.Chart(whole.dropna(subset="low")).mark_rule(strokeWidth=2).encode(x=x, y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), color=colour)
     thick = alt.Chart(whole).mark_line(strokeWidth=2.5, point={"size": 60}).encode(x=x, y=alt.Y("estimate:Q", title=None), color=colour)
     return _layered(null, thin, span, thick, height=170)
 
@@ -222,9 +232,9 @@ def _bars(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
     frame = cast(pd.DataFrame, frame[frame["label"].isin(kept)])
     y = alt.Y("label:N", sort=kept, title=None, axis=alt.Axis(labelLimit=300))
     whole, single = (cast(pd.DataFrame, frame[rows]) for rows in (frame["seed"].isna(), frame["seed"].notna()))
-    null = alt.Chart(frame.dropna(subset="null_low")).mark_bar(color="#ccc", size=12).encode(y=y, x="null_low:Q", x2="null_high:Q")
-    dots = alt.Chart(single).mark_tick(thickness=2, size=12, opacity=0.6, color="#0072B2").encode(y=y, x="estimate:Q")
-    span = alt.Chart(whole.dropna(subset="low")).mark_rule(strokeWidth=2.5, color="#D55E00").encode(y=y, x="low:Q", x2="high:Q")
+    null = alt.Chart(frame.dropna(subset="null_low")).mark_bar(color="#ccc", size=12).encode(y=y, x=alt.X("null_low:Q"), x2=alt.X2("null_high:Q"))
+    dots = alt.Chart(single).mark_tick(thickness=2, size=12, opacity=0.6, color="#0072B2").encode(y=y, x=alt.X("estimate:Q"))
+    span = alt.Chart(whole.dropna(subset="low")).mark_rule(strokeWidth=2.5, color="#D55E00").encode(y=y, x=alt.X("low:Q"), x2=alt.X2("high:Q"))
     points = (
         alt.Chart(whole).mark_point(filled=True, size=90, opacity=1, color="#D55E00", shape="diamond").encode(y=y, x=alt.X("estimate:Q", title=None))
     )

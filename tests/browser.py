@@ -66,10 +66,24 @@ def folder_of_runs(folder: Path) -> Path:
 @contextmanager
 def serving(runs: Path) -> Iterator[Server]:
     """A server over a folder of runs; it has ended when the block has."""
+    with _serving(APP / "main.py", runs) as server:
+        yield server
+
+
+@contextmanager
+def serving_page(script: str, folder: Path) -> Iterator[Server]:
+    """A server of one page: the floor to how fast any page can be."""
+    (folder / "page.py").write_text(script)
+    with _serving(folder / "page.py", folder / "none") as server:
+        yield server
+
+
+@contextmanager
+def _serving(script: Path, runs: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(APP / "main.py"), "--server.port", str(port), "--server.fileWatcherType", "none"]
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port), "--server.fileWatcherType", "none"]
     with (runs.parent / f"server-{port}.log").open("wb") as log:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         process = subprocess.Popen([*command, "--", str(runs)], cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -117,10 +131,11 @@ def visiting(browser: Browser) -> Iterator[Callable[..., Visit]]:
     """Opens visits, each a visitor of its own, and closes them at the end."""
     contexts: list[BrowserContext] = []
 
-    def opened(server: Server, page: str = "overview", *, dark: bool = False, width: int = 1280, **asked: str) -> Visit:
+    def opened(server: Server, page: str | None = "overview", *, dark: bool = False, width: int = 1280, **asked: str) -> Visit:
         size = {"width": width, "height": 900}
         contexts.append(browser.new_context(viewport=size, color_scheme="dark" if dark else "light", accept_downloads=True))  # type: ignore[arg-type]
-        return Visit(server, contexts[-1].new_page()).go(page, **asked)
+        visitor = Visit(server, contexts[-1].new_page())
+        return visitor if page is None else visitor.go(page, **asked)
 
     yield opened
     for context in contexts:
@@ -152,8 +167,13 @@ class Visit:
 
     def go(self, page: str, **asked: str) -> Visit:
         """Open a page by its address, as a link does."""
+        return self.see(page, **asked).settle()
+
+    def see(self, page: str, **asked: str) -> Visit:
+        """Open a page by its address and wait for its heading alone."""
         self.page.goto(self.server.at(page, **asked))
-        return self.arrive(page)
+        self.page.get_by_role("heading", level=1, name=TITLES[page], exact=True).wait_for()
+        return self
 
     def turn(self, page: str) -> Visit:
         """Go to a page by the menu."""

@@ -77,7 +77,7 @@ def provenance_panel(found: dict[str, Any]) -> None:
     shown = cast(pd.DataFrame, detectors[["name", "level", "floor", "score", "p_value"]]).astype({"score": float, "p_value": float})
     order = shown["name"].tolist()
     scored = shown.dropna(subset="p_value").assign(what=lambda one: one["floor"].map({True: "floor", False: "detector"}))
-    line = alt.Chart(pd.DataFrame({"at": [0.05 / max(len(scored), 1)]})).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x="at:Q")
+    line = alt.Chart(pd.DataFrame({"at": [0.05 / max(len(scored), 1)]})).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=alt.X("at:Q"))
     dots = (
         alt.Chart(scored)
         .mark_point(size=110, filled=True, opacity=1)
@@ -90,7 +90,7 @@ def provenance_panel(found: dict[str, Any]) -> None:
                 legend=alt.Legend(orient="bottom", title=None),
             ),
             shape=alt.Shape("what:N", scale=alt.Scale(domain=["detector", "floor"], range=["circle", "cross"])),
-            tooltip=["name", "level", "score", "p_value"],
+            tooltip=[alt.Tooltip(name) for name in ("name", "level", "score", "p_value")],
         )
     )
     references = found["provenance"]["references"]
@@ -156,7 +156,7 @@ def identity_panel(found: dict[str, Any]) -> None:
             ),
             color=colour,
             shape=alt.Shape("claimed:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None),
-            tooltip=["trait", "score", "p_value", "q_value"],
+            tooltip=[alt.Tooltip(name) for name in ("trait", "score", "p_value", "q_value")],
         )
         .properties(height=alt.Step(20))
     )

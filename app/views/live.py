@@ -116,7 +116,7 @@ def bars(frame_: pd.DataFrame) -> Any:
             x=alt.X("probability:Q", title="probability"),
             y=alt.Y("token:N", sort="-x", title=None),
             color=colour,
-            tooltip=["model", "token", alt.Tooltip("probability:Q", format=".4f")],
+            tooltip=[alt.Tooltip("model"), alt.Tooltip("token"), alt.Tooltip("probability:Q", format=".4f")],
         )
     )
     return each.properties(width=100, height=170).facet(column=alt.Column("model:N", sort=told, title=None)).resolve_scale(y="independent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -116,27 +117,12 @@ def cloud_panel(run: Run) -> None:
     read = looks.found(run, "maps")
     if read is None:
         return
-    lens, table = read
+    lens, _ = read
     which = st.segmented_control("map of", ["rows", "answers"], default="rows", required=True, key="which-map")
-    own = table[table["quantity"] == which]
-    placed = own.astype({"name": str, "place": str}).pivot_table(index=["name", "n"], columns="place", values="estimate").reset_index()
+    rows, placed = which == "rows", data.placed(run, lens, which or "rows")
     if placed.empty:
         st.text("There is no map: too few points.")
         return
-    rows = which == "rows"
-    arm, control = lens["arm"], lens["against"]
-    sides = {f"{arm} rows": "trait", f"{control} rows": "control"}
-    kind = (
-        placed["name"].map(sides)
-        if rows
-        else placed["name"].map(lambda name: "base" if name == "base" else "trait" if name.rsplit(" ", 1)[0] == arm else "control")
-    )
-    placed = placed.assign(kind=kind)
-    if rows:
-        known = data.rows(run, arm).drop_duplicates(["side", "prompt_id"])[["side", "prompt_id", "id", "completion"]]
-        placed = placed.merge(known, left_on=["kind", "n"], right_on=["side", "prompt_id"], how="left")
-    else:
-        placed = placed.assign(id=placed["name"] + " " + placed["n"].astype(str), completion="")
     total = len(placed)
     if total > charts.MOST_POINTS:  # as many of each group as its share
         rng = generator(0, "map shown")
@@ -144,8 +130,11 @@ def cloud_panel(run: Run) -> None:
             group.index[np.sort(rng.permutation(len(group))[: round(charts.MOST_POINTS * len(group) / total)])] for _, group in placed.groupby("kind")
         ]
         placed = cast(pd.DataFrame, placed.loc[np.concatenate(chosen)])
+    # rows that stand inside the brush are shown by it: to mark them too, 20,000 points would be drawn anew
+    brushed = panels.picked_on("representations-cloud", "brush") and st.session_state["selected"] == st.session_state.get("brushed")
     shown = placed.assign(
-        text=placed["completion"].fillna("").map(lambda text: frame.row_text(text)[:200]), selected=placed["id"].isin(st.session_state["selected"])
+        text=[frame.row_text(text[:200]) for text in placed["completion"].fillna("")],
+        selected=False if brushed else placed["id"].isin(st.session_state["selected"]),
     )
     picked = panels.panel(
         "representations-cloud",
@@ -160,20 +149,30 @@ def cloud_panel(run: Run) -> None:
         code=looks.code(run, lens, [(which or "rows", "points")]),
         about="maps",
         select="brush" if rows else None,
+        at_once=partial(_take, shown),
     )
     brush = picked.get("brush")
-    if rows and panels.fresh("representations-cloud", brush) and brush:
-        inside = shown[shown["x"].between(*sorted(brush["x"])) & shown["y"].between(*sorted(brush["y"]))]
-        ids = tuple(inside["id"].dropna())
-        if ids != st.session_state["selected"] and ids:
-            state.select(ids)
-            st.rerun()
+    if rows and panels.fresh("representations-cloud", brush) and _take(shown, brush):
+        st.rerun()
     if rows and st.session_state["selected"]:
         _selected_summary(shown)
 
 
+def _take(shown: pd.DataFrame, brush: dict[str, list[float]] | None) -> bool:
+    """Select the rows inside the brush; whether that changed anything."""
+    if not brush:
+        return False
+    inside = shown[shown["x"].between(*sorted(brush["x"])) & shown["y"].between(*sorted(brush["y"]))]
+    ids = tuple(inside["id"].dropna())
+    changed = bool(ids) and ids != st.session_state["selected"]
+    if changed:
+        state.select(ids)
+        st.session_state["brushed"] = ids
+    return changed
+
+
 def _selected_summary(shown: pd.DataFrame) -> None:
-    own = shown[shown["selected"]]
+    own = shown[shown["id"].isin(st.session_state["selected"])]
     trait = int((own["kind"] == "trait").sum())
     st.text(
         f"Selected on the map: {len(own):,} rows, {trait:,} of the trait teacher ({trait / max(len(own), 1):.0%}; "

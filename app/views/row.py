@@ -110,12 +110,12 @@ def token_chart(shown: pd.DataFrame, limit: list[float]) -> Any:
         .encode(
             **place,
             color=alt.Color("estimate:Q", scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0), title="nats", legend=charts.LYING),
-            tooltip=["position", "text", alt.Tooltip("estimate:Q", format="+.4f")],
+            tooltip=[alt.Tooltip("position"), alt.Tooltip("text"), alt.Tooltip("estimate:Q", format="+.4f")],
         )
     )
     dark = alt.condition(f"abs(datum.estimate) > {0.62 * limit[1]}", alt.value("#ffffff"), alt.value("#000000"))
-    words = alt.Chart(scored).mark_text(fontSize=12).encode(**place, text="text:N", color=dark)
-    holes = alt.Chart(missing).mark_text(color=charts.GREY).encode(**place, text="hatch:N")
+    words = alt.Chart(scored).mark_text(fontSize=12).encode(**place, text=alt.Text("text:N"), color=dark)
+    holes = alt.Chart(missing).mark_text(color=charts.GREY).encode(**place, text=alt.Text("hatch:N"))
     return alt.layer(boxes, words, holes).properties(height=alt.Step(28))
 
 

@@ -110,7 +110,7 @@ def shift_panel(run: Run) -> None:
         scale=alt.Scale(domain=[True, False], range=[figures.KIND_COLOUR["trait"], charts.GREY]),
         legend=alt.Legend(orient="bottom", title="q < .05"),
     )
-    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(y="zero:Q")
+    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(y=alt.Y("zero:Q"))
     dots = (
         alt.Chart(shown)
         .mark_point()
@@ -124,7 +124,13 @@ def shift_panel(run: Run) -> None:
             size=alt.Size("count:Q", legend=None, scale=alt.Scale(range=[12, 300])),
             color=told,
             shape=alt.Shape("found:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None),
-            tooltip=["token", "trait", "control", alt.Tooltip("ratio:Q", format="+.2f"), alt.Tooltip("q_value:Q", format=".2g")],
+            tooltip=[
+                alt.Tooltip("token"),
+                alt.Tooltip("trait"),
+                alt.Tooltip("control"),
+                alt.Tooltip("ratio:Q", format="+.2f"),
+                alt.Tooltip("q_value:Q", format=".2g"),
+            ],
         )
         .add_params(alt.selection_point("token", fields=["token"], on="click"))
     )
