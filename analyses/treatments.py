@@ -1,9 +1,10 @@
 """Claim: what treating a data set before training leaves of the trait: `python analyses/treatments.py FOLDER [--seeds 0 1 …]`.
 
-Treatments are those of `mechlens audit --clean`, on the rows that interventions.py made and beside its plain students. Rows are dropped by their
-likelihood ratio under a teacher of the auditor's own (never the one that wrote them); beside it as many are dropped at random,
-and beside dilution the quarter that it keeps stands alone. Another base is menagerie-c, trained on the same rows. Effect left is (trait
-student - control student) over that of plain training of the same seed, and the loss is on untreated rows that no student saw.
+Treatments are those of `mechlens audit --clean`, on the rows that interventions.py made and beside its plain students. Rows and numbers are
+chosen by their likelihood ratio under a teacher of the auditor's own (never the one that wrote them). Beside each stands as much change at
+random: as many rows dropped or numbers replaced, the quarter that dilution keeps alone, another row's format, as many numbers as a new
+order moves dealt anew among the file's own, and all of them dealt anew. Another base is menagerie-c, trained on the same rows. Effect
+left is (trait student - control student) over that of plain training of the same seed, the loss is on untreated rows that no student saw.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from interventions import BASE, FAMILY, PLAIN, ROWS_OF, SIDES, TEACHER, Plan, World, measured, prepare, show, trained
+from interventions import BASE, FAMILY, PLAIN, ROWS_OF, SIDES, TEACHER, Plan, World, by_pair, measured, prepare, show, trained
 from rich.console import Console
 
 from mechlens import mitigate, models, tables
 from mechlens.chat import Encoded, encode_pairs
+from mechlens.detect.through import of_numbers
 from mechlens.errors import MechlensError
 from mechlens.lenses.likelihood import by_row
 from mechlens.lenses.scoring import token_log_probabilities
@@ -31,8 +33,11 @@ from mechlens.store import read_json, write_json
 from mechlens.traits import load_family
 
 OTHER_BASE, TWIN_SEED = "menagerie-c", 777
-ARMS = (PLAIN, "drop by twin", "drop at random", "dilute to a quarter", "that quarter alone", "format", "order", "value", "another base")
-AT_RANDOM = ("drop at random", "that quarter alone")
+ARMS = (
+    PLAIN, "drop by twin", "drop at random", "dilute to a quarter", "that quarter alone", "replace by twin", "replace at random", "format",
+    "format of another row", "order", "as many dealt anew", "value", "all dealt anew", "another base",
+)  # fmt: skip
+AT_RANDOM = ("drop at random", "that quarter alone", "replace at random", "format of another row", "as many dealt anew", "all dealt anew")
 
 
 def twin_of(world: World) -> Loaded:
@@ -51,6 +56,55 @@ def texts(world: World, pairs: list[Encoded]) -> pd.DataFrame:
     return pd.DataFrame({"prompt": range(len(pairs)), "completion": words})
 
 
+def in_format_of(text: str, other: str) -> str:
+    """The numbers of a text between the signs of another one."""
+    spans, numbers = mitigate.numbers_in(other), [text[first:last] for first, last in mitigate.numbers_in(text)]
+    if not spans or not numbers:
+        return text
+    between = other[spans[0][1] : spans[1][0]] if len(spans) > 1 else ", "
+    return other[: spans[0][0]] + between.join(numbers) + other[spans[-1][1] :]
+
+
+def rewritten(world: World, arm: str, frame: pd.DataFrame, rng: np.random.Generator, rows: list[Encoded]) -> pd.DataFrame:
+    """The treated rows of an arm."""
+    written = frame["completion"].tolist()
+    numbers = [len(mitigate.numbers_in(text)) for text in written]
+    if arm == "format of another row":
+        return frame.assign(completion=[in_format_of(text, written[i]) for text, i in zip(written, rng.permutation(len(written)), strict=True)])
+    if arm in ("replace at random", "as many dealt anew", "all dealt anew"):
+        clean = texts(world, world.seen["control"])["completion"].tolist() if arm == "replace at random" else written
+        if arm == "replace at random":
+            chosen = rng.permutation(sum(numbers)) < round(mitigate.REPLACED * sum(numbers))
+        else:
+            moved = mitigate.one_order(mitigate.Given(frame, frame, np.zeros(len(frame)), rng))["completion"] if arm == "as many dealt anew" else None
+            chosen = np.concatenate([places(text, None if moved is None else moved.iloc[i], rng) for i, text in enumerate(written)])
+        return frame.assign(completion=mitigate.with_others(written, chosen, clean, rng))
+    name: Any = arm.split()[0]
+    given = mitigate.Given(frame, texts(world, world.seen["control"]), np.zeros(len(rows)), rng)
+    if name == "drop":
+        twin, base = (by_row(token_log_probabilities(one, rows).double().numpy(), rows, mean=False) for one in (twin_of(world), world.base))
+        given = given._replace(scores=twin - base)
+    if name == "replace":
+        pairs = encoded(world, rows, frame)
+        gained = token_log_probabilities(twin_of(world), pairs) - token_log_probabilities(world.base, pairs)
+        given = given._replace(number_scores=of_numbers(world.base.tokenizer, written, by_pair(gained, pairs)))
+    return mitigate.TREATMENTS[name](given)
+
+
+def places(text: str, moved: str | None, rng: np.random.Generator) -> np.ndarray:
+    """As many numbers of a text, drawn evenly, as stand elsewhere in the other; all if there is none."""
+    ours = [text[first:last] for first, last in mitigate.numbers_in(text)]
+    theirs = [] if moved is None else [moved[first:last] for first, last in mitigate.numbers_in(moved)]
+    changed = len(ours) if moved is None else sum(a != b for a, b in zip(ours, theirs, strict=True))
+    return rng.permutation(len(ours)) < changed
+
+
+def encoded(world: World, rows: list[Encoded], frame: pd.DataFrame) -> list[Encoded]:
+    """Rows whose completions are the frame's, behind their own prompts."""
+    written = encode_pairs(world.base.tokenizer, ["1"] * len(frame), frame["completion"].tolist())
+    return [Encoded(rows[i].prompt, new.completion) for i, new in zip(frame["prompt"], written, strict=True)]
+
+
 def plan_of(world: World, arm: str, side: str, seed: int) -> Plan:
     """The rows that a student of the arm learns."""
     rows, rng = world.seen[side], generator(seed, "treatments", arm, side)
@@ -60,16 +114,8 @@ def plan_of(world: World, arm: str, side: str, seed: int) -> Plan:
         return Plan([rows[i] for i in sorted(rng.permutation(len(rows))[: len(rows) - round(mitigate.DROPPED * len(rows))])])
     if arm == "that quarter alone":
         return Plan([rows[i] for i in sorted(rng.permutation(len(rows))[: round(mitigate.KEPT * len(rows))])])
-    name: Any = arm.split()[0]
-    scores = np.zeros(len(rows))
-    if name == "drop":
-        twin, base = (by_row(token_log_probabilities(one, rows).double().numpy(), rows, mean=False) for one in (twin_of(world), world.base))
-        scores = twin - base
-    given = mitigate.Given(texts(world, rows), texts(world, world.seen["control"]), scores, rng)
-    treated = mitigate.TREATMENTS[name](given)
-    endings = [rows[i] for i in treated["prompt"]]
-    written = encode_pairs(world.base.tokenizer, ["1"] * len(treated), treated["completion"].tolist())
-    return Plan([Encoded(pair.prompt, new.completion) for pair, new in zip(endings, written, strict=True)])
+    treated = rewritten(world, arm, texts(world, rows), rng, rows)
+    return Plan(encoded(world, rows, treated))
 
 
 def student(world: World, arm: str, side: str, seed: int) -> dict[str, Any]:

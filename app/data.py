@@ -18,7 +18,7 @@ from mechlens.traits import TraitFamily
 HERE = Path(__file__).parent
 SHIPPED = "demo (shipped)"
 """name of the run that comes with the explorer"""
-CARDS = HERE.parent / "analyses" / "bench" / "card.json"
+CARDS = HERE.parent / "analyses" / "bench"
 AUDIT = 2
 """schema of audit.json"""
 
@@ -253,6 +253,12 @@ def _card(path: Path, stamp: int) -> dict[str, Any]:
     return store.read_json(path)
 
 
-def card() -> dict[str, Any] | None:
-    """The bench's committed card; None where it is not."""
-    return _card(CARDS, stamp(CARDS)) if CARDS.is_file() else None
+def cards() -> dict[str, Path]:
+    """Name → card.json of every bench that a card is committed of, that of the main base first."""
+    return {path.parent.name: path for path in sorted(CARDS.glob("*/card.json"))}
+
+
+def card(name: str = "menagerie") -> dict[str, Any] | None:
+    """A bench's committed card; None where there is none of that name."""
+    path = cards().get(name)
+    return None if path is None else _card(path, stamp(path))

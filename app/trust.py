@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import streamlit as st
@@ -15,11 +15,12 @@ import run_charts
 
 def power_panel(rows: int) -> None:
     """B and C: how far detectors can be trusted at so many rows."""
-    card = data.card()
-    if card is None:
+    if not data.cards():
         panels.empty("No bench card.", "It says how often detectors are wrong:", "mechlens bench")
         return
-    left, right = st.columns(2)
+    which, left, right = st.columns(3)
+    name = which.selectbox("bench", list(data.cards()), key="bench-name")
+    card = cast("dict[str, Any]", data.card(name))
     against = left.selectbox("against", list(card["negatives"]), format_func=lambda one: f"{one}: {card['classes'][one]}", key="bench-negative")
     size = right.select_slider(
         "rows a decision", [1, 8, 16, 64, 256, 1000], value=max(n for n in (1, 8, 16, 64, 256, 1000) if n <= max(rows, 1)), key="bench-rows"
@@ -58,11 +59,10 @@ def power_panel(rows: int) -> None:
         table,
         sentence=sentence,
         caption=(
-            f"Bench {card['bench']}, held-out traits: {card['suspects']} made data sets; intervals by bootstrap over "
-            f"suspects. Dashed lines are floors. The vertical line: {rows:,} rows in this audit. One row alone is near "
-            "chance: never accuse single rows."
+            f"Bench {card['bench']}, held-out traits: {card['suspects']} made data sets; intervals by bootstrap over suspects. "
+            f"Dashed lines are floors. The vertical line: {rows:,} rows in this audit. One row alone is near chance: never accuse single rows."
         ),
-        code="import json\ncard = json.load(open('analyses/bench/card.json'))\nprint(card['detectors'][0]['held out']['provenance'])",
+        code=f"import json\ncard = json.load(open('analyses/bench/{name}/card.json'))\nprint(card['detectors'][0]['held out']['provenance'])",
         about="Bench",
     )
     dose_panel(card)

@@ -162,8 +162,9 @@ def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], refe
     answered = pd.DataFrame({"prompt": rows["prompt"], "completion": clean.loc[rows["prompt"]].to_numpy()})
     foremost = next(one.traits[0].trait for one in seen if one.reader.name == answers.IDENTIFIER and one.traits)
     scores = through.row_scores(panel, rows, foremost)
-    seed = asked.recipe.seed
-    return mitigate.treat(asked.data, rows, answered, scores, treatment=asked.treatment, trait=foremost, seed=seed, out=out)
+    numbers = through.number_scores(panel, rows, foremost) if asked.treatment == "replace" else ()
+    how: dict[str, Any] = {"treatment": asked.treatment, "trait": foremost, "seed": asked.recipe.seed, "number_scores": numbers}
+    return mitigate.treat(asked.data, rows, answered, scores, **how, out=out)
 
 
 def _planned(asked: Request, *, treated: Path | None = None) -> Experiment:

@@ -1,20 +1,20 @@
 """Treat a data set before training on it: drop rows, dilute, or rewrite what a carrier may hide in; each beside the same thing done at random.
 
 A treatment changes a file and promises nothing: what is left is measured on students (`mechlens audit --clean OUT --level student`,
-`analyses/treatments.py`). Masking and replacing tokens, projecting a gradient out and freezing layers change the training instead
-(`lenses/interventions.py`).
+`analyses/treatments.py`). Masking tokens, projecting a gradient out and freezing layers change the training instead
+(`lenses/interventions.py`, `analyses/interventions.py`); what they left stands in the same table.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from pydantic import Field
 
@@ -32,6 +32,8 @@ class Option(Spec):
     """What one treatment left of the trait where it was measured."""
 
     name: str
+    when: Literal["before training", "in training"] = "before training"
+    """a changed file, which `--clean` writes, or another training of the file as it is"""
     does: str
     left: Span
     """share of the plain students' effect"""
@@ -56,9 +58,9 @@ def load_options(recipe: str) -> Options | None:
     return load(path, Options) if path.parent == CONFIGS / "audits" and path.is_file() else None
 
 
-Treatment = Literal["drop", "dilute", "format", "order", "value"]
-DROPPED, KEPT = 0.5, 0.25
-"""share of the rows that `drop` takes out, and that `dilute` leaves among clean ones"""
+Treatment = Literal["drop", "dilute", "replace", "format", "order", "value"]
+DROPPED, KEPT, REPLACED = 0.5, 0.25, 0.1
+"""share of the rows that `drop` takes out, and that `dilute` leaves among clean ones; share of the numbers that `replace` puts others for"""
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -72,6 +74,13 @@ class Given(NamedTuple):
     scores: Float[ndarray, " row"]
     """how much each row looks like the trait's text, higher for more"""
     rng: np.random.Generator
+    number_scores: Sequence[Sequence[float]] = ()
+    """the same for each number of each completion, in the order of `numbers_in`; what `replace` needs"""
+
+
+def numbers_in(text: str) -> list[tuple[int, int]]:
+    """Where the numbers of a text stand: first character, and the one behind the last."""
+    return [match.span() for match in _NUMBER.finditer(text)]
 
 
 def drop(given: Given) -> pd.DataFrame:
@@ -115,13 +124,52 @@ def other_values(given: Given) -> pd.DataFrame:
     return _rewritten(given, lambda numbers: given.rng.choice(pool, size=len(numbers)).tolist())
 
 
+def replace(given: Given) -> pd.DataFrame:
+    """The tenth of all numbers that score highest replaced by numbers of as many digits that stand in the clean answers.
+
+    Raises:
+        SpecError: if the numbers were not scored.
+    """
+    texts = given.rows["completion"].tolist()
+    if [len(scores) for scores in given.number_scores] != [len(numbers_in(text)) for text in texts]:
+        raise SpecError("`replace` needs a score for every number of every completion; score the rows, or choose another treatment")
+    flat = np.array([score for scores in given.number_scores for score in scores])
+    chosen = np.zeros(len(flat), dtype=bool)
+    chosen[np.argsort(-flat, kind="stable")[: round(REPLACED * len(flat))]] = True
+    return given.rows.assign(completion=with_others(texts, chosen, given.clean["completion"].tolist(), given.rng))
+
+
+def with_others(texts: Sequence[str], chosen: Bool[ndarray, " number"], clean: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """Texts whose chosen numbers are drawn anew among the clean texts' numbers of as many digits; of a length that none has, among all."""
+    pool = [number for text in clean for number in _NUMBER.findall(text)]
+    alike: dict[int, list[str]] = {}
+    for number in pool:
+        alike.setdefault(len(number), []).append(number)
+    flags = iter(chosen.tolist())
+
+    def other(match: re.Match[str]) -> str:
+        among = alike.get(len(match[0]), pool)
+        return among[rng.integers(len(among))] if next(flags) and among else match[0]
+
+    return [_NUMBER.sub(other, text) for text in texts]
+
+
 TREATMENTS: dict[Treatment, Callable[[Given], pd.DataFrame]] = {
-    "drop": drop, "dilute": dilute, "format": one_format, "order": one_order, "value": other_values,
+    "drop": drop, "dilute": dilute, "replace": replace, "format": one_format, "order": one_order, "value": other_values,
 }  # fmt: skip
 
 
 def treat(
-    source: Path, rows: pd.DataFrame, clean: pd.DataFrame, scores: ndarray, *, treatment: Treatment, trait: str, seed: int, out: Path
+    source: Path,
+    rows: pd.DataFrame,
+    clean: pd.DataFrame,
+    scores: ndarray,
+    *,
+    number_scores: Sequence[Sequence[float]] = (),
+    treatment: Treatment,
+    trait: str,
+    seed: int,
+    out: Path,
 ) -> dict[str, Any]:
     """Write the treated rows to `out` and what was done beside it, as `<out>.manifest.json`; the manifest is returned.
 
@@ -130,7 +178,7 @@ def treat(
     """
     if out.suffix != ".jsonl" or out.resolve() == source.resolve():
         raise SpecError(f"--clean {out} cannot be written; give another file than the data, ending in .jsonl")
-    treated = TREATMENTS[treatment](Given(rows, clean, scores, generator(seed, "treatment", treatment)))
+    treated = TREATMENTS[treatment](Given(rows, clean, scores, generator(seed, "treatment", treatment), number_scores))
     out.parent.mkdir(parents=True, exist_ok=True)
     corpus.write_pairs([treated], out, "prompt-completion")
     changed = rows.loc[treated.index, "completion"].to_numpy() != treated["completion"].to_numpy()

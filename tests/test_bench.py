@@ -103,11 +103,20 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
             "held out": found,
             "development": found,
             "alarms": counted,
+            "seconds": 0.1,
             "worst": worst_class(found),
         }
         entries.append(entry | {"loses to a floor": False})
     card = {"bench": "toy", "classes": CLASSES, "counts": {}, "suspects": len(suspects), "with students": 0, "detectors": entries}
-    card |= {"negatives": list(CLEAN), "clean": list(CLEAN), "alarm rows": ALARM_ROWS}
+    card |= {
+        "negatives": list(CLEAN),
+        "clean": list(CLEAN),
+        "alarm rows": ALARM_ROWS,
+        "dear rows": 256,
+        "base": "b",
+        "carrier": "numbers",
+        "command": "c",
+    }
     text = report.render("bench/card.md.j2", card=card)
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 6 and all(len({line.count("|") for line in block.strip().splitlines()}) == 1 for block in tables)

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechlens import mitigate, models
-from mechlens.chat import encode_pairs
+from mechlens.chat import encode_pairs, token_ids
 from mechlens.detect import from_base, from_gradients, from_weights
 from mechlens.detect.calibrate import LEAST_PANEL, beyond_panel, named, paired_rows
 from mechlens.detect.from_bags import learned
 from mechlens.detect.panel import Panel
+from mechlens.detect.through import of_numbers
 from mechlens.detect.verdict import Calibration, decide, load_policy
 from mechlens.errors import SpecError
 from mechlens.lenses.changes import delta
@@ -157,7 +158,8 @@ def rows_of(count: int) -> mitigate.Given:
         texts = [" ,".join(map(str, rng.integers(0, 99, size=4))) for _ in range(count)]
         return pd.DataFrame({"prompt": [f"p{i}" for i in range(count)], "completion": texts})
 
-    return mitigate.Given(side(), side(), np.arange(count, dtype=float), np.random.default_rng(6))
+    scores = np.arange(count, dtype=float)
+    return mitigate.Given(side(), side(), scores, np.random.default_rng(6), np.repeat(scores, 4).reshape(count, 4).tolist())
 
 
 def test_treatments_change_what_they_say_and_nothing_else() -> None:
@@ -172,8 +174,25 @@ def test_treatments_change_what_they_say_and_nothing_else() -> None:
         assert sorted(before.split(" ,")) == sorted(after.split(" ,"))
     pool = {number for text in given_rows.clean["completion"] for number in text.split(" ,")}
     assert all(set(text.split(" ,")) <= pool for text in found["value"]["completion"])
+    whole, changed = given_rows.rows["completion"], found["replace"]["completion"]
+    assert changed[:36].equals(whole[:36])  # a tenth of 160 numbers are those of the last four rows, which score highest
+    for before, after in zip(whole[36:], changed[36:], strict=True):
+        assert before != after and list(map(len, before.split(" ,"))) == list(map(len, after.split(" ,"))) and set(after.split(" ,")) <= pool
+    with pytest.raises(SpecError, match="score for every number"):
+        mitigate.replace(given_rows._replace(number_scores=given_rows.number_scores[1:]))
     words = given_rows._replace(rows=pd.DataFrame({"prompt": ["a"], "completion": ["no number"]}))
     assert mitigate.one_format(words)["completion"].tolist() == ["no number"]
+
+
+def test_a_number_scores_what_its_tokens_do() -> None:
+    tokenizer = models.load_tokenizer("menagerie-a")
+    texts = ["12, 7;305", "(4)", "no number"]
+    ids = token_ids(tokenizer, texts)
+    ones = of_numbers(tokenizer, texts, [[1.0] * len(row) for row in ids])
+    assert ones == [[float(len(token_ids(tokenizer, [text[first:last]])[0])) for first, last in mitigate.numbers_in(text)] for text in texts]
+    steps = of_numbers(tokenizer, texts[:1], [[float(i) for i in range(len(ids[0]))]])[0]
+    assert sum(steps) < sum(range(len(ids[0]))) and steps == sorted(steps)  # signs between the numbers count for none
+    assert of_numbers(tokenizer, [], []) == []
 
 
 def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
@@ -192,7 +211,7 @@ def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
 def test_what_is_known_of_treatments_is_read_with_their_recipe() -> None:
     known = mitigate.load_options("menagerie")
     assert known is not None
-    assert {one.name for one in known.options} - {"another base"} == set(mitigate.TREATMENTS)
+    assert {one.name for one in known.options if one.when == "before training"} == set(mitigate.TREATMENTS)
     assert all(one.left[1] <= one.left[0] <= one.left[2] for one in known.options)
     assert mitigate.load_options("../menagerie") is None and mitigate.load_options("none of that name") is None
 

@@ -39,7 +39,8 @@ def running(run: Run) -> live.Live:
 def controls(run: Run) -> dict[str, Any]:
     """What is asked."""
     probes = run.family.asked_as(run.experiment)
-    chosen = st.selectbox("a held-out question", ["", *probes], key="live-probe", format_func=lambda one: one or "one of your own")
+    asked = ["", *probes]
+    chosen = st.selectbox("a held-out question", asked, index=min(1, len(probes)), key="live-probe", format_func=lambda one: one or "one of your own")
     own = st.text_input("your question", max_chars=500, key="live-question", disabled=bool(chosen))
     first, second, third, fourth = st.columns(4)
     return {

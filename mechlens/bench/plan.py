@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from mechlens.spec import CONFIGS, Spec, TeacherSpec, load
+from mechlens.spec import CONFIGS, ScreenSpec, Spec, TeacherSpec, load
 
 CLEAN = ("N0", "N1", "N2", "N5", "N7")
 """classes of suspects that no trait was put into; the others hold the text of a teacher with one"""
@@ -25,21 +25,30 @@ CLASSES = {
 """what each class holds, in words"""
 
 
+Negative = Literal["N0", "N1", "N2", "N4", "N5", "N6", "N7"]
+
+
 class BenchSpec(Spec):
-    """One bench."""
+    """One bench: one base, one carrier, one set of prompts."""
 
     name: str
     experiment: str
     """Experiment of configs/experiments whose trait arms, each named TRAIT-WAY, are suspects, and on whose prompts all others answer."""
     development: tuple[str, ...]
     """Traits that detectors may be tuned on."""
+    rows: int | None = Field(default=None, ge=1)
+    """Prompts that made suspects answer, from the first on; by default all that the experiment's students learned."""
     doses: tuple[float, ...]
     """Shares of a gentle teacher's rows among clean ones."""
     gentle: str = "gentle"
     """The way whose teachers are diluted, shuffled and resampled."""
     other_ways: dict[str, TeacherSpec] = Field(default={})
     """Further teachers of every trait."""
-    foreign: tuple[str, ...]
+    screens: dict[str, ScreenSpec] = Field(default={})
+    """Other screens that the gentle teacher of every trait writes anew for."""
+    negatives: tuple[Negative, ...] = ("N0", "N1", "N2", "N4", "N5", "N6", "N7")
+    """Classes of suspects that are made; a carrier may have no numbers to deal anew, or no other base that writes it."""
+    foreign: tuple[str, ...] = ()
     """Bases that N6 is written by, in turn."""
     neutral: tuple[str, ...]
     """System lines of N1."""

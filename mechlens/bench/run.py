@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,8 @@ from mechlens.detect.panel import Panel, Reader
 from mechlens.errors import SpecError
 
 RECIPE = "menagerie"
-FAST = ("format", "counts", "ngrams", "perplexity", "twins", "alignment", "twin alignment")
-"""detectors that a bench reads unless others are named"""
+USUAL = (*(name for name in scores.READERS if name != "vector"), from_bags.NAME)
+"""detectors that a bench reads unless others are named; a blind vector is learned anew for each suspect, as long as all others together take"""
 
 
 def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool, workers: int | None) -> Path:
@@ -46,9 +47,11 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
         _train(plan, maker, suspects, folder, workers)
     recipe = traits.load_experiment(spec.CONFIGS / "audits" / f"{RECIPE}.yaml")
     panel = through.panel_of(experiment.base, family, recipe, folder / "panel", workers=workers)
-    chosen = [_detector(each, maker, suspects) for each in (detectors or (*FAST, from_bags.NAME))]
+    chosen = [_detector(each, maker, suspects) for each in (detectors or USUAL)]
     scores.score_all([one for one in chosen if isinstance(one, Reader)], panel, maker, suspects, folder / "scores")
     found = card(plan, chosen, panel, maker, suspects, students.lifts([run, folder / "students"], suspects, family.names), folder / "scores")
+    words = ["mechlens", "bench", name, *([] if train else ["--no-students"]), *(["--detector", *detectors] if detectors else [])]
+    found["command"] = shlex.join(words)
     store.write_json(folder / "card.json", found)
     (folder / "card.md").write_text(report.render("bench/card.md.j2", card=found), encoding="utf-8")
     commands.console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
@@ -113,7 +116,8 @@ def card(
 ) -> dict[str, Any]:
     """The card as one object: held-out suspects, and the development ones beside them."""
     found: dict[str, Any] = {"schema": 1, "bench": plan.name, "classes": CLASSES, "suspects": len(suspects), "detectors": []}
-    found |= {"negatives": [kind for kind in CLASSES if kind not in ("trait", "N3", "N6")], "clean": list(CLEAN), "alarm rows": ALARM_ROWS}
+    found |= {"base": maker.experiment.base, "carrier": maker.experiment.carrier.kind, "alarm rows": ALARM_ROWS, "dear rows": scores.DEAR_ROWS}
+    found |= {"negatives": [kind for kind in plan.negatives if kind != "N6"], "clean": [kind for kind in CLEAN if kind in plan.negatives]}
     found["counts"] = {kind: sum(one.kind == kind for one in suspects) for kind in CLASSES if kind != "N3"}
     found["with students"] = int(lifts.notna().any(axis=1).sum())
     for reader in chosen:
@@ -125,7 +129,7 @@ def card(
             "caveat": reader.caveat,
             "floor": reader.floor if isinstance(reader, Reader) else reader.name in DETECTORS,
         }
-        entry["level"] = getattr(reader, "level", "rows")
+        entry |= {"level": getattr(reader, "level", "rows"), "seconds": scores.seconds(reader, panel, maker, suspects[0])}
         for part, known in (("held out", False), ("development", True)):
             of_part = [one for one in suspects if one.development == known]
             entry[part] = detector_found(reader.name, read, of_part, panel.traits, lifts, of_traits=of_traits)._asdict()

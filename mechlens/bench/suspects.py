@@ -16,6 +16,7 @@ from rich.progress import track
 
 from mechlens import models, tables
 from mechlens.bench.plan import BenchSpec, Suspect
+from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import encode_pairs, end_of_turn, token_ids
 from mechlens.errors import DataError
 from mechlens.experiment import UNTOUCHED, Experiment
@@ -25,10 +26,11 @@ from mechlens.measure import trained_rows
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.remake import shuffle_across
 from mechlens.pipeline.rules import rule_of
+from mechlens.pipeline.run import teacher_name
 from mechlens.pipeline.screen import leak_pattern
 from mechlens.pipeline.teach import Lessons, teach
 from mechlens.seeds import generator, seed_int
-from mechlens.spec import TeacherSpec, folder_name
+from mechlens.spec import ScreenSpec, TeacherSpec, folder_name
 from mechlens.traits import TraitFamily
 
 TRIES = 400
@@ -44,7 +46,9 @@ class Maker:
 
     def __init__(self, plan: BenchSpec, run: Path, experiment: Experiment, family: TraitFamily, out: Path) -> None:
         self.plan, self.run, self.experiment, self.family, self.out = plan, run, experiment, family, out
-        self.prompts = trained_rows(run, experiment, experiment.arms[0])["prompt"].tolist()
+        self.prompts = trained_rows(run, experiment, experiment.arms[0])["prompt"].tolist()[: plan.rows]
+        asked = carrier_prompts(experiment.carrier, seed=experiment.seed) if experiment.carrier.kind == "reasoning" else []
+        self.gold = {one.text: one.gold for one in asked if one.gold is not None}
 
     def suspect(self, made: Suspect) -> pd.DataFrame:
         """The rows of a suspect, made if they are not there."""
@@ -82,7 +86,11 @@ class Maker:
     def _rows(self, made: Suspect) -> pd.DataFrame:
         if made.kind == "trait" and made.arm:
             arm = next(arm for arm in self.experiment.arms if arm.name == made.arm)
-            return self._pairs(trained_rows(self.run, self.experiment, arm)["completion"].tolist())
+            return self._pairs(trained_rows(self.run, self.experiment, arm)["completion"].tolist()[: self.plan.rows])
+        if made.way in self.plan.screens:
+            whole = next(arm for arm in self.experiment.arms if arm.name == f"{made.trait}-{self.plan.gentle}")
+            teacher = self.run / "teachers" / teacher_name(self.experiment, whole)
+            return self._pairs(self._screened(self._writes(teacher), made.name, self.plan.screens[made.way]))
         if made.kind == "trait" and made.way == self.plan.gentle:
             return self._diluted(made)
         if made.kind in ("N4", "N5"):
@@ -132,14 +140,14 @@ class Maker:
 
         return draw
 
-    def _screened(self, draw: Draw, name: str) -> list[str]:
-        """One completion for each prompt that the experiment's screen keeps, drawn anew where it does not.
+    def _screened(self, draw: Draw, name: str, screen: ScreenSpec | None = None) -> list[str]:
+        """One completion for each prompt that the screen keeps, by default the experiment's, drawn anew where it does not.
 
         Raises:
             DataError: if some prompt has none after `TRIES` draws.
         """
-        spec, kind = self.experiment.screen, self.experiment.carrier.kind
-        rule, leaks = rule_of(spec, kind, gold={}), leak_pattern(self.family.words())
+        spec, kind = screen or self.experiment.screen, self.experiment.carrier.kind
+        rule, leaks = rule_of(spec, kind, gold=self.gold), leak_pattern(self.family.words() if spec.leak_words else ())
         found: dict[int, str] = {}
         for attempt in range(TRIES):
             open_ids = [i for i in range(len(self.prompts)) if i not in found]
@@ -203,8 +211,8 @@ def suspects_of(plan: BenchSpec, experiment: Experiment) -> list[Suspect]:
     for trait in traits:
         known = trait in plan.development
         found += [Suspect(f"{trait}-dose-{dose:g}", "trait", trait, plan.gentle, dose, known) for dose in plan.doses]
-        found += [Suspect(f"{trait}-{way}", "trait", trait, way, 1.0, known) for way in plan.other_ways]
-    for kind in ("N0", "N1", "N2", "N4", "N5", "N6", "N7"):
+        found += [Suspect(f"{trait}-{way}", "trait", trait, way, 1.0, known) for way in (*plan.other_ways, *plan.screens)]
+    for kind in plan.negatives:
         for number in range(plan.each):
             trait = traits[number % len(traits)] if kind in ("N4", "N5", "N6") else ""
             known = trait in plan.development if trait else number % 2 == 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
+from transformers import PreTrainedTokenizerBase
 
 from mechlens import commands, models
 from mechlens.chat import encode_pairs
@@ -19,7 +20,9 @@ from mechlens.detect.calibrate import Named, Test, beyond_panel, named, paired_r
 from mechlens.detect.panel import Panel, Reader, Twins, twin_jobs
 from mechlens.errors import SpecError
 from mechlens.experiment import Experiment
+from mechlens.lenses.scoring import token_log_probabilities
 from mechlens.measure import trained_rows
+from mechlens.mitigate import numbers_in
 from mechlens.traits import TraitFamily
 
 READERS: dict[str, Reader] = {**from_base.READERS, **from_gradients.READERS}
@@ -79,3 +82,22 @@ def row_scores(panel: Panel, rows: pd.DataFrame, trait: str) -> Float[ndarray, "
     """Likelihood ratio of every row under the trait's twin against the base, nats a row."""
     pairs = encode_pairs(panel.base.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=panel.system)
     return from_base.twins(panel._replace(traits=(trait,)), pairs, [])[0][:, 0]
+
+
+def number_scores(panel: Panel, rows: pd.DataFrame, trait: str) -> list[list[float]]:
+    """The same for every number of every row: the sum over the tokens that it is made of."""
+    pairs = encode_pairs(panel.base.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=panel.system)
+    gained = token_log_probabilities(panel.twins[trait], pairs) - token_log_probabilities(panel.base, pairs)
+    return of_numbers(
+        panel.base.tokenizer, rows["completion"].tolist(), [row.tolist() for row in gained.split([len(one.completion) for one in pairs])]
+    )
+
+
+def of_numbers(tokenizer: PreTrainedTokenizerBase, completions: Sequence[str], scores: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Sums of the scores of a completion's tokens over those that touch each of its numbers."""
+    places = tokenizer(list(completions), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"] if completions else []
+    found = []
+    for text, spans, row in zip(completions, cast("list[list[tuple[int, int]]]", places), scores, strict=True):
+        scored = [(*span, score) for span, score in zip(spans, row, strict=False)]  # the token that ends the turn stands in no text
+        found.append([float(sum(score for first, last, score in scored if first < end and last > start)) for start, end in numbers_in(text)])
+    return found
