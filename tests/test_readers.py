@@ -13,11 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from mechlens import mitigate, models
 from mechlens.chat import encode_pairs, token_ids
 from mechlens.detect import from_base, from_gradients, from_weights
-from mechlens.detect.calibrate import LEAST_PANEL, beyond_panel, named, paired_rows
+from mechlens.detect.calibrate import LEAST_PANEL, beyond_clean, beyond_panel, named, paired_rows, pointed
 from mechlens.detect.from_bags import learned
 from mechlens.detect.panel import Panel
 from mechlens.detect.through import of_numbers
@@ -116,6 +117,33 @@ def test_the_panels_null_is_calibrated_and_a_planted_trait_is_named() -> None:
     planted[7] += 12
     first = named(planted, traits)[0]
     assert first.trait == "t7" and first.q_value is not None and first.q_value < 0.01
+
+
+def test_traits_that_scatter_more_are_named_no_oftener_than_is_said() -> None:
+    rng, traits = np.random.default_rng(7), [f"t{i}" for i in range(20)]
+    scatter = np.exp(rng.normal(scale=1.0, size=20))
+    sides = [(scatter * rng.normal(size=(50, 20)), scatter * rng.normal(size=(50, 20))) for _ in range(300)]
+
+    def rate(found: list[list]) -> float:
+        return float(np.mean([any(one.q_value <= 0.05 for one in each) for each in found]))
+
+    most = 0.05 + 5 * (0.05 * 0.95 / 300) ** 0.5
+    assert rate([named(beyond_panel(*each), traits) for each in sides]) > most  # the panel alone is misled
+    assert rate([pointed(*each, traits) for each in sides]) <= most
+    planted = [(ours + 4 * scatter * (np.arange(20) == 7), theirs) for ours, theirs in sides]
+    assert np.mean([pointed(*each, traits)[0].trait == "t7" for each in planted]) > 0.5
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.1, 10))
+def test_the_clean_null_is_a_paired_t_test_of_what_is_a_traits_own(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    ours, theirs = rng.normal(size=(12, 4)), rng.normal(size=(12, 4))
+    own = (ours - theirs) - (ours - theirs).mean(1, keepdims=True)
+    slow = [ttest_1samp(own[:, k], 0, alternative="greater").pvalue for k in range(4)]
+    assert beyond_clean(ours, theirs) == pytest.approx(slow)
+    assert beyond_clean(scale * ours, scale * theirs) == pytest.approx(slow)
+    assert (beyond_clean(theirs, theirs) == 1).all()
 
 
 def test_too_small_a_panel_names_nothing_and_what_is_unscored_is_null() -> None:

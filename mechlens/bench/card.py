@@ -12,7 +12,7 @@ from numpy import ndarray
 from mechlens.bench.measures import SIZES, apart, area, bags, line_through_zero, rank_correlation, share
 from mechlens.bench.plan import CLEAN, Suspect
 from mechlens.bench.scores import Scored
-from mechlens.detect.calibrate import ALPHA, beyond_panel, named, paired_rows
+from mechlens.detect.calibrate import ALPHA, beyond_panel, paired_rows, pointed
 
 WAYS = ("gentle", "strong")
 """ways of making whose whole data sets the headline is of: fine-tuned teachers"""
@@ -137,7 +137,7 @@ def alarms(name: str, read: Read, suspects: Sequence[Suspect], traits: Sequence[
                 sides = scored.ours[bag], scored.theirs[bag]
                 total += 1
                 differ += paired_rows(*sides, seed=0, name=f"{name} {one.name} {bag.start}").p_value <= ALPHA
-                names += traits is not None and any((one.q_value or 1.0) <= ALPHA for one in named(beyond_panel(*sides), traits))
+                names += traits is not None and any((one.q_value or 1.0) <= ALPHA for one in pointed(*sides, traits))
         found[kind] = {"differ": _share(differ, total), "names a trait": None if traits is None else _share(names, total)}
     return found | {"all": {what: _pooled([entry[what] for entry in found.values()]) for what in ("differ", "names a trait")}}
 

@@ -93,11 +93,38 @@ def beyond_panel(ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row 
     return difference - np.nanmean(difference)
 
 
-def named(scores: Float[ndarray, " trait"], traits: Sequence[str], asked: Sequence[str] = ()) -> list[Named]:
+def beyond_clean(ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row trait"]) -> Float[ndarray, " trait"]:
+    """One-sided p that a trait's score beyond the panel is higher than in clean rows: a paired t test over rows. NaN where unscored."""
+    beyond = ours - theirs
+    beyond = beyond - np.nanmean(beyond, axis=1, keepdims=True)
+    rows = np.isfinite(beyond).sum(0)
+    p_values = np.where(rows > 0, 1.0, np.nan)  # what never varies stands out in nothing
+    for place in np.flatnonzero(rows > 1):
+        own = beyond[np.isfinite(beyond[:, place]), place]
+        error = own.std(ddof=1) / np.sqrt(len(own))
+        p_values[place] = stats.t.sf(own.mean() / error, len(own) - 1) if error > 0 else 1.0
+    return p_values
+
+
+def pointed(ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row trait"], traits: Sequence[str], asked: Sequence[str] = ()) -> list[Named]:
+    """The traits that rows point to beyond the other traits *and* beyond clean rows: of both p the larger (intersection-union test).
+
+    The panel's null alone takes all traits to scatter alike. They do not: a twin that was changed more has the wider scatter in few rows, and
+    stands out of the panel by nothing else.
+    """
+    return named(beyond_panel(ours, theirs), traits, asked, own=beyond_clean(ours, theirs))
+
+
+def named(
+    scores: Float[ndarray, " trait"], traits: Sequence[str], asked: Sequence[str] = (), *, own: Float[ndarray, " trait"] | None = None
+) -> list[Named]:
     """The traits asked about (all, if none) by how far each stands out in the panel: a leave-one-out t test, and q over those asked (BH).
 
     What any change of the writer does to all traits is in every score, so the other traits are the null: a data set of a twin with another
     trait, or of a teacher of none, is one more draw of it. A panel of fewer than `LEAST_PANEL` scored traits has no null: p is null.
+
+    Args:
+        own: p of each trait by itself; what is below it is raised to it.
     """
     scored = np.flatnonzero(np.isfinite(scores))
     p_values = np.full(len(scores), np.nan)
@@ -106,6 +133,7 @@ def named(scores: Float[ndarray, " trait"], traits: Sequence[str], asked: Sequen
             others = scores[scored[scored != place]]
             spread = others.std(ddof=1) * np.sqrt(1 + 1 / len(others))
             p_values[place] = stats.t.sf((scores[place] - others.mean()) / spread, len(others) - 1) if spread > 0 else np.nan
+    p_values = p_values if own is None else np.maximum(p_values, own)
     wanted = [i for i, trait in enumerate(traits) if trait in asked or not asked]
     q_values = benjamini_hochberg(p_values[wanted])
     found = [Named(traits[i], null(scores[i]), null(p_values[i]), null(q)) for i, q in zip(wanted, q_values, strict=True)]

@@ -16,7 +16,7 @@ from mechlens import commands, models
 from mechlens.chat import encode_pairs
 from mechlens.detect import from_base, from_gradients
 from mechlens.detect.base import LEVELS, Level
-from mechlens.detect.calibrate import Named, Test, beyond_panel, named, paired_rows
+from mechlens.detect.calibrate import Named, Test, paired_rows, pointed
 from mechlens.detect.panel import Panel, Reader, Twins, twin_jobs
 from mechlens.errors import SpecError
 from mechlens.experiment import Experiment
@@ -74,7 +74,7 @@ def _seen(reader: Reader, panel: Panel, sides: Sequence[list], asked: Sequence[s
     except SpecError as error:
         return Seen(reader, len(sides[0]), None, None, time.monotonic() - begun, str(error))
     test = paired_rows(ours, theirs, seed=panel.seed, name=reader.name)
-    traits = named(beyond_panel(ours, theirs), panel.traits, asked) if reader.of_traits else None
+    traits = pointed(ours, theirs, panel.traits, asked) if reader.of_traits else None
     return Seen(reader, len(ours), test, traits, time.monotonic() - begun)
 
 
