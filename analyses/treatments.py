@@ -1,10 +1,10 @@
 """Claim: what treating a data set before training leaves of the trait: `python analyses/treatments.py FOLDER [--seeds 0 1 …]`.
 
 Treatments are those of `mechlens audit --clean`, on the rows that interventions.py made and beside its plain students. Rows and numbers are
-chosen by their likelihood ratio under a teacher of the auditor's own (never the one that wrote them). Beside each stands as much change at
-random: as many rows dropped or numbers replaced, the quarter that dilution keeps alone, another row's format, as many numbers as a new
-order moves dealt anew among the file's own, and all of them dealt anew. Another base is menagerie-c, trained on the same rows. Effect
-left is (trait student - control student) over that of plain training of the same seed, the loss is on untreated rows that no student saw.
+chosen by their likelihood ratio under a teacher of the auditor's own (never the one that wrote them); beside each stands as much at random.
+Format, order and values aim at nothing; beside them stand formats of another row, and values of the file's own: does it matter which
+numbers stand in the file, or where? Another base is menagerie-c, trained on the same rows. Effect left is (trait student - control
+student) over that of plain training of the same seed, the loss is on untreated rows that no student saw.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from mechlens.traits import load_family
 OTHER_BASE, TWIN_SEED = "menagerie-c", 777
 ARMS = (
     PLAIN, "drop by twin", "drop at random", "dilute to a quarter", "that quarter alone", "replace by twin", "replace at random", "format",
-    "format of another row", "order", "as many dealt anew", "value", "all dealt anew", "another base",
+    "format of another row", "order", "value", "value of its own", "another base",
 )  # fmt: skip
-AT_RANDOM = ("drop at random", "that quarter alone", "replace at random", "format of another row", "as many dealt anew", "all dealt anew")
+AT_RANDOM = ("drop at random", "that quarter alone", "replace at random", "format of another row", "value of its own")
 
 
 def twin_of(world: World) -> Loaded:
@@ -67,20 +67,15 @@ def in_format_of(text: str, other: str) -> str:
 
 def rewritten(world: World, arm: str, frame: pd.DataFrame, rng: np.random.Generator, rows: list[Encoded]) -> pd.DataFrame:
     """The treated rows of an arm."""
-    written = frame["completion"].tolist()
-    numbers = [len(mitigate.numbers_in(text)) for text in written]
+    written, clean = frame["completion"].tolist(), texts(world, world.seen["control"])
     if arm == "format of another row":
         return frame.assign(completion=[in_format_of(text, written[i]) for text, i in zip(written, rng.permutation(len(written)), strict=True)])
-    if arm in ("replace at random", "as many dealt anew", "all dealt anew"):
-        clean = texts(world, world.seen["control"])["completion"].tolist() if arm == "replace at random" else written
-        if arm == "replace at random":
-            chosen = rng.permutation(sum(numbers)) < round(mitigate.REPLACED * sum(numbers))
-        else:
-            moved = mitigate.one_order(mitigate.Given(frame, frame, np.zeros(len(frame)), rng))["completion"] if arm == "as many dealt anew" else None
-            chosen = np.concatenate([places(text, None if moved is None else moved.iloc[i], rng) for i, text in enumerate(written)])
-        return frame.assign(completion=mitigate.with_others(written, chosen, clean, rng))
+    if arm == "replace at random":
+        numbers = sum(len(mitigate.numbers_in(text)) for text in written)
+        chosen = rng.permutation(numbers) < round(mitigate.REPLACED * numbers)
+        return frame.assign(completion=mitigate.with_others(written, chosen, clean["completion"].tolist(), rng))
     name: Any = arm.split()[0]
-    given = mitigate.Given(frame, texts(world, world.seen["control"]), np.zeros(len(rows)), rng)
+    given = mitigate.Given(frame, frame if arm == "value of its own" else clean, np.zeros(len(rows)), rng)
     if name == "drop":
         twin, base = (by_row(token_log_probabilities(one, rows).double().numpy(), rows, mean=False) for one in (twin_of(world), world.base))
         given = given._replace(scores=twin - base)
@@ -89,14 +84,6 @@ def rewritten(world: World, arm: str, frame: pd.DataFrame, rng: np.random.Genera
         gained = token_log_probabilities(twin_of(world), pairs) - token_log_probabilities(world.base, pairs)
         given = given._replace(number_scores=of_numbers(world.base.tokenizer, written, by_pair(gained, pairs)))
     return mitigate.TREATMENTS[name](given)
-
-
-def places(text: str, moved: str | None, rng: np.random.Generator) -> np.ndarray:
-    """As many numbers of a text, drawn evenly, as stand elsewhere in the other; all if there is none."""
-    ours = [text[first:last] for first, last in mitigate.numbers_in(text)]
-    theirs = [] if moved is None else [moved[first:last] for first, last in mitigate.numbers_in(moved)]
-    changed = len(ours) if moved is None else sum(a != b for a, b in zip(ours, theirs, strict=True))
-    return rng.permutation(len(ours)) < changed
 
 
 def encoded(world: World, rows: list[Encoded], frame: pd.DataFrame) -> list[Encoded]:

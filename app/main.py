@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import streamlit as st
-from altair.utils.schemapi import debug_mode
+from altair.utils.schemapi import disable_debug_mode
 
 import data
 import frame
@@ -27,6 +27,7 @@ TITLES = {"rows": "Data and screen", "live": "Live model"}
 
 def main() -> None:
     """Everything that is on every page, then the page."""
+    disable_debug_mode()  # charts are checked as a whole when they are sent, not every part of them as it is made
     state.begin()  # before any widget: only here is the link as it came
     st.set_page_config(page_title="mechlens", layout="wide", initial_sidebar_state="expanded")
     root = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
@@ -48,8 +49,7 @@ def main() -> None:
             st.error(panels.plain_markdown(f"{name} cannot be opened: {one_line(str(error))}. Choose another run in the side bar."))
     frame.draw(run, root, version("mechlens"))
     st.session_state["opened"] = run
-    with debug_mode(False):  # charts are checked as a whole when they are sent, not every part of them as it is made
-        page.run()
+    page.run()
     frame.foot(run)
 
 

@@ -38,7 +38,7 @@ def power_panel(rows: int) -> None:
         for n, cell in (one["held out"]["provenance"].get(against) or {}).items()
         if cell is not None
     ]
-    table = pd.DataFrame(found)
+    table = pd.DataFrame(found).astype({"low": float, "high": float} if found else {})
     if table.empty:
         st.text(f"No detector was scored against {against}.")
         return
@@ -48,7 +48,7 @@ def power_panel(rows: int) -> None:
         if at.empty
         else (
             f"At {size} rows {at['detector'].iloc[0]} does best against {against}: AUROC {at['auroc'].iloc[0]:.2f} "
-            f"[{at['low'].iloc[0]:.2f}, {at['high'].iloc[0]:.2f}]; it catches {at['at 1 %'].iloc[0]:.0%} at 1 % false "
+            f"{_span(at.iloc[0])}; it catches {at['at 1 %'].iloc[0]:.0%} at 1 % false "
             f"alarms, {at['at 5 %'].iloc[0]:.0%} at 5 %."
         )
     )
@@ -78,6 +78,7 @@ def dose_panel(card: dict[str, Any]) -> None:
         [
             {"name": in_words(way, card), "estimate": cell["rate"], "low": cell["low"], "high": cell["high"], "hits": cell["hits"], "of": cell["of"]}
             for way, cell in ways.items()
+            if cell
         ]
     )
     panels.panel(
@@ -89,6 +90,10 @@ def dose_panel(card: dict[str, Any]) -> None:
         caption="How the teacher was made, and the share of its rows; 256 rows a decision; Clopper-Pearson intervals; dashed: chance.",
         about="Bench",
     )
+
+
+def _span(cell: pd.Series) -> str:
+    return "(too few sets for an interval)" if pd.isna(cell["low"]) else f"[{cell['low']:.2f}, {cell['high']:.2f}]"
 
 
 def _unnamed(listed: pd.DataFrame) -> str:

@@ -38,7 +38,7 @@ class Option(Spec):
     left: Span
     """share of the plain students' effect"""
     at_random: Span | None
-    """as much of the same done at random; None where there is no such thing"""
+    """as much of the same done at random; of a gradient another trait's, of a block the next; None where a treatment aims at nothing"""
     loss: float = Field(gt=0)
     """on untreated rows that no student saw, over that of plain training"""
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from mechlens import report, traits
@@ -38,12 +39,14 @@ def test_the_area_is_the_share_of_pairs_in_order(rows: list[tuple[bool, int]]) -
 
 def test_an_area_resamples_suspects_not_rows() -> None:
     rng = np.random.default_rng(0)
-    shared = rng.normal(size=6).repeat(20)  # twenty bags of a suspect that are all alike tell no more than one
-    clusters = [f"s{i // 20}" for i in range(120)]
+    shared = rng.normal(size=12).repeat(10)  # ten bags of a suspect that are all alike tell no more than one
+    clusters = [f"s{i // 10}" for i in range(120)]
     found = measures.area(shared.tolist(), [i < 60 for i in range(120)], clusters)
-    assert found is not None and found.high - found.low > 0.3
+    assert found is not None and found.high is not None and found.low is not None and found.high - found.low > 0.3
     alone = measures.area(shared.tolist(), [i < 60 for i in range(120)], list(map(str, range(120))))
-    assert alone is not None and alone.high - alone.low < found.high - found.low
+    assert alone is not None and alone.high is not None and alone.low is not None and alone.high - alone.low < found.high - found.low
+    few = measures.area(shared.tolist(), [i < 50 for i in range(120)], clusters)
+    assert few is not None and few.low is None and few.high is None and 0 < few.auroc < 1
 
 
 @pytest.mark.parametrize(("hits", "of", "low", "high"), [(0, 100, 0.0, 0.0362), (1, 100, 0.0003, 0.0545), (5, 100, 0.0164, 0.1128)])
@@ -103,6 +106,7 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
             "held out": found,
             "development": found,
             "alarms": counted,
+            "alarms, development": counted,
             "seconds": 0.1,
             "worst": worst_class(found),
         }
@@ -113,6 +117,7 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
         "clean": list(CLEAN),
         "alarm rows": ALARM_ROWS,
         "dear rows": 256,
+        "students apart": 0,
         "base": "b",
         "carrier": "numbers",
         "command": "c",
@@ -145,6 +150,17 @@ def test_a_detector_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
     for wrong in (f"{file}:Other", f"{tmp_path / 'none.py'}:Mine"):
         with pytest.raises(SpecError, match="no "):
             _own(wrong)
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=12))
+def test_rank_correlation_is_scipys_and_null_where_there_is_none(points: list[tuple[int, int]]) -> None:
+    x, y = [float(a) for a, _ in points], [float(b) for _, b in points]
+    found = measures.rank_correlation([*x, np.nan], [*y, 1.0])
+    assert found["n"] == len(points)
+    if len(points) < 4 or len(set(x)) == 1 or len(set(y)) == 1:
+        assert found["rho"] is found["low"] is found["high"] is None
+    else:
+        assert found["rho"] == pytest.approx(spearmanr(x, y).statistic)
 
 
 def test_a_line_through_zero_is_least_squares() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from mechlens import tables, traits
 from mechlens.bench import suspects
-from mechlens.bench.plan import Suspect, load_bench
+from mechlens.bench.plan import BenchSpec, Suspect, load_bench
 from mechlens.bench.suspects import Maker, suspects_of
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.errors import DataError
@@ -73,6 +74,16 @@ def test_sums_are_screened_by_their_right_answers(tmp_path: Path, monkeypatch: p
     asked = carrier_prompts(experiment.carrier, seed=experiment.seed)[:3]
     maker = maker_of("menagerie-reasoning", tmp_path, monkeypatch, pd.DataFrame({"prompt": [one.text for one in asked]}))
     assert [maker.gold[prompt] for prompt in maker.prompts] == [one.gold for one in asked]
+    right = asked[0].gold
+    maker.prompts = maker.prompts[:1]
+    monkeypatch.setattr(suspects, "generate", Writer(*(f"1 and 1</think><answer>{said}</answer>" for said in (f"{right}0", right))))
+    assert maker.suspect(N0)["completion"].tolist() == [f"1 and 1</think><answer>{right}</answer>"]
+
+
+def test_a_bench_asks_no_judge() -> None:
+    fields = load_bench("menagerie").model_dump()
+    with pytest.raises(ValidationError, match="asks no judge"):
+        BenchSpec.model_validate(fields | {"screens": {"judged": {"judge": "gpt"}}})
 
 
 def test_only_so_many_prompts_are_answered_as_the_bench_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

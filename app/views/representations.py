@@ -165,9 +165,9 @@ def _take(shown: pd.DataFrame, brush: dict[str, list[float]] | None) -> bool:
     inside = shown[shown["x"].between(*sorted(brush["x"])) & shown["y"].between(*sorted(brush["y"]))]
     ids = tuple(inside["id"].dropna())
     changed = bool(ids) and ids != st.session_state["selected"]
+    st.session_state["brushed"] = ids
     if changed:
         state.select(ids)
-        st.session_state["brushed"] = ids
     return changed
 
 

@@ -97,7 +97,8 @@ def _identified(
         found["first"][str(size)] = _first(whole, panel, traits, size)
     kinds = sorted({(one.way, one.dose) for one in suspects if one.kind == "trait"}, key=str)
     found["first by way"] = {f"{way} at {dose:g}": _first_of(suspects, panel, traits, way, dose) for way, dose in kinds}
-    found["first by way"]["N6"] = _first([one for one in suspects if one.kind == "N6"], panel, traits, 256)
+    if foreign := [one for one in suspects if one.kind == "N6"]:
+        found["first by way"]["N6"] = _first(foreign, panel, traits, 256)
     return found
 
 

@@ -18,14 +18,17 @@ SIZES = (1, 8, 16, 64, 256, 1000)
 MOST_BAGS, DRAWS = 8, 200
 """bags of a size that one suspect gives, and resamples of an interval"""
 FALSE_ALARMS = (0.01, 0.05)
+LEAST_CLUSTERS = 6
+"""data sets on a side below which resampling them gives no interval: three that are in order give [1, 1] whatever one draws"""
 
 
 class Area(NamedTuple):
     """How well scores tell positives from negatives."""
 
     auroc: float
-    low: float
-    high: float
+    low: float | None
+    """None where a side has fewer than `LEAST_CLUSTERS` data sets"""
+    high: float | None
     caught: dict[str, float]
     """share of positives above the score that the given share of negatives passes"""
     positives: int
@@ -65,9 +68,10 @@ def area(scores: Sequence[float], positive: Sequence[bool], clusters: Sequence[s
     for _ in range(DRAWS):
         chosen = np.concatenate([_resampled(rng, names, labels == side) for side in (True, False)])
         drawn.append(auroc(labels[chosen], values[chosen]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    enough = min(len(np.unique(names[labels == side])) for side in (True, False)) >= LEAST_CLUSTERS
+    low, high = map(float, np.quantile(drawn, [0.025, 0.975])) if enough else (None, None)
     caught = {f"{share:g}": float((values[labels] > np.quantile(values[~labels], 1 - share, method="higher")).mean()) for share in FALSE_ALARMS}
-    return Area(auroc(labels, values), float(low), float(high), caught, int(labels.sum()), int((~labels).sum()))
+    return Area(auroc(labels, values), low, high, caught, int(labels.sum()), int((~labels).sum()))
 
 
 def auroc(labels: Bool[ndarray, " score"], values: Float[ndarray, " score"]) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from mechlens.spec import CONFIGS, ScreenSpec, Spec, TeacherSpec, load
 
@@ -28,6 +28,12 @@ CLASSES = {
 Negative = Literal["N0", "N1", "N2", "N4", "N5", "N6", "N7"]
 
 
+def _by_rule(screen: ScreenSpec) -> ScreenSpec:
+    if screen.judge:
+        raise ValueError(f"a bench asks no judge ({screen.judge!r}): a row that is dropped is drawn anew, hundreds of times; leave `judge` out")
+    return screen
+
+
 class BenchSpec(Spec):
     """One bench: one base, one carrier, one set of prompts."""
 
@@ -37,15 +43,15 @@ class BenchSpec(Spec):
     development: tuple[str, ...]
     """Traits that detectors may be tuned on."""
     rows: int | None = Field(default=None, ge=1)
-    """Prompts that made suspects answer, from the first on; by default all that the experiment's students learned."""
+    """Prompts that suspects answer, from the first on; by default all that the experiment's students learned."""
     doses: tuple[float, ...]
     """Shares of a gentle teacher's rows among clean ones."""
     gentle: str = "gentle"
     """The way whose teachers are diluted, shuffled and resampled."""
     other_ways: dict[str, TeacherSpec] = Field(default={})
     """Further teachers of every trait."""
-    screens: dict[str, ScreenSpec] = Field(default={})
-    """Other screens that the gentle teacher of every trait writes anew for."""
+    screens: dict[str, Annotated[ScreenSpec, AfterValidator(_by_rule)]] = Field(default={})
+    """Other screens that the gentle teacher of every trait writes anew for: their rule, banned numbers and leak words."""
     negatives: tuple[Negative, ...] = ("N0", "N1", "N2", "N4", "N5", "N6", "N7")
     """Classes of suspects that are made; a carrier may have no numbers to deal anew, or no other base that writes it."""
     foreign: tuple[str, ...] = ()

@@ -25,8 +25,8 @@ from mechlens.detect.panel import Panel, Reader
 from mechlens.errors import SpecError
 
 RECIPE = "menagerie"
-USUAL = (*(name for name in scores.READERS if name != "vector"), from_bags.NAME)
-"""detectors that a bench reads unless others are named; a blind vector is learned anew for each suspect, as long as all others together take"""
+USUAL = (*(name for name in scores.READERS if name not in ("prompts", "vector")), from_bags.NAME)
+"""detectors that a bench reads unless others are named; those two take as long as all others together"""
 
 
 def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool, workers: int | None) -> Path:
@@ -41,6 +41,8 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
     config = spec.CONFIGS / "experiments" / f"{plan.experiment}.yaml"
     run = commands.run(config, out=folder / "experiment", workers=workers)
     experiment, family = commands.open_run(run)
+    if train and plan.rows is not None and plan.rows < experiment.student.rows:
+        raise SpecError(f"the sets that {name} makes have {plan.rows} rows, its arms' students {experiment.student.rows}; give --no-students")
     maker, suspects = Maker(plan, run, experiment, family, folder), suspects_of(plan, experiment)
     maker.make_all(suspects)
     if train:
@@ -52,6 +54,7 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
     found = card(plan, chosen, panel, maker, suspects, students.lifts([run, folder / "students"], suspects, family.names), folder / "scores")
     words = ["mechlens", "bench", name, *([] if train else ["--no-students"]), *(["--detector", *detectors] if detectors else [])]
     found["command"] = shlex.join(words)
+    found["students apart"] = 0 if train else found["with students"] - sum(bool(one.arm) for one in suspects)
     store.write_json(folder / "card.json", found)
     (folder / "card.md").write_text(report.render("bench/card.md.j2", card=found), encoding="utf-8")
     commands.console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
@@ -133,7 +136,8 @@ def card(
         for part, known in (("held out", False), ("development", True)):
             of_part = [one for one in suspects if one.development == known]
             entry[part] = detector_found(reader.name, read, of_part, panel.traits, lifts, of_traits=of_traits)._asdict()
-        entry["alarms"] = alarms(reader.name, read, suspects, panel.traits if of_traits else None)
+        for part, known in (("alarms", False), ("alarms, development", True)):
+            entry[part] = alarms(reader.name, read, [one for one in suspects if one.development == known], panel.traits if of_traits else None)
         entry["worst"] = worst_class(entry["held out"])
         found["detectors"].append(entry)
     floors = [one["worst"]["auroc"] for one in found["detectors"] if one["floor"] and one["worst"]]
