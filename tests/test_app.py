@@ -13,6 +13,7 @@ import pytest
 from conditions import APP, CONDITIONS, ROOT, SHIPPED, drawn, made, spec_of
 from streamlit.testing.v1 import AppTest
 
+import data
 import definitions
 from mechlens import cli, report, store, tables
 from mechlens.errors import SpecError
@@ -215,6 +216,34 @@ def test_a_selection_becomes_a_filter_and_the_export_holds_it(folders: dict[str,
     page.button(key="do-Clear").click().run()
     assert not page.exception
     assert not any("Filtered 3" in one.value for one in page.text)
+
+
+def test_a_brush_selects_what_is_inside_and_an_empty_one_hides_nothing(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = turned(opened(folders["as_it_is"], monkeypatch), "representations")
+    chart = f"chart-representations-cloud-{page.session_state['run']}-{page.session_state['arm']}"
+    known = tables.read(folders["as_it_is"] / "demo" / "readings" / "maps.parquet", tables.READINGS).query("quantity == 'rows'")
+    whole = {axis: [float(at.min()), float(at.max())] for axis, at in known.groupby("place", observed=True)["estimate"]}
+    page.session_state[chart] = {"selection": {"brush": whole}}
+    page.run()
+    inside = page.session_state["selected"]
+    assert inside and page.session_state["brushed"] == inside
+    page.session_state[chart] = {"selection": {"brush": {axis: [high + 1, high + 2] for axis, (_, high) in whole.items()}}}
+    page.run()
+    assert not page.exception and page.session_state["selected"] == inside and page.session_state["brushed"] == ()
+
+
+def test_a_card_of_few_sets_and_no_foreign_teacher_is_shown(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    card = store.read_json(ROOT / "analyses" / "bench" / "menagerie" / "card.json")
+    for one in card["detectors"]:
+        one["held out"]["identity"].get("first by way", {})["N6"] = None
+        for cell in [cell for sizes in one["held out"]["provenance"].values() for cell in sizes.values() if cell]:
+            cell |= {"low": None, "high": None}
+    (tmp_path / "small").mkdir()
+    store.write_json(tmp_path / "small" / "card.json", card | {"bench": "small"})
+    monkeypatch.setattr(data, "CARDS", tmp_path)
+    page = turned(opened(folders["as_it_is"], monkeypatch), "detection")
+    assert not page.exception and not page.error
+    assert "too few sets for an interval" in words(page) and "Which teachers and doses is it blind to?" in words(page)
 
 
 def test_what_was_kept_of_another_arm_is_let_go_and_said(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

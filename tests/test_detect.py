@@ -228,6 +228,11 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(s
     assert found["provenance"]["p_value"] == pytest.approx(min(1.0, len(listed) * min(one["p_value"] for one in listed.values())))
     assert found["potency"]["predicted"]["trait"] in {"eagle", "owl"} and "lift" not in found["potency"]["predicted"]
 
+    treated, options[1] = ["--clean", str(tmp_path / "replaced.jsonl"), "--treatment", "replace"], "base"
+    cli.main(["audit", str(tmp_path / "suspect.jsonl"), *options, *treated, "--out", str(tmp_path / "out")])
+    done = json.loads((tmp_path / "out" / "audit.json").read_text())["mitigation"]
+    assert done["treatment"] == "replace" and done["rows_after"] == done["rows_before"] > done["rows_changed"] > 0
+
     student = next((tmp_path / "out" / "run" / "students" / "suspect" / "s0").glob("step-*"))
     again = ["--level", "rows", "--student", str(student), *options[2:]]
     assert cli.main(["audit", str(tmp_path / "suspect.jsonl"), *again, "--out", str(tmp_path / "given")]) == 2
