@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 import data
+import looks
 import panels
 import plain
 import state
@@ -16,7 +17,6 @@ from data import Run
 from mechlens import tables
 from mechlens.errors import MechlensError
 
-PLACES = ("probe/last", "probe/template", "probe/content", "carrier/last", "carrier/template", "carrier/content", "carrier/completion")
 KEYS = {
     "N": "next row",
     "P": "previous row",
@@ -78,7 +78,7 @@ def _sites(run: Run) -> tuple[list[int], list[str]]:
     except MechlensError:
         return [], []
     found = set(frame["place"].dropna().astype(str))
-    return sorted({int(layer) for layer in frame["layer"].dropna()}), [place for place in PLACES if place in found]
+    return sorted({int(layer) for layer in frame["layer"].dropna()}), [place for place in looks.PLACES if place in found]
 
 
 def _header(run: Run, version: str) -> None:

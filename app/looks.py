@@ -14,6 +14,9 @@ import panels
 from data import Run
 from mechlens import figures
 
+PLACES = ("probe/last", "probe/template", "probe/content", "carrier/last", "carrier/template", "carrier/content", "carrier/completion")
+MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+"""of a block, as a reader meets them"""
 CAUSAL = ("causal",)
 """lenses that change the model and look what becomes of the trait; all others describe"""
 
@@ -82,6 +85,12 @@ def panel(run: Run, name: str, *, title: str = "") -> None:
     )
 
 
+def places(known: pd.Series) -> list[str]:
+    """Places and modules as a reader meets them; of a base that names them otherwise all, by name."""
+    there = set(known.astype(str))
+    return [place for place in (*PLACES, *MODULES) if place in there] or sorted(there)
+
+
 def over_layers(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """Summary rows of one quantity that has layers and places: place, layer, name, estimate, low, high, null_low, null_high."""
     own = frame[(frame["quantity"] == quantity) & frame["seed"].isna() & frame["layer"].notna()]
@@ -96,41 +105,49 @@ def whole(frame: pd.DataFrame, names: Sequence[str], layers: Sequence[int], plac
     return full.assign(faded=(full["estimate"] >= full["null_low"]) & (full["estimate"] <= full["null_high"]))
 
 
-def profile(frame: pd.DataFrame, title: str) -> Any:
-    """One measure over layers, a line a name with its interval, the null as a band.
+def profile(frame: pd.DataFrame, title: str, across: str = "layer", *, said: str = "", log: bool = False) -> Any:
+    """One measure over layers, or over another column in numbers, a line a name with its interval, the null as a band.
 
     Args:
         frame: as `over_layers`, of one place.
+        said: what the column is called.
+        log: both axes, for a spectrum.
     """
     alt = charts.alt
     kinds = frame.assign(kind=frame["name"].map({"student": "trait", "control": "control", "teacher": "teacher"}).fillna("base"))
-    x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
-    told = charts.kinds("kind", kinds["kind"])
-    null = (
-        alt.Chart(kinds.dropna(subset="null_low"))
-        .mark_area(color="#999999", opacity=0.2)
-        .encode(x=x, y=alt.Y("min(null_low):Q"), y2=alt.Y2("max(null_high):Q"))
+    scale = alt.Scale(type="log") if log else alt.Scale()
+    x = (
+        alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
+        if across == "layer"
+        else alt.X(f"{across}:Q", title=said, scale=scale, axis=alt.Axis(format="d"))
     )
+    y = alt.Y("estimate:Q", title=title, scale=scale)
+    told = charts.kinds("kind", kinds["kind"])
+    layers = [_band(kinds, x)] if "null_low" in kinds else []
     span = (
         alt.Chart(kinds.dropna(subset="low"))
         .mark_rule(strokeWidth=2)
-        .encode(x=x, y=alt.Y("low:Q", title=title), y2=alt.Y2("high:Q"), color=told["color"])
+        .encode(x=x, y=alt.Y("low:Q", title=title, scale=scale), y2=alt.Y2("high:Q"), color=told["color"])
     )
     line = (
         alt.Chart(kinds.dropna(subset="estimate"))
         .mark_line()
-        .encode(
-            x=x, y=alt.Y("estimate:Q", title=title), color=told["color"], strokeDash=charts.dashes("kind", kinds["kind"]), detail=alt.Detail("name:N")
-        )
+        .encode(x=x, y=y, color=told["color"], strokeDash=charts.dashes("kind", kinds["kind"]), detail=alt.Detail("name:N"))
     )
     dots = (
         alt.Chart(kinds.dropna(subset="estimate"))
         .mark_point(size=80, filled=True, opacity=1)
         .encode(
             x=x,
-            y=alt.Y("estimate:Q"),
-            tooltip=[alt.Tooltip(name) for name in ("name", "layer", "estimate", "low", "high", "null_low", "null_high")],
+            y=y,
+            tooltip=[alt.Tooltip(name) for name in ("name", across, "estimate", "low", "high", "null_low", "null_high") if name in kinds],
             **told,
         )
     )
-    return charts.cast(Any, alt.layer(null, span, line, dots).properties(height=260))
+    return charts.stacked(*layers, span, line, dots, height=260)
+
+
+def _band(frame: pd.DataFrame, x: Any) -> Any:
+    alt = charts.alt
+    area = alt.Chart(frame.dropna(subset="null_low")).mark_area(color="#999999", opacity=0.2)
+    return area.encode(x=x, y=alt.Y("min(null_low):Q"), y2=alt.Y2("max(null_high):Q"))

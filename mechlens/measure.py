@@ -26,7 +26,7 @@ from mechlens.pipeline.run import corpus_name, teacher_name
 from mechlens.spec import is_remote
 from mechlens.traits import TraitFamily, load_family
 
-VERSIONS: dict[str, int] = dict.fromkeys(NAMES, 1) | {"likelihood": 2, "probes": 2, "blind": 2, "maps": 2}
+VERSIONS: dict[str, int] = dict.fromkeys(NAMES, 1) | {"deltas": 2, "likelihood": 2, "probes": 2, "blind": 2, "maps": 2}
 """raised when a change of a lens's code changes what it reads"""
 
 

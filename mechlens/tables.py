@@ -54,7 +54,7 @@ READINGS = _schema(
 )  # fmt: skip
 """one row a measurement; a column that a lens has no use for is null. place: site, module or position; name: trait, token or hypothesis;
 against: the matched control, or, of a control's rows, the arm that they stand beside; low, high: 95 % interval over the n units; null_low, null_high:
-where 95 % of the lens's null lies"""
+where 95 % of the lens's null lies; step: update of training, or the rank of a singular value"""
 
 SCORES = _schema(
     arm=_LABEL, side=_LABEL, prompt_id=_WHOLE, position=_WHOLE, token=_LABEL, score=_LABEL, layer=_WHOLE, estimate=_REAL,

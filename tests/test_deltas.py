@@ -20,7 +20,7 @@ from torch import Tensor
 from mechlens.errors import SpecError
 from mechlens.lenses import deltas
 from mechlens.lenses.base import Material
-from mechlens.lenses.changes import LowRank, cosine, delta, inner, norm, overlap, overlap_null, singular, stable_rank
+from mechlens.lenses.changes import LowRank, cosine, delta, distance, inner, norm, overlap, overlap_null, singular, stable_rank
 from mechlens.lenses.deltas import measure_change, row_changes, shares, turned_cosine_sd
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import Questions
@@ -208,3 +208,35 @@ def test_without_a_teacher_or_with_one_student_the_reading_still_speaks(toy: Loa
 def test_shares_are_norm_ratio_and_cosine(moved: float, theirs: float, along: float) -> None:
     found = shares({"moved": moved**2, "was": 4.0, "theirs": theirs**2, "along": along * moved * theirs, "cells": 1.0})
     assert list(found.values()) == pytest.approx([moved, moved / 2, along])
+
+
+@given(st.integers(0, 10_000))
+def test_a_distance_is_that_of_the_whole_changes_as_vectors(seed: int) -> None:
+    a, b = factors(seed), factors(seed + 1, rank=2)
+    assert distance({"w": a}, {"w": b}) == pytest.approx(float((a.dense() - b.dense()).norm()), rel=1e-6)
+    assert distance({"w": a, "v": b}, {"w": a}) == pytest.approx(norm(b), rel=1e-6)  # what one lacks counts as zero
+    assert distance({}, {"w": a}) == pytest.approx(norm(a)) and distance({"w": a}, {"w": a}) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_reading_holds_every_spectrum_and_the_walk_from_the_base(toy: Loaded) -> None:
+    teacher, students, controls = shaken(toy, 1), {seed: shaken(toy, 10 + seed) for seed in (0, 1)}, {seed: shaken(toy, 20 + seed) for seed in (0, 1)}
+    found = deltas.read(material_of(toy, teacher, students, controls))
+    name = next(name for name, weight in toy.model.named_parameters() if ".0." in name and weight.ndim == 2)
+    layer, place = deltas.address(name)
+    own = found[(found["quantity"] == deltas.SPECTRUM) & (found["layer"] == layer) & (found["place"] == place)]
+    for side, models in {"teacher": {0: teacher}, "student": students, "control": controls}.items():
+        values = [torch.linalg.svdvals(delta(toy.model, one.model)[name]).numpy() for one in models.values()]  # type: ignore[arg-type]
+        ranks = [rank for rank in deltas.RANKS if rank <= len(values[0])]
+        read = own[own["name"] == side].set_index("step")["estimate"]
+        assert list(read.index) == ranks and read.to_numpy() == pytest.approx([np.mean([value[rank - 1] for value in values]) for rank in ranks])
+    walk = found[found["quantity"].str.startswith("distance")].set_index(["quantity", "name", "step", "seed"])["estimate"]
+    whole = {
+        side: {seed: delta(toy.model, one.model) for seed, one in models.items()} for side, models in (("student", students), ("control", controls))
+    }
+    for side, changes in whole.items():
+        for seed, change in changes.items():
+            assert walk["distance to the base", side, 0, seed] == 0 and walk["distance to the base", side, 1, seed] == distance({}, change)
+            assert walk["distance to the teacher", side, 0, seed] == distance({}, delta(toy.model, teacher.model))
+            assert walk["distance to the teacher", side, 1, seed] == distance(change, delta(toy.model, teacher.model))
+    low_rank = deltas.measure_change(toy.model, adapted(toy, 0, rank=3), {})[[f"{deltas.SPECTRUM} {rank}" for rank in (3, 4)]].dropna(how="all")
+    assert len(low_rank) and low_rank.iloc[:, 0].notna().all() and low_rank.iloc[:, 1].isna().all()  # what is rounding is left out

@@ -14,7 +14,14 @@ import looks
 import panels
 import run_charts
 from data import Run
-from mechlens import tables
+
+MAPS: dict[str, tuple[str, str, str, str, tuple[float, float] | None]] = {
+    "activations: which way the students moved": ("activations", "cosine to teacher", "student", "cosine with the teacher's shift", (-1.0, 1.0)),
+    "activations: how far": ("activations", "shift norm", "student", "share of the base's norm", None),
+    "weights: how far, students - controls": ("deltas", "relative norm", "student - control", "change over the weight's norm", None),
+    "weights: which way, students - controls": ("deltas", "cosine with the teacher", "student - control", "cosine with the teacher's change", None),
+}
+"""title → lens, quantity, whose, what the colour says, and its limits where they are given"""
 
 
 def leaves(value: Any, at: str = "") -> dict[str, Any]:
@@ -82,34 +89,39 @@ def main(run: Run) -> str:
 
 
 def maps_panel(runs: list[Run], stamp: str) -> None:
-    """The layer by place map of both, on one scale."""
+    """A layer by place map of both, on one scale."""
+    lens, quantity, name, label, limits = MAPS[st.selectbox("map of", list(MAPS), key="compare-map")]
     found = []
     for run in runs:
         arm = main(run)
-        said = data.said(run).get(("activations", arm))
+        said = data.said(run).get((lens, arm))
         if said is None or said["missing"]:
-            panels.empty(
-                f"Lens activations was not read for {run.name}.",
-                "Both maps are drawn or none:",
-                panels.measure(run, "activations", arm),
-            )
+            panels.empty(f"Lens {lens} was not read for {run.name}.", "Both maps are drawn or none:", panels.measure(run, lens, arm))
             return
-        table = data.table(run, "readings/activations", tables.READINGS)
-        known = looks.over_layers(cast(pd.DataFrame, table[table["arm"] == arm]), "cosine to teacher")
-        found.append((run, arm, cast(pd.DataFrame, known[known["name"] == "student"])))
+        known = looks.over_layers(data.reading(run, said), quantity)
+        found.append((run, arm, cast(pd.DataFrame, known[known["name"] == name])))
+    both = cast(pd.Series, pd.concat([known["estimate"] for *_, known in found]))
     for column, (run, arm, known) in zip(st.columns(2), found, strict=True):
-        layers, places = sorted(known["layer"].unique()), [place for place in frame.PLACES if place in set(known["place"])]
-        cells = looks.whole(known, ["student"], layers, places)
+        layers, places = sorted(known["layer"].unique()), looks.places(known["place"])
+        cells = looks.whole(known, [name], layers, places)
         with column:
             panels.panel(
                 f"compare-map-{run.name}",
                 run.name,
                 charts.cells(
-                    cells, "place", "layer", "estimate", select="cell", signed=True, order=(places, layers[::-1]), label="cosine", domain=(-1.0, 1.0)
+                    cells,
+                    "place",
+                    "layer",
+                    "estimate",
+                    select="cell",
+                    signed=True,
+                    order=(places, layers[::-1]),
+                    label=label,
+                    domain=limits or charts.symmetric(both),
                 ),
                 cells.drop(columns="faded"),
-                caption=f"Arm {arm}. Cosine of the students' shift with the teacher's; the same scale on both sides.{stamp}",
-                about="activations",
+                caption=f"Arm {arm}: {name}. The same scale on both sides; faded: inside the null band.{stamp}",
+                about=lens,
             )
 
 

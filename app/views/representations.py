@@ -30,7 +30,7 @@ def map_panel(run: Run) -> None:
     measure = st.segmented_control("measure", list(MEASURES), default="cosine to teacher", required=True, key="measure")
     label, signed, domain = MEASURES[measure or "cosine to teacher"]
     known = looks.over_layers(table, measure or "cosine to teacher")
-    layers, places = sorted(known["layer"].unique()), [place for place in frame.PLACES if place in set(known["place"])]
+    layers, places = sorted(known["layer"].unique()), looks.places(known["place"])
     cells = looks.whole(known, ["student"], layers, places)
     gone = int(cells["estimate"].isna().sum())
     panels.partial(len(cells) - gone, len(cells), "cells read")

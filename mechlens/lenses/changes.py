@@ -25,6 +25,8 @@ from mechlens.seeds import generator
 
 DRAWS = 200
 """random subspaces behind the overlap's null"""
+ROUNDING = 1e-5
+"""share of the first singular value below which another is rounding"""
 
 
 class LowRank(NamedTuple):
@@ -124,9 +126,9 @@ def singular(change: Change) -> tuple[Float[Tensor, "rows k"], Float[Tensor, " k
 
 
 def leading(change: Change, k: int) -> tuple[Float[Tensor, "rows k"], Float[Tensor, "columns k"]]:
-    """The first `k` left and right singular vectors, fewer where the change has no more: what is under 1e-5 of the first is rounding."""
+    """The first `k` left and right singular vectors, fewer where the change has no more: the rest is rounding."""
     left, values, right = singular(change)
-    kept = min(k, int((values > 1e-5 * values[0]).sum()))
+    kept = min(k, int((values > ROUNDING * values[0]).sum()))
     return left[:, :kept], right[:, :kept]
 
 
@@ -137,8 +139,17 @@ def stable_rank(values: Float[Tensor, " k"]) -> float:
 
 def cosine(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """Cosine over the parameters of both as one vector (a parameter that one lacks counts as zero there); NaN if either is zero."""
-    length = (sum(inner(v, v) for v in a.values()) * sum(inner(v, v) for v in b.values())) ** 0.5
-    return sum(inner(a[name], b[name]) for name in a if name in b) / length if length > 0 else np.nan
+    length = (_whole(a, a) * _whole(b, b)) ** 0.5
+    return _whole(a, b) / length if length > 0 else np.nan
+
+
+def distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    """‖a − b‖ over the parameters of both as one vector (a parameter that one lacks counts as zero there)."""
+    return max(_whole(a, a) + _whole(b, b) - 2 * _whole(a, b), 0.0) ** 0.5
+
+
+def _whole(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    return sum((inner(a[name], b[name]) for name in a if name in b), 0.0)
 
 
 def overlap(a: Float[Tensor, "d k"], b: Float[Tensor, "d j"]) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from mechlens.lenses.base import Lens, Material, against_control, entry, over_students, reading
-from mechlens.lenses.changes import Change, cosine, delta, inner, leading, norm, overlap, overlap_null, singular, stable_rank
+from mechlens.lenses.changes import ROUNDING, Change, cosine, delta, distance, inner, leading, norm, overlap, overlap_null, singular, stable_rank
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import first_tokens
 
@@ -22,13 +23,17 @@ TOP = 4
 COLUMNS = ["moved", "was", "theirs", "along", "cells"]
 SHARES = ("norm", "relative norm", "cosine with the teacher")
 SPECTRA = ("stable rank", "top singular value", "overlap of rows with the teacher", "overlap of columns with the teacher")
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""ranks whose singular value is kept: about as many between 1 and 2 as between 256 and 512"""
+SPECTRUM = "singular value"
+VALUES = tuple(f"{SPECTRUM} {rank}" for rank in RANKS)
 UNIT: dict[str, str] = dict(zip((*SHARES, *SPECTRA[:2]), ("weight", "ratio", "cosine", "dimensions", "weight"), strict=True))
 
 LENS = Lens(
     name="deltas",
     asks="Did the student's weights move the way that the teacher's did?",
     needs=("students", "controls"),
-    shows=(("cosine with the teacher", "heat"), ("cosine of two changes", "bars")),
+    shows=(("cosine with the teacher", "heat"), ("cosine of two changes", "bars"), ("distance to the teacher", "steps")),
     source="2508.00161; tr((B1ᵀB2)(A2A1ᵀ)); 2507.14805 for the sign of the cosine",
     caveat="A shared carrier moves weights far more than a trait does: only the difference to the control speaks of the trait, "
     "and a cosine of weights need not rank behaviour.",
@@ -46,7 +51,7 @@ def measure_change(base: PreTrainedModel, changed: PreTrainedModel | PeftModel, 
     """One row a changed parameter of `base`, indexed by its name.
 
     Columns: moved, was, theirs (squared norms of the change, of the base and of `toward`), along (inner product with `toward`),
-    cells (entries), then the quantities of `SHARES` and, for matrices inside the blocks, of `SPECTRA`; NaN where undefined.
+    cells (entries), then the quantities of `SHARES` and, for matrices inside the blocks, of `SPECTRA` and `VALUES`; NaN where undefined.
     """
     before, changes, found = dict(base.named_parameters()), delta(base, changed), []
     for name in changes:
@@ -58,11 +63,13 @@ def measure_change(base: PreTrainedModel, changed: PreTrainedModel | PeftModel, 
         if before[name].ndim == 2 and row["moved"] > 0 and address(name)[0] is not None:
             values = singular(change)[1]
             row |= {"stable rank": stable_rank(values), "top singular value": float(values[0])}
+            kept = [values[rank - 1] for rank in RANKS if rank <= len(values)]
+            row |= {name: float(value) for name, value in zip(VALUES, kept, strict=False) if value > ROUNDING * values[0]}
             if row["theirs"] > 0:
                 ours, theirs = leading(change, TOP), leading(other, TOP)
                 row |= dict(zip(SPECTRA[2:], (overlap(a, b) for a, b in zip(ours, theirs, strict=True)), strict=True))
         found.append(row)
-    return pd.DataFrame(found).reindex(columns=["name", *COLUMNS, *SHARES, *SPECTRA]).set_index("name").astype(float)
+    return pd.DataFrame(found).reindex(columns=["name", *COLUMNS, *SHARES, *SPECTRA, *VALUES]).set_index("name").astype(float)
 
 
 def shares(sums: Mapping[str, float]) -> dict[str, float]:
@@ -102,7 +109,8 @@ def read(material: Material) -> pd.DataFrame:
     toward = {} if material.teacher is None else delta(base, material.teacher.model)
     sides = {"student": material.students, "control": material.controls}
     measured = {side: [measure_change(base, loaded[seed].model, toward) for seed in loaded] for side, loaded in sides.items()}
-    rows = [*_whole(material, measured), *_across_seeds(material), *_by_module(material, measured), *_embeddings(material)]
+    rows = [*_whole(material, measured), *_across_seeds(material), *_by_module(material, measured)]
+    rows += [*_spectra(material, measured), *_walk(material, toward), *_embeddings(material)]
     return reading(LENS, rows, material=material)
 
 
@@ -170,6 +178,43 @@ def _by_module(material: Material, measured: Measured) -> list[dict[str, Any]]:
             if not np.isnan([*values["student"], *values["control"]]).all():
                 chance = _chance(quantity, measured["student"][0].loc[[parameter]], shape, material.seed)
                 rows += _both(quantity, values, layer=layer, place=place, **chance)
+    return rows
+
+
+def _spectra(material: Material, measured: Measured) -> list[dict[str, Any]]:
+    """How the change of each matrix falls off with the rank, which stands in column `step`; the teacher's beside it."""
+    sides = measured if material.teacher is None else measured | {"teacher": [measure_change(material.base.model, material.teacher.model, {})]}
+    rows: list[dict[str, Any]] = []
+    for parameter in map(str, measured["student"][0].index):
+        layer, place = address(parameter)
+        for side, tables in sides.items():
+            for rank, column in zip(RANKS, VALUES, strict=True):
+                values = [float(table.at[parameter, column]) for table in tables if parameter in table.index]
+                if not np.isnan(values).all():
+                    rows.append(over_students(SPECTRUM, values, layer=layer, place=place, name=side, step=rank, unit="weight"))
+    return rows
+
+
+def _walk(material: Material, toward: Mapping[str, Change]) -> list[dict[str, Any]]:
+    """How far students and controls are from the base and from the teacher at each checkpoint, over all weights."""
+    origin: dict[str, Change] = {}
+    ends = {"base": origin} | ({} if material.teacher is None else {"teacher": toward})
+    found: list[dict[str, Any]] = []
+    for side, folder in (("student", "students"), ("control", "controls")):
+        for seed in material.students:
+            changes = ((step, delta(material.base.model, loaded.model)) for step, loaded in material.path(folder, seed))
+            for step, change in chain([(0, origin)], changes):
+                found += [{"end": end, "step": step, "side": side, "seed": seed, "far": distance(change, there)} for end, there in ends.items()]
+    rows: list[dict[str, Any]] = []
+    for place, table in pd.DataFrame(found).groupby(["end", "step"]):
+        (end, step), wide = cast("tuple[str, int]", place), table.pivot(index="seed", columns="side", values="far")
+        quantity = f"distance to the {end}"
+        more = {"place": "all", "step": step, "unit": "weight"}
+        for side, far in wide.items():
+            rows += [entry(quantity, value, seed=seed, name=side, **more) for seed, value in far.items()]
+            rows.append(over_students(quantity, far.tolist(), name=side, **more))
+        if step and wide.shape[1] > 1:
+            rows.append(against_control(quantity, wide["student"].tolist(), wide["control"].tolist(), name="student - control", **more))
     return rows
 
 

@@ -1,0 +1,61 @@
+"""The spectra, the walk and the maps set side by side: what is drawn is what was read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conditions import SHIPPED, drawn, made
+from streamlit.testing.v1 import AppTest
+from test_app import opened, turned, words
+
+from mechlens import tables
+
+READING = tables.read(SHIPPED / "readings" / "deltas.parquet", tables.READINGS)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two runs that hold the same."""
+    folder = made("as_it_is", tmp_path)
+    first = next(folder.glob("*/spec.yaml")).parent
+    shutil.copytree(first, folder / "other")
+    return folder
+
+
+def lines(page: AppTest, across: str) -> dict[tuple[str, float], float]:
+    """(name, place on the axis) → height, of the chart over that axis."""
+    charts = [drawn(chart) for chart in page.get("vega_lite_chart")]
+    return {(row["name"], row[across]): row["estimate"] for rows in charts for row in rows if across in row and "estimate" in row}
+
+
+def test_the_spectrum_drawn_is_that_of_the_matrix_chosen(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = turned(opened(runs, monkeypatch), "parameters")
+    page = page.selectbox(key="spectrum-place").set_value("mlp.up_proj").run()
+    page = page.selectbox(key="spectrum-layer").set_value(1).run()
+    assert not page.exception
+    own = READING[(READING["quantity"] == "singular value") & (READING["place"] == "mlp.up_proj") & (READING["layer"] == 1)]
+    expected = {(row.name, row.step): row.estimate for row in own.drop(columns="lens").itertuples(index=False, name="Row")}
+    assert {name for name, _ in expected} == {"student", "control", "teacher"}
+    assert lines(page, "rank") == expected
+    assert "Stable rank: students" in words(page)
+
+
+def test_the_walk_is_drawn_by_side_and_its_difference_said(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = turned(opened(runs, monkeypatch), "parameters")
+    own = READING[(READING["quantity"] == "distance to the teacher") & READING["seed"].isna()]
+    sides = own[own["name"].isin(["student", "control"])]
+    assert lines(page, "step") == {(name, step): far for name, step, far in sides[["name", "step", "estimate"]].itertuples(index=False)}
+    last = own[own["name"] == "student - control"].sort_values("step").iloc[-1]
+    assert f"by {last['estimate']:+.3f} [{last['low']:+.3f}, {last['high']:+.3f}] (n = 3)" in words(page)
+
+
+def test_maps_of_two_runs_stand_on_one_scale(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = turned(opened(runs, monkeypatch, cmp="other"), "compare")
+    choice = page.selectbox(key="compare-map")
+    for title in choice.options:
+        page = page.selectbox(key="compare-map").set_value(title).run()
+        assert not page.exception and not page.error, title
+        maps = [rows for chart in page.get("vega_lite_chart") if "layer" in (rows := drawn(chart))[0]]
+        assert len(maps) == 2 and maps[0] == maps[1], title
