@@ -86,7 +86,14 @@ def audit(
     workers: int | None,
 ) -> int:
     """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 found, 2 inconclusive."""
-    asked = _request(data, references, level, base, panel, recipe, policy, student, clean, treatment, out)
+    plan = traits.load_experiment(Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml")
+    traits_asked = from_student.panel_of(traits.load_family(plan.family), panel)
+    if student is not None and not student.is_dir():
+        raise SpecError(f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a model of the base")
+    if clean is not None and level == "rows":
+        raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
+    where, references = out or Path("audits") / spec.folder_name(data.name), tuple(references)
+    asked = Request(data, references, level, base or plan.base, traits_asked, plan, recipe, load_policy(policy), student, clean, treatment, where)
     asked.out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(asked.out):
         compared = [compare(data, reference) for reference in asked.references]
@@ -98,32 +105,6 @@ def audit(
         (asked.out / "audit.html").write_text(report.render("audit.html.j2", audit=found), encoding="utf-8")
     _say(found, asked.out)
     return {"no transfer found within tested scope": 0, "do not train as is": 1, "train with conditions": 1}.get(found["verdict"]["id"], 2)
-
-
-def _request(
-    data: Path,
-    references: Sequence[Path],
-    level: Level,
-    base: str,
-    panel: Sequence[str],
-    recipe: str,
-    policy: str,
-    student: Path | None,
-    clean: Path | None,
-    treatment: Treatment,
-    out: Path | None,
-) -> Request:
-    named = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
-    plan = traits.load_experiment(named)
-    family = traits.load_family(plan.family)
-    asked = from_student.panel_of(family, panel)
-    where = out or Path("audits") / spec.folder_name(data.name)
-    if student is not None and not student.is_dir():
-        raise SpecError(f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a model of the base")
-    if clean is not None and level == "rows":
-        raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
-    named_policy = load_policy(policy)
-    return Request(data, tuple(references), level, base or plan.base, asked, plan, recipe, named_policy, student, clean, treatment, where)
 
 
 def _through_models(asked: Request, compared: list[Compared], workers: int | None) -> Read:
@@ -240,11 +221,8 @@ def _say(found: dict[str, Any], out: Path) -> None:
             rows.add_row(one["name"], one["level"], _number(one["score"], "{:+.1f}"), _number(one["p_value"], "{:.4f}"), points)
         console.print(rows)
     if found["identity"]:
-        by_students = found["identified_by"] == "students"
-        unit, titled = (
-            ("lift, bits", "students of the suspect over students of the reference") if by_students else ("nats a row", "likelihood under twins")
-        )
-        listing = Table("trait", unit, "p", "q", title=titled)
+        unit, meaning = UNITS[found["identified_by"]]
+        listing = Table("trait", unit, "p", "q", title=meaning)
         for one in found["identity"][:5]:
             forms = {"score": "{:+.2f}", "p_value": "{:.3f}", "q_value": "{:.3f}"}
             listing.add_row(one["trait"], *(_number(one[name], form) for name, form in forms.items()))
