@@ -34,11 +34,23 @@ def kinds(field: str, present: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def dashes(field: str, present: Sequence[str]) -> alt.StrokeDash:
-    """The dash of arms or sides."""
+def dashes(field: str, present: Sequence[str], *, in_legend: bool = False) -> alt.StrokeDash:
+    """The dash of arms or sides; in the legend of lines, but never around the shapes of one of points."""
     there = set(present)
     shown = [kind for kind in KIND_COLOUR if kind in there]
+    shown = shown if in_legend else shown[::-1]  # Vega-Lite joins the legends of equal domains, even one that is not to be
     return alt.StrokeDash(f"{field}:N", scale=alt.Scale(domain=shown, range=[KIND_DASH.get(kind, [1, 0]) for kind in shown]), legend=None)
+
+
+def on_dark(chart: Any) -> Any:
+    """The chart as a dark page shows it, with the teacher's black as white; the one given, which exports are made of, stays as it is."""
+    shown = chart.copy(deep=True, ignore=["data", "datasets"])
+    for part in getattr(shown, "layer", [shown]):
+        colour = part.encoding.color if part.encoding is not alt.Undefined else alt.Undefined
+        scale = colour["scale"] if isinstance(colour, alt.Color) else alt.Undefined  # by key: the attribute is altair's setter
+        if isinstance(scale, alt.Scale) and isinstance(scale["range"], list):
+            scale["range"] = ["#ffffff" if tint == KIND_COLOUR["teacher"] else tint for tint in scale["range"]]
+    return shown
 
 
 def symmetric(values: pd.Series) -> list[float]:
@@ -123,7 +135,8 @@ def ecdf(frame: pd.DataFrame, value: str, title: str) -> alt.LayerChart:
     Args:
         frame: side, value, selected (bool).
     """
-    told = kinds("side", frame["side"])
+    told = kinds("side", frame["side"])["color"].copy()
+    told["legend"] = alt.Legend(orient="bottom", title=None, symbolType="stroke", symbolSize=500, symbolStrokeWidth=2.5)
     frame = frame.dropna(subset=value)
     ranked = frame.assign(share=frame.groupby("side")[value].rank(method="max", pct=True))
     lines = (
@@ -132,14 +145,14 @@ def ecdf(frame: pd.DataFrame, value: str, title: str) -> alt.LayerChart:
         .encode(
             x=alt.X(f"{value}:Q", title=title),
             y=alt.Y("share:Q", title="share of rows"),
-            color=told["color"],
-            strokeDash=dashes("side", frame["side"]),
+            color=told,
+            strokeDash=dashes("side", frame["side"], in_legend=True),
         )
     )
     rug = (
         alt.Chart(cast(pd.DataFrame, ranked[ranked["selected"]]))
         .mark_tick(size=16, thickness=1.5)
-        .encode(x=alt.X(f"{value}:Q"), y=alt.value(250), color=told["color"])
+        .encode(x=alt.X(f"{value}:Q"), y=alt.value(250), color=told)
     )
     return stacked(lines, rug, height=260)
 

@@ -14,6 +14,7 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
+import charts
 import plain
 from data import Run
 from mechlens import figures
@@ -72,6 +73,7 @@ def panel(
             else:
                 options.pop("height", None)
             # Streamlit lets the outermost labels lean inwards: on a list of names the first would stand beside the second's mark
+            part = charts.on_dark(part) if st.context.theme.type == "dark" else part
             picked = st.altair_chart(part.configure_axisY(labelFlush=False), alt=told, **options | ({"key": f"{own}-{number}"} if number else {}))
     if caption:
         st.caption(plain_markdown(caption))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conditions import SHIPPED, drawn, made
 from streamlit.testing.v1 import AppTest
 from test_app import opened, turned, words
 
+import charts
+import looks
 from mechlens import tables
+from mechlens.figures import KIND_COLOUR
 
 READING = tables.read(SHIPPED / "readings" / "deltas.parquet", tables.READINGS)
 
@@ -47,7 +51,8 @@ def test_the_walk_is_drawn_by_side_and_its_difference_said(runs: Path, monkeypat
     own = READING[(READING["quantity"] == "distance to the teacher") & READING["seed"].isna()]
     sides = own[own["name"].isin(["student", "control"])]
     assert lines(page, "step") == {(name, step): far for name, step, far in sides[["name", "step", "estimate"]].itertuples(index=False)}
-    last = own[own["name"] == "student - control"].sort_values("step").iloc[-1]
+    apart = own[own["name"] == "student - control"]
+    last = apart.loc[apart["step"].astype(int).idxmax()]
     assert f"by {last['estimate']:+.3f} [{last['low']:+.3f}, {last['high']:+.3f}] (n = 3)" in words(page)
 
 
@@ -59,3 +64,17 @@ def test_maps_of_two_runs_stand_on_one_scale(runs: Path, monkeypatch: pytest.Mon
         assert not page.exception and not page.error, title
         maps = [rows for chart in page.get("vega_lite_chart") if "layer" in (rows := drawn(chart))[0]]
         assert len(maps) == 2 and maps[0] == maps[1], title
+
+
+def test_on_a_dark_page_the_teacher_is_white_and_the_exported_figure_black() -> None:
+    frame = pd.DataFrame({"name": ["student", "control", "teacher"], "rank": 1, "estimate": 1.0, "low": 0.5, "high": 2.0})
+    chart = looks.profile(frame, "singular value", "rank", said="rank", log=True)
+    shown = charts.on_dark(chart)
+    for layer in shown.to_dict()["layer"]:
+        scale = layer["encoding"]["color"]["scale"]
+        assert dict(zip(scale["domain"], scale["range"], strict=True)) == {kind: KIND_COLOUR[kind] for kind in ("control", "trait")} | {
+            "teacher": "#ffffff"
+        }
+    assert KIND_COLOUR["teacher"] in str(chart.to_dict()) and "#ffffff" not in str(chart.to_dict())
+    plain = charts.spans(frame, "distance")
+    assert charts.on_dark(plain).to_dict() == plain.to_dict()  # nothing on it is black
