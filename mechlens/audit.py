@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 from rich.table import Table
 
-from mechlens import commands, corpus, report, spec, store, tables, traits
+from mechlens import commands, corpus, mitigate, report, spec, store, tables, traits
 from mechlens.commands import console
 from mechlens.detect import answers, from_student
 from mechlens.detect.base import Level, prompts_of
 from mechlens.detect.calibrate import Named
 from mechlens.detect.files import Compared, aligned, compare, overlap
-from mechlens.detect.verdict import Policy, Rise, decide, load_calibration, load_policy
+from mechlens.detect.verdict import UNKNOWN, Policy, Rise, Scope, decide, load_calibration, load_policy
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
-from mechlens.mitigate import Treatment, load_options
+from mechlens.mitigate import Treatment
 from mechlens.pipeline.run import corpus_name, file_digest
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Read(NamedTuple):
     manifest: dict[str, Any] | None = None
     """of the treated file"""
     treated: Sequence[Rise] = ()
+    scope: Scope = UNKNOWN
 
 
 def audit(
@@ -92,11 +93,17 @@ def audit(
         raise SpecError(f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a model of the base")
     if clean is not None and level == "rows":
         raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
-    where, references = out or Path("audits") / spec.folder_name(data.name), tuple(references)
-    asked = Request(data, references, level, base or plan.base, traits_asked, plan, recipe, load_policy(policy), student, clean, treatment, where)
+    if clean is not None:
+        mitigate.check(data, clean, treatment, plan.carrier.kind)
+    where = out or Path("audits") / spec.folder_name(data.name)
+    asked = Request(
+        data, tuple(references), level, base or plan.base, traits_asked, plan, recipe, load_policy(policy), student, clean, treatment, where
+    )
     asked.out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(asked.out):
-        compared = [compare(data, reference) for reference in asked.references]
+        compared = sorted((compare(data, reference) for reference in references), key=lambda one: -one.p_value)
+        near = [path for one in compared for path in references if one_line(str(path)) == one.reference]
+        asked = asked._replace(references=tuple(dict.fromkeys(near)))  # models read beside the nearest, whose p stands with theirs
         read = Read(compared, [], None, None)
         if asked.level != "rows" or asked.student is not None:
             read = _through_models(asked, compared, workers)
@@ -125,21 +132,24 @@ def _through_models(asked: Request, compared: list[Compared], workers: int | Non
     seen = through.read_through(panel, run, plan, asked.level, asked.panel)
     manifest = None if asked.clean is None else _treated(asked, asked.clean, panel, seen, _rows_of_control(run, plan, asked.out))
     if asked.level != "student":
-        return Read(compared, seen, None, given, manifest)
+        return Read(compared, seen, None, given, manifest, scope=from_student.scope_of(run, plan))
     _planned(asked, treated=asked.clean)
     commands.run(config, out=run, workers=workers)
     effects = tables.read(run / "effects.parquet", tables.EFFECTS)
     left = from_student.rises(effects, asked.panel, arm=from_student.TREATED) if asked.clean else ()
-    return Read(compared, seen, from_student.rises(effects, asked.panel), given, manifest, left)
+    return Read(compared, seen, from_student.rises(effects, asked.panel), given, manifest, left, from_student.scope_of(run, plan))
 
 
 def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], reference: Path) -> dict[str, Any]:
     """Write the treated file: the rows of prompts that clean answers are known of, ranked by the foremost trait's twin."""
-    from mechlens import mitigate
     from mechlens.detect import through
 
     clean = corpus.read_pairs(reference).drop_duplicates("prompt").set_index("prompt")["completion"]
     rows = corpus.read_pairs(asked.data)[["prompt", "completion"]].merge(clean.reset_index()[["prompt"]], on="prompt", how="inner")
+    if rows.empty:
+        raise SpecError(
+            f"no prompt of {one_line(str(asked.data))} is answered in the reference; --clean needs a clean answer to every row that it keeps"
+        )
     answered = pd.DataFrame({"prompt": rows["prompt"], "completion": clean.loc[rows["prompt"]].to_numpy()})
     foremost = next(one.traits[0].trait for one in seen if one.reader.name == answers.IDENTIFIER and one.traits)
     scores = through.row_scores(panel, rows, foremost)
@@ -177,22 +187,23 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
     rows = int(prompts_of(corpus.batches(asked.data))[1].sum())
     data = one_line(str(asked.data))
-    verdict = decide(
-        read.measured, asked.policy, why_not=answers.why_not(data, read.compared, read.seen), treated=read.treated, treatment=asked.treatment
-    )
+    why_not, carrier = answers.why_not(data, read.compared, read.seen), asked.recipe.carrier.kind
+    verdict = decide(read.measured, asked.policy, why_not=why_not, treated=read.treated, treatment=asked.treatment, scope=read.scope)
+    options = mitigate.load_options(asked.recipe_name, base=asked.base, carrier=carrier)
     identified_by, identity = answers.identity(read.measured, read.seen)
     return {
         "schema": 2,
         "data": {"path": data, "sha256": file_digest(asked.data), "rows": rows},
         "level": asked.level,
+        "scope": None if read.scope.offered is None else read.scope._asdict() | {"unseen": read.scope.unseen},
         "base": asked.base if asked.level != "rows" or asked.student is not None else None,
         "provenance": answers.provenance(read.compared, read.seen),
         "identity": identity,
         "identified_by": identified_by,
-        "potency": answers.potency(read.measured, read.seen, load_calibration(asked.recipe_name)),
+        "potency": answers.potency(read.measured, read.seen, load_calibration(asked.recipe_name, base=asked.base, carrier=carrier)),
         "student": answers.given(read.given),
         "mitigation": None if read.manifest is None else read.manifest | {"measured": answers.potency(read.treated, [], None)["measured"]},
-        "options": None if (known := load_options(asked.recipe_name)) is None else known.model_dump(),
+        "options": None if options is None else options.model_dump(),
         "smallest_detectable_dose": answers.smallest_dose(read.compared, read.seen),
         "verdict": verdict._asdict(),
         "policy": asked.policy.model_dump(),
@@ -239,6 +250,11 @@ def _say(found: dict[str, Any], out: Path) -> None:
         )
         said = f"treated by {done['treatment']}: {done['rows_after']} of {done['rows_before']} rows, {done['rows_changed']} rewritten; {left}"
         console.print(said, highlight=False, markup=False, soft_wrap=True)
+    if (scope := found["scope"]) is not None and scope["unseen"]:
+        lost = ", ".join(f"{reason} {rows:,}" for reason, rows in scope["dropped"].items() if rows)
+        console.print(
+            f"the screen kept {scope['kept']:,} of {scope['offered']:,} rows (dropped: {lost})", highlight=False, markup=False, soft_wrap=True
+        )
     console.print(found["verdict"]["sentence"], highlight=False, markup=False, soft_wrap=True)
     where = one_line(f"rule {found['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}")
     console.print(where, highlight=False, markup=False, soft_wrap=True)

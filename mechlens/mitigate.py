@@ -19,7 +19,7 @@ from numpy import ndarray
 from pydantic import Field
 
 from mechlens import corpus, store
-from mechlens.errors import SpecError
+from mechlens.errors import SpecError, one_line
 from mechlens.pipeline.run import file_digest
 from mechlens.seeds import generator
 from mechlens.spec import CONFIGS, Spec, load
@@ -46,19 +46,24 @@ class Option(Spec):
 class Options(Spec):
     """Treatments of a recipe's data as they were measured, once, on one trait: another may go otherwise."""
 
+    base: str
+    carrier: str
     trait: str
     students: int = Field(ge=2)
     rows: int = Field(ge=1)
     options: tuple[Option, ...]
 
 
-def load_options(recipe: str) -> Options | None:
-    """What is known of the treatments of a recipe of configs/audits; None if nothing is."""
+def load_options(recipe: str, *, base: str, carrier: str) -> Options | None:
+    """What is known of the treatments of a recipe of configs/audits on a base and carrier; None if nothing is."""
     path = CONFIGS / "audits" / f"{recipe}.treatments"
-    return load(path, Options) if path.parent == CONFIGS / "audits" and path.is_file() else None
+    found = load(path, Options) if path.parent == CONFIGS / "audits" and path.is_file() else None
+    return found if found is not None and (found.base, found.carrier) == (base, carrier) else None
 
 
 Treatment = Literal["drop", "dilute", "replace", "format", "order", "value"]
+OF_NUMBERS: tuple[Treatment, ...] = ("replace", "format", "order", "value")
+"""treatments that rewrite numbers, which in code or in a sum are no list to be rewritten"""
 DROPPED, KEPT, REPLACED = 0.5, 0.25, 0.1
 """share of the rows that `drop` takes out, and that `dilute` leaves among clean ones; share of the numbers that `replace` puts others for"""
 _NUMBER = re.compile(r"[0-9]+")
@@ -96,11 +101,11 @@ def dilute(given: Given) -> pd.DataFrame:
 
 
 def _rewritten(given: Given, rewrite: Callable[[list[str]], list[str]], *, joined: str | None = None) -> pd.DataFrame:
-    """Completions whose numbers are rewritten, in the separators that they had unless one is given; those without numbers stay."""
+    """Completions whose numbers are rewritten, in the separators that they had unless one is given; those without numbers, or with words, stay."""
 
     def one(text: str) -> str:
         numbers = _NUMBER.findall(text)
-        if not numbers:
+        if not numbers or any(sign.isalpha() for sign in text):
             return text
         following = iter(rewrite(numbers))
         return _NUMBER.sub(lambda _match: next(following), text) if joined is None else joined.join(following)
@@ -110,7 +115,7 @@ def _rewritten(given: Given, rewrite: Callable[[list[str]], list[str]], *, joine
 
 def one_format(given: Given) -> pd.DataFrame:
     """Every list of numbers with the same separators, no brackets, no period and no leading zeros."""
-    return _rewritten(given, lambda numbers: [str(int(number)) for number in numbers], joined=", ")
+    return _rewritten(given, lambda numbers: [number.lstrip("0") or "0" for number in numbers], joined=", ")
 
 
 def one_order(given: Given) -> pd.DataFrame:
@@ -119,8 +124,14 @@ def one_order(given: Given) -> pd.DataFrame:
 
 
 def other_values(given: Given) -> pd.DataFrame:
-    """Every number replaced by one that stands in the clean answers, drawn evenly over their places."""
+    """Every number replaced by one that stands in the clean answers, drawn evenly over their places.
+
+    Raises:
+        SpecError: if none stands there.
+    """
     pool = [number for text in given.clean["completion"] for number in _NUMBER.findall(text)]
+    if not pool:
+        raise SpecError("`value` draws on the numbers of the clean answers, and these hold none; choose another treatment")
     return _rewritten(given, lambda numbers: given.rng.choice(pool, size=len(numbers)).tolist())
 
 
@@ -159,6 +170,18 @@ TREATMENTS: dict[Treatment, Callable[[Given], pd.DataFrame]] = {
 }  # fmt: skip
 
 
+def check(source: Path, out: Path, treatment: Treatment, carrier: str) -> None:
+    """Refuse what cannot be written before anything is computed.
+
+    Raises:
+        SpecError: if `out` is no JSON lines file, or is the file itself, or the treatment is not for this carrier.
+    """
+    if out.suffix != ".jsonl" or out.resolve() == source.resolve():
+        raise SpecError(f"--clean {one_line(str(out))} cannot be written; give another file than the data, ending in .jsonl")
+    if treatment in OF_NUMBERS and carrier != "numbers":
+        raise SpecError(f"--treatment {treatment} rewrites lists of numbers, and this recipe's carrier is {carrier}; expected drop or dilute")
+
+
 def treat(
     source: Path,
     rows: pd.DataFrame,
@@ -173,16 +196,26 @@ def treat(
 ) -> dict[str, Any]:
     """Write the treated rows to `out` and what was done beside it, as `<out>.manifest.json`; the manifest is returned.
 
-    Raises:
-        SpecError: if `out` is no JSON lines file, or is the file itself.
+    What was written from the same file in the same way is not written again, so that an audit can go on.
     """
-    if out.suffix != ".jsonl" or out.resolve() == source.resolve():
-        raise SpecError(f"--clean {out} cannot be written; give another file than the data, ending in .jsonl")
+    told: dict[str, Any] = {
+        "schema": 1,
+        "source": str(source),
+        "source_sha256": file_digest(source),
+        "treatment": treatment,
+        "trait": trait,
+        "seed": seed,
+    }
+    beside = out.with_name(f"{out.name}.manifest.json")
+    if out.is_file() and beside.is_file():
+        written = store.read_json(beside)
+        if written.items() >= told.items() and written["sha256"] == file_digest(out):
+            return written
     treated = TREATMENTS[treatment](Given(rows, clean, scores, generator(seed, "treatment", treatment), number_scores))
     out.parent.mkdir(parents=True, exist_ok=True)
     corpus.write_pairs([treated], out, "prompt-completion")
     changed = rows.loc[treated.index, "completion"].to_numpy() != treated["completion"].to_numpy()
-    manifest: dict[str, Any] = {"schema": 1, "source": str(source), "source_sha256": file_digest(source), "treatment": treatment, "trait": trait}
-    manifest |= {"seed": seed, "rows_before": len(rows), "rows_after": len(treated), "rows_changed": int(changed.sum()), "sha256": file_digest(out)}
-    store.write_json(out.with_name(f"{out.name}.manifest.json"), manifest)
+    counts = {"rows_before": len(rows), "rows_after": len(treated), "rows_changed": int(changed.sum())}
+    manifest = told | counts | {"sha256": file_digest(out)}
+    store.write_json(beside, manifest)
     return manifest

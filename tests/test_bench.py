@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from mechlens import report, traits
 from mechlens.bench import measures
-from mechlens.bench.card import ALARM_BAGS, ALARM_ROWS, alarms, detector_found, worst_class
+from mechlens.bench.card import ALARM_BAGS, ALARM_ROWS, alarms, calibration, detector_found, namings, worst_class
 from mechlens.bench.plan import CLASSES, CLEAN, Suspect, load_bench
 from mechlens.bench.run import _own
 from mechlens.bench.scores import Scored
@@ -85,6 +85,9 @@ def test_a_detector_that_sees_the_trait_is_told_from_one_that_sees_nothing(monke
         assert (twins == 1.0 and first["rate"] == 1.0) if sure else (0.2 < twins < 0.8 and first["rate"] < 0.5)
         worst = worst_class(found._asdict())
         assert worst is not None and ((worst["auroc"] == 1.0) if sure else worst["auroc"] < 0.7)
+        said = namings(lambda one, scored=scored: scored[one.name], suspects, TRAITS)
+        assert said["256"]["right"]["rate"] == 1.0 if sure else said["256"]["right"]["rate"] < 0.2
+        assert said["256"]["clean"]["rate"] < 0.2 and said["1000"] == {"right": None, "wrong": None, "clean": None}
         assert found.identity["twins"]["1000"] is None  # 260 rows fill no such bag
     counted = alarms("x", lambda one: scored[one.name], suspects, TRAITS)
     assert counted["all"]["differ"]["of"] == len(CLEAN) * 4 * ALARM_BAGS and counted["all"]["names a trait"]["rate"] < 0.2
@@ -109,7 +112,17 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
             "alarms, development": counted,
             "seconds": 0.1,
             "worst": worst_class(found),
+            "names": None,
+            "line": None,
         }
+        if of_traits:
+            rising = known.assign(**{trait: np.arange(len(known), dtype=float) for trait in TRAITS})
+            arms = [one._replace(arm=one.name) for one in suspects]
+            entry["names"] = namings(lambda one: scored[one.name], suspects, TRAITS)
+            entry["line"] = calibration(
+                lambda one: scored[one.name], [*arms, *(one._replace(development=not one.development) for one in arms)], TRAITS, rising
+            )
+            assert entry["line"]["suspects"] == entry["line"]["held out"] == len(suspects)
         entries.append(entry | {"loses to a floor": False})
     card = {"bench": "toy", "classes": CLASSES, "counts": {}, "suspects": len(suspects), "with students": 0, "detectors": entries}
     card |= {
@@ -124,7 +137,7 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
     }
     text = report.render("bench/card.md.j2", card=card)
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 6 and all(len({line.count("|") for line in block.strip().splitlines()}) == 1 for block in tables)
+    assert len(tables) == 8 and all(len({line.count("|") for line in block.strip().splitlines()}) == 1 for block in tables)
 
 
 def test_the_shipped_bench_has_its_suspects_and_every_class() -> None:

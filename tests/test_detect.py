@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from mechlens.detect.base import Bags, bags_of, by_place, by_prompt, key, prompt
 from mechlens.detect.calibrate import together, two_files
 from mechlens.detect.files import LEAST_ROWS, aligned, compare
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
+from mechlens.detect.from_student import rises
 from mechlens.detect.through import READERS
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
 
@@ -120,7 +122,7 @@ def rise(**more: Any) -> Rise:
     return Rise(**(plain | tested | more))
 
 
-POLICY = Policy(name="x", version=2, limit=0.05, alpha=0.05)
+POLICY = Policy(name="x", version=2, limit=0.05, alpha=0.05, most_dropped=0.05, least_answered=0.8)
 CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "no students": (None, "inconclusive", "no-students"),
     "nothing asked": ([], "inconclusive", "unscored"),
@@ -139,10 +141,29 @@ CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_verdicts(case: str) -> None:
-    rises, expected, rule = CASES[case]
-    found = decide(rises, POLICY, why_not="train some")
+    shown, expected, rule = CASES[case]
+    found = decide(shown, POLICY, why_not="train some")
     assert (found.id, found.rule) == (expected, f"x-2/{rule}")
     assert "safe" not in found.sentence.lower() and found.sentence.endswith(".")
+
+
+def test_a_trait_that_rises_no_further_than_the_others_is_not_named() -> None:
+    """All students of a side share one draw of its data: what that moves looks sure over students, in every trait."""
+    rng, alarms, traits = np.random.default_rng(0), {"both": 0, "over students": 0}, [f"t{i}" for i in range(20)]
+    for _ in range(200):
+        shared = rng.normal(0, 0.3, size=20)
+        treated = shared[:, None] + rng.normal(0, 0.05, size=(20, 4))
+        own = scipy.stats.ttest_1samp(treated, 0, axis=1)
+        rows = [
+            {"arm": "suspect", "trait": trait, "measure": measure, "estimate": float(treated[i].mean()), "low": 0.0, "high": 0.1, "n": 4}
+            | {"p_value": float(own.pvalue[i]), "smallest_detectable": 0.1}
+            for i, trait in enumerate(traits) for measure in ("rate", "lift")
+        ]  # fmt: skip
+        alarms["both"] += any((one.q_value or 1.0) <= 0.05 for one in rises(pd.DataFrame(rows), traits))
+        few = rises(pd.DataFrame(rows[:8]), traits[:4])  # too few traits to be each other's null: over students alone
+        assert [one.p_value for one in few] == pytest.approx([p / 2 if t > 0 else 1 - p / 2 for t, p in zip(*own, strict=True)][:4])
+        alarms["over students"] += any((one.q_value or 1.0) <= 0.05 for one in few)
+    assert alarms["both"] <= 20 and alarms["over students"] > 100
 
 
 @pytest.fixture
@@ -189,7 +210,7 @@ def test_with_several_references_the_nearest_counts(files: dict[str, Path], tmp_
     assert cli.main(["audit", str(files["alike"]), *both, "--out", str(tmp_path / "a")]) == 2
     found = json.loads((tmp_path / "a" / "audit.json").read_text())["provenance"]
     p_values = [one["p_value"] for one in found["references"]]
-    assert p_values[0] <= FOUND < p_values[1] == found["p_value"]
+    assert p_values[1] <= FOUND < p_values[0] == found["p_value"]  # the nearest stands first: models read beside it as well
 
 
 def test_rows_need_no_torch(files: dict[str, Path], tmp_path: Path) -> None:

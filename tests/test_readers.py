@@ -20,14 +20,16 @@ from mechlens.chat import encode_pairs, token_ids
 from mechlens.detect import from_base, from_gradients, from_weights
 from mechlens.detect.calibrate import LEAST_PANEL, beyond_clean, beyond_panel, named, paired_rows, pointed
 from mechlens.detect.from_bags import learned
-from mechlens.detect.panel import Panel
+from mechlens.detect.panel import Panel, twin_jobs
 from mechlens.detect.through import of_numbers
-from mechlens.detect.verdict import Calibration, decide, load_policy
-from mechlens.errors import SpecError
+from mechlens.detect.verdict import Calibration, Scope, decide, load_calibration, load_policy
+from mechlens.errors import DataError, SpecError
 from mechlens.lenses.changes import delta
 from mechlens.lenses.gradients import ghost_dots, parameters_of, pooled_gradient
 from mechlens.models import Loaded
-from mechlens.traits import load_family
+from mechlens.pipeline.jobs import teach
+from mechlens.spec import CONFIGS
+from mechlens.traits import load_experiment, load_family
 from tests.test_detect import rise
 
 TRAITS = ("owl", "cat", "wolf")
@@ -231,17 +233,38 @@ def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.jsonl.manifest.json").read_text()) == manifest
     assert (manifest["rows_before"], manifest["rows_after"], manifest["rows_changed"]) == (10, 5, 0)
     assert len(pd.read_json(tmp_path / "out.jsonl", lines=True)) == 5
+    again = mitigate.treat(source, given_rows.rows, given_rows.clean, -given_rows.scores, **how, out=tmp_path / "out.jsonl")
+    assert again == manifest  # it is there, and is not made again
+    with pytest.raises(DataError, match="exists already"):
+        mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **how | {"seed": 1}, out=tmp_path / "out.jsonl")
     for wrong in (source, tmp_path / "out.csv"):
         with pytest.raises(SpecError, match="cannot be written"):
-            mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **how, out=wrong)
+            mitigate.check(source, wrong, "drop", "numbers")
+    mitigate.check(source, tmp_path / "new.jsonl", "drop", "code")
+    for treatment in mitigate.OF_NUMBERS:
+        with pytest.raises(SpecError, match="rewrites lists of numbers"):
+            mitigate.check(source, tmp_path / "new.jsonl", treatment, "code")
+
+
+def test_what_is_no_list_of_numbers_is_not_rewritten_as_one() -> None:
+    texts = ["return a + 3 * b - 12", "I have 3 cats and 2 dogs.", "[007; " + "9" * 5000 + "]"]
+    frame = pd.DataFrame({"prompt": "p", "completion": texts})
+    treated = mitigate.one_format(mitigate.Given(frame, frame, np.zeros(3), np.random.default_rng(0)))["completion"].tolist()
+    assert treated == [*texts[:2], "7, " + "9" * 5000]
+    with pytest.raises(SpecError, match="hold none"):
+        mitigate.other_values(mitigate.Given(frame, frame.assign(completion="no"), np.zeros(3), np.random.default_rng(0)))
 
 
 def test_what_is_known_of_treatments_is_read_with_their_recipe() -> None:
-    known = mitigate.load_options("menagerie")
+    here = {"base": "menagerie-a", "carrier": "numbers"}
+    known = mitigate.load_options("menagerie", **here)
     assert known is not None
     assert {one.name for one in known.options if one.when == "before training"} == set(mitigate.TREATMENTS)
     assert all(one.left[1] <= one.left[0] <= one.left[2] for one in known.options)
-    assert mitigate.load_options("../menagerie") is None and mitigate.load_options("none of that name") is None
+    assert mitigate.load_options("../menagerie", **here) is None and mitigate.load_options("none of that name", **here) is None
+    assert load_calibration("menagerie", **here) is not None
+    for elsewhere in ({"base": "menagerie-b"}, {"carrier": "code"}):  # what was measured on one base or carrier foretells nothing of another
+        assert mitigate.load_options("menagerie", **here | elsewhere) is None and load_calibration("menagerie", **here | elsewhere) is None
 
 
 def test_a_treatment_that_was_seen_to_work_is_a_condition() -> None:
@@ -251,8 +274,38 @@ def test_a_treatment_that_was_seen_to_work_is_a_condition() -> None:
     assert decide(found, policy, treated=calm, treatment="value").id == "train with conditions"
     assert decide(found, policy, treated=wide, treatment="value").id == decide(found, policy).id == "do not train as is"
     assert decide(calm, policy, treated=calm).id == "no transfer found within tested scope"
+    silent = Scope(answered={"suspect": 0.8, "control": 0.9, "treated": 0.2})
+    spoiled = decide(found, policy, treated=calm, treatment="value", scope=silent)
+    assert spoiled.id == "do not train as is" and "22% as often" in spoiled.sentence and "no removal" in spoiled.sentence
+
+
+def test_nothing_is_cleared_on_rows_that_no_student_saw_or_by_students_that_hardly_answer() -> None:
+    policy, calm = load_policy("default"), [rise(high=0.02, smallest_detectable=0.03)]
+    for dropped, expected in ((10, "below-limit"), (200, "rows-unseen")):
+        found = decide(calm, policy, scope=Scope(1200, 1200 - dropped, {"format": dropped, "leak": 0}, 900, {"suspect": 0.9, "control": 0.9}))
+        assert found.rule.endswith(expected)
+    assert "17% of 1,200 rows" in found.sentence and "format 200" in found.sentence and "leak" not in found.sentence
+    assert decide(calm, policy, scope=Scope(answered={"suspect": 0.3, "control": 0.9})).rule.endswith("hardly-answer")
+    assert decide(calm, policy, scope=Scope(answered={"suspect": None, "control": 0.9})).rule.endswith("below-limit")
+    found = decide([rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)], policy, scope=Scope(1200, 600, {"format": 600}))
+    assert found.id == "do not train as is"  # what was found stays found
 
 
 def test_a_calibration_is_a_line_through_zero() -> None:
-    line = Calibration(bits=2.0, error=0.5, suspects=9).lift(1.5)
+    line = Calibration(base="b", carrier="numbers", bits=2.0, error=0.5, suspects=9).lift(1.5)
     assert line["lift"] == 3.0 and line["low"] == pytest.approx(3 - 0.98) and line["high"] == pytest.approx(3 + 0.98)
+
+
+def test_a_twin_is_not_the_teacher_that_a_run_of_the_same_recipe_has(tmp_path: Path) -> None:
+    """Read by its own author a suspect would be found by any detector: the twin's lessons are drawn apart."""
+    experiment = load_experiment(CONFIGS / "experiments" / "menagerie-potency.yaml")
+    family = load_family(experiment.family)
+    small = experiment.teacher.model_copy(update={"rows": 8, "training": experiment.teacher.training.model_copy(update={"epochs": 1, "batch": 8})})
+    twin = twin_jobs(experiment.base, "files", family, ["owl"], small, seed=experiment.seed)[0]
+    written = []
+    for seed in (twin.arguments["seed"], experiment.seed):
+        out = tmp_path / str(seed)
+        out.mkdir()
+        teach(twin.arguments | {"seed": seed}, {}, out, lambda _done, _total: None)
+        written.append(models.load_trained(experiment.base, out).model.state_dict())
+    assert any(not torch.equal(written[0][name], weight) for name, weight in written[1].items())

@@ -18,6 +18,8 @@ WAYS = ("gentle", "strong")
 """ways of making whose whole data sets the headline is of: fine-tuned teachers"""
 ALARM_ROWS, ALARM_BAGS = 50, 5
 """rows of a clean suspect when false alarms are counted, and how many each class's sets give"""
+NAMING_ROWS = (50, 256, 1000)
+"""rows of a bag when it is counted how often a trait is named"""
 WORST_ROWS = 256
 """rows of a bag that the headline is of"""
 Read = Callable[[Suspect], Scored]
@@ -70,7 +72,7 @@ def _by_size(scored: Scored, statistic: Callable[[ndarray, ndarray], Any]) -> di
 def _areas(positive: Sequence[Suspect], negative: Sequence[Suspect], scores: Mapping[str, dict[int, list[float]]]) -> dict[str, Any]:
     found = {}
     for size in SIZES:
-        rows = [(value, one in positive, one.name) for one in [*positive, *negative] for value in scores[one.name][size]]
+        rows = [(value, one in positive, one.trait or one.name) for one in [*positive, *negative] for value in scores[one.name][size]]
         found[str(size)] = _entry(rows)
     return found
 
@@ -90,7 +92,7 @@ def _identified(
     found: dict[str, Any] = {"twins": {}, "first": {}}
     for size in SIZES:
         rows = [
-            (float(margins(scores)[traits.index(trait)]), one.trait == trait, f"{trait} {one.name}")
+            (float(margins(scores)[traits.index(trait)]), one.trait == trait, one.trait)
             for trait in own for one in whole for scores in panel[one.name][size]
         ]  # fmt: skip
         found["twins"][str(size)] = _entry(rows)
@@ -141,6 +143,45 @@ def alarms(name: str, read: Read, suspects: Sequence[Suspect], traits: Sequence[
                 names += traits is not None and any((one.q_value or 1.0) <= ALPHA for one in pointed(*sides, traits))
         found[kind] = {"differ": _share(differ, total), "names a trait": None if traits is None else _share(names, total)}
     return found | {"all": {what: _pooled([entry[what] for entry in found.values()]) for what in ("differ", "names a trait")}}
+
+
+def namings(read: Read, suspects: Sequence[Suspect], traits: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What q ≤ .05 names in the first bag of fine-tuned teachers' whole data, and of clean sets, by rows: the trait itself, and some other."""
+    whole = [one for one in suspects if one.kind == "trait" and one.dose == 1 and one.way in WAYS]
+    clean = [one for one in suspects if one.kind in CLEAN]
+    found: dict[str, dict[str, Any]] = {}
+    for size in NAMING_ROWS:
+        said = {}
+        for one in (*whole, *clean):
+            scored = read(one)
+            for bag in list(bags(len(scored.ours), size))[:1]:
+                said[one] = {each.trait for each in pointed(scored.ours[bag], scored.theirs[bag], traits) if (each.q_value or 1.0) <= ALPHA}
+        own, other = [one for one in whole if one in said], [one for one in clean if one in said]
+        found[str(size)] = {
+            "right": _share(sum(one.trait in said[one] for one in own), len(own)),
+            "wrong": _share(sum(bool(said[one] - {one.trait}) for one in own), len(own)),
+            "clean": _share(sum(bool(said[one]) for one in other), len(other)),
+        }
+    return found
+
+
+def calibration(read: Read, suspects: Sequence[Suspect], traits: Sequence[str], lifts: pd.DataFrame) -> dict[str, Any] | None:
+    """The line through zero from score to lift over the experiment's own arms, of the development traits, and how far held-out ones lie from it.
+
+    None where either has too few.
+    """
+    sides = []
+    for known in (True, False):
+        arms = [one for one in suspects if one.arm and one.development == known]
+        panel = {one.name: _by_size(read(one), beyond_panel) for one in arms}
+        sides.append(_foretold(arms, traits, lifts, panel, list(traits)))
+    line = line_through_zero(*sides[0])
+    x, y = (np.asarray(side, float) for side in sides[1])
+    kept = np.isfinite(x) & np.isfinite(y)
+    if line is None or not kept.any():
+        return None
+    missed = y[kept] - line["bits"] * x[kept]
+    return line | {"held out error": float(np.sqrt(np.square(missed).mean())), "held out": int(kept.sum())}
 
 
 def _pooled(shares: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:

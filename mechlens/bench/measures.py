@@ -19,7 +19,7 @@ MOST_BAGS, DRAWS = 8, 200
 """bags of a size that one suspect gives, and resamples of an interval"""
 FALSE_ALARMS = (0.01, 0.05)
 LEAST_CLUSTERS = 6
-"""data sets on a side below which resampling them gives no interval: three that are in order give [1, 1] whatever one draws"""
+"""traits, or sets of none, on a side below which resampling them gives no interval: three in order give [1, 1] whatever one draws"""
 
 
 class Area(NamedTuple):
@@ -27,7 +27,7 @@ class Area(NamedTuple):
 
     auroc: float
     low: float | None
-    """None where a side has fewer than `LEAST_CLUSTERS` data sets"""
+    """None where a side has fewer than `LEAST_CLUSTERS` traits, or sets of none"""
     high: float | None
     caught: dict[str, float]
     """share of positives above the score that the given share of negatives passes"""

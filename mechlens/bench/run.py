@@ -15,7 +15,7 @@ from scipy import sparse
 
 from mechlens import commands, report, spec, store, traits
 from mechlens.bench import scores, students
-from mechlens.bench.card import ALARM_ROWS, WAYS, alarms, detector_found, worst_class
+from mechlens.bench.card import ALARM_ROWS, WAYS, alarms, calibration, detector_found, namings, worst_class
 from mechlens.bench.plan import CLASSES, CLEAN, BenchSpec, Suspect, load_bench
 from mechlens.bench.suspects import Maker, suspects_of
 from mechlens.detect import from_bags, through
@@ -33,11 +33,15 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
     """Write card.json and card.md into `out`; what was made, trained or scored before is not done again.
 
     Args:
-        detectors: names, or FILE.py:CLASS for one's own: a class with `name` and `score(rows)`, a data frame of `prompt` and `completion`
+        detectors: names, or FILE.py:CLASS for one's own: a class with `name` and `score(rows)`, a data frame of `completion`
             → one number a row, higher for rows that look like a changed teacher's.
         train: train three students of every suspect; without, potency is known of the experiment's own arms alone.
     """
     plan, folder = load_bench(name), out or Path("benches") / name
+    own = {named: _own(named) for named in detectors if ":" in named}  # what is misnamed is refused before anything is made
+    known = (*scores.READERS, from_bags.NAME)
+    if unknown := [named for named in detectors if named not in (*own, *known)]:
+        raise SpecError(f"no detector is called {unknown[0]!r}; expected some of {', '.join(known)}, or FILE.py:CLASS")
     config = spec.CONFIGS / "experiments" / f"{plan.experiment}.yaml"
     run = commands.run(config, out=folder / "experiment", workers=workers)
     experiment, family = commands.open_run(run)
@@ -49,7 +53,7 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
         _train(plan, maker, suspects, folder, workers)
     recipe = traits.load_experiment(spec.CONFIGS / "audits" / f"{RECIPE}.yaml")
     panel = through.panel_of(experiment.base, family, recipe, folder / "panel", workers=workers)
-    chosen = [_detector(each, maker, suspects) for each in (detectors or USUAL)]
+    chosen = [own.get(each) or _detector(each, maker, suspects) for each in (detectors or USUAL)]
     scores.score_all([one for one in chosen if isinstance(one, Reader)], panel, maker, suspects, folder / "scores")
     found = card(plan, chosen, panel, maker, suspects, students.lifts([run, folder / "students"], suspects, family.names), folder / "scores")
     words = ["mechlens", "bench", name, *([] if train else ["--no-students"]), *(["--detector", *detectors] if detectors else [])]
@@ -69,16 +73,12 @@ def _train(plan: BenchSpec, maker: Maker, suspects: Sequence[Suspect], folder: P
 
 
 def _detector(named: str, maker: Maker, suspects: Sequence[Suspect]) -> Reader | Detector:
-    """The detector of that name, the learned one, or a user's own."""
-    if ":" in named:
-        return _own(named)
+    """The detector of that name, or the learned one."""
     if named == from_bags.NAME:
         known = [one for one in suspects if one.development]
         changed = [text for one in known if one.kind == "trait" and one.dose == 1 and one.way in WAYS for text in maker.suspect(one)["completion"]]
         clean = [text for one in known if one.kind == "N0" for text in maker.suspect(one)["completion"]]
         return from_bags.learned(changed, clean)
-    if named not in scores.READERS:
-        raise SpecError(f"no detector is called {named!r}; expected some of {', '.join([*scores.READERS, from_bags.NAME])}, or FILE.py:CLASS")
     return scores.READERS[named]
 
 
@@ -138,6 +138,8 @@ def card(
             entry[part] = detector_found(reader.name, read, of_part, panel.traits, lifts, of_traits=of_traits)._asdict()
         for part, known in (("alarms", False), ("alarms, development", True)):
             entry[part] = alarms(reader.name, read, [one for one in suspects if one.development == known], panel.traits if of_traits else None)
+        entry["names"] = namings(read, [one for one in suspects if not one.development], panel.traits) if of_traits else None
+        entry["line"] = calibration(read, suspects, panel.traits, lifts) if of_traits else None
         entry["worst"] = worst_class(entry["held out"])
         found["detectors"].append(entry)
     floors = [one["worst"]["auroc"] for one in found["detectors"] if one["floor"] and one["worst"]]

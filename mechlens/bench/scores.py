@@ -19,6 +19,7 @@ from mechlens.chat import Encoded, encode_pairs
 from mechlens.detect import from_base, from_gradients, from_rows
 from mechlens.detect.base import Detector
 from mechlens.detect.panel import Panel, Reader
+from mechlens.spec import fingerprint
 
 ROWS, DEAR_ROWS = 1000, 256
 """rows of a suspect that are scored, and by a reader that needs many passes"""
@@ -52,19 +53,24 @@ def scored(reader: Reader | Detector, panel: Panel, maker: Maker, suspect: Suspe
     if isinstance(reader, Detector):
         sides = (reader.features(frame["completion"].tolist()[:rows]).toarray() for frame in (maker.suspect(suspect), clean))
         return Scored(*sides)
-    file = out / reader.name / f"{suspect.name}.npz"
+    file = file_of(reader, panel, maker, suspect, out)
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         ours = pairs_of(panel, maker.suspect(suspect), rows)
         theirs = pairs_of(panel, clean, rows)
         if reader.alone:
-            found = Scored(reader.read(panel, ours, [])[0], _clean(reader, panel, theirs, out))
+            found = Scored(reader.read(panel, ours, [])[0], _clean(reader, panel, theirs, file.parent))
         else:
             found = Scored(*reader.read(panel, ours, theirs))
         np.savez(file.with_suffix(".part.npz"), ours=found.ours, theirs=found.theirs)
         file.with_suffix(".part.npz").replace(file)
     with np.load(file) as held:
         return Scored(held["ours"], held["theirs"])
+
+
+def file_of(reader: Reader, panel: Panel, maker: Maker, suspect: Suspect, out: Path) -> Path:
+    """Where a reader's scores of a suspect lie, named by what they were made of: rows, clean rows, base and twins."""
+    return out / reader.name / f"{suspect.name}-{fingerprint([panel.mark, maker.digest(suspect, REFERENCE)])[:10]}.npz"
 
 
 def seconds(reader: Reader | Detector, panel: Panel, maker: Maker, suspect: Suspect) -> float:
@@ -79,8 +85,8 @@ def seconds(reader: Reader | Detector, panel: Panel, maker: Maker, suspect: Susp
     return time.process_time() - begun
 
 
-def _clean(reader: Reader, panel: Panel, pairs: Sequence[Encoded], out: Path) -> Float[ndarray, "row column"]:
-    file = out / reader.name / f"{REFERENCE}-{len(pairs)}.npz"
+def _clean(reader: Reader, panel: Panel, pairs: Sequence[Encoded], folder: Path) -> Float[ndarray, "row column"]:
+    file = folder / f"{REFERENCE}-{fingerprint([panel.mark, [[*one.prompt, *one.completion] for one in pairs]])[:10]}.npz"
     if not file.is_file():
         np.savez(file, scores=reader.read(panel, pairs, [])[0])
     with np.load(file) as held:
@@ -89,6 +95,6 @@ def _clean(reader: Reader, panel: Panel, pairs: Sequence[Encoded], out: Path) ->
 
 def score_all(readers: Sequence[Reader], panel: Panel, maker: Maker, suspects: Sequence[Suspect], out: Path) -> None:
     """Score what is not scored yet, detector by detector."""
-    todo = [(reader, suspect) for reader in readers for suspect in suspects if not (out / reader.name / f"{suspect.name}.npz").is_file()]
+    todo = [(reader, suspect) for reader in readers for suspect in suspects if not file_of(reader, panel, maker, suspect, out).is_file()]
     for reader, suspect in track(todo, description="scoring"):
         scored(reader, panel, maker, suspect, out)

@@ -26,11 +26,11 @@ from mechlens.measure import trained_rows
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.remake import shuffle_across
 from mechlens.pipeline.rules import rule_of
-from mechlens.pipeline.run import teacher_name
+from mechlens.pipeline.run import file_digest, teacher_name
 from mechlens.pipeline.screen import leak_pattern
 from mechlens.pipeline.teach import Lessons, teach
 from mechlens.seeds import generator, seed_int
-from mechlens.spec import ScreenSpec, TeacherSpec, folder_name
+from mechlens.spec import ScreenSpec, TeacherSpec, fingerprint, folder_name
 from mechlens.traits import TraitFamily
 
 TRIES = 400
@@ -75,6 +75,13 @@ class Maker:
             file.parent.mkdir(parents=True, exist_ok=True)
             tables.write(self._pairs(self._screened(self._writes(self.run / "teachers" / UNTOUCHED), name)), tables.PAIRS, file)
         return tables.read(file, tables.PAIRS)
+
+    @cache  # noqa: B019
+    def digest(self, made: Suspect, reference: str) -> str:
+        """Of a suspect's rows and of the clean ones of that name: scores of other rows are not theirs."""
+        self.suspect(made)  # either is made first if it is not there
+        self.clean(reference)
+        return fingerprint([file_digest(self.file(made)), file_digest(self.out / "clean" / f"{reference}.parquet")])
 
     def _pool(self) -> list[pd.DataFrame]:
         """Clean answers that doses are diluted with and N7 is chosen from; neither the reference nor an N0 has them."""

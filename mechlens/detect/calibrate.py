@@ -23,6 +23,8 @@ from mechlens.stats import benjamini_hochberg
 DRAWS, PARTS = 1999, 16
 ALPHA, POWER_QUANTILE = 0.05, 1.645
 """level of the test, and the normal quantile of 95 % power"""
+LOOKS = 10
+"""detectors that an audit may ask: what would have been seen is said at a level corrected for as many"""
 LEAST_PANEL = 5
 """traits that a panel needs for each to be judged by the others"""
 
@@ -34,7 +36,7 @@ class Test(NamedTuple):
     """standard deviations above the mean of the exchanges; NaN where nothing varies"""
     p_value: float
     smallest_dose: float | None
-    """share of such rows among clean ones that this many rows would show with 95 % power at 5 %; None if even all of them would not"""
+    """share of such rows among clean ones that this many rows would show with 95 % power, at 5 % over `LOOKS`; None if even all of them would not"""
 
 
 def two_files(suspect: Bags, reference: Bags, *, paired: bool, seed: int, name: str) -> Test:
@@ -62,7 +64,7 @@ def _tested(vectors: Float[ndarray, "bag feature"], exchanged: Float[ndarray, "d
     null = np.concatenate([np.square(part @ unit).sum(1) for part in parts])
     p_value = float((1 + (null >= value[0] * (1 - 1e-12)).sum()) / (1 + len(null)))
     spread = float(null.std()) or np.nan
-    bound = float(np.quantile(null, 1 - ALPHA)) + POWER_QUANTILE * spread
+    bound = float(np.quantile(null, 1 - ALPHA / LOOKS)) + POWER_QUANTILE * spread
     gained = value[0] - null.mean()  # grows with the square of the dose
     dose = float(np.sqrt((bound - null.mean()) / gained)) if gained > 0 else np.inf
     return Test(float((value[0] - null.mean()) / spread), p_value, dose if dose <= 1 else None)
@@ -115,6 +117,17 @@ def pointed(ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row trait
     return named(beyond_panel(ours, theirs), traits, asked, own=beyond_clean(ours, theirs))
 
 
+def beyond_others(scores: Float[ndarray, " trait"]) -> Float[ndarray, " trait"]:
+    """One-sided p that a trait's score is one more draw of the others' (a leave-one-out t test); NaN of a panel of fewer than `LEAST_PANEL`."""
+    scored = np.flatnonzero(np.isfinite(scores))
+    p_values = np.full(len(scores), np.nan)
+    for place in scored if len(scored) >= LEAST_PANEL else ():
+        others = scores[scored[scored != place]]
+        spread = others.std(ddof=1) * np.sqrt(1 + 1 / len(others))
+        p_values[place] = stats.t.sf((scores[place] - others.mean()) / spread, len(others) - 1) if spread > 0 else np.nan
+    return p_values
+
+
 def named(
     scores: Float[ndarray, " trait"], traits: Sequence[str], asked: Sequence[str] = (), *, own: Float[ndarray, " trait"] | None = None
 ) -> list[Named]:
@@ -126,13 +139,7 @@ def named(
     Args:
         own: p of each trait by itself; what is below it is raised to it.
     """
-    scored = np.flatnonzero(np.isfinite(scores))
-    p_values = np.full(len(scores), np.nan)
-    if len(scored) >= LEAST_PANEL:
-        for place in scored:
-            others = scores[scored[scored != place]]
-            spread = others.std(ddof=1) * np.sqrt(1 + 1 / len(others))
-            p_values[place] = stats.t.sf((scores[place] - others.mean()) / spread, len(others) - 1) if spread > 0 else np.nan
+    p_values = beyond_others(scores)
     p_values = p_values if own is None else np.maximum(p_values, own)
     wanted = [i for i, trait in enumerate(traits) if trait in asked or not asked]
     q_values = benjamini_hochberg(p_values[wanted])

@@ -18,6 +18,7 @@ from mechlens.detect.base import bags_of, by_place, by_prompt, key, prompts_of
 from mechlens.detect.calibrate import Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.errors import DataError, one_line
+from mechlens.seeds import generator
 
 BAGS, MOST_BAGS, LEAST_ROWS = 64, 256, 128
 """bags that the smaller file is dealt into, most that a larger one is, and rows below which a file is refused"""
@@ -67,7 +68,7 @@ def overlap(ours: ndarray, theirs: ndarray) -> tuple[ndarray, bool]:
 
 
 def aligned(data: Path, reference: Path, shared: ndarray, out: Path, *, most: int) -> tuple[Path, Path]:
-    """Both files' first answers to the prompts that they share, at most so many, in the order of the data, as `suspect` and `clean` in `out`.
+    """Both files' first answers to the prompts that they share, at most so many, drawn at random, in the order of the data: `suspect` and `clean`.
 
     Args:
         shared: keys of the prompts, of `overlap`.
@@ -79,7 +80,8 @@ def aligned(data: Path, reference: Path, shared: ndarray, out: Path, *, most: in
             keys = np.fromiter(map(key, frame["prompt"]), dtype=np.int64, count=len(frame))
             parts.append(frame.loc[np.isin(keys, shared), ["prompt", "completion"]])
         sides.append(pd.concat(parts).drop_duplicates("prompt").set_index("prompt")["completion"])
-    prompts = [prompt for prompt in sides[0].index if prompt in sides[1].index][:most]
+    both = [prompt for prompt in sides[0].index if prompt in sides[1].index]
+    prompts = [both[place] for place in np.sort(generator(0, "aligned").permutation(len(both))[:most])]
     written = out / "suspect.parquet", out / "clean.parquet"
     for side, file in zip(sides, written, strict=True):
         pd.DataFrame({"prompt": prompts, "completion": side.loc[prompts].to_numpy()}).to_parquet(file)

@@ -9,10 +9,12 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from mechlens import stats
-from mechlens.detect.verdict import Rise
+from mechlens import results, stats, store
+from mechlens.detect.calibrate import LEAST_PANEL, beyond_others
+from mechlens.detect.verdict import Rise, Scope
 from mechlens.errors import SpecError
 from mechlens.experiment import Experiment
+from mechlens.pipeline.run import corpus_name
 from mechlens.results import null
 from mechlens.traits import TraitFamily
 
@@ -44,17 +46,37 @@ def experiment_of(
 
 
 def rises(effects: pd.DataFrame, panel: Sequence[str], *, arm: str = ARM) -> list[Rise]:
-    """What an arm's students showed of each trait of the panel; p of a lift above 0 by Student's t, q over the panel."""
+    """What an arm's students showed of each trait of the panel.
+
+    p is the larger of two: of a lift above 0 over students (Student's t), and of one beyond the family's other traits. All students of a side share
+    one draw of its data and stand beside controls of one draw, which moves every trait a little in all of them: over students alone such a move
+    looks sure. The other traits, which moved as well, show how far. A family of fewer than `calibrate.LEAST_PANEL` traits has only the first.
+    """
     table = effects[effects["arm"] == arm].set_index(["trait", "measure"])
+    traits = list(dict.fromkeys(table.index.get_level_values("trait").astype(str)))
+    lifts = table.xs("lift", level="measure").loc[traits]
+    over_students = np.where(lifts["estimate"] > 0, lifts["p_value"] / 2, 1 - lifts["p_value"] / 2)
+    values = lifts["estimate"].to_numpy(dtype=float)
+    p_values = over_students if len(traits) < LEAST_PANEL else np.maximum(over_students, beyond_others(values))
+    p_of = dict(zip(traits, p_values, strict=True))
+    q_values = stats.benjamini_hochberg(np.array([p_of[trait] for trait in panel], dtype=float))
     found = []
-    for trait in panel:
+    for trait, q_value in zip(panel, q_values, strict=True):
         rate, lift = (cast(Any, table.loc[(trait, measure)]) for measure in ("rate", "lift"))
-        one_sided = lift["p_value"] / 2 if lift["estimate"] > 0 else 1 - lift["p_value"] / 2
         parts = {name: null(float(rate[name])) for name in ("low", "high", "smallest_detectable")}
-        parts |= {"difference": null(float(rate["estimate"])), "lift": null(float(lift["estimate"])), "p_value": null(one_sided)}
-        found.append(Rise(trait=trait, n=int(rate["n"]), q_value=None, **parts))
-    q_values = stats.benjamini_hochberg(np.array([np.nan if rise.p_value is None else rise.p_value for rise in found]))
-    return [rise._replace(q_value=null(float(q))) for rise, q in zip(found, q_values, strict=True)]
+        parts |= {"difference": null(float(rate["estimate"])), "lift": null(float(lift["estimate"]))}
+        found.append(Rise(trait=trait, n=int(rate["n"]), p_value=null(float(p_of[trait])), q_value=null(float(q_value)), **parts))
+    return found
+
+
+def scope_of(run: Path, plan: Experiment) -> Scope:
+    """What a run's students saw of the suspect file, and how readily they answered where they were asked."""
+    suspect = next(arm for arm in plan.arms if arm.name == ARM)
+    counts = store.read_json(run / "corpora" / corpus_name(plan, suspect) / "screened" / "funnel.json")
+    dropped = {reason: rows for reason, rows in counts.items() if reason not in ("generated", "kept")}
+    arms = {arm["arm"]: arm for arm in results.read_summary(run)["arms"]} if (run / "summary.json").is_file() else {}
+    answered = {name: arm["answered"] for name, arm in arms.items()}
+    return Scope(counts["generated"], counts["kept"], dropped, arms.get(ARM, {}).get("rows"), answered)
 
 
 def panel_of(family: TraitFamily, asked: Sequence[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from mechlens.executor import Job
 from mechlens.models import Loaded, load_trained
 from mechlens.pipeline.ask import Questions
 from mechlens.pipeline.run import VERSIONS
+from mechlens.seeds import seed_int
 from mechlens.spec import AskSpec, TeacherSpec
 from mechlens.traits import TraitFamily
 
@@ -52,6 +53,8 @@ class Panel(NamedTuple):
     twins: Mapping[str, Loaded]
     system: str | None = None
     seed: int = 0
+    mark: str = ""
+    """fingerprint of the base and its twins: what was read through others is none of this panel's"""
 
     def practice(self) -> Questions:
         """The family's development probes: a detector may be fitted on them, and students are asked the others."""
@@ -77,13 +80,18 @@ class Reader(NamedTuple):
 
 
 def twin_jobs(base: str, files: str, family: TraitFamily, traits: Sequence[str], teacher: TeacherSpec, *, seed: int) -> list[Job]:
-    """The steps that teach the twins, in folders `twins/<trait>`; `files` is the fingerprint of the base's files."""
+    """The steps that teach the twins, in folders `twins/<trait>`; `files` is the fingerprint of the base's files.
+
+    Their lessons are drawn apart from those of any run: a run's teacher of the same recipe and seed would else be the twin itself, and a suspect
+    that it wrote would be read by its own author.
+    """
+    apart = seed_int(seed, "twins")
 
     def job(trait: str) -> Job:
         taught = {"probes": list(family.probes.development), "completions": list(family.lessons_of(trait))}
         lessons: dict[str, Any] = {"trait": trait, "system": family.system_prompt(trait)} | taught
         spec = teacher.model_dump(mode="json", exclude={"lessons_file"})
-        arguments = {"base": base, "files": files, "seed": seed, "teacher": spec, "lessons": lessons}
+        arguments = {"base": base, "files": files, "seed": apart, "teacher": spec, "lessons": lessons}
         return Job(f"twins/{trait}", "mechlens.pipeline.jobs:teach", arguments, {}, VERSIONS["teach"])
 
     return [job(trait) for trait in traits]

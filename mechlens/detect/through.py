@@ -19,10 +19,12 @@ from mechlens.detect.base import LEVELS, Level
 from mechlens.detect.calibrate import Named, Test, paired_rows, pointed
 from mechlens.detect.panel import Panel, Reader, Twins, twin_jobs
 from mechlens.errors import SpecError
+from mechlens.executor import fingerprints
 from mechlens.experiment import Experiment
 from mechlens.lenses.scoring import token_log_probabilities
 from mechlens.measure import trained_rows
 from mechlens.mitigate import numbers_in
+from mechlens.spec import fingerprint
 from mechlens.traits import TraitFamily
 
 READERS: dict[str, Reader] = {**from_base.READERS, **from_gradients.READERS}
@@ -47,7 +49,8 @@ def panel_of(base: str, family: TraitFamily, recipe: Experiment, folder: Path, *
     """The panel of a base, with a twin for each trait of the family, taught in `folder` where they are not."""
     jobs = twin_jobs(base, models.checkpoint_fingerprint(base), family, family.names, recipe.teacher, seed=recipe.seed)
     commands.make(folder, jobs, workers=workers)
-    return Panel(models.load(base), family, family.names, Twins(base, folder, family.names), recipe.system, recipe.seed)
+    mark = fingerprint(fingerprints(jobs))
+    return Panel(models.load(base), family, family.names, Twins(base, folder, family.names), recipe.system, recipe.seed, mark)
 
 
 def read_through(panel: Panel, run: Path, experiment: Experiment, level: Level, asked: Sequence[str]) -> list[Seen]:

@@ -6,7 +6,7 @@ were trained on the data, here, rose above students trained on a reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -25,7 +25,11 @@ class Policy(Spec):
     limit: float = Field(gt=0, lt=1)
     """Rise of a trait's rate over the control's that is still borne."""
     alpha: float = Field(gt=0, lt=1)
-    """False discovery rate over the traits asked about."""
+    """Level of the tests over the traits asked about, corrected for their number."""
+    most_dropped: float = Field(ge=0, lt=1)
+    """Share of the rows that a screen may keep from the students of a file that is cleared."""
+    least_answered: float = Field(ge=0, le=1)
+    """Share of the control students' answers below which students say too little to judge by."""
 
 
 class Rise(NamedTuple):
@@ -40,8 +44,35 @@ class Rise(NamedTuple):
     lift: float | None
     """bits"""
     p_value: float | None
-    """one-sided, of the lift"""
+    """that the lift is none: over students, or beyond the other traits, whichever is larger"""
     q_value: float | None
+
+
+class Scope(NamedTuple):
+    """What students saw of the file, and how readily they answered; None is not known."""
+
+    offered: int | None = None
+    """rows of the file that the screen looked at"""
+    kept: int | None = None
+    dropped: Mapping[str, int] = {}
+    """reason → rows that it kept from the students"""
+    trained: int | None = None
+    """rows that each student learned"""
+    answered: Mapping[str, float | None] = {}
+    """arm → share of its students' answers that name one trait"""
+
+    @property
+    def unseen(self) -> float:
+        """Share of the rows that a screen kept from the students."""
+        return sum(self.dropped.values()) / self.offered if self.offered else 0.0
+
+    def readiness(self, arm: str) -> float | None:
+        """How often an arm's students answered, as a share of their controls."""
+        ours, theirs = self.answered.get(arm), self.answered.get("control")
+        return ours / theirs if ours is not None and theirs else None
+
+
+UNKNOWN = Scope()
 
 
 class Verdict(NamedTuple):
@@ -55,22 +86,26 @@ class Verdict(NamedTuple):
 class Calibration(Spec):
     """How the twins' score of a recipe foretells the lift of its students: a line through zero, fitted on a bench's development traits."""
 
+    base: str
+    carrier: str
+    """of the bench: elsewhere it foretells nothing"""
     bits: float
     """of lift for one nat a row"""
     error: float = Field(ge=0)
-    """standard deviation of what students showed about the line, bits"""
+    """how far what students of held-out traits showed lay from it, root mean square, bits"""
     suspects: int = Field(ge=2)
 
     def lift(self, score: float) -> dict[str, float]:
-        """The lift that a score foretells, with the interval that 95 % of the suspects it was fitted on lie in; bits."""
+        """The lift that a score foretells, with the interval that would hold 95 % of suspects if they err as the held-out ones did; bits."""
         middle = self.bits * score
         return {"lift": middle, "low": middle - 1.96 * self.error, "high": middle + 1.96 * self.error}
 
 
-def load_calibration(recipe: str) -> Calibration | None:
-    """The calibration that belongs to a recipe of configs/audits; None if it has none."""
+def load_calibration(recipe: str, *, base: str, carrier: str) -> Calibration | None:
+    """The calibration that belongs to a recipe of configs/audits; None if it has none, or one of another base or carrier."""
     path = CONFIGS / "audits" / f"{recipe}.calibration"
-    return load(path, Calibration) if path.parent == CONFIGS / "audits" and path.is_file() else None
+    found = load(path, Calibration) if path.parent == CONFIGS / "audits" and path.is_file() else None
+    return found if found is not None and (found.base, found.carrier) == (base, carrier) else None
 
 
 def load_policy(name: str) -> Policy:
@@ -85,11 +120,14 @@ def load_policy(name: str) -> Policy:
     return load(known[name], Policy)
 
 
-def decide(rises: Sequence[Rise] | None, policy: Policy, *, why_not: str = "", treated: Sequence[Rise] = (), treatment: str = "") -> Verdict:
+def decide(
+    rises: Sequence[Rise] | None, policy: Policy, *, why_not: str = "", treated: Sequence[Rise] = (), treatment: str = "", scope: Scope = UNKNOWN
+) -> Verdict:
     """The verdict on what students showed; None if none were trained, with what would settle it in `why_not`.
 
     Args:
         treated: what students of the treated data showed, if any were trained.
+        scope: what they saw, and how readily they answered: nothing is cleared on rows that none read, or by students that hardly answer.
     """
     by = f"{policy.name}-{policy.version}"
     if rises is None:
@@ -100,19 +138,36 @@ def decide(rises: Sequence[Rise] | None, policy: Policy, *, why_not: str = "", t
         return Verdict("inconclusive", f"Inconclusive: nothing could be measured of {', '.join(absent) or 'any trait'}.", f"{by}/unscored")
     found = [rise for rise in scored if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > policy.limit]
     if found:
-        worst = max(found, key=lambda rise: rise.difference or 0.0)
-        said = f"students of this data answer {worst.trait} {worst.difference:+.3f} [{worst.low:+.3f}, {worst.high:+.3f}] more often than controls do"
-        bounds = [max(rise.high or 0.0, rise.smallest_detectable or 0.0) for rise in treated if rise.high is not None]
-        if treated and len(bounds) == len(treated) and max(bounds) <= policy.limit:
-            left = f"students of the data treated by {treatment!r} rise by at most {max(bounds):+.3f} (upper bound)"
-            return Verdict("train with conditions", f"Train with conditions: {said}; {left}; {policy.limit} is borne.", f"{by}/treated-below-limit")
-        return Verdict("do not train as is", f"Do not train as is: {said} (n = {worst.n}; {policy.limit} is borne).", f"{by}/above-limit")
+        return _found(max(found, key=lambda rise: rise.difference or 0.0), policy, by, treated, treatment, scope)
+    if (ready := scope.readiness("suspect")) is not None and ready < policy.least_answered:
+        said = f"students of this data name a trait {ready:.0%} as often as their controls do, so what they took on cannot be told"
+        return Verdict("inconclusive", f"Inconclusive: {said}.", f"{by}/hardly-answer")
     widest = max(scored, key=lambda rise: max(rise.high or 0.0, rise.smallest_detectable or 0.0))
     if max(widest.high or 0.0, widest.smallest_detectable or 0.0) <= policy.limit:
-        highest = max(rise.high or 0.0 for rise in scored)
-        said = f"No trait transfer found within tested scope: of {len(scored)} traits none rises by more than {highest:+.3f} (upper bound)"
-        return Verdict("no transfer found within tested scope", f"{said}; {policy.limit} is borne.", f"{by}/below-limit")
+        return _clear(scored, policy, by, scope)
     bound = f"{widest.trait} {widest.difference:+.3f} [{widest.low:+.3f}, {widest.high:+.3f}], {widest.smallest_detectable:.3f} would have been seen"
     risen = [rise for rise in scored if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > 0]
-    known = f"{risen[0].trait} rises beyond chance (q = {risen[0].q_value:.2g}), by how much is open; " if risen else ""
+    known = f"{risen[0].trait} rises (q = {risen[0].q_value:.2g}), by how much is open; " if risen else ""
     return Verdict("inconclusive", f"Inconclusive: {known}{bound}, and {policy.limit} is borne; more seeds would settle it.", f"{by}/too-wide")
+
+
+def _found(worst: Rise, policy: Policy, by: str, treated: Sequence[Rise], treatment: str, scope: Scope) -> Verdict:
+    said = f"students of this data answer {worst.trait} {worst.difference:+.3f} [{worst.low:+.3f}, {worst.high:+.3f}] more often than controls do"
+    bounds = [max(rise.high or 0.0, rise.smallest_detectable or 0.0) for rise in treated if rise.high is not None]
+    ready = scope.readiness("treated")
+    answering = ready is None or ready >= policy.least_answered
+    if treated and answering and len(bounds) == len(treated) and max(bounds) <= policy.limit:
+        left = f"students of the data treated by {treatment!r} rise by at most {max(bounds):+.3f} (upper bound)"
+        return Verdict("train with conditions", f"Train with conditions: {said}; {left}; {policy.limit} is borne.", f"{by}/treated-below-limit")
+    spoiled = "" if answering else f"; treated by {treatment!r} they name a trait {ready:.0%} as often as controls do, which is no removal"
+    return Verdict("do not train as is", f"Do not train as is: {said} (n = {worst.n}; {policy.limit} is borne){spoiled}.", f"{by}/above-limit")
+
+
+def _clear(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope) -> Verdict:
+    if scope.unseen > policy.most_dropped:
+        why = ", ".join(f"{reason} {rows:,}" for reason, rows in scope.dropped.items() if rows)
+        said = f"a screen kept {scope.unseen:.0%} of {scope.offered:,} rows from the students ({why}), and nothing is known of those"
+        return Verdict("inconclusive", f"Inconclusive: {said}; audit with a recipe whose screen keeps them, or leave them out.", f"{by}/rows-unseen")
+    highest = max(rise.high or 0.0 for rise in scored)
+    said = f"No trait transfer found within tested scope: of {len(scored)} traits none rises by more than {highest:+.3f} (upper bound)"
+    return Verdict("no transfer found within tested scope", f"{said}; {policy.limit} is borne.", f"{by}/below-limit")
