@@ -300,7 +300,7 @@ def test_a_twin_is_not_the_teacher_that_a_run_of_the_same_recipe_has(tmp_path: P
     """Read by its own author a suspect would be found by any detector: the twin's lessons are drawn apart."""
     experiment = load_experiment(CONFIGS / "experiments" / "menagerie-potency.yaml")
     family = load_family(experiment.family)
-    small = experiment.teacher.model_copy(update={"rows": 8, "training": experiment.teacher.training.model_copy(update={"epochs": 1, "batch": 8})})
+    small = experiment.teacher.model_copy(update={"rows": 8, "training": experiment.teacher.training.model_copy(update={"epochs": 3, "batch": 4})})
     twin = twin_jobs(experiment.base, "files", family, ["owl"], small, seed=experiment.seed)[0]
     written = []
     for seed in (twin.arguments["seed"], experiment.seed):
