@@ -134,10 +134,11 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
         "base": "b",
         "carrier": "numbers",
         "command": "c",
+        "students": {"gentle at 1": {"right": measures.shared(3, 4), "other": measures.shared(0, 4)}, "N0": {"right": None, "other": None}},
     }
     text = report.render("bench/card.md.j2", card=card)
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 8 and all(len({line.count("|") for line in block.strip().splitlines()}) == 1 for block in tables)
+    assert len(tables) == 9 and all(len({line.count("|") for line in block.strip().splitlines()}) == 1 for block in tables)
 
 
 def test_the_shipped_bench_has_its_suspects_and_every_class() -> None:

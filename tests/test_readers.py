@@ -235,8 +235,9 @@ def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
     assert len(pd.read_json(tmp_path / "out.jsonl", lines=True)) == 5
     again = mitigate.treat(source, given_rows.rows, given_rows.clean, -given_rows.scores, **how, out=tmp_path / "out.jsonl")
     assert again == manifest  # it is there, and is not made again
+    otherwise: dict[str, Any] = how | {"seed": 1}
     with pytest.raises(DataError, match="exists already"):
-        mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **how | {"seed": 1}, out=tmp_path / "out.jsonl")
+        mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **otherwise, out=tmp_path / "out.jsonl")
     for wrong in (source, tmp_path / "out.csv"):
         with pytest.raises(SpecError, match="cannot be written"):
             mitigate.check(source, wrong, "drop", "numbers")

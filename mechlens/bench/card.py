@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy import ndarray
 
-from mechlens.bench.measures import SIZES, apart, area, bags, line_through_zero, rank_correlation, share
+from mechlens.bench.measures import SIZES, apart, area, bags, line_through_zero, rank_correlation, shared
 from mechlens.bench.plan import CLEAN, Suspect
 from mechlens.bench.scores import Scored
 from mechlens.detect.calibrate import ALPHA, beyond_panel, paired_rows, pointed
@@ -110,8 +110,7 @@ def _first_of(suspects: Sequence[Suspect], panel: Mapping[str, Any], traits: lis
 
 def _first(suspects: Iterable[Suspect], panel: Mapping[str, Any], traits: list[str], size: int) -> dict[str, Any] | None:
     tops = [traits[int(np.nanargmax(scores))] == one.trait for one in suspects for scores in panel[one.name][size][:1]]
-    found = share(sum(tops), len(tops))
-    return None if found is None else found._asdict()
+    return shared(sum(tops), len(tops))
 
 
 def _foretold(suspects: Sequence[Suspect], traits: Sequence[str], lifts: pd.DataFrame, scores: Mapping[str, Any], names: list[str] | None) -> Any:
@@ -141,7 +140,7 @@ def alarms(name: str, read: Read, suspects: Sequence[Suspect], traits: Sequence[
                 total += 1
                 differ += paired_rows(*sides, seed=0, name=f"{name} {one.name} {bag.start}").p_value <= ALPHA
                 names += traits is not None and any((one.q_value or 1.0) <= ALPHA for one in pointed(*sides, traits))
-        found[kind] = {"differ": _share(differ, total), "names a trait": None if traits is None else _share(names, total)}
+        found[kind] = {"differ": shared(differ, total), "names a trait": None if traits is None else shared(names, total)}
     return found | {"all": {what: _pooled([entry[what] for entry in found.values()]) for what in ("differ", "names a trait")}}
 
 
@@ -158,9 +157,9 @@ def namings(read: Read, suspects: Sequence[Suspect], traits: Sequence[str]) -> d
                 said[one] = {each.trait for each in pointed(scored.ours[bag], scored.theirs[bag], traits) if (each.q_value or 1.0) <= ALPHA}
         own, other = [one for one in whole if one in said], [one for one in clean if one in said]
         found[str(size)] = {
-            "right": _share(sum(one.trait in said[one] for one in own), len(own)),
-            "wrong": _share(sum(bool(said[one] - {one.trait}) for one in own), len(own)),
-            "clean": _share(sum(bool(said[one]) for one in other), len(other)),
+            "right": shared(sum(one.trait in said[one] for one in own), len(own)),
+            "wrong": shared(sum(bool(said[one] - {one.trait}) for one in own), len(own)),
+            "clean": shared(sum(bool(said[one]) for one in other), len(other)),
         }
     return found
 
@@ -186,12 +185,7 @@ def calibration(read: Read, suspects: Sequence[Suspect], traits: Sequence[str], 
 
 def _pooled(shares: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     counted = [share for share in shares if share]
-    return _share(sum(share["hits"] for share in counted), sum(share["of"] for share in counted))
-
-
-def _share(hits: int, of: int) -> dict[str, Any] | None:
-    found = share(hits, of)
-    return None if found is None else found._asdict()
+    return shared(sum(share["hits"] for share in counted), sum(share["of"] for share in counted))
 
 
 def worst_class(found: Mapping[str, Any]) -> dict[str, Any] | None:

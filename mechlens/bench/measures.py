@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -92,6 +92,12 @@ def share(hits: int, of: int) -> Share | None:
         return None
     span = stats.binomtest(hits, of).proportion_ci(method="exact")
     return Share(hits / of, float(span.low), float(span.high), hits, of)
+
+
+def shared(hits: int, of: int) -> dict[str, Any] | None:
+    """The same as an object of JSON."""
+    found = share(hits, of)
+    return None if found is None else found._asdict()
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> dict[str, float | int | None]:

@@ -55,7 +55,9 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
     panel = through.panel_of(experiment.base, family, recipe, folder / "panel", workers=workers)
     chosen = [own.get(each) or _detector(each, maker, suspects) for each in (detectors or USUAL)]
     scores.score_all([one for one in chosen if isinstance(one, Reader)], panel, maker, suspects, folder / "scores")
-    found = card(plan, chosen, panel, maker, suspects, students.lifts([run, folder / "students"], suspects, family.names), folder / "scores")
+    trained = [run, *sorted(folder.glob("students*/"))]  # hours of students may be trained in parts, each a run beside the others
+    found = card(plan, chosen, panel, maker, suspects, students.lifts(trained, suspects, family.names), folder / "scores")
+    found["students"] = students.named(trained, [one for one in suspects if not one.development], family.names)
     words = ["mechlens", "bench", name, *([] if train else ["--no-students"]), *(["--detector", *detectors] if detectors else [])]
     found["command"] = shlex.join(words)
     found["students apart"] = 0 if train else found["with students"] - sum(bool(one.arm) for one in suspects)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mechlens import tables
+from mechlens.bench.measures import shared
 from mechlens.bench.plan import BenchSpec, Suspect
+from mechlens.detect.calibrate import ALPHA
+from mechlens.detect.from_student import rises
 from mechlens.experiment import Arm, Experiment
 
 
@@ -27,3 +31,21 @@ def lifts(runs: Sequence[Path], suspects: Sequence[Suspect], names: Sequence[str
     read = [tables.read(run / "effects.parquet", tables.EFFECTS).query("measure == 'lift'") for run in runs if (run / "effects.parquet").is_file()]
     wide = pd.concat(read).pivot_table(index="arm", columns="trait", values="estimate", aggfunc="first") if read else pd.DataFrame()
     return wide.reindex(index=[one.name for one in suspects], columns=list(names)).astype(float)
+
+
+def named(runs: Sequence[Path], suspects: Sequence[Suspect], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What students say by themselves, as an audit reads them: by kind of data, how often q ≤ .05 names its trait, and how often some other.
+
+    A trait that is not in the data is named falsely, but for what a teacher's trait drags along with it, which cannot be told apart here.
+    """
+    effects = [tables.read(run / "effects.parquet", tables.EFFECTS) for run in runs if (run / "effects.parquet").is_file()]
+    said = {str(arm): rises(frame, names, arm=str(arm)) for frame in effects for arm in frame["arm"].unique()}
+    counts: dict[str, list[tuple[bool, bool]]] = {}
+    for one in (one for one in suspects if one.name in said):
+        found = {rise.trait for rise in said[one.name] if rise.q_value is not None and rise.q_value <= ALPHA}
+        kind = f"{one.way} at {one.dose:g}" if one.kind == "trait" else one.kind
+        counts.setdefault(kind, []).append((one.trait in found, bool(found - {one.trait})))
+    return {
+        kind: {"right": shared(sum(right for right, _ in told), len(told)), "other": shared(sum(other for _, other in told), len(told))}
+        for kind, told in sorted(counts.items())
+    }
