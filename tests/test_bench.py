@@ -122,6 +122,7 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
             entry["line"] = calibration(
                 lambda one: scored[one.name], [*arms, *(one._replace(development=not one.development) for one in arms)], TRAITS, rising
             )
+            assert entry["line"] is not None
             assert entry["line"]["suspects"] == entry["line"]["held out"] == len(suspects)
         entries.append(entry | {"loses to a floor": False})
     card = {"bench": "toy", "classes": CLASSES, "counts": {}, "suspects": len(suspects), "with students": 0, "detectors": entries}

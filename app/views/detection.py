@@ -61,6 +61,10 @@ def verdict_panel(found: dict[str, Any]) -> None:
         f"{one_line(found['data']['path'])} · {rows:,} rows · sha256 {sha[:16]}… · level {found['level']} · base {found['base'] or '–'}",
         language=None,
     )
+    if (scope := found.get("scope")) is not None:
+        lost = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in scope["dropped"].items() if count) or "none"
+        learned = f" Each student learned {scope['trained']:,}." if scope["trained"] else ""
+        st.text(f"The recipe's screen kept {scope['kept']:,} of {scope['offered']:,} rows (dropped: {lost}).{learned}")
 
 
 def provenance_panel(found: dict[str, Any]) -> None:
