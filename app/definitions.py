@@ -38,7 +38,7 @@ OWN = {
         "Who wrote the rows is not what they teach.",
     ),
     "Identity": (
-        "each trait's score against the panel's others (a leave-one-out t), and by rows against clean rows or by lift over students (a t); p is the larger",
+        "each trait's score against the panel's others (a leave-one-out t), and against clean rows, or none over students (t); p is the larger",
         "By students where any were trained, else by the likelihood ratio under each trait's twin.",
         "A trait outside the panel cannot be named; a teacher made otherwise can pass.",
     ),
