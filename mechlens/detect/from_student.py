@@ -15,6 +15,7 @@ from mechlens.detect.verdict import Rise, Scope
 from mechlens.errors import SpecError
 from mechlens.experiment import Experiment
 from mechlens.pipeline.run import corpus_name
+from mechlens.pipeline.screen import LEAKS
 from mechlens.results import null
 from mechlens.traits import TraitFamily
 
@@ -73,7 +74,7 @@ def scope_of(run: Path, plan: Experiment) -> Scope:
     """What a run's students saw of the suspect file, and how readily they answered where they were asked."""
     suspect = next(arm for arm in plan.arms if arm.name == ARM)
     counts = store.read_json(run / "corpora" / corpus_name(plan, suspect) / "screened" / "funnel.json")
-    dropped = {reason: rows for reason, rows in counts.items() if reason not in ("generated", "kept")}
+    dropped = {reason: rows for reason, rows in counts.items() if reason not in ("generated", "kept", LEAKS)}
     arms = {arm["arm"]: arm for arm in results.read_summary(run)["arms"]} if (run / "summary.json").is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}
     return Scope(counts["generated"], counts["kept"], dropped, arms.get(ARM, {}).get("rows"), answered)
