@@ -53,7 +53,7 @@ def verdict_panel(found: dict[str, Any]) -> None:
         st.caption(
             panels.plain_markdown(
                 f"Rule {verdict['rule']} of policy {policy['name']} version {policy['version']}: limit {policy['limit']}, "
-                f"false discovery rate {policy['alpha']}."
+                f"level {policy['alpha']}."
             )
         )
     rows, sha = found["data"]["rows"], found["data"]["sha256"]
