@@ -52,8 +52,7 @@ def verdict_panel(found: dict[str, Any]) -> None:
         policy = found["policy"]
         st.caption(
             panels.plain_markdown(
-                f"Rule {verdict['rule']} of policy {policy['name']} version {policy['version']}: limit {policy['limit']}, "
-                f"level {policy['alpha']}."
+                f"Rule {verdict['rule']} of policy {policy['name']} version {policy['version']}: limit {policy['limit']}, level {policy['alpha']}."
             )
         )
     rows, sha = found["data"]["rows"], found["data"]["sha256"]
