@@ -46,7 +46,8 @@ def on_dark(chart: Any) -> Any:
     """The chart as a dark page shows it, with the teacher's black as white; the one given, which exports are made of, stays as it is."""
     shown = chart.copy(deep=True, ignore=["data", "datasets"])
     for part in getattr(shown, "layer", [shown]):
-        colour = part.encoding.color if part.encoding is not alt.Undefined else alt.Undefined
+        encoding = getattr(part, "encoding", alt.Undefined)  # charts side by side have none
+        colour = alt.Undefined if encoding is alt.Undefined else encoding.color
         scale = colour["scale"] if isinstance(colour, alt.Color) else alt.Undefined  # by key: the attribute is altair's setter
         if isinstance(scale, alt.Scale) and isinstance(scale["range"], list):
             scale["range"] = ["#ffffff" if tint == KIND_COLOUR["teacher"] else tint for tint in scale["range"]]

@@ -154,7 +154,13 @@ def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], refe
     foremost = next(one.traits[0].trait for one in seen if one.reader.name == answers.IDENTIFIER and one.traits)
     scores = through.row_scores(panel, rows, foremost)
     numbers = through.number_scores(panel, rows, foremost) if asked.treatment == "replace" else ()
-    how: dict[str, Any] = {"treatment": asked.treatment, "trait": foremost, "seed": asked.recipe.seed, "number_scores": numbers}
+    how: dict[str, Any] = {
+        "treatment": asked.treatment,
+        "trait": foremost,
+        "seed": asked.recipe.seed,
+        "number_scores": numbers,
+        "scored_by": panel.mark,
+    }
     return mitigate.treat(asked.data, rows, answered, scores, **how, out=out)
 
 

@@ -22,7 +22,7 @@ from mechlens import corpus, store
 from mechlens.errors import SpecError, one_line
 from mechlens.pipeline.run import file_digest
 from mechlens.seeds import generator
-from mechlens.spec import CONFIGS, Spec, load
+from mechlens.spec import CONFIGS, Spec, fingerprint, load
 
 Span = tuple[float, float, float]
 """mean, low and high"""
@@ -192,11 +192,15 @@ def treat(
     treatment: Treatment,
     trait: str,
     seed: int,
+    scored_by: str,
     out: Path,
 ) -> dict[str, Any]:
     """Write the treated rows to `out` and what was done beside it, as `<out>.manifest.json`; the manifest is returned.
 
-    What was written from the same file in the same way is not written again, so that an audit can go on.
+    What was written from the same file and clean answers, by the same scores, is not written again, so that an audit can go on.
+
+    Args:
+        scored_by: fingerprint of what the scores are of, as `Panel.mark`.
     """
     told: dict[str, Any] = {
         "schema": 1,
@@ -206,6 +210,7 @@ def treat(
         "trait": trait,
         "seed": seed,
     }
+    told |= {"scored_by": scored_by, "clean": fingerprint(clean["completion"].tolist())}
     beside = out.with_name(f"{out.name}.manifest.json")
     if out.is_file() and beside.is_file():
         written = store.read_json(beside)

@@ -228,16 +228,18 @@ def test_a_number_scores_what_its_tokens_do() -> None:
 def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
     given_rows, source = rows_of(10), tmp_path / "data.jsonl"
     given_rows.rows.to_json(source, orient="records", lines=True)
-    how: dict[str, Any] = {"treatment": "drop", "trait": "owl", "seed": 0}
+    how: dict[str, Any] = {"treatment": "drop", "trait": "owl", "seed": 0, "scored_by": "a"}
     manifest = mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **how, out=tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl.manifest.json").read_text()) == manifest
     assert (manifest["rows_before"], manifest["rows_after"], manifest["rows_changed"]) == (10, 5, 0)
     assert len(pd.read_json(tmp_path / "out.jsonl", lines=True)) == 5
     again = mitigate.treat(source, given_rows.rows, given_rows.clean, -given_rows.scores, **how, out=tmp_path / "out.jsonl")
     assert again == manifest  # it is there, and is not made again
-    otherwise: dict[str, Any] = how | {"seed": 1}
-    with pytest.raises(DataError, match="exists already"):
-        mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **otherwise, out=tmp_path / "out.jsonl")
+    clean = given_rows.clean.assign(completion="none of these")
+    for more, answers in (({"seed": 1}, given_rows.clean), ({"scored_by": "other twins"}, given_rows.clean), ({}, clean)):
+        otherwise: dict[str, Any] = how | more
+        with pytest.raises(DataError, match="exists already"):  # what another way would write is never taken for it
+            mitigate.treat(source, given_rows.rows, answers, given_rows.scores, **otherwise, out=tmp_path / "out.jsonl")
     for wrong in (source, tmp_path / "out.csv"):
         with pytest.raises(SpecError, match="cannot be written"):
             mitigate.check(source, wrong, "drop", "numbers")

@@ -139,9 +139,13 @@ def alarms(name: str, read: Read, suspects: Sequence[Suspect], traits: Sequence[
                 sides = scored.ours[bag], scored.theirs[bag]
                 total += 1
                 differ += paired_rows(*sides, seed=0, name=f"{name} {one.name} {bag.start}").p_value <= ALPHA
-                names += traits is not None and any((one.q_value or 1.0) <= ALPHA for one in pointed(*sides, traits))
+                names += traits is not None and bool(_claimed(*sides, traits))
         found[kind] = {"differ": shared(differ, total), "names a trait": None if traits is None else shared(names, total)}
     return found | {"all": {what: _pooled([entry[what] for entry in found.values()]) for what in ("differ", "names a trait")}}
+
+
+def _claimed(ours: ndarray, theirs: ndarray, traits: Sequence[str]) -> set[str]:
+    return {one.trait for one in pointed(ours, theirs, traits) if one.q_value is not None and one.q_value <= ALPHA}
 
 
 def namings(read: Read, suspects: Sequence[Suspect], traits: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -154,7 +158,7 @@ def namings(read: Read, suspects: Sequence[Suspect], traits: Sequence[str]) -> d
         for one in (*whole, *clean):
             scored = read(one)
             for bag in list(bags(len(scored.ours), size))[:1]:
-                said[one] = {each.trait for each in pointed(scored.ours[bag], scored.theirs[bag], traits) if (each.q_value or 1.0) <= ALPHA}
+                said[one] = _claimed(scored.ours[bag], scored.theirs[bag], traits)
         own, other = [one for one in whole if one in said], [one for one in clean if one in said]
         found[str(size)] = {
             "right": shared(sum(one.trait in said[one] for one in own), len(own)),
