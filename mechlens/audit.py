@@ -14,13 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from rich.table import Table
 
 from mechlens import commands, corpus, mitigate, report, spec, store, tables, traits
 from mechlens.commands import console
 from mechlens.detect import answers, from_student
-from mechlens.detect.base import Level, prompts_of
+from mechlens.detect.base import Level, read_rows
 from mechlens.detect.calibrate import Named
 from mechlens.detect.files import Compared, aligned, compare, overlap
 from mechlens.detect.verdict import UNKNOWN, Policy, Rise, Scope, decide, load_calibration, load_policy
@@ -166,10 +167,10 @@ def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], refe
 
 def _planned(asked: Request, *, treated: Path | None = None) -> Experiment:
     """The experiment of the suspect file beside the reference, left in `student.yaml`."""
-    prompts, _ = prompts_of(corpus.batches(asked.data))
+    prompts = np.unique(read_rows(corpus.batches(asked.data)).prompts)
     data, reference, shared, usable = asked.data, next(iter(asked.references), None), True, len(prompts)
     if reference is not None:
-        theirs, _ = prompts_of(corpus.batches(reference))
+        theirs = np.unique(read_rows(corpus.batches(reference)).prompts)
         both, shared = overlap(prompts, theirs)
         usable = len(both) if shared else min(len(prompts), len(theirs))
         if shared:  # an experiment knows a prompt by its place
@@ -191,7 +192,7 @@ def _rows_of_control(run: Path, plan: Experiment, out: Path) -> Path:
 
 def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
-    rows = int(prompts_of(corpus.batches(asked.data))[1].sum())
+    rows = sum(map(len, corpus.batches(asked.data)))
     data = one_line(str(asked.data))
     why_not, carrier = answers.why_not(data, read.compared, read.seen), asked.recipe.carrier.kind
     verdict = decide(read.measured, asked.policy, why_not=why_not, treated=read.treated, treatment=asked.treatment, scope=read.scope)

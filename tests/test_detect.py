@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechlens import cli, tables
-from mechlens.detect.base import Bags, bags_of, by_place, by_prompt, key, prompts_of
+from mechlens.detect.base import Bags, bags_of, deal_at_random, deal_by_prompt, key, read_rows
 from mechlens.detect.calibrate import together, two_files
-from mechlens.detect.files import LEAST_ROWS, aligned, compare
+from mechlens.detect.files import LEAST_ROWS, Compared, aligned, compare
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
 from mechlens.detect.from_student import rises
 from mechlens.detect.through import READERS
@@ -70,25 +70,78 @@ def test_files_that_never_vary_are_not_told_apart() -> None:
     assert together([0.5, 0.04]) == 0.08 and together([0.9, 0.8]) == 1.0
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.text(max_size=12)), min_size=1, max_size=30), st.integers(1, 7), st.integers(1, 8))
-def test_bags_are_means_over_their_rows_however_the_file_comes(rows: list[tuple[int, str]], cut: int, size: int) -> None:
-    """By place: full bags alone, dealt round. By prompt: the first rows of each shared prompt, at most two here, in the bag of its key."""
+@given(st.lists(st.tuples(st.integers(0, 5), st.text(max_size=12)), min_size=1, max_size=30), st.integers(1, 7), st.data())
+def test_bags_are_means_over_their_rows_however_the_file_comes(rows: list[tuple[int, str]], cut: int, data: st.DataObject) -> None:
     frame = pd.DataFrame({"prompt": [f"p{number}" for number, _ in rows], "completion": [text for _, text in rows]})
     batches = [frame.iloc[start : start + cut] for start in range(0, len(frame), cut)]
-    keys = [key(prompt) for prompt in frame["prompt"]]
-    distinct, counts = prompts_of(batches)
-    assert {k: keys.count(k) for k in keys} == dict(zip(distinct.tolist(), counts.tolist(), strict=True)) and list(distinct) == sorted(distinct)
-    shared, full = np.unique([key(f"p{number}") for number in range(4)]), len(rows) // size
-    placed = [i % full if i < full * size else -1 for i in range(len(rows))] if full else [-1] * len(rows)
-    prompted = [k % size if k in shared and keys[:i].count(k) < 2 else -1 for i, k in enumerate(keys)]
-    deals = (by_place(len(rows), size=size), placed, max(full - 1, 1)), (by_prompt(shared, np.full(4, 2), bags=size), prompted, size)
-    for deal, number, count in deals:
-        found = bags_of(batches, ALL, deal, bags=count)
-        inside = {bag: [shape_of(str(frame["completion"][i])) for i in range(len(rows)) if number[i] == bag] for bag in range(count)}
-        assert bool(found) == any(inside.values())
-        for bag, shapes in inside.items() if found else ():
-            assert found["format"].rows[bag] == len(shapes)
-            assert np.allclose(found["format"].mean[bag], np.mean(shapes, axis=0) if shapes else 0.0)
+    keys = read_rows(batches)
+    assert keys.prompts.tolist() == [key(prompt) for prompt in frame["prompt"]] and len(keys.pairs) == len(rows)
+    numbers = np.array(data.draw(st.lists(st.integers(-1, 3), min_size=len(rows), max_size=len(rows))))
+    means = bags_of(batches, ALL, numbers, bags=4)
+    assert bool(means) == bool((numbers >= 0).any())
+    for bag in range(4) if means else ():
+        shapes = [shape_of(str(frame["completion"][i])) for i in np.flatnonzero(numbers == bag)]
+        assert means["format"].rows[bag] == len(shapes)
+        assert np.allclose(means["format"].mean[bag], np.mean(shapes, axis=0) if shapes else 0.0)
+
+
+@given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
+def test_bags_dealt_at_random_are_equally_large_and_leave_out_less_than_one(rows: int, size: int, most: int, seed: int) -> None:
+    numbers = deal_at_random(rows, size=size, most=most, rng=np.random.default_rng(seed))
+    bags = min(rows // size, most)
+    assert np.bincount(numbers[numbers >= 0], minlength=bags).tolist() == [size] * bags
+    assert bags == most or (numbers < 0).sum() == rows % size
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 99))
+def test_of_each_shared_prompt_as_many_rows_count_as_are_asked_for(prompts: list[int], count: int, seed: int) -> None:
+    keys, shared = np.array(prompts), np.array([2, 3, 7])
+    numbers = deal_by_prompt(keys, shared, np.full(3, count), bags=2, rng=np.random.default_rng(seed))
+    for prompt in range(10):
+        dealt = numbers[keys == prompt]
+        assert (dealt >= 0).sum() == (min(prompts.count(prompt), count) if prompt in shared else 0)
+        assert set(dealt.tolist()) <= {-1, prompt % 2}
+
+
+def unequal(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """5,000 rows beside 128 that answer other prompts."""
+    return numbers(rng, 5000), numbers(rng, 128, first=90_000)
+
+
+def compared(ours: pd.DataFrame, theirs: pd.DataFrame, folder: Path) -> Compared:
+    for name, frame in (("ours", ours), ("theirs", theirs)):
+        frame.to_json(folder / f"{name}.jsonl", orient="records", lines=True)
+    return compare(folder / "ours.jsonl", folder / "theirs.jsonl")
+
+
+def test_every_row_of_a_file_much_larger_than_its_reference_is_read(tmp_path: Path) -> None:
+    """Rows that were replaced where an earlier version never looked: all whose place modulo 1,250 is 128 or more."""
+    ours, theirs = unequal(np.random.default_rng(0))
+    replaced = ours.assign(completion=np.where(np.arange(5000) % 1250 >= 128, "7, 7, 7", ours["completion"]))
+    clean, planted = compared(ours, theirs, tmp_path), compared(replaced, theirs, tmp_path)
+    assert clean.compared == planted.compared == 1 and planted.p_value <= FOUND < 0.05 < clean.p_value
+
+
+def test_rows_beside_those_that_are_paired_are_compared_as_well(tmp_path: Path) -> None:
+    """Half of the rows hidden: on prompts of their own, or as second answers to the same prompts; a tenth is enough."""
+    rng = np.random.default_rng(3)
+    theirs, clean = numbers(rng, 600), numbers(rng, 600)
+    for hidden in (numbers(rng, 600, low=500, first=9000), numbers(rng, 600, low=500), numbers(rng, 66, low=900, first=9000)):
+        shown = compared(pd.concat([clean, hidden]), theirs, tmp_path)
+        assert shown.paired and shown.compared > 0.99 and shown.p_value <= 2 * FOUND
+    alike = compared(pd.concat([clean, numbers(rng, 600, first=9000)]), theirs, tmp_path)
+    assert alike.compared > 0.99 and alike.p_value > 0.05
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_order_of_a_file_decides_nothing(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 deals of files written alike, the reference sorted by its completions: that gave an alarm each time."""
+    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 99)
+    rng, alarms = np.random.default_rng(8), 0
+    for _ in range(20):
+        ours, theirs = numbers(rng, 200), numbers(rng, 2000 if not shared else 200, first=0 if shared else 9000)
+        alarms += compared(ours, theirs.sort_values("completion"), tmp_path).p_value <= 0.05
+    assert alarms <= 4  # of 20 at .05: more in 3 of 1,000
 
 
 @pytest.mark.parametrize("prompts", [150, 900])

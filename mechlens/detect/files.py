@@ -1,7 +1,8 @@
 """A suspect file beside a reference file: every detector of rows, prompt by prompt where both answer the same prompts.
 
 Only bags of as many rows can be exchanged: the mean of a few rows has rarer features, each with more weight, than that of many. So bags are
-equally large in both files, and of a prompt that one file answers more often than the other as many rows count in both.
+equally large in both files, and of a prompt that one file answers more often than the other as many rows count in both. What that leaves of
+the suspect file is compared as well, with all rows of the reference: rows that could be hidden there are no less part of the file.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 from numpy import ndarray
 
 from mechlens import corpus
-from mechlens.detect.base import bags_of, by_place, by_prompt, key, prompts_of
+from mechlens.detect.base import bags_of, deal_at_random, deal_by_prompt, key, read_rows
 from mechlens.detect.calibrate import Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.errors import DataError, one_line
 from mechlens.seeds import generator
 
-BAGS, MOST_BAGS, LEAST_ROWS = 64, 256, 128
+BAGS, MOST_BAGS, LEAST_ROWS = 64, 4096, 128
 """bags that the smaller file is dealt into, most that a larger one is, and rows below which a file is refused"""
 SHARED = 0.5
 """share of the smaller file's prompts that the other must have for rows to be compared prompt by prompt"""
@@ -31,37 +33,72 @@ class Compared(NamedTuple):
 
     reference: str
     rows: int
+    """of the reference"""
     shared_prompts: int
     paired: bool
     tests: dict[str, Test]
     p_value: float
     """smallest of the detectors', corrected for their number"""
+    compared: float
+    """share of the suspect's rows that the tests read"""
+    copied: float
+    """share of the suspect's rows that stand in the reference too"""
 
 
 def compare(data: Path, reference: Path, *, seed: int = 0) -> Compared:
-    """Every detector of rows on two files, prompt by prompt where they share prompts.
+    """Every detector of rows on two files, prompt by prompt where they share prompts, and what that leaves of `data` beside the reference.
 
     Raises:
         DataError: if a file has too few rows.
     """
-    sides = [prompts_of(corpus.batches(path)) for path in (data, reference)]
-    rows = [int(counts.sum()) for _, counts in sides]
-    for path, count in zip((data, reference), rows, strict=True):
-        if count < LEAST_ROWS:
-            raise DataError(f"{path} holds {count} rows; an audit needs at least {LEAST_ROWS}")
-    shared, paired = overlap(sides[0][0], sides[1][0])
+    paths = data, reference
+    ours, theirs = sides = [read_rows(corpus.batches(path)) for path in paths]
+    for path, side in zip(paths, sides, strict=True):
+        if len(side.prompts) < LEAST_ROWS:
+            raise DataError(f"{path} holds {len(side.prompts)} rows; an audit needs at least {LEAST_ROWS}")
+    rng = generator(seed, "bags")
+    shared, paired = overlap(*(np.unique(side.prompts) for side in sides))
+    tests: list[dict[str, Test]] = []
+    read = np.zeros(len(ours.prompts), dtype=bool)
     if paired:
-        least = np.min([counts[np.searchsorted(keys, shared)] for keys, counts in sides], axis=0)
-        deals = [by_prompt(shared, least, bags=BAGS) for _ in sides]
-    else:
-        deals = [by_place(count, size=min(rows) // BAGS) for count in rows]
-    detectors, bags = list(DETECTORS.values()), BAGS if paired else MOST_BAGS
-    ours, theirs = (bags_of(corpus.batches(path), detectors, deal, bags=bags) for path, deal in zip((data, reference), deals, strict=True))
-    tests = {name: two_files(ours[name], theirs[name], paired=paired, seed=seed, name=name) for name in DETECTORS}
-    return Compared(one_line(str(reference)), rows[1], len(shared), paired, tests, together([test.p_value for test in tests.values()]))
+        least = np.min([_counts(side.prompts, shared) for side in sides], axis=0)
+        numbers = [deal_by_prompt(side.prompts, shared, least, bags=BAGS, rng=rng) for side in sides]
+        tests.append(_tests(paths, numbers, paired=True, seed=seed))
+        read |= numbers[0] >= 0
+    rest = np.flatnonzero(~read)
+    if len(rest) >= BAGS:
+        size = min(len(rest), len(theirs.prompts)) // BAGS
+        numbers = [np.full(len(ours.prompts), -1), deal_at_random(len(theirs.prompts), size=size, most=MOST_BAGS, rng=rng)]
+        numbers[0][rest] = deal_at_random(len(rest), size=size, most=MOST_BAGS, rng=rng)
+        tests.append(_tests(paths, numbers, paired=False, seed=seed))
+        read |= numbers[0] >= 0
+    decided = {name: _foremost([each[name] for each in tests]) for name in DETECTORS}
+    p_value, copied = together([test.p_value for test in decided.values()]), float(np.isin(ours.pairs, theirs.pairs).mean())
+    return Compared(one_line(str(reference)), len(theirs.prompts), len(shared), paired, decided, p_value, float(read.mean()), copied)
 
 
-def overlap(ours: ndarray, theirs: ndarray) -> tuple[ndarray, bool]:
+def _counts(keys: Int[ndarray, " row"], shared: Int[ndarray, " prompt"]) -> Int[ndarray, " prompt"]:
+    distinct, counts = np.unique(keys, return_counts=True)
+    return counts[np.searchsorted(distinct, shared)]
+
+
+def _tests(paths: tuple[Path, Path], numbers: list[Int[ndarray, " _"]], *, paired: bool, seed: int) -> dict[str, Test]:
+    """Every detector's permutation test of two files whose rows were dealt into bags."""
+    detectors = list(DETECTORS.values())
+    ours, theirs = (
+        bags_of(corpus.batches(path), detectors, dealt, bags=BAGS if paired else int(dealt.max()) + 1)
+        for path, dealt in zip(paths, numbers, strict=True)
+    )
+    return {name: two_files(ours[name], theirs[name], paired=paired, seed=seed, name=name) for name in DETECTORS}
+
+
+def _foremost(tests: list[Test]) -> Test:
+    """The test with the smallest p, corrected for having looked at each."""
+    first = min(tests, key=lambda test: test.p_value)
+    return first._replace(p_value=together([test.p_value for test in tests]))
+
+
+def overlap(ours: Int[ndarray, " prompt"], theirs: Int[ndarray, " other"]) -> tuple[Int[ndarray, " shared"], bool]:
     """Keys of the prompts that both files have, and whether they are enough to go prompt by prompt."""
     shared = np.intersect1d(ours, theirs)
     return shared, len(shared) >= max(SHARED * min(len(ours), len(theirs)), BAGS)
