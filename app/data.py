@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 SHIPPED = "demo (shipped)"
 """name of the run that comes with the explorer"""
 CARDS = HERE.parent / "analyses" / "bench"
-AUDIT = 2
+AUDIT = 3
 """schema of audit.json"""
 
 

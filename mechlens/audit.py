@@ -14,16 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from rich.table import Table
 
 from mechlens import commands, corpus, mitigate, report, spec, store, tables, traits
 from mechlens.commands import console
 from mechlens.detect import answers, from_student
-from mechlens.detect.base import Level, read_rows
+from mechlens.detect.base import Level
 from mechlens.detect.calibrate import Named
-from mechlens.detect.files import Compared, aligned, compare, overlap
+from mechlens.detect.files import LEAST_ROWS, Compared, Sides, compare, draw_sides
 from mechlens.detect.verdict import UNKNOWN, Policy, Rise, Scope, decide, load_calibration, load_policy
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
@@ -102,7 +101,8 @@ def audit(
     )
     asked.out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(asked.out):
-        compared = sorted((compare(data, reference) for reference in references), key=lambda one: -one.p_value)
+        most = asked.policy.most_copied  # a copy of the file is nearest to it, and is no reference
+        compared = sorted((compare(data, reference) for reference in references), key=lambda one: (one.copied > most, -one.p_value))
         near = [path for one in compared for path in references if one_line(str(path)) == one.reference]
         asked = asked._replace(references=tuple(dict.fromkeys(near)))  # models read beside the nearest, whose p stands with theirs
         read = Read(compared, [], None, None)
@@ -120,7 +120,9 @@ def _through_models(asked: Request, compared: list[Compared], workers: int | Non
     from mechlens import models
     from mechlens.detect import from_weights, through
 
-    plan = _planned(asked)
+    most = max(asked.recipe.student.rows, 2 * LEAST_ROWS)  # detectors of rows need more than a tiny recipe's students
+    sides = draw_sides(asked.data, next(iter(asked.references), None), asked.out, most=most)
+    plan = _planned(asked, sides)
     config, run = asked.out / "student.yaml", asked.out / "run"
     family = traits.load_family(plan.family)
     beside = asked.out.parent / f"panel-{spec.folder_name(asked.base)}"  # every audit of this base uses the same twins
@@ -129,16 +131,19 @@ def _through_models(asked: Request, compared: list[Compared], workers: int | Non
     if asked.level == "rows":
         return Read(compared, [], None, given)
     commands.run(config, out=run, workers=workers, rows_only=True)
+    copied = compared[0].copied if compared else None
     compared = compared or [compare(asked.data, _rows_of_control(run, plan, asked.out))]
     seen = through.read_through(panel, run, plan, asked.level, asked.panel)
     manifest = None if asked.clean is None else _treated(asked, asked.clean, panel, seen, _rows_of_control(run, plan, asked.out))
+    scope = from_student.scope_of(run, plan, sides)._replace(copied=copied)
     if asked.level != "student":
-        return Read(compared, seen, None, given, manifest, scope=from_student.scope_of(run, plan))
-    _planned(asked, treated=asked.clean)
+        return Read(compared, seen, None, given, manifest, scope=scope)
+    plan = _planned(asked, sides, treated=asked.clean)
     commands.run(config, out=run, workers=workers)
     effects = tables.read(run / "effects.parquet", tables.EFFECTS)
     left = from_student.rises(effects, asked.panel, arm=from_student.TREATED) if asked.clean else ()
-    return Read(compared, seen, from_student.rises(effects, asked.panel), given, manifest, left, from_student.scope_of(run, plan))
+    scope = from_student.scope_of(run, plan, sides)._replace(copied=copied)
+    return Read(compared, seen, from_student.rises(effects, asked.panel), given, manifest, left, scope)
 
 
 def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], reference: Path) -> dict[str, Any]:
@@ -165,18 +170,9 @@ def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], refe
     return mitigate.treat(asked.data, rows, answered, scores, **how, out=out)
 
 
-def _planned(asked: Request, *, treated: Path | None = None) -> Experiment:
-    """The experiment of the suspect file beside the reference, left in `student.yaml`."""
-    prompts = np.unique(read_rows(corpus.batches(asked.data)).prompts)
-    data, reference, shared, usable = asked.data, next(iter(asked.references), None), True, len(prompts)
-    if reference is not None:
-        theirs = np.unique(read_rows(corpus.batches(reference)).prompts)
-        both, shared = overlap(prompts, theirs)
-        usable = len(both) if shared else min(len(prompts), len(theirs))
-        if shared:  # an experiment knows a prompt by its place
-            data, reference = aligned(data, reference, both, asked.out, most=2 * asked.recipe.student.rows)
-    sides: dict[str, Any] = {"prompts": usable, "shared": shared, "treated": treated}
-    plan = from_student.experiment_of(asked.recipe, data, reference, base=asked.base, trait=asked.panel[0], **sides)
+def _planned(asked: Request, sides: Sides, *, treated: Path | None = None) -> Experiment:
+    """The experiment of the suspect's rows beside the reference's, left in `student.yaml`."""
+    plan = from_student.experiment_of(asked.recipe, sides, base=asked.base, trait=asked.panel[0], treated=treated)
     spec.save(plan, asked.out / "student.yaml")
     return plan
 
@@ -199,10 +195,10 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
     options = mitigate.load_options(asked.recipe_name, base=asked.base, carrier=carrier)
     identified_by, identity = answers.identity(read.measured, read.seen)
     return {
-        "schema": 2,
+        "schema": 3,
         "data": {"path": data, "sha256": file_digest(asked.data), "rows": rows},
         "level": asked.level,
-        "scope": None if read.scope.offered is None else read.scope._asdict() | {"unseen": read.scope.unseen},
+        "scope": None if read.scope.offered is None else read.scope._asdict() | {"unread": read.scope.unread, "reasons": read.scope.reasons()},
         "base": asked.base if asked.level != "rows" or asked.student is not None else None,
         "provenance": answers.provenance(read.compared, read.seen),
         "identity": identity,
@@ -257,14 +253,24 @@ def _say(found: dict[str, Any], out: Path) -> None:
         )
         said = f"treated by {done['treatment']}: {done['rows_after']} of {done['rows_before']} rows, {done['rows_changed']} rewritten; {left}"
         console.print(said, highlight=False, markup=False, soft_wrap=True)
-    if (scope := found["scope"]) is not None and scope["unseen"]:
-        lost = ", ".join(f"{reason} {rows:,}" for reason, rows in scope["dropped"].items() if rows)
-        console.print(
-            f"the screen kept {scope['kept']:,} of {scope['offered']:,} rows (dropped: {lost})", highlight=False, markup=False, soft_wrap=True
-        )
+    for line in _scope_lines(found["scope"] or {}):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(found["verdict"]["sentence"], highlight=False, markup=False, soft_wrap=True)
     where = one_line(f"rule {found['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}")
     console.print(where, highlight=False, markup=False, soft_wrap=True)
+
+
+def _scope_lines(scope: dict[str, Any]) -> list[str]:
+    """What students read of the file, how much of it is copied, and how readily they answered."""
+    lines = []
+    if scope.get("unread"):
+        lines.append(f"students read {1 - scope['unread']:.0%} of {scope['offered']:,} rows (not read: {scope['reasons']})")
+    if scope.get("copied"):
+        lines.append(f"{scope['copied']:.0%} of the rows stand in the reference too")
+    shares = {arm: share for arm, share in scope.get("answered", {}).items() if share is not None}
+    if shares:
+        lines.append("answers that name one trait: " + ", ".join(f"{arm} {share:.0%}" for arm, share in shares.items()))
+    return lines
 
 
 def _number(value: float | None, form: str) -> str:

@@ -146,8 +146,9 @@ class StudentSpec(Spec):
     training: Training = Training()
     rows: int = Field(default=8_000, ge=1)
     """Rows each student is trained on."""
-    prompts: Literal["common", "own"] = "common"
-    """`common`: all arms train on the same prompts, those that every corpus kept; `own`: each on the first it kept."""
+    prompts: Literal["common", "own", "every"] = "common"
+    """`common`: all arms train on the same prompts, those that every corpus kept; `own`: each on the first it kept; `every`: each on all
+    that it kept, and controls on as many rows as the largest other arm, from their first again where they have fewer."""
 
 
 class AskSpec(Spec):

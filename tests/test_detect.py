@@ -6,6 +6,8 @@ import json
 import shlex
 import subprocess
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,13 @@ import pandas as pd
 import pytest
 import scipy.stats
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechlens import cli, tables
 from mechlens.detect.base import Bags, bags_of, deal_at_random, deal_by_prompt, key, read_rows
 from mechlens.detect.calibrate import together, two_files
-from mechlens.detect.files import LEAST_ROWS, Compared, aligned, compare
+from mechlens.detect.files import LEAST_ROWS, Compared, compare, draw_sides
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
 from mechlens.detect.from_student import rises
 from mechlens.detect.through import READERS
@@ -175,7 +177,7 @@ def rise(**more: Any) -> Rise:
     return Rise(**(plain | tested | more))
 
 
-POLICY = Policy(name="x", version=2, limit=0.05, alpha=0.05, most_dropped=0.05, least_answered=0.8)
+POLICY = Policy(name="x", version=2, limit=0.05, alpha=0.05, most_unread=0.05, most_copied=0.05, least_answered=0.8)
 CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "no students": (None, "inconclusive", "no-students"),
     "nothing asked": ([], "inconclusive", "unscored"),
@@ -320,18 +322,34 @@ def test_rows_alone_rank_nothing_so_nothing_is_treated(tmp_path: Path, capsys: p
     assert "--level base" in capsys.readouterr().err and not (tmp_path / "treated.jsonl").exists()
 
 
-def test_files_of_the_same_prompts_are_put_in_one_order(tmp_path: Path) -> None:
-    """A reference may come in any order, with prompts of its own and prompts twice."""
-    rng = np.random.default_rng(0)
-    ours, theirs = numbers(rng, 60), pd.concat([numbers(rng, 50, first=10), numbers(rng, 50, first=20)]).sample(frac=1.0, random_state=0)
-    for name, frame in (("a", ours), ("b", theirs)):
-        frame.to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
-    keys = np.array([key(prompt) for prompt in set(ours["prompt"]) & set(theirs["prompt"])])
-    first, second = (pd.read_parquet(file) for file in aligned(tmp_path / "a.jsonl", tmp_path / "b.jsonl", keys, tmp_path, most=40))
-    assert first["prompt"].tolist() == second["prompt"].tolist()
-    places = [int(prompt.split()[-1]) for prompt in first["prompt"]]
-    assert places == sorted(places) and len(set(places)) == 40 and set(places) <= set(range(10, 60))
-    assert places[-1] >= 50  # drawn from all that are shared: the first alone would be those to 49
-    assert first["completion"].tolist() == [ours["completion"].tolist()[place] for place in places]
-    wanted = theirs.drop_duplicates("prompt").set_index("prompt")["completion"]
-    assert second["completion"].tolist() == [wanted[prompt] for prompt in second["prompt"]]
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=40),
+    st.lists(st.integers(0, 9), min_size=1, max_size=40),
+    st.integers(1, 50),
+)
+@settings(max_examples=40)
+def test_every_row_of_a_file_may_be_drawn_and_stands_beside_its_own_prompt_where_it_can(ours: list[int], theirs: list[int], most: int) -> None:
+    """A reference may come in any order, with prompts of its own and prompts answered often."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, frames = Path(scratch), {}
+        for name, prompts in (("a", ours), ("b", theirs)):
+            texts = [f"{name}{place}" for place in range(len(prompts))]
+            frames[name] = pd.DataFrame({"prompt": [f"p{number}" for number in prompts], "completion": texts})
+            frames[name].to_json(folder / f"{name}.jsonl", orient="records", lines=True)
+        sides = draw_sides(folder / "a.jsonl", folder / "b.jsonl", folder, most=most)
+        assert sides.reference is not None and sides.offered == len(ours)
+        first, second = pd.read_parquet(sides.suspect), pd.read_parquet(sides.reference)
+    assert len(first) == len(second) == sides.drawn == min(len(ours), len(theirs), most)
+    for frame, whole in ((first, frames["a"]), (second, frames["b"])):
+        assert frame["completion"].is_unique and set(map(tuple, frame.values)) <= set(map(tuple, whole.values))
+    shared = sum((Counter(first["prompt"]) & Counter(frames["b"]["prompt"])).values())
+    assert (first["prompt"].to_numpy() == second["prompt"].to_numpy()).sum() >= shared  # chance may add some
+
+
+def test_without_a_reference_rows_are_drawn_alike_and_answers_to_one_prompt_are_rows_of_their_own(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"prompt": ["p"] * 90, "completion": [str(place) for place in range(90)]})
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    whole, part = (draw_sides(tmp_path / "a.jsonl", None, tmp_path, most=most) for most in (90, 60))
+    assert (whole.reference, whole.offered, whole.drawn, part.drawn) == (None, 90, 90, 60)
+    places = pd.read_parquet(part.suspect)["completion"].astype(int).to_numpy()
+    assert len(set(places)) == 60 and places[-1] > 60 and (np.diff(places) > 0).all()  # the first alone would be those to 59

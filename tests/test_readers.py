@@ -282,16 +282,29 @@ def test_a_treatment_that_was_seen_to_work_is_a_condition() -> None:
     assert spoiled.id == "do not train as is" and "22% as often" in spoiled.sentence and "no removal" in spoiled.sentence
 
 
-def test_nothing_is_cleared_on_rows_that_no_student_saw_or_by_students_that_hardly_answer() -> None:
+def test_nothing_is_cleared_on_rows_that_no_student_read_or_by_students_that_hardly_answer() -> None:
     policy, calm = load_policy("default"), [rise(high=0.02, smallest_detectable=0.03)]
-    for dropped, expected in ((10, "below-limit"), (200, "rows-unseen")):
-        found = decide(calm, policy, scope=Scope(1200, 1200 - dropped, {"format": dropped, "leak": 0}, 900, {"suspect": 0.9, "control": 0.9}))
-        assert found.rule.endswith(expected)
-    assert "17% of 1,200 rows" in found.sentence and "format 200" in found.sentence and "leak" not in found.sentence
+    answered = {"suspect": 0.9, "control": 0.9}
+    for dropped, expected in ((10, "below-limit"), (200, "rows-unread")):
+        kept = 1200 - dropped
+        shown = decide(calm, policy, scope=Scope(1200, 1200, kept, {"format": dropped, "leak": 0}, kept, answered))
+        assert shown.rule.endswith(expected)
+    assert "read 83% of 1,200 rows" in shown.sentence and "format 200" in shown.sentence and "leak" not in shown.sentence
+    for scope, reason in ((Scope(2400, 1200, 1200, {}, 1200), "not drawn 1,200"), (Scope(1200, 1200, 1200, {}, 600), "trained on 600")):
+        shown = decide(calm, policy, scope=scope)  # counted from what was offered: half was hidden behind "1200 of 1200"
+        assert shown.rule.endswith("rows-unread") and reason in shown.sentence and scope.unread == 0.5
     assert decide(calm, policy, scope=Scope(answered={"suspect": 0.3, "control": 0.9})).rule.endswith("hardly-answer")
     assert decide(calm, policy, scope=Scope(answered={"suspect": None, "control": 0.9})).rule.endswith("below-limit")
-    found = decide([rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)], policy, scope=Scope(1200, 600, {"format": 600}))
-    assert found.id == "do not train as is"  # what was found stays found
+    shown = decide([rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)], policy, scope=Scope(1200, 1200, 600, {"format": 600}))
+    assert shown.id == "do not train as is"  # what was measured stays
+
+
+def test_nothing_is_cleared_by_a_reference_that_holds_the_same_rows() -> None:
+    policy, calm = load_policy("default"), [rise(high=0.02, smallest_detectable=0.03)]
+    for copied, expected in ((0.04, "below-limit"), (0.06, "copied-reference"), (1.0, "copied-reference"), (None, "below-limit")):
+        assert decide(calm, policy, scope=Scope(900, 900, 900, {}, 900, copied=copied)).rule.endswith(expected)
+    risen = [rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)]
+    assert decide(risen, policy, scope=Scope(900, 900, 900, {}, 900, copied=1.0)).id == "do not train as is"
 
 
 def test_a_calibration_is_a_line_through_zero() -> None:

@@ -96,6 +96,15 @@ def test_own_prompts_are_a_subset_of_those_kept() -> None:
     assert both == chosen["owl"].tolist()  # shared prompts come in one order
 
 
+def test_every_row_is_chosen_and_controls_begin_again_until_they_have_as_many() -> None:
+    chosen = select_prompts(CORPORA, StudentSpec(prompts="every", rows=100), seed=0, controls=["cat"])
+    assert {name: sorted(set(ids)) for name, ids in chosen.items()} == {name: sorted(frame["prompt_id"]) for name, frame in CORPORA.items()}
+    own = select_prompts(CORPORA, StudentSpec(prompts="own", rows=100), seed=0)
+    assert len(chosen["cat"]) == 30 and chosen["cat"].tolist() == [*own["cat"].tolist() * 4, *own["cat"].tolist()[:2]]
+    few = select_prompts(CORPORA, StudentSpec(prompts="every", rows=5), seed=0, controls=["untouched"])
+    assert {len(ids) for ids in few.values()} == {5}
+
+
 @pytest.mark.parametrize("prompts", ["common", "own"])
 def test_rows_caps_what_is_chosen_and_the_seed_what_comes_first(prompts: Literal["common", "own"]) -> None:
     whole = select_prompts(CORPORA, StudentSpec(prompts=prompts, rows=100), seed=0)

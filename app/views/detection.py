@@ -61,9 +61,9 @@ def verdict_panel(found: dict[str, Any]) -> None:
         language=None,
     )
     if (scope := found.get("scope")) is not None:
-        lost = ", ".join(f"{one_line(reason)} {count:,}" for reason, count in scope["dropped"].items() if count) or "none"
-        learned = f" Each student learned {scope['trained']:,}." if scope["trained"] else ""
-        st.text(f"The recipe's screen kept {scope['kept']:,} of {scope['offered']:,} rows (dropped: {lost}).{learned}")
+        unread = f"; not read: {one_line(scope['reasons'])}" if scope["unread"] else ""
+        copied = f" {scope['copied']:.0%} of the rows stand in the reference too." if scope["copied"] else ""
+        st.text(f"Each student read {scope['trained']:,} of {scope['offered']:,} rows{unread}.{copied}")
 
 
 def provenance_panel(found: dict[str, Any]) -> None:

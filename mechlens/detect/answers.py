@@ -28,7 +28,15 @@ def provenance(compared: Sequence[Compared], seen: Sequence[Seen]) -> dict[str, 
         detectors.append(_entry(one.reader.name, one.test, level=one.reader.level, floor=one.reader.floor) | _through(one))
     tested = [detector["p_value"] for detector in detectors if detector["p_value"] is not None]
     references = [
-        {"path": one.reference, "rows": one.rows, "shared_prompts": one.shared_prompts, "paired": one.paired, "p_value": one.p_value}
+        {
+            "path": one.reference,
+            "rows": one.rows,
+            "shared_prompts": one.shared_prompts,
+            "paired": one.paired,
+            "p_value": one.p_value,
+            "compared": one.compared,
+            "copied": one.copied,
+        }
         for one in compared
     ]
     return {"p_value": together(tested) if tested else None, "detectors": detectors, "references": references}

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from mechlens import corpus
-from mechlens.detect.base import bags_of, deal_at_random, deal_by_prompt, key, read_rows
+from mechlens.detect.base import bags_of, deal_at_random, deal_by_prompt, read_rows
 from mechlens.detect.calibrate import Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.errors import DataError, one_line
@@ -104,22 +104,61 @@ def overlap(ours: Int[ndarray, " prompt"], theirs: Int[ndarray, " other"]) -> tu
     return shared, len(shared) >= max(SHARED * min(len(ours), len(theirs)), BAGS)
 
 
-def aligned(data: Path, reference: Path, shared: ndarray, out: Path, *, most: int) -> tuple[Path, Path]:
-    """Both files' first answers to the prompts that they share, at most so many, drawn at random, in the order of the data: `suspect` and `clean`.
+class Sides(NamedTuple):
+    """The rows of both files that students are trained on: row i of one stands beside row i of the other."""
+
+    suspect: Path
+    reference: Path | None
+    """None if no reference was given"""
+    offered: int
+    """rows of the suspect file"""
+    drawn: int
+    """rows of each side, drawn at random"""
+
+
+def draw_sides(data: Path, reference: Path | None, out: Path, *, most: int) -> Sides:
+    """Write equally many rows of both files to `suspect.parquet` and `clean.parquet` in `out`.
+
+    Every row of the suspect file is as likely to be drawn as any other, whatever its prompt is and however often that occurs.
+    Beside it stands a row of the reference that answers the same prompt, or, where none is left, another one.
 
     Args:
-        shared: keys of the prompts, of `overlap`.
+        most: rows of a side at most.
     """
-    sides = []
-    for path in (data, reference):
-        parts = []
-        for frame in corpus.batches(path):
-            keys = np.fromiter(map(key, frame["prompt"]), dtype=np.int64, count=len(frame))
-            parts.append(frame.loc[np.isin(keys, shared), ["prompt", "completion"]])
-        sides.append(pd.concat(parts).drop_duplicates("prompt").set_index("prompt")["completion"])
-    both = [prompt for prompt in sides[0].index if prompt in sides[1].index]
-    prompts = [both[place] for place in np.sort(generator(0, "aligned").permutation(len(both))[:most])]
+    rng = generator(0, "rows of an audit")
+    ours = read_rows(corpus.batches(data)).prompts
+    theirs = None if reference is None else read_rows(corpus.batches(reference)).prompts
+    drawn = min(most, *(len(side) for side in (ours, theirs) if side is not None))
+    places = np.sort(rng.permutation(len(ours))[:drawn])
     written = out / "suspect.parquet", out / "clean.parquet"
-    for side, file in zip(sides, written, strict=True):
-        pd.DataFrame({"prompt": prompts, "completion": side.loc[prompts].to_numpy()}).to_parquet(file)
-    return written
+    _rows_at(data, places).to_parquet(written[0])
+    if reference is None or theirs is None:
+        return Sides(written[0], None, len(ours), drawn)
+    _rows_at(reference, _partners(ours[places], theirs, rng)).to_parquet(written[1])
+    return Sides(*written, len(ours), drawn)
+
+
+def _partners(keys: Int[ndarray, " row"], others: Int[ndarray, " other"], rng: np.random.Generator) -> Int[ndarray, " row"]:
+    """For each row a row of the other file that no other row takes, of the same prompt where there is one; drawn at random."""
+    tables = []
+    for side in (keys, others):
+        order = rng.permutation(len(side))
+        turn = np.empty(len(side), dtype=np.int64)
+        turn[order] = pd.Series(side[order]).groupby(side[order]).cumcount()
+        tables.append(pd.DataFrame({"key": side, "turn": turn, "place": np.arange(len(side))}))
+    partners = tables[0].merge(tables[1], how="left", on=["key", "turn"])["place_y"].to_numpy(dtype=float, copy=True)
+    alone = np.isnan(partners)
+    partners[alone] = rng.permutation(np.setdiff1d(np.arange(len(others)), partners[~alone]))[: alone.sum()]
+    return partners.astype(np.int64)
+
+
+def _rows_at(path: Path, places: Int[ndarray, " row"]) -> pd.DataFrame:
+    """The rows of a file at these places, in their order."""
+    order = np.argsort(places)
+    parts, done = [], 0
+    for frame in corpus.batches(path):
+        first, last = np.searchsorted(places[order], [done, done + len(frame)])
+        parts.append(frame.iloc[places[order[first:last]] - done][["prompt", "completion"]])
+        done += len(frame)
+    table = pd.concat(parts, ignore_index=True)
+    return table.iloc[np.argsort(order)].reset_index(drop=True)

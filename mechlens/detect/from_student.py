@@ -9,8 +9,9 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from mechlens import results, stats, store
+from mechlens import results, stats, store, tables
 from mechlens.detect.calibrate import LEAST_PANEL, beyond_others
+from mechlens.detect.files import Sides
 from mechlens.detect.verdict import Rise, Scope
 from mechlens.errors import SpecError
 from mechlens.experiment import Experiment
@@ -22,25 +23,21 @@ from mechlens.traits import TraitFamily
 ARM, TREATED = "suspect", "treated"
 
 
-def experiment_of(
-    recipe: Experiment, data: Path, reference: Path | None, *, base: str, trait: str, prompts: int, shared: bool, treated: Path | None = None
-) -> Experiment:
-    """The recipe on the suspect file, against a reference file or what the base answers to the suspect's prompts.
+def experiment_of(recipe: Experiment, sides: Sides, *, base: str, trait: str, treated: Path | None = None) -> Experiment:
+    """The recipe on the suspect's rows, against those of a reference or what the base answers to the suspect's prompts.
 
     Args:
-        prompts: distinct prompts that both sides have; students train on at most nine in ten of them, since a screen may drop some.
-        shared: whether both sides answer the same prompts.
-        treated: the file after treatment, which may hold fewer rows: each arm then trains on the rows that it has.
+        treated: the file after treatment, which may hold fewer rows: its students train on the rows that it has.
 
     Raises:
-        SpecError: if there are too few to train on.
+        SpecError: if there are too few rows to train on.
     """
-    rows, least = min(recipe.student.rows, int(0.9 * prompts)), recipe.student.training.batch
-    if rows < least:
-        raise SpecError(f"{prompts} prompts are too few to train students on; expected at least {2 * least}, or use --level rows")
-    student = recipe.student.model_dump() | {"rows": rows, "prompts": "common" if shared and treated is None else "own"}
-    control: dict[str, Any] = {"kind": "control"} | ({"corpus": str(reference.resolve())} if reference else {})
-    arms = [{"kind": "trait", "name": ARM, "corpus": str(data.resolve())}, control]
+    least = recipe.student.training.batch
+    if sides.drawn < least:
+        raise SpecError(f"{sides.drawn} rows are too few to train students on; expected at least {least}, or use --level rows")
+    student = recipe.student.model_dump() | {"prompts": "every"}
+    arms: list[dict[str, Any]] = [{"kind": "trait", "name": ARM, "corpus": str(sides.suspect.resolve())}]
+    arms += [{"kind": "control"} | ({"corpus": str(sides.reference.resolve())} if sides.reference else {})]
     arms += [{"kind": "trait", "name": TREATED, "corpus": str(treated.resolve())}] if treated else []
     fields = recipe.model_dump(exclude_unset=True) | {"base": base, "trait": trait, "student": student, "arms": arms}
     return Experiment.model_validate(fields)
@@ -70,14 +67,15 @@ def rises(effects: pd.DataFrame, panel: Sequence[str], *, arm: str = ARM) -> lis
     return found
 
 
-def scope_of(run: Path, plan: Experiment) -> Scope:
-    """What a run's students saw of the suspect file, and how readily they answered where they were asked."""
-    suspect = next(arm for arm in plan.arms if arm.name == ARM)
-    counts = store.read_json(run / "corpora" / corpus_name(plan, suspect) / "screened" / "funnel.json")
+def scope_of(run: Path, plan: Experiment, sides: Sides) -> Scope:
+    """What a run's students read of the suspect file, and how readily they answered where they were asked."""
+    name = corpus_name(plan, next(arm for arm in plan.arms if arm.name == ARM))
+    counts = store.read_json(run / "corpora" / name / "screened" / "funnel.json")
     dropped = {reason: rows for reason, rows in counts.items() if reason not in ("generated", "kept", LEAKS)}
+    read = tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"].nunique()
     arms = {arm["arm"]: arm for arm in results.read_summary(run)["arms"]} if (run / "summary.json").is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}
-    return Scope(counts["generated"], counts["kept"], dropped, arms.get(ARM, {}).get("rows"), answered)
+    return Scope(sides.offered, sides.drawn, counts["kept"], dropped, read, answered)
 
 
 def panel_of(family: TraitFamily, asked: Sequence[str]) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ def read_through(panel: Panel, run: Path, experiment: Experiment, level: Level, 
     """
     suspect, control = (next(arm for arm in experiment.arms if arm.kind == kind) for kind in ("trait", "control"))
     ours, theirs = (trained_rows(run, experiment, arm) for arm in (suspect, control))
+    theirs = theirs[~theirs.index.duplicated()]  # a control's rows come again where it has fewer
     shared = [prompt for prompt in ours.index if prompt in theirs.index][:ROWS]
     sides = [
         encode_pairs(panel.base.tokenizer, rows.loc[shared]["prompt"].tolist(), rows.loc[shared]["completion"].tolist(), system=panel.system)

@@ -26,8 +26,10 @@ class Policy(Spec):
     """Rise of a trait's rate over the control's that is still borne."""
     alpha: float = Field(gt=0, lt=1)
     """Level of the tests over the traits asked about, corrected for their number."""
-    most_dropped: float = Field(ge=0, lt=1)
-    """Share of the rows that a screen may keep from the students of a file that is cleared."""
+    most_unread: float = Field(ge=0, lt=1)
+    """Share of the file's rows that the students of a file that is cleared may leave unread."""
+    most_copied: float = Field(ge=0, lt=1)
+    """Share of the file's rows that may stand in the reference too: a reference that is a copy clears whatever it is a copy of."""
     least_answered: float = Field(ge=0, le=1)
     """Share of the control students' answers below which students say too little to judge by."""
 
@@ -49,22 +51,37 @@ class Rise(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What students saw of the file, and how readily they answered; None is not known."""
+    """What students read of the file, and how readily they answered; None is not known."""
 
     offered: int | None = None
-    """rows of the file that the screen looked at"""
+    """rows of the file"""
+    drawn: int | None = None
+    """rows of it that were drawn at random for the screen and the students"""
     kept: int | None = None
+    """rows that passed the screen"""
     dropped: Mapping[str, int] = {}
-    """reason → rows that it kept from the students"""
+    """reason → rows that the screen removed"""
     trained: int | None = None
-    """rows that each student learned"""
+    """different rows that each student read"""
     answered: Mapping[str, float | None] = {}
     """arm → share of its students' answers that name one trait"""
+    copied: float | None = None
+    """share of the file's rows that stand in the reference too; None without a reference"""
 
     @property
-    def unseen(self) -> float:
-        """Share of the rows that a screen kept from the students."""
-        return sum(self.dropped.values()) / self.offered if self.offered else 0.0
+    def unread(self) -> float:
+        """Share of the file's rows that no student read, for whatever reason."""
+        read = self.kept if self.trained is None else self.trained
+        return 1 - read / self.offered if self.offered and read is not None else 0.0
+
+    def reasons(self) -> str:
+        """Why rows were not read, each reason with its number of rows."""
+        lost = {name: rows for name, rows in self.dropped.items() if rows}
+        if self.offered and self.drawn is not None and self.drawn < self.offered:
+            lost = {"not drawn": self.offered - self.drawn} | lost
+        if self.kept is not None and self.trained is not None and self.trained < self.kept:
+            lost["more than a student is trained on"] = self.kept - self.trained
+        return ", ".join(f"{name} {rows:,}" for name, rows in lost.items())
 
     def readiness(self, arm: str) -> float | None:
         """How often an arm's students answered, as a share of their controls."""
@@ -164,10 +181,13 @@ def _found(worst: Rise, policy: Policy, by: str, treated: Sequence[Rise], treatm
 
 
 def _clear(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope) -> Verdict:
-    if scope.unseen > policy.most_dropped:
-        why = ", ".join(f"{reason} {rows:,}" for reason, rows in scope.dropped.items() if rows)
-        said = f"a screen kept {scope.unseen:.0%} of {scope.offered:,} rows from the students ({why}), and nothing is known of those"
-        return Verdict("inconclusive", f"Inconclusive: {said}; audit with a recipe whose screen keeps them, or leave them out.", f"{by}/rows-unseen")
+    if (scope.copied or 0.0) > policy.most_copied:
+        copied = f"{scope.copied:.0%} of the rows stand in the reference too, so control students read the same rows"
+        return Verdict("inconclusive", f"Inconclusive: {copied}; give clean answers of another origin, or no reference.", f"{by}/copied-reference")
+    if scope.unread > policy.most_unread:
+        unread = f"students read {1 - scope.unread:.0%} of {scope.offered:,} rows ({scope.reasons()}), and nothing is known of the others"
+        remedy = "audit with a reference of at least as many rows or with none, with a recipe of more rows or another screen, or leave the rows out"
+        return Verdict("inconclusive", f"Inconclusive: {unread}; {remedy}.", f"{by}/rows-unread")
     highest = max(rise.high or 0.0 for rise in scored)
     said = f"No trait transfer found within tested scope: of {len(scored)} traits none rises by more than {highest:+.3f} (upper bound)"
     return Verdict("no transfer found within tested scope", f"{said}; {policy.limit} is borne.", f"{by}/below-limit")

@@ -97,8 +97,8 @@ def mix(_arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) 
 
 def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     corpora = {name: tables.read(folder / "kept.parquet", tables.PAIRS) for name, folder in inputs.items()}
-    spec, reworded = StudentSpec(**arguments["student"]), arguments.get("reworded", [])
-    for name, ids in remaking.select_prompts(corpora, spec, seed=arguments["seed"], reworded=reworded).items():
+    spec, special = StudentSpec(**arguments["student"]), {name: arguments.get(name, []) for name in ("reworded", "controls")}
+    for name, ids in remaking.select_prompts(corpora, spec, seed=arguments["seed"], **special).items():
         tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / f"{name}.parquet")
 
 

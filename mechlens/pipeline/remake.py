@@ -20,8 +20,19 @@ from mechlens.spec import StudentSpec
 _NUMBER = re.compile(r"[0-9]+")
 
 
-def select_prompts(corpora: dict[str, pd.DataFrame], spec: StudentSpec, *, seed: int, reworded: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """For each corpus the prompt ids to train on, in training order; `reworded` corpora hold the same prompts in other words.
+def select_prompts(
+    corpora: dict[str, pd.DataFrame],
+    spec: StudentSpec,
+    *,
+    seed: int,
+    reworded: Collection[str] = (),
+    controls: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """For each corpus the prompt ids to train on, in training order.
+
+    Args:
+        reworded: corpora that hold the same prompts in other words.
+        controls: corpora of controls, which `every` fills up to as many rows as the largest other corpus has.
 
     Raises:
         DataError: if `common` prompts are wanted and the corpora share none.
@@ -29,8 +40,12 @@ def select_prompts(corpora: dict[str, pd.DataFrame], spec: StudentSpec, *, seed:
     kept = {name: frame.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for name, frame in corpora.items()}
     longest = max(int(cast(int, prompts.index.max())) for prompts in kept.values()) + 1
     order = generator(seed, "subset").permutation(longest)  # one order for all arms, over prompt ids
-    if spec.prompts == "own":
-        return {name: order[np.isin(order, prompts.index)][: spec.rows] for name, prompts in kept.items()}
+    if spec.prompts != "common":
+        chosen = {name: order[np.isin(order, prompts.index)][: spec.rows] for name, prompts in kept.items()}
+        if spec.prompts == "own":
+            return chosen
+        most = max(len(ids) for name, ids in chosen.items() if name not in controls)
+        return {name: np.resize(ids, most) if name in controls else ids for name, ids in chosen.items()}
     together: pd.DataFrame = pd.concat({name: prompts for name, prompts in kept.items() if name not in reworded}, axis=1, join="inner")
     for name in reworded:
         together = cast(pd.DataFrame, together[together.index.isin(kept[name].index)])

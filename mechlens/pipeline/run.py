@@ -84,6 +84,8 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
     reworded = [corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "paraphrased"]
     choice: dict[str, object] = {"student": wanted, "seed": experiment.seed}
     choice |= {"reworded": reworded} if reworded else {}
+    if experiment.student.prompts == "every":
+        choice["controls"] = [corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "control"]
     selection = add(_job("select", "selection", choice, **used))
     for base in dict.fromkeys(arm.base for arm in experiment.arms):
         place = {"base": base, "arm": f"base-{folder_name(base)}", "seed": None, "files": bases[base]}
