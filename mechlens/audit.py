@@ -157,7 +157,10 @@ def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], refe
             f"no prompt of {one_line(str(asked.data))} is answered in the reference; --clean needs a clean answer to every row that it keeps"
         )
     answered = pd.DataFrame({"prompt": rows["prompt"], "completion": clean.loc[rows["prompt"]].to_numpy()})
-    foremost = next(one.traits[0].trait for one in seen if one.reader.name == answers.IDENTIFIER and one.traits)
+    namer = next(one for one in seen if one.reader.name == answers.IDENTIFIER)
+    if not namer.traits:
+        raise SpecError(f"--clean ranks rows by a trait, and none can be read from these: {namer.why_not}; leave --clean out")
+    foremost = namer.traits[0].trait
     scores = through.row_scores(panel, rows, foremost)
     numbers = through.number_scores(panel, rows, foremost) if asked.treatment == "replace" else ()
     how: dict[str, Any] = {

@@ -22,7 +22,8 @@ ORDER = (
     "lenses.readout", "lenses.interventions", "lenses.causal", "lenses.rows", "lenses.maps", "measure",
     "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "progress", "commands", "user_files",
     "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.files", "detect.verdict", "detect.from_student",
-    "detect.panel", "detect.from_bags", "detect.from_base", "detect.from_gradients", "detect.from_weights", "detect.through", "detect.answers",
+    "detect.panel", "detect.plausible", "detect.from_bags", "detect.from_base", "detect.from_gradients",
+    "detect.from_weights", "detect.through", "detect.answers",
     "audit", "bench", "bench.plan", "bench.suspects", "bench.measures", "bench.students", "bench.scores", "bench.card", "bench.run",
     "cli", "__main__",
 )  # fmt: skip

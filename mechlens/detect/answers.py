@@ -97,11 +97,8 @@ def why_not(data: str, compared: Sequence[Compared], seen: Sequence[Seen]) -> st
     said = "differ from every clean reference" if whole["p_value"] <= ALPHA else "cannot be told from a clean reference"
     _, traits = identity(None, seen)
     claimed = [one for one in traits if one["q_value"] is not None and one["q_value"] <= ALPHA]
-    points = (
-        f" and point to {claimed[0]['trait']} (q = {claimed[0]['q_value']:.2g})"
-        if claimed
-        else " and point to no trait of the panel"
-        if traits
-        else ""
-    )
+    unreadable = next((one.why_not for one in seen if one.reader.name == IDENTIFIER), "")
+    points = f"; no trait can be read from them, since {unreadable}" if unreadable else ""
+    if traits:
+        points = f" and point to {claimed[0]['trait']} (q = {claimed[0]['q_value']:.2g})" if claimed else " and point to no trait of the panel"
     return f"the rows {said} (p = {whole['p_value']:.2g}){points}, which says nothing of what a student takes on; {settle}"

@@ -72,7 +72,7 @@ def scope_of(run: Path, plan: Experiment, sides: Sides) -> Scope:
     name = corpus_name(plan, next(arm for arm in plan.arms if arm.name == ARM))
     counts = store.read_json(run / "corpora" / name / "screened" / "funnel.json")
     dropped = {reason: rows for reason, rows in counts.items() if reason not in ("generated", "kept", LEAKS)}
-    read = tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"].nunique()
+    read = len(set(tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"]))
     arms = {arm["arm"]: arm for arm in results.read_summary(run)["arms"]} if (run / "summary.json").is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}
     return Scope(sides.offered, sides.drawn, counts["kept"], dropped, read, answered)

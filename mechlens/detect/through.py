@@ -18,6 +18,7 @@ from mechlens.detect import from_base, from_gradients
 from mechlens.detect.base import LEVELS, Level
 from mechlens.detect.calibrate import Named, Test, paired_rows, pointed
 from mechlens.detect.panel import Panel, Reader, Twins, twin_jobs
+from mechlens.detect.plausible import why_not_readable
 from mechlens.errors import SpecError
 from mechlens.executor import fingerprints
 from mechlens.experiment import Experiment
@@ -40,7 +41,7 @@ class Seen(NamedTuple):
     test: Test | None
     """None where the reader cannot read this base, for the reason in `why_not`"""
     traits: list[Named] | None
-    """of a reader of traits, first the one that stands out most"""
+    """of a reader of traits, first the one that stands out most; None where rows tell of none, for the reason in `why_not`"""
     seconds: float
     why_not: str = ""
 
@@ -68,18 +69,20 @@ def read_through(panel: Panel, run: Path, experiment: Experiment, level: Level, 
         for rows in (ours, theirs)
     ]
     wanted = LEVELS[: LEVELS.index(level) + 1]
-    return [_seen(reader, panel, sides, asked) for reader in READERS.values() if reader.level in wanted]
+    unreadable = why_not_readable(panel, *sides)
+    return [_seen(reader, panel, sides, asked, unreadable) for reader in READERS.values() if reader.level in wanted]
 
 
-def _seen(reader: Reader, panel: Panel, sides: Sequence[list], asked: Sequence[str]) -> Seen:
+def _seen(reader: Reader, panel: Panel, sides: Sequence[list], asked: Sequence[str], unreadable: str) -> Seen:
     begun = time.monotonic()
     try:
         ours, theirs = reader.read(panel, *sides)
     except SpecError as error:
         return Seen(reader, len(sides[0]), None, None, time.monotonic() - begun, str(error))
     test = paired_rows(ours, theirs, seed=panel.seed, name=reader.name)
-    traits = pointed(ours, theirs, panel.traits, asked) if reader.of_traits else None
-    return Seen(reader, len(ours), test, traits, time.monotonic() - begun)
+    names = reader.of_traits and not unreadable
+    traits = pointed(ours, theirs, panel.traits, asked) if names else None
+    return Seen(reader, len(ours), test, traits, time.monotonic() - begun, unreadable if reader.of_traits else "")
 
 
 def row_scores(panel: Panel, rows: pd.DataFrame, trait: str) -> Float[ndarray, " row"]:
