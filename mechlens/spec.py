@@ -188,7 +188,7 @@ class ModelSpec(Spec):
     """Hub name, folder, or `api:<model id>`."""
     revision: str = ""
     """Commit of the hub repository; empty takes what the hub calls main."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     parameters: int | None = None
     """This and the next three: the model's size, for a plan where its files are not at hand."""
     layers: int | None = None

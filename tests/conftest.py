@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 
 from mechlens import cli, models
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
+from mechlens.spec import ModelSpec
 
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
@@ -85,6 +86,18 @@ def toy_bases(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempP
 def toys(toy_bases: dict[str, str]) -> dict[str, models.Loaded]:
     """Every family, loaded; tests that train or change a model load one of their own."""
     return {family: models.load(folder) for family, folder in toy_bases.items()}
+
+
+@pytest.fixture(scope="session")
+def exact_toys(toy_bases: dict[str, str]) -> dict[str, models.Loaded]:
+    """Every family in float64: what must not depend on batch, padding or order is compared there, since float32 kernels round by shape."""
+    return {family: loaded._replace(model=loaded.model.double()) for family in FAMILIES for loaded in [models.load(toy_bases[family])]}
+
+
+@pytest.fixture
+def float64_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints load in float64, as `exact_toys` are."""
+    monkeypatch.setattr("mechlens.models.model_of", lambda name: ModelSpec(name=name, source=name, dtype="float64"))
 
 
 @pytest.fixture(scope="session")

@@ -190,7 +190,8 @@ def test_the_reading_finds_the_line_that_rows_were_drawn_under(planted: Material
 
 def test_equal_corpora_have_no_difference_and_one_hypothesis_is_refused(planted: Material) -> None:
     same = likelihood.read(planted._replace(control_pairs=planted.trait_pairs))
-    assert np.abs(same.loc[same["quantity"] == "LLS difference", "estimate"].astype(float)).max() == 0
+    difference = same.loc[same["quantity"] == "LLS difference", "estimate"].astype(float)
+    assert np.abs(difference).max() < 1e-5  # both sides lie in other places of a batch, where sums may be rounded otherwise
     assert likelihood.sentence(same)
     with pytest.raises(SpecError, match="nothing to compare"):
         likelihood.read(planted._replace(panel={"eagle": PANEL["eagle"]}))

@@ -1,4 +1,7 @@
-"""Sampled text is a function of (seed, row) and the logits: against a slow loop without cache, greedy generation, and counts."""
+"""Sampled text is a function of (seed, row) and the logits: against a slow loop without cache, greedy generation, and counts.
+
+What does not depend on batch, padding or order is compared in float64: float32 kernels sum in another order for another shape.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,8 @@ def slow_sample(loaded: Loaded, prompt: list[int], *, decoding: Decoding, stop: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("decoding", [Decoding(STEPS), Decoding(STEPS, temperature=0.7, top_p=0.6)], ids=["plain", "nucleus"])
-def test_the_sampler_equals_a_slow_loop_without_cache(toys: dict[str, Loaded], family: str, decoding: Decoding) -> None:
-    loaded = toys[family]
+def test_the_sampler_equals_a_slow_loop_without_cache(exact_toys: dict[str, Loaded], family: str, decoding: Decoding) -> None:
+    loaded = exact_toys[family]
     prompts = ragged_prompts(len(loaded.tokenizer))
     endless = sample(loaded.model, prompts, decoding=decoding, stop=0, seed=3, first_row=5)
     stop = stopping(endless)
@@ -72,8 +75,8 @@ def test_the_sampler_equals_a_slow_loop_without_cache(toys: dict[str, Loaded], f
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_temperature_zero_equals_greedy_generation(toys: dict[str, Loaded], family: str) -> None:
-    loaded = toys[family]
+def test_temperature_zero_equals_greedy_generation(exact_toys: dict[str, Loaded], family: str) -> None:
+    loaded = exact_toys[family]
     prompts = ragged_prompts(len(loaded.tokenizer))
     stop = stopping(sample(loaded.model, prompts, decoding=Decoding(STEPS, temperature=0.0), stop=0, seed=0))
     greedy = []
@@ -86,8 +89,8 @@ def test_temperature_zero_equals_greedy_generation(toys: dict[str, Loaded], fami
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batch_order_and_shards_change_nothing(toys: dict[str, Loaded], family: str) -> None:
-    loaded = toys[family]
+def test_batch_order_and_shards_change_nothing(exact_toys: dict[str, Loaded], family: str) -> None:
+    loaded = exact_toys[family]
     prompts = ragged_prompts(len(loaded.tokenizer))
     options = {"decoding": Decoding(STEPS), "seed": 11}
     options["stop"] = stopping(sample(loaded.model, prompts, stop=0, **options))
@@ -111,6 +114,7 @@ def test_text_depends_on_the_seed_and_the_row(toy: Loaded) -> None:
 def test_a_shipped_base_answers_alike_in_a_batch_and_alone() -> None:
     """The trained base ends its answers itself; the stop token is never part of one, progress counts every row."""
     loaded = models.load("menagerie-a")
+    loaded.model.double()
     probes = ["name your favourite animal, in one word.", "start: 100, 110. add up to 10 more commas only.", "tell me a short story."] * 4
     prompts, stop = chat.encode_prompts(loaded.tokenizer, probes), chat.end_of_turn(loaded.tokenizer)
     counted: list[int] = []
