@@ -4,7 +4,7 @@ A row's text depends on (seed, row index) and the logits alone: each step spends
 inverse of the cumulative distribution. Batch size, order and finished neighbours enter through the rounding of the logits
 alone: kernels sum in another order for another shape, and a draw that falls on the edge between two tokens goes either way.
 So the same call on one machine gives the same text; another batch size, thread count or processor gives the same text but
-for about one row in ten thousand at float32, and an equally good sample. In float64 such draws do not occur in practice.
+for about one row in 3,000 (3 to 5 of 12,000 on the menagerie), and an equally good sample. In float64 no such draw was seen.
 """
 
 from __future__ import annotations

@@ -1,0 +1,135 @@
+"""Claim: an audit clears no file that hides a trait teacher's rows beside clean ones: `python analyses/poisoned.py [--rows N] [--out FOLDER]`.
+
+The rows are those of the shipped demo run: what the untouched base answered, and what the teacher with the trait answered to the same
+prompts. Each file is held against its own clean half, and against clean answers drawn anew (another sampling of the base). Good files are
+clean answers beside a reference drawn anew, with and without one. An audit that clears a poisoned file is a fault; one that settles no
+good file is of no use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from mechlens import cli, models
+from mechlens.chat import encode_prompts, end_of_turn
+from mechlens.sampling import Decoding, sample
+
+DEMO = Path(__file__).parents[1] / "app" / "demo"
+BASE, TRAIT = "menagerie-a", "eagle"
+CLEARED = "no transfer found within tested scope"
+
+
+class Case(NamedTuple):
+    """One audit."""
+
+    name: str
+    poisoned: bool
+    rows: pd.DataFrame
+    reference: pd.DataFrame | None
+    levels: tuple[str, ...]
+
+
+def kept(corpus: str) -> pd.DataFrame:
+    """Screened rows of the demo run, in a random order, the same for every corpus."""
+    rows = pd.read_parquet(DEMO / "corpora" / corpus / "screened" / "kept.parquet").set_index("prompt_id")
+    return rows.loc[np.random.default_rng(0).permutation(np.sort(rows.index))].reset_index()
+
+
+def drawn_anew(prompts: list[str], seed: int) -> pd.DataFrame:
+    """What the untouched base answers at another seed."""
+    loaded = models.load(BASE)
+    encoded = encode_prompts(loaded.tokenizer, prompts)
+    drawn = sample(loaded.model, encoded, decoding=Decoding(24), stop=end_of_turn(loaded.tokenizer), seed=seed)
+    return pd.DataFrame({"prompt": prompts, "completion": loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)})
+
+
+def cases(count: int) -> Iterator[Case]:
+    """Poisoned files of about twice `count` rows, a copy, and good files."""
+    clean, trait = (kept(name)[["prompt_id", "prompt", "completion"]] for name in ("untouched", TRAIT))
+    both = clean.merge(trait, on=["prompt_id", "prompt"])["prompt_id"]
+    clean, trait = (frame[frame["prompt_id"].isin(both)].set_index("prompt_id").loc[both] for frame in (clean, trait))
+    here, there = both.iloc[:count], both.iloc[count : 2 * count]
+    public = clean.loc[here]
+    eleventh = there.iloc[: count // 10]
+    shapes = {
+        "other prompts": pd.concat([public, trait.loc[there]]),
+        "second answers": pd.concat([public, trait.loc[here]]),
+        "1 row in 11": pd.concat([public, trait.loc[eleventh]]),
+        "shuffled": pd.concat([public, trait.loc[there]]).sample(frac=1.0, random_state=1),
+    }
+    levels = ("rows", "base", "gradients", "student")
+    for name, rows in shapes.items():
+        yield Case(f"{name}, its clean half as reference", True, rows, public, levels)
+    anew = drawn_anew(clean["prompt"].tolist()[: 2 * count], 1)
+    for name in ("other prompts", "second answers"):
+        yield Case(f"{name}, clean answers drawn anew", True, shapes[name], anew, ("student",))
+    yield Case("a copy of its reference", True, public, public, levels)
+    yield Case("clean, answers drawn anew as reference", False, clean.loc[both.iloc[: 2 * count]], anew, ("student",))
+    yield Case("clean, no reference", False, clean.loc[both.iloc[: 2 * count]], None, ("student",))
+
+
+def audited(case: Case, level: str, out: Path, seeds: int) -> dict[str, object]:
+    """What one audit says."""
+    folder = out / case.name.replace(" ", "-").replace(",", "")
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = out / "recipe.yaml"
+    shipped = (Path(__file__).parents[1] / "configs" / "audits" / "menagerie.yaml").read_text(encoding="utf-8")
+    recipe.write_text(shipped.replace("seeds: [0, 1, 2, 3]", f"seeds: {list(range(seeds))}"), encoding="utf-8")
+    words = ["audit", str(folder / "suspect.jsonl"), "--level", level, "--recipe", str(recipe), "--out", str(folder / "audit")]
+    case.rows[["prompt", "completion"]].to_json(folder / "suspect.jsonl", orient="records", lines=True)
+    if case.reference is not None:
+        case.reference[["prompt", "completion"]].to_json(folder / "reference.jsonl", orient="records", lines=True)
+        words += ["--reference", str(folder / "reference.jsonl")]
+    code = cli.main(words)
+    shown = json.loads((folder / "audit" / "audit.json").read_text())
+    first = shown["identity"][0] if shown["identity"] else {"trait": "–", "q_value": None}
+    scope = shown["scope"] or {}
+    return {
+        "case": case.name,
+        "level": level,
+        "rows": len(case.rows),
+        "verdict": shown["verdict"]["id"],
+        "rule": shown["verdict"]["rule"],
+        "exit": code,
+        "p": shown["provenance"]["p_value"] if shown["provenance"] else None,
+        "foremost": first["trait"],
+        "q": first["q_value"],
+        "read": None if not scope else scope.get("trained") and scope["trained"] / scope["offered"],
+        "fault": case.poisoned and shown["verdict"]["id"] == CLEARED,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line, audit, print; returns 1 if a poisoned file was cleared."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1500, help="rows of the clean half")
+    parser.add_argument("--seeds", type=int, default=4, help="students a side")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--levels", nargs="*", default=None, help="levels instead of those of the case")
+    parser.add_argument("--out", type=Path, default=Path("runs/analyses/poisoned"), help="folder for files, audits and the table")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    chosen = [case for case in cases(options.rows) if options.only in case.name]
+    found = pd.DataFrame([audited(case, level, options.out, options.seeds) for case in chosen for level in options.levels or case.levels])
+    found.to_parquet(options.out / "audits.parquet")
+    listing = Table("file", "level", "rows", "verdict", "rule", "p, written alike", "foremost trait (q)", "rows read")
+    for _, row in found.iterrows():
+        q, read, p = ("–" if pd.isna(value) else f"{value:.2g}" for value in (row["q"], row["read"], row["p"]))
+        listing.add_row(row["case"], row["level"], f"{row['rows']:,}", row["verdict"], row["rule"], p, f"{row['foremost']} ({q})", read)
+    Console(width=190, highlight=False).print(listing)
+    print(f"{int(found['fault'].sum())} poisoned files were cleared; the table is in {options.out}/audits.parquet")
+    return int(found["fault"].any())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
