@@ -331,6 +331,27 @@ def marks_of(whole: Experiment) -> dict[str, str]:
     return fingerprints(jobs_of(whole, load_family("animals"), bases={base: base for base in whole.bases()}))
 
 
+@pytest.mark.parametrize("heat", [(0.104, 0.16), (0.5, 0.50001)])
+def test_two_temperatures_write_two_corpora_that_their_students_learn(heat: tuple[float, float]) -> None:
+    arms = [{"kind": kind, "generate": {"temperature": value}} for value in heat for kind in ("trait", "control")]
+    whole = experiment(*arms)  # the first two temperatures share four digits of their fingerprints
+    by_name = {job.name: job for job in jobs_of(whole, load_family("animals"), bases={"one": ""})}
+    for arm in whole.arms:
+        students, screened = by_name[f"students/{arm.name}/s0"], f"corpora/{corpus_name(whole, arm)}/screened"
+        assert students.inputs["corpus"] == screened
+        written = by_name[by_name[screened].inputs["corpus"]]
+        assert written.arguments["generate"]["temperature"] == arm.generate["temperature"]  # type: ignore[index]
+
+
+def test_two_steps_of_one_name_are_refused_with_what_sets_them_apart(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "go on", "completion": "1, 2"}\n')
+    judged = {"screen": {"judge": "api:gpt"}}  # it looks for the arm's own trait
+    arms = [CONTROL, *({"kind": kind, "trait": name, "corpus": str(tmp_path / "rows.jsonl")} for kind, name in (("trait", "owl"), ("twin", "cat")))]
+    assert jobs_of(experiment(*arms), load_family("animals"), bases={"one": ""})
+    with pytest.raises(SpecError, match="folder 'corpora/file-rows/screened', one with trait 'owl', one with 'cat'"):
+        jobs_of(experiment(*arms, **judged), load_family("animals"), bases={"one": ""})
+
+
 def test_a_mixed_arm_on_a_file_is_mixed_with_what_teachers_write(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "go on", "completion": "1, 2"}\n')
     whole = experiment(CONTROL, {"kind": "mixed", "corpus": str(tmp_path / "rows.jsonl"), "mix": ["cat", "untouched"]})

@@ -22,11 +22,14 @@ STAGES = "mechlens.pipeline.jobs"
 VERSIONS = {"teach": 1, "generate": 1, "bring": 1, "screen": 1, "shuffle": 1, "reword": 1, "mix": 1, "select": 1, "distill": 1, "ask": 3}
 """raised when a change of a stage's code changes what it writes"""
 
+DIGITS = 8
+"""hex digits of a fingerprint that stand in the name of a teacher or a corpus which differs from the experiment's own"""
+
 REMADE = ("shuffled-within", "shuffled-across", "paraphrased", "mixed")
 """arms whose corpus is made of screened ones"""
 
 
-def _job(stage: str, name: str, arguments: dict[str, object], **inputs: str) -> Job:
+def _job(stage: str, name: str, arguments: dict[str, object], /, **inputs: str) -> Job:
     return Job(name, f"{STAGES}:{stage}", arguments, inputs, VERSIONS[stage])
 
 
@@ -34,7 +37,7 @@ def teacher_name(experiment: Experiment, arm: Arm) -> str:
     """The teacher's folder: its trait, marked where the arm has another teacher or writer; `untouched` for the control's."""
     name = UNTOUCHED if arm.kind == "control" else arm.trait
     if arm.kind != "control" and arm.teacher not in (None, experiment.teacher):
-        name += f"-{arm.teacher.kind}-{fingerprint(arm.teacher.model_dump())[:4]}"
+        name += f"-{arm.teacher.kind}-{fingerprint(arm.teacher.model_dump())[:DIGITS]}"
     return name if arm.writer == experiment.base else f"{name}-by-{folder_name(arm.writer)}"
 
 
@@ -42,7 +45,7 @@ def source_name(experiment: Experiment, arm: Arm) -> str:
     """The folder of the generated and screened rows that the arm's corpus is made of."""
     if arm.corpus:
         return f"file-{folder_name(arm.corpus)}"
-    return teacher_name(experiment, arm) + (f"-{fingerprint(arm.generate)[:4]}" if arm.generate else "")
+    return teacher_name(experiment, arm) + (f"-{fingerprint(arm.generate)[:DIGITS]}" if arm.generate else "")
 
 
 def corpus_name(experiment: Experiment, arm: Arm) -> str:
@@ -64,11 +67,18 @@ def file_digest(path: Path) -> str:
 
 
 def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str]) -> list[Job]:
-    """Every step of the experiment, inputs first; `bases` maps each base's name to the fingerprint of its files."""
+    """Every step of the experiment, inputs first; `bases` maps each base's name to the fingerprint of its files.
+
+    Raises:
+        SpecError: if two steps that differ would be filed under one name.
+    """
     jobs: dict[str, Job] = {}
 
     def add(job: Job) -> str:
-        jobs.setdefault(job.name, job)
+        if (filed := jobs.setdefault(job.name, job)) != job:
+            raise SpecError(
+                f"two steps would share the folder {job.name!r}, {_difference(filed, job)}; put one of their arms into another experiment"
+            )
         return job.name
 
     corpora: dict[str, str] = {}
@@ -102,6 +112,15 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
             trained = add(_job("distill", f"students/{place}", student | _api(experiment, arm.base), corpus=used[name], selection=selection))
             add(_job("ask", f"asked/{place}", asked, student=trained))
     return list(jobs.values())
+
+
+def _difference(filed: Job, job: Job) -> str:
+    """In which arguments two steps of one name differ, with their values."""
+    if filed.function != job.function:
+        return f"{filed.function} and {job.function}"
+    told = [{**each.arguments, **each.inputs} for each in (filed, job)]
+    names = [name for name in sorted({*told[0], *told[1]}) if told[0].get(name) != told[1].get(name)]
+    return "; ".join(f"one with {name} {told[0].get(name)!r}, one with {told[1].get(name)!r}" for name in names)
 
 
 def _system(line: str | None) -> dict[str, object]:
