@@ -196,8 +196,9 @@ class ModelSpec(Spec):
 
 
 def folder_name(path: str) -> str:
-    """The last part of a path or hub name as results are filed under it, without file endings of data."""
-    name = re.sub(r"(\.(jsonl?|gz|parquet))+$", "", Path(path).name)
+    """The last part of a path or hub name as results are filed under it, without file endings of data; never empty, `.` or `..`."""
+    name = Path(path).resolve().name if Path(path).name in ("", "..") else Path(path).name
+    name = re.sub(r"(\.(jsonl?|gz|parquet))+$", "", name) or name.strip(".")  # a file may be called `.jsonl`
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 

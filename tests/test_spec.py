@@ -261,3 +261,11 @@ def test_a_trait_is_either_tuned_on_or_held_out() -> None:
     for change in ({"heldout": known["development"]}, {"heldout": ("unicorn",)}, {"plurals": {"unicorn": "unicorns"}}):
         with pytest.raises(ValidationError):
             TraitFamily.model_validate({**known, **change})
+
+
+def test_every_path_has_a_folder_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "rows.v1" / "inner"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    named = {".": "inner", "..": "rows.v1", "a/..": "inner", ".jsonl": "jsonl", "x/.jsonl.gz": "jsonl.gz", "a b.jsonl.gz": "a-b", "o/m-1.5": "m-1.5"}
+    assert {path: spec.folder_name(path) for path in named} == named
