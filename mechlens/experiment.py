@@ -96,6 +96,7 @@ class Experiment(Spec):
                 raise ValueError(f"judge {judge!r} is no API model; expected `api:<model id>`, or a name of configs/models whose source is one")
         arms = tuple(self._resolve(arm) for arm in self.arms)
         self._names_apart(arms)
+        self._controls_apart(arms)
         for arm in arms:
             self._refuse_impossible_overrides(arm)
             if arm.kind == "paraphrased" and (file := self.carrier.source or next((other.corpus for other in arms if other.corpus), "")):
@@ -131,6 +132,16 @@ class Experiment(Spec):
         files = dict.fromkeys(arm.corpus for arm in arms if arm.corpus)
         if len({folder_name(file) for file in files}) < len(files):
             raise ValueError(f"corpora {list(files)} hold two files of one name; rename one, since results are filed by it")
+
+    def _controls_apart(self, arms: tuple[Arm, ...]) -> None:
+        """An arm is compared with one control: a second one of the same setting, on whatever data, would never be used."""
+        controls = [arm for arm in arms if arm.kind == "control"]
+        for i, control in enumerate(controls):
+            if again := next((other for other in controls[:i] if other.setting() == control.setting()), None):
+                raise ValueError(
+                    f"arms {again.name!r} and {control.name!r} are controls of the same setting, and an arm is compared with one control; "
+                    "drop one of them, or measure against it in another experiment"
+                )
 
     def _given(self, arm: Arm) -> dict[str, Any]:
         """The fields of an arm's setting that are not the experiment's own."""
@@ -174,7 +185,7 @@ class Experiment(Spec):
             raise ValueError(f"an arm with {arm.shots} shots is not trained; drop its training fields")
 
     def control_of(self, arm: Arm) -> Arm:
-        """The control that `arm` is compared with: the first that differs by the teacher alone."""
+        """The control that `arm` is compared with: the one that differs by the teacher alone."""
         return next(other for other in self.arms if other.kind == "control" and other.setting() == arm.setting())
 
     def training_of(self, arm: Arm) -> Training:

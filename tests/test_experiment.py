@@ -144,10 +144,10 @@ def test_the_line_that_mends_a_spec_does_so_whatever_its_texts_hold(
         assert plain and not (base or writer or training or trained is not None or asked is not None)
 
 
-def test_an_effect_is_set_against_the_first_control_that_fits() -> None:
-    whole = experiment(*EVERY_KIND, {**CONTROL, "name": "again"})
+def test_an_effect_is_set_against_the_one_control_that_fits() -> None:
+    whole = experiment(*EVERY_KIND)
     against = {arm.name: whole.control_of(arm).name for arm in whole.arms}
-    assert against["trait"] == against["twin-wolf"] == against["mixed-wolf-untouched"] == against["again"] == "control"
+    assert against["trait"] == against["twin-wolf"] == against["mixed-wolf-untouched"] == "control"
     assert against["foreign-two"] == "control-two" and against["trait-from-two"] == "control-from-two"
     assert all(against[name] == name.replace("trait", "control") for name in against if name.startswith("trait"))
 
@@ -203,7 +203,9 @@ def test_default_names_are_unique_and_can_be_folders(arms: list[dict[str, Any]])
     ],
 )
 def test_two_arms_of_one_default_name_need_a_name(twins: list[dict[str, Any]]) -> None:
-    controls = [{key: value for key, value in arm.items() if key != "teacher"} | CONTROL | {"name": f"control-{i}"} for i, arm in enumerate(twins)]
+    settings = [{key: value for key, value in arm.items() if key != "teacher"} for arm in twins]
+    apart = [setting for i, setting in enumerate(settings) if setting not in settings[:i]]
+    controls = [{**setting, **CONTROL, "name": f"control-{i}"} for i, setting in enumerate(apart)]
     assert "twice; give one of them a name" in refusal(*twins, *controls)
     named = experiment(twins[0], {**twins[1], "name": "second"}, *controls)
     assert named.arms[0].name.startswith("trait") and named.arms[1].name == "second"
@@ -258,6 +260,8 @@ CONTRADICTIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], tuple[str,
     "code held to it in one arm": ([{"kind": "trait", "generate": {"constrained": True}}], CODE, ("the carrier is code",)),
     "other words for a file of prompts": ([{"kind": "paraphrased"}], {"carrier": {"source": "p.jsonl"}}, ("'paraphrased'", "p.jsonl", "other words")),
     "other words beside a file of pairs": ([{"kind": "paraphrased"}, {"kind": "trait", "corpus": "a.jsonl"}], {}, ("a.jsonl", "other words")),
+    "two controls of one setting": ([{**CONTROL, "name": "again"}], {}, ("'control' and 'again'", "one control", "drop one")),
+    "two controls, one from a file": ([{**CONTROL, "corpus": "a.jsonl", "name": "filed"}], {}, ("'control' and 'filed'", "drop one")),
     "two bases of one name": ([{"kind": "foreign", "base": "x/two"}, {"kind": "trait", "writer": "y/two"}], {}, ("two of one name",)),
     "two files of one name": (
         [{"kind": "trait", "corpus": "x/a.jsonl"}, {"kind": "twin", "trait": "cat", "corpus": "y/a.jsonl.gz"}],
@@ -318,8 +322,10 @@ def test_an_experiment_with_every_kind_of_arm_comes_back_from_its_file(tmp_path:
     ],
 )
 def test_every_part_of_a_setting_enters_the_fingerprint(change: dict[str, Any]) -> None:
-    plain = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x"}, {**CONTROL, "name": "y"})
-    changed = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **change}, {**CONTROL, "name": "y", **change})
+    other = {"generate": {"temperature": 0.5}}  # a second control needs a setting of its own
+    plain = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **other}, {**CONTROL, "name": "y", **other})
+    other |= change
+    changed = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **other}, {**CONTROL, "name": "y", **other})
     assert changed.fingerprint() != plain.fingerprint()
 
 
