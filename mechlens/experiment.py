@@ -22,6 +22,7 @@ from mechlens.spec import (
     explain,
     folder_name,
     is_remote,
+    laid_over,
 )
 
 ArmKind = Literal["trait", "control", "twin", "foreign", "shuffled-within", "shuffled-across", "paraphrased", "mixed"]
@@ -46,7 +47,7 @@ class Arm(Spec):
     corpus: str = ""
     """A file of pairs to train on instead of a teacher's text."""
     teacher: TeacherSpec | None = None
-    """Another teacher than the experiment's."""
+    """Another teacher than the experiment's: one of its kind has the experiment's fields where it names no others."""
     mix: tuple[str, ...] = ()
     """A mixed arm's further teachers, by trait; `untouched` is the base itself. Rows are taken in turn."""
     shots: int = Field(default=0, ge=0)
@@ -156,7 +157,8 @@ class Experiment(Spec):
         base = arm.base or writer
         trait = "" if arm.kind == "control" else arm.trait or self.trait
         self._refuse_contradictions(arm, base, writer, trait)
-        resolved = arm.model_copy(update={"base": base, "writer": writer, "trait": trait})
+        teacher = None if arm.teacher is None else self.teacher_like(arm.teacher)
+        resolved = arm.model_copy(update={"base": base, "writer": writer, "trait": trait, "teacher": teacher})
         parts = [arm.kind, *([trait] if trait not in ("", self.trait) else []), *arm.mix]
         parts += [folder_name(base)] if base != writer else []
         parts += ["from", folder_name(writer)] if writer != self.base else []
@@ -187,6 +189,11 @@ class Experiment(Spec):
     def control_of(self, arm: Arm) -> Arm:
         """The control that `arm` is compared with: the one that differs by the teacher alone."""
         return next(other for other in self.arms if other.kind == "control" and other.setting() == arm.setting())
+
+    def teacher_like(self, given: TeacherSpec) -> TeacherSpec:
+        """Another teacher, with the experiment's own fields where it names none; one of another kind shares none with it."""
+        same_kind = given.kind == self.teacher.kind or "kind" not in given.model_fields_set
+        return laid_over(self.teacher, given) if same_kind else given
 
     def training_of(self, arm: Arm) -> Training:
         """How the arm's students are trained."""

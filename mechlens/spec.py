@@ -61,11 +61,18 @@ class Training(Spec):
     """Pairs longer than this many tokens are refused, never cut."""
 
 
+class TeacherTraining(Training):
+    """How a teacher is fine-tuned: harder than a student, since its lessons are few."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    epochs: int = Field(default=6, ge=1)
+
+
 class TeacherSpec(Spec):
     """What is done to the base so that it has the trait."""
 
     kind: Literal["base", "finetuned", "prompted", "steered"] = "finetuned"
-    training: Training = Training(learning_rate=1e-3, epochs=6)
+    training: TeacherTraining = TeacherTraining()
     rows: int = Field(default=640, ge=1)
     """Lessons a fine-tuned teacher is taught."""
     lessons_file: str = ""
@@ -233,6 +240,15 @@ def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
         return kind.model_validate(content | overrides)
     except ValidationError as error:
         raise SpecError(f"{path}: {explain(error)}") from error
+
+
+def laid_over(own: SpecType, given: SpecType) -> SpecType:
+    """A spec with the fields that were set in `given`, at any depth, and `own`'s elsewhere."""
+
+    def lay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+        return under | {name: lay(under[name], value) if isinstance(value, dict) else value for name, value in over.items()}
+
+    return type(own).model_validate(lay(own.model_dump(), given.model_dump(exclude_unset=True)))
 
 
 _SHORT = reprlib.Repr()  # a few lines of YAML can name a list of lists of lists that no memory would hold when written out

@@ -17,7 +17,7 @@ from mechlens.errors import SpecError
 from mechlens.executor import fingerprints
 from mechlens.experiment import Experiment
 from mechlens.pipeline.run import corpus_name, jobs_of
-from mechlens.spec import GenerateSpec, Training, load, save
+from mechlens.spec import GenerateSpec, TeacherSpec, Training, load, save
 from mechlens.traits import load_experiment, load_family
 
 CONTROL = {"kind": "control"}
@@ -226,6 +226,21 @@ def test_overrides_are_laid_over_the_experiments_own() -> None:
     written = by_name["trait-temperature-0.5-constrained-True"]
     assert whole.generate_of(written) == GenerateSpec(temperature=0.5, top_p=0.9, constrained=True)
     assert whole.training_of(written) == plain
+
+
+def test_another_teacher_of_the_same_kind_has_what_it_leaves_out_from_the_experiments_own(tmp_path: Path) -> None:
+    own = {"rows": 77, "training": {"embeddings": False, "learning_rate": 0.02, "epochs": 9}}
+    arms = [{"rows": 5}, {"training": {"epochs": 2}}, {"kind": "finetuned", "training": {"epochs": 9}}, {"kind": "prompted"}]
+    listed = [{"kind": "trait", "name": f"arm-{i}", "teacher": teacher} for i, teacher in enumerate(arms)]
+    whole = experiment(*listed, CONTROL, teacher=own)
+    first, second, third, fourth = (arm.teacher for arm in whole.arms[:4])
+    assert first == TeacherSpec.model_validate(own | {"rows": 5})
+    assert second == TeacherSpec.model_validate(own | {"training": {**own["training"], "epochs": 2}})  # type: ignore[dict-item]
+    assert third == whole.teacher and fourth == TeacherSpec(kind="prompted")
+    save(whole, tmp_path / "spec.yaml")
+    assert load(tmp_path / "spec.yaml", Experiment) == whole
+    steered = experiment({"kind": "trait", "teacher": {"strength": 3.0}}, CONTROL, teacher={"kind": "steered", "layer": 0.2})
+    assert steered.arms[0].teacher == TeacherSpec(kind="steered", layer=0.2, strength=3.0)
 
 
 def test_bases_are_listed_once_the_experiments_own_first() -> None:
