@@ -111,7 +111,7 @@ def test_the_divergence_equals_a_slow_sum(teachers: dict[str, Path], toy: Loaded
     asked, plain = (encode_prompts(toy.tokenizer, PROMPTS, system=system) for system in (teacher.system, line_of(name)))
     expected = slow_divergence(teachers[name], toy, completions, line_of(name))
     for batch in (4, 100):
-        found = divergence(teacher, asked, plain, completions, teacher_folder=teachers[name], batch=batch)
+        found = divergence(teacher, asked, plain, completions, batch=batch)
         assert found.kl_per_token == pytest.approx(expected[0], rel=1e-4, abs=1e-6)
         assert found.entropy_per_token == pytest.approx(expected[1], rel=1e-5)
         assert found.tokens == expected[2] == sum(map(len, completions))
