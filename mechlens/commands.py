@@ -57,6 +57,7 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
         spec.save(experiment, folder / "spec.yaml")
         console.print(f"{experiment.name} → {folder}: {len(jobs)} steps, {len(jobs) - len(todo)} already done", highlight=False)
         _execute(folder, jobs, todo, _workers() if workers is None else workers)
+        _refuse_changed(folder, jobs, _jobs(experiment, family))
         if rows_only:
             return folder
         _manifest(folder, experiment, jobs)
@@ -108,6 +109,17 @@ def _execute(folder: Path, jobs: list[Job], todo: list[Job], workers: int) -> No
                 console.print(f"  {job.name}", highlight=False)
 
         execute(folder, jobs, workers=workers, progress=progress, finished=finished)
+
+
+def _refuse_changed(folder: Path, done: list[Job], now: list[Job]) -> None:
+    """Raise DataError if a base or a file of the user's changed while the steps were done: some read the old one, some the new one."""
+    marks = fingerprints(now)
+    changed = [name for name, mark in fingerprints(done).items() if marks[name] != mark]
+    if changed:
+        raise DataError(
+            f"a base or a data file changed while {folder} was made: {len(changed)} steps, {changed[0]} first, may have read either; "
+            "run again, which repeats them"
+        )
 
 
 def _manifest(folder: Path, experiment: Experiment, jobs: list[Job]) -> None:

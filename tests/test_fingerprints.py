@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mechlens import models, spec
-from mechlens.errors import SpecError
-from mechlens.executor import fingerprints
+from mechlens import commands, models, spec
+from mechlens.errors import DataError, SpecError
+from mechlens.executor import fingerprints, pending
 from mechlens.experiment import Experiment
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.run import jobs_of
@@ -62,6 +65,32 @@ def test_a_hub_base_whose_branch_moved_is_another_base(hub: Path) -> None:
     assert not [name for name, mark in first.items() if moved[name] == mark]
     (hub / "refs" / "main").write_text(f"{COMMITS[0]}\n")
     assert marks_of(base="owner/one") == first
+
+
+def test_a_run_on_a_branch_that_moved_does_not_count_as_done(hub: Path, toy_bases: dict[str, str], tmp_path: Path) -> None:
+    """Through the command line, on a base of the hub that only the cache holds."""
+    for commit in COMMITS:
+        shutil.copytree(toy_bases["llama"], hub / "snapshots" / commit, dirs_exist_ok=True)
+    small = {"carrier": {"prompts": 24, "wording": "terse"}, "screen": {"rule": "none"}, "teacher": {"kind": "prompted"}, "ask": {"samples": 1}}
+    student = {"rows": 8, "prompts": "own", "training": {"epochs": 1, "batch": 4}}
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(FIELDS | small | {"base": "owner/one", "student": student}))
+    command = [sys.executable, "-m", "mechlens", "run", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "run"), "--workers", "0"]
+    cached = {"HF_HUB_CACHE": str(hub.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | cached, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    experiment, family = commands.open_run(tmp_path / "run")
+    steps = commands._jobs(experiment, family)
+    assert len(steps) == 12 and not pending(tmp_path / "run", steps)
+    (hub / "refs" / "main").write_text(COMMITS[1])
+    assert len(pending(tmp_path / "run", commands._jobs(experiment, family))) == 12
+
+
+def test_a_file_that_changes_while_a_run_reads_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path(placed(tmp_path / "data", "rows.jsonl", PAIR * 8))
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(FIELDS | {"arms": [{"kind": "trait", "corpus": str(file)}, {"kind": "control"}]}))
+    monkeypatch.setattr(commands, "_execute", lambda *_: file.write_text(OTHER))
+    with pytest.raises(DataError, match=r"changed while .* was made: .*corpora/file-rows/generated"):
+        commands.run(tmp_path / "toy.yaml", out=tmp_path / "run", workers=0)
 
 
 def test_a_pinned_commit_is_the_base_that_the_branch_at_it_is(hub: Path, entries: Path) -> None:
