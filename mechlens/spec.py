@@ -267,8 +267,10 @@ def explain(error: ValidationError) -> str:
 
 
 def save(spec: Spec, path: Path) -> None:
-    """Write a spec as YAML that `load` reads back to an equal spec."""
-    path.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write a spec as YAML that `load` reads back to an equal spec; a reader sees the old file or the new one, never half of one."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    part.replace(path)
 
 
 def model_of(name: str) -> ModelSpec:

@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,6 +82,15 @@ def working(step: Path, fingerprint: str, *, inputs: dict[str, str] | None = Non
         yield part
     set_aside(step)
     part.rename(step)
+
+
+def make_once(step: Path, fingerprint: str, fill: Callable[[Path], None]) -> Path:
+    """The folder `step`, filled by `fill(folder)` unless that very request has been finished there."""
+    if not is_complete(step, fingerprint):
+        with working(step, fingerprint) as part:
+            if not is_complete(part, fingerprint):
+                fill(part)
+    return step
 
 
 def set_aside(step: Path) -> None:
