@@ -87,7 +87,8 @@ def audit(
     workers: int | None,
 ) -> int:
     """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 found, 2 inconclusive."""
-    plan = traits.load_experiment(Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml")
+    config = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
+    plan = traits.with_family_by_path(traits.load_experiment(config), config)
     traits_asked = from_student.panel_of(traits.load_family(plan.family), panel)
     if student is not None and not student.is_dir():
         raise SpecError(f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a model of the base")

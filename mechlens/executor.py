@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mechlens import store
-from mechlens.errors import MachineError
+from mechlens.errors import DataError, MachineError
 from mechlens.spec import fingerprint
 
 
@@ -77,6 +77,20 @@ def pending(run: Path, jobs: Sequence[Job]) -> list[Job]:
     """The jobs whose very result is not in the run yet."""
     marks = fingerprints(jobs)
     return [job for job in jobs if not store.is_complete(run / job.name, marks[job.name])]
+
+
+def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
+    """Compare steps as they were started with the same steps as they would be now.
+
+    Raises:
+        DataError: if a base or a data file changed meanwhile: some steps read the old one, some the new one.
+    """
+    marks = fingerprints(now)
+    if changed := [name for name, mark in fingerprints(done).items() if marks[name] != mark]:
+        raise DataError(
+            f"a base or a data file changed while {run} was made: {len(changed)} steps, {changed[0]} first, may have read either; "
+            "run again, which repeats them"
+        )
 
 
 def execute(run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress, finished: Callable[[Job], None]) -> None:

@@ -75,6 +75,7 @@ class Experiment(Spec):
     system: str | None = None
     """System line of everyone but prompted teachers: while writing, training and being asked. None has none."""
     family: str = "animals"
+    """A family of configs/traits, of a file NAME.yaml or traits/NAME.yaml beside the experiment's, or a path that ends in .yaml."""
     trait: str
     carrier: CarrierSpec = CarrierSpec()
     teacher: TeacherSpec = TeacherSpec()

@@ -14,8 +14,10 @@ from mechlens.carriers.numbers import prefix
 from mechlens.errors import SpecError
 from mechlens.experiment import UNTOUCHED, Experiment
 from mechlens.seeds import dice
-from mechlens.spec import CONFIGS, Spec, load
+from mechlens.spec import CONFIGS, Spec, load, save
 
+KEPT = "family"
+"""folder of a run that holds its family"""
 PREFIX_SEED = 47
 """the paper's code fixes the numbers before each probe by this seed"""
 
@@ -174,7 +176,7 @@ class TraitFamily(Spec):
         ask = experiment.ask
         probes = self.stories if ask.probes == "stories" else self.asked(ask.split)
         if not probes:
-            raise SpecError(f"family {self.name!r} has no stories to ask for; add `stories` to configs/traits/{self.name}.yaml")
+            raise SpecError(f"family {self.name!r} has no stories to ask for; add `stories` to its file")
         if ask.probes == "numbers":
             probes = tuple(f"{prefix(dice(PREFIX_SEED, 'prefix', i), wording=experiment.carrier.wording)} {probe}" for i, probe in enumerate(probes))
         return tuple(f"{probe} {ask.suffix}" if ask.suffix else probe for probe in probes)
@@ -187,19 +189,58 @@ class TraitFamily(Spec):
         return self.system.format(name=name, plural=self.plural(name), category=self.category)
 
 
-def load_family(name: str) -> TraitFamily:
-    """The trait family of that name in configs/traits."""
-    path = CONFIGS / "traits" / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise SpecError(f"family {name!r} is unknown; expected one of {known}, or add {path}")
-    return load(path, TraitFamily)
+def find_family(name: str, config: Path | None = None) -> Path:
+    """The file of a family: the run's own copy, a path from the experiment's folder, a file of that name there or in `traits/` there, or ours.
+
+    Args:
+        config: the experiment's YAML; without it a path is taken from the current folder.
+
+    Raises:
+        SpecError: if there is none.
+    """
+    folder = Path() if config is None else config.parent
+    kept = folder / KEPT / f"{Path(name).stem}.yaml"
+    if config is not None and config.name == "spec.yaml" and kept.is_file():
+        return kept
+    if name.endswith((".yaml", ".yml")):
+        if not (file := folder / Path(name).expanduser()).is_file():
+            raise SpecError(f"no family at {file}; expected a YAML file like {CONFIGS / 'traits' / 'animals.yaml'}")
+        return file
+    beside = [] if config is None else [folder / f"{name}.yaml", folder / "traits" / f"{name}.yaml"]
+    shipped = CONFIGS / "traits" / f"{name}.yaml"
+    for file in (*beside, shipped):
+        if file.is_file() and not (file in beside and _is_experiment(file)):
+            return file
+    known = sorted(p.stem for p in shipped.parent.glob("*.yaml"))
+    raise SpecError(f"family {name!r} is unknown; expected one of {known}, a file {name}.yaml beside the experiment's, or a path that ends in .yaml")
+
+
+def _is_experiment(file: Path) -> bool:
+    """Whether a file that has a family's name is an experiment: both may be called after animals."""
+    return re.search(r"^arms\s*:", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
+
+
+def load_family(name: str, config: Path | None = None) -> TraitFamily:
+    """The trait family that an experiment's YAML names; see `find_family`."""
+    return load(find_family(name, config), TraitFamily)
+
+
+def keep_family(family: TraitFamily, name: str, run: Path) -> None:
+    """Leave a copy in the run folder, so that its spec.yaml finds the family that the run had, whatever becomes of the original."""
+    (run / KEPT).mkdir(parents=True, exist_ok=True)
+    save(family, run / KEPT / f"{Path(name).stem}.yaml")
+
+
+def with_family_by_path(experiment: Experiment, config: Path) -> Experiment:
+    """The experiment with a family of the user's own named by its whole path, so that it is found from any folder."""
+    file = find_family(experiment.family, config)
+    return experiment if file.parent == CONFIGS / "traits" else experiment.model_copy(update={"family": str(file.resolve())})
 
 
 def load_experiment(path: Path, **overrides: Any) -> Experiment:
     """An experiment whose traits are known to its family."""
     experiment = load(path, Experiment, **overrides)
-    family = load_family(experiment.family)
+    family = load_family(experiment.family, path)
     named = {experiment.trait, *(trait for arm in experiment.arms for trait in (arm.trait, *arm.mix))}
     for trait in sorted(named - {"", UNTOUCHED}):
         if trait not in family.names:
