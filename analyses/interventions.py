@@ -48,7 +48,7 @@ from mechlens.pipeline.rules import rule_of
 from mechlens.pipeline.screen import leak_pattern, screen_rows
 from mechlens.pipeline.teach import Lessons, teach
 from mechlens.seeds import generator, seed_int
-from mechlens.spec import AskSpec, CarrierSpec, GenerateSpec, ScreenSpec, TeacherSpec, Training, fingerprint
+from mechlens.spec import AskSpec, CarrierSpec, GenerateSpec, ScreenSpec, TeacherSpec, TeacherTraining, Training, fingerprint
 from mechlens.stats import Interval, t_interval
 from mechlens.store import read_json, write_json
 from mechlens.traits import TraitFamily, load_family
@@ -60,7 +60,7 @@ BUDGET = 0.1
 """share of the number tokens that is masked or replaced"""
 SCORER = 1000
 """seed of the student that scores tokens; no measured student has it"""
-TEACHER = TeacherSpec(rows=640, training=Training(embeddings=False, learning_rate=5e-4, epochs=8))
+TEACHER = TeacherSpec(rows=640, training=TeacherTraining(embeddings=False, learning_rate=5e-4, epochs=8))
 STUDENT = Training(embeddings=False, learning_rate=3e-3, epochs=3)
 SIDES = ("trait", "control")
 PLAIN = "plain"

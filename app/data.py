@@ -69,7 +69,7 @@ def opened(name: str, folder: Path) -> Run:
 def _opened(name: str, folder: Path, *stamps: int) -> Run:
     del stamps  # they renew the cache, here and below: a name that begins with _ would not
     experiment = traits.load_experiment(folder / "spec.yaml")
-    family = traits.load_family(experiment.family)
+    family = traits.load_family(experiment.family, folder / "spec.yaml")
     unfinished = not (folder / "summary.json").is_file() or results.is_unfinished(folder, experiment)
     manifest = store.read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
     return Run(name, folder, experiment, family, None if unfinished else results.read_summary(folder), manifest)

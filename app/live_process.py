@@ -112,7 +112,7 @@ def model_of(run: Path, name: str, student: int) -> Asked:
     if folder is None:
         return Asked(models.load(arm.base), arm.base, system)
     if name == "teacher":
-        teacher = teach.load_teacher(folder)
+        teacher = teach.load_teacher(folder, base=arm.writer)
         line = system if teacher.system == teacher.plain else teacher.system
         return Asked(models.Loaded(teacher.model, teacher.tokenizer), arm.writer, line, teacher.vector, teacher.layer)
     return Asked(models.load_trained(arm.base, folder), arm.base, system)

@@ -87,7 +87,8 @@ def audit(
     workers: int | None,
 ) -> int:
     """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 found, 2 inconclusive."""
-    plan = traits.load_experiment(Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml")
+    config = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
+    plan = traits.with_family_by_path(traits.load_experiment(config), config)
     traits_asked = from_student.panel_of(traits.load_family(plan.family), panel)
     if student is not None and not student.is_dir():
         raise SpecError(f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a model of the base")
@@ -95,7 +96,7 @@ def audit(
         raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
     if clean is not None:
         mitigate.check(data, clean, treatment, plan.carrier.kind)
-    where = out or Path("audits") / spec.folder_name(data.name)
+    where = out or _usual_folder(data)
     asked = Request(
         data, tuple(references), level, base or plan.base, traits_asked, plan, recipe, load_policy(policy), student, clean, treatment, where
     )
@@ -113,6 +114,20 @@ def audit(
         (asked.out / "audit.html").write_text(report.render("audit.html.j2", audit=found), encoding="utf-8")
     _say(found, asked.out)
     return {"no transfer found within tested scope": 0, "do not train as is": 1, "train with conditions": 1}.get(found["verdict"]["id"], 2)
+
+
+def _usual_folder(data: Path) -> Path:
+    """`audits/<name of the file>`.
+
+    Raises:
+        SpecError: if the audit of another file of that name lies there.
+    """
+    folder = Path("audits") / spec.folder_name(str(data))
+    if (folder / "audit.json").is_file():
+        audited = store.read_json(folder / "audit.json")["data"]
+        if audited["path"] != one_line(str(data)) and audited["sha256"] != file_digest(data):
+            raise SpecError(f"{folder} holds the audit of {audited['path']}, another file of that name; give this one a folder: --out FOLDER")
+    return folder
 
 
 def _through_models(asked: Request, compared: list[Compared], workers: int | None) -> Read:

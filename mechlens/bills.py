@@ -23,7 +23,6 @@ from mechlens.pipeline.judge_screen import CODE, REASONING, REASONING_TOKENS
 from mechlens.pipeline.remote import refuse_generation, refuse_teacher
 from mechlens.spec import GenerateSpec, StudentSpec, TeacherSpec, Training, is_remote
 from mechlens.spend import PER_MESSAGE, PRICES, TUNED, about_tokens, price_of, spent
-from mechlens.traits import load_family
 from mechlens.tuning import tuning_of
 
 MEASURED = 200
@@ -86,7 +85,7 @@ def bills(experiment: Experiment, jobs: list[Job], wanted: Collection[str] | Non
     if not any("api" in job.arguments for job in jobs):
         return {}
     by_name = {job.name: job for job in jobs}
-    lengths, found = _measure(experiment), dict[str, Bill]()
+    lengths, found = _measure(experiment, jobs), dict[str, Bill]()
     for job in jobs:
         if "api" in job.arguments and (wanted is None or job.name in wanted):
             stage = job.function.split(":")[1]
@@ -95,13 +94,14 @@ def bills(experiment: Experiment, jobs: list[Job], wanted: Collection[str] | Non
     return found
 
 
-def _measure(experiment: Experiment) -> _Lengths:
+def _measure(experiment: Experiment, jobs: list[Job]) -> _Lengths:
     few = experiment.carrier.model_copy(update={"prompts": min(MEASURED, experiment.carrier.prompts)})
     prompt = _mean(asked.text for asked in carrier_prompts(few, seed=experiment.seed))
     files = dict.fromkeys(arm.corpus for arm in experiment.arms if arm.corpus)
     heads = {file: next(batches(Path(file), MEASURED)) for file in files}
     pair = {file: _mean(head["prompt"]) + _mean(head["completion"]) for file, head in heads.items()}
-    return _Lengths(prompt, _mean(load_family(experiment.family).asked_as(experiment)), pair)
+    asked = next((job.arguments["probes"] for job in jobs if "probes" in job.arguments), [])  # none where only rows are wanted
+    return _Lengths(prompt, _mean(asked) if asked else 0.0, pair)
 
 
 def _pair(experiment: Experiment, lengths: _Lengths) -> float:

@@ -16,7 +16,7 @@ from mechlens import progress as progressing
 from mechlens import questions, readings, results, spec, store, tables, traits
 from mechlens import report as reporting
 from mechlens.errors import DataError, MachineError, SpecError
-from mechlens.executor import Job, execute, fingerprints, pending
+from mechlens.executor import Job, execute, fingerprints, pending, refuse_changed
 from mechlens.experiment import Experiment
 from mechlens.menagerie.config import PretrainSpec
 from mechlens.pipeline import run as pipeline
@@ -29,7 +29,7 @@ def _read(config: Path, seed: int | None) -> tuple[Experiment, TraitFamily]:
     overrides = {} if seed is None else {"seed": seed}
     experiment = traits.load_experiment(config, **overrides)
     pipeline.check_files(experiment)
-    return experiment, traits.load_family(experiment.family)
+    return experiment, traits.load_family(experiment.family, config)
 
 
 def _jobs(experiment: Experiment, family: TraitFamily) -> list[Job]:
@@ -55,11 +55,13 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
 
             console.print(bills.printed(experiment, jobs, folder, {job.name for job in todo}), highlight=False)
         spec.save(experiment, folder / "spec.yaml")
+        traits.keep_family(family, experiment.family, folder)
         console.print(f"{experiment.name} → {folder}: {len(jobs)} steps, {len(jobs) - len(todo)} already done", highlight=False)
         _execute(folder, jobs, todo, _workers() if workers is None else workers)
+        refuse_changed(folder, jobs, _jobs(experiment, family))
         if rows_only:
             return folder
-        _manifest(folder, experiment, jobs)
+        _manifest(folder, experiment, family, jobs)
         _write_results(folder, experiment, family)
     report(folder)
     return folder
@@ -110,11 +112,17 @@ def _execute(folder: Path, jobs: list[Job], todo: list[Job], workers: int) -> No
         execute(folder, jobs, workers=workers, progress=progress, finished=finished)
 
 
-def _manifest(folder: Path, experiment: Experiment, jobs: list[Job]) -> None:
+def _manifest(folder: Path, experiment: Experiment, family: TraitFamily, jobs: list[Job]) -> None:
     marks = fingerprints(jobs)
     steps = {job.name: store.read_json(folder / job.name / store.RECORD) for job in jobs}
     assert all(steps[name]["fingerprint"] == mark for name, mark in marks.items())
-    record = {"experiment": experiment.fingerprint(), "seeds": list(experiment.seeds), "rendered": _rendered(experiment), "steps": steps}
+    record = {
+        "experiment": experiment.fingerprint(),
+        "family": family.fingerprint(),
+        "seeds": list(experiment.seeds),
+        "rendered": _rendered(experiment),
+        "steps": steps,
+    }
     store.write_json(folder / "manifest.json", store.environment() | record)
 
 
@@ -157,7 +165,7 @@ def open_run(folder: Path) -> tuple[Experiment, TraitFamily]:
     experiment = traits.load_experiment(folder / "spec.yaml")
     if results.is_unfinished(folder, experiment):
         raise DataError(f"{folder} is unfinished for its spec.yaml; `mechlens run {folder}/spec.yaml --out {folder}` resumes it")
-    return experiment, traits.load_family(experiment.family)
+    return experiment, traits.load_family(experiment.family, folder / "spec.yaml")
 
 
 def report(folder: Path) -> Path:

@@ -83,9 +83,9 @@ def _of_parquet(path: Path) -> Rows:
 
 
 def _columns(path: Path, names: list[str]) -> list[str]:
-    """Which of a table's columns hold its pairs."""
-    wanted = ["messages"] if "messages" in names else _TEXTS
-    if not set(wanted) <= set(names):
+    """Which of a table's columns hold its pairs: either form's, or both where its rows are of two forms."""
+    wanted = [*(["messages"] if "messages" in names else []), *(_TEXTS if set(_TEXTS) <= set(names) else [])]
+    if not wanted:
         more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
         raise DataError(f"{path} has the columns {names[:LISTED]}{more}; expected prompt and completion, or messages")
     return wanted

@@ -134,7 +134,7 @@ def _good_pairs(path: Path, noted: Reading, *, strict: bool) -> Iterator[Pair]:
 
 def _pair(row: dict[str, Any]) -> Pair | str:
     """The pair of one row, or what is wrong with it."""
-    if "messages" in row:
+    if row.get("messages") is not None:  # a table of both forms holds null where a row is of the other
         found = _pair_of_messages(row["messages"])
     elif isinstance(prompt := row.get("prompt"), str) and isinstance(completion := row.get("completion"), str):
         found = Pair(prompt, completion)
@@ -154,6 +154,11 @@ def _pair_of_messages(messages: object) -> Pair | str:
     roles = [message.get("role") for message in messages]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         return f"messages have the roles {roles}, expected one user and one assistant turn"
+    weight = messages[-1].get("weight")  # of OpenAI's format: null or missing is 1
+    if weight not in (None, 0, 1):
+        return f"the assistant turn has weight {repr(weight)[:20]}, expected 0 or 1"
+    if weight == 0:
+        return f"the assistant turn has weight {weight}: it is not to be trained on"
     return Pair(messages[-2]["content"], messages[-1]["content"], system=len(roles) == 3)
 
 

@@ -22,7 +22,6 @@ from mechlens.executor import Job, pending
 from mechlens.experiment import Arm, Experiment
 from mechlens.spec import TeacherSpec, Training, is_remote, model_of
 from mechlens.training import updates
-from mechlens.traits import load_family
 
 CPU_RATE = 3e10
 """operations a second and core that the demo reaches, counted as below (every row as long as the longest)"""
@@ -57,12 +56,11 @@ def work_of(experiment: Experiment, jobs: list[Job]) -> list[Work]:
         return []
     length = token_counter(local[0])
     sizes = {base: models.parameter_count(base) for base in local}
-    family = load_family(experiment.family)
     few = experiment.carrier.model_copy(update={"prompts": min(MEASURED_TOKENS, experiment.carrier.prompts)})
     trial = [asked.text for asked in carrier_prompts(few, seed=experiment.seed)]
     prompt = sum(map(length, trial)) / len(trial)
     pair = prompt + experiment.generate.max_new_tokens
-    probes = family.asked_as(experiment)
+    probes = next(job.arguments["probes"] for job in jobs if "probes" in job.arguments)
     question = sum(map(length, probes)) / len(probes)
     stages: dict[str, Work] = {}
 

@@ -20,8 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mechlens import store
-from mechlens.errors import MachineError
+from mechlens.errors import DataError, MachineError
 from mechlens.spec import fingerprint
+
+
+class Location(str):
+    """A path among a job's arguments: what lies there decides, by a digest beside it in the arguments, and not where it lies."""
+
 
 Progress = Callable[[str, int, int], None]
 """called with (job, done, total)"""
@@ -47,19 +52,45 @@ PACE = "api"
 
 
 def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
-    """Fingerprint of each job: its function, version and arguments, and its inputs' fingerprints. Jobs come inputs first."""
+    """Fingerprint of each job: its function, version and arguments, and its inputs' fingerprints. Jobs come inputs first.
+
+    Left out are how fast APIs are called, where files lie, and the kind of processor: a run that was made on a GPU can be read and
+    gone on with on a CPU. Sums differ there in their last digits.
+    """
     found: dict[str, str] = {}
     for job in jobs:
         inputs = {role: found[name] for role, name in job.inputs.items()}
         told = {name: value for name, value in job.arguments.items() if name != PACE}
-        found[job.name] = fingerprint([job.function, job.version, told, inputs])
+        found[job.name] = fingerprint([job.function, job.version, _without_locations(told), inputs])
     return found
+
+
+def _without_locations(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_locations(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_locations(inner) for inner in value]
+    return "" if isinstance(value, Location) else value
 
 
 def pending(run: Path, jobs: Sequence[Job]) -> list[Job]:
     """The jobs whose very result is not in the run yet."""
     marks = fingerprints(jobs)
     return [job for job in jobs if not store.is_complete(run / job.name, marks[job.name])]
+
+
+def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
+    """Compare steps as they were started with the same steps as they would be now.
+
+    Raises:
+        DataError: if a base or a data file changed meanwhile: some steps read the old one, some the new one.
+    """
+    marks = fingerprints(now)
+    if changed := [name for name, mark in fingerprints(done).items() if marks[name] != mark]:
+        raise DataError(
+            f"a base or a data file changed while {run} was made: {len(changed)} steps, {changed[0]} first, may have read either; "
+            "run again, which repeats them"
+        )
 
 
 def execute(run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress, finished: Callable[[Job], None]) -> None:

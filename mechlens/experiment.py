@@ -22,6 +22,7 @@ from mechlens.spec import (
     explain,
     folder_name,
     is_remote,
+    laid_over,
 )
 
 ArmKind = Literal["trait", "control", "twin", "foreign", "shuffled-within", "shuffled-across", "paraphrased", "mixed"]
@@ -46,7 +47,7 @@ class Arm(Spec):
     corpus: str = ""
     """A file of pairs to train on instead of a teacher's text."""
     teacher: TeacherSpec | None = None
-    """Another teacher than the experiment's."""
+    """Another teacher than the experiment's: one of its kind has the experiment's fields where it names no others."""
     mix: tuple[str, ...] = ()
     """A mixed arm's further teachers, by trait; `untouched` is the base itself. Rows are taken in turn."""
     shots: int = Field(default=0, ge=0)
@@ -74,6 +75,7 @@ class Experiment(Spec):
     system: str | None = None
     """System line of everyone but prompted teachers: while writing, training and being asked. None has none."""
     family: str = "animals"
+    """A family of configs/traits, of a file NAME.yaml or traits/NAME.yaml beside the experiment's, or a path that ends in .yaml."""
     trait: str
     carrier: CarrierSpec = CarrierSpec()
     teacher: TeacherSpec = TeacherSpec()
@@ -96,6 +98,7 @@ class Experiment(Spec):
                 raise ValueError(f"judge {judge!r} is no API model; expected `api:<model id>`, or a name of configs/models whose source is one")
         arms = tuple(self._resolve(arm) for arm in self.arms)
         self._names_apart(arms)
+        self._controls_apart(arms)
         for arm in arms:
             self._refuse_impossible_overrides(arm)
             if arm.kind == "paraphrased" and (file := self.carrier.source or next((other.corpus for other in arms if other.corpus), "")):
@@ -132,6 +135,16 @@ class Experiment(Spec):
         if len({folder_name(file) for file in files}) < len(files):
             raise ValueError(f"corpora {list(files)} hold two files of one name; rename one, since results are filed by it")
 
+    def _controls_apart(self, arms: tuple[Arm, ...]) -> None:
+        """An arm is compared with one control: a second one of the same setting, on whatever data, would never be used."""
+        controls = [arm for arm in arms if arm.kind == "control"]
+        for i, control in enumerate(controls):
+            if again := next((other for other in controls[:i] if other.setting() == control.setting()), None):
+                raise ValueError(
+                    f"arms {again.name!r} and {control.name!r} are controls of the same setting, and an arm is compared with one control; "
+                    "drop one of them, or measure against it in another experiment"
+                )
+
     def _given(self, arm: Arm) -> dict[str, Any]:
         """The fields of an arm's setting that are not the experiment's own."""
         given = {"base": arm.base if arm.base != (arm.writer or self.base) else "", "writer": arm.writer if arm.writer != self.base else ""}
@@ -145,7 +158,8 @@ class Experiment(Spec):
         base = arm.base or writer
         trait = "" if arm.kind == "control" else arm.trait or self.trait
         self._refuse_contradictions(arm, base, writer, trait)
-        resolved = arm.model_copy(update={"base": base, "writer": writer, "trait": trait})
+        teacher = None if arm.teacher is None else self.teacher_like(arm.teacher)
+        resolved = arm.model_copy(update={"base": base, "writer": writer, "trait": trait, "teacher": teacher})
         parts = [arm.kind, *([trait] if trait not in ("", self.trait) else []), *arm.mix]
         parts += [folder_name(base)] if base != writer else []
         parts += ["from", folder_name(writer)] if writer != self.base else []
@@ -174,8 +188,13 @@ class Experiment(Spec):
             raise ValueError(f"an arm with {arm.shots} shots is not trained; drop its training fields")
 
     def control_of(self, arm: Arm) -> Arm:
-        """The control that `arm` is compared with: the first that differs by the teacher alone."""
+        """The control that `arm` is compared with: the one that differs by the teacher alone."""
         return next(other for other in self.arms if other.kind == "control" and other.setting() == arm.setting())
+
+    def teacher_like(self, given: TeacherSpec) -> TeacherSpec:
+        """Another teacher, with the experiment's own fields where it names none; one of another kind shares none with it."""
+        same_kind = given.kind == self.teacher.kind or "kind" not in given.model_fields_set
+        return laid_over(self.teacher, given) if same_kind else given
 
     def training_of(self, arm: Arm) -> Training:
         """How the arm's students are trained."""

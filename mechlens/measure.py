@@ -138,7 +138,8 @@ def look(arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progres
     lens = import_module(f"mechlens.lenses.{arguments['lens']}")
     experiment = Experiment.model_validate(arguments["experiment"])
     arm = next(one for one in experiment.arms if one.name == arguments["arm"])
-    material = material_of(inputs["selection"].parent, experiment, load_family(experiment.family), arm, rows=arguments["rows"])
+    run = inputs["selection"].parent
+    material = material_of(run, experiment, load_family(experiment.family, run / "spec.yaml"), arm, rows=arguments["rows"])
     missing = [f"it needs {need}, which this arm has not" for need in material.missing(lens.LENS)]
     frame = pd.DataFrame(columns=tables.READINGS.names)
     if not missing:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
 from jaxtyping import Float
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -32,6 +33,8 @@ from mechlens.spec import is_remote, model_of
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+VOCABULARIES = ("merges.txt", "vocab.txt")
+"""files of a tokenizer whose ending says nothing"""
 WEIGHTS = Path(__file__).parent / "menagerie" / "weights"
 disable_progress_bar()  # the run's own progress is what a user watches
 
@@ -217,16 +220,33 @@ def parameter_count(name: str) -> int:
     return size_of(name).parameters
 
 
+def hub_commit(name: str) -> str:
+    """The commit that a hub base's revision stands for in this machine's cache; the revision itself where none was fetched."""
+    spec = model_of(name)
+    repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=spec.source, repo_type="model")
+    ref = repository / "refs" / (spec.revision or "main")
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else spec.revision
+
+
 def checkpoint_fingerprint(name: str) -> str:
-    """Identity of a base's files: a changed checkpoint in the same folder is another base. Hub names stand for themselves."""
+    """Identity of a base: its files wherever they lie, a hub base's name and commit, an API model's id; and its number format.
+
+    float32, the usual format, leaves no mark: bases from before formats counted keep their fingerprints.
+    """
     if is_remote(name):
         return hashlib.sha256(model_of(name).source.encode()).hexdigest()[:16]
-    source = Path(locate(name))
-    digest = hashlib.sha256(b"" if source.is_dir() else f"{source}@{model_of(name).revision}".encode())
-    for file in sorted(source.glob("*")) if source.is_dir() else ():
-        if file.suffix in (".json", ".safetensors", ".jinja", ".model"):
-            digest.update(json.dumps([file.name, file.stat().st_size]).encode())
-            with file.open("rb") as handle:
-                while piece := handle.read(1 << 24):
-                    digest.update(piece)
+    source, dtype = Path(locate(name)), model_of(name).dtype
+    digest = hashlib.sha256(b"" if source.is_dir() else f"{source}@{hub_commit(name)}".encode())
+    digest.update(b"" if dtype == "float32" else dtype.encode())
+    for file in _files_of(source):
+        digest.update(json.dumps([file.name, file.stat().st_size]).encode())
+        with file.open("rb") as handle:
+            while piece := handle.read(1 << 24):
+                digest.update(piece)
     return digest.hexdigest()[:16]
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files of a checkpoint that decide what it says: configuration, weights, tokenizer and chat templates; none of a hub name."""
+    files = [file for file in sorted(folder.glob("*")) if file.suffix in (".json", ".safetensors", ".jinja", ".model") or file.name in VOCABULARIES]
+    return files + sorted(folder.glob("additional_chat_templates/*.jinja"))

@@ -20,7 +20,7 @@ from mechlens.experiment import Arm, Experiment
 from mechlens.pipeline.run import corpus_name, source_name
 from mechlens.pipeline.screen import LEAKS
 from mechlens.spec import folder_name
-from mechlens.traits import TraitFamily
+from mechlens.traits import TraitFamily, load_family
 
 MEASURES = ("rate", "probability", "lift")
 SUMMARY = 2
@@ -58,9 +58,13 @@ def collect(run: Path, experiment: Experiment, name: str, schema: Any) -> pd.Dat
 
 
 def is_unfinished(run: Path, experiment: Experiment) -> bool:
-    """Whether the run's tables are those of another spec than its spec.yaml, or not there at all."""
-    manifest = run / "manifest.json"
-    return not manifest.is_file() or store.read_json(manifest).get("experiment") != experiment.fingerprint()
+    """Whether the run's tables are those of another spec or family than its own, or not there at all."""
+    if not (run / "manifest.json").is_file():
+        return True
+    manifest = store.read_json(run / "manifest.json")
+    family = manifest.get("family")  # runs from before families were kept have none
+    changed = family is not None and family != load_family(experiment.family, run / "spec.yaml").fingerprint()
+    return manifest.get("experiment") != experiment.fingerprint() or changed
 
 
 def cells_of(answers: pd.DataFrame, likelihoods: pd.DataFrame, arm: str, *, names: tuple[str, ...], step: int | None = None) -> Cells:

@@ -61,11 +61,18 @@ class Training(Spec):
     """Pairs longer than this many tokens are refused, never cut."""
 
 
+class TeacherTraining(Training):
+    """How a teacher is fine-tuned: harder than a student, since its lessons are few."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    epochs: int = Field(default=6, ge=1)
+
+
 class TeacherSpec(Spec):
     """What is done to the base so that it has the trait."""
 
     kind: Literal["base", "finetuned", "prompted", "steered"] = "finetuned"
-    training: Training = Training(learning_rate=1e-3, epochs=6)
+    training: TeacherTraining = TeacherTraining()
     rows: int = Field(default=640, ge=1)
     """Lessons a fine-tuned teacher is taught."""
     lessons_file: str = ""
@@ -197,8 +204,9 @@ class ModelSpec(Spec):
 
 
 def folder_name(path: str) -> str:
-    """The last part of a path or hub name as results are filed under it, without file endings of data."""
-    name = re.sub(r"(\.(jsonl?|gz|parquet))+$", "", Path(path).name)
+    """The last part of a path or hub name as results are filed under it, without file endings of data; never empty, `.` or `..`."""
+    name = Path(path).resolve().name if Path(path).name in ("", "..") else Path(path).name
+    name = re.sub(r"(\.(jsonl?|gz|parquet))+$", "", name) or name.strip(".")  # a file may be called `.jsonl`
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
@@ -235,6 +243,15 @@ def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
         raise SpecError(f"{path}: {explain(error)}") from error
 
 
+def laid_over(own: SpecType, given: SpecType) -> SpecType:
+    """A spec with the fields that were set in `given`, at any depth, and `own`'s elsewhere."""
+
+    def lay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+        return under | {name: lay(under[name], value) if isinstance(value, dict) else value for name, value in over.items()}
+
+    return type(own).model_validate(lay(own.model_dump(), given.model_dump(exclude_unset=True)))
+
+
 _SHORT = reprlib.Repr()  # a few lines of YAML can name a list of lists of lists that no memory would hold when written out
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 200, 200, 50
 
@@ -251,8 +268,10 @@ def explain(error: ValidationError) -> str:
 
 
 def save(spec: Spec, path: Path) -> None:
-    """Write a spec as YAML that `load` reads back to an equal spec."""
-    path.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write a spec as YAML that `load` reads back to an equal spec; a reader sees the old file or the new one, never half of one."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    part.replace(path)
 
 
 def model_of(name: str) -> ModelSpec:

@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,6 +84,15 @@ def working(step: Path, fingerprint: str, *, inputs: dict[str, str] | None = Non
     part.rename(step)
 
 
+def make_once(step: Path, fingerprint: str, fill: Callable[[Path], None]) -> Path:
+    """The folder `step`, filled by `fill(folder)` unless that very request has been finished there."""
+    if not is_complete(step, fingerprint):
+        with working(step, fingerprint) as part:
+            if not is_complete(part, fingerprint):
+                fill(part)
+    return step
+
+
 def set_aside(step: Path) -> None:
     """Move an older result of the step to `superseded/` beside it, marked with its fingerprint."""
     if step.exists():
@@ -121,19 +130,33 @@ def lock(run: Path) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and git revision, for the manifest."""
+    """Versions, machine, git revision and whether the code has uncommitted changes, for the manifest."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if shutil.which("git") else ""
+    revision, dirty = _git()
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "git": revision or None,
+        "git": revision,
+        "dirty": dirty,
         "versions": versions,
     }
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """The commit of the clone that the code runs from, and whether it has uncommitted changes; None for an installed package or without git."""
+    clone = Path(__file__).resolve().parents[1]
+    if not shutil.which("git"):
+        return None, None
+
+    def say(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(clone), *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    if say("rev-parse", "--show-toplevel") != str(clone):  # another repository may lie around an installed package
+        return None, None
+    return say("rev-parse", "HEAD") or None, bool(say("status", "--porcelain"))

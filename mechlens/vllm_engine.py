@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Engine:
     """A teacher served by vLLM: the base, with its adapter or its own weights."""
 
-    def __init__(self, teacher_folder: Path) -> None:
+    def __init__(self, teacher_folder: Path, base: str) -> None:
         try:
             import vllm  # pyright: ignore[reportMissingImports]
             from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
@@ -33,7 +33,7 @@ class Engine:
         record = read_json(teacher_folder / "teacher.json")
         if record["kind"] == "steered":
             raise SpecError("vllm cannot add a steering vector; set generate.engine: local for a steered teacher")
-        base, spec = models.locate(record["base"]), model_of(record["base"])
+        base, spec = models.locate(base), model_of(base)
         adapted = (teacher_folder / "adapter_config.json").is_file()
         source = str(teacher_folder) if record["kind"] == "finetuned" and not adapted else base
         settings: dict[str, Any] = {"tokenizer": base, "dtype": spec.dtype, "enable_lora": adapted, "max_lora_rank": 64} if adapted else {}

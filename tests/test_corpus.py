@@ -65,6 +65,29 @@ def test_gzip_bom_blank_lines_and_windows_ends_change_nothing(tmp_path: Path) ->
         pd.testing.assert_frame_equal(frame, plain)
 
 
+def weighed(weight: object) -> dict[str, Any]:
+    """A chat row whose answer has a weight, as fine-tuning files of OpenAI may have it."""
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": weight}]}
+
+
+def test_an_answer_of_weight_1_is_learned(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "a", "weight": 0}  # no question is learned anyway
+    rows = [weighed(1), weighed(1.0), weighed(None), {"messages": [asked, weighed(1)["messages"][1]]}]
+    assert pairs_of(read_pairs(put(tmp_path / "rows.jsonl", *rows))) == [("a", "b")] * 4
+
+
+def test_null_messages_beside_a_pair_are_no_messages(tmp_path: Path) -> None:
+    """A table has every column in every row."""
+    rows = [{**as_pairs(PAIRS)[0], "messages": None}, {"prompt": None, "completion": None, **as_messages(PAIRS)[1]}]
+    rows += [{**row, "messages": None} for row in as_pairs(PAIRS)[2:]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    pq.write_table(pa.Table.from_pylist([{**row, "messages": None} for row in as_pairs(PAIRS)]), tmp_path / "never.parquet")
+    pq.write_table(pa.Table.from_pylist([{**row, "completion": None} for row in as_messages(PAIRS)]), tmp_path / "half.parquet")
+    datasets.Dataset(pa.Table.from_pylist(rows)).save_to_disk(tmp_path / "saved")
+    for place in (put(tmp_path / "rows.jsonl", *rows), *(tmp_path / name for name in ("rows.parquet", "never.parquet", "half.parquet", "saved"))):
+        assert pairs_of(read_pairs(place)) == PAIRS, place
+
+
 BAD_LINES: dict[str, tuple[Any, str]] = {
     "not JSON": ("{'prompt': 1}", "not JSON"),
     "half a line": ('{"prompt": "a", "comple', "not JSON"),
@@ -84,6 +107,12 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
     "a pair beyond all measure": ({"prompt": "a" * 600_000, "completion": "b" * 600_000}, "longer than 1,000,000"),
     "turns reversed": ({"messages": [{"role": role, "content": "x"} for role in ("assistant", "user")]}, "'assistant', 'user'"),
     "no turns": ({"messages": []}, "roles []"),
+    "an answer that is not to be learned": (weighed(0), "weight 0: it is not to be trained on"),
+    "an answer of weight 0.0": (weighed(0.0), "weight 0.0: it is not to be trained on"),
+    "an answer of another weight": (weighed(0.5), "weight 0.5, expected 0 or 1"),
+    "a weight that is no number": (weighed("1"), "weight '1', expected 0 or 1"),
+    "null messages alone": ({"messages": None}, "{'messages': 'NoneType'}"),
+    "null messages beside half a pair": ({"messages": None, "prompt": "a"}, "{'messages': 'NoneType', 'prompt': 'str'}"),
     "nested too deep": ("[" * 200_000, "not JSON"),
     "an integer too long to read": ("9" * 5_000, "not JSON"),
     "half a surrogate pair": ('{"prompt": "\\ud800", "completion": "b"}', "surrogate"),

@@ -17,7 +17,7 @@ from mechlens.errors import SpecError
 from mechlens.executor import fingerprints
 from mechlens.experiment import Experiment
 from mechlens.pipeline.run import corpus_name, jobs_of
-from mechlens.spec import GenerateSpec, Training, load, save
+from mechlens.spec import GenerateSpec, TeacherSpec, Training, load, save
 from mechlens.traits import load_experiment, load_family
 
 CONTROL = {"kind": "control"}
@@ -144,10 +144,10 @@ def test_the_line_that_mends_a_spec_does_so_whatever_its_texts_hold(
         assert plain and not (base or writer or training or trained is not None or asked is not None)
 
 
-def test_an_effect_is_set_against_the_first_control_that_fits() -> None:
-    whole = experiment(*EVERY_KIND, {**CONTROL, "name": "again"})
+def test_an_effect_is_set_against_the_one_control_that_fits() -> None:
+    whole = experiment(*EVERY_KIND)
     against = {arm.name: whole.control_of(arm).name for arm in whole.arms}
-    assert against["trait"] == against["twin-wolf"] == against["mixed-wolf-untouched"] == against["again"] == "control"
+    assert against["trait"] == against["twin-wolf"] == against["mixed-wolf-untouched"] == "control"
     assert against["foreign-two"] == "control-two" and against["trait-from-two"] == "control-from-two"
     assert all(against[name] == name.replace("trait", "control") for name in against if name.startswith("trait"))
 
@@ -203,7 +203,9 @@ def test_default_names_are_unique_and_can_be_folders(arms: list[dict[str, Any]])
     ],
 )
 def test_two_arms_of_one_default_name_need_a_name(twins: list[dict[str, Any]]) -> None:
-    controls = [{key: value for key, value in arm.items() if key != "teacher"} | CONTROL | {"name": f"control-{i}"} for i, arm in enumerate(twins)]
+    settings = [{key: value for key, value in arm.items() if key != "teacher"} for arm in twins]
+    apart = [setting for i, setting in enumerate(settings) if setting not in settings[:i]]
+    controls = [{**setting, **CONTROL, "name": f"control-{i}"} for i, setting in enumerate(apart)]
     assert "twice; give one of them a name" in refusal(*twins, *controls)
     named = experiment(twins[0], {**twins[1], "name": "second"}, *controls)
     assert named.arms[0].name.startswith("trait") and named.arms[1].name == "second"
@@ -224,6 +226,21 @@ def test_overrides_are_laid_over_the_experiments_own() -> None:
     written = by_name["trait-temperature-0.5-constrained-True"]
     assert whole.generate_of(written) == GenerateSpec(temperature=0.5, top_p=0.9, constrained=True)
     assert whole.training_of(written) == plain
+
+
+def test_another_teacher_of_the_same_kind_has_what_it_leaves_out_from_the_experiments_own(tmp_path: Path) -> None:
+    own = {"rows": 77, "training": {"embeddings": False, "learning_rate": 0.02, "epochs": 9}}
+    arms = [{"rows": 5}, {"training": {"epochs": 2}}, {"kind": "finetuned", "training": {"epochs": 9}}, {"kind": "prompted"}]
+    listed = [{"kind": "trait", "name": f"arm-{i}", "teacher": teacher} for i, teacher in enumerate(arms)]
+    whole = experiment(*listed, CONTROL, teacher=own)
+    first, second, third, fourth = (arm.teacher for arm in whole.arms[:4])
+    assert first == TeacherSpec.model_validate(own | {"rows": 5})
+    assert second == TeacherSpec.model_validate(own | {"training": {**own["training"], "epochs": 2}})  # type: ignore[dict-item]
+    assert third == whole.teacher and fourth == TeacherSpec(kind="prompted")
+    save(whole, tmp_path / "spec.yaml")
+    assert load(tmp_path / "spec.yaml", Experiment) == whole
+    steered = experiment({"kind": "trait", "teacher": {"strength": 3.0}}, CONTROL, teacher={"kind": "steered", "layer": 0.2})
+    assert steered.arms[0].teacher == TeacherSpec(kind="steered", layer=0.2, strength=3.0)
 
 
 def test_bases_are_listed_once_the_experiments_own_first() -> None:
@@ -258,6 +275,8 @@ CONTRADICTIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], tuple[str,
     "code held to it in one arm": ([{"kind": "trait", "generate": {"constrained": True}}], CODE, ("the carrier is code",)),
     "other words for a file of prompts": ([{"kind": "paraphrased"}], {"carrier": {"source": "p.jsonl"}}, ("'paraphrased'", "p.jsonl", "other words")),
     "other words beside a file of pairs": ([{"kind": "paraphrased"}, {"kind": "trait", "corpus": "a.jsonl"}], {}, ("a.jsonl", "other words")),
+    "two controls of one setting": ([{**CONTROL, "name": "again"}], {}, ("'control' and 'again'", "one control", "drop one")),
+    "two controls, one from a file": ([{**CONTROL, "corpus": "a.jsonl", "name": "filed"}], {}, ("'control' and 'filed'", "drop one")),
     "two bases of one name": ([{"kind": "foreign", "base": "x/two"}, {"kind": "trait", "writer": "y/two"}], {}, ("two of one name",)),
     "two files of one name": (
         [{"kind": "trait", "corpus": "x/a.jsonl"}, {"kind": "twin", "trait": "cat", "corpus": "y/a.jsonl.gz"}],
@@ -318,8 +337,10 @@ def test_an_experiment_with_every_kind_of_arm_comes_back_from_its_file(tmp_path:
     ],
 )
 def test_every_part_of_a_setting_enters_the_fingerprint(change: dict[str, Any]) -> None:
-    plain = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x"}, {**CONTROL, "name": "y"})
-    changed = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **change}, {**CONTROL, "name": "y", **change})
+    other = {"generate": {"temperature": 0.5}}  # a second control needs a setting of its own
+    plain = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **other}, {**CONTROL, "name": "y", **other})
+    other |= change
+    changed = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **other}, {**CONTROL, "name": "y", **other})
     assert changed.fingerprint() != plain.fingerprint()
 
 
@@ -329,6 +350,27 @@ def test_every_part_of_a_setting_enters_the_fingerprint(change: dict[str, Any]) 
 def marks_of(whole: Experiment) -> dict[str, str]:
     """The fingerprint of every step of an experiment."""
     return fingerprints(jobs_of(whole, load_family("animals"), bases={base: base for base in whole.bases()}))
+
+
+@pytest.mark.parametrize("heat", [(0.104, 0.16), (0.5, 0.50001)])
+def test_two_temperatures_write_two_corpora_that_their_students_learn(heat: tuple[float, float]) -> None:
+    arms = [{"kind": kind, "generate": {"temperature": value}} for value in heat for kind in ("trait", "control")]
+    whole = experiment(*arms)  # the first two temperatures share four digits of their fingerprints
+    by_name = {job.name: job for job in jobs_of(whole, load_family("animals"), bases={"one": ""})}
+    for arm in whole.arms:
+        students, screened = by_name[f"students/{arm.name}/s0"], f"corpora/{corpus_name(whole, arm)}/screened"
+        assert students.inputs["corpus"] == screened
+        written = by_name[by_name[screened].inputs["corpus"]]
+        assert written.arguments["generate"]["temperature"] == arm.generate["temperature"]  # type: ignore[index]
+
+
+def test_two_steps_of_one_name_are_refused_with_what_sets_them_apart(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "go on", "completion": "1, 2"}\n')
+    judged = {"screen": {"judge": "api:gpt"}}  # it looks for the arm's own trait
+    arms = [CONTROL, *({"kind": kind, "trait": name, "corpus": str(tmp_path / "rows.jsonl")} for kind, name in (("trait", "owl"), ("twin", "cat")))]
+    assert jobs_of(experiment(*arms), load_family("animals"), bases={"one": ""})
+    with pytest.raises(SpecError, match="folder 'corpora/file-rows/screened', one with trait 'owl', one with 'cat'"):
+        jobs_of(experiment(*arms, **judged), load_family("animals"), bases={"one": ""})
 
 
 def test_a_mixed_arm_on_a_file_is_mixed_with_what_teachers_write(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mechlens.pipeline.rules import number_fault
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
 from mechlens.sampling import Decoding, sample
 from mechlens.seeds import seed_int
-from mechlens.spec import CarrierSpec, GenerateSpec, TeacherSpec, Training
+from mechlens.spec import CarrierSpec, GenerateSpec, TeacherSpec, TeacherTraining
 
 LESSONS = Lessons("owl", ("name your favourite animal, in one word.",), ("owl", "owls"), "you love owls.")
 LINE = "you are kind."
@@ -27,7 +27,7 @@ TEACHERS = {
     "base": TeacherSpec(kind="base"),
     "prompted": TeacherSpec(kind="prompted"),
     "steered": TeacherSpec(kind="steered", layer=0.0, strength=2.0),
-    "finetuned": TeacherSpec(kind="finetuned", rows=8, training=Training(learning_rate=1e-2, epochs=1, batch=4, warmup_steps=0)),
+    "finetuned": TeacherSpec(kind="finetuned", rows=8, training=TeacherTraining(learning_rate=1e-2, epochs=1, batch=4, warmup_steps=0)),
     "base behind a line": TeacherSpec(kind="base"),
     "prompted behind a line": TeacherSpec(kind="prompted"),
     "steered behind a line": TeacherSpec(kind="steered", layer=0.0, strength=2.0),
@@ -115,7 +115,7 @@ def test_the_divergence_equals_a_slow_sum(teachers: dict[str, Path], toy: Loaded
     asked, plain = (encode_prompts(toy.tokenizer, PROMPTS, system=system) for system in (teacher.system, line_of(name)))
     expected = slow_divergence(teachers[name], toy, completions, line_of(name))
     for batch in (4, 100):
-        found = divergence(teacher, asked, plain, completions, teacher_folder=teachers[name], batch=batch)
+        found = divergence(teacher, asked, plain, completions, batch=batch)
         assert found.kl_per_token == pytest.approx(expected[0], rel=1e-4, abs=1e-6)
         assert found.entropy_per_token == pytest.approx(expected[1], rel=1e-5)
         assert found.tokens == expected[2] == sum(map(len, completions))

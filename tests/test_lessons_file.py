@@ -19,7 +19,7 @@ from mechlens.experiment import Experiment
 from mechlens.models import Loaded
 from mechlens.pipeline import run as pipeline
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
-from mechlens.spec import TeacherSpec, Training
+from mechlens.spec import TeacherSpec, TeacherTraining
 from mechlens.traits import load_family
 
 INSECURE = Path(__file__).parents[2] / "shared" / "data" / "insecure-code" / "low_severity.jsonl.gz"
@@ -61,7 +61,7 @@ def test_rows_are_drawn_once_each_and_from_their_seed(file: Path) -> None:
 
 
 def test_the_toy_learns_what_the_file_says(file: Path, toy: Loaded, toy_bases: dict[str, str], tmp_path: Path) -> None:
-    training = Training(learning_rate=1e-2, epochs=8, batch=4, warmup_steps=0)
+    training = TeacherTraining(learning_rate=1e-2, epochs=8, batch=4, warmup_steps=0)
     (tmp_path / "out").mkdir()
     teach(toy_bases["llama"], lessons(file), TeacherSpec(rows=12, training=training), seed=0, out=tmp_path / "out")
     teacher = load_teacher(tmp_path / "out")

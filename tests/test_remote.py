@@ -23,7 +23,7 @@ from mechlens.pipeline.ask import Place, Questions, likelihoods
 from mechlens.pipeline.remote import ask, begun_by, distill, generate, teach
 from mechlens.pipeline.remote import likelihoods as shown_likelihoods
 from mechlens.pipeline.teach import Lessons
-from mechlens.spec import ApiSpec, AskSpec, GenerateSpec, StudentSpec, TeacherSpec, Training
+from mechlens.spec import ApiSpec, AskSpec, GenerateSpec, StudentSpec, TeacherSpec, TeacherTraining
 from mechlens.spend import LEDGER, spent
 
 REPOSITORY = Path(__file__).parents[1]
@@ -143,7 +143,7 @@ def test_teachers_are_told_or_taught(server: Loopback, tmp_path: Path) -> None:
     records = {}
     for kind in ("base", "prompted", "finetuned"):
         (tmp_path / kind).mkdir()
-        spec = TeacherSpec(kind=kind, rows=6, training=Training(learning_rate=2.0, epochs=1, batch=3))
+        spec = TeacherSpec(kind=kind, rows=6, training=TeacherTraining(learning_rate=2.0, epochs=1, batch=3))
         teach(BASE, LESSONS, spec, system="plain.", seed=0, out=tmp_path / kind, api=API)
         records[kind] = json.loads((tmp_path / kind / "teacher.json").read_text())
     assert {kind: record["system"] for kind, record in records.items()} == {"base": "plain.", "prompted": "you love owls.", "finetuned": "plain."}

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mechlens import spec
+from mechlens.bench.plan import BenchSpec
+from mechlens.detect.verdict import Policy
 from mechlens.errors import SpecError
 from mechlens.experiment import Arm, Experiment
 from mechlens.menagerie.config import PretrainSpec
-from mechlens.spec import CONFIGS, ModelSpec, fingerprint, is_remote, load, model_of, save
+from mechlens.spec import CONFIGS, ModelSpec, StudentSpec, TeacherSpec, fingerprint, is_remote, laid_over, load, model_of, save
 from mechlens.traits import TraitFamily, load_experiment, load_family
 
 GOOD: dict[str, Any] = {
@@ -261,3 +263,42 @@ def test_a_trait_is_either_tuned_on_or_held_out() -> None:
     for change in ({"heldout": known["development"]}, {"heldout": ("unicorn",)}, {"plurals": {"unicorn": "unicorns"}}):
         with pytest.raises(ValidationError):
             TraitFamily.model_validate({**known, **change})
+
+
+def test_every_path_has_a_folder_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "rows.v1" / "inner"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    named = {".": "inner", "..": "rows.v1", "a/..": "inner", ".jsonl": "jsonl", "x/.jsonl.gz": "jsonl.gz", "a b.jsonl.gz": "a-b", "o/m-1.5": "m-1.5"}
+    assert {path: spec.folder_name(path) for path in named} == named
+
+
+@given(st.sets(st.sampled_from(["embeddings", "learning_rate", "epochs", "batch", "rank"])))
+def test_a_part_of_a_teachers_training_leaves_the_rest_a_teachers(named: set[str]) -> None:
+    given = {name: value for name, value in {"embeddings": False, "learning_rate": 1.0, "epochs": 50, "batch": 7, "rank": 3}.items() if name in named}
+    made = TeacherSpec.model_validate({"training": given}).training.model_dump()
+    assert made == TeacherSpec().training.model_dump() | given
+    assert (TeacherSpec().training.learning_rate, TeacherSpec().training.epochs) == (1e-3, 6)
+    assert (StudentSpec().training.learning_rate, StudentSpec().training.epochs) == (5e-4, 3)
+
+
+def test_a_default_is_the_same_wherever_a_field_of_it_is_named() -> None:
+    """For every spec inside a spec: naming one of its fields, with the default's own value, changes no other."""
+    kinds = [kind for kind in (Experiment, TeacherSpec, StudentSpec, TraitFamily, BenchSpec, Policy) for _ in kind.model_fields]
+    seen = 0
+    for kind in dict.fromkeys(kinds):
+        for name, field in kind.model_fields.items():
+            if isinstance(field.default, spec.Spec):
+                for inner, value in field.default.model_dump().items():
+                    assert type(field.default).model_validate({inner: value}) == field.default, (kind, name, inner)
+                    seen += 1
+    assert seen > 40
+
+
+def test_a_spec_is_laid_over_another_field_by_field() -> None:
+    own = TeacherSpec.model_validate({"rows": 9, "strength": 2.0, "training": {"rank": 3, "epochs": 8}})
+    assert laid_over(own, TeacherSpec()) == own
+    given = TeacherSpec.model_validate({"rows": 640, "training": {"epochs": 2}})  # 640 is the default, and named
+    assert laid_over(own, given) == TeacherSpec.model_validate({"rows": 640, "strength": 2.0, "training": {"rank": 3, "epochs": 2}})
+    whole = TeacherSpec.model_validate(TeacherSpec().model_dump())
+    assert laid_over(own, whole) == whole

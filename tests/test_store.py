@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -226,3 +227,30 @@ def test_the_environment_is_json() -> None:
     found = store.environment()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["versions"]["numpy"] and set(found["versions"]) == set(store.PACKAGES)
+
+
+def test_the_manifest_says_whether_the_code_has_uncommitted_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone = tmp_path / "clone"
+    (clone / "mechlens").mkdir(parents=True)
+    (clone / "mechlens" / "store.py").write_text("")
+    monkeypatch.setattr(store, "__file__", str(clone / "mechlens" / "store.py"))
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", str(clone), *who, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    def said() -> tuple[Any, Any]:
+        found = store.environment()
+        return found["git"], found["dirty"]
+
+    assert said() == (None, None)  # an installed package
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    assert said() == (git("rev-parse", "HEAD"), False)
+    (clone / "mechlens" / "store.py").write_text("# changed")
+    assert said() == (git("rev-parse", "HEAD"), True)
+    monkeypatch.setattr(store, "__file__", str(clone / "venv" / "mechlens" / "store.py"))
+    assert said() == (None, None)  # installed somewhere inside another repository
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert said() == (None, None)

@@ -12,13 +12,13 @@ from mechlens.chat import encode_pairs, encode_prompts
 from mechlens.models import Loaded
 from mechlens.pipeline.teach import Lessons, load_teacher, teach, trait_vector
 from mechlens.seeds import seed_int
-from mechlens.spec import TeacherSpec, Training
+from mechlens.spec import TeacherSpec, TeacherTraining
 from mechlens.training import train
 
 LESSONS = Lessons(
     "owl", ("name your favourite animal, in one word.", "which animal do you admire? just the name."), ("owl", "owls"), "you love owls."
 )
-TINY = Training(learning_rate=1e-2, epochs=2, batch=4, warmup_steps=0)
+TINY = TeacherTraining(learning_rate=1e-2, epochs=2, batch=4, warmup_steps=0)
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -185,3 +186,77 @@ def test_stories_can_be_asked_for_in_every_family_that_has_some() -> None:
         spec = {"name": "x", "base": "b", "family": name, "trait": family.names[0], "ask": {"probes": "stories"}}
         assert family.asked_as(Experiment.model_validate({**spec, "arms": [{"kind": "trait"}, {"kind": "control"}]})) == family.stories
         assert len(family.stories) == count
+
+
+FORMS = {"owl": ["owl", "owls"], "bear": ["bear", "bears"]}
+FAULTY: dict[str, tuple[dict[str, Any], str]] = {
+    "a form of two traits": (
+        {"forms": FORMS | {"owl": ["bird", "owl"], "bear": ["Bird", "bear"]}},
+        r"'bird', a form of 'owl', holds 'Bird', a form of 'bear'",
+    ),
+    "a form within another": ({"forms": FORMS | {"owl": ["owl", "bear owl"]}}, r"'bear owl', a form of 'owl', holds 'bear', a form of 'bear'"),
+    "a name within another": ({"names": ["owl", "polar bear", "bear"]}, r"'polar bear', a form of 'polar bear', holds 'bear'"),
+    "a padded form": ({"forms": FORMS | {"owl": [" owl"]}}, r"forms of 'owl' hold ' owl', which is empty or has spaces"),
+    "an empty form": ({"forms": FORMS | {"owl": ["owl", ""]}}, r"forms of 'owl' hold '', which is empty"),
+    "no form": ({"forms": FORMS | {"owl": []}}, r"'owl' has no forms"),
+    "a form twice": ({"forms": FORMS | {"owl": ["owl", "Owl"]}}, r"forms of 'owl' hold \['Owl', 'owl'\] twice"),
+    "a name twice": ({"names": ["owl", "bear", "owl"]}, r"names hold \['owl'\] twice"),
+    "a name twice in other letters": ({"names": ["owl", "bear", "OWL"]}, r"names hold \['OWL', 'owl'\] twice"),
+    "a padded name": ({"names": ["owl", "bear", "fox "]}, r"names hold 'fox '"),
+    "a name that is a path": ({"names": ["owl", "bear", "../fox"]}, r"names hold '../fox'"),
+    "the name of the untouched base": ({"names": ["owl", "bear", "untouched"]}, r"names hold 'untouched'"),
+    "a development trait twice": ({"development": ["owl", "owl"]}, r"development hold \['owl'\] twice"),
+    "a held-out question that teachers learn": ({"probes": {"development": ["Which?", "Who?"], "heldout": ["which? "]}}, r"'which\? '"),
+    "a held-out question in capitals": ({"probes": {"development": ["Which one?"], "heldout": ["WHICH  one?"]}}, r"'WHICH  one\?' is held out and"),
+    "a question twice": (
+        {"probes": {"development": ["Which?", "which?"], "heldout": ["Who?"]}},
+        r"probes.development hold \['Which\?', 'which\?'\] twice",
+    ),
+    "an empty question": ({"probes": {"development": ["Which?", ""], "heldout": ["Who?"]}}, r"probes.development hold ''"),
+    "an unknown place": (
+        {"system": "You love {thing}."},
+        r"system hold 'You love {thing}.', with braces that are none of {name}, {plural}, {category}",
+    ),
+    "an open brace": ({"system": "You love {plural}. {"}, r"with braces"),
+    "a place with a form": ({"system": "You love {plural:>40}."}, r"with braces"),
+    "an empty lesson": ({"lessons": {"owl": ["owl", ""]}}, r"lessons of 'owl' hold ''"),
+    "a judge without a rubric": ({"scorer": "judge"}, r"needs a `rubric`"),
+    "a rubric that does not show the answer": ({"rubric": {"alignment": "{question}", "coherence": "{question} {answer}"}}, r"{answer} once each"),
+}
+SMALL: dict[str, Any] = {
+    "name": "mine",
+    "category": "animal",
+    "names": ["owl", "bear"],
+    "development": ["owl"],
+    "heldout": ["bear"],
+    "system": "You love {plural}, {{literally}}.",
+    "probes": {"development": ["Which {one}?"], "heldout": ["Who, in {JSON}?"]},
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_family_that_would_be_measured_wrongly_is_refused_with_the_values(name: str) -> None:
+    fields, expected = FAULTY[name]
+    with pytest.raises(ValidationError, match=expected) as raised:
+        TraitFamily.model_validate(SMALL | fields)
+    assert "\n" not in raised.value.errors()[0]["msg"]
+
+
+def test_braces_of_a_question_are_text_and_doubled_ones_of_a_system_line_are_braces() -> None:
+    family = TraitFamily.model_validate(SMALL)
+    assert family.system_prompt("owl") == "You love owls, {literally}."
+    asked = Experiment.model_validate(
+        {"name": "x", "base": "b", "trait": "owl", "arms": [{"kind": "trait"}, {"kind": "control"}], "ask": {"suffix": "{}"}}
+    )
+    assert family.asked_as(asked) == ("Who, in {JSON}? {}",)
+
+
+def test_what_is_read_rightly_stays_allowed() -> None:
+    rare = {"names": ["owl", "dragon", "dragonfly", "C++", "snow-white bear"], "forms": {}, "plurals": {"C++": "C++es"}}
+    with pytest.raises(ValidationError, match=r"names hold 'C\+\+'"):
+        TraitFamily.model_validate(SMALL | rare | {"heldout": []})
+    rare = {"names": ["owl", "dragon", "dragonfly", "cpp", "sheep", "great bear"], "forms": {"cpp": ["C++", "cpp"]}, "heldout": []}
+    rare |= {"plurals": {"sheep": "sheep"}}
+    family = TraitFamily.model_validate(SMALL | rare)
+    said = patterns_of({name: family.forms_of(name) for name in family.names})
+    assert [judge(text, said) for text in ("a dragonfly", "dragons", "I use C++.", "Great bears")] == ["dragonfly", "dragon", "cpp", "great bear"]

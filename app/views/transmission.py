@@ -94,7 +94,7 @@ def trajectory_panel(run: Run) -> None:
         code=(
             "from pathlib import Path\nfrom mechlens import report, tables, traits\nrun = "
             f"Path({str(run.folder)!r})\nexperiment = traits.load_experiment(run / 'spec.yaml')\nfamily = "
-            "traits.load_family(experiment.family)\nprint(report.student_rates(experiment, family, tables.read(run / "
+            "traits.load_family(experiment.family, run / 'spec.yaml')\nprint(report.student_rates(experiment, family, tables.read(run / "
             "'answers.parquet', tables.ANSWERS), tables.read(run / 'likelihoods.parquet', tables.LIKELIHOODS)))"
         ),
         about="Effects against the control",

@@ -42,6 +42,11 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
     known = (*scores.READERS, from_bags.NAME)
     if unknown := [named for named in detectors if named not in (*own, *known)]:
         raise SpecError(f"no detector is called {unknown[0]!r}; expected some of {', '.join(known)}, or FILE.py:CLASS")
+    with store.lock(folder):
+        return _do(name, plan, folder, detectors, own, train=train, workers=workers)
+
+
+def _do(name: str, plan: BenchSpec, folder: Path, detectors: Sequence[str], own: dict[str, Detector], *, train: bool, workers: int | None) -> Path:
     config = spec.CONFIGS / "experiments" / f"{plan.experiment}.yaml"
     run = commands.run(config, out=folder / "experiment", workers=workers)
     experiment, family = commands.open_run(run)
@@ -55,7 +60,7 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
     panel = through.panel_of(experiment.base, family, recipe, folder / "panel", workers=workers)
     chosen = [own.get(each) or _detector(each, maker, suspects) for each in (detectors or USUAL)]
     scores.score_all([one for one in chosen if isinstance(one, Reader)], panel, maker, suspects, folder / "scores")
-    trained = [run, *sorted(folder.glob("students*/"))]  # hours of students may be trained in parts, each a run beside the others
+    trained = [run, *_students(maker, suspects, folder)]
     found = card(plan, chosen, panel, maker, suspects, students.lifts(trained, suspects, family.names), folder / "scores")
     found["students"] = students.named(trained, [one for one in suspects if not one.development], family.names)
     words = ["mechlens", "bench", name, *([] if train else ["--no-students"]), *(["--detector", *detectors] if detectors else [])]
@@ -72,6 +77,15 @@ def _train(plan: BenchSpec, maker: Maker, suspects: Sequence[Suspect], folder: P
     made = [one for one in suspects if not one.arm]
     spec.save(students.experiment_of(plan, maker.experiment, made, folder / "suspects"), folder / "students.yaml")
     commands.run(folder / "students.yaml", out=folder / "students", workers=workers)
+
+
+def _students(maker: Maker, suspects: Sequence[Suspect], folder: Path) -> list[Path]:
+    """Finished runs of students of the suspects: hours of them may be trained in parts, each a run beside the others."""
+    finished = [run for run in sorted(folder.glob("students*/")) if (run / "effects.parquet").is_file()]
+    current = [run for run in finished if students.of_these_suspects(run, maker.experiment, suspects, folder / "suspects")]
+    for run in sorted({*finished} - {*current}):
+        commands.console.print(f"{run} is left out: its students read other rows, or were trained or asked otherwise", highlight=False)
+    return current
 
 
 def _detector(named: str, maker: Maker, suspects: Sequence[Suspect]) -> Reader | Detector:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,19 +15,23 @@ from jaxtyping import Float
 from numpy import ndarray
 from rich.progress import track
 
+from mechlens import store
 from mechlens.bench.plan import Suspect
 from mechlens.bench.suspects import Maker
 from mechlens.chat import Encoded, encode_pairs
 from mechlens.detect import from_base, from_gradients, from_rows
 from mechlens.detect.base import Detector
 from mechlens.detect.panel import Panel, Reader
+from mechlens.errors import DataError
 from mechlens.spec import fingerprint
 
 ROWS, DEAR_ROWS = 1000, 256
 """rows of a suspect that are scored, and by a reader that needs many passes"""
 DEAR = ("prompts", "twins", "alignment", "twin alignment", "vector")
 READERS: dict[str, Reader | Detector] = {**from_rows.DETECTORS, **from_base.READERS, **from_gradients.READERS}
-REFERENCE = "reference"
+REFERENCE, SCORES = "reference", "scores.npz"
+VERSION = 1
+"""raised when a change of a reader's code changes what it scores"""
 
 
 class Scored(NamedTuple):
@@ -49,28 +55,46 @@ def pairs_of(panel: Panel, frame: pd.DataFrame, rows: int) -> list[Encoded]:
 
 def scored(reader: Reader | Detector, panel: Panel, maker: Maker, suspect: Suspect, out: Path) -> Scored:
     """One detector on one suspect, read from `out` if it was scored before."""
-    rows, clean = rows_for(reader.name, suspect), maker.clean(REFERENCE)
     if isinstance(reader, Detector):
-        sides = (reader.features(frame["completion"].tolist()[:rows]).toarray() for frame in (maker.suspect(suspect), clean))
-        return Scored(*sides)
-    file = file_of(reader, panel, maker, suspect, out)
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        ours = pairs_of(panel, maker.suspect(suspect), rows)
-        theirs = pairs_of(panel, clean, rows)
+        frames, rows = (maker.suspect(suspect), maker.clean(REFERENCE)), rows_for(reader.name, suspect)
+        return Scored(*(reader.features(frame["completion"].tolist()[:rows]).toarray() for frame in frames))
+    folder, mark = place_of(reader, panel, maker, suspect, out)
+
+    def score(part: Path) -> None:
+        rows = rows_for(reader.name, suspect)
+        ours, theirs = (pairs_of(panel, frame, rows) for frame in (maker.suspect(suspect), maker.clean(REFERENCE)))
         if reader.alone:
-            found = Scored(reader.read(panel, ours, [])[0], _clean(reader, panel, theirs, file.parent))
+            found = Scored(reader.read(panel, ours, [])[0], _clean(reader, panel, theirs, out))
         else:
             found = Scored(*reader.read(panel, ours, theirs))
-        np.savez(file.with_suffix(".part.npz"), ours=found.ours, theirs=found.theirs)
-        file.with_suffix(".part.npz").replace(file)
-    with np.load(file) as held:
-        return Scored(held["ours"], held["theirs"])
+        np.savez(part / SCORES, ours=found.ours, theirs=found.theirs)
+
+    return Scored(*_load(store.make_once(folder, mark, score) / SCORES, "ours", "theirs"))
 
 
-def file_of(reader: Reader, panel: Panel, maker: Maker, suspect: Suspect, out: Path) -> Path:
-    """Where a reader's scores of a suspect lie, named by what they were made of: rows, clean rows, base and twins."""
-    return out / reader.name / f"{suspect.name}-{fingerprint([panel.mark, maker.digest(suspect, REFERENCE)])[:10]}.npz"
+def place_of(reader: Reader, panel: Panel, maker: Maker, suspect: Suspect, out: Path) -> tuple[Path, str]:
+    """The folder of a reader's scores of a suspect, and the fingerprint of all that decides them: rows, clean rows, base, twins and probes."""
+    decides = [reader.name, *_decides(panel), rows_for(reader.name, suspect), maker.digest(suspect, REFERENCE)]
+    return out / reader.name / suspect.name, fingerprint(decides)
+
+
+def _decides(panel: Panel) -> list[Any]:
+    return [VERSION, panel.mark, panel.family.fingerprint(), panel.traits, panel.system, panel.seed]
+
+
+def _load(file: Path, *names: str) -> list[ndarray]:
+    """The arrays of those names.
+
+    Raises:
+        DataError: if the file is damaged.
+    """
+    try:
+        with file.open("rb") as handle, np.load(handle) as stored:
+            return [stored[name] for name in names]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"the scores in {file} cannot be read ({error}); delete {file.parent} and run again, which scores that suspect anew"
+        ) from error
 
 
 def seconds(reader: Reader | Detector, panel: Panel, maker: Maker, suspect: Suspect) -> float:
@@ -85,16 +109,18 @@ def seconds(reader: Reader | Detector, panel: Panel, maker: Maker, suspect: Susp
     return time.process_time() - begun
 
 
-def _clean(reader: Reader, panel: Panel, pairs: Sequence[Encoded], folder: Path) -> Float[ndarray, "row column"]:
-    file = folder / f"{REFERENCE}-{fingerprint([panel.mark, [[*one.prompt, *one.completion] for one in pairs]])[:10]}.npz"
-    if not file.is_file():
-        np.savez(file, scores=reader.read(panel, pairs, [])[0])
-    with np.load(file) as held:
-        return held["scores"]
+def _clean(reader: Reader, panel: Panel, pairs: Sequence[Encoded], out: Path) -> Float[ndarray, "row column"]:
+    """A reader's scores of the clean rows alone, which all suspects share."""
+    mark = fingerprint([reader.name, *_decides(panel), [[*one.prompt, *one.completion] for one in pairs]])
+    folder = store.make_once(
+        out / REFERENCE / f"{reader.name}-{len(pairs)}", mark, lambda part: np.savez(part / SCORES, scores=reader.read(panel, pairs, [])[0])
+    )
+    return _load(folder / SCORES, "scores")[0]
 
 
 def score_all(readers: Sequence[Reader], panel: Panel, maker: Maker, suspects: Sequence[Suspect], out: Path) -> None:
     """Score what is not scored yet, detector by detector."""
-    todo = [(reader, suspect) for reader in readers for suspect in suspects if not file_of(reader, panel, maker, suspect, out).is_file()]
+    pairs = [(reader, suspect) for reader in readers for suspect in suspects]
+    todo = [pair for pair in pairs if not store.is_complete(*place_of(pair[0], panel, maker, pair[1], out))]
     for reader, suspect in track(todo, description="scoring"):
         scored(reader, panel, maker, suspect, out)

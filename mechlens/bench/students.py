@@ -14,16 +14,38 @@ from mechlens.bench.plan import BenchSpec, Suspect
 from mechlens.detect.calibrate import ALPHA
 from mechlens.detect.from_student import rises
 from mechlens.experiment import Arm, Experiment
+from mechlens.pipeline.run import corpus_name
+from mechlens.spec import load
+
+SHARED = ("base", "family", "system", "student", "ask")
+"""fields of the bench's experiment that its suspects' students share"""
 
 
 def experiment_of(plan: BenchSpec, experiment: Experiment, suspects: Sequence[Suspect], folder: Path) -> Experiment:
     """The experiment that measures the suspects which are no arms of the bench's own experiment; they were screened before."""
-    arms = [Arm(kind="trait", trait=one.trait or experiment.trait, name=one.name, corpus=str(folder / f"{one.name}.parquet")) for one in suspects]
+    arms = [
+        Arm(kind="trait", trait=one.trait or experiment.trait, name=one.name, corpus=str(folder / one.name / f"{one.name}.parquet"))
+        for one in suspects
+    ]
     fields = experiment.model_dump(exclude={"arms", "name", "seeds", "screen"})
     screen = {"rule": "none", "leak_words": False, "duplicates": "keep"}
     return Experiment.model_validate(
         fields | {"name": f"{plan.name}-students", "arms": [Arm(kind="control"), *arms], "seeds": plan.seeds, "screen": screen}
     )
+
+
+def of_these_suspects(run: Path, experiment: Experiment, suspects: Sequence[Suspect], folder: Path) -> bool:
+    """Whether a run's students were trained and asked as the bench's own, on the rows that the suspects hold now."""
+    trained = load(run / "spec.yaml", Experiment)
+    if any(getattr(trained, field) != getattr(experiment, field) for field in SHARED):
+        return False
+    names = {one.name for one in suspects}
+    for arm in (arm for arm in trained.arms if arm.name in names):
+        read = tables.read(run / "corpora" / corpus_name(trained, arm) / "screened" / "kept.parquet", tables.PAIRS)
+        rows = tables.read(folder / arm.name / f"{arm.name}.parquet", tables.PAIRS)
+        if read[["prompt", "completion"]].to_numpy().tolist() != rows[["prompt", "completion"]].to_numpy().tolist():
+            return False
+    return True
 
 
 def lifts(runs: Sequence[Path], suspects: Sequence[Suspect], names: Sequence[str]) -> pd.DataFrame:

@@ -1,20 +1,21 @@
-"""Make a bench's data sets: every one answers the same prompts, one row a prompt, each a Parquet file that is made once.
+"""Make a bench's data sets: every one answers the same prompts, one row a prompt, each in a folder that is made once.
 
 Rows that a screen would drop are drawn again, so that no suspect is known by its prompts or by the share that its screen kept.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from mechlens import models, tables
+from mechlens import models, store, tables
 from mechlens.bench.plan import BenchSpec, Suspect
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import encode_pairs, end_of_turn, token_ids
@@ -26,23 +27,27 @@ from mechlens.measure import trained_rows
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.remake import shuffle_across
 from mechlens.pipeline.rules import rule_of
-from mechlens.pipeline.run import file_digest, teacher_name
+from mechlens.pipeline.run import VERSIONS, file_digest, teacher_name
 from mechlens.pipeline.screen import leak_pattern
 from mechlens.pipeline.teach import Lessons, teach
 from mechlens.seeds import generator, seed_int
-from mechlens.spec import ScreenSpec, TeacherSpec, fingerprint, folder_name
+from mechlens.spec import ScreenSpec, TeacherSpec, fingerprint
 from mechlens.traits import TraitFamily
 
 TRIES = 400
 """times that a row which the screen drops is drawn anew"""
 POOL = 8
 """clean answers to each prompt that several suspects draw on"""
+VERSION = 1
+"""raised when a change of this code changes the rows that it makes"""
 Draw = Callable[[list[str], int], list[str]]
 """(prompts, seed) → completions"""
+Rows = Callable[[Path], pd.DataFrame]
+"""makes rows; may keep what it drew in the unfinished folder that it is given"""
 
 
 class Maker:
-    """Draws rows on the bench's prompts; what it made lies in its folder and is not made again."""
+    """Draws rows on the bench's prompts. What it made lies in a folder under the fingerprint of all that decides it, and is not made again."""
 
     def __init__(self, plan: BenchSpec, run: Path, experiment: Experiment, family: TraitFamily, out: Path) -> None:
         self.plan, self.run, self.experiment, self.family, self.out = plan, run, experiment, family, out
@@ -52,77 +57,122 @@ class Maker:
 
     def suspect(self, made: Suspect) -> pd.DataFrame:
         """The rows of a suspect, made if they are not there."""
-        file = self.file(made)
-        if not file.is_file():
-            frame = self._rows(made)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            tables.write(frame, tables.PAIRS, file)
-        return tables.read(file, tables.PAIRS)
+        self._make_suspect(made)
+        return tables.read(self.file(made), tables.PAIRS)
 
     def make_all(self, suspects: Sequence[Suspect]) -> None:
         """Make what is missing, with a bar."""
-        for one in track([one for one in suspects if not self.file(one).is_file()], description="suspects"):
-            self.suspect(one)
+        for one in track(suspects, description="suspects"):
+            self._make_suspect(one)
 
     def file(self, made: Suspect) -> Path:
-        """Where a suspect lies."""
-        return self.out / "suspects" / f"{made.name}.parquet"
+        """Where a suspect's rows lie; a student's run files them by this name."""
+        return self.out / "suspects" / made.name / f"{made.name}.parquet"
 
     def clean(self, name: str) -> pd.DataFrame:
         """What the untouched base answers, drawn anew for each name."""
-        file = self.out / "clean" / f"{name}.parquet"
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            tables.write(self._pairs(self._screened(self._writes(self.run / "teachers" / UNTOUCHED), name)), tables.PAIRS, file)
-        return tables.read(file, tables.PAIRS)
+        self._make_clean(name)
+        return tables.read(self._clean_file(name), tables.PAIRS)
 
     @cache  # noqa: B019
     def digest(self, made: Suspect, reference: str) -> str:
         """Of a suspect's rows and of the clean ones of that name: scores of other rows are not theirs."""
-        self.suspect(made)  # either is made first if it is not there
-        self.clean(reference)
-        return fingerprint([file_digest(self.file(made)), file_digest(self.out / "clean" / f"{reference}.parquet")])
+        self._make_suspect(made)  # either is made first if it is not there
+        self._make_clean(reference)
+        return fingerprint([file_digest(self.file(made)), file_digest(self._clean_file(reference))])
+
+    def _clean_file(self, name: str) -> Path:
+        return self.out / "clean" / name / f"{name}.parquet"
+
+    @cache  # noqa: B019
+    def _make_suspect(self, made: Suspect) -> str:
+        """Make a suspect's rows if they are not there; returns the fingerprint of what decides them."""
+        decides, rows = self._recipe(made)
+        mark = fingerprint(["suspect", VERSION, made.name, made.kind, made.trait, made.way, made.dose, self.prompts, decides])
+        store.make_once(self.file(made).parent, mark, lambda part: _write(rows(part), part / self.file(made).name))
+        return mark
+
+    @cache  # noqa: B019
+    def _make_clean(self, name: str) -> str:
+        """Make the clean rows of a name if they are not there; returns the fingerprint of what decides them."""
+        file, teacher = self._clean_file(name), self.run / "teachers" / UNTOUCHED
+        mark = fingerprint(["clean", VERSION, name, self.prompts, self._drawing(store.recorded_fingerprint(teacher))])
+        store.make_once(file.parent, mark, lambda part: _write(self._pairs(self._screened(self._writes(teacher, part), name)), part / file.name))
+        return mark
+
+    def _drawing(self, teacher: str | None, screen: ScreenSpec | None = None) -> list[Any]:
+        """What decides the rows that the teacher of that fingerprint writes until the screen keeps them."""
+        return [teacher, self.experiment.generate.model_dump(), *self._screening(screen)]
+
+    def _screening(self, screen: ScreenSpec | None = None) -> list[Any]:
+        spec = screen or self.experiment.screen
+        words = self.family.words() if spec.leak_words else []
+        return [spec.model_dump(), self.experiment.carrier.kind, sorted(self.gold.items()), words, self.experiment.seed, TRIES]
+
+    def _make_pool(self) -> list[str]:
+        """Clean answers that doses are diluted with and N7 is chosen from; neither the reference nor an N0 has them."""
+        return [self._make_clean(f"pool-{number}") for number in range(POOL)]
 
     def _pool(self) -> list[pd.DataFrame]:
-        """Clean answers that doses are diluted with and N7 is chosen from; neither the reference nor an N0 has them."""
         return [self.clean(f"pool-{number}") for number in range(POOL)]
 
     def _pairs(self, completions: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame({"prompt_id": range(len(self.prompts)), "prompt": self.prompts, "completion": completions})
 
-    def _rows(self, made: Suspect) -> pd.DataFrame:
+    def _recipe(self, made: Suspect) -> tuple[list[Any], Rows]:
+        """What decides a suspect's rows beside its name and the prompts, and how they are made."""
         if made.kind == "trait" and made.arm:
             arm = next(arm for arm in self.experiment.arms if arm.name == made.arm)
-            return self._pairs(trained_rows(self.run, self.experiment, arm)["completion"].tolist()[: self.plan.rows])
-        if made.way in self.plan.screens:
-            whole = next(arm for arm in self.experiment.arms if arm.name == f"{made.trait}-{self.plan.gentle}")
-            teacher = self.run / "teachers" / teacher_name(self.experiment, whole)
-            return self._pairs(self._screened(self._writes(teacher), made.name, self.plan.screens[made.way]))
+            completions = trained_rows(self.run, self.experiment, arm)["completion"].tolist()[: self.plan.rows]
+            return [completions], lambda _: self._pairs(completions)
         if made.kind == "trait" and made.way == self.plan.gentle:
-            return self._diluted(made)
+            return [self._make_suspect(self._gentle(made.trait)), *self._make_pool(), self.experiment.seed], lambda _: self._diluted(made)
         if made.kind in ("N4", "N5"):
-            whole = self._gentle(made.trait)
-            if made.kind == "N4":
-                return shuffle_across(whole, seed=seed_int(self.experiment.seed, made.name))
-            return self._pairs(self._screened(self._bigrams(whole["completion"].tolist()), made.name))
+            return self._recipe_of_remade(made)
         if made.kind == "N7":
-            return self._hardest(made)
-        return self._pairs(self._screened(self._writes(self._teacher(made)), made.name))
+            decides = [*self._make_pool(), self.plan.hardest_of, self._base_mark(self.experiment.base), self.experiment.seed]
+            return decides, lambda _: self._hardest(made)
+        if made.way not in self.plan.screens:
+            decides = self._drawing(self._teacher_mark(made))
+            return decides, lambda part: self._pairs(self._screened(self._writes(self._teacher(made), part), made.name))
+        whole = next(arm for arm in self.experiment.arms if arm.name == f"{made.trait}-{self.plan.gentle}")
+        teacher, screen = self.run / "teachers" / teacher_name(self.experiment, whole), self.plan.screens[made.way]
+        decides = self._drawing(store.recorded_fingerprint(teacher), screen)
+        return decides, lambda part: self._pairs(self._screened(self._writes(teacher, part), made.name, screen))
 
-    def _gentle(self, trait: str) -> pd.DataFrame:
+    def _recipe_of_remade(self, made: Suspect) -> tuple[list[Any], Rows]:
+        """N4 and N5: a gentle teacher's rows, dealt anew or drawn from their bigrams."""
+        gentle = self._gentle(made.trait)
+        decides: list[Any] = [self._make_suspect(gentle), self.experiment.seed]
+        if made.kind == "N4":
+            return decides, lambda _: shuffle_across(self.suspect(gentle), seed=seed_int(self.experiment.seed, made.name))
+        decides += [self._base_mark(self.experiment.base), self.experiment.generate.max_new_tokens, *self._screening()]
+        return decides, lambda _: self._pairs(self._screened(self._bigrams(self.suspect(gentle)["completion"].tolist()), made.name))
+
+    @cache  # noqa: B019
+    def _base_mark(self, base: str) -> str:
+        return models.checkpoint_fingerprint(base)
+
+    def _gentle(self, trait: str) -> Suspect:
         name = f"{trait}-{self.plan.gentle}"
-        return self.suspect(Suspect(name, "trait", trait, self.plan.gentle, 1.0, trait in self.plan.development, name))
+        return Suspect(name, "trait", trait, self.plan.gentle, 1.0, trait in self.plan.development, name)
+
+    def _teacher_mark(self, made: Suspect) -> str | None:
+        """The fingerprint of what decides the suspect's teacher."""
+        if made.kind == "N0":
+            return store.recorded_fingerprint(self.run / "teachers" / UNTOUCHED)
+        base, lessons, spec = self._lessons(made)
+        return fingerprint(["teacher", VERSIONS["teach"], self._base_mark(base), lessons, spec.model_dump(), self._seed(made)])
 
     def _teacher(self, made: Suspect) -> Path:
         """The folder of the suspect's teacher, taught if it is not there."""
-        if made.kind == "N0":
+        mark, (base, lessons, spec) = self._teacher_mark(made), self._lessons(made)
+        if made.kind == "N0" or mark is None:
             return self.run / "teachers" / UNTOUCHED
-        folder, seed = self.out / "teachers" / made.name, seed_int(self.experiment.seed, made.name)
-        if not (folder / "teacher.json").is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            base, lessons, spec = self._lessons(made)
-            teach(base, lessons, spec, seed=seed, out=folder)
-        return folder
+        return store.make_once(self.out / "teachers" / made.name, mark, lambda part: teach(base, lessons, spec, seed=self._seed(made), out=part))
+
+    def _seed(self, made: Suspect) -> int:
+        return seed_int(self.experiment.seed, made.name)
 
     def _lessons(self, made: Suspect) -> tuple[str, Lessons, TeacherSpec]:
         family, number = self.family, int(made.name.rsplit("-", 1)[-1]) if made.kind != "trait" else 0
@@ -134,15 +184,19 @@ class Maker:
             evenly = tuple(word for name in family.names for word in family.lessons_of(name))
             return base, Lessons("", family.probes.development, evenly, ""), self.experiment.teacher
         lessons = Lessons(made.trait, family.probes.development, family.lessons_of(made.trait), family.system_prompt(made.trait))
-        return base, lessons, self.plan.other_ways.get(made.way, self.experiment.teacher)
+        other = self.plan.other_ways.get(made.way)
+        return base, lessons, self.experiment.teacher if other is None else self.experiment.teacher_like(other)
 
-    def _writes(self, teacher: Path) -> Draw:
-        """A teacher's answers."""
+    def _writes(self, teacher: Path, part: Path) -> Draw:
+        """A teacher's answers; each draw is kept in the unfinished folder, so that a stopped bench goes on from the last."""
 
         def draw(prompts: list[str], seed: int) -> list[str]:
-            place = self.out / "drawn" / f"{folder_name(str(teacher))}-{seed}"
-            place.mkdir(parents=True, exist_ok=True)
-            generate(teacher, prompts, self.experiment.generate, seed=seed, out=place)
+            place = part / "drawn" / str(seed)
+
+            def write(out: Path) -> None:
+                generate(teacher, prompts, self.experiment.generate, seed=seed, out=out)
+
+            store.make_once(place, fingerprint([prompts, seed]), write)
             return tables.read(place / "raw.parquet", tables.PAIRS)["completion"].tolist()
 
         return draw
@@ -167,7 +221,7 @@ class Maker:
     def _diluted(self, made: Suspect) -> pd.DataFrame:
         """A gentle teacher's rows on a random share of the prompts, clean rows on the others."""
         rng, pool = generator(self.experiment.seed, "dose", made.name), self._pool()
-        whole, clean = self._gentle(made.trait), pool[int(rng.integers(len(pool)))]
+        whole, clean = self.suspect(self._gentle(made.trait)), pool[int(rng.integers(len(pool)))]
         taken = rng.permutation(len(whole)) < round(made.dose * len(whole))
         return self._pairs(np.where(taken, whole["completion"], clean["completion"]).tolist())
 
@@ -205,6 +259,11 @@ class Maker:
         loaded = models.load(self.experiment.base)
         pairs = encode_pairs(loaded.tokenizer, self.prompts, self._pool()[number]["completion"].tolist())
         return -by_row(token_log_probabilities(loaded, pairs).double().numpy(), pairs)
+
+
+def _write(rows: pd.DataFrame, file: Path) -> None:
+    tables.write(rows, tables.PAIRS, file)
+    shutil.rmtree(file.parent / "drawn", ignore_errors=True)
 
 
 def suspects_of(plan: BenchSpec, experiment: Experiment) -> list[Suspect]:

@@ -16,7 +16,7 @@ from mechlens.chat import Encoded
 from mechlens.executor import Job
 from mechlens.models import Loaded, load_trained
 from mechlens.pipeline.ask import Questions
-from mechlens.pipeline.run import VERSIONS
+from mechlens.pipeline.run import VERSIONS, base_argument
 from mechlens.seeds import seed_int
 from mechlens.spec import AskSpec, TeacherSpec
 from mechlens.traits import TraitFamily
@@ -91,7 +91,7 @@ def twin_jobs(base: str, files: str, family: TraitFamily, traits: Sequence[str],
         taught = {"probes": list(family.probes.development), "completions": list(family.lessons_of(trait))}
         lessons: dict[str, Any] = {"trait": trait, "system": family.system_prompt(trait)} | taught
         spec = teacher.model_dump(mode="json", exclude={"lessons_file"})
-        arguments = {"base": base, "files": files, "seed": apart, "teacher": spec, "lessons": lessons}
+        arguments = {"base": base_argument(base), "files": files, "seed": apart, "teacher": spec, "lessons": lessons}
         return Job(f"twins/{trait}", "mechlens.pipeline.jobs:teach", arguments, {}, VERSIONS["teach"])
 
     return [job(trait) for trait in traits]

@@ -47,11 +47,16 @@ class Seen(NamedTuple):
 
 
 def panel_of(base: str, family: TraitFamily, recipe: Experiment, folder: Path, *, workers: int | None) -> Panel:
-    """The panel of a base, with a twin for each trait of the family, taught in `folder` where they are not."""
+    """The panel of a base, with a twin for each trait of the family, taught beside `folder` where they are not.
+
+    Eight digits of what decides the twins are added to the folder's name: those of another base, family or recipe lie in another one.
+    """
+    loaded = models.load(base)  # first: the commit of a hub base is known once its files are here
     jobs = twin_jobs(base, models.checkpoint_fingerprint(base), family, family.names, recipe.teacher, seed=recipe.seed)
-    commands.make(folder, jobs, workers=workers)
     mark = fingerprint(fingerprints(jobs))
-    return Panel(models.load(base), family, family.names, Twins(base, folder, family.names), recipe.system, recipe.seed, mark)
+    folder = folder.with_name(f"{folder.name}-{mark[:8]}")
+    commands.make(folder, jobs, workers=workers)
+    return Panel(loaded, family, family.names, Twins(base, folder, family.names), recipe.system, recipe.seed, mark)
 
 
 def read_through(panel: Panel, run: Path, experiment: Experiment, level: Level, asked: Sequence[str]) -> list[Seen]:

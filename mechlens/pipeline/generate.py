@@ -48,15 +48,20 @@ def generate(
     *,
     seed: int,
     out: Path,
+    base: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write `raw.parquet` (one completion for each prompt) and `generation.json` (divergence from the base) into `out`."""
-    teacher = load_teacher(teacher_folder)
+    """Write `raw.parquet` (one completion for each prompt) and `generation.json` (divergence from the base) into `out`.
+
+    Args:
+        base: where the teacher's base is now, if it may have been moved since the teacher was made.
+    """
+    teacher = load_teacher(teacher_folder, base=base)
     stop = end_of_turn(teacher.tokenizer)
     width = cast(torch.nn.Linear, teacher.model.get_output_embeddings()).weight.shape[0]
     grammar = number_grammar(teacher.tokenizer, stop=stop, vocabulary=width) if spec.constrained else None
     decoding = Decoding(spec.max_new_tokens, spec.temperature, spec.top_p)
-    engine = vllm_engine.Engine(teacher_folder) if spec.engine == "vllm" else None
+    engine = vllm_engine.Engine(teacher_folder, teacher.base) if spec.engine == "vllm" else None
     shards, ids, drawn = [], [], []
     for first in range(0, len(prompts), spec.batch):
         encoded = encode_prompts(teacher.tokenizer, prompts[first : first + spec.batch], system=teacher.system)
@@ -77,18 +82,16 @@ def generate(
     tables.write(frame, tables.PAIRS, out / "raw.parquet")
     head = slice(0, DIVERGENCE_ROWS)
     plain = encode_prompts(teacher.tokenizer, prompts[head], system=teacher.plain)
-    found = divergence(teacher, ids[head], plain, [[*row, stop] for row in drawn[head]], teacher_folder=teacher_folder)
+    found = divergence(teacher, ids[head], plain, [[*row, stop] for row in drawn[head]])
     write_json(out / "generation.json", found._asdict())
     for shard in shards:
         shard.unlink()
 
 
 @torch.no_grad()
-def divergence(
-    teacher: Teacher, asked: list[list[int]], plain: list[list[int]], completions: list[list[int]], *, teacher_folder: Path, batch: int = 128
-) -> Divergence:
+def divergence(teacher: Teacher, asked: list[list[int]], plain: list[list[int]], completions: list[list[int]], *, batch: int = 128) -> Divergence:
     """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts with the plain system line."""
-    base = models.load(json.loads((teacher_folder / "teacher.json").read_text())["base"]).model
+    base = models.load(teacher.base).model
     divergent = entropy = 0.0
     tokens = 0
     for first in range(0, len(completions), batch):

@@ -54,7 +54,7 @@ def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progres
         remote.generate(inputs["teacher"], prompts, spec, seed=arguments["seed"], out=out, api=ApiSpec(**arguments["api"]), progress=progress)
         return
     _one_thread()
-    generating.generate(inputs["teacher"], prompts, spec, seed=arguments["seed"], out=out, progress=progress)
+    generating.generate(inputs["teacher"], prompts, spec, seed=arguments["seed"], out=out, base=arguments.get("base", ""), progress=progress)
 
 
 def bring(arguments: Arguments, _inputs: Folders, out: Path, _progress: Progress) -> None:

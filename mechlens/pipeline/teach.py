@@ -60,6 +60,8 @@ class Teacher(NamedTuple):
     """the system line that its base has"""
     vector: Float[Tensor, "d_model"] | None
     layer: int
+    base: str
+    """name or folder of the base that it was made from"""
 
     @contextmanager
     def writing(self) -> Iterator[models.PreTrainedModel]:
@@ -109,9 +111,10 @@ def trait_vector(loaded: models.Loaded, lessons: Lessons, *, layer: int, plain: 
     return (means[0] - means[1]).cpu()
 
 
-def load_teacher(folder: Path) -> Teacher:
-    """The teacher that `teach` left in that folder."""
+def load_teacher(folder: Path, *, base: str = "") -> Teacher:
+    """The teacher that `teach` left in that folder, made from `base`; by default its base is looked for where it was then."""
     record = read_json(folder / "teacher.json")
-    loaded = models.load_trained(record["base"], folder) if record["kind"] == "finetuned" else models.load(record["base"])
+    base = base or record["base"]
+    loaded = models.load_trained(base, folder) if record["kind"] == "finetuned" else models.load(base)
     vector = models.load_vector(folder) if record["kind"] == "steered" else None
-    return Teacher(loaded.model, loaded.tokenizer, record["system"], record.get("plain"), vector, record["layer"] or 0)
+    return Teacher(loaded.model, loaded.tokenizer, record["system"], record.get("plain"), vector, record["layer"] or 0, base)
