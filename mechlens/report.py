@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from mechlens import figures, questions, readings, results, store, tables
+from mechlens.cells import cells_of
 from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
@@ -157,7 +158,7 @@ def student_rates(experiment: Experiment, family: TraitFamily, answers: pd.DataF
     for arm in experiment.arms:
         column = family.names.index(arm.trait or experiment.trait)
         for step in sorted(map(int, answers.loc[answers["arm"] == arm.name, "step"].unique())):
-            cells = results.cells_of(answers, likelihoods, arm.name, names=family.names, step=step)
+            cells = cells_of(answers, likelihoods, arm.name, names=family.names, step=step)
             by_student = pd.DataFrame(cells.rate[:, :, column]).mean(axis=1)
             rows += [
                 {"arm": arm.name, "kind": arm.kind, "seed": s, "step": int(step), "rate": r}

@@ -104,7 +104,7 @@ def cluster_bootstrap(cells: Float[ndarray, "student probe"], *, seed: int = 0, 
 
 
 def answer_noise(
-    hits: Float[ndarray, "student probe answer"], control: Float[ndarray, "student probe answer"] | None = None
+    hits: Float[ndarray, "student probe answer"], control: Float[ndarray, "student probe control_answer"] | None = None
 ) -> Float[ndarray, "student"]:
     """Standard error of each student's rate, or of its difference to its control, that comes from asking it a finite number of times.
 
