@@ -51,8 +51,8 @@ class Effect(NamedTuple):
     smallest_detectable: float
 
 
-def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of one cell's rate; an empty cell is unscored."""
+def wilson(hits: float, total: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of one cell's rate, where a tie may be half a hit; an empty cell is unscored."""
     if total == 0:
         return Interval(np.nan, np.nan, np.nan, 0, "wilson")
     from statsmodels.stats.proportion import proportion_confint  # half a second, for this alone
