@@ -165,6 +165,9 @@ def test_the_summary_and_the_report_hold_the_questions(small: Path) -> None:
     section = page[page.index("<h2>By question</h2>") : page.index("<h2>Over training</h2>")]
     assert section.count("<svg") == 1 and section.count("<details>") == 2 and section.count("<tr>") == 2 * (1 + questions.SHOWN)
     assert "Of 30 questions" in section
+    assert page.count("<th>answers scored</th>") == 2 and summary["warnings"] == []
+    assert all(f"<td>{arm['answered']:.1%}</td>" in page for arm in summary["arms"])
+    assert all(effect["answered_against"] is not None for effect in summary["effects"])
 
 
 def test_the_figure_comes_first_whatever_the_order_of_arms(table: pd.DataFrame) -> None:
