@@ -15,8 +15,8 @@ from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
 EQUAL = 1e-4
-"""Relative difference of exact probabilities up to which two students are one. Students whose seeds only change the order in which a
-batch is summed differ by 1e-5 and less; students that drew other rows or another order of batches, by 1e-2 and more."""
+"""Relative difference of exact probabilities up to which two students are one. Where seeds change only the order in which the rows of one
+batch are summed, weights differ by 4e-6 of their size; any two students of the demo have some probability that differs by a third."""
 ONE_STUDENT = "students equal to rounding"
 """the `method` of an estimate whose students are all one"""
 UNSCORED, NOT_GIVEN = -1, -2

@@ -49,7 +49,7 @@ def headline(summary: dict[str, Any]) -> str:
         return f"No trait arm was scored: {_why_unscored(effect, arms)}."
     ours, theirs = arms[effect["arm"]]["rate"], effect["rate_against"]
     span = f"difference {interval_text(effect['difference'], effect['low'], effect['high'])}, n = {_students(effect['n'])}"
-    span += f"; {scored_text(effect, arms)}"
+    span += f"; answers that could be scored: {' and '.join(scored_shares(effect, arms))}"
     if effect["low"] is not None and effect["low"] > 0:
         trait = effect["trait"]
         return f"Students trained on the {trait} teacher's data answer {trait} {ours:.1%} of the time, their controls {theirs:.1%}: {span}."
@@ -62,16 +62,15 @@ def headline(summary: dict[str, Any]) -> str:
 
 
 def _why_unscored(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> str:
-    silent = [name for name in (effect["arm"], effect["against"]) if not arms[name]["answered"]]
+    silent = [name for name in (effect["arm"], effect["against"]) if not arms.get(name, {}).get("answered")]
     if silent:
         return f"no answer of {' or '.join(silent)} names exactly one trait of the family; see the answers in asked/"
     return f"no probe has answers of {effect['arm']} and of {effect['against']} that name exactly one trait each; raise ask.samples"
 
 
-def scored_text(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> str:
-    """Which share of both arms' answers their rates rest on."""
-    ours, theirs = (_number(arms[name]["answered"], "{:.1%}") for name in (effect["arm"], effect["against"]))
-    return f"answers that could be scored: {ours} and {theirs}"
+def scored_shares(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[str]:
+    """The shares of their answers that the rates of an arm and of what it stands against rest on."""
+    return [_number(arms.get(name, {}).get("answered"), "{:.1%}") for name in (effect["arm"], effect["against"])]
 
 
 def gamma_sentence(matrix: dict[str, Any]) -> str:
@@ -105,11 +104,11 @@ def printed(summary: dict[str, Any]) -> list[RenderableType]:
         shown = (arm["arm"], arm["base"], str(arm["students"]), str(arm["rows"]), share, str(arm["leak_words"]), _number(arm["kl_per_token"]), rate)
         arms.add_row(*shown, _number(arm["answered"], "{:.1%}"))
     changes = Table("arm", "against", "trait", "difference [95 %]", "n", "p", "would have been seen", "rate against", "answers scored")
-    answered = {arm["arm"]: _number(arm["answered"], "{:.1%}") for arm in summary["arms"]}
+    by_name = {arm["arm"]: arm for arm in summary["arms"]}
     for effect in summary["effects"]:
         span = interval_text(effect["difference"], effect["low"], effect["high"])
         cells = (span, str(effect["n"]), _number(effect["p_value"], "{:.2g}"), _number(effect["smallest_detectable"], "{:.3f}"))
-        against = (_number(effect["rate_against"], "{:.3f}"), f"{answered[effect['arm']]}, {answered[effect['against']]}")
+        against = (_number(effect["rate_against"], "{:.3f}"), ", ".join(scored_shares(effect, by_name)))
         changes.add_row(effect["arm"], effect["against"], effect["trait"], *cells, *against)
     gammas = (gamma_sentence(matrix) for matrix in summary["confusion"])
     return [arms, changes, *gammas, *summary.get("warnings", []), headline(summary)]
@@ -176,8 +175,8 @@ def _arm_row(arm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _effect_row(effect: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    answered = {arm["arm"]: _number(arm["answered"], "{:.1%}") for arm in summary["arms"]}
-    effect = effect | {"rates": f"{_number(effect['rate_against'], '{:.3f}')}", "scored": f"{answered[effect['arm']]}, {answered[effect['against']]}"}
+    scored = ", ".join(scored_shares(effect, {arm["arm"]: arm for arm in summary["arms"]}))
+    effect = effect | {"rates": _number(effect["rate_against"], "{:.3f}"), "scored": scored}
     span = interval_text(effect["difference"], effect["low"], effect["high"])
     return effect | {"interval": span, "p": _number(effect["p_value"], "{:.2g}"), "smallest": _number(effect["smallest_detectable"], "{:.3f}")}
 

@@ -51,7 +51,7 @@ class Effect(NamedTuple):
     smallest_detectable: float
 
 
-def wilson(hits: float, total: int, *, confidence: float = 0.95) -> Interval:
+def wilson(hits: float | int, total: int, *, confidence: float = 0.95) -> Interval:
     """Wilson score interval of one cell's rate, where a tie may be half a hit; an empty cell is unscored."""
     if total == 0:
         return Interval(np.nan, np.nan, np.nan, 0, "wilson")
@@ -72,8 +72,13 @@ def t_interval(values: Float[ndarray, "unit"], *, confidence: float = 0.95, roun
     if len(kept) < 2:
         return Interval(float(kept.mean()) if len(kept) else np.nan, np.nan, np.nan, len(kept), "t")
     spread = _spread(kept, ROUNDING * float(np.abs(kept).mean()) if rounding is None else rounding)
-    half = scipy.stats.t.ppf(0.5 + confidence / 2, len(kept) - 1) * spread / np.sqrt(len(kept)) if spread > 0 else np.nan
+    half = _t_bound(len(kept), confidence) * spread / np.sqrt(len(kept)) if spread > 0 else np.nan
     return Interval(float(kept.mean()), float(kept.mean() - half), float(kept.mean() + half), len(kept), "t")
+
+
+@lru_cache
+def _t_bound(n: int, confidence: float) -> float:
+    return float(scipy.stats.t.ppf(0.5 + confidence / 2, n - 1))
 
 
 def _spread(values: Float[ndarray, "unit"], rounding: float) -> float:
@@ -95,11 +100,15 @@ def cluster_bootstrap(cells: Float[ndarray, "student probe"], *, seed: int = 0, 
     """Percentile interval of the mean over students of their means over scored probes; students and probes both resampled with replacement."""
     of_students, of_probes = _resampling_weights(*cells.shape, seed)
     scored = ~np.isnan(cells)
-    count = of_probes @ scored.T.astype(float)  # [draw, student]
-    means = of_probes @ np.where(scored, cells, 0.0).T / np.where(count > 0, count, 1.0)
-    kept = of_students * (count > 0)  # a student none of whose scored probes was drawn is not in the draw
-    drawn = kept.sum(1) > 0
-    low, high = np.quantile((kept * means).sum(1)[drawn] / kept.sum(1)[drawn], [0.5 - confidence / 2, 0.5 + confidence / 2])
+    if scored.all():
+        drawn = ((of_probes @ cells.T) * of_students).sum(1) / cells.size
+    else:
+        count = of_probes @ scored.T.astype(float)  # [draw, student]
+        means = of_probes @ np.where(scored, cells, 0.0).T / np.where(count > 0, count, 1.0)
+        kept = of_students * (count > 0)  # a student none of whose scored probes was drawn is not in the draw
+        some = kept.sum(1) > 0
+        drawn = (kept * means).sum(1)[some] / kept.sum(1)[some]
+    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Interval(float(_mean_of_scored(cells[scored.any(axis=1)]).mean()), float(low), float(high), len(cells), "bootstrap")
 
 
@@ -219,8 +228,8 @@ def paired_effect(
     if np.isnan(interval.low):
         return Effect(*interval, p_value=np.nan, smallest_detectable=np.nan)
     spread, error, n = _spread(_mean_of_scored(difference), rounding), _noise_error(noise), interval.n
-    by_scatter = 2 * scipy.stats.t.sf(abs(interval.estimate) / spread * np.sqrt(n), n - 1) if spread > 0 else 0.0
-    by_noise = 2 * scipy.stats.norm.sf(abs(interval.estimate) / error) if error > 0 else 0.0
+    by_scatter = 2 * scipy.special.stdtr(n - 1, -abs(interval.estimate) / spread * np.sqrt(n)) if spread > 0 else 0.0
+    by_noise = 2 * scipy.special.ndtr(-abs(interval.estimate) / error) if error > 0 else 0.0
     smallest = max(spread * _detectable(n), (NORMAL_BOUND + NORMAL_POWER) * error)
     return Effect(*interval, p_value=float(max(by_scatter, by_noise)), smallest_detectable=float(smallest))
 
