@@ -199,9 +199,12 @@ def correlation(x: ndarray, y: ndarray, statistic: Callable[[ndarray, ndarray], 
         return dict.fromkeys(("rho", "low", "high", "p"), np.nan)
     drawn = [statistic(x[rows], y[rows]) for rows in rng.integers(n, size=(DRAWS, n))]
     null = np.array([statistic(x[rng.permutation(n)], y) for _ in range(DRAWS)])
+    null = null[~np.isnan(null)]  # an exchange that leaves nothing to order is no draw of the null
     low, high = np.nanquantile(drawn, [0.025, 0.975])
+    if not len(null):
+        return {"rho": value, "low": low, "high": high, "p": np.nan}
     middle = np.mean(null)  # ways stay where they are, so that what they alone order is in every exchange
-    return {"rho": value, "low": low, "high": high, "p": (1 + np.sum(np.abs(null - middle) >= abs(value - middle))) / (1 + DRAWS)}
+    return {"rho": value, "low": low, "high": high, "p": (1 + np.sum(np.abs(null - middle) >= abs(value - middle))) / (1 + len(null))}
 
 
 def table_of(frame: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from mechlens import results, stats
+from mechlens.cells import arm_cells, effect_of, same_students
 from mechlens.errors import DataError
 from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
@@ -24,23 +25,30 @@ COLUMNS = ("arm", "against", "trait", "probe", "text", *MEASURED, "n")
 def per_probe(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> pd.DataFrame:
     """Every arm's rate of its trait at every question beside its control's; NaN is unscored.
 
-    The difference is paired by student: its t interval and `n` cover the students that are scored in both arms, so with
-    unscored cells it need not be the difference of the two rates.
+    The difference is paired by student: its interval and `n` cover the students that are scored in both arms, so with
+    unscored cells it need not be the difference of the two rates. The interval is Student's t, or, if that is narrower, the noise
+    of the answers; students that are equal to rounding count as one.
 
     Raises:
         DataError: if the run was asked other questions than the family has today.
     """
     texts, cells, frames = family.asked_as(experiment), {}, []
     for arm in experiment.arms:
-        cells[arm.name] = results.cells_of(answers, likelihoods, arm.name, names=family.names)
+        cells[arm.name] = arm_cells(experiment, family, answers, likelihoods, arm.name)
         if cells[arm.name].rate.shape[1] != len(texts):
             raise DataError(
                 f"arm {arm.name} was asked {cells[arm.name].rate.shape[1]} questions and family {family.name!r} has {len(texts)} now; run it again"
             )
     for arm in (arm for arm in experiment.arms if arm.kind != "control"):
         against, column = experiment.control_of(arm).name, family.names.index(arm.trait)
-        ours, theirs = (cells[name].rate[:, :, column] for name in (arm.name, against))
-        spans = [stats.t_interval(difference) for difference in (ours - theirs).T]
+        sides = [cells[arm.name], cells[against]]
+        ours, theirs = (side.rate[:, :, column] for side in sides)
+        groups, hits = same_students(*(side.probability for side in sides)), [side.hits(column) for side in sides]
+        spans = []
+        for probe in range(len(texts)):
+            at = slice(probe, probe + 1)
+            noise = stats.answer_noise(*(of_side[:, at] for of_side in hits))
+            spans.append(effect_of(ours[:, at], theirs[:, at], groups, noise=noise))
         found = pd.DataFrame([(span.estimate, span.low, span.high, span.n) for span in spans], columns=["difference", "low", "high", "n"])
         rates = {"rate": _mean(ours), "rate_against": _mean(theirs)}
         frames.append(found.assign(arm=arm.name, against=against, trait=arm.trait, probe=range(len(texts)), text=list(texts), **rates))

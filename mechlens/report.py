@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from mechlens import figures, questions, readings, results, store, tables
+from mechlens.cells import ONE_STUDENT, cells_of
 from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
@@ -28,6 +29,10 @@ def _number(value: float | None, form: str = "{:.4f}") -> str:
     return "–" if value is None else form.format(value)
 
 
+def _students(count: int) -> str:
+    return f"{count} student{'' if count == 1 else 's'}"
+
+
 def main_effect(summary: dict[str, Any]) -> dict[str, Any] | None:
     """The effect that a run is about: that of its first trait arm."""
     kinds = {arm["arm"]: arm["kind"] for arm in summary["arms"]}
@@ -37,24 +42,43 @@ def main_effect(summary: dict[str, Any]) -> dict[str, Any] | None:
 def headline(summary: dict[str, Any]) -> str:
     """One sentence: the first trait arm against its control."""
     effect = main_effect(summary)
-    if effect is None or effect["difference"] is None:
-        return "No trait arm was scored."
     arms = {arm["arm"]: arm for arm in summary["arms"]}
+    if effect is None:
+        return "No trait arm was scored: this run has none."
+    if effect["difference"] is None:
+        return f"No trait arm was scored: {_why_unscored(effect, arms)}."
     ours, theirs = arms[effect["arm"]]["rate"], effect["rate_against"]
-    span = f"difference {interval_text(effect['difference'], effect['low'], effect['high'])}, n = {effect['n']} students"
+    span = f"difference {interval_text(effect['difference'], effect['low'], effect['high'])}, n = {_students(effect['n'])}"
+    span += f"; answers that could be scored: {' and '.join(scored_shares(effect, arms))}"
     if effect["low"] is not None and effect["low"] > 0:
         trait = effect["trait"]
         return f"Students trained on the {trait} teacher's data answer {trait} {ours:.1%} of the time, their controls {theirs:.1%}: {span}."
     if effect["low"] is None:
-        return f"Answers of {effect['trait']}: {ours:.1%} against {theirs:.1%}, {span}. Without an interval nothing can be said of other students."
+        equal = ONE_STUDENT if effect["method"] == ONE_STUDENT else "one student has no interval" if effect["n"] == 1 else "no student differs"
+        said = f"Answers of {effect['trait']}: {ours:.1%} against {theirs:.1%}, {span} ({equal})"
+        return f"{said}. Without an interval nothing can be said of other students."
     seen = f"; a difference of {effect['smallest_detectable']:.3f} would have been seen" if effect["smallest_detectable"] is not None else ""
     return f"No transfer of {effect['trait']} was found ({ours:.1%} against {theirs:.1%}): {span}{seen}."
+
+
+def _why_unscored(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> str:
+    silent = [name for name in (effect["arm"], effect["against"]) if not arms.get(name, {}).get("answered")]
+    if silent:
+        return f"no answer of {' or '.join(silent)} names exactly one trait of the family; see the answers in asked/"
+    return f"no probe has answers of {effect['arm']} and of {effect['against']} that name exactly one trait each; raise ask.samples"
+
+
+def scored_shares(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[str]:
+    """The shares of their answers that the rates of an arm and of what it stands against rest on."""
+    return [_number(arms.get(name, {}).get("answered"), "{:.1%}") for name in (effect["arm"], effect["against"])]
 
 
 def gamma_sentence(matrix: dict[str, Any]) -> str:
     """One confusion matrix in words."""
     first = sum(rank == 1 for rank in matrix["target_rank"])
-    ranks = ", ".join(f"{trait} {'unscored' if rank is None else rank}" for trait, rank in zip(matrix["traits"], matrix["target_rank"], strict=True))
+    ranks = ", ".join(
+        f"{trait} {'unscored' if rank is None else format(rank, 'g')}" for trait, rank in zip(matrix["traits"], matrix["target_rank"], strict=True)
+    )
     gamma = interval_text(matrix["gamma_bits"], matrix["low"], matrix["high"])
     most = f"the target rises most for {first} of {len(matrix['traits'])} traits (rank: {ranks})"
     return f"Students of {matrix['base']}: γ = {gamma} bits (n = {matrix['seeds']} seeds); {most}."
@@ -71,20 +95,23 @@ def printed(summary: dict[str, Any]) -> list[RenderableType]:
         "leak words",
         "KL nats/token",
         "rate [95 %]",
+        "answers scored",
         title=f"{summary['experiment']}: {summary['trait']}",
     )
     for arm in summary["arms"]:
         share = f"{arm['kept'] / arm['generated']:.1%}"
         rate = interval_text(arm["rate"], arm["low"], arm["high"], sign=False)
-        arms.add_row(
-            arm["arm"], arm["base"], str(arm["students"]), str(arm["rows"]), share, str(arm["leak_words"]), _number(arm["kl_per_token"]), rate
-        )
-    changes = Table("arm", "against", "trait", "difference [95 %]", "n", "p", "would have been seen")
+        shown = (arm["arm"], arm["base"], str(arm["students"]), str(arm["rows"]), share, str(arm["leak_words"]), _number(arm["kl_per_token"]), rate)
+        arms.add_row(*shown, _number(arm["answered"], "{:.1%}"))
+    changes = Table("arm", "against", "trait", "difference [95 %]", "n", "p", "would have been seen", "rate against", "answers scored")
+    by_name = {arm["arm"]: arm for arm in summary["arms"]}
     for effect in summary["effects"]:
         span = interval_text(effect["difference"], effect["low"], effect["high"])
         cells = (span, str(effect["n"]), _number(effect["p_value"], "{:.2g}"), _number(effect["smallest_detectable"], "{:.3f}"))
-        changes.add_row(effect["arm"], effect["against"], effect["trait"], *cells)
-    return [arms, changes, *(gamma_sentence(matrix) for matrix in summary["confusion"]), headline(summary)]
+        against = (_number(effect["rate_against"], "{:.3f}"), ", ".join(scored_shares(effect, by_name)))
+        changes.add_row(effect["arm"], effect["against"], effect["trait"], *cells, *against)
+    gammas = (gamma_sentence(matrix) for matrix in summary["confusion"])
+    return [arms, changes, *gammas, *summary.get("warnings", []), headline(summary)]
 
 
 def render(template: str, **values: Any) -> str:
@@ -118,7 +145,7 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         method=", ".join(sorted({arm["method"] for arm in summary["arms"]})) + f" over {len(experiment.seeds)} students",
         arms=[_arm_row(arm) for arm in summary["arms"]],
         differences=figures.svg(figures.differences(effects)) if len(effects) else "",
-        effects=[_effect_row(effect) for effect in summary["effects"]],
+        effects=[_effect_row(effect, summary) for effect in summary["effects"]],
         confusion=_confusions(experiment, family, answers, likelihoods, summary),
         questions=_questions(summary, kinds),
         many=len(family.asked_as(experiment)) > questions.MANY,
@@ -127,7 +154,7 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         losses=_losses_figure(run, experiment),
         funnel=figures.svg(figures.funnel(results.funnels(run, experiment))),
         leaks=sum(arm["leak_words"] for arm in summary["arms"]),
-        answered=", ".join(f"{arm['arm']} {_number(arm['answered'], '{:.1%}')}" for arm in summary["arms"]),
+        warnings=summary.get("warnings", []),
         seen="that no teacher was fine-tuned on" if experiment.ask.split == "heldout" else "that teachers were fine-tuned on, too",
         folder=run,
         fingerprint=manifest["experiment"],
@@ -143,10 +170,13 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
 
 def _arm_row(arm: dict[str, Any]) -> dict[str, Any]:
     share = f"{arm['kept'] / arm['generated']:.1%} of {arm['generated']:,}"
-    return arm | {"share": share, "kl": _number(arm["kl_per_token"]), "interval": interval_text(arm["rate"], arm["low"], arm["high"], sign=False)}
+    shown = {"share": share, "kl": _number(arm["kl_per_token"]), "scored": _number(arm["answered"], "{:.1%}")}
+    return arm | shown | {"interval": interval_text(arm["rate"], arm["low"], arm["high"], sign=False)}
 
 
-def _effect_row(effect: dict[str, Any]) -> dict[str, Any]:
+def _effect_row(effect: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    scored = ", ".join(scored_shares(effect, {arm["arm"]: arm for arm in summary["arms"]}))
+    effect = effect | {"rates": _number(effect["rate_against"], "{:.3f}"), "scored": scored}
     span = interval_text(effect["difference"], effect["low"], effect["high"])
     return effect | {"interval": span, "p": _number(effect["p_value"], "{:.2g}"), "smallest": _number(effect["smallest_detectable"], "{:.3f}")}
 
@@ -157,7 +187,7 @@ def student_rates(experiment: Experiment, family: TraitFamily, answers: pd.DataF
     for arm in experiment.arms:
         column = family.names.index(arm.trait or experiment.trait)
         for step in sorted(map(int, answers.loc[answers["arm"] == arm.name, "step"].unique())):
-            cells = results.cells_of(answers, likelihoods, arm.name, names=family.names, step=step)
+            cells = cells_of(answers, likelihoods, arm.name, names=family.names, step=step)
             by_student = pd.DataFrame(cells.rate[:, :, column]).mean(axis=1)
             rows += [
                 {"arm": arm.name, "kind": arm.kind, "seed": s, "step": int(step), "rate": r}

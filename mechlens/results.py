@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from mechlens import stats, store, tables
+from mechlens.cells import Cells, arm_cells, effect_of, lift_of, log_probability, mean_of, same_students, warnings_of
 from mechlens.errors import DataError
 from mechlens.experiment import Arm, Experiment
 from mechlens.pipeline.run import corpus_name, source_name
@@ -27,17 +28,6 @@ SUMMARY = 2
 """schema of summary.json; raised when a reader of an older one would miss something"""
 
 
-class Cells(NamedTuple):
-    """What one arm's students said of every trait at one step; NaN is unscored."""
-
-    rate: Float[ndarray, "student probe trait"]
-    rate_of_all: Float[ndarray, "student probe trait"]
-    """hits over all answers, those that name none of the traits or several included"""
-    probability: Float[ndarray, "student probe trait"]
-    answered: Float[ndarray, "student"]
-    """share of the sampled answers that name exactly one trait"""
-
-
 class Confusion(NamedTuple):
     """Lift of every asked trait in the students of every trait arm on one base."""
 
@@ -46,8 +36,8 @@ class Confusion(NamedTuple):
     lift: Float[ndarray, "seed trait asked"]
     gamma: stats.Interval
     """diagonal excess in bits, one value a seed"""
-    rank: list[int | None]
-    """place of the target among all asked traits by mean lift; 1 is the most lifted, None is unscored"""
+    rank: list[float | None]
+    """place of the target among all asked traits by mean lift; 1 is the most lifted, equal ones share their mean place, None is unscored"""
 
 
 def collect(run: Path, experiment: Experiment, name: str, schema: Any) -> pd.DataFrame:
@@ -67,56 +57,35 @@ def is_unfinished(run: Path, experiment: Experiment) -> bool:
     return manifest.get("experiment") != experiment.fingerprint() or changed
 
 
-def cells_of(answers: pd.DataFrame, likelihoods: pd.DataFrame, arm: str, *, names: tuple[str, ...], step: int | None = None) -> Cells:
-    """An arm's cells at a step, the last by default; students in order of their seeds."""
-    said, likely = answers[answers["arm"] == arm], likelihoods[likelihoods["arm"] == arm]
-    last = said["step"].max() if step is None else step
-    said, likely = (cast(pd.DataFrame, table[table["step"] == last]) for table in (said, likely))
-    seeds, probes = sorted(said["seed"].unique()), sorted(said["probe"].unique())
-    labels = said["label"].astype(object)
-    scored = cast(pd.DataFrame, said.assign(scored=labels.notna()).groupby(["seed", "probe"])["scored"].agg(["sum", "size"]))
-    index = pd.MultiIndex.from_product([seeds, probes], names=["seed", "probe"])
-    counts = pd.crosstab([said["seed"], said["probe"]], labels).reindex(index=index, columns=list(names), fill_value=0)
-    total, asked = scored.reindex(index).to_numpy(dtype=float).T
-    rate = counts.to_numpy(dtype=float) / np.where(total > 0, total, np.nan)[:, None]
-    exact = likely.assign(name=likely["name"].astype(object)).set_index(["seed", "probe", "name"])["probability"]
-    shape = (len(seeds), len(probes), len(names))
-    answered = cast(pd.DataFrame, scored.groupby("seed").sum())
-    return Cells(
-        rate.reshape(shape),
-        (counts.to_numpy(dtype=float) / asked[:, None]).reshape(shape),
-        cast(pd.DataFrame, exact.unstack("name")).reindex(index=index, columns=list(names)).to_numpy(dtype=float).reshape(shape),
-        (answered["sum"] / answered["size"]).to_numpy(dtype=float),
-    )
-
-
-def lift_of(arm: Cells, control: Cells) -> Float[ndarray, "student trait"]:
-    """log2 of the ratio of mean exact probabilities, in bits; NaN where either is unscored."""
-    ours, theirs = (np.where(cells.probability.mean(1) > 0, cells.probability.mean(1), np.nan) for cells in (arm, control))
-    return np.log2(ours) - np.log2(theirs)
-
-
 def effects(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> pd.DataFrame:
     """Every arm against its control, for every trait of the family and every measure, with q-values across traits."""
-    cells = {arm.name: cells_of(answers, likelihoods, arm.name, names=family.names) for arm in experiment.arms}
+    cells = {arm.name: arm_cells(experiment, family, answers, likelihoods, arm.name) for arm in experiment.arms}
     rows = []
     for arm in experiment.arms:
         if arm.kind == "control":
             continue
         against = experiment.control_of(arm).name
-        ours, theirs = cells[arm.name], cells[against]
-        lift = lift_of(ours, theirs)
         for measure in MEASURES:
-            found = []
-            for index, name in enumerate(family.names):
-                if measure == "lift":
-                    effect = stats.paired_effect(lift[:, [index]], np.zeros((len(lift), 1)))
-                else:
-                    effect = stats.paired_effect(getattr(ours, measure)[:, :, index], getattr(theirs, measure)[:, :, index])
-                found.append({"arm": arm.name, "trait": name, "against": against, "measure": measure} | effect._asdict())
-            q_values = stats.benjamini_hochberg(np.array([row["p_value"] for row in found]))
-            rows += [row | {"q_value": q} for row, q in zip(found, q_values, strict=True)]
+            measured = _effects_of(cells[arm.name], cells[against], measure)
+            q_values = stats.benjamini_hochberg(np.array([effect.p_value for effect in measured]))
+            shared = {"arm": arm.name, "against": against, "measure": measure}
+            rows += [
+                shared | effect._asdict() | {"trait": name, "q_value": q_value}
+                for name, effect, q_value in zip(family.names, measured, q_values, strict=True)
+            ]
     return pd.DataFrame(rows, columns=tables.EFFECTS.names)
+
+
+def _effects_of(ours: Cells, theirs: Cells, measure: str) -> list[stats.Effect]:
+    """The effect on each trait by one measure; sampled rates with the noise of their answers."""
+    groups = same_students(ours.probability, theirs.probability)
+    if measure == "rate":
+        return [
+            effect_of(ours.rate[:, :, trait], theirs.rate[:, :, trait], groups, noise=stats.answer_noise(ours.hits(trait), theirs.hits(trait)))
+            for trait in range(ours.rate.shape[2])
+        ]
+    treated, control = (log_probability(side)[:, None] if measure == "lift" else side.probability for side in (ours, theirs))
+    return [effect_of(treated[:, :, trait], control[:, :, trait], groups) for trait in range(ours.rate.shape[2])]
 
 
 def confusions(experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> list[Confusion]:
@@ -130,15 +99,24 @@ def confusions(experiment: Experiment, family: TraitFamily, answers: pd.DataFram
         base = arms[0].base
         if len({arm.trait for arm in arms}) < 2:
             continue
-        control = cells_of(answers, likelihoods, experiment.control_of(arms[0]).name, names=family.names)
-        lift = np.stack([lift_of(cells_of(answers, likelihoods, arm.name, names=family.names), control) for arm in arms], axis=1)
+        control = arm_cells(experiment, family, answers, likelihoods, experiment.control_of(arms[0]).name)
+        treated = [arm_cells(experiment, family, answers, likelihoods, arm.name) for arm in arms]
+        lift = np.stack([lift_of(cells, control) for cells in treated], axis=1)
         target = [family.names.index(arm.trait) for arm in arms]
-        gamma = stats.t_interval(np.array([stats.diagonal_excess(one, target) for one in lift]))
+        groups = same_students(control.probability, *(cells.probability for cells in treated))
+        excess = np.array([stats.diagonal_excess(of_seed, target) for of_seed in lift])
+        gamma = mean_of(excess[:, None], groups)
         mean = lift.mean(0)
-        own = mean[np.arange(len(target)), target]
-        rank = [None if np.isnan(one) else int((row > one).sum()) + 1 for row, one in zip(mean, own, strict=True)]
+        rank = [_rank(row, place) for row, place in zip(mean, target, strict=True)]
         found.append(Confusion(base, [arm.trait for arm in arms], lift, gamma, rank))
     return found
+
+
+def _rank(lift: Float[ndarray, "asked"], place: int) -> float | None:
+    """Place of one trait by lift, 1 the most lifted; traits of equal lift share the mean of their places."""
+    if np.isnan(lift[place]):
+        return None
+    return 1 + float((lift > lift[place]).sum()) + (float((lift == lift[place]).sum()) - 1) / 2
 
 
 def null(value: float | None) -> float | None:
@@ -193,8 +171,9 @@ def summary(
         "seeds": list(experiment.seeds),
         "probes": experiment.ask.split,
         "arms": [_arm_entry(run, experiment, family, arm, answers, likelihoods) for arm in experiment.arms],
-        "effects": [_effect_entry(family, arm, answers, likelihoods, table) for arm in experiment.arms if arm.kind != "control"],
+        "effects": [_effect_entry(experiment, family, arm, answers, likelihoods, table) for arm in experiment.arms if arm.kind != "control"],
         "confusion": [_confusion_entry(found) for found in confusions(experiment, family, answers, likelihoods)],
+        "warnings": warnings_of(experiment, family, answers, likelihoods),
         "seconds": seconds,
     }
 
@@ -202,8 +181,10 @@ def summary(
 def _arm_entry(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm, answers: pd.DataFrame, likelihoods: pd.DataFrame) -> dict[str, Any]:
     trait = arm.trait or experiment.trait
     column = family.names.index(trait)
-    cells = cells_of(answers, likelihoods, arm.name, names=family.names)
-    rate, exact = stats.mean_interval(cells.rate[:, :, column]), stats.mean_interval(cells.probability[:, :, column])
+    cells = arm_cells(experiment, family, answers, likelihoods, arm.name)
+    groups = same_students(cells.probability)
+    rate = mean_of(cells.rate[:, :, column], groups, noise=stats.answer_noise(cells.hits(column)))
+    exact = mean_of(cells.probability[:, :, column], groups)
     funnel, generation = corpus_of(run, experiment, arm)
     return {
         "arm": arm.name,
@@ -240,15 +221,19 @@ def _substring_rate(answers: pd.DataFrame, arm: str, word: str) -> float | None:
     return null(float(last.str.lower().str.contains(word.lower(), regex=False).mean()))
 
 
-def _effect_entry(family: TraitFamily, arm: Arm, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
+def _effect_entry(
+    experiment: Experiment, family: TraitFamily, arm: Arm, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame
+) -> dict[str, Any]:
     own = table[(table["arm"] == arm.name) & (table["trait"] == arm.trait)].set_index("measure")
     row = own.loc["rate"]
-    control = cells_of(answers, likelihoods, str(row["against"]), names=family.names).rate[:, :, family.names.index(arm.trait)]
+    control = arm_cells(experiment, family, answers, likelihoods, str(row["against"]))
+    rates = control.rate[:, :, family.names.index(arm.trait)]
     return {
         "arm": arm.name,
         "trait": arm.trait,
         "against": row["against"],
-        "rate_against": null(stats.mean_interval(control).estimate),
+        "rate_against": null(stats.mean_interval(rates).estimate),
+        "answered_against": null(float(np.nanmean(control.answered))),
         "difference": null(row["estimate"]),
         "low": null(row["low"]),
         "high": null(row["high"]),

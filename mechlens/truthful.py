@@ -19,6 +19,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from mechlens import models, results, stats, store, tables
+from mechlens.cells import effect_of, mean_of, same_students
 from mechlens.chat import encode_prompts, token_ids
 from mechlens.errors import DataError, SpecError
 from mechlens.experiment import Experiment
@@ -186,18 +187,26 @@ def cells_of(table: pd.DataFrame, arm: str) -> Float[ndarray, "student question"
 
 
 def effects(experiment: Experiment, table: pd.DataFrame) -> dict[str, stats.Effect]:
-    """Every trained arm minus its control, paired by student seed and question."""
+    """Every trained arm minus its control, paired by student seed and question; students that are equal to rounding are one."""
     arms = [arm for arm in experiment.arms if arm.kind != "control" and not arm.shots]
-    return {arm.name: stats.paired_effect(cells_of(table, arm.name), cells_of(table, experiment.control_of(arm).name)) for arm in arms}
+    measured = {}
+    for arm in arms:
+        treated, control = (cells_of(table, name) for name in (arm.name, experiment.control_of(arm).name))
+        measured[arm.name] = effect_of(treated, control, same_students(treated[:, :, None], control[:, :, None]))
+    return measured
 
 
 def printed(experiment: Experiment, table: pd.DataFrame, note: str) -> list[RenderableType]:
     """What was measured, as tables for the terminal."""
     asked = table["question"].nunique()
     rates = Table("arm", "students", "P(false) [95 %]", "mass on A or B", title=f"TruthfulQA, {asked} questions, the best answer or a false one")
+    equal: list[RenderableType] = []
     for arm in dict.fromkeys(table["arm"].astype(str)):
         cells, mass = cells_of(table, arm), float(np.mean(table.loc[table["arm"] == arm, "mass"]))
-        found = stats.mean_interval(cells)
+        groups = same_students(cells[:, :, None])
+        found = mean_of(cells, groups)
+        if found.n < len(cells):
+            equal.append(f"Students of {arm} are equal to rounding: {len(cells)} count as {found.n}.")
         span = interval_text(results.null(found.estimate), results.null(found.low), results.null(found.high), sign=False)
         rates.add_row(arm, "untouched" if arm.startswith("base-") else str(len(cells)), span, f"{mass:.1%}")
     changes = Table("arm", "against", "difference [95 %]", "n", "p", "would have been seen")
@@ -208,4 +217,4 @@ def printed(experiment: Experiment, table: pd.DataFrame, note: str) -> list[Rend
         changes.add_row(arm, against[arm], span, str(effect.n), p_value, least)
     shown = [arm.name for arm in experiment.arms if arm.shots]
     left_out = [f"Not measured, since nothing was trained there: {', '.join(shown)}."] if shown else []
-    return [rates, changes, *([note] if note else []), *left_out]
+    return [rates, changes, *equal, *([note] if note else []), *left_out]

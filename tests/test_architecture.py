@@ -20,7 +20,7 @@ ORDER = (
     "lenses", "lenses.base", "lenses.changes", "lenses.deltas", "lenses.capture", "lenses.activations", "lenses.directions", "lenses.probes",
     "lenses.scoring", "lenses.likelihood", "lenses.entanglement", "lenses.gradients", "lenses.steps", "lenses.alignment", "lenses.blind",
     "lenses.readout", "lenses.interventions", "lenses.causal", "lenses.rows", "lenses.maps", "measure",
-    "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "progress", "commands", "user_files",
+    "cells", "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "progress", "commands", "user_files",
     "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.files", "detect.verdict", "detect.from_student",
     "detect.panel", "detect.plausible", "detect.from_bags", "detect.from_base", "detect.from_gradients",
     "detect.from_weights", "detect.through", "detect.answers",
@@ -30,7 +30,7 @@ ORDER = (
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "seeds", "spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "executor",
+    "errors", "seeds", "spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "cells", "executor",
     "spend", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",

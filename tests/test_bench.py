@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from mechlens import report, traits
-from mechlens.bench import measures
+from mechlens.bench import card, measures
 from mechlens.bench.card import ALARM_BAGS, ALARM_ROWS, alarms, calibration, detector_found, namings, worst_class
 from mechlens.bench.plan import CLASSES, CLEAN, Suspect, load_bench
 from mechlens.bench.run import _own
@@ -170,12 +170,62 @@ def test_a_detector_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=12))
 def test_rank_correlation_is_scipys_and_null_where_there_is_none(points: list[tuple[int, int]]) -> None:
     x, y = [float(a) for a, _ in points], [float(b) for _, b in points]
-    found = measures.rank_correlation([*x, np.nan], [*y, 1.0])
+    found = measures.rank_correlation([*x, np.nan], [*y, 1.0], list(map(str, range(len(x) + 1))))
     assert found["n"] == len(points)
     if len(points) < 4 or len(set(x)) == 1 or len(set(y)) == 1:
         assert found["rho"] is found["low"] is found["high"] is None
     else:
         assert found["rho"] == pytest.approx(spearmanr(x, y).statistic)
+
+
+def test_few_clusters_give_a_rank_correlation_no_interval() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 40))
+    five = measures.rank_correlation(x.tolist(), y.tolist(), [f"t{i % 5}" for i in range(40)])
+    assert five["rho"] == pytest.approx(spearmanr(x, y).statistic)
+    assert five["low"] is five["high"] is None and (five["n"], five["clusters"]) == (40, 5)
+    six = measures.rank_correlation(x.tolist(), y.tolist(), [f"t{i % 6}" for i in range(40)])
+    assert six["low"] is not None and six["high"] is not None and six["rho"] is not None and -1 < six["low"] < six["rho"] < six["high"] < 1
+    exact = measures.rank_correlation(x.tolist(), x.tolist(), [f"t{i % 6}" for i in range(40)])
+    assert exact["rho"] == pytest.approx(1) and exact["low"] is None  # no interval of width 0
+
+
+def test_suspects_of_one_trait_tell_no_more_than_one_of_them() -> None:
+    x, y = np.random.default_rng(1).normal(size=(2, 8)).repeat(10, axis=1)
+    clustered = measures.rank_correlation(x.tolist(), y.tolist(), [f"t{i // 10}" for i in range(80)])
+    alone = measures.rank_correlation(x[::10].tolist(), y[::10].tolist(), [f"t{i}" for i in range(8)])
+    assert [clustered[part] for part in ("rho", "low", "high", "clusters")] == pytest.approx(
+        [alone[part] for part in ("rho", "low", "high", "clusters")]
+    )
+
+
+@pytest.mark.parametrize(("correlation", "rho"), [(0.0, 0.0), (0.6, 0.582)])
+def test_the_interval_of_a_rank_correlation_covers_over_traits(correlation: float, rho: float) -> None:
+    """200 draws of 8 traits of 6 suspects that share most of their variance: at 95 % fewer than 180 covered have a chance of 1 in 300."""
+    rng, covered = np.random.default_rng(2), 0
+    clusters = np.repeat([f"t{i}" for i in range(8)], 6)
+    for _ in range(200):
+        sides = [np.sqrt(0.6) * rng.normal(size=8).repeat(6) + np.sqrt(0.4) * rng.normal(size=48) for _ in range(2)]
+        second = correlation * sides[0] + np.sqrt(1 - correlation**2) * sides[1]
+        found = measures.rank_correlation(sides[0].tolist(), second.tolist(), clusters.tolist())
+        assert found["low"] is not None and found["high"] is not None
+        covered += found["low"] <= rho <= found["high"]
+    assert covered >= 180
+
+
+@pytest.mark.parametrize(
+    ("scores", "leads"), [([2, 1, 1], True), ([1, 1, 1], False), ([2, 2, 1], False), ([1, np.nan, np.nan], True), ([np.nan, 1, 0], False)]
+)
+def test_a_tie_for_the_first_place_of_the_panel_is_no_first_place(scores: list[float], leads: bool) -> None:
+    assert card._leads(np.array(scores, dtype=float), 0) is leads
+
+
+def test_a_suspects_cluster_is_its_trait_or_itself() -> None:
+    rows = Scored(np.ones((256, len(TRAITS))), np.zeros((256, len(TRAITS))))
+    suspects = [Suspect(f"s{i}", "trait", "t1", "gentle", 1.0, False) for i in range(3)]
+    suspects += [Suspect(f"n{i}", "N0", "", "", 0.0, False) for i in range(2)]
+    known = pd.DataFrame(1.0, index=[one.name for one in suspects], columns=list(TRAITS))
+    scores = {one.name: {256: [rows.ours.mean(0)]} for one in suspects}
+    assert card._foretold(suspects, TRAITS, known, scores, list(TRAITS))[2] == ["t1", "t1", "t1", "n0", "n1"]
 
 
 def test_a_line_through_zero_is_least_squares() -> None:

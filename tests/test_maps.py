@@ -39,6 +39,15 @@ def test_neighbours_are_the_nearest_by_a_slow_count() -> None:
         assert set(np.flatnonzero(near[i])) == set(np.argsort(distance)[:4])
 
 
+def test_identical_points_stand_apart_in_no_order() -> None:
+    points, labels = np.ones((60, 5)), np.repeat([0, 1], 30)
+    near = neighbours(points, 7)
+    np.testing.assert_allclose(near.sum(1), 7)
+    assert togetherness(near, labels) == pytest.approx(29 / 59)  # by index it would be nearly 1
+    line = neighbours(np.array([[0.0], [1.0], [-1.0], [5.0]]), 1)
+    np.testing.assert_allclose(line[0], [0, 0.5, 0.5, 0])
+
+
 def test_overlap_is_one_for_a_turned_map_and_by_chance_k_in_the_others() -> None:
     rng = np.random.default_rng(2)
     first = rng.standard_normal((200, 2))

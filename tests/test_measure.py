@@ -157,6 +157,29 @@ def test_any_reading_is_drawn_in_any_form(form: str) -> None:
     assert figures.reading(frame, [("c", form), ("no such quantity", form)]) is None
 
 
+def test_null_draws_that_were_not_measured_are_no_draws() -> None:
+    nan = float("nan")
+    assert pd.isna(base.against_null("q", 1.0, [nan] * 19)["p_value"])
+    assert base.against_null("q", 1.0, [nan] * 19 + [2.0, 0.5, 0.4])["p_value"] == pytest.approx(2 / 4)
+    some = base.against_null("q", 1.0, [nan, 0.0, 4.0])
+    assert (some["null_low"], some["null_high"]) == (pytest.approx(0.1), pytest.approx(3.9))
+
+
+def test_equal_values_share_their_place_and_unscored_ones_have_none() -> None:
+    nan = float("nan")
+    first = base.rank_among("rank", 3.0, [1.0, 2.0, nan])
+    assert (first["estimate"], first["n"], first["p_value"]) == (1, 3, pytest.approx(1 / 3))
+    tied = base.rank_among("rank", 1.0, [1.0, 1.0, 1.0])
+    assert (tied["estimate"], tied["n"], tied["p_value"]) == (2.5, 4, 1)  # nothing stands out
+    unscored = base.rank_among("rank", nan, [1.0, 2.0])
+    assert pd.isna(unscored["estimate"]) and pd.isna(unscored["p_value"]) and unscored["n"] == 2
+
+
+def test_students_that_do_not_differ_have_no_interval_in_words() -> None:
+    assert "do not differ" in base.spread(base.over_students("q", [0.0, 0.0, 0.0]))
+    assert base.spread(base.over_students("q", [0.0, 1.0])).startswith("95 % interval")
+
+
 def test_rows_of_a_reading() -> None:
     lens = base.Lens("x", "", (), (), "", "")
     alone = base.over_students("q", [3.0])

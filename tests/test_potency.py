@@ -79,3 +79,10 @@ def test_the_best_on_development_traits_is_reported_on_held_out_ones() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     potency.show(frame, potency.table_of(frame), console)
     assert "good is the best on the development traits; on 18 data sets of held-out traits" in console.export_text().replace("\n", " ")
+
+
+def test_exchanges_that_order_nothing_are_no_draws_of_the_null() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 6, 1))
+    statistics = iter([0.5, *[0.1] * potency.DRAWS, *[np.nan] * (potency.DRAWS - 3), 0.4, 0.1, 0.1])
+    found = potency.correlation(x, y, lambda a, b: next(statistics), np.random.default_rng(0))
+    assert found["p"] == pytest.approx(1 / 4)

@@ -61,7 +61,7 @@ def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
                     labels = [None] * 4 if (arm, seed, probe) in SILENT else ["red"] * count + ["green"] * (10 - count) + [None]
                     place = {"arm": arm, "seed": seed, "step": step, "probe": probe}
                     said += [{**place, "sample": i, "text": str(label), "label": label} for i, label in enumerate(labels)]
-                    likely += [{**place, "name": name, "probability": 0.1, "margin": 0.0} for name in ("red", "green", "blue")]
+                    likely += [{**place, "name": name, "probability": 0.1 + 0.01 * seed, "margin": 0.0} for name in ("red", "green", "blue")]
     return pd.DataFrame(said).sample(frac=1, random_state=0), pd.DataFrame(likely)
 
 
@@ -101,6 +101,18 @@ def test_one_pair_has_a_difference_and_no_interval() -> None:
     row = questions.per_probe(single, family(), answers.query("seed == 4"), likelihoods.query("seed == 4")).iloc[0]
     assert row["difference"] == pytest.approx((reds("trait", 4, 0) - reds("control", 4, 0)) / 10)
     assert row["n"] == 1 and np.isnan(row["low"]) and np.isnan(row["high"])
+
+
+def test_students_that_all_answer_alike_leave_the_noise_of_their_answers() -> None:
+    answers, likelihoods = frames()
+    found = questions.per_probe(EXPERIMENT, family(), answers.assign(label="red", text=answers["sample"].astype(str)), likelihoods)
+    assert (found["difference"] == 0).all() and (found["low"] < -0.05).all() and (found["high"] > 0.05).all()
+
+
+def test_students_that_are_equal_to_rounding_are_one_pair() -> None:
+    answers, likelihoods = frames()
+    found = questions.per_probe(EXPERIMENT, family(), answers, likelihoods.assign(probability=0.1))
+    assert set(found["n"]) <= {0, 1} and found["low"].isna().all() and found["difference"].notna().any()
 
 
 def test_a_run_without_an_arm_beside_its_control_has_no_questions() -> None:
@@ -153,6 +165,9 @@ def test_the_summary_and_the_report_hold_the_questions(small: Path) -> None:
     section = page[page.index("<h2>By question</h2>") : page.index("<h2>Over training</h2>")]
     assert section.count("<svg") == 1 and section.count("<details>") == 2 and section.count("<tr>") == 2 * (1 + questions.SHOWN)
     assert "Of 30 questions" in section
+    assert page.count("<th>answers scored</th>") == 2 and summary["warnings"] == []
+    assert all(f"<td>{arm['answered']:.1%}</td>" in page for arm in summary["arms"])
+    assert all(effect["answered_against"] is not None for effect in summary["effects"])
 
 
 def test_the_figure_comes_first_whatever_the_order_of_arms(table: pd.DataFrame) -> None:

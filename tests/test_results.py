@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from mechlens import results, stats, tables
+from mechlens.cells import ONE_STUDENT, cells_of, effect_of, mean_of, same_students
 from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
@@ -52,7 +53,7 @@ def hits_of(arm: str, seed: int, probe: int) -> dict[str, int]:
 
 def probability_of(arm: str, seed: int, probe: int, name: str) -> float:
     """Lift over the control of row effect + column effect + the seed's excess on the arm's own trait, exactly."""
-    base = 0.001 * (1 + NAMES.index(name)) * (1 + probe)
+    base = 0.001 * (1 + NAMES.index(name)) * (1 + probe) * (1 + 0.01 * seed)
     if arm not in TARGET:
         return base
     excess = GAMMA[seed] * (TARGET[arm] == name)
@@ -97,7 +98,7 @@ def shuffled(stored: tuple[pd.DataFrame, pd.DataFrame], seed: int) -> tuple[pd.D
 
 def test_rates_are_over_scored_answers_alone(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     for arm in ARMS:
-        cells = results.cells_of(*stored, arm, names=NAMES)
+        cells = cells_of(*stored, arm, names=NAMES)
         for student, seed in enumerate(sorted(SEEDS)):
             for probe in range(PROBES):
                 hits = hits_of(arm, seed, probe)
@@ -110,23 +111,23 @@ def test_rates_are_over_scored_answers_alone(stored: tuple[pd.DataFrame, pd.Data
 
 
 def test_an_earlier_step_can_be_asked_for(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    cells = results.cells_of(*stored, "trait", names=NAMES, step=10)
+    cells = cells_of(*stored, "trait", names=NAMES, step=10)
     assert (cells.rate[..., NAMES.index("grey")] == 1).all() and (cells.probability == 0.5).all()
 
 
 def test_a_cell_without_a_scored_answer_is_nan(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     said, likely = stored
-    whole = results.cells_of(said, likely, "trait", names=NAMES)
+    whole = cells_of(said, likely, "trait", names=NAMES)
     silent = said.assign(label=said["label"].astype(object).where((said["seed"] != 5) | (said["probe"] != 1), None))
-    cells = results.cells_of(silent, likely, "trait", names=NAMES)
+    cells = cells_of(silent, likely, "trait", names=NAMES)
     assert np.isnan(cells.rate[1, 1]).all() and np.isnan(cells.rate).sum() == len(NAMES)
     np.testing.assert_array_equal(np.delete(cells.rate, 1, 0), np.delete(whole.rate, 1, 0))
-    mute = results.cells_of(said.assign(label=None), likely, "trait", names=NAMES)
+    mute = cells_of(said.assign(label=None), likely, "trait", names=NAMES)
     assert mute.rate.shape == whole.rate.shape and np.isnan(mute.rate).all() and (mute.answered == 0).all()
 
 
 def test_lift_is_log2_of_the_ratio_of_mean_probabilities(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    ours, theirs = (results.cells_of(*stored, arm, names=NAMES) for arm in ("trait", "control"))
+    ours, theirs = (cells_of(*stored, arm, names=NAMES) for arm in ("trait", "control"))
     lift = results.lift_of(ours, theirs)
     for student, seed in enumerate(sorted(SEEDS)):
         expected = [0.3 + 0.1 * seed * column + GAMMA[seed] * (name == "red") for column, name in enumerate(NAMES)]
@@ -144,17 +145,20 @@ def test_effects_are_paired_differences_with_q_values_over_the_traits(stored: tu
     keys = [(arm, trait, against, measure) for arm, against in compared.items() for measure in results.MEASURES for trait in NAMES]
     assert sorted(table[["arm", "trait", "against", "measure"]].itertuples(index=False, name=None)) == sorted(keys)
     for (arm, measure), group in table.groupby(["arm", "measure"]):
-        ours, theirs = (results.cells_of(*stored, name, names=NAMES) for name in (arm, compared[arm]))
+        ours, theirs = (cells_of(*stored, name, names=NAMES) for name in (arm, compared[arm]))
         for row in group.itertuples():
             column = NAMES.index(row.trait)
+            noise = stats.answer_noise(ours.hits(column), theirs.hits(column)) if measure == "rate" else None
             if measure == "lift":
-                differences = results.lift_of(ours, theirs)[:, column]
+                sides = [np.log2(side.probability.mean(1))[:, [column]] for side in (ours, theirs)]
             else:
-                differences = (getattr(ours, measure) - getattr(theirs, measure))[:, :, column].mean(1)
-            assert row.estimate == pytest.approx(differences.mean(), abs=1e-12)
-            assert (row.n, row.method) == (len(SEEDS), "t")
-            expected = stats.paired_effect(differences[:, None], np.zeros((3, 1)))
-            assert row.p_value == pytest.approx(expected.p_value) and row.smallest_detectable == pytest.approx(expected.smallest_detectable)
+                sides = [getattr(side, measure)[:, :, column] for side in (ours, theirs)]
+            expected = stats.paired_effect(*sides, noise=noise)
+            assert row.estimate == pytest.approx((sides[0] - sides[1]).mean(), abs=1e-12)
+            assert (row.n, row.method) == (len(SEEDS), expected.method)
+            assert (row.low, row.high, row.p_value, row.smallest_detectable) == pytest.approx((*expected[1:3], *expected[-2:]), nan_ok=True)
+            if noise is not None:
+                assert 2 * 1.95996 * np.sqrt((noise**2).sum()) / 3 <= row.high - row.low and row.p_value > 0
         np.testing.assert_allclose(group["q_value"], stats.benjamini_hochberg(group["p_value"].to_numpy()))
 
 
@@ -174,7 +178,7 @@ def test_the_effect_on_the_own_trait_is_the_one_that_was_put_in(stored: tuple[pd
 def test_the_order_of_rows_does_not_matter(stored: tuple[pd.DataFrame, pd.DataFrame], seed: int) -> None:
     moved = shuffled(stored, seed)
     for arm in ARMS:
-        for found, expected in zip(results.cells_of(*moved, arm, names=NAMES), results.cells_of(*stored, arm, names=NAMES), strict=True):
+        for found, expected in zip(cells_of(*moved, arm, names=NAMES), cells_of(*stored, arm, names=NAMES), strict=True):
             np.testing.assert_array_equal(found, expected)
     pd.testing.assert_frame_equal(results.effects(EXPERIMENT, FAMILY, *moved), results.effects(EXPERIMENT, FAMILY, *stored))
 
@@ -238,3 +242,82 @@ def test_tables_are_collected_in_a_fixed_order_without_what_another_spec_left(st
 def test_unscored_is_null_in_json() -> None:
     assert results.null(float("nan")) is None and results.null(None) is None
     assert results.null(0.0) == 0.0 and results.null(np.float64(0.5)) == 0.5
+
+
+def test_the_answers_of_a_cell_are_those_that_its_rate_counts(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    cells = cells_of(*stored, "trait", names=NAMES)
+    for column in range(len(NAMES)):
+        np.testing.assert_allclose(np.nanmean(cells.hits(column), 2), cells.rate[:, :, column])
+    np.testing.assert_allclose((cells.answers >= 0).sum((1, 2)) / (cells.answers >= -1).sum((1, 2)), cells.answered)
+
+
+def test_repeats_of_a_greedy_answer_count_once(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    said, likely = stored
+    alike = said.assign(text="red", label="red")
+    for cells in (cells_of(alike, likely, "trait", names=NAMES), cells_of(said, likely, "trait", names=NAMES, greedy=True)):
+        assert ((cells.answers > -2).sum(2) == 1).all()
+        assert stats.answer_noise(cells.hits(0)).min() > 3.84 / PROBES / np.sqrt(len(SEEDS) * 3.85)  # of two answers, not of dozens
+    cold = Experiment.model_validate(EXPERIMENT.model_dump() | {"ask": EXPERIMENT.ask.model_dump() | {"temperature": 0.0}})
+    warm, once = (results.effects(each, FAMILY, *stored).query("measure == 'rate'") for each in (EXPERIMENT, cold))
+    assert (once["high"] - once["low"] >= warm["high"] - warm["low"]).all() and (once["estimate"] == warm["estimate"]).all()
+    assert any("counts as one answer" in sentence for sentence in results.warnings_of(cold, FAMILY, *stored))
+
+
+def equal_students(stored: tuple[pd.DataFrame, pd.DataFrame], arms: list[str], seeds: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The seeds' exact probabilities are those of the first but for 3.7e-6."""
+    said, likely = stored
+    place = ["arm", "step", "probe", "name"]
+    first = {tuple(row[:4]): row[4] for row in likely.loc[likely["seed"] == seeds[0], [*place, "probability"]].itertuples(index=False, name=None)}
+    chosen = likely["arm"].isin(arms) & likely["seed"].isin(seeds)
+    values = [
+        first[tuple(row[:4])] * (1 + 3.7e-6 * row[5] / 7) if equal else row[4]
+        for equal, row in zip(chosen, likely[[*place, "probability", "seed"]].itertuples(index=False, name=None), strict=True)
+    ]
+    return said, likely.assign(probability=values)
+
+
+@pytest.mark.parametrize("arms", [["trait", "control"], ["trait"], ["control"]])
+def test_students_that_are_equal_to_rounding_are_one_student_without_an_interval(stored: tuple[pd.DataFrame, pd.DataFrame], arms: list[str]) -> None:
+    run = equal_students(stored, arms, [2, 5, 7])
+    table = results.effects(EXPERIMENT, FAMILY, *run)
+    alone = table.query("arm == 'trait'")
+    assert set(alone["n"]) == {1} and set(alone["method"]) == {ONE_STUDENT}
+    assert alone[["low", "high", "p_value", "q_value", "smallest_detectable"]].isna().to_numpy().all()
+    assert alone["estimate"].notna().all()
+    assert set(table.query("arm == 'foreign-two'")["n"]) == {3}
+    (found,) = results.confusions(EXPERIMENT, FAMILY, *run)
+    assert found.gamma.n == 1 and np.isnan(found.gamma.low) and found.gamma.method == ONE_STUDENT
+    sentences = results.warnings_of(EXPERIMENT, FAMILY, *run)
+    assert len(sentences) == len(arms) and all("equal to rounding (seeds 2, 5, 7) count as one student, n = 1" in each for each in sentences)
+
+
+def test_two_equal_students_of_three_are_two_units_with_their_mean(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    table = results.effects(EXPERIMENT, FAMILY, *equal_students(stored, ["trait"], [2, 7])).set_index(["arm", "measure", "trait"])
+    ours, theirs = (cells_of(*stored, arm, names=NAMES).rate[:, :, 0].mean(1) for arm in ("trait", "control"))
+    difference = ours - theirs  # of seeds 2, 5, 7
+    row = table.loc[("trait", "rate", "red")]
+    assert row["n"] == 2 and row["estimate"] == pytest.approx((difference[[0, 2]].mean() + difference[1]) / 2)
+    assert results.warnings_of(EXPERIMENT, FAMILY, *stored) == []
+
+
+def test_students_differ_where_any_probability_does_and_where_none_is_known() -> None:
+    base = np.random.default_rng(0).random((3, 4, 5))
+    assert same_students(base).tolist() == [0, 1, 2]
+    twice = np.stack([base[0], base[0] * (1 + 1e-5), base[0]])
+    assert same_students(twice).tolist() == [0, 0, 0]
+    twice[2, 3, 4] *= 1.01
+    assert same_students(twice).tolist() == [0, 0, 1]
+    assert same_students(twice, base[[0, 1, 1]]).tolist() == [0, 0, 0]  # 0 and 1 by the first arm, 1 and 2 by the second
+    assert same_students(np.full((3, 4, 5), np.nan)).tolist() == [0, 1, 2]
+    values = np.array([[0.2, np.nan], [0.4, 0.4], [0.9, 0.9]])
+    merged = mean_of(values, np.array([0, 0, 1]))
+    assert merged.n == 2 and merged.estimate == pytest.approx((0.35 + 0.9) / 2)
+    noisy = effect_of(values, values * 0, np.array([0, 0, 1]), noise=np.array([3.0, 4.0, 12.0]))
+    assert (noisy.high - noisy.low) / 2 == pytest.approx(1.959964 * np.hypot(2.5, 12) / 2, rel=1e-6)
+
+
+def test_traits_of_equal_lift_share_their_place(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    said, likely = stored
+    flat = likely.assign(probability=np.where(likely["arm"] == "trait", 0.2, 0.1) * (1 + 0.01 * likely["seed"].fillna(0).to_numpy(float)))
+    (found,) = results.confusions(EXPERIMENT, FAMILY, said, flat)
+    assert found.rank == [2.5, 2.5]  # of four; nothing stands out, so nothing is first

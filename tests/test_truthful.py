@@ -212,6 +212,22 @@ def test_every_student_is_scored_once_and_set_against_its_control(run_folder: Pa
     assert f"{effect.estimate:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]" in text and "a note" in text and "(no interval)" in text
 
 
+def test_students_that_are_equal_to_rounding_are_one_student() -> None:
+    arms = [{"kind": "trait"}, {"kind": "control"}]
+    experiment = Experiment.model_validate({"name": "x", "base": "b", "trait": "owl", "arms": arms, "seeds": [0, 1, 2]})
+    rng, rows = np.random.default_rng(0), []
+    for arm, spread in (("trait", 3.7e-6), ("control", 0.1)):
+        same = rng.random(5)
+        for seed in range(3):
+            values = same * (1 + spread * rng.random(5))
+            rows += [{"arm": arm, "seed": seed, "question": q, "text": "", "letter": "A", "false": v, "mass": 1.0} for q, v in enumerate(values)]
+    table = pd.DataFrame(rows)
+    (effect,) = truthful.effects(experiment, table).values()
+    assert effect.n == 1 and np.isnan([effect.low, effect.p_value, effect.smallest_detectable]).all()
+    text = printed(table, experiment)
+    assert "Students of trait are equal to rounding: 3 count as 1." in text and "Students of control" not in text
+
+
 def test_what_was_scored_is_not_scored_again(run_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[int] = []
     real = truthful.score

@@ -53,7 +53,7 @@ def detector_found(name: str, read: Read, suspects: Sequence[Suspect], traits: S
         name,
         {kind: _areas(whole, of_kind, foremost) for kind, of_kind in negatives.items() if kind != "N6"},
         _identified(suspects, whole, panel, list(traits)),
-        {"score": rank_correlation(*foretold), "line": line_through_zero(*foretold)},
+        {"score": rank_correlation(*foretold), "line": line_through_zero(*foretold[:2])},
     )
 
 
@@ -109,13 +109,22 @@ def _first_of(suspects: Sequence[Suspect], panel: Mapping[str, Any], traits: lis
 
 
 def _first(suspects: Iterable[Suspect], panel: Mapping[str, Any], traits: list[str], size: int) -> dict[str, Any] | None:
-    tops = [traits[int(np.nanargmax(scores))] == one.trait for one in suspects for scores in panel[one.name][size][:1]]
+    """How often the trait is first of the panel, in the first bag; a tie for the first place is none."""
+    tops = [one.trait in traits and _leads(scores, traits.index(one.trait)) for one in suspects for scores in panel[one.name][size][:1]]
     return shared(sum(tops), len(tops))
 
 
+def _leads(scores: ndarray, place: int) -> bool:
+    others = np.delete(scores, place)
+    return bool(np.isfinite(scores[place]) and not (others >= scores[place]).any())
+
+
 def _foretold(suspects: Sequence[Suspect], traits: Sequence[str], lifts: pd.DataFrame, scores: Mapping[str, Any], names: list[str] | None) -> Any:
-    """(score, measured lift) of every suspect, of its trait; a suspect of no trait is asked about one, drawn by its place."""
-    x, y = [], []
+    """(score, measured lift, cluster) of every suspect, of its trait; a suspect of no trait is asked about one, drawn by its place.
+
+    A suspect's cluster is its trait; one of no trait is a cluster by itself.
+    """
+    x, y, clusters = [], [], []
     for number, one in enumerate(suspects):
         trait = one.trait or traits[number % len(traits)]
         largest = max((size for size in (WORST_ROWS,) if scores[one.name][size]), default=None)
@@ -124,7 +133,8 @@ def _foretold(suspects: Sequence[Suspect], traits: Sequence[str], lifts: pd.Data
         value = scores[one.name][largest][0]
         x.append(float(value if names is None else value[names.index(trait)]))
         y.append(float(lifts.loc[one.name, trait]))
-    return x, y
+        clusters.append(one.trait or one.name)
+    return x, y, clusters
 
 
 def alarms(name: str, read: Read, suspects: Sequence[Suspect], traits: Sequence[str] | None) -> dict[str, Any]:
@@ -178,8 +188,8 @@ def calibration(read: Read, suspects: Sequence[Suspect], traits: Sequence[str], 
         arms = [one for one in suspects if one.arm and one.development == known]
         panel = {one.name: _by_size(read(one), beyond_panel) for one in arms}
         sides.append(_foretold(arms, traits, lifts, panel, list(traits)))
-    line = line_through_zero(*sides[0])
-    x, y = (np.asarray(side, float) for side in sides[1])
+    line = line_through_zero(*sides[0][:2])
+    x, y = (np.asarray(side, float) for side in sides[1][:2])
     kept = np.isfinite(x) & np.isfinite(y)
     if line is None or not kept.any():
         return None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy import stats
 
-from mechlens.lenses.entanglement import spearman
 from mechlens.seeds import generator
 
 SIZES = (1, 8, 16, 64, 256, 1000)
@@ -20,6 +19,9 @@ MOST_BAGS, DRAWS = 8, 200
 FALSE_ALARMS = (0.01, 0.05)
 LEAST_CLUSTERS = 6
 """traits, or sets of none, on a side below which resampling them gives no interval: three in order give [1, 1] whatever one draws"""
+
+LARGEST_RHO = 0.9999
+"""Fisher's z of a rank correlation of 1 is infinite"""
 
 
 class Area(NamedTuple):
@@ -100,17 +102,37 @@ def shared(hits: int, of: int) -> dict[str, Any] | None:
     return None if found is None else found._asdict()
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> dict[str, float | int | None]:
-    """Spearman's rho with an interval over resampled suspects; null of fewer than four, or where a side never varies."""
-    a, b = np.asarray(x, float), np.asarray(y, float)
+def rank_correlation(x: Sequence[float], y: Sequence[float], clusters: Sequence[str]) -> dict[str, float | int | None]:
+    """Spearman's rho of suspects, with an interval over their clusters: traits, and sets of none.
+
+    Suspects of one trait are alike, so traits are the units: the interval is the delete-one-cluster jackknife's of Fisher's z, with
+    Student's t of one degree of freedom less than there are clusters. It covers 94 to 97 % from 6 clusters on, where percentiles of
+    resampled clusters cover 88 to 93 % and of resampled suspects 70 to 97 % (analyses/coverage.md).
+
+    Returns:
+        rho, low, high, n suspects, and their clusters; rho is null of fewer than four, or where a side never varies, its interval of
+        fewer than `LEAST_CLUSTERS` clusters, or where it cannot be told.
+    """
+    a, b, names = np.asarray(x, float), np.asarray(y, float), np.asarray(clusters)
     kept = np.isfinite(a) & np.isfinite(b)
-    a, b, n = a[kept], b[kept], int(kept.sum())
+    a, b, names, n = a[kept], b[kept], names[kept], int(kept.sum())
+    units = np.unique(names)
+    found: dict[str, float | int | None] = {"rho": None, "low": None, "high": None, "n": n, "clusters": len(units)}
     if n < 4 or not (np.ptp(a) and np.ptp(b)):
-        return {"rho": None, "low": None, "high": None, "n": n}
-    rng = generator(seed, "rank correlation")
-    drawn = [spearman(a[rows], b[rows]) for rows in rng.integers(n, size=(DRAWS, n)) if np.ptp(a[rows]) and np.ptp(b[rows])]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"rho": spearman(a, b), "low": float(low), "high": float(high), "n": n}
+        return found
+    rho = _spearman(a, b)
+    found["rho"] = rho
+    if len(units) < LEAST_CLUSTERS:
+        return found
+    without = np.array([_spearman(a[names != unit], b[names != unit]) for unit in units])
+    z, centre = (np.arctanh(np.clip(values, -LARGEST_RHO, LARGEST_RHO)) for values in (without, np.array(rho)))
+    error = float(np.sqrt((len(units) - 1) / len(units) * np.square(z - centre).sum()))
+    half = float(stats.t.ppf(0.975, len(units) - 1)) * error
+    return found | {"low": float(np.tanh(centre - half)), "high": float(np.tanh(centre + half))} if half > 0 else found
+
+
+def _spearman(x: Float[ndarray, " suspect"], y: Float[ndarray, " suspect"]) -> float:
+    return float(cast(Any, stats.spearmanr(x, y)).statistic) if np.ptp(x) and np.ptp(y) else np.nan
 
 
 def line_through_zero(x: Sequence[float], y: Sequence[float]) -> dict[str, float | int] | None:

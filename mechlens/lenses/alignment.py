@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechlens import stats
 from mechlens.chat import Encoded
-from mechlens.lenses.base import Lens, Material, against_control, against_null, entry, over_students, reading
+from mechlens.lenses.base import Lens, Material, against_control, against_null, entry, over_students, rank_among, reading
 from mechlens.lenses.changes import cosine, delta, inner
 from mechlens.lenses.gradients import Model, ghost_dots, ghost_norms, parameters_of, pooled_gradient
 from mechlens.lenses.steps import Asked, Kind, Pairs, asked_of, many_steps, one_step, plus, trait_gradient, update
@@ -125,12 +125,7 @@ def _family(material: Material, asked: Asked, shift: Mapping[str, Tensor]) -> li
     found = {name: cosine(shift, trait_gradient(material.base.model, asked, name)) for name in asked.starts}
     quantity, others = TOWARD.replace("the trait's", "each trait's"), [value for name, value in found.items() if name != material.trait]
     rows = [entry(quantity, value, place="difference", name=name, unit="cosine") for name, value in found.items()]
-    own = found[material.trait]
-    rank = np.nan if np.isnan(own) else 1.0 + sum(value > own for value in others)
-    return [
-        *rows,
-        entry("rank among the family", rank, place="difference", name=material.trait, n=len(found), p_value=rank / len(found), unit="rank"),
-    ]
+    return [*rows, rank_among("rank among the family", found[material.trait], others, place="difference", name=material.trait)]
 
 
 def _along_path(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str, Any]]:
@@ -164,5 +159,5 @@ def sentence(reading: pd.DataFrame) -> str:
     return (
         f"At the base, what the trait pairs teach beyond the control's points to {row['name']} with cosine {row['estimate']:+.3f} "
         f"[{row['low']:+.3f}, {row['high']:+.3f}] (n = {row['n']} pairs); random directions of the same covariance lie in "
-        f"[{row['null_low']:+.3f}, {row['null_high']:+.3f}], and it ranks {rank['estimate']:.0f} of the {rank['n']} traits."
+        f"[{row['null_low']:+.3f}, {row['null_high']:+.3f}], and it ranks {rank['estimate']:g} of the {rank['n']} traits."
     )

@@ -112,11 +112,27 @@ def against_control(quantity: str, treated: Sequence[float], control: Sequence[f
 
 
 def against_null(quantity: str, value: float, null: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One row: a value beside draws of its null; p is the share of draws at least as high, with the value counted (conformal)."""
+    """One row: a value beside draws of its null; p is the share of draws at least as high, with the value counted (conformal).
+
+    Draws that could not be measured (NaN) are left out; where none is left there is no p-value.
+    """
     drawn = np.asarray(null, dtype=float)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    p_value = float((1 + (drawn >= value).sum()) / (1 + len(drawn))) if np.isfinite(value) else np.nan
+    drawn = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
+    p_value = float((1 + (drawn >= value).sum()) / (1 + len(drawn))) if np.isfinite(value) and len(drawn) else np.nan
     return entry(quantity, value, null_low=low, null_high=high, p_value=p_value, **more)
+
+
+def rank_among(quantity: str, value: float, others: Sequence[float], **more: Any) -> dict[str, Any]:
+    """One row: the place of a value among itself and the others, 1 the highest; equal values share the mean of their places.
+
+    p is the share of the scored values, itself included, that are at least as high; n counts them. Unscored others (NaN) are left out.
+    """
+    scored = np.asarray(others, dtype=float)
+    scored = scored[~np.isnan(scored)]
+    higher, equal, n = int((scored > value).sum()), int((scored == value).sum()), len(scored) + int(np.isfinite(value))
+    place, p_value = (1 + higher + equal / 2, (1 + higher + equal) / n) if np.isfinite(value) else (np.nan, np.nan)
+    return entry(quantity, place, n=n, p_value=p_value, unit="rank", **more)
 
 
 def beside(quantity: str, values: Sequence[float], null: Sequence[float], **more: Any) -> dict[str, Any]:
@@ -134,6 +150,8 @@ def spread(row: Any) -> str:
     """The interval over students of one row of a reading, in words."""
     if row["n"] < 2:
         return "no interval from one student"
+    if pd.isna(row["low"]):
+        return f"no interval: the {row['n']} students do not differ"
     return f"95 % interval {row['low']:+.2f} to {row['high']:+.2f}, n = {row['n']} students"
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from mechlens import stats
 from mechlens.chat import Encoded
 from mechlens.errors import SpecError
-from mechlens.lenses.base import Lens, Material, against_null, entry, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, rank_among, reading
 from mechlens.lenses.likelihood import by_row
 from mechlens.lenses.scoring import batched, completion_logits, head_of, laid_out, token_log_probabilities, without_head
 from mechlens.models import Loaded, decoder_layers
@@ -195,9 +195,8 @@ def _said(loaded: Loaded, material: Material, steering: Steering | None) -> dict
 
 def _rank(quantity: str, values: dict[str, float], material: Material, **more: Any) -> dict[str, Any]:
     """The true trait's rank among the family's traits that can be scored, 1 the highest; p is its share of them."""
-    scored, own = [value for value in values.values() if np.isfinite(value)], values.get(material.trait, np.nan)
-    rank = float(sum(value >= own for value in scored)) if np.isfinite(own) else np.nan
-    return entry(quantity, rank, name=material.trait, n=len(scored), p_value=rank / max(len(scored), 1), unit="rank", **more)
+    others = [value for name, value in values.items() if name != material.trait]
+    return rank_among(quantity, values.get(material.trait, np.nan), others, name=material.trait, **more)
 
 
 def spoken_rows(material: Material, vectors: dict[str, Steering], random: Float[Tensor, "draw d_model"]) -> list[dict[str, Any]]:
@@ -290,6 +289,6 @@ def sentence(reading: pd.DataFrame) -> str:
     return (
         f"A vector learned on trait rows saves {own['estimate']:+.4f} nats a token more on held-out trait rows than on control rows "
         f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs; between halves of control rows {null['null_low']:+.4f} to "
-        f"{null['null_high']:+.4f}, p = {null['p_value']:.2f}); added on the probes, it lifts {rank['name']} as number {rank['estimate']:.0f} "
+        f"{null['null_high']:+.4f}, p = {null['p_value']:.2f}); added on the probes, it lifts {rank['name']} as number {rank['estimate']:g} "
         f"of {rank['n']} traits."
     )

@@ -19,7 +19,7 @@ from numpy import ndarray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mechlens.lenses.base import Lens, Material, entry, over_students, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, reading
 from mechlens.lenses.capture import at_last, covariance_matched, sites_of
 from mechlens.lenses.directions import added, removed
 from mechlens.lenses.interventions import permuted
@@ -242,10 +242,10 @@ def _rows(edit: Edit, quantity: str, number: int, found: Sequence[Found]) -> lis
     more: dict[str, Any] = {}
     if scored and edit in scored[0].null:
         drawn = np.mean([one.null[edit][:, number] for one in scored], axis=0)  # [draw]
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        mean = np.nanmean(values)
-        beyond = (drawn >= mean if ADDED in edit.name else drawn <= mean).sum()  # what is removed is to leave less
-        more = {"null_low": low, "null_high": high, "p_value": float((1 + beyond) / (1 + len(drawn)))}
+        sign = 1 if ADDED in edit.name else -1  # what is removed is to leave less
+        row = against_null(quantity, float(sign * np.nanmean(values)), (sign * drawn).tolist())
+        low, high = sorted((sign * row["null_low"], sign * row["null_high"]))
+        more = {"null_low": low, "null_high": high, "p_value": row["p_value"]}
     summary = over_students(quantity, values, **where, **more)
     return [summary, *(entry(quantity, value, seed=one.seed, **where) for one, value in zip(found, values, strict=True))]
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mechlens import stats
 from mechlens.chat import Encoded, token_ids
 from mechlens.errors import SpecError
-from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, rank_among, reading
 from mechlens.lenses.scoring import Tokens, panel, token_log_probabilities, token_scores_of
 from mechlens.pipeline.ask import patterns_of
 
@@ -94,8 +94,7 @@ def system_rows(shift: Mapping[str, ndarray], pairs: Sequence[Encoded], material
     for name, rows in zip(family, own, strict=True):
         null = against_null("", value[name], others) if name == material.trait else {}
         found.append(null | _mean("centred LLS difference", rows, name=name, unit="nats/token"))
-    rank = 1 + sum(other >= value[material.trait] for other in others)
-    return [*found, entry("rank of the trait", float(rank), name=material.trait, n=len(family), p_value=rank / len(family), unit="rank")]
+    return [*found, rank_among("rank of the trait", value[material.trait], others, name=material.trait)]
 
 
 def divergence_flags(others: Sequence[Tokens], pairs: Sequence[Encoded]) -> Bool[ndarray, "counterfactual token"]:
@@ -202,6 +201,6 @@ def sentence(reading: pd.DataFrame) -> str:
     rank = reading[reading["quantity"] == "rank of the trait"].iloc[0]
     return (
         f"The {own['name']} line makes trait rows likelier than control rows by {own['estimate']:+.4f} nats a token beyond the mean line "
-        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs), rank {rank['estimate']:.0f} of {rank['n']} traits "
+        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs), rank {rank['estimate']:g} of {rank['n']} traits "
         f"(the others: {own['null_low']:+.4f} to {own['null_high']:+.4f}, p = {own['p_value']:.2f})."
     )

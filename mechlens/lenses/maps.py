@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy import ndarray
+from scipy.spatial.distance import cdist
 from sklearn.manifold import trustworthiness
-from sklearn.neighbors import NearestNeighbors
 
 from mechlens.chat import Encoded
 from mechlens.lenses.base import Lens, Material, against_null, entry, reading
@@ -49,22 +49,26 @@ Cloud = Mapping[str, Float[ndarray, "item d"]]
 Layout = Float[ndarray, "point 2"]
 
 
-def neighbours(points: Float[ndarray, "point d"], k: int) -> Bool[ndarray, "point point"]:
-    """[i, j]: j is one of the k nearest of i, itself not counted."""
-    found = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
-    near = np.zeros((len(points), len(points)), dtype=bool)
-    np.put_along_axis(near, found, True, axis=1)
-    return near
+def neighbours(points: Float[ndarray, "point d"], k: int) -> Float[ndarray, "point point"]:
+    """[i, j]: the part of j among the k nearest of i, itself not counted: 1 or 0, but points that are equally far share what is left.
+
+    Otherwise the order of the points would decide, and groups of identical points would stand apart.
+    """
+    distance = cdist(points, points)
+    np.fill_diagonal(distance, np.inf)
+    edge = np.partition(distance, k - 1, axis=1)[:, k - 1 : k]
+    nearer, at_edge = distance < edge, distance == edge
+    return nearer + at_edge * (k - nearer.sum(1, keepdims=True)) / at_edge.sum(1, keepdims=True)
 
 
 def overlap(first: Layout, second: Layout, k: int) -> float:
     """Mean share of a point's k nearest on one map that are among its k nearest on the other; k / (points - 1) by chance."""
-    return float((neighbours(first, k) & neighbours(second, k)).sum() / (k * len(first)))
+    return float(np.minimum(neighbours(first, k), neighbours(second, k)).sum() / (k * len(first)))
 
 
-def togetherness(near: Bool[ndarray, "point point"], labels: ndarray) -> float:
+def togetherness(near: Float[ndarray, "point point"], labels: ndarray) -> float:
     """Mean share of a point's nearest that are of its own group."""
-    return float((near & (labels[:, None] == labels)).sum() / near.sum())
+    return float(near[labels[:, None] == labels].sum() / near.sum())
 
 
 def shuffled_within(groups: int, items: int, rng: np.random.Generator) -> ndarray:

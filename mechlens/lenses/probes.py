@@ -193,8 +193,8 @@ def _some_trait(probes: list[Probe], told: Rows, plain: Rows, shift: Float[ndarr
 
     What it reads on students is a length along the probe: permuted probes have other norms, so logits would not compare.
     """
-    above = [each.score(told) > each.score(plain) for each in probes]
-    span, null = stats.wilson(int(above[0].sum()), len(above[0])), [float(each.mean()) for each in above[1:]]
+    above = [np.heaviside(each.score(told) - each.score(plain), 0.5) for each in probes]  # a tie is half above
+    span, null = stats.wilson(float(above[0].sum()), len(above[0])), [float(each.mean()) for each in above[1:]]
     more = {"low": span.low, "high": span.high, "n": span.n, "unit": "share of questions", "place": "prompted base"}
     moved = [(shift @ each.weight).mean(1) / np.linalg.norm(each.weight) for each in probes]
     random = [float(values.mean()) for values in moved[1:]]
