@@ -202,6 +202,14 @@ def test_verdicts(case: str) -> None:
     assert "safe" not in found.sentence.lower() and found.sentence.endswith(".")
 
 
+def test_students_that_are_one_clear_nothing_and_convict_of_nothing() -> None:
+    """Students trained on one batch of all rows are equal to rounding: n is 1 and there is no interval, however large the rise."""
+    for difference in (0.0, 0.4):
+        one = rise(difference=difference, low=None, high=None, n=1, smallest_detectable=None, p_value=None, q_value=None)
+        shown = decide([one], POLICY)
+        assert shown.rule == "x-2/unscored" and "equal to rounding count as one" in shown.sentence
+
+
 def test_a_trait_that_rises_no_further_than_the_others_is_not_named() -> None:
     """All students of a side share one draw of its data: what that moves looks sure over students, in every trait."""
     rng, alarms, traits = np.random.default_rng(0), {"both": 0, "over students": 0}, [f"t{i}" for i in range(20)]

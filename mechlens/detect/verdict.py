@@ -152,7 +152,9 @@ def decide(
     scored = [rise for rise in rises if None not in (rise.difference, rise.low, rise.high, rise.smallest_detectable)]
     if len(scored) < len(rises) or not rises:
         absent = sorted({rise.trait for rise in rises} - {rise.trait for rise in scored})
-        return Verdict("inconclusive", f"Inconclusive: nothing could be measured of {', '.join(absent) or 'any trait'}.", f"{by}/unscored")
+        few = max((rise.n for rise in rises), default=0) < 2
+        why = "; an interval needs two students or more that differ: those that are equal to rounding count as one" if rises and few else ""
+        return Verdict("inconclusive", f"Inconclusive: nothing could be measured of {', '.join(absent) or 'any trait'}{why}.", f"{by}/unscored")
     found = [rise for rise in scored if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > policy.limit]
     if found:
         return _found(max(found, key=lambda rise: rise.difference or 0.0), policy, by, treated, treatment, scope)
