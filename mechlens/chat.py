@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from mechlens.errors import DataError
+from mechlens.errors import DataError, SpecError
 
 # For checkpoints that ship no chat template (GPT-2, Pythia): plain text, turns on lines of their own.
 PLAIN_TEMPLATE = (
@@ -53,16 +53,32 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     return cast(list[list[int]], tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Token id → text of every special token, whether the tokenizer has a name for it (such as eos_token) or not.
+
+    Turn marks often have none: Gemma's <start_of_turn> and Llama 3's <|start_header_id|> are special as added tokens alone.
+    """
+    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+
+
+def _is_only_unknown(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether the token stands for unknown text and for nothing else (GPT-2's also ends a text)."""
+    return token == tokenizer.unk_token_id and token not in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
 def refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
     """Row text is hostile: a control token written out in it would open or close a turn.
 
     Raises:
         DataError: naming the first text that holds one.
     """
-    marks = [mark for mark in tokenizer.all_special_tokens if mark != tokenizer.unk_token]
-    for number, text in enumerate(texts):
-        if held := next((mark for mark in marks if mark in text), None):
-            raise DataError(f"text {number + 1} of {len(texts)} holds the control token {held!r}; drop the row or take the token out of it")
+    marks = [mark for token, mark in special_tokens(tokenizer).items() if mark and not _is_only_unknown(tokenizer, token)]
+    together = "\0".join(texts)
+    written = [mark for mark in marks if mark in together]  # some families have thousands of marks, and hardly ever is one written
+    for number, text in enumerate(texts if written else ()):
+        if mark := next((mark for mark in written if mark in text), None):
+            raise DataError(f"text {number + 1} of {len(texts)} holds the control token {mark!r}; drop the row or take the token out of it")
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, system: str | None = None, turns: Turns = ()) -> list[list[int]]:
@@ -95,10 +111,17 @@ def encode_pairs(
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an answer: the first special token after the assistant's words, else the end of the text."""
-    said = "words that no template holds"
-    marked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
-    text = render(tokenizer, marked)
-    after = token_ids(tokenizer, [text[text.rindex(said) + len(said) :]])[0]
-    special = set(tokenizer.all_special_ids)
-    return next((token for token in after if token in special), cast(int, tokenizer.eos_token_id))
+    """The token that ends an answer: the first special token that the template writes after the last answer, else the end of the text.
+
+    Raises:
+        SpecError: if the template writes none and the tokenizer names none.
+    """
+    answer = "words that no template holds"
+    text = render(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}])
+    after = token_ids(tokenizer, [text[text.rindex(answer) + len(answer) :]])[0]
+    special = special_tokens(tokenizer)
+    marked = (token for token in after if token in special and not _is_only_unknown(tokenizer, token))
+    stop = next(marked, cast("int | None", tokenizer.eos_token_id))
+    if stop is None:
+        raise SpecError("this tokenizer marks no end of an answer: its template writes no special token there, and it has no eos_token; set one")
+    return stop
