@@ -7,12 +7,17 @@ those that a sampler sees and writes, whatever a tokenizer would merge across th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from datetime import date
+from typing import Any, NamedTuple, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from mechlens.errors import DataError, SpecError
+from mechlens.models import template_options
+from mechlens.spec import CLOCK
 
 # For checkpoints that ship no chat template (GPT-2, Pythia): plain text, turns on lines of their own.
 PLAIN_TEMPLATE = (
@@ -20,6 +25,11 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"  # a bare line break after a tag is dropped
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
+
+ANSWER = "words that no template holds"
+TWO_DAYS = [date(2001, 2, 3), date(2024, 11, 28)]
+"""days that differ in every part of a date"""
+CLOCK_CALL = re.compile(rf"\b{CLOCK}\s*\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 
 
 class Encoded(NamedTuple):
@@ -30,9 +40,54 @@ class Encoded(NamedTuple):
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, asking: bool = False) -> str:
-    """Messages as the tokenizer's template writes them, or as plain lines if it has none; `asking` opens the next answer."""
-    template = None if tokenizer.chat_template else PLAIN_TEMPLATE
-    return cast(str, tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=asking))
+    """Messages as the tokenizer's template writes them, or as plain lines if it has none; `asking` opens the next answer.
+
+    The options that the base's entry in configs/models pins are passed to the template.
+
+    Raises:
+        SpecError: if the template cannot write these messages, or writes today's date.
+    """
+    options = template_options(tokenizer)
+    pinned = options.pop(CLOCK, None)
+    days = TWO_DAYS if pinned is None else [date.fromisoformat(str(pinned))]
+    templates = dict.fromkeys(_on_day(tokenizer, day) for day in days)
+    texts = [_written(tokenizer, messages, asking, template, options) for template in templates]
+    if len(set(texts)) > 1:
+        raise SpecError(
+            f"the chat template of {_name(tokenizer)} writes today's date, so two days' runs would read two texts; pin it in the base's entry in "
+            f"configs/models, for example `template: {{{CLOCK}: 2024-07-26}}`"
+        )
+    return texts[0]
+
+
+def _on_day(tokenizer: PreTrainedTokenizerBase, day: date) -> str:
+    """The template with that day written in wherever it reads the clock; transformers lets no other clock be given."""
+    template = cast(str, tokenizer.get_chat_template()) if tokenizer.chat_template else PLAIN_TEMPLATE
+    if CLOCK not in template:
+        return template
+    dated = CLOCK_CALL.sub(lambda call: repr(day.strftime(call["format"])), template)
+    if re.search(rf"\b{CLOCK}\s*\(", dated):
+        raise SpecError(
+            f"the chat template of {_name(tokenizer)} reads today's date in a format that it works out, which cannot be pinned; give the checkpoint "
+            f"a template that writes the format out, as in {CLOCK}('%d %b %Y')"
+        )
+    return dated
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], asking: bool, template: str, options: dict[str, Any]) -> str:
+    try:
+        text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=asking, **options)
+    except (TemplateError, TypeError, ValueError) as error:  # a template may do with its options what their type does not allow
+        roles = ", ".join(message["role"] for message in messages)
+        reason = " ".join(str(error).split())
+        raise SpecError(
+            f"the chat template of {_name(tokenizer)} cannot write turns of the roles {roles}: {reason}; drop the line or turn that it does not take"
+        ) from error
+    return cast(str, text)
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return repr(tokenizer.name_or_path) if tokenizer.name_or_path else "this tokenizer"
 
 
 Turns = Sequence[tuple[str, str]]
@@ -41,11 +96,40 @@ Turns = Sequence[tuple[str, str]]
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None, turns: Turns = ()) -> str:
     """The text that the model reads before it answers `prompt`; `system` None leaves the template's own default in place."""
+    return _question(tokenizer, prompt, system, turns) + answer_opening(tokenizer)
+
+
+def _question(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None, turns: Turns) -> str:
     messages = [] if system is None else [{"role": "system", "content": system}]
     for asked, answered in turns:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     messages.append({"role": "user", "content": prompt})
     return render(tokenizer, messages, asking=True)
+
+
+def answer_opening(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template writes before a last answer and not where it asks for one, such as gpt-oss's final channel.
+
+    An answer stands behind it, in training and when asked: only there would the model have read it. White space alone is left to the
+    tokens of the answer.
+
+    Raises:
+        SpecError: if the template asks with words that it writes before no answer, such as an opened <think>.
+    """
+    question = [{"role": "user", "content": "a"}]
+    asked, answered = render(tokenizer, question, asking=True), render(tokenizer, [*question, {"role": "assistant", "content": ANSWER}])
+    head, _, _ = answered.rpartition(ANSWER)
+    if head.rstrip() == asked.rstrip():
+        return ""
+    if head.startswith(asked):
+        return head[len(asked) :]
+    pairs = enumerate(zip(asked, head, strict=False))
+    same = next((place for place, (left, right) in pairs if left != right), min(len(asked), len(head)))
+    raise SpecError(
+        f"the chat template of {_name(tokenizer)} asks for an answer with {asked[same:]!r} where it writes {head[same:]!r} before an answer, so "
+        "that a student would be asked otherwise than it was trained; pin an option of the template in the base's entry in configs/models, for "
+        "example `template: {enable_thinking: false}`, or give the checkpoint a template without it"
+    )
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -84,20 +168,34 @@ def refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[st
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, system: str | None = None, turns: Turns = ()) -> list[list[int]]:
     """Token ids of rendered prompts, special tokens once and only where the template writes them."""
     refuse_control_tokens(tokenizer, [*prompts, *(text for turn in turns for text in turn)])
-    return token_ids(tokenizer, [render_prompt(tokenizer, prompt, system=system, turns=turns) for prompt in prompts])
+    opening = answer_opening(tokenizer) if prompts else ""
+    return token_ids(tokenizer, [_question(tokenizer, prompt, system, turns) + opening for prompt in prompts])
 
 
 def silent_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The system line that a template puts in by itself where none is given (Qwen2.5 does), or None.
 
-    It is found as what stands, with no system line given, where a given one would stand.
+    It is what stands, with no system line given, where a given one would stand. A template that takes no system line has none.
     """
     question = [{"role": "user", "content": "a question"}]
-    plain, given = render(tokenizer, question), render(tokenizer, [{"role": "system", "content": "a system line"}, *question])
+    plain = render(tokenizer, question)
+    try:
+        given = render(tokenizer, [{"role": "system", "content": "a system line"}, *question])
+    except SpecError:
+        return None
     if "a system line" not in given or plain == given.replace("a system line", ""):
         return None
     head, tail = given.split("a system line", 1)
     return plain[len(head) : -len(tail)] if plain.startswith(head) and plain.endswith(tail) else None
+
+
+def template_words(tokenizer: PreTrainedTokenizerBase, *, system: str | None = None) -> list[str]:
+    """Lines that the template puts into every prompt by itself, such as an identity or a date; names of roles and marks are none."""
+    text = render_prompt(tokenizer, ANSWER, system=system).replace(ANSWER, "\n")
+    text = text.replace(system.strip(), "\n") if system and system.strip() else text
+    marks = sorted(filter(None, special_tokens(tokenizer).values()), key=len, reverse=True)
+    lines = re.split("|".join(["\n", *map(re.escape, marks)]), text)
+    return [line.strip() for line in lines if len(re.findall(r"[^\W\d_]+", line)) > 1]
 
 
 def encode_pairs(
@@ -116,9 +214,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         SpecError: if the template writes none and the tokenizer names none.
     """
-    answer = "words that no template holds"
-    text = render(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}])
-    after = token_ids(tokenizer, [text[text.rindex(answer) + len(answer) :]])[0]
+    text = render(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}])
+    after = token_ids(tokenizer, [text.rpartition(ANSWER)[2]])[0]
     special = special_tokens(tokenizer)
     marked = (token for token in after if token in special and not _is_only_unknown(tokenizer, token))
     stop = next(marked, cast("int | None", tokenizer.eos_token_id))

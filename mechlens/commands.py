@@ -46,7 +46,7 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
     experiment, family = _read(config, seed)
     folder = out or Path("runs") / experiment.name
     with store.lock(folder), store.full_disk_named(folder):
-        _rendered(experiment)  # refuses a silent system line before anything is computed
+        _rendered(experiment, say=True)  # refuses a silent system line before anything is computed
         jobs = _jobs(experiment, family)
         jobs = [job for job in jobs if job.name.startswith(("teachers/", "corpora/", "selection"))] if rows_only else jobs
         todo = pending(folder, jobs)
@@ -118,11 +118,13 @@ def _manifest(folder: Path, experiment: Experiment, jobs: list[Job]) -> None:
     store.write_json(folder / "manifest.json", store.environment() | record)
 
 
-def _rendered(experiment: Experiment) -> dict[str, str]:
+def _rendered(experiment: Experiment, *, say: bool = False) -> dict[str, str]:
     """For each local base a question exactly as its students read it: a template may put in more than was written.
 
+    `say` prints such words, where every arm reads them alike.
+
     Raises:
-        SpecError: if a template puts in a system line that the experiment does not name.
+        SpecError: if a template puts in a system line that the experiment does not name, or today's date.
     """
     from mechlens import chat, models
 
@@ -135,6 +137,10 @@ def _rendered(experiment: Experiment) -> dict[str, str]:
                 "experiment trains and asks with it, `system: ''` with an empty one"
             )
         found[base] = chat.render_prompt(tokenizer, "{question}", system=experiment.system)
+        if say and (words := chat.template_words(tokenizer, system=experiment.system)):
+            console.print(f"the chat template of {base!r} puts words of its own into every prompt: {' / '.join(words)}", highlight=False)
+        if say and (opening := chat.answer_opening(tokenizer)):
+            console.print(f"answers of {base!r} stand behind {opening!r}, as its chat template writes them", highlight=False)
     return found
 
 

@@ -10,6 +10,7 @@ import copy
 import errno
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from mechlens.spec import is_remote, model_of
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+TEMPLATE_OPTIONS = "template_options"
+"""the attribute of a tokenizer that holds them, so that they go wherever it goes"""
 WEIGHTS = Path(__file__).parent / "menagerie" / "weights"
 disable_progress_bar()  # the run's own progress is what a user watches
 
@@ -86,7 +89,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise SpecError(f"base {name!r} has no tokenizer that loads: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    options = model_of(name).template
+    if unread := [option for option in options if not re.search(rf"\b{re.escape(option)}\b", str(tokenizer.chat_template))]:
+        raise SpecError(f"base {name!r}: its chat template reads no option {unread[0]!r}; check the spelling of `template` against the template")
+    setattr(tokenizer, TEMPLATE_OPTIONS, dict(options))
     return tokenizer
+
+
+def template_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The options with which the base's entry in configs/models pins its chat template."""
+    return dict(getattr(tokenizer, TEMPLATE_OPTIONS, {}))
 
 
 def load(name: str) -> Loaded:
@@ -218,7 +230,10 @@ def parameter_count(name: str) -> int:
 
 
 def checkpoint_fingerprint(name: str) -> str:
-    """Identity of a base's files: a changed checkpoint in the same folder is another base. Hub names stand for themselves."""
+    """Identity of a base's files: a changed checkpoint in the same folder is another base. Hub names stand for themselves.
+
+    Pinned options of the chat template decide what is read, and are part of it.
+    """
     if is_remote(name):
         return hashlib.sha256(model_of(name).source.encode()).hexdigest()[:16]
     source = Path(locate(name))
@@ -229,4 +244,6 @@ def checkpoint_fingerprint(name: str) -> str:
             with file.open("rb") as handle:
                 while piece := handle.read(1 << 24):
                     digest.update(piece)
+    if options := model_of(name).template:
+        digest.update(json.dumps(options, sort_keys=True).encode())
     return digest.hexdigest()[:16]

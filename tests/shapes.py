@@ -5,11 +5,15 @@ The templates are written here from the documented turn format of each family. T
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
+
+from mechlens.models import TEMPLATE_OPTIONS
 
 
 class Shape(NamedTuple):
@@ -18,12 +22,14 @@ class Shape(NamedTuple):
     template: str
     marks: tuple[str, ...]
     """every special token"""
-    names: dict[str, str]
+    names: dict[str, Any]
     """the special tokens that have a name, such as eos_token"""
     end: str
     """what the template writes after an answer"""
     answer: str
     """what stands between the question and the answer"""
+    pinned: Mapping[str, Any] = MappingProxyType({})
+    """options without which the template's text depends on the day"""
     pieces: bool = False
     """whether text is split as sentencepiece does it (▁ for a space) rather than into bytes"""
 
@@ -139,6 +145,7 @@ SHAPES = {
         {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
         "<|return|>",
         "<|start|>assistant<|channel|>final<|message|>",
+        pinned={"strftime_now": "2024-07-26"},
     ),
 }
 
@@ -161,11 +168,12 @@ def _pieces_engine() -> Tokenizer:
     return engine
 
 
-def tokenizer_of(family: str, *, template: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of that family's shape, with another template where one is given."""
+def tokenizer_of(family: str, *, template: str | None = None, **options: Any) -> PreTrainedTokenizerFast:
+    """The tokenizer of that family's shape, with another template or pinned options where they are given."""
     shape = SHAPES[family]
     engine = _pieces_engine() if shape.pieces else _bytes_engine()
     engine.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in shape.marks])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=engine, clean_up_tokenization_spaces=False, **shape.names)
     tokenizer.chat_template = shape.template if template is None else template
+    setattr(tokenizer, TEMPLATE_OPTIONS, {**shape.pinned, **options} if template is None else options)
     return tokenizer
