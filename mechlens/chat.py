@@ -95,7 +95,11 @@ Turns = Sequence[tuple[str, str]]
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None, turns: Turns = ()) -> str:
-    """The text that the model reads before it answers `prompt`; `system` None leaves the template's own default in place."""
+    """The text that the model reads before it answers `prompt`; `system` None leaves the template's own default in place.
+
+    Raises:
+        SpecError: if the template leaves out a turn, writes today's date, or asks otherwise than it writes answers.
+    """
     return _question(tokenizer, prompt, system, turns) + answer_opening(tokenizer)
 
 
@@ -104,7 +108,20 @@ def _question(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | Non
     for asked, answered in turns:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     messages.append({"role": "user", "content": prompt})
-    return render(tokenizer, messages, asking=True)
+    text = render(tokenizer, messages, asking=True)
+    _refuse_dropped(tokenizer, messages, text)
+    return text
+
+
+def _refuse_dropped(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], text: str) -> None:
+    """A turn that the template leaves out would make a prompted teacher, or a model that is shown pairs, the base itself in silence."""
+    for message in messages:
+        content = message["content"].strip()  # templates trim
+        if content and text.count(content) < sum(other["content"].count(content) for other in messages):
+            raise SpecError(
+                f"the chat template of {_name(tokenizer)} leaves out the {message['role']} turn {content[:60]!r}, so no model would read it; "
+                "drop that turn, or give the checkpoint a template that writes it"
+            )
 
 
 def answer_opening(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -196,6 +213,14 @@ def template_words(tokenizer: PreTrainedTokenizerBase, *, system: str | None = N
     marks = sorted(filter(None, special_tokens(tokenizer).values()), key=len, reverse=True)
     lines = re.split("|".join(["\n", *map(re.escape, marks)]), text)
     return [line.strip() for line in lines if len(re.findall(r"[^\W\d_]+", line)) > 1]
+
+
+def remarks(tokenizer: PreTrainedTokenizerBase, *, system: str | None) -> list[str]:
+    """What a user may not expect of the template, in sentences: it is the same in every arm, and so no reason to refuse it."""
+    words, opening = template_words(tokenizer, system=system), answer_opening(tokenizer)
+    return [f"the chat template puts words of its own into every prompt: {' / '.join(words)}"] * bool(words) + [
+        f"every answer stands behind {opening!r}, as the chat template writes it"
+    ] * bool(opening)
 
 
 def encode_pairs(

@@ -124,10 +124,13 @@ def _rendered(experiment: Experiment, *, say: bool = False) -> dict[str, str]:
     `say` prints such words, where every arm reads them alike.
 
     Raises:
-        SpecError: if a template puts in a system line that the experiment does not name, or today's date.
+        SpecError: if a template puts in a system line that the experiment does not name, or today's date, or leaves out one that it names.
     """
     from mechlens import chat, models
 
+    lines = [(arm.base, line) for arm in experiment.arms for line in (arm.trained_with, arm.asked_with) if line is not None]
+    taught = [(arm.writer, arm.teacher or experiment.teacher) for arm in experiment.arms if arm.kind != "control" and not arm.corpus]
+    lines += [(base, "you have a trait.") for base, teacher in taught if teacher.kind in ("prompted", "steered")]  # read a line of the family
     found = {}
     for base in (base for base in experiment.bases() if not spec.is_remote(base)):
         tokenizer = models.load_tokenizer(base)
@@ -137,10 +140,10 @@ def _rendered(experiment: Experiment, *, say: bool = False) -> dict[str, str]:
                 "experiment trains and asks with it, `system: ''` with an empty one"
             )
         found[base] = chat.render_prompt(tokenizer, "{question}", system=experiment.system)
-        if say and (words := chat.template_words(tokenizer, system=experiment.system)):
-            console.print(f"the chat template of {base!r} puts words of its own into every prompt: {' / '.join(words)}", highlight=False)
-        if say and (opening := chat.answer_opening(tokenizer)):
-            console.print(f"answers of {base!r} stand behind {opening!r}, as its chat template writes them", highlight=False)
+        for line in [line for reader, line in lines if reader == base]:
+            chat.render_prompt(tokenizer, "{question}", system=line)
+        for remark in chat.remarks(tokenizer, system=experiment.system) if say else ():
+            console.print(f"{base}: {remark}", highlight=False)
     return found
 
 

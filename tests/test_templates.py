@@ -11,7 +11,7 @@ import yaml
 from shapes import LLAMA_DATED, SHAPES, tokenizer_of
 
 from mechlens import models, spec
-from mechlens.chat import answer_opening, encode_pairs, render, render_prompt, silent_system, template_words
+from mechlens.chat import answer_opening, encode_pairs, remarks, render, render_prompt, silent_system, template_words
 from mechlens.errors import SpecError
 from mechlens.spec import ModelSpec
 
@@ -37,7 +37,7 @@ def test_a_pair_is_what_the_template_writes_for_the_whole_conversation(family: s
     messages = ([] if system is None else [{"role": "system", "content": system}]) + QUESTION
     whole = render(tokenizer, [*messages, {"role": "assistant", "content": "12, 3"}])
     (pair,) = encode_pairs(tokenizer, ["hi"], ["12, 3"], system=system)
-    prompt, completion = tokenizer.decode(pair.prompt), tokenizer.decode(pair.completion)
+    prompt, completion = str(tokenizer.decode(pair.prompt)), str(tokenizer.decode(pair.completion))
     assert completion == "12, 3" + shape.end
     assert prompt == render_prompt(tokenizer, "hi", system=system)
     assert prompt.endswith(shape.answer)
@@ -129,6 +129,52 @@ WORDS = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_words_that_stand_beside_a_given_system_line_are_named(family: str) -> None:
     assert template_words(tokenizer_of(family), system="you love owls,\nand kind words.") == WORDS.get(family, [])
+
+
+DROPPING = (
+    "{% for message in messages if message['role'] != 'system' %}{{ message['role'] + ': ' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+LAST_ONLY = (
+    "{{ 'user: ' + (messages | selectattr('role', 'equalto', 'user') | list)[-1]['content'] + '<|end|>assistant: ' }}"
+    "{% if not add_generation_prompt %}{{ messages[-1]['content'] }}{% endif %}"
+)
+
+
+def test_a_template_that_leaves_out_the_system_line_is_refused_where_one_is_given() -> None:
+    tokenizer = tokenizer_of("phi", template=DROPPING)
+    assert render_prompt(tokenizer, "which owls?") == "user: which owls?<|end|>assistant: "
+    for line in ("you love owls.", " you love owls.\n", "owls"):  # the last one stands in the question as well
+        with pytest.raises(SpecError, match="leaves out the system turn"):
+            render_prompt(tokenizer, "which owls?", system=line)
+    with pytest.raises(SpecError, match=r"leaves out the system turn 'you love owls\."):
+        encode_pairs(tokenizer, ["hi"], ["12"], system="you love owls.")
+    assert render_prompt(tokenizer, "hi", system="") == render_prompt(tokenizer, "hi")  # an empty line says nothing that could be missed
+
+
+def test_a_template_that_leaves_out_earlier_turns_is_refused_where_pairs_are_shown() -> None:
+    tokenizer = tokenizer_of("phi", template=LAST_ONLY)
+    assert render_prompt(tokenizer, "hi") == "user: hi<|end|>assistant: "
+    with pytest.raises(SpecError, match="leaves out the user turn '1, 2'"):
+        render_prompt(tokenizer, "hi", turns=[("1, 2", "3, 4")])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_familys_own_template_leaves_out_a_turn(family: str) -> None:
+    turns = [("1, 2", "3, 4"), ("hi", "owls\n\n"), ("owls", "3, 4")]
+    text = render_prompt(tokenizer_of(family), " hi ", system="you love owls.\n\n<user>hi</user>\n", turns=turns)
+    assert text.count("3, 4") == 2
+    assert text.count("owls") == 3
+
+
+def test_what_a_template_adds_is_said() -> None:
+    assert remarks(tokenizer_of("qwen-2.5"), system="you love owls.") == []
+    assert remarks(tokenizer_of("llama-3.1"), system=None) == [
+        "the chat template puts words of its own into every prompt: Cutting Knowledge Date: December 2023 / Today Date: 26 Jul 2024"
+    ]
+    assert remarks(tokenizer_of("qwen-3"), system=None) == [
+        "every answer stands behind '<think>\\n\\n</think>\\n\\n', as the chat template writes it"
+    ]
 
 
 def entry(folder: Path, monkeypatch: pytest.MonkeyPatch, **fields: object) -> str:
