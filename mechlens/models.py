@@ -193,9 +193,9 @@ def load_vector(folder: Path) -> Float[Tensor, "d_model"]:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of transformer blocks, found as the one module list as long as the config says the model is deep."""
-    depth = model.config.num_hidden_layers
-    found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    """The list of transformer blocks of the text model, found as its first module list as long as the config says that it is deep."""
+    depth = model.config.get_text_config().num_hidden_layers
+    found = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if not found:
         raise SpecError(f"cannot find the {depth} blocks of a {model.config.model_type} model; steering needs a decoder-only causal LM")
     return found[0]
