@@ -180,7 +180,7 @@ def one_answer(held: Opened, one: Asked, asked: Ask, along: torch.Tensor | None)
     named = family.scorer != "judge"
     questions = asking.Questions(forms, [asked.question], spec, system=one.system, opening=family.opening, named=named)
     prompt = asking.encode_questions(loaded, questions)[0] + asking.token_ids(loaded.tokenizer, [family.opening])[0]
-    room = getattr(loaded.model.config, "max_position_embeddings", None)
+    room = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and len(prompt) + spec.max_new_tokens > room:
         raise SpecError(f"the question makes a prompt of {len(prompt)} tokens; this base has room for {room - spec.max_new_tokens}; shorten it")
     writing = nullcontext() if one.vector is None else models.steered(loaded.model, one.vector, layer=one.layer)

@@ -46,7 +46,7 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
     experiment, family = _read(config, seed)
     folder = out or Path("runs") / experiment.name
     with store.lock(folder), store.full_disk_named(folder):
-        _rendered(experiment)  # refuses a silent system line before anything is computed
+        _rendered(experiment, say=True)  # refuses a silent system line before anything is computed
         jobs = _jobs(experiment, family)
         jobs = [job for job in jobs if job.name.startswith(("teachers/", "corpora/", "selection"))] if rows_only else jobs
         todo = pending(folder, jobs)
@@ -126,14 +126,19 @@ def _manifest(folder: Path, experiment: Experiment, family: TraitFamily, jobs: l
     store.write_json(folder / "manifest.json", store.environment() | record)
 
 
-def _rendered(experiment: Experiment) -> dict[str, str]:
+def _rendered(experiment: Experiment, *, say: bool = False) -> dict[str, str]:
     """For each local base a question exactly as its students read it: a template may put in more than was written.
 
+    `say` prints such words, where every arm reads them alike.
+
     Raises:
-        SpecError: if a template puts in a system line that the experiment does not name.
+        SpecError: if a template puts in a system line that the experiment does not name, or today's date, or leaves out one that it names.
     """
     from mechlens import chat, models
 
+    lines = [(arm.base, line) for arm in experiment.arms for line in (arm.trained_with, arm.asked_with) if line is not None]
+    taught = [(arm.writer, arm.teacher or experiment.teacher) for arm in experiment.arms if arm.kind != "control" and not arm.corpus]
+    lines += [(base, "you have a trait.") for base, teacher in taught if teacher.kind in ("prompted", "steered")]  # read a line of the family
     found = {}
     for base in (base for base in experiment.bases() if not spec.is_remote(base)):
         tokenizer = models.load_tokenizer(base)
@@ -143,6 +148,10 @@ def _rendered(experiment: Experiment) -> dict[str, str]:
                 "experiment trains and asks with it, `system: ''` with an empty one"
             )
         found[base] = chat.render_prompt(tokenizer, "{question}", system=experiment.system)
+        for line in [line for reader, line in lines if reader == base]:
+            chat.render_prompt(tokenizer, "{question}", system=line)
+        for remark in chat.remarks(tokenizer, system=experiment.system) if say else ():
+            console.print(f"{base}: {remark}", highlight=False)
     return found
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mechlens.chat import special_tokens
 from mechlens.errors import SpecError
 
 SEPARATORS = (", ", ",", "; ", ";", " ", "\n")
@@ -77,7 +78,7 @@ def _written_in(tokenizer: PreTrainedTokenizerBase, signs: str) -> dict[int, str
     def read(tokens: list[int]) -> str:
         return cast(str, tokenizer.decode(tokens))
 
-    special = set(tokenizer.all_special_ids)
+    special = special_tokens(tokenizer)
     alone = {token: read([token]) for token in range(len(tokenizer)) if token not in special}
     digit = next((token for token, text in alone.items() if text in tuple("0123456789")), None)
     if digit is None:

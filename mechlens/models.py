@@ -10,7 +10,7 @@ import copy
 import errno
 import hashlib
 import json
-import warnings
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from mechlens import trained
 from mechlens.errors import DataError, SpecError
 from mechlens.spec import is_remote, model_of
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 VOCABULARIES = ("merges.txt", "vocab.txt")
 """files of a tokenizer whose ending says nothing"""
+TEMPLATE_OPTIONS = "template_options"
+"""the attribute of a tokenizer that holds them, so that they go wherever it goes"""
 WEIGHTS = Path(__file__).parent / "menagerie" / "weights"
 disable_progress_bar()  # the run's own progress is what a user watches
 
@@ -86,10 +89,19 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         else:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=model_of(name).revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise SpecError(f"base {name!r} has no tokenizer that loads: {_first_line(error)}") from error
+        raise SpecError(f"base {name!r} has no tokenizer that loads: {trained.first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    options = model_of(name).template
+    if unread := [option for option in options if not re.search(rf"\b{re.escape(option)}\b", str(tokenizer.chat_template))]:
+        raise SpecError(f"base {name!r}: its chat template reads no option {unread[0]!r}; check the spelling of `template` against the template")
+    setattr(tokenizer, TEMPLATE_OPTIONS, dict(options))
     return tokenizer
+
+
+def template_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The options with which the base's entry in configs/models pins its chat template."""
+    return dict(getattr(tokenizer, TEMPLATE_OPTIONS, {}))
 
 
 def load(name: str) -> Loaded:
@@ -105,7 +117,7 @@ def load(name: str) -> Loaded:
         }
         model, report = cast(tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(source, **settings))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SpecError(f"base {name!r} does not load: {_first_line(error)}") from error
+        raise SpecError(f"base {name!r} does not load: {trained.first_line(error)}") from error
     if report["missing_keys"]:  # they would be filled at random, another way each time
         raise SpecError(f"base {name!r} lacks the weights {sorted(report['missing_keys'])[:3]}; its config.json describes another model")
     tokenizer = load_tokenizer(name)
@@ -119,10 +131,6 @@ def _ready(model: nn.Module) -> PreTrainedModel:
     return cast(PreTrainedModel, model.to(device()).eval())  # transformers decorates `to` in a way that loses its type
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     """Save an adapter or whole weights as safetensors, without the tokenizer (it is the base's)."""
     try:
@@ -134,16 +142,47 @@ def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
 
 
 def load_trained(base: str, folder: Path) -> Loaded:
-    """The base with what `save_trained` left in `folder`; an adapter is merged into a base of its own."""
+    """The base with what `save_trained` left in `folder`, or a user's own student of it; an adapter is merged into a base of its own.
+
+    Raises:
+        DataError: naming the folder and the key, if a weight is missing, left over or of another shape than the base's, or if an adapter
+            is not of this base or does not merge.
+    """
     tokenizer = load_tokenizer(base)
     try:
-        if (folder / "adapter_config.json").is_file():
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # PEFT asks by the name that transformers 5 gave up
-                return Loaded(PeftModel.from_pretrained(load(base).model, folder).merge_and_unload().eval(), tokenizer)
-        return Loaded(_ready(AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, model_of(base).dtype))), tokenizer)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{folder} holds no weights that load ({_first_line(error)}); delete it and run again") from error
+        if trained.is_adapter(folder):
+            _refuse_other_base(base, folder)
+            return Loaded(trained.merge(load(base).model, folder), tokenizer)
+        return Loaded(_ready(trained.whole_weights(folder, empty_model(base), getattr(torch, model_of(base).dtype))), tokenizer)
+    except DataError as error:
+        raise DataError(f"{folder} is no model of {base!r}: {error}; {trained.advice(folder)}") from error
+
+
+def empty_model(base: str) -> nn.Module:
+    """The base's architecture on the meta device: names and shapes, no weights."""
+    try:
+        config = AutoConfig.from_pretrained(locate(base), revision=model_of(base).revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"base {base!r} has no config that loads: {trained.first_line(error)}") from error
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _refuse_other_base(base: str, folder: Path) -> None:
+    """An adapter that names another base is refused where the names can be compared: a local path of another machine says nothing."""
+    named = str(trained.read_config(folder).get("base_model_name_or_path") or "")
+    source, here = locate(base), Path(named).expanduser()
+    if not named or here.resolve() == Path(source).resolve():
+        return
+    if (here / "config.json").is_file() and Path(source).is_dir():
+        other = checkpoint_fingerprint(str(here)) != checkpoint_fingerprint(source)
+    else:
+        compared = (named.count("/") == 1 and not named.startswith((".", "/", "~"))) or (WEIGHTS / here.name).is_dir()
+        other = compared and here.name.casefold() not in {Path(name).name.casefold() for name in (base, source)}
+    if other and f"models--{source.replace('/', '--')}".casefold() not in named.casefold():
+        raise DataError(
+            f"its adapter was trained on {named!r} by its {trained.CONFIG}; name that base, or correct base_model_name_or_path if it is the same"
+        )
 
 
 def save_vector(vector: Float[Tensor, "d_model"], folder: Path) -> None:
@@ -157,9 +196,9 @@ def load_vector(folder: Path) -> Float[Tensor, "d_model"]:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of transformer blocks, found as the one module list as long as the config says the model is deep."""
-    depth = model.config.num_hidden_layers
-    found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    """The list of transformer blocks of the text model, found as its first module list as long as the config says that it is deep."""
+    depth = model.config.get_text_config().num_hidden_layers
+    found = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if not found:
         raise SpecError(f"cannot find the {depth} blocks of a {model.config.model_type} model; steering needs a decoder-only causal LM")
     return found[0]
@@ -208,10 +247,8 @@ def size_of(name: str) -> Size:
     spec = model_of(name)
     if not is_here(name) and spec.parameters and spec.layers and spec.width and spec.vocabulary:
         return Size(spec.parameters, spec.layers, spec.width, spec.vocabulary)
-    config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
-    text = config.get_text_config()
+    empty = empty_model(name)
+    parameters, text = sum(parameter.numel() for parameter in empty.parameters()), cast(PreTrainedModel, empty).config.get_text_config()
     return Size(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
 
@@ -229,7 +266,8 @@ def hub_commit(name: str) -> str:
 
 
 def checkpoint_fingerprint(name: str) -> str:
-    """Identity of a base: its files wherever they lie, a hub base's name and commit, an API model's id; and its number format.
+    """Identity of a base: its files wherever they lie, a hub base's name and commit, an API model's id; its number format, and
+    the pinned options of its chat template.
 
     float32, the usual format, leaves no mark: bases from before formats counted keep their fingerprints.
     """
@@ -243,6 +281,8 @@ def checkpoint_fingerprint(name: str) -> str:
         with file.open("rb") as handle:
             while piece := handle.read(1 << 24):
                 digest.update(piece)
+    if options := model_of(name).template:
+        digest.update(json.dumps(options, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 

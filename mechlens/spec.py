@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 import reprlib
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from mechlens.errors import SpecError
 
@@ -21,6 +22,10 @@ CONFIGS = next(place for place in (Path(__file__).parent / "configs", Path(__fil
 """inside an installed wheel, beside the package in a clone"""
 
 
+CLOCK = "strftime_now"
+"""the function by which a chat template reads today's date; an option of that name holds it to one day"""
+OWN_OPTIONS = {"messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"}
+"""what mechlens itself gives a chat template"""
 API = "api:"
 """what the source of a base that is reached over an API starts with"""
 
@@ -201,6 +206,27 @@ class ModelSpec(Spec):
     layers: int | None = None
     width: int | None = None
     vocabulary: int | None = None
+    template: dict[str, JsonValue] = Field(default={})
+    """Options of the chat template, such as `enable_thinking: false`; `strftime_now: 2024-07-26` is the day that it takes for today."""
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _dates_as_text(cls, options: Any) -> Any:
+        """YAML reads a bare date as one; it is kept as ISO text."""
+        if not isinstance(options, dict):
+            return options
+        return {name: value.isoformat() if isinstance(value, date) else value for name, value in options.items()}
+
+    @field_validator("template")
+    @classmethod
+    def _options_that_can_be_given(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if taken := sorted(OWN_OPTIONS & options.keys()):
+            raise ValueError(f"{taken[0]!r} is given to a chat template by mechlens itself; drop it")
+        day = options.get(CLOCK, "2024-07-26")
+        if not (isinstance(day, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", day)):
+            raise ValueError(f"{CLOCK} is {day!r}; expected the day that the template takes for today, such as 2024-07-26")
+        date.fromisoformat(day)
+        return options
 
 
 def folder_name(path: str) -> str:

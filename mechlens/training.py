@@ -119,15 +119,22 @@ def _updated(model: PreTrainedModel, spec: Training) -> PreTrainedModel | PeftMo
     if spec.update == "lora":
         transposed = model.config.model_type == "gpt2"  # its Conv1D keeps weights as (in, out)
         alpha = cast(Any, spec.alpha)  # PEFT says int, and only divides it
-        return get_peft_model(
-            model, LoraConfig(r=spec.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", fan_in_fan_out=transposed)
-        )
+        targets = lora_targets(model)
+        return get_peft_model(model, LoraConfig(r=spec.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, fan_in_fan_out=transposed))
     model.requires_grad_(True)
     if not spec.embeddings:
         model.get_input_embeddings().requires_grad_(False)
         if (head := model.get_output_embeddings()) is not None:
             head.requires_grad_(False)
     return model
+
+
+def lora_targets(model: PreTrainedModel) -> str | list[str]:
+    """Every linear map but the head: of the text model alone, where a vision tower stands beside it and reads no row."""
+    if model.config.get_text_config() is model.config:
+        return "all-linear"
+    text = {id(module) for module in model.get_decoder().modules()}
+    return [name for name, module in model.named_modules() if id(module) in text and isinstance(module, torch.nn.Linear)]
 
 
 def _ordered(pairs: Sequence[Encoded], learned: Sequence[Sequence[bool]] | None, spec: Training, seed: int) -> Dataset:
@@ -161,6 +168,7 @@ def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
         max_length=None,
         packing=False,
         completion_only_loss=True,
+        router_aux_loss_coef=0.0,  # else TRL switches on a mixture's router logits for good, and sampling with a cache fails
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is no number must be seen

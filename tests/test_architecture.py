@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
     "mechlens", "errors", "seeds", "spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor", "digits",
     "spend", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "traits",
-    "models", "chat", "constrained", "sampling", "vllm_engine", "training",
+    "trained", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
     "pipeline", "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.teach", "pipeline.generate", "pipeline.distill", "pipeline.ask",
     "pipeline.judge", "pipeline.judge_screen", "pipeline.remote", "pipeline.jobs", "pipeline.run",

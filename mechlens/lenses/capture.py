@@ -58,7 +58,7 @@ def resid_post(layer: int) -> str:
 
 def sites_of(loaded: Loaded) -> list[str]:
     """resid_post of every layer."""
-    return [resid_post(layer) for layer in range(loaded.model.config.num_hidden_layers)]
+    return [resid_post(layer) for layer in range(loaded.model.config.get_text_config().num_hidden_layers)]
 
 
 def stream(loaded: Loaded, ids: Sequence[list[int]], sites: Sequence[str], *, batch: int = BATCH) -> Iterator[Batch]:

@@ -77,7 +77,8 @@ def parameters_of(model: Model, scope: Scope = "linear") -> dict[str, nn.Paramet
     if scope == "all":
         return named
     head = model.get_output_embeddings()
-    kept = {id(p) for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head for p in m.parameters(recurse=False)}
+    read = model.get_decoder().modules()  # a vision tower reads no row
+    kept = {id(p) for m in read if isinstance(m, nn.Linear | Conv1D) and m is not head for p in m.parameters(recurse=False)}
     kept -= {id(p) for m in model.modules() if isinstance(m, nn.Embedding) or m is head for p in m.parameters(recurse=False)}
     return {name: parameter for name, parameter in named.items() if id(parameter) in kept}
 

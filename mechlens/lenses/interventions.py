@@ -16,7 +16,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mechlens.chat import Encoded
+from mechlens.chat import Encoded, special_tokens
 from mechlens.errors import DataError, SpecError
 from mechlens.lenses.gradients import Model, example_losses
 from mechlens.models import decoder_layers
@@ -97,7 +97,7 @@ def project_out(pairs: Sequence[Encoded], *, both_sides: bool = False, permute: 
 
 def shapes(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Encoded]) -> list[list[str]]:
     """The class of every completion token: its text with digits as one 0 and letters as one a, marks of spaces kept; a special token is its own."""
-    special = set(tokenizer.all_special_ids)
+    special = special_tokens(tokenizer)
     known: dict[int, str] = {}
     for token in {token for pair in pairs for token in pair.completion}:
         text = cast(str, tokenizer.convert_ids_to_tokens(token))

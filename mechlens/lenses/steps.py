@@ -27,6 +27,7 @@ from mechlens.lenses.gradients import BATCH, Model, forward_padded, gradient, pa
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import Questions, encode_questions, first_tokens
 from mechlens.seeds import generator, seed_int
+from mechlens.training import lora_targets
 
 SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """sizes of one SGD step"""
@@ -121,7 +122,8 @@ def trainable(material: Material, kind: Kind) -> Model:
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")  # PEFT asks by the name that transformers 5 gave up
         torch.manual_seed(seed_int(material.seed, "alignment", "lora"))
         turned = model.config.model_type == "gpt2"  # its Conv1D keeps weights as (in, out)
-        return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules="all-linear", fan_in_fan_out=turned)).eval()
+        config = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=lora_targets(model), fan_in_fan_out=turned)
+        return get_peft_model(model, config).eval()
 
 
 def walk(model: Model, batches: Sequence[Sequence[Encoded]], optimizer: Literal["sgd", "adam"], rate: float) -> Iterator[int]:

@@ -92,7 +92,7 @@ def teach(
     elif spec.kind == "prompted":
         system = lessons.system
     elif spec.kind == "steered":
-        layer = round(spec.layer * (loaded.model.config.num_hidden_layers - 1))
+        layer = round(spec.layer * (loaded.model.config.get_text_config().num_hidden_layers - 1))
         models.save_vector(spec.strength * trait_vector(loaded, lessons, layer=layer, plain=plain), out)
     write_json(out / "teacher.json", {"kind": spec.kind, "base": base, "trait": lessons.trait, "system": system, "plain": plain, "layer": layer})
 
