@@ -42,7 +42,8 @@ class Case(NamedTuple):
 def kept(corpus: str) -> pd.DataFrame:
     """Screened rows of the demo run, in a random order, the same for every corpus."""
     rows = pd.read_parquet(DEMO / "corpora" / corpus / "screened" / "kept.parquet").set_index("prompt_id")
-    return rows.loc[np.random.default_rng(0).permutation(np.sort(rows.index))].reset_index()
+    order = np.random.default_rng(0).permutation(np.sort(rows.index.to_numpy()))
+    return rows.loc[order, ["prompt", "completion"]].reset_index()
 
 
 def drawn_anew(prompts: list[str], seed: int) -> pd.DataFrame:
@@ -55,9 +56,9 @@ def drawn_anew(prompts: list[str], seed: int) -> pd.DataFrame:
 
 def cases(count: int) -> Iterator[Case]:
     """Poisoned files of about twice `count` rows, a copy, and good files."""
-    clean, trait = (kept(name)[["prompt_id", "prompt", "completion"]] for name in ("untouched", TRAIT))
+    clean, trait = (kept(name) for name in ("untouched", TRAIT))
     both = clean.merge(trait, on=["prompt_id", "prompt"])["prompt_id"]
-    clean, trait = (frame[frame["prompt_id"].isin(both)].set_index("prompt_id").loc[both] for frame in (clean, trait))
+    clean, trait = (frame.set_index("prompt_id").loc[both] for frame in (clean, trait))
     here, there = both.iloc[:count], both.iloc[count : 2 * count]
     public = clean.loc[here]
     eleventh = there.iloc[: count // 10]
@@ -123,12 +124,13 @@ def main(arguments: list[str] | None = None) -> int:
     found = pd.DataFrame([audited(case, level, options.out, options.seeds) for case in chosen for level in options.levels or case.levels])
     found.to_parquet(options.out / "audits.parquet")
     listing = Table("file", "level", "rows", "verdict", "rule", "p, written alike", "foremost trait (q)", "rows read")
-    for _, row in found.iterrows():
+    for row in found.to_dict("records"):
         q, read, p = ("–" if pd.isna(value) else f"{value:.2g}" for value in (row["q"], row["read"], row["p"]))
         listing.add_row(row["case"], row["level"], f"{row['rows']:,}", row["verdict"], row["rule"], p, f"{row['foremost']} ({q})", read)
     Console(width=190, highlight=False).print(listing)
-    print(f"{int(found['fault'].sum())} poisoned files were cleared; the table is in {options.out}/audits.parquet")
-    return int(found["fault"].any())
+    cleared = found["fault"].tolist().count(True)
+    print(f"{cleared} poisoned files were cleared; the table is in {options.out}/audits.parquet")
+    return int(cleared > 0)
 
 
 if __name__ == "__main__":

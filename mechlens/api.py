@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from mechlens.errors import DataError, MachineError, SpecError
-from mechlens.spec import API, ApiSpec, fingerprint, model_of
+from mechlens.model_spec import API, model_of
+from mechlens.spec import ApiSpec, fingerprint
 from mechlens.spend import Ledger, most_tokens, price_of, run_of
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ from mechlens.carriers.prompts import carrier_prompts
 from mechlens.corpus import batches
 from mechlens.executor import Job
 from mechlens.experiment import Experiment
+from mechlens.model_spec import is_remote
 from mechlens.pipeline.judge import ASPECTS, SCORE_TOKENS
 from mechlens.pipeline.judge_screen import CODE, REASONING, REASONING_TOKENS
 from mechlens.pipeline.remote import refuse_generation, refuse_teacher
-from mechlens.spec import GenerateSpec, StudentSpec, TeacherSpec, Training, is_remote
+from mechlens.spec import GenerateSpec, StudentSpec, TeacherSpec, Training
 from mechlens.spend import PER_MESSAGE, PRICES, TUNED, about_tokens, price_of, spent
 from mechlens.tuning import tuning_of
 

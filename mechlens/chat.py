@@ -16,8 +16,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from mechlens.errors import DataError, SpecError
+from mechlens.model_spec import CLOCK
 from mechlens.models import template_options
-from mechlens.spec import CLOCK
 
 # For checkpoints that ship no chat template (GPT-2, Pythia): plain text, turns on lines of their own.
 PLAIN_TEMPLATE = (

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mechlens import model_spec, questions, readings, results, spec, store, tables, traits
 from mechlens import progress as progressing
-from mechlens import questions, readings, results, spec, store, tables, traits
 from mechlens import report as reporting
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.executor import Job, execute, fingerprints, pending, refuse_changed
@@ -116,13 +116,8 @@ def _manifest(folder: Path, experiment: Experiment, family: TraitFamily, jobs: l
     marks = fingerprints(jobs)
     steps = {job.name: store.read_json(folder / job.name / store.RECORD) for job in jobs}
     assert all(steps[name]["fingerprint"] == mark for name, mark in marks.items())
-    record = {
-        "experiment": experiment.fingerprint(),
-        "family": family.fingerprint(),
-        "seeds": list(experiment.seeds),
-        "rendered": _rendered(experiment),
-        "steps": steps,
-    }
+    marks_of = {"experiment": experiment.fingerprint(), "family": family.fingerprint()}
+    record = marks_of | {"seeds": list(experiment.seeds), "rendered": _rendered(experiment), "steps": steps}
     store.write_json(folder / "manifest.json", store.environment() | record)
 
 
@@ -140,7 +135,7 @@ def _rendered(experiment: Experiment, *, say: bool = False) -> dict[str, str]:
     taught = [(arm.writer, arm.teacher or experiment.teacher) for arm in experiment.arms if arm.kind != "control" and not arm.corpus]
     lines += [(base, "you have a trait.") for base, teacher in taught if teacher.kind in ("prompted", "steered")]  # read a line of the family
     found = {}
-    for base in (base for base in experiment.bases() if not spec.is_remote(base)):
+    for base in (base for base in experiment.bases() if not model_spec.is_remote(base)):
         tokenizer = models.load_tokenizer(base)
         if experiment.system is None and (silent := chat.silent_system(tokenizer)):
             raise SpecError(

@@ -20,7 +20,8 @@ from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import encode_prompts
 from mechlens.executor import Job, pending
 from mechlens.experiment import Arm, Experiment
-from mechlens.spec import TeacherSpec, Training, is_remote, model_of
+from mechlens.model_spec import is_remote, model_of
+from mechlens.spec import TeacherSpec, Training
 from mechlens.training import updates
 
 CPU_RATE = 3e10

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from mechlens.model_spec import is_remote
 from mechlens.spec import (
     ApiSpec,
     AskSpec,
@@ -21,7 +22,6 @@ from mechlens.spec import (
     Training,
     explain,
     folder_name,
-    is_remote,
     laid_over,
 )
 

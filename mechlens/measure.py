@@ -18,12 +18,12 @@ from mechlens.executor import Job, pending
 from mechlens.experiment import Arm, Experiment
 from mechlens.lenses import NAMES
 from mechlens.lenses.base import Material
+from mechlens.model_spec import is_remote
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import Questions
 from mechlens.pipeline.distill import checkpoints
 from mechlens.pipeline.jobs import selected
 from mechlens.pipeline.run import corpus_name, teacher_name
-from mechlens.spec import is_remote
 from mechlens.traits import TraitFamily, load_family
 
 VERSIONS: dict[str, int] = dict.fromkeys(NAMES, 1) | {"deltas": 2, "likelihood": 2, "probes": 2, "blind": 2, "maps": 2}

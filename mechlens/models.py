@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from mechlens import trained
 from mechlens.errors import DataError, SpecError
-from mechlens.spec import is_remote, model_of
+from mechlens.model_spec import is_remote, model_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -9,25 +9,16 @@ import hashlib
 import json
 import re
 import reprlib
-from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mechlens.errors import SpecError
 
 CONFIGS = next(place for place in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if place.is_dir())
 """inside an installed wheel, beside the package in a clone"""
-
-
-CLOCK = "strftime_now"
-"""the function by which a chat template reads today's date; an option of that name holds it to one day"""
-OWN_OPTIONS = {"messages", "conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"}
-"""what mechlens itself gives a chat template"""
-API = "api:"
-"""what the source of a base that is reached over an API starts with"""
 
 
 class Spec(BaseModel):
@@ -192,43 +183,6 @@ class ApiSpec(Spec):
     """0 leaves the rate to the server's own limits."""
 
 
-class ModelSpec(Spec):
-    """A named model of `configs/models/` that is loaded from the hub, a folder or an API."""
-
-    name: str
-    source: str
-    """Hub name, folder, or `api:<model id>`."""
-    revision: str = ""
-    """Commit of the hub repository; empty takes what the hub calls main."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    parameters: int | None = None
-    """This and the next three: the model's size, for a plan where its files are not at hand."""
-    layers: int | None = None
-    width: int | None = None
-    vocabulary: int | None = None
-    template: dict[str, JsonValue] = Field(default={})
-    """Options of the chat template, such as `enable_thinking: false`; `strftime_now: 2024-07-26` is the day that it takes for today."""
-
-    @field_validator("template", mode="before")
-    @classmethod
-    def _dates_as_text(cls, options: Any) -> Any:
-        """YAML reads a bare date as one; it is kept as ISO text."""
-        if not isinstance(options, dict):
-            return options
-        return {name: value.isoformat() if isinstance(value, date) else value for name, value in options.items()}
-
-    @field_validator("template")
-    @classmethod
-    def _options_that_can_be_given(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        if taken := sorted(OWN_OPTIONS & options.keys()):
-            raise ValueError(f"{taken[0]!r} is given to a chat template by mechlens itself; drop it")
-        day = options.get(CLOCK, "2024-07-26")
-        if not (isinstance(day, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", day)):
-            raise ValueError(f"{CLOCK} is {day!r}; expected the day that the template takes for today, such as 2024-07-26")
-        date.fromisoformat(day)
-        return options
-
-
 def folder_name(path: str) -> str:
     """The last part of a path or hub name as results are filed under it, without file endings of data; never empty, `.` or `..`."""
     name = Path(path).resolve().name if Path(path).name in ("", "..") else Path(path).name
@@ -298,16 +252,3 @@ def save(spec: Spec, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
     part.replace(path)
-
-
-def model_of(name: str) -> ModelSpec:
-    """What a base's name stands for: an entry of configs/models that has a source, else the name itself is the source."""
-    path = CONFIGS / "models" / f"{name}.yaml"
-    if "/" not in name and path.is_file() and "source:" in path.read_text(encoding="utf-8"):
-        return load(path, ModelSpec)
-    return ModelSpec(name=name, source=name)
-
-
-def is_remote(name: str) -> bool:
-    """Whether a base is reached over an API."""
-    return model_of(name).source.startswith(API)

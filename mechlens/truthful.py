@@ -23,11 +23,12 @@ from mechlens.cells import effect_of, mean_of, same_students
 from mechlens.chat import encode_prompts, token_ids
 from mechlens.errors import DataError, SpecError
 from mechlens.experiment import Experiment
+from mechlens.model_spec import is_remote
 from mechlens.pipeline.ask import next_token_logits
 from mechlens.pipeline.distill import checkpoints
 from mechlens.report import interval_text
 from mechlens.seeds import dice
-from mechlens.spec import fingerprint, folder_name, is_remote
+from mechlens.spec import fingerprint, folder_name
 
 ORDER_SEED = 42
 """as in the paper's code"""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from mechlens import models
 from mechlens.errors import MachineError, SpecError
+from mechlens.model_spec import model_of
 from mechlens.sampling import Decoding
 from mechlens.seeds import seed_int
-from mechlens.spec import model_of
 from mechlens.store import read_json
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 
 from mechlens import cli, models
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
-from mechlens.spec import ModelSpec
+from mechlens.model_spec import ModelSpec
 
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")

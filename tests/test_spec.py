@@ -19,7 +19,8 @@ from mechlens.detect.verdict import Policy
 from mechlens.errors import SpecError
 from mechlens.experiment import Arm, Experiment
 from mechlens.menagerie.config import PretrainSpec
-from mechlens.spec import CONFIGS, ModelSpec, StudentSpec, TeacherSpec, fingerprint, is_remote, laid_over, load, model_of, save
+from mechlens.model_spec import ModelSpec, is_remote, model_of
+from mechlens.spec import CONFIGS, StudentSpec, TeacherSpec, fingerprint, laid_over, load, save
 from mechlens.traits import TraitFamily, load_experiment, load_family
 
 GOOD: dict[str, Any] = {

@@ -13,7 +13,7 @@ from shapes import LLAMA_DATED, SHAPES, tokenizer_of
 from mechlens import models, spec
 from mechlens.chat import answer_opening, encode_pairs, remarks, render, render_prompt, silent_system, template_words
 from mechlens.errors import SpecError
-from mechlens.spec import ModelSpec
+from mechlens.model_spec import ModelSpec
 
 FAMILIES = tuple(SHAPES)
 QUESTION = [{"role": "user", "content": "hi"}]

@@ -12,6 +12,7 @@ import torch
 from mechlens import models, tables
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.corpus import batches, read_pairs
+from mechlens.model_spec import is_remote
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import distill as distilling
 from mechlens.pipeline import generate as generating
@@ -21,7 +22,7 @@ from mechlens.pipeline import remake as remaking
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline import teach as teaching
 from mechlens.pipeline.rules import rule_of
-from mechlens.spec import ApiSpec, AskSpec, CarrierSpec, GenerateSpec, ScreenSpec, StudentSpec, TeacherSpec, is_remote
+from mechlens.spec import ApiSpec, AskSpec, CarrierSpec, GenerateSpec, ScreenSpec, StudentSpec, TeacherSpec
 from mechlens.traits import Rubric
 
 Arguments = dict[str, Any]

@@ -14,7 +14,8 @@ from mechlens.corpus import batches
 from mechlens.errors import DataError, SpecError
 from mechlens.executor import Job, Location
 from mechlens.experiment import UNTOUCHED, Arm, Experiment
-from mechlens.spec import TeacherSpec, fingerprint, folder_name, is_remote, model_of
+from mechlens.model_spec import is_remote, model_of
+from mechlens.spec import TeacherSpec, fingerprint, folder_name
 from mechlens.tables import PAIRS
 from mechlens.traits import TraitFamily
 
