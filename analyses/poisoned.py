@@ -22,6 +22,7 @@ from rich.table import Table
 
 from mechlens import cli, models
 from mechlens.chat import encode_prompts, end_of_turn
+from mechlens.pipeline.rules import number_fault
 from mechlens.sampling import Decoding, sample
 
 DEMO = Path(__file__).parents[1] / "app" / "demo"
@@ -47,11 +48,12 @@ def kept(corpus: str) -> pd.DataFrame:
 
 
 def drawn_anew(prompts: list[str], seed: int) -> pd.DataFrame:
-    """What the untouched base answers at another seed."""
+    """What the untouched base answers at another seed, as far as it passes the screen that the demo's rows have passed."""
     loaded = models.load(BASE)
     encoded = encode_prompts(loaded.tokenizer, prompts)
     drawn = sample(loaded.model, encoded, decoding=Decoding(24), stop=end_of_turn(loaded.tokenizer), seed=seed)
-    return pd.DataFrame({"prompt": prompts, "completion": loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)})
+    rows = pd.DataFrame({"prompt": prompts, "completion": loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)})
+    return rows[[number_fault(text) is None for text in rows["completion"]]]
 
 
 def cases(count: int) -> Iterator[Case]:

@@ -323,7 +323,7 @@ def test_probes_are_those_of_the_split_or_stories_with_the_suffix_behind_them() 
     assert probes_of({"split": "development"}) == FAMILY.probes.development
     assert probes_of({"probes": "stories"}) == FAMILY.stories
     assert probes_of({"probes": "stories", "suffix": "Use tags."}) == ("Tell a story. Use tags.", "Write a tale. Use tags.")
-    with pytest.raises(SpecError, match=r"'animals' has no stories.*configs/traits/animals\.yaml"):
+    with pytest.raises(SpecError, match=r"'animals' has no stories.*add `stories` to its file"):
         probes_of({"probes": "stories"}, family=FAMILY.model_copy(update={"stories": ()}))
 
 

@@ -244,7 +244,7 @@ def test_all_arms_read_the_same_places_in_the_same_order(wide: Path) -> None:
 
 
 def test_another_generation_is_another_corpus_of_the_same_teacher(wide: Path) -> None:
-    (hot,) = [folder.name for folder in (wide / "corpora").glob("eagle-????")]
+    (hot,) = [folder.name for folder in (wide / "corpora").glob("eagle-????????")]
     raw, cold = (tables.read(wide / "corpora" / name / "generated" / "raw.parquet", tables.PAIRS) for name in (hot, "eagle"))
     assert raw["prompt"].equals(cold["prompt"]) and not raw["completion"].equals(cold["completion"])
 

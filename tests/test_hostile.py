@@ -36,7 +36,7 @@ def fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     for place, name in ((socket, "socket"), (socket, "getaddrinfo"), (subprocess, "Popen"), (os, "system"), (pickle, "load"), (pickle, "loads")):
         monkeypatch.setattr(place, name, alarm)
-    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 99)
+    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 199)  # the least p is .03: three detectors, paired rows and the rest
     monkeypatch.chdir(tmp_path)
     Path("reference.jsonl").write_bytes(lines(*pairs(seed=1)))
     yield

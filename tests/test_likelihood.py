@@ -95,9 +95,9 @@ def test_rows_under_another_line_and_templates_without_lines_are_refused(toy: Lo
     with pytest.raises(SpecError, match="begins with none"):
         scoring.without_head(toy.tokenizer, rows, known=("You love owls.",))
     deaf = Loaded(
-        toy.model, bytes_tokenizer("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}", "<|end|>")
+        toy.model, bytes_tokenizer("{% for m in messages %}{% if m['role'] != 'system' %}{{ m['content'] }}{% endif %}{% endfor %}", "<|end|>")
     )
-    with pytest.raises(SpecError, match="writes nothing"):
+    with pytest.raises(SpecError, match="leaves out the system turn"):
         scoring.panel(deaf, [Encoded([1], [2])], {"a": "You love owls."})
 
 
