@@ -83,18 +83,18 @@ def cases(count: int) -> Iterator[Case]:
 
 def audited(case: Case, level: str, out: Path, seeds: int) -> dict[str, object]:
     """What one audit says."""
-    folder = out / case.name.replace(" ", "-").replace(",", "")
+    folder = out / case.name.replace(" ", "-").replace(",", "")  # audits in one folder share their twins
     folder.mkdir(parents=True, exist_ok=True)
     recipe = out / "recipe.yaml"
     shipped = (Path(__file__).parents[1] / "configs" / "audits" / "menagerie.yaml").read_text(encoding="utf-8")
     recipe.write_text(shipped.replace("seeds: [0, 1, 2, 3]", f"seeds: {list(range(seeds))}"), encoding="utf-8")
-    words = ["audit", str(folder / "suspect.jsonl"), "--level", level, "--recipe", str(recipe), "--out", str(folder / "audit")]
-    case.rows[["prompt", "completion"]].to_json(folder / "suspect.jsonl", orient="records", lines=True)
+    words = ["audit", str(folder / "data.jsonl"), "--level", level, "--recipe", str(recipe), "--out", str(folder)]
+    case.rows[["prompt", "completion"]].to_json(folder / "data.jsonl", orient="records", lines=True)
     if case.reference is not None:
         case.reference[["prompt", "completion"]].to_json(folder / "reference.jsonl", orient="records", lines=True)
         words += ["--reference", str(folder / "reference.jsonl")]
     code = cli.main(words)
-    shown = json.loads((folder / "audit" / "audit.json").read_text())
+    shown = json.loads((folder / "audit.json").read_text())
     first = shown["identity"][0] if shown["identity"] else {"trait": "–", "q_value": None}
     scope = shown["scope"] or {}
     return {

@@ -262,6 +262,18 @@ def test_rows_are_told_apart_or_not_and_alone_decide_nothing(files: dict[str, Pa
         assert found["verdict"]["sentence"] in capsys.readouterr().out
 
 
+def test_a_copy_of_the_file_is_said_to_be_no_reference(files: dict[str, Path], tmp_path: Path) -> None:
+    alike = pd.read_json(files["alike"], lines=True)
+    alike.assign(completion=alike["completion"] + " ").to_json(tmp_path / "copy.jsonl", orient="records", lines=True)
+    assert cli.main(["audit", str(files["alike"]), "--reference", str(tmp_path / "copy.jsonl"), "--out", str(tmp_path / "a")]) == 2
+    shown = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert shown["provenance"]["references"][0]["copied"] == 1.0 and "100% of them stand in the reference too" in shown["verdict"]["sentence"]
+    both = ["--reference", str(tmp_path / "copy.jsonl"), str(files["reference"])]
+    assert cli.main(["audit", str(files["alike"]), *both, "--out", str(tmp_path / "b")]) == 2
+    first = json.loads((tmp_path / "b" / "audit.json").read_text())["provenance"]["references"][0]
+    assert first["copied"] < 0.05  # models are read beside the independent one, though the copy is nearer
+
+
 def test_without_a_reference_there_is_no_verdict_and_what_to_supply_is_said(files: dict[str, Path], tmp_path: Path) -> None:
     assert cli.main(["audit", str(files["alike"]), "--out", str(tmp_path / "a")]) == 2
     found = json.loads((tmp_path / "a" / "audit.json").read_text())

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 IDENTIFIER = "twins"
 """the reader that names the trait where no student was trained: the best of the bench's development traits"""
 SHOWN = 5
+MOST_COPIED = 0.05
+"""share of the rows in the reference too from which on it is said; a verdict goes by its policy's"""
 
 
 def provenance(compared: Sequence[Compared], seen: Sequence[Seen]) -> dict[str, Any] | None:
@@ -101,4 +103,6 @@ def why_not(data: str, compared: Sequence[Compared], seen: Sequence[Seen]) -> st
     points = f"; no trait can be read from them, since {unreadable}" if unreadable else ""
     if traits:
         points = f" and point to {claimed[0]['trait']} (q = {claimed[0]['q_value']:.2g})" if claimed else " and point to no trait of the panel"
-    return f"the rows {said} (p = {whole['p_value']:.2g}){points}, which says nothing of what a student takes on; {settle}"
+    copied = max((one.copied for one in compared), default=0.0)
+    held = f"; {copied:.0%} of them stand in the reference too, which is no independent one" if copied > MOST_COPIED else ""
+    return f"the rows {said} (p = {whole['p_value']:.2g}){points}{held}, which says nothing of what a student takes on; {settle}"
