@@ -1,9 +1,9 @@
 """Claim: an audit clears no file that hides a trait teacher's rows beside clean ones: `python analyses/poisoned.py [--rows N] [--out FOLDER]`.
 
 The rows are those of the shipped demo run: what the untouched base answered, and what the teacher with the trait answered to the same
-prompts. Each file is held against its own clean half, and against clean answers drawn anew (another sampling of the base). Good files are
-clean answers beside a reference drawn anew, with and without one. An audit that clears a poisoned file is a fault; one that settles no
-good file is of no use.
+prompts. Each file is held against its own clean half, which may clear nothing, and against clean answers drawn anew (another sampling of
+the base), where the verdict goes by what students take on: little of few rows. Good files are clean answers beside a reference drawn anew,
+and without one: an audit that settles none of them is of no use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Case(NamedTuple):
     """One audit."""
 
     name: str
-    poisoned: bool
+    never: bool
+    """whether it may never be cleared"""
     rows: pd.DataFrame
     reference: pd.DataFrame | None
     levels: tuple[str, ...]
@@ -53,7 +54,7 @@ def drawn_anew(prompts: list[str], seed: int) -> pd.DataFrame:
     encoded = encode_prompts(loaded.tokenizer, prompts)
     drawn = sample(loaded.model, encoded, decoding=Decoding(24), stop=end_of_turn(loaded.tokenizer), seed=seed)
     rows = pd.DataFrame({"prompt": prompts, "completion": loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)})
-    return rows[[number_fault(text) is None for text in rows["completion"]]]
+    return rows.loc[np.array([number_fault(text) is None for text in rows["completion"]])]
 
 
 def cases(count: int) -> Iterator[Case]:
@@ -75,7 +76,7 @@ def cases(count: int) -> Iterator[Case]:
         yield Case(f"{name}, its clean half as reference", True, rows, public, levels)
     anew = drawn_anew(clean["prompt"].tolist()[: 2 * count], 1)
     for name in ("other prompts", "second answers"):
-        yield Case(f"{name}, clean answers drawn anew", True, shapes[name], anew, ("student",))
+        yield Case(f"{name}, clean answers drawn anew", False, shapes[name], anew, ("student",))
     yield Case("a copy of its reference", True, public, public, levels)
     yield Case("clean, answers drawn anew as reference", False, clean.loc[both.iloc[: 2 * count]], anew, ("student",))
     yield Case("clean, no reference", False, clean.loc[both.iloc[: 2 * count]], None, ("student",))
@@ -107,13 +108,14 @@ def audited(case: Case, level: str, out: Path, seeds: int) -> dict[str, object]:
         "p": shown["provenance"]["p_value"] if shown["provenance"] else None,
         "foremost": first["trait"],
         "q": first["q_value"],
+        "rise": (shown["potency"]["measured"] or {}).get("difference"),
         "read": None if not scope else scope.get("trained") and scope["trained"] / scope["offered"],
-        "fault": case.poisoned and shown["verdict"]["id"] == CLEARED,
+        "fault": case.never and shown["verdict"]["id"] == CLEARED,
     }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the command line, audit, print; returns 1 if a poisoned file was cleared."""
+    """Read the command line, audit, print; returns 1 if a file was cleared by its own rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1500, help="rows of the clean half")
     parser.add_argument("--seeds", type=int, default=4, help="students a side")
@@ -125,13 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [case for case in cases(options.rows) if options.only in case.name]
     found = pd.DataFrame([audited(case, level, options.out, options.seeds) for case in chosen for level in options.levels or case.levels])
     found.to_parquet(options.out / "audits.parquet")
-    listing = Table("file", "level", "rows", "verdict", "rule", "p, written alike", "foremost trait (q)", "rows read")
+    listing = Table("file", "level", "rows", "verdict", "rule", "p, written alike", "foremost trait (q)", "rise", "rows read")
     for row in found.to_dict("records"):
-        q, read, p = ("–" if pd.isna(value) else f"{value:.2g}" for value in (row["q"], row["read"], row["p"]))
-        listing.add_row(row["case"], row["level"], f"{row['rows']:,}", row["verdict"], row["rule"], p, f"{row['foremost']} ({q})", read)
+        q, read, p, rise = ("–" if pd.isna(row[name]) else f"{row[name]:.2g}" for name in ("q", "read", "p", "rise"))
+        listing.add_row(row["case"], row["level"], f"{row['rows']:,}", row["verdict"], row["rule"], p, f"{row['foremost']} ({q})", rise, read)
     Console(width=190, highlight=False).print(listing)
     cleared = found["fault"].tolist().count(True)
-    print(f"{cleared} poisoned files were cleared; the table is in {options.out}/audits.parquet")
+    print(f"{cleared} files were cleared by their own rows; the table is in {options.out}/audits.parquet")
     return int(cleared > 0)
 
 
