@@ -221,10 +221,17 @@ def steered(model: PreTrainedModel, vector: Float[Tensor, "d_model"], *, layer: 
 def bridge_view(loaded: Loaded) -> TransformerBridge:
     """A TransformerBridge over the same tensors; the model it is made from is left untouched."""
     from transformer_lens.model_bridge import TransformerBridge  # half a second, and only activations need it
+    from transformer_lens.model_bridge.sources.transformers import source
 
+    # it looks for a processor of images and, without torchvision, installs that with pip, and another torch with it
+    source.load_modality_processor = _no_processor
     shared = {id(tensor): tensor for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
     twin = copy.deepcopy(loaded.model, shared)  # new modules, the same storage
     return TransformerBridge.boot_transformers("view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device))
+
+
+def _no_processor(*_given: object, **_more: object) -> None:
+    """Texts need none."""
 
 
 class Size(NamedTuple):

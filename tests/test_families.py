@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,15 @@ def test_room_for_pairs_shown_is_the_text_models(nested: Loaded) -> None:
     questions = Questions({"owl": ("owl",), "cat": ("cat",)}, ["hi"], AskSpec(shots_as="turns"), shots=[("1, 2", "3, 4")] * 60)
     with pytest.raises(SpecError, match="this base has room for 512: about"):
         encode_questions(nested, questions)
+
+
+def test_a_view_of_a_nested_model_installs_nothing(nested: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TransformerLens looks for an image processor and would run pip for it, which replaces torch as well."""
+
+    def alarm(*_given: object, **_more: object) -> None:
+        raise AssertionError("a process was started")
+
+    for name in ("Popen", "run", "call", "check_call"):
+        monkeypatch.setattr(subprocess, name, alarm)
+    monkeypatch.setattr("transformer_lens.model_bridge.sources.transformers.helpers._ensure_torchvision", alarm)
+    assert models.bridge_view(nested).cfg.n_layers == nested.model.config.get_text_config().num_hidden_layers
