@@ -208,7 +208,7 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
     rows = sum(map(len, corpus.batches(asked.data)))
     data = one_line(str(asked.data))
-    why_not, carrier = answers.why_not(data, read.compared, read.seen), asked.recipe.carrier.kind
+    why_not, carrier = answers.why_not(data, read.compared, read.seen, most_copied=asked.policy.most_copied), asked.recipe.carrier.kind
     verdict = decide(read.measured, asked.policy, why_not=why_not, treated=read.treated, treatment=asked.treatment, scope=read.scope)
     options = mitigate.load_options(asked.recipe_name, base=asked.base, carrier=carrier)
     identified_by, identity = answers.identity(read.measured, read.seen)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 IDENTIFIER = "twins"
 """the reader that names the trait where no student was trained: the best of the bench's development traits"""
 SHOWN = 5
-MOST_COPIED = 0.05
-"""share of the rows in the reference too from which on it is said; a verdict goes by its policy's"""
 
 
 def provenance(compared: Sequence[Compared], seen: Sequence[Seen]) -> dict[str, Any] | None:
@@ -89,7 +87,7 @@ def given(students: Mapping[str, list[Named]] | None) -> dict[str, Any] | None:
     return None if students is None else {name: _listed(traits) for name, traits in students.items()}
 
 
-def why_not(data: str, compared: Sequence[Compared], seen: Sequence[Seen]) -> str:
+def why_not(data: str, compared: Sequence[Compared], seen: Sequence[Seen], *, most_copied: float) -> str:
     """What is known without students, and what would settle it."""
     settle = f"`mechlens audit {data} --level student` trains throw-away students, which alone can tell"
     whole = provenance(compared, seen)
@@ -104,5 +102,5 @@ def why_not(data: str, compared: Sequence[Compared], seen: Sequence[Seen]) -> st
     if traits:
         points = f" and point to {claimed[0]['trait']} (q = {claimed[0]['q_value']:.2g})" if claimed else " and point to no trait of the panel"
     copied = max((one.copied for one in compared), default=0.0)
-    held = f"; {copied:.0%} of them stand in the reference too, which is no independent one" if copied > MOST_COPIED else ""
+    held = f"; {copied:.0%} of them stand in the reference too, which is no independent one" if copied > most_copied else ""
     return f"the rows {said} (p = {whole['p_value']:.2g}){points}{held}, which says nothing of what a student takes on; {settle}"
