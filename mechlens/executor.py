@@ -2,6 +2,9 @@
 
 A job is a pure function of (arguments, input folders) that fills an output folder; where it runs is nobody's business but
 this module's. It knows nothing of what the jobs do. Workers die with the process that started them, however it ends.
+
+Workers report progress through shared memory: two numbers a job, and each report overwrites the one before. A queue fills up when
+nobody reads it, and a worker that is killed while it writes to one stops every reader.
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from importlib import import_module
 from multiprocessing import connection
-from multiprocessing.queues import Queue
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,56 +97,91 @@ def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
         )
 
 
+PERIOD = 0.1
+"""seconds between two looks at the workers' progress"""
+
+
 def execute(run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress, finished: Callable[[Job], None]) -> None:
     """Do what is pending in `workers` processes, or in this one if 0; `finished(job)` is called after each.
+
+    Of jobs in other processes `progress` gets the latest numbers, at most once a `PERIOD`.
 
     Raises:
         MechlensError: the first that a job raised; the others that were running are finished first.
         MachineError: if a worker was killed from outside.
     """
     marks, todo = fingerprints(jobs), pending(run, jobs)
-    if not todo:
-        return
     if workers == 0:  # in this process, for tests and debuggers
         for job in todo:
-            _do(run, job, marks[job.name], {role: marks[name] for role, name in job.inputs.items()})
+            _do(run, job, marks[job.name], _marks_of_inputs(job, marks), partial(progress, job.name))
             finished(job)
         return
+    if not todo:
+        return
     context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
-    messages: Queue[tuple[str, int, int]] = context.Queue()
-    pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=(messages,))
-    running: dict[Future[None], Job] = {}
+    reports = _Reports(context, [job.name for job in todo])
+    pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=(reports.numbers,))
     waiting, done = list(todo), {job.name for job in jobs} - {job.name for job in todo}
+    running: dict[Future[None], Job] = {}
+    failure: BaseException | None = None
     try:
-        while waiting or running:
-            for job in [job for job in waiting if set(job.inputs.values()) <= done]:
+        while running or (waiting and failure is None):
+            for job in [job for job in waiting if failure is None and set(job.inputs.values()) <= done]:
                 waiting.remove(job)
-                running[pool.submit(_do, run, job, marks[job.name], {role: marks[name] for role, name in job.inputs.items()})] = job
-            ended, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
-            while not messages.empty():
-                progress(*messages.get())
+                running[pool.submit(_do_in_worker, run, job, marks[job.name], _marks_of_inputs(job, marks), reports.place(job.name))] = job
+            ended, _ = wait(running, timeout=PERIOD, return_when=FIRST_COMPLETED)
+            reports.pass_on(progress)
             for future in ended:
                 job = running.pop(future)
-                future.result()
-                done.add(job.name)
-                finished(job)
-    except KeyboardInterrupt:
-        for worker in multiprocessing.active_children():  # they do not hear Ctrl-C; what they were at is resumed later
-            worker.terminate()
-        raise
-    except BrokenProcessPool as error:
-        raise MachineError("a worker process was killed, most likely for want of memory; close other programs and run again to resume") from error
+                if error := future.exception():
+                    failure = failure or error
+                else:
+                    done.add(job.name)
+                    finished(job)
+    except BrokenProcessPool as error:  # it broke before a job could be handed to it
+        failure = failure or error
     finally:
+        if running:  # Ctrl-C, which workers do not hear, or an error of a caller's function; the jobs are resumed later
+            for worker in multiprocessing.active_children():
+                worker.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
-        messages.cancel_join_thread()
+    if isinstance(failure, BrokenProcessPool):
+        raise MachineError("a worker process was killed, most likely for want of memory; close other programs and run again to resume") from failure
+    if failure is not None:
+        raise failure
 
 
-_messages: Queue[tuple[str, int, int]] | None = None
+def _marks_of_inputs(job: Job, marks: Mapping[str, str]) -> dict[str, str]:
+    return {role: marks[name] for role, name in job.inputs.items()}
 
 
-def _start_worker(messages: Queue[tuple[str, int, int]]) -> None:
-    global _messages  # set once a process, before its first job; a queue cannot travel with a job
-    _messages = messages
+class _Reports:
+    """The latest progress of each job, in memory that the workers share: nothing waits for a reader, so nothing can hang on one."""
+
+    def __init__(self, context: SpawnContext, names: Sequence[str]) -> None:
+        self._names = list(names)
+        self.numbers = context.RawArray("q", 2 * len(names))  # done and total of each job; no lock, which a killed worker would keep
+        self._passed_on = [(0, 0)] * len(names)
+
+    def place(self, name: str) -> int:
+        """Where the job's two numbers stand."""
+        return 2 * self._names.index(name)
+
+    def pass_on(self, progress: Progress) -> None:
+        """Call `progress` for each job whose numbers have changed."""
+        for index, name in enumerate(self._names):
+            latest = (self.numbers[2 * index], self.numbers[2 * index + 1])
+            if latest != self._passed_on[index]:
+                self._passed_on[index] = latest
+                progress(name, *latest)
+
+
+_numbers: Any = None  # of a worker's `_Reports`, set once a process: shared memory cannot travel with a job
+
+
+def _start_worker(numbers: Any) -> None:
+    global _numbers
+    _numbers = numbers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
@@ -155,13 +194,15 @@ def _die_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _do(run: Path, job: Job, mark: str, inputs: dict[str, str]) -> None:
-    module, function = job.function.split(":")
-
+def _do_in_worker(run: Path, job: Job, mark: str, inputs: dict[str, str], place: int) -> None:
     def progress(done: int, total: int) -> None:
-        if _messages is not None:
-            _messages.put((job.name, done, total))
+        _numbers[place + 1], _numbers[place] = total, done
 
+    _do(run, job, mark, inputs, progress)
+
+
+def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callable[[int, int], None]) -> None:
+    module, function = job.function.split(":")
     with store.working(run / job.name, mark, inputs=inputs) as out:
         if not store.is_complete(out, mark):
             getattr(import_module(module), function)(job.arguments, {role: run / name for role, name in job.inputs.items()}, out, progress)

@@ -1,0 +1,134 @@
+"""Jobs in worker processes: none hangs, whatever another one does; what fails is named, and what was running is finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechlens.errors import DataError, MachineError
+from mechlens.executor import Job, execute, pending
+
+Report = Callable[[int, int], None]
+SECONDS = 60
+"""a test that takes longer hangs"""
+
+
+# ── jobs, which the workers import from here ──
+
+
+def wait_for(arguments: dict[str, Any]) -> None:
+    """Begin only once the file is there that tells that the other job runs."""
+    while not Path(arguments["file"]).exists():
+        time.sleep(0.01)
+
+
+def fail(arguments: dict[str, Any], *_: object) -> None:
+    wait_for(arguments)
+    raise DataError("this job fails")
+
+
+def chat(arguments: dict[str, Any], _inputs: dict[str, Path], out: Path, progress: Report) -> None:
+    """Report far more often than a pipe has room for, before and after the other job has ended."""
+    for done in range(arguments["reports"]):
+        progress(done + 1, arguments["reports"])
+        if done == 100:
+            Path(arguments["file"]).touch()
+            time.sleep(1.0)
+    (out / "said.txt").write_text("all")
+
+
+def die(arguments: dict[str, Any], _inputs: dict[str, Path], _out: Path, progress: Report) -> None:
+    """As when the kernel wants the memory back, in the middle of reporting."""
+    wait_for(arguments)
+    for done in range(5_000):
+        progress(done, 10_000)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def jobs_of(folder: Path, *kinds: str, reports: int = 50_000) -> list[Job]:
+    arguments = {"file": str(folder / "runs"), "reports": reports}
+    return [Job(f"steps/{kind}", f"{__name__}:{kind}", arguments, {}, 1) for kind in kinds]
+
+
+@pytest.fixture(autouse=True)
+def limit() -> Any:
+    """End a test that hangs: the alarm raises in the main thread, which waits."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"nothing came back for {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def run(folder: Path, jobs: list[Job]) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    """The jobs that were finished, and the last that was heard of each."""
+    finished: list[str] = []
+    heard: dict[str, tuple[int, int]] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        heard[name] = (done, total)
+
+    try:
+        execute(folder, jobs, workers=2, progress=progress, finished=lambda job: finished.append(job.name))
+    finally:
+        (folder / "heard.txt").write_text(repr(heard))
+    return finished, heard
+
+
+def test_a_job_that_fails_beside_one_that_reports_without_end_is_named_and_the_other_is_finished(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="this job fails"):
+        run(tmp_path, jobs := jobs_of(tmp_path, "fail", "chat"))
+    assert (tmp_path / "steps" / "chat" / "said.txt").read_text() == "all"
+    assert [job.name for job in pending(tmp_path, jobs)] == ["steps/fail"]
+
+
+def test_a_worker_that_is_killed_while_it_reports_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="a worker process was killed"):
+        run(tmp_path, jobs_of(tmp_path, "die", "chat"))
+    assert not (tmp_path / "steps" / "die").exists()
+
+
+def test_one_that_fails_one_that_reports_and_one_that_is_killed_leave_no_worker_behind(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, "fail", "chat", "die")
+    for _ in range(3):  # as a user would run it again
+        with pytest.raises((DataError, MachineError)):
+            execute(tmp_path, jobs, workers=3, progress=lambda name, done, total: None, finished=lambda job: None)
+    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text().split() == tracker(os.getpid())
+
+
+def tracker(process: int) -> list[str]:
+    """Children that are no workers: the one that multiprocessing keeps for shared resources."""
+    children = Path(f"/proc/self/task/{process}/children").read_text().split()
+    return [child for child in children if b"resource_tracker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_the_last_numbers_of_a_job_are_heard(tmp_path: Path) -> None:
+    finished, heard = run(tmp_path, jobs_of(tmp_path, "chat", reports=3_000))
+    assert finished == ["steps/chat"]
+    assert heard["steps/chat"] == (3_000, 3_000)
+
+
+def test_ctrl_c_while_jobs_report_stops_them(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_executor as t; from pathlib import Path; "
+    code += f"t.run(Path({str(tmp_path)!r}), t.jobs_of(Path({str(tmp_path)!r}), 'chat', reports=10**9))"
+    hear: dict[str, Any] = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, **hear)
+    while not (tmp_path / "runs").exists():
+        time.sleep(0.05)
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in error
+    assert not (tmp_path / "steps" / "chat").exists()
