@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
-from mechlens import figures, questions, readings, results, store, tables
+from mechlens import atomic, figures, questions, readings, results, store, tables
 from mechlens.cells import ONE_STUDENT, cells_of
 from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
@@ -164,7 +164,7 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
     )  # fmt: skip
     path = run / "report.html"
     with store.full_disk_named(path):
-        path.write_text(page, encoding="utf-8")
+        atomic.write_text(path, page)
     return path
 
 

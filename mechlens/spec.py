@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mechlens import atomic
 from mechlens.errors import SpecError
 
 CONFIGS = next(place for place in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if place.is_dir())
@@ -248,7 +249,5 @@ def explain(error: ValidationError) -> str:
 
 
 def save(spec: Spec, path: Path) -> None:
-    """Write a spec as YAML that `load` reads back to an equal spec; a reader sees the old file or the new one, never half of one."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    part.replace(path)
+    """Write a spec as YAML that `load` reads back to an equal spec."""
+    atomic.write_text(path, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

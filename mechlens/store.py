@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mechlens import atomic
 from mechlens.errors import DataError, MachineError
 
 RECORD = "step.json"
@@ -41,11 +42,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> Path:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
-    return path
+    """Write JSON whole or not at all."""
+    return atomic.write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def recorded_fingerprint(step: Path) -> str | None:
@@ -77,11 +75,12 @@ def working(step: Path, fingerprint: str, *, inputs: dict[str, str] | None = Non
             yield part
             claim.unlink()
             seconds = round(time.perf_counter() - started, 3)
+            atomic.flush(part)  # before the record, which says that the rest is whole
             write_json(part / RECORD, {"fingerprint": fingerprint, "inputs": inputs or {}, "seconds": seconds})
     else:  # killed between the record and the rename
         yield part
     set_aside(step)
-    part.rename(step)
+    atomic.publish(part, step)
 
 
 def make_once(step: Path, fingerprint: str, fill: Callable[[Path], None]) -> Path:

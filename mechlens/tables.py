@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mechlens import atomic
 from mechlens.errors import DataError
 
 
@@ -97,7 +98,7 @@ class Writer:
                 self._write_group()
             self._file.close()
             if fault is None:
-                self._part.replace(self._path)
+                atomic.publish(self._part, self._path)
         finally:
             self._part.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mechlens import store
+from mechlens import atomic, store
 from mechlens.errors import DataError, MachineError
 
 
@@ -254,3 +255,42 @@ def test_the_manifest_says_whether_the_code_has_uncommitted_changes(tmp_path: Pa
     assert said() == (None, None)  # installed somewhere inside another repository
     monkeypatch.setenv("PATH", str(tmp_path))
     assert said() == (None, None)
+
+
+def test_what_a_step_holds_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power loss a name may be there without its content, unless the content was flushed before the rename."""
+    events: list[tuple[str, str]] = []
+    flushed, renamed = os.fsync, Path.replace
+
+    def fsync(handle: int) -> None:
+        events.append(("flush", Path(f"/proc/self/fd/{handle}").resolve().name))
+        flushed(handle)
+
+    def replace(path: Path, target: Path) -> Path:
+        events.append(("rename", path.name))
+        return renamed(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    with store.working(tmp_path / "run" / "step", "a" * 16) as out:
+        (out / "inner").mkdir()
+        (out / "inner" / "weights.bin").write_text("content")
+    at = {event: place for place, event in reversed(list(enumerate(events)))}  # the first of each
+    assert at["flush", "weights.bin"] < at["flush", "inner"] < at["rename", "step.json.part"]  # the record says that the rest is whole
+    assert at["flush", "step.json.part"] < at["rename", "step.json.part"] < at["rename", "step.part"]
+    assert max(place for place, event in enumerate(events) if event == ("flush", "step.part")) < at["rename", "step.part"] < at["flush", "run"]
+
+
+@pytest.mark.parametrize("old", ["", "an older text"])
+def test_a_file_that_a_kill_interrupts_is_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    path = tmp_path / "summary.json"
+    if old:
+        path.write_text(old)
+
+    def killed(_: int) -> None:
+        raise Killed
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(Killed):
+        atomic.write_text(path, "a newer text")
+    assert (path.read_text() if path.exists() else "") == old

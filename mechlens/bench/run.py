@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from mechlens import commands, report, spec, store, traits
+from mechlens import atomic, commands, report, spec, store, traits
 from mechlens.bench import scores, students
 from mechlens.bench.card import ALARM_ROWS, WAYS, alarms, calibration, detector_found, namings, worst_class
 from mechlens.bench.plan import CLASSES, CLEAN, BenchSpec, Suspect, load_bench
@@ -67,7 +67,7 @@ def _do(name: str, plan: BenchSpec, folder: Path, detectors: Sequence[str], own:
     found["command"] = shlex.join(words)
     found["students apart"] = 0 if train else found["with students"] - sum(bool(one.arm) for one in suspects)
     store.write_json(folder / "card.json", found)
-    (folder / "card.md").write_text(report.render("bench/card.md.j2", card=found), encoding="utf-8")
+    atomic.write_text(folder / "card.md", report.render("bench/card.md.j2", card=found))
     commands.console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
     return folder
 

@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Int
 from numpy import ndarray
 
-from mechlens import corpus
+from mechlens import atomic, corpus
 from mechlens.detect.base import bags_of, deal_at_random, deal_by_prompt, read_rows
 from mechlens.detect.calibrate import Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
@@ -131,11 +131,17 @@ def draw_sides(data: Path, reference: Path | None, out: Path, *, most: int) -> S
     drawn = min(most, *(len(side) for side in (ours, theirs) if side is not None))
     places = np.sort(rng.permutation(len(ours))[:drawn])
     written = out / "suspect.parquet", out / "clean.parquet"
-    _rows_at(data, places).to_parquet(written[0])
+    _write(_rows_at(data, places), written[0])
     if reference is None or theirs is None:
         return Sides(written[0], None, len(ours), drawn)
-    _rows_at(reference, _partners(ours[places], theirs, rng)).to_parquet(written[1])
+    _write(_rows_at(reference, _partners(ours[places], theirs, rng)), written[1])
     return Sides(*written, len(ours), drawn)
+
+
+def _write(rows: pd.DataFrame, path: Path) -> None:
+    part = path.with_name(f"{path.name}.part")
+    rows.to_parquet(part)
+    atomic.publish(part, path)
 
 
 def _partners(keys: Int[ndarray, " row"], others: Int[ndarray, " other"], rng: np.random.Generator) -> Int[ndarray, " row"]:
