@@ -191,6 +191,10 @@ def folder_name(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""what an escape in YAML or JSON can write, and UTF-8 cannot hold"""
+
+
 class _OneOfEachKey(yaml.SafeLoader):
     """Refuses a mapping that holds a key twice, where YAML would silently take the last."""
 
@@ -199,6 +203,13 @@ class _OneOfEachKey(yaml.SafeLoader):
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the keys {twice} stand twice")
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """Refuses half a surrogate pair, which an escape can write and no file or tokenizer can hold."""
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and HALF_CHARACTER.search(value):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: half a surrogate pair, which is no text")
+        return value
 
 
 SpecType = TypeVar("SpecType", bound=Spec)

@@ -303,3 +303,10 @@ def test_a_spec_is_laid_over_another_field_by_field() -> None:
     assert laid_over(own, given) == TeacherSpec.model_validate({"rows": 640, "strength": 2.0, "training": {"rank": 3, "epochs": 2}})
     whole = TeacherSpec.model_validate(TeacherSpec().model_dump())
     assert laid_over(own, whole) == whole
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
+    """An escape can write one, and tokenizers end in a traceback at it hours later."""
+    (tmp_path / "spec.yaml").write_text('name: toy\nsuffix: "one \\ud800 word"\n')
+    with pytest.raises(SpecError, match=r"line 2: half a surrogate pair, which is no text"):
+        load(tmp_path / "spec.yaml", Experiment)
