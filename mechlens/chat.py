@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, NamedTuple, cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from mechlens import foreign
 from mechlens.errors import DataError, SpecError
 from mechlens.model_spec import CLOCK
 from mechlens.models import template_options
@@ -75,15 +75,11 @@ def _on_day(tokenizer: PreTrainedTokenizerBase, day: date) -> str:
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], asking: bool, template: str, options: dict[str, Any]) -> str:
-    try:
+    roles = ", ".join(message["role"] for message in messages)
+    what = f"the chat template of {_name(tokenizer)} cannot write turns of the roles {roles}"
+    with foreign.named(what, advice="drop the line or turn that it does not take"):
         text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=asking, **options)
-    except (TemplateError, TypeError, ValueError) as error:  # a template may do with its options what their type does not allow
-        roles = ", ".join(message["role"] for message in messages)
-        reason = " ".join(str(error).split())
-        raise SpecError(
-            f"the chat template of {_name(tokenizer)} cannot write turns of the roles {roles}: {reason}; drop the line or turn that it does not take"
-        ) from error
-    return cast(str, text)
+        return cast(str, text)
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

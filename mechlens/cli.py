@@ -246,6 +246,9 @@ def read(arguments: list[str] | None) -> Action:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):  # a terminal of few characters gets a sign in place of each other one, not an error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         code = read(arguments)()

@@ -23,7 +23,7 @@ from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mechlens import store
+from mechlens import foreign, store
 from mechlens.errors import DataError, MachineError
 from mechlens.spec import fingerprint
 
@@ -97,6 +97,7 @@ def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
         )
 
 
+FINISHED = "finished steps are kept; change the model, the data or the spec, and run again"
 PERIOD = 0.1
 """seconds between two looks at the workers' progress"""
 
@@ -205,4 +206,6 @@ def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callab
     module, function = job.function.split(":")
     with store.working(run / job.name, mark, inputs=inputs) as out:
         if not store.is_complete(out, mark):
-            getattr(import_module(module), function)(job.arguments, {role: run / name for role, name in job.inputs.items()}, out, progress)
+            step = getattr(import_module(module), function)
+            with foreign.named(f"the step {job.name} failed", MachineError, advice=FINISHED, located=True):
+                step(job.arguments, {role: run / name for role, name in job.inputs.items()}, out, progress)

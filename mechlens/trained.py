@@ -15,20 +15,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from peft import LoraConfig, PeftModel
 from peft.utils.save_and_load import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from mechlens import foreign
 from mechlens.errors import DataError
 from mechlens.store import RECORD
 
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, StrictDataclassError)
-"""what transformers and PEFT raise at files of a folder that is not as they expect"""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """largest change of a logit by the merge, as a share of the largest logit; bfloat16 keeps 8 bits of each merged weight"""
@@ -51,16 +49,10 @@ def _loading() -> Iterator[None]:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        yield
-    except LOADING_ERRORS as error:
-        raise DataError(f"no weights load ({first_line(error)})") from error
+        with foreign.named("no weights load", DataError):
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error, or its kind where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def advice(folder: Path) -> str:

@@ -6,19 +6,36 @@ depend on the batch, so rows are not bit-identical between runs as the local eng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechlens import models
+from mechlens import foreign, models
 from mechlens.errors import MachineError, SpecError
 from mechlens.model_spec import model_of
 from mechlens.sampling import Decoding
 from mechlens.seeds import seed_int
 from mechlens.store import read_json
+from mechlens.trained import CONFIG, is_adapter
 
 if TYPE_CHECKING:
     from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""values that vLLM takes for max_lora_rank"""
+
+
+def served_rank(adapter: Mapping[str, Any]) -> int:
+    """The smallest rank that vLLM can be told to serve which holds every matrix of an adapter.
+
+    Raises:
+        SpecError: if vLLM serves none so large.
+    """
+    rank = max([int(adapter["r"]), *map(int, (adapter.get("rank_pattern") or {}).values())])
+    if rank > RANKS[-1]:
+        raise SpecError(f"vllm serves adapters of rank {RANKS[-1]} at most, and the teacher's has {rank}; set generate.engine: local")
+    return next(served for served in RANKS if served >= rank)
 
 
 class Engine:
@@ -34,10 +51,12 @@ class Engine:
         if record["kind"] == "steered":
             raise SpecError("vllm cannot add a steering vector; set generate.engine: local for a steered teacher")
         base, spec = models.locate(base), model_of(base)
-        adapted = (teacher_folder / "adapter_config.json").is_file()
+        adapted = is_adapter(teacher_folder)
         source = str(teacher_folder) if record["kind"] == "finetuned" and not adapted else base
-        settings: dict[str, Any] = {"tokenizer": base, "dtype": spec.dtype, "enable_lora": adapted, "max_lora_rank": 64} if adapted else {}
-        self.llm: LLM = vllm.LLM(model=source, **(settings or {"tokenizer": base, "dtype": spec.dtype}))
+        settings: dict[str, Any] = {"tokenizer": base, "dtype": spec.dtype}
+        settings |= {"enable_lora": True, "max_lora_rank": served_rank(read_json(teacher_folder / CONFIG))} if adapted else {}
+        with foreign.named(f"vLLM does not serve {source}", MachineError, advice="set generate.engine: local"):
+            self.llm: LLM = vllm.LLM(model=source, **settings)
         self.adapter = LoRARequest("teacher", 1, str(teacher_folder)) if adapted else None
         self.parameters = vllm.SamplingParams
 

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
-    "mechlens", "errors", "atomic",
+    "mechlens", "errors", "atomic", "foreign",
     "seeds", "spec", "model_spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor", "digits",
     "spend", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "traits",
     "trained", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
@@ -31,7 +31,7 @@ ORDER = (
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "atomic",
+    "errors", "atomic", "foreign",
     "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "cells", "executor",
     "spend", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",

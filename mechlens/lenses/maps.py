@@ -19,7 +19,9 @@ from numpy import ndarray
 from scipy.spatial.distance import cdist
 from sklearn.manifold import trustworthiness
 
+from mechlens import foreign
 from mechlens.chat import Encoded
+from mechlens.errors import MachineError, SpecError
 from mechlens.lenses.base import Lens, Material, against_null, entry, reading
 from mechlens.lenses.capture import at_last, capture, sites_of
 from mechlens.models import Loaded
@@ -80,10 +82,11 @@ def umap(points: Float[ndarray, "point d"], *, seed: int, k: int) -> Layout:
     """A map by UMAP; the same seed gives the same map."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)  # of a part that is not used
-        from umap import UMAP  # seconds of compiling, only for this lens
+        with foreign.named("UMAP draws no map", MachineError, advice="its compiler needs a folder that it may write, which NUMBA_CACHE_DIR names"):
+            from umap import UMAP  # seconds of compiling, only for this lens
 
-        # from its principal axes: the spectral start warns of clouds that fall into pieces
-        drawn = UMAP(n_neighbors=k, random_state=seed % 2**32, n_jobs=1, init="pca").fit_transform(points)
+            # from its principal axes: the spectral start warns of clouds that fall into pieces
+            drawn = UMAP(n_neighbors=k, random_state=seed % 2**32, n_jobs=1, init="pca").fit_transform(points)
     return np.asarray(drawn, dtype=float)
 
 
@@ -124,6 +127,8 @@ def measured(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()
     names, stacked = list(cloud), np.stack(list(cloud.values()))
     groups, items, _ = stacked.shape
     points, k = stacked.reshape(groups * items, -1), min(NEIGHBOURS, (groups * items - 1) // 2)
+    if k < 2:
+        raise SpecError(f"a map of {which} has {len(points)} points, and UMAP needs 5 or more; measure with --rows 3 or more")
     layouts = [umap(points, seed=seed_int(seed, "umap", which, draw), k=k) for draw in range(MAPS)]
     rng = generator(seed, "map nulls", which)
     random = [rng.standard_normal(layouts[0].shape) for _ in range(DRAWS)]
