@@ -24,10 +24,18 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.logging import disable_progress_bar
 
-from mechlens import trained
+from mechlens import foreign, trained
 from mechlens.errors import DataError, SpecError
 from mechlens.model_spec import is_remote, model_of
 
@@ -83,13 +91,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     apart into digits. Missing pad tokens fall back to the end of the text.
     """
     source = locate(name)
-    try:
+    with foreign.named(f"base {name!r} has no tokenizer that loads"):
         if (Path(source) / "tokenizer.json").is_file():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
         else:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=model_of(name).revision or "main", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SpecError(f"base {name!r} has no tokenizer that loads: {trained.first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     options = model_of(name).template
@@ -107,24 +113,30 @@ def template_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def load(name: str) -> Loaded:
     """A base in evaluation mode on the accelerator if there is one, with its tokenizer; no remote code is run."""
     source, spec = locate(name), model_of(name)
-    try:
-        settings = {
-            "dtype": getattr(torch, spec.dtype),
-            "revision": spec.revision or "main",
-            "trust_remote_code": False,
-            "use_safetensors": True,
-            "output_loading_info": True,
-        }
+    settings = {"dtype": getattr(torch, spec.dtype), "revision": spec.revision or "main", "trust_remote_code": False}
+    settings |= {"use_safetensors": True, "output_loading_info": True}
+    with foreign.named(f"base {name!r} does not load"):
+        _refuse_quantized(name, _config_of(name))
         model, report = cast(tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(source, **settings))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SpecError(f"base {name!r} does not load: {trained.first_line(error)}") from error
     if report["missing_keys"]:  # they would be filled at random, another way each time
         raise SpecError(f"base {name!r} lacks the weights {sorted(report['missing_keys'])[:3]}; its config.json describes another model")
     tokenizer = load_tokenizer(name)
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise SpecError(f"base {name!r} has {rows} embeddings for a tokenizer of {len(tokenizer)} tokens; use the tokenizer it was trained with")
+    if odd := trained.not_finite(model):
+        raise SpecError(f"base {name!r} has weights that are not finite, {odd} first; fetch it again, or use another dtype")
     return Loaded(_ready(model), tokenizer)
+
+
+def _config_of(name: str) -> PretrainedConfig:
+    return AutoConfig.from_pretrained(locate(name), revision=model_of(name).revision or "main", trust_remote_code=False)
+
+
+def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
+    if quantized := getattr(config, "quantization_config", None):
+        kind = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
+        raise SpecError(f"base {name!r} is quantized ({kind}); training and merging need plain weights: name the checkpoint that it was made from")
 
 
 def _ready(model: nn.Module) -> PreTrainedModel:
@@ -160,11 +172,9 @@ def load_trained(base: str, folder: Path) -> Loaded:
 
 def empty_model(base: str) -> nn.Module:
     """The base's architecture on the meta device: names and shapes, no weights."""
-    try:
-        config = AutoConfig.from_pretrained(locate(base), revision=model_of(base).revision or "main", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SpecError(f"base {base!r} has no config that loads: {trained.first_line(error)}") from error
-    with torch.device("meta"):
+    with foreign.named(f"base {base!r} has no config that loads"), torch.device("meta"):
+        config = _config_of(base)
+        _refuse_quantized(base, config)
         return AutoModelForCausalLM.from_config(config)
 
 

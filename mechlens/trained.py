@@ -83,7 +83,14 @@ def whole_weights(folder: Path, base: nn.Module, dtype: torch.dtype) -> PreTrain
     for name in sorted(expected_shapes.keys() | shapes.keys()):
         if expected_shapes.get(name) != shapes.get(name):
             raise DataError(f"its {name} has the shape {shapes.get(name)}, the base's {expected_shapes.get(name)}")
+    if odd := not_finite(model):
+        raise DataError(f"its weights are not finite, {odd} first")
     return model
+
+
+def not_finite(model: nn.Module) -> str:
+    """The name of the first parameter that holds an infinite value or none at all; empty if all are finite."""
+    return next((name for name, parameter in model.named_parameters() if not parameter.isfinite().all()), "")
 
 
 def is_adapter(folder: Path) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechlens import models
-from mechlens.errors import SpecError
+from mechlens.errors import DataError, SpecError
 from mechlens.models import Loaded
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
@@ -189,3 +191,38 @@ def test_a_missing_pad_token_falls_back_to_the_end_of_the_text(toy_bases: dict[s
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = models.load_tokenizer(str(folder))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def changed_base(toy_bases: dict[str, str], folder: Path, **config: Any) -> Path:
+    """A copy of a toy whose config has further fields."""
+    shutil.copytree(toy_bases["llama"], folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | config))
+    return folder
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(toy_bases: dict[str, str], tmp_path: Path) -> None:
+    folder = changed_base(toy_bases, tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("inf")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SpecError, match=r"not finite, model\.layers\.1\.mlp\.up_proj\.weight first"):
+        models.load(str(folder))
+    with pytest.raises(DataError, match=r"not finite, model\.layers\.1\.mlp\.up_proj\.weight first"):
+        models.load_trained(toy_bases["llama"], folder)
+
+
+@pytest.mark.parametrize("read", [models.load, models.empty_model])
+def test_a_quantized_checkpoint_is_refused_before_its_weights_are_read(read: Any, toy_bases: dict[str, str], tmp_path: Path) -> None:
+    folder = changed_base(toy_bases, tmp_path / "base", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    with pytest.raises(SpecError, match=r"is quantized \(bitsandbytes\); training and merging need plain weights"):
+        read(str(folder))
+
+
+@pytest.mark.parametrize(("file", "text"), [("tokenizer.json", '{"model": []}'), ("config.json", '{"model_type": "llama", "rms_norm_eps": 3}')])
+def test_a_file_that_a_library_cannot_take_is_named_in_one_line(file: str, text: str, toy_bases: dict[str, str], tmp_path: Path) -> None:
+    folder = changed_base(toy_bases, tmp_path / "base")
+    (folder / file).write_text(text)
+    with pytest.raises(SpecError, match=r"^base '.*base' (has no tokenizer that loads|does not load): .") as refusal:
+        models.load(str(folder))
+    assert "\n" not in str(refusal.value)
