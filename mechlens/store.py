@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mechlens import machine
 from mechlens.errors import DataError, MachineError
 
 RECORD = "step.json"
@@ -141,7 +141,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": machine.cores(),
         "git": revision,
         "dirty": dirty,
         "versions": versions,
