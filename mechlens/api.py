@@ -7,7 +7,6 @@ a further try, that could pass the budget.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -19,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from mechlens import retry
+from mechlens import machine, retry
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.model_spec import API, model_of
 from mechlens.spec import ApiSpec, fingerprint
@@ -240,7 +239,7 @@ def _wait_turn(place: Path, per_minute: int) -> None:
     if not per_minute:
         return
     with place.open("a+") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        machine.lock(handle)
         handle.seek(0)
         turn = max(time.time(), float(handle.read() or 0.0))
         handle.truncate(0)

@@ -1,4 +1,4 @@
-"""What this machine lends to a run: processor cores and accelerators."""
+"""What this machine lends to a run: processor cores, accelerators, and locks on files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
+
+from mechlens.errors import MachineError
+
+try:
+    import fcntl
+except ImportError:  # Windows; `lock` says so when a lock is wanted
+    fcntl = None
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -74,3 +82,15 @@ def use_card(names: Sequence[str], worker: int) -> None:
     """
     if names:
         os.environ[VISIBLE] = names[worker % len(names)]
+
+
+def lock(handle: IO[Any], *, shared: bool = False, wait: bool = True) -> None:
+    """Lock an open file; the kernel lets go of it when the file is closed, however the process ends.
+
+    Raises:
+        BlockingIOError: if another process holds it and `wait` is false.
+        MachineError: on Windows, which has no such locks.
+    """
+    if fcntl is None:
+        raise MachineError("mechlens runs on Linux, macOS and WSL, and this Python has no file locks (fcntl); on Windows, run it in WSL")
+    fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

@@ -8,7 +8,6 @@ never deleted. One process at a time writes a run. Nothing here knows what a ste
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import platform
 import shutil
@@ -123,7 +122,7 @@ def lock(run: Path) -> Iterator[None]:
         raise MachineError(f"cannot make the run folder {run}: {error.strerror}; choose another --out") from error
     with (run / ".lock").open("a+") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            machine.lock(handle, wait=False)
         except BlockingIOError as error:
             raise MachineError(f"another process is writing {run}; wait for it, stop it, or choose another --out") from error
         yield

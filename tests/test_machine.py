@@ -1,4 +1,4 @@
-"""Cores and cards on machines that are not this one: containers, Slurm, macOS, several accelerators."""
+"""Cores, cards and locks on machines that are not this one: containers, Slurm, macOS, Windows, several accelerators."""
 
 from __future__ import annotations
 
@@ -142,3 +142,16 @@ def test_macos_has_no_affinity_and_plans_all_the_same(tmp_path: Path) -> None:
     done = run_with(first, "run", str(DEMO), "--plan", "--out", str(tmp_path / "run"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "at a time" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["mechlens.commands", "mechlens.api", "mechlens.spend", "jobs", "state"])
+def test_without_file_locks_every_module_is_imported(module: str) -> None:
+    code = f"import sys\nsys.modules['fcntl'] = None\nsys.path.insert(0, 'app')\nimport {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_windows_is_told_in_one_line(tmp_path: Path) -> None:
+    done = run_with("sys.modules['fcntl'] = None", "run", str(DEMO), "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("mechlens: mechlens runs on Linux, macOS and WSL") and done.stderr.count("\n") == 1
