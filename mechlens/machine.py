@@ -1,9 +1,11 @@
-"""What this machine lends to a run: processor cores, accelerators, and locks on files."""
+"""What this machine lends to a run: processor cores, accelerators, locks on files, and an end with the process that started it."""
 
 from __future__ import annotations
 
 import math
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +19,8 @@ except ImportError:  # Windows; `lock` says so when a lock is wanted
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+POLL = 0.5
+"""seconds between two looks at the parent process"""
 
 
 def cores() -> int:
@@ -94,3 +98,14 @@ def lock(handle: IO[Any], *, shared: bool = False, wait: bool = True) -> None:
     if fcntl is None:
         raise MachineError("mechlens runs on Linux, macOS and WSL, and this Python has no file locks (fcntl); on Windows, run it in WSL")
     fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process soon after its parent process, of that id, ends: where the kernel does not do so by itself, a thread looks."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

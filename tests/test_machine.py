@@ -1,9 +1,11 @@
-"""Cores, cards and locks on machines that are not this one: containers, Slurm, macOS, Windows, several accelerators."""
+"""Cores, cards, locks and parents on machines that are not this one: containers, Slurm, macOS, Windows, several accelerators."""
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_jobs import children, is_gone, until
 
+import jobs
 from mechlens import commands, costs, machine
 from mechlens.pipeline.run import jobs_of
 from mechlens.traits import load_experiment, load_family
@@ -155,3 +159,24 @@ def test_windows_is_told_in_one_line(tmp_path: Path) -> None:
     done = run_with("sys.modules['fcntl'] = None", "run", str(DEMO), "--out", str(tmp_path / "run"))
     assert done.returncode == 2
     assert done.stderr.startswith("mechlens: mechlens runs on Linux, macOS and WSL") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_command_ends_with_the_process_that_watches_it(platform: str, small: Path, tmp_path: Path) -> None:
+    """Killed outright, that process can end nothing itself; where there is no prctl, the command looks after its parent."""
+    shutil.copytree(small, tmp_path / "small")
+    shutil.rmtree(tmp_path / "small" / "students")
+    folder = tmp_path / ".jobs" / "one"
+    folder.mkdir(parents=True)
+    command = ["run", str(tmp_path / "small" / "spec.yaml"), "--out", str(tmp_path / "small"), "--workers", "1"]
+    jobs.store.write_json(folder / "job.json", {"state": "done", "command": command, "cwd": str(REPOSITORY)})
+    code = f"import sys\nfrom pathlib import Path\nimport jobs, job_process\nsys.platform = {platform!r}\n"
+    code += f"job_process.run(Path({str(folder)!r}), jobs.read(Path({str(folder)!r})))"
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'app'}{os.pathsep}{REPOSITORY}"}
+    watcher = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=REPOSITORY)
+    until(lambda: (folder / jobs.PROGRESS).exists(), seconds=60)
+    until(lambda: len(children(watcher.pid)) >= 2, seconds=60)  # the command and its worker
+    started = children(watcher.pid)
+    watcher.send_signal(signal.SIGKILL)
+    watcher.wait()
+    until(lambda: all(map(is_gone, started)), seconds=20)
