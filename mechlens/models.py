@@ -219,7 +219,11 @@ def steered(model: PreTrainedModel, vector: Float[Tensor, "d_model"], *, layer: 
 
 
 def bridge_view(loaded: Loaded) -> TransformerBridge:
-    """A TransformerBridge over the same tensors; the model it is made from is left untouched."""
+    """A TransformerBridge over the same tensors; the model it is made from is left untouched.
+
+    Raises:
+        SpecError: if TransformerLens has no view of the model's architecture.
+    """
     from transformer_lens.model_bridge import TransformerBridge  # half a second, and only activations need it
     from transformer_lens.model_bridge.sources.transformers import source
 
@@ -227,7 +231,14 @@ def bridge_view(loaded: Loaded) -> TransformerBridge:
     source.load_modality_processor = _no_processor
     shared = {id(tensor): tensor for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
     twin = copy.deepcopy(loaded.model, shared)  # new modules, the same storage
-    return TransformerBridge.boot_transformers("view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device))
+    try:
+        return TransformerBridge.boot_transformers("view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device))
+    except (ValueError, NotImplementedError) as error:
+        reason = trained.first_line(error).split(". ")[0]  # what follows is a list of all architectures
+        raise SpecError(
+            f"activations of a {loaded.model.config.model_type} model cannot be read: TransformerLens has no view of it ({reason}); "
+            "use lenses and teachers that need no activations, or a base of another architecture"
+        ) from error
 
 
 def _no_processor(*_given: object, **_more: object) -> None:
