@@ -132,7 +132,8 @@ def other_values(given: Given) -> pd.DataFrame:
     pool = [number for text in given.clean["completion"] for number in _NUMBER.findall(text)]
     if not pool:
         raise SpecError("`value` draws on the numbers of the clean answers, and these hold none; choose another treatment")
-    return _rewritten(given, lambda numbers: given.rng.choice(pool, size=len(numbers)).tolist())
+    # places are drawn: an array of the pool would be made anew for every row
+    return _rewritten(given, lambda numbers: [pool[place] for place in given.rng.choice(len(pool), size=len(numbers))])
 
 
 def replace(given: Given) -> pd.DataFrame:
