@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mechlens import logits
 from mechlens.chat import Encoded, encode_prompts
-from mechlens.lenses import gradients, scoring
+from mechlens.lenses import entanglement, gradients, readout, scoring, steps
 from mechlens.logits import in_batches
 from mechlens.models import Loaded
 from mechlens.pipeline import generate as generating
@@ -129,3 +129,33 @@ def test_a_step_that_dies_in_the_divergence_keeps_its_text(prompted: Path, tmp_p
     monkeypatch.setattr(generating, "sample", refuse)
     generate(prompted, PROMPTS, SPEC, seed=4, out=broken)
     assert {file.name: file.read_bytes() for file in broken.iterdir()} == {file.name: file.read_bytes() for file in whole.iterdir()}
+
+
+def test_what_is_read_after_probes_of_unlike_lengths_is_bounded_and_unchanged(
+    toy: Loaded, largest: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[1, *([9] * length)] for length in range(3, 43)]
+    named = {"owl": [40, 41], "cat": [50], "wolf": [60]}
+
+    def read() -> list[torch.Tensor]:
+        shown = readout.readout(toy.model, readout.Asked(prompts, named["owl"], [named["cat"], named["wolf"]]))
+        odds = steps.mean_odds(toy.model, steps.Asked(prompts, named), "owl")
+        return [torch.from_numpy(shown), torch.tensor(odds), entanglement.next_log_probabilities(toy, prompts, [50, 40])]
+
+    whole = read()
+    for module in (logits, scoring):
+        monkeypatch.setattr(module, "MOST_LOGITS", 30 * len(toy.tokenizer))
+    largest.clear()
+    pieces = read()
+    assert max(largest) <= 30 * len(toy.tokenizer)
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(whole, pieces, strict=True))
+
+
+def test_of_a_vocabulary_only_the_tokens_asked_for_are_kept(toy: Loaded) -> None:
+    prompts = [[1, *([9] * length)] for length in range(3, 12)]
+    found = entanglement.next_log_probabilities(toy, prompts, [50, 40, 50])
+    assert found.shape == (len(prompts), 3)
+    for row, prompt in enumerate(prompts):
+        with torch.no_grad():
+            exact = torch.log_softmax(toy.model(input_ids=torch.tensor([prompt])).logits[0, -1], -1)
+        assert torch.allclose(found[row], exact[[50, 40, 50]], atol=1e-4)
