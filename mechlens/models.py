@@ -219,30 +219,20 @@ def steered(model: PreTrainedModel, vector: Float[Tensor, "d_model"], *, layer: 
 
 
 def bridge_view(loaded: Loaded) -> TransformerBridge:
-    """A TransformerBridge over the same tensors; the model it is made from is left untouched.
-
-    Raises:
-        SpecError: if TransformerLens has no view of the model's architecture.
-    """
+    """A TransformerBridge over the same tensors; the model that it is made from stays as it is. SpecError for a model that it does not know."""
     from transformer_lens.model_bridge import TransformerBridge  # half a second, and only activations need it
     from transformer_lens.model_bridge.sources.transformers import source
 
-    # it looks for a processor of images and, without torchvision, installs that with pip, and another torch with it
-    source.load_modality_processor = _no_processor
+    # it looks for a processor of images, which texts do not need, and without torchvision installs that with pip, and another torch with it
+    source.load_modality_processor = lambda *_given, **_more: None
     shared = {id(tensor): tensor for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
     twin = copy.deepcopy(loaded.model, shared)  # new modules, the same storage
     try:
         return TransformerBridge.boot_transformers("view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device))
     except (ValueError, NotImplementedError) as error:
         reason = trained.first_line(error).split(". ")[0]  # what follows is a list of all architectures
-        raise SpecError(
-            f"activations of a {loaded.model.config.model_type} model cannot be read: TransformerLens has no view of it ({reason}); "
-            "use lenses and teachers that need no activations, or a base of another architecture"
-        ) from error
-
-
-def _no_processor(*_given: object, **_more: object) -> None:
-    """Texts need none."""
+        kind = f"activations of a {loaded.model.config.model_type} model cannot be read"
+        raise SpecError(f"{kind}: TransformerLens has no view of it ({reason}); take lenses and teachers without them, or another base") from error
 
 
 class Size(NamedTuple):
