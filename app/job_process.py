@@ -7,7 +7,6 @@ ends, and that its command does not inherit.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -21,12 +20,19 @@ from typing import IO, Any
 
 import jobs
 from jobs import LOG, PROGRESS, STOP, TURN, Job
-from mechlens import store
+from mechlens import machine, store
 from mechlens.progress import FILE
 
 POLL, GRACE = 0.2, 3.0
 """seconds between two looks for `stop`, and between Ctrl-C and the kill"""
 PR_SET_PDEATHSIG = 1
+WITH_PARENT = """
+import sys
+from mechlens import cli, machine
+machine.end_with_parent(int(sys.argv[1]))
+sys.exit(cli.main(sys.argv[2:]))
+"""
+"""the command where the kernel ends no process with its parent"""
 INTERRUPTED = 130
 VERDICTS = (0, 1, 2)
 """exit codes by which an audit says what it found; a wrong spec is 2 too, and a bug 1"""
@@ -61,7 +67,7 @@ def wait_for(turn: IO[str], folder: Path) -> bool:
     while not (folder / STOP).exists():
         if all(job.id >= folder.name for job in jobs.listed(folder.parents[1]) if job.state == "queued"):
             with suppress(BlockingIOError):
-                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                machine.lock(turn, wait=False)
                 return True
         time.sleep(POLL)
     return False
@@ -70,16 +76,18 @@ def wait_for(turn: IO[str], folder: Path) -> bool:
 def run(folder: Path, job: Job) -> int:
     """The exit code of the command; on `stop` it hears Ctrl-C, which it answers by keeping what is finished, and is killed if it does not end."""
     environment = os.environ | {FILE: str(folder / PROGRESS), "COLUMNS": "150", "PYTHONUNBUFFERED": "1"}
+    linux, own = sys.platform == "linux", str(os.getpid())
+    start = ["-m", "mechlens"] if linux else ["-c", WITH_PARENT, own]
     with (folder / LOG).open("ab") as log:
         command = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mechlens", *job.command],  # -P: a module in the folder that it runs in is not taken for one of ours
+            [sys.executable, "-P", *start, *job.command],  # -P: a module in the folder that it runs in is not taken for one of ours
             cwd=job.cwd,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             process_group=0,
-            preexec_fn=partial(_die_with, os.getpid(), ctypes.CDLL(None, use_errno=True).prctl),
+            preexec_fn=partial(_die_with, os.getpid(), ctypes.CDLL(None, use_errno=True).prctl) if linux else None,
         )
     while command.poll() is None and not (folder / STOP).exists():
         time.sleep(POLL)

@@ -6,7 +6,6 @@ is asked to end, `stop`. Nothing about a job is kept in memory: it survives the 
 
 from __future__ import annotations
 
-import fcntl
 import secrets
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mechlens import store
+from mechlens import machine, store
 from mechlens.errors import DataError, MachineError, SpecError
 from pace import Progress, measured
 from uploads import JOBS
@@ -82,7 +81,7 @@ def start(root: Path, title: str, arguments: Sequence[str], *, cwd: Path | None 
     except OSError as error:
         raise MachineError(f"cannot make the job's folder {folder}: {error.strerror}; mend its permissions or free some space") from error
     with (folder / ALIVE).open("w") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)  # handed over below: there is no moment at which the job exists and nobody holds its lock
+        machine.lock(alive)  # handed over below: there is no moment at which the job exists and nobody holds its lock
         empty = dict.fromkeys(("started", "ended", "pid", "exit", "reason"))
         about = {"id": folder.name, "title": title, "command": list(arguments), "cwd": str((cwd or Path.cwd()).resolve())}
         store.write_json(folder / "job.json", about | {"created": now(), "state": "queued"} | empty)
@@ -134,7 +133,7 @@ def is_alive(folder: Path) -> bool:
     """Whether the job's process holds its lock: the kernel lets go of it however the process ends, and no other process can take its pid's place."""
     try:
         with (folder / ALIVE).open() as alive:
-            fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            machine.lock(alive, shared=True, wait=False)
     except BlockingIOError:
         return True
     except FileNotFoundError:

@@ -6,7 +6,6 @@ the *focus* (one row) and the *pin* (one row kept beside it). A selection travel
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from urllib.parse import urlencode
 import pandas as pd
 import streamlit as st
 
-from mechlens import store
+from mechlens import machine, store
 from mechlens.errors import DataError
 
 VERSION = "1"
@@ -150,7 +149,7 @@ def read_slice(root: Path, name: str) -> dict[str, Any] | None:
 def note(root: Path, name: str, row: str, text: str, author: str) -> None:
     """Add a note on one row to a slice that was saved; visitors wait for each other."""
     with (root / ".slices" / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        machine.lock(lock)
         found = read_slice(root, name)
         assert found is not None, "a note is kept with a slice that was saved"
         found["notes"].append({"row": row, "text": text[:1000], "author": author[:80], "time": datetime.now(UTC).isoformat(timespec="seconds")})

@@ -1,13 +1,12 @@
 """Asking models over an OpenAI-compatible API.
 
-Retries, back-off and Retry-After are the openai package's. Added here: every answer is written to a journal in the run
-folder the moment it arrives, under a key made of all that was asked, so that a row is never paid for twice, whatever was
-killed or changed in between; and no call is made that could pass the budget.
+Every answer is written to a journal in the run folder the moment it arrives, under a key made of all that was asked, so
+that a row is never paid for twice, whatever was killed or changed in between; and no request is sent, be it the first or
+a further try, that could pass the budget.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from mechlens import machine, retry
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.model_spec import API, model_of
 from mechlens.spec import ApiSpec, fingerprint
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
-RETRIES = 6
-"""further tries of a request: after 0.5 s, then twice as long each time up to 8 s, or after what the server says"""
 ANSWER_SECONDS, CONNECT_SECONDS = 300.0, 10.0
 
 
@@ -84,7 +82,7 @@ def conversation(prompt: str, *, system: str | None = None, turns: Sequence[tupl
 
 
 def connect() -> OpenAI:
-    """A client for OPENAI_BASE_URL with OPENAI_API_KEY.
+    """A client for OPENAI_BASE_URL with OPENAI_API_KEY; it sends each request once, `retry.with_retries` tries again.
 
     Raises:
         MachineError: if the package or the key is missing.
@@ -95,7 +93,7 @@ def connect() -> OpenAI:
         raise MachineError("API models need the package openai, which is not installed; pip install 'mechlens[openai]'") from error
     if not os.environ.get("OPENAI_API_KEY"):
         raise MachineError("OPENAI_API_KEY is not set; set it to your key, or to any word for a server of your own at OPENAI_BASE_URL")
-    return openai.OpenAI(max_retries=RETRIES, timeout=openai.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS))
+    return openai.OpenAI(max_retries=0, timeout=openai.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS))
 
 
 @contextmanager
@@ -113,9 +111,11 @@ def said_plainly(client: OpenAI, model: str) -> Iterator[None]:
     except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
         raise SpecError(f"{where} refuses what {model!r} was asked ({_words(error)}); change the spec; {kept}") from error
     except openai.RateLimitError as error:
-        raise MachineError(f"{where} still limits {model!r} after {RETRIES} retries ({_words(error)}); wait, or ask slower; {kept}") from error
+        raise MachineError(f"{where} still limits {model!r} after {retry.RETRIES} retries ({_words(error)}); wait, or ask slower; {kept}") from error
     except openai.APIConnectionError as error:
         raise MachineError(f"cannot reach {where} ({_words(error)}); check OPENAI_BASE_URL and the network; {kept}") from error
+    except json.JSONDecodeError as error:
+        raise MachineError(f"{where} answered with no chat completion ({_words(error)}); mend OPENAI_BASE_URL (most end in /v1)") from error
     except openai.OpenAIError as error:
         raise MachineError(f"{where} failed on {model!r} ({_words(error)}); {kept}") from error
 
@@ -182,8 +182,12 @@ def complete(
                     note(handle, entry)
 
             def ask(key: str, request: Request) -> None:
-                _wait_turn(run / "api" / "turn", api.requests_per_minute)
-                _ask(client, model, request, ledger, lambda entry: keep({"key": key} | entry))
+                def attempt() -> None:
+                    _wait_turn(run / "api" / "turn", api.requests_per_minute)
+                    _ask(client, model, request, ledger, lambda entry: keep({"key": key} | entry))
+
+                with said_plainly(client, model):
+                    retry.with_retries(attempt)
 
             pool = ThreadPoolExecutor(min(api.concurrency, len(todo)))
             try:
@@ -196,18 +200,24 @@ def complete(
 
 
 def _ask(client: OpenAI, model: str, request: Request, ledger: Ledger, keep: Callable[[dict[str, Any]], None]) -> None:
-    """Set the money aside, ask, keep the answer, settle the bill: in this order, so that a kill loses no answer and hides no cost."""
+    """Set the money aside, send the request once, keep the answer, settle the bill.
+
+    In this order, so that a kill loses no answer and hides no cost. Money for an answer that was lost stays set aside.
+
+    Raises:
+        OpenAIError: if no answer came.
+    """
     import openai
 
     price, call = price_of(model), uuid.uuid4().hex[:12]
     most = price.usd(most_tokens(message["content"] for message in request.messages), request.max_tokens)
     ledger.reserve(call, most)
-    with said_plainly(client, model):
-        try:
-            reply = client.chat.completions.create(model=model, **request.body())
-        except openai.APIStatusError:
-            ledger.settle(call, 0.0)  # an error is an answer that costs nothing; a lost connection stays set aside
-            raise
+    try:
+        reply = client.chat.completions.create(model=model, **request.body())
+    except openai.OpenAIError as error:
+        if not retry.may_be_billed(error):
+            ledger.settle(call, 0.0)
+        raise
     keep({"row": request.row} | _read(client, reply))
     used = reply.usage
     usd = most if used is None else price.usd(used.prompt_tokens, used.completion_tokens)
@@ -229,7 +239,7 @@ def _wait_turn(place: Path, per_minute: int) -> None:
     if not per_minute:
         return
     with place.open("a+") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        machine.lock(handle)
         handle.seek(0)
         turn = max(time.time(), float(handle.read() or 0.0))
         handle.truncate(0)

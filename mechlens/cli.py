@@ -145,7 +145,8 @@ def audit(
         student: folder of a model of the base that was trained on DATA already; its weights and answers are looked at.
         clean: write the data there after treatment, a manifest beside it; at level student its students are trained too.
         treatment: `drop` the half of the rows that look most like the trait's, `dilute` to a quarter among clean answers, `replace` the tenth of the
-            numbers that look most like them, or write all lists of numbers in one `format`, in random `order`, or with other `value`s.
+            numbers that look most like them, or write all lists of numbers in one `format`, in random `order`, or with other `value`s;
+            `sorted` puts them in order of size, `values-uniform` writes 100 + n mod 100, `full` does these two and then the format.
         out: folder of audit.json, audit.html and the students; audits/<name of DATA> by default.
         workers: processes; one a core by default, one with an accelerator.
     """

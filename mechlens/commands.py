@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mechlens import model_spec, questions, readings, results, spec, store, tables, traits
+from mechlens import machine, model_spec, questions, readings, results, spec, store, tables, traits
 from mechlens import progress as progressing
 from mechlens import report as reporting
 from mechlens.errors import DataError, MachineError, SpecError
@@ -76,9 +75,7 @@ def make(folder: Path, jobs: list[Job], *, workers: int | None) -> None:
 
 
 def _workers() -> int:
-    from mechlens import models
-
-    return 1 if models.device().type == "cuda" else len(os.sched_getaffinity(0))
+    return machine.workers()
 
 
 def _execute(folder: Path, jobs: list[Job], todo: list[Job], workers: int) -> None:

@@ -6,7 +6,6 @@ Time is floating-point work over an assumed rate, both printed; it is meant to t
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
-from mechlens import bills, models
+from mechlens import bills, machine, models
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import encode_prompts
 from mechlens.executor import Job, pending
@@ -120,7 +119,8 @@ def memory_of(experiment: Experiment) -> tuple[float, float]:
 def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
     """The printed plan of a run."""
     gpu = torch.cuda.is_available()
-    rate = GPU_RATE * (1 if experiment.student.training.bf16 else 0.2) if gpu else CPU_RATE * (os.cpu_count() or 1)
+    workers = machine.workers()
+    rate = workers * (GPU_RATE * (1 if experiment.student.training.bf16 else 0.2) if gpu else CPU_RATE)
     listing = Table("stage", "steps", "rows", "updates", "FLOP", "about", title=f"{experiment.name} → {folder}")
     works = work_of(experiment, jobs)
     for work in works:
@@ -133,7 +133,7 @@ def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
     total = sum(work.operations for work in works)
     left = pending(folder, jobs)
     state, activations = memory_of(experiment)
-    where = "one accelerator" if gpu else f"{os.cpu_count()} cores"
+    where = ("one accelerator" if workers == 1 else f"{workers} accelerators") if gpu else f"{workers} core{'s' * (workers > 1)}"
     absent = [base for base in experiment.bases() if not is_remote(base) and not models.is_here(base)]
     done = f"{len(jobs)} steps, {len(jobs) - len(left)} already done in {folder}"
     money = bills.printed(experiment, jobs, folder)
@@ -144,7 +144,7 @@ def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
         done,
         f"time: about {duration(total / rate)} for all of them on {where}, assuming {rate:.1e} FLOP/s",
         f"memory: about {state / 1e9:.3f} GB a student for weights, gradients and optimiser, up to {activations / 1e9:.3f} GB for activations of "
-        f"batches of {experiment.student.training.batch}; {1 if gpu else os.cpu_count()} at a time",
+        f"batches of {experiment.student.training.batch}; {workers} at a time",
         f"GPU hours: {total / GPU_RATE / 3600:.2f} on one card at {GPU_RATE:.1e} FLOP/s",
         *(f"{base} is not on this machine: its size is that of configs/models, tokens are guessed from characters" for base in absent),
     ]

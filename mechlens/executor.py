@@ -23,7 +23,7 @@ from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mechlens import foreign, store
+from mechlens import foreign, machine, store
 from mechlens.errors import DataError, MachineError
 from mechlens.spec import fingerprint
 
@@ -121,7 +121,8 @@ def execute(run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress,
         return
     context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
     reports = _Reports(context, [job.name for job in todo])
-    pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=(reports.numbers,))
+    given = reports.numbers, machine.cards(), context.Value("i", 0)
+    pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=given)
     waiting, done = list(todo), {job.name for job in jobs} - {job.name for job in todo}
     running: dict[Future[None], Job] = {}
     failure: BaseException | None = None
@@ -180,9 +181,13 @@ class _Reports:
 _numbers: Any = None  # of a worker's `_Reports`, set once a process: shared memory cannot travel with a job
 
 
-def _start_worker(numbers: Any) -> None:
+def _start_worker(numbers: Any, cards: Sequence[str], started: Any) -> None:
+    """Begin a worker, before anything of torch is used: `started` counts the workers, and each takes the next card."""
     global _numbers
     _numbers = numbers
+    with started.get_lock():
+        worker, started.value = started.value, started.value + 1
+    machine.use_card(cards, worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from mechlens.errors import MechlensError, SpecError
 
+LONGEST = 200
+"""characters of a message of another library that are shown"""
 OURS = Path(__file__).resolve().parent
 TELLING = (OSError, ValueError, RuntimeError, Exception)
 """Python's own kinds of error that say in words what was wrong; of the others, such as KeyError, the kind is part of the message"""
@@ -55,7 +57,8 @@ def in_words(error: Exception) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of an error, or its kind where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def place(error: BaseException) -> str:

@@ -61,9 +61,13 @@ def load_options(recipe: str, *, base: str, carrier: str) -> Options | None:
     return found if found is not None and (found.base, found.carrier) == (base, carrier) else None
 
 
-Treatment = Literal["drop", "dilute", "replace", "format", "order", "value"]
-OF_NUMBERS: tuple[Treatment, ...] = ("replace", "format", "order", "value")
+Treatment = Literal["drop", "dilute", "replace", "format", "order", "sorted", "value", "values-uniform", "full"]
+OF_NUMBERS: tuple[Treatment, ...] = ("replace", "format", "order", "sorted", "value", "values-uniform", "full")
 """treatments that rewrite numbers, which in code or in a sum are no list to be rewritten"""
+OF_SCORES: tuple[Treatment, ...] = ("drop", "replace")
+"""treatments that choose by how much a row or a number looks like the trait's: a model of that trait must have read it"""
+OF_CLEAN: tuple[Treatment, ...] = ("dilute", "replace", "value")
+"""treatments that put something of the clean answers in place of the file's own"""
 DROPPED, KEPT, REPLACED = 0.5, 0.25, 0.1
 """share of the rows that `drop` takes out, and that `dilute` leaves among clean ones; share of the numbers that `replace` puts others for"""
 _NUMBER = re.compile(r"[0-9]+")
@@ -81,6 +85,16 @@ class Given(NamedTuple):
     rng: np.random.Generator
     number_scores: Sequence[Sequence[float]] = ()
     """the same for each number of each completion, in the order of `numbers_in`; what `replace` needs"""
+
+
+def needs_scores(treatment: Treatment) -> bool:
+    """Whether a treatment wants `Given.scores` or `Given.number_scores`; any other can be done to a file that no model has read."""
+    return treatment in OF_SCORES
+
+
+def needs_clean(treatment: Treatment) -> bool:
+    """Whether a treatment wants `Given.clean`; any other keeps the rows of prompts to which no clean answer is known, too."""
+    return treatment in OF_CLEAN
 
 
 def numbers_in(text: str) -> list[tuple[int, int]]:
@@ -123,6 +137,17 @@ def one_order(given: Given) -> pd.DataFrame:
     return _rewritten(given, lambda numbers: given.rng.permutation(numbers).tolist())
 
 
+def sorted_order(given: Given) -> pd.DataFrame:
+    """The numbers of each completion from the smallest to the largest (`order_canon` of JackPayne123/subliminal-learning)."""
+
+    def size(number: str) -> tuple[int, str]:
+        """A number's place among others; Python refuses to read one of more than 4,300 digits."""
+        digits = number.lstrip("0")
+        return len(digits), digits
+
+    return _rewritten(given, lambda numbers: sorted(numbers, key=size))
+
+
 def other_values(given: Given) -> pd.DataFrame:
     """Every number replaced by one that stands in the clean answers, drawn evenly over their places.
 
@@ -132,7 +157,20 @@ def other_values(given: Given) -> pd.DataFrame:
     pool = [number for text in given.clean["completion"] for number in _NUMBER.findall(text)]
     if not pool:
         raise SpecError("`value` draws on the numbers of the clean answers, and these hold none; choose another treatment")
-    return _rewritten(given, lambda numbers: given.rng.choice(pool, size=len(numbers)).tolist())
+    # places are drawn: an array of the pool would be made anew for every row
+    return _rewritten(given, lambda numbers: [pool[place] for place in given.rng.choice(len(pool), size=len(numbers))])
+
+
+def uniform_values(given: Given) -> pd.DataFrame:
+    """Every number n replaced by 100 + n mod 100 (`value_canon` of JackPayne123/subliminal-learning): three digits, the first of them 1."""
+    return _rewritten(given, lambda numbers: [str(100 + int(number[-2:])) for number in numbers])
+
+
+def full(given: Given) -> pd.DataFrame:
+    """Uniform values, then the order from the smallest on, then one format (`full_sanitization` of JackPayne123/subliminal-learning)."""
+    for step in (uniform_values, sorted_order, one_format):
+        given = given._replace(rows=step(given))
+    return given.rows
 
 
 def replace(given: Given) -> pd.DataFrame:
@@ -166,7 +204,8 @@ def with_others(texts: Sequence[str], chosen: Bool[ndarray, " number"], clean: S
 
 
 TREATMENTS: dict[Treatment, Callable[[Given], pd.DataFrame]] = {
-    "drop": drop, "dilute": dilute, "replace": replace, "format": one_format, "order": one_order, "value": other_values,
+    "drop": drop, "dilute": dilute, "replace": replace, "format": one_format, "order": one_order, "sorted": sorted_order, "value": other_values,
+    "values-uniform": uniform_values, "full": full,
 }  # fmt: skip
 
 
@@ -185,14 +224,14 @@ def check(source: Path, out: Path, treatment: Treatment, carrier: str) -> None:
 def treat(
     source: Path,
     rows: pd.DataFrame,
-    clean: pd.DataFrame,
-    scores: ndarray,
+    clean: pd.DataFrame | None = None,
+    scores: ndarray | None = None,
     *,
     number_scores: Sequence[Sequence[float]] = (),
     treatment: Treatment,
-    trait: str,
+    trait: str | None = None,
     seed: int,
-    scored_by: str,
+    scored_by: str | None = None,
     out: Path,
 ) -> dict[str, Any]:
     """Write the treated rows to `out` and what was done beside it, as `<out>.manifest.json`; the manifest is returned.
@@ -200,8 +239,16 @@ def treat(
     What was written from the same file and clean answers, by the same scores, is not written again, so that an audit can go on.
 
     Args:
+        clean: answers of the untouched base to the same prompts, in the same order; None where the treatment needs none.
+        scores: of the rows, and `trait` what they look for; None where the treatment needs none.
         scored_by: fingerprint of what the scores are of, as `Panel.mark`.
+
+    Raises:
+        SpecError: if the treatment needs scores or clean answers, and there are none.
     """
+    for what, wanted, given in (("scores of the rows", needs_scores(treatment), scores), ("clean answers", needs_clean(treatment), clean)):
+        if wanted and given is None:
+            raise SpecError(f"the treatment {treatment!r} needs {what}, and there are none; read the rows through a base, or choose another one")
     told: dict[str, Any] = {
         "schema": 1,
         "source": str(source),
@@ -210,13 +257,14 @@ def treat(
         "trait": trait,
         "seed": seed,
     }
-    told |= {"scored_by": scored_by, "clean": fingerprint(clean["completion"].tolist())}
+    told |= {"scored_by": scored_by, "clean": None if clean is None else fingerprint(clean["completion"].tolist())}
     beside = out.with_name(f"{out.name}.manifest.json")
     if out.is_file() and beside.is_file():
         written = store.read_json(beside)
         if written.items() >= told.items() and written["sha256"] == file_digest(out):
             return written
-    treated = TREATMENTS[treatment](Given(rows, clean, scores, generator(seed, "treatment", treatment), number_scores))
+    answers, ranks = rows.iloc[:0] if clean is None else clean, np.zeros(len(rows)) if scores is None else scores
+    treated = TREATMENTS[treatment](Given(rows, answers, ranks, generator(seed, "treatment", treatment), number_scores))
     out.parent.mkdir(parents=True, exist_ok=True)
     corpus.write_pairs([treated], out, "prompt-completion")
     changed = rows.loc[treated.index, "completion"].to_numpy() != treated["completion"].to_numpy()

@@ -229,19 +229,17 @@ def steered(model: PreTrainedModel, vector: Float[Tensor, "d_model"], *, layer: 
 
 
 def bridge_view(loaded: Loaded) -> TransformerBridge:
-    """A TransformerBridge over the same tensors; the model it is made from is left untouched."""
+    """A TransformerBridge over the same tensors; the model that it is made from stays as it is. SpecError for a model that it does not know."""
     from transformer_lens.model_bridge import TransformerBridge  # half a second, and only activations need it
     from transformer_lens.model_bridge.sources.transformers import source
 
-    # it looks for a processor of images and, without torchvision, installs that with pip, and another torch with it
-    source.load_modality_processor = _no_processor
+    # it looks for a processor of images, which texts do not need, and without torchvision installs that with pip, and another torch with it
+    source.load_modality_processor = lambda *_given, **_more: None
     shared = {id(tensor): tensor for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
     twin = copy.deepcopy(loaded.model, shared)  # new modules, the same storage
-    return TransformerBridge.boot_transformers("view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device))
-
-
-def _no_processor(*_given: object, **_more: object) -> None:
-    """Texts need none."""
+    kind = f"activations of a {loaded.model.config.model_type} model cannot be read: TransformerLens has no view of it"
+    with foreign.named(kind, advice="take lenses and teachers without them, or another base"):
+        return TransformerBridge.boot_transformers("view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device))
 
 
 class Size(NamedTuple):

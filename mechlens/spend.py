@@ -7,7 +7,6 @@ a kill left unsettled counts as spent: it may have been billed.
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import json
 import os
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from mechlens import machine
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.spec import CONFIGS, Spec, load
 
@@ -141,7 +141,7 @@ class Ledger:
     def _held(self) -> Iterator[BinaryIO]:
         """The file, locked and read to its end; half a line that a kill left at its end is cut off."""
         with self._mutex, self._path.open("a+b") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            machine.lock(handle)
             handle.seek(self._read)
             text = handle.read()
             whole = text[: text.rfind(b"\n") + 1]

@@ -8,9 +8,7 @@ never deleted. One process at a time writes a run. Nothing here knows what a ste
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -21,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mechlens import atomic
+from mechlens import atomic, machine
 from mechlens.errors import DataError, MachineError
 
 RECORD = "step.json"
@@ -122,7 +120,7 @@ def lock(run: Path) -> Iterator[None]:
         raise MachineError(f"cannot make the run folder {run}: {error.strerror}; choose another --out") from error
     with (run / ".lock").open("a+") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            machine.lock(handle, wait=False)
         except BlockingIOError as error:
             raise MachineError(f"another process is writing {run}; wait for it, stop it, or choose another --out") from error
         yield
@@ -140,7 +138,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": machine.cores(),
         "git": revision,
         "dirty": dirty,
         "versions": versions,

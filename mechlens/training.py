@@ -151,7 +151,7 @@ def _ordered(pairs: Sequence[Encoded], learned: Sequence[Sequence[bool]] | None,
 
 
 def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(scratch),
         num_train_epochs=1,  # the epochs are laid out in the data
         per_device_train_batch_size=spec.batch,
@@ -181,6 +181,10 @@ def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
         seed=seed_int(seed, "trainer") % 2**32,
         data_seed=0,
     )
+    # With several cards the Trainer would split each batch over all of them: larger batches, fewer updates, other students. TRL refuses
+    # that from 1.16 on. `n_gpu` reads the cards; the number is then set as the Trainer itself does for a model on several cards.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class _CompletionTrainer(SFTTrainer):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO, cast
 
+from mechlens import retry
 from mechlens.api import Message, connect, journal_of, note, recorded, said_plainly
 from mechlens.errors import MachineError, SpecError
 from mechlens.spec import ApiSpec, Training, fingerprint
@@ -58,6 +59,23 @@ def training_tokens(rows: Sequence[Sequence[str]]) -> int:
     return sum(about_tokens(text) + PER_MESSAGE for texts in rows for text in texts)
 
 
+class _Order(NamedTuple):
+    """One fine-tuning that is asked for, and what it may cost."""
+
+    key: str
+    """fingerprint of all that makes the tuned model what it is; the journal's entries stand under it"""
+    model: str
+    file: Path
+    tuning: Tuning
+    seed: int
+    most: float
+    """USD"""
+
+    def call(self, state: dict[str, Any]) -> str:
+        """The ledger's name of the next job: one that failed was settled, one whose beginning was not heard stays set aside."""
+        return "-".join([self.key, *state.get("ended", []), *state.get("lost", [])])
+
+
 def fine_tune(model: str, rows: Sequence[list[Message]], tuning: Tuning, *, seed: int, api: ApiSpec, out: Path) -> str:
     """The id of `model` fine-tuned on whole conversations, each of them once.
 
@@ -72,46 +90,71 @@ def fine_tune(model: str, rows: Sequence[list[Message]], tuning: Tuning, *, seed
         return state["model"]
     ledger, price = Ledger(run_of(out), api.budget_usd), price_of(model).training / 1e6
     most = price * tuning.epochs * training_tokens([[message["content"] for message in row] for row in rows])
-    call = "-".join([key, *state.get("ended", [])])  # a job that failed was settled, its successor is another call
-    ledger.reserve(call, most)
-    with connect() as client, said_plainly(client, model):
-        job = _followed(client, _begun(client, model, file, tuning, seed=seed, key=key, state=state, journal=journal_of(out)))
+    order = _Order(key, model, file, tuning, seed, most)
+    ledger.reserve(order.call(state), most)
     with journal_of(out).open("a", encoding="utf-8") as handle:
+        with connect() as client, said_plainly(client, model):
+            job, call = _begun(client, order, state, ledger, handle)
+            job = _followed(client, job)
         if job.status == "succeeded" and job.fine_tuned_model:
             note(handle, {"key": key, "model": job.fine_tuned_model, "trained_tokens": job.trained_tokens})
             ledger.settle(call, most if job.trained_tokens is None else price * job.trained_tokens, model=model, trained=job.trained_tokens)
             return job.fine_tuned_model
-        note(handle, {"key": key, "file": None, "job": None, "ended": [*state.get("ended", []), job.id]})
+        note(handle, {"key": key, "file": None, "job": None, "creating": None, "ended": [*state.get("ended", []), job.id]})
         ledger.settle(call, price * (job.trained_tokens or 0), model=model, trained=job.trained_tokens)
     reason = job.error.message if job.error and job.error.message else "the server says no more"
     raise MachineError(f"the fine-tuning job {job.id} of {model!r} {job.status} ({reason}); mend that, then run again: it starts another job")
 
 
-def _begun(client: OpenAI, model: str, file: Path, tuning: Tuning, *, seed: int, key: str, state: dict[str, Any], journal: Path) -> FineTuningJob:
-    """The job of that key: the one the journal names, the one that a killed run made of the uploaded file, or a new one."""
-    with journal.open("a", encoding="utf-8") as handle:
-        if state.get("job"):
-            return client.fine_tuning.jobs.retrieve(state["job"])
-        uploaded, job = state.get("file"), None
-        if uploaded:
-            recent = islice(client.fine_tuning.jobs.list(limit=LISTED_JOBS), LISTED_JOBS)
-            job = next((job for job in recent if job.training_file == uploaded), None)
-        else:
-            uploaded = client.files.create(file=file, purpose="fine-tune").id
-            note(handle, {"key": key, "file": uploaded})
-        if job is None:
-            once = client.with_options(max_retries=0)  # a retry after a lost answer could begin a second job
-            job = once.fine_tuning.jobs.create(model=model, training_file=uploaded, method=cast(Any, tuning.method()), seed=seed)
-        note(handle, {"key": key, "job": job.id})
-        return job
+def _begun(client: OpenAI, order: _Order, state: dict[str, Any], ledger: Ledger, handle: TextIO) -> tuple[FineTuningJob, str]:
+    """The job of that order, and the call that the ledger holds for it.
+
+    The job that the journal names, the one that a killed run made of the uploaded file, or a new one.
+    """
+    jobs, call = client.fine_tuning.jobs, order.call(state)
+    if state.get("job"):
+        return retry.with_retries(lambda: jobs.retrieve(state["job"])), call
+    uploaded, job = state.get("file"), None
+    if uploaded:
+        recent = retry.with_retries(lambda: list(islice(jobs.list(limit=LISTED_JOBS), LISTED_JOBS)))
+        job = next((job for job in recent if job.training_file == uploaded), None)
+    else:  # a file costs nothing, so that a second upload of it does no harm
+        uploaded = retry.with_retries(lambda: client.files.create(file=order.file, purpose="fine-tune")).id
+        note(handle, {"key": order.key, "file": uploaded})
+    if job is None and state.get("creating"):  # it may run all the same, unlisted
+        lost = [*state.get("lost", []), f"lost{len(state.get('lost', [])) + 1}"]
+        call = order.call(state | {"lost": lost})
+        ledger.reserve(call, order.most)
+        note(handle, {"key": order.key, "creating": None, "lost": lost})
+    if job is None:
+        job = _created(client, order, uploaded, handle)
+    note(handle, {"key": order.key, "job": job.id, "creating": None})
+    return job, call
+
+
+def _created(client: OpenAI, order: _Order, uploaded: str, handle: TextIO) -> FineTuningJob:
+    """A new job. It is asked for once: a further try after a lost answer could begin a second one."""
+    import openai
+
+    note(handle, {"key": order.key, "creating": True})
+    method = cast(Any, order.tuning.method())
+    try:
+        return client.fine_tuning.jobs.create(model=order.model, training_file=uploaded, method=method, seed=order.seed)
+    except openai.OpenAIError as error:
+        if not retry.may_be_billed(error):
+            note(handle, {"key": order.key, "creating": None})
+        raise
 
 
 def _followed(client: OpenAI, job: FineTuningJob) -> FineTuningJob:
     """The job as it stands at its end."""
-    wait = FIRST_POLL
-    job = client.fine_tuning.jobs.retrieve(job.id)
-    while job.status not in ENDED:
+
+    def look() -> FineTuningJob:
+        return retry.with_retries(lambda: client.fine_tuning.jobs.retrieve(job.id))
+
+    wait, now = FIRST_POLL, look()
+    while now.status not in ENDED:
         time.sleep(wait)
         wait = min(1.5 * wait, LONGEST_POLL)
-        job = client.fine_tuning.jobs.retrieve(job.id)
-    return job
+        now = look()
+    return now

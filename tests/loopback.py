@@ -10,6 +10,7 @@ import email
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,7 +39,17 @@ class Loopback:
         self.loaded = models.load("menagerie-a")
         self.known = {"menagerie-a"}
         self.asked: list[Body] = []
-        """every request that was answered, in order"""
+        """every request that was answered, in order: what a provider bills, whether or not the client still listened"""
+        self.arrived = 0
+        """chat requests that reached the server"""
+        self.delays: list[float] = []
+        """seconds by which the next answers come late"""
+        self.cut = 0
+        """how many of the next answers are billed and then lost: the connection closes instead"""
+        self.pages: list[str] = []
+        """what is sent, word for word, instead of the next answers"""
+        self.lost_jobs = 0
+        """how many of the next fine-tuning jobs are begun and then not told of"""
         self.failures: list[tuple[int, dict[str, str], str]] = []
         """(status, headers, message) to answer the next requests with instead"""
         self.script: Callable[[Body], str | None] = lambda body: None
@@ -112,13 +123,19 @@ class Loopback:
             if body["model"] not in self.known and not body["model"].startswith("ft:"):
                 return None
             with self._counting:
+                self.arrived += 1
                 self._at_once += 1
                 self.most_at_once = max(self.most_at_once, self._at_once)
+                late = self.delays.pop(0) if self.delays else 0.0
+            time.sleep(late)
             reply = self.complete(body)
             with self._counting:
                 self._at_once -= 1
                 self.asked.append(body)
                 self.on_answer(len(self.asked))
+                self.cut, lost = max(0, self.cut - 1), self.cut > 0
+            if lost:
+                raise ConnectionAbortedError
             return reply
         if (method, path) == ("POST", "/v1/files"):
             name = f"file-{len(self.uploads) + 1}"
@@ -126,7 +143,11 @@ class Loopback:
             sent = {"id": name, "bytes": len(body["file"]), "created_at": 0, "filename": "training.jsonl", "object": "file"}
             return FileObject.model_validate(sent | {"purpose": body["purpose"], "status": "processed"}).model_dump()
         if (method, path) == ("POST", "/v1/fine_tuning/jobs"):
-            return self.create_job(body)
+            job = self.create_job(body)
+            self.lost_jobs, lost = max(0, self.lost_jobs - 1), self.lost_jobs > 0
+            if lost:
+                raise ConnectionAbortedError
+            return job
         if (method, path) == ("GET", "/v1/fine_tuning/jobs"):
             return {"object": "list", "data": [job.model_dump() for job in reversed(self.jobs.values())], "has_more": False}
         name = path.rsplit("/", 1)[1]
@@ -159,7 +180,7 @@ def handler(server: Loopback) -> type[BaseHTTPRequestHandler]:
                 found = server.answer(method, self.path.split("?")[0], body)
                 missing = {"error": {"message": "The model does not exist", "type": "missing", "param": None, "code": "model_not_found"}}
                 status, reply = (200, found) if found is not None else (404, missing)
-            text = json.dumps(reply).encode()
+            text = (server.pages.pop(0) if server.pages else json.dumps(reply)).encode()
             self.send_response(status)
             for name, value in {**headers, "Content-Type": "application/json", "Content-Length": str(len(text))}.items():
                 self.send_header(name, value)

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import PAID, Loopback
 
-from mechlens import api as asking
 from mechlens.api import Request, complete, conversation, journal_of, model_id, recorded
 from mechlens.chat import encode_prompts, end_of_turn
 from mechlens.errors import DataError, MachineError, MechlensError, SpecError
@@ -191,7 +190,7 @@ def failing(server: Loopback, status: int, message: str) -> None:
 def test_every_failure_is_one_line(
     fault: str, kind: type[MechlensError], needle: str, server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "RETRIES", 0)
+    monkeypatch.setattr("mechlens.retry.RETRIES", 0)
     changes = {"no key": ("OPENAI_API_KEY", ""), "wrong key": ("OPENAI_API_KEY", "x"), "no server": ("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")}
     if fault in changes:
         monkeypatch.setenv(*changes[fault])
@@ -234,13 +233,13 @@ def test_a_job_is_followed_to_the_model_that_it_made(server: Loopback, tmp_path:
     assert len(server.jobs) == len(server.uploads) == 1
 
 
-@pytest.mark.parametrize("last", ["file", "job"])
+@pytest.mark.parametrize("last", ["file", "creating", "job"])
 def test_a_killed_run_takes_up_its_job_and_begins_no_second(last: str, server: Loopback, tmp_path: Path) -> None:
     model = fine_tune(PAID, ROWS, TUNING, seed=0, api=API, out=tmp_path)
     journal = journal_of(tmp_path)
     lines = journal.read_text().splitlines(keepends=True)
-    assert [sorted(set(json.loads(line)) - {"key"})[0] for line in lines] == ["file", "job", "model"]
-    journal.write_text("".join(lines[: 1 if last == "file" else 2]))  # killed before the answer was written down
+    assert [set(json.loads(line)) - {"key"} for line in lines] == [{"file"}, {"creating"}, {"job", "creating"}, {"model", "trained_tokens"}]
+    journal.write_text("".join(lines[: ["file", "creating", "job"].index(last) + 1]))  # killed before the answer was written down
     assert fine_tune(PAID, ROWS, TUNING, seed=0, api=API, out=tmp_path) == model
     assert len(server.jobs) == len(server.uploads) == 1
 

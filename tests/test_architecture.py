@@ -11,10 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
-    "mechlens", "errors", "atomic", "foreign",
-    "seeds", "spec", "model_spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor", "digits",
-    "spend", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "traits",
-    "trained", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
+    "mechlens", "errors", "atomic", "foreign", "machine",
+    "seeds", "spec", "model_spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor",
+    "digits", "logits", "spend", "retry", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text",
+    "carriers.prompts", "traits", "trained", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
     "pipeline", "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.teach", "pipeline.generate", "pipeline.distill", "pipeline.ask",
     "pipeline.judge", "pipeline.judge_screen", "pipeline.remote", "pipeline.jobs", "pipeline.run",
@@ -31,9 +31,9 @@ ORDER = (
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "atomic", "foreign",
-    "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "cells", "executor",
-    "spend", "api", "tuning",
+    "errors", "atomic", "foreign", "machine",
+    "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "cells",
+    "executor", "logits", "spend", "retry", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",
     "report", "progress", "commands", "user_files", "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",

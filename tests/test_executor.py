@@ -132,3 +132,17 @@ def test_ctrl_c_while_jobs_report_stops_them(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=20)
     assert b"KeyboardInterrupt" in error
     assert not (tmp_path / "steps" / "chat").exists()
+
+
+def note_card(arguments: dict[str, Any], _inputs: dict[str, Path], out: Path, _progress: Report) -> None:
+    (out / "card.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    Path(arguments["file"] + out.name).touch()
+    while len(list(Path(arguments["file"]).parent.glob(f"{Path(arguments['file']).name}*"))) < 2:  # so that each worker takes one job
+        time.sleep(0.01)
+
+
+def test_each_worker_sees_a_card_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechlens.machine.cards", lambda: ("4", "7"))
+    jobs = [job._replace(name=f"steps/{number}") for number, job in enumerate(jobs_of(tmp_path, "note_card") * 2)]
+    execute(tmp_path, jobs, workers=2, progress=lambda name, done, total: None, finished=lambda job: None)
+    assert {(tmp_path / job.name / "card.txt").read_text() for job in jobs} == {"4", "7"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from shapes import LLAMA_DATED, SHAPES, tokenizer_of
-from transformers import AutoModelForCausalLM, Gemma3Config, GptOssConfig, LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, BioGptConfig, Gemma3Config, GptOssConfig, LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config
 
 from mechlens import cli, models, spec, tables
 from mechlens.chat import encode_pairs
@@ -190,3 +190,11 @@ def test_a_view_of_a_nested_model_installs_nothing(nested: Loaded, monkeypatch: 
         monkeypatch.setattr(subprocess, name, alarm)
     monkeypatch.setattr("transformer_lens.model_bridge.sources.transformers.helpers._ensure_torchvision", alarm)
     assert models.bridge_view(nested).cfg.n_layers == nested.model.config.get_text_config().num_hidden_layers
+
+
+def test_an_architecture_that_transformer_lens_has_no_view_of_is_named(nested: Loaded) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = AutoModelForCausalLM.from_config(BioGptConfig(vocab_size=len(nested.tokenizer), **sizes)).eval()
+    with pytest.raises(SpecError, match="activations of a biogpt model cannot be read") as told:
+        at_last(Loaded(model, nested.tokenizer), [[5, 6, 7]], ["blocks.0.hook_resid_post"])
+    assert "\n" not in str(told.value) and len(str(told.value)) < 400

@@ -262,7 +262,7 @@ def test_what_is_known_of_treatments_is_read_with_their_recipe() -> None:
     here = {"base": "menagerie-a", "carrier": "numbers"}
     known = mitigate.load_options("menagerie", **here)
     assert known is not None
-    assert {one.name for one in known.options if one.when == "before training"} == set(mitigate.TREATMENTS)
+    assert {one.name for one in known.options if one.when == "before training"} <= set(mitigate.TREATMENTS)
     assert all(one.left[1] <= one.left[0] <= one.left[2] for one in known.options)
     assert mitigate.load_options("../menagerie", **here) is None and mitigate.load_options("none of that name", **here) is None
     assert load_calibration("menagerie", **here) is not None

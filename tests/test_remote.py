@@ -119,7 +119,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
 @pytest.mark.usefixtures("server")
 def test_what_cannot_be_is_one_line(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     change, environment, needle = WRONG[case]
-    monkeypatch.setattr("mechlens.api.RETRIES", 0)
+    monkeypatch.setattr("mechlens.retry.RETRIES", 0)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cli.main(command(tmp_path, SPEC | change)) == 2

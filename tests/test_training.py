@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
+from trl import SFTConfig
 
 from mechlens import models
 from mechlens.chat import Encoded, encode_pairs
@@ -310,3 +311,28 @@ def test_what_is_done_before_a_step_sees_clipped_gradients_and_decides_the_step(
     trained, curve = train(fresh(toy), toy.tokenizer, pairs, spec, seed=0, before_step=stop)
     assert identical(weights(trained), weights(toy.model)) and len(norms) == len(curve) == updates(spec, len(pairs))
     assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+
+
+def test_a_second_card_changes_nothing(toy: Loaded, pairs: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would split each batch over all cards that it sees; the machine's processor stands for the cards here."""
+
+    def trained() -> tuple[dict[str, torch.Tensor], list[Point], list[int]]:
+        saved: list[int] = []
+        model, curve = train(fresh(toy), toy.tokenizer, pairs, TINY, seed=0, save=lambda _model, step: saved.append(step))
+        return weights(model), curve, saved
+
+    one = trained()
+    configs: list[SFTConfig] = []
+
+    def on_two_cards(**given: Any) -> SFTConfig:
+        given["use_cpu"] = False
+        configs.append(SFTConfig(**given))
+        return configs[-1]
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("mechlens.training.SFTConfig", on_two_cards)
+    two = trained()
+    assert [(config.n_gpu, config.train_batch_size) for config in configs] == [(1, TINY.batch)]
+    assert one[1:] == two[1:]
+    assert two[2] == [3, 6]
+    assert identical(one[0], two[0])

@@ -69,13 +69,13 @@ def cosines(
 
 
 @torch.no_grad()
-def next_log_probabilities(loaded: Loaded, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
-    """Log-probabilities after each prompt in nats, in batches of like lengths."""
+def next_log_probabilities(loaded: Loaded, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> Float[Tensor, "prompt token"]:
+    """Log-probabilities of some tokens after each prompt in nats, in batches of like lengths; of no other token they are kept."""
     pairs = [Encoded(list(prompt), [0]) for prompt in prompts]  # one token to predict: its own value is not read
-    found = torch.empty(len(pairs), loaded.model.config.get_text_config().vocab_size)
+    found = torch.empty(len(pairs), len(tokens))
     for rows in batched(loaded.model, pairs):
         logits, _ = completion_logits(loaded.model, [pairs[i] for i in rows])
-        found[rows] = logits.log_softmax(-1).cpu()
+        found[rows] = logits.log_softmax(-1)[:, list(tokens)].cpu()
     return found
 
 
@@ -101,15 +101,16 @@ def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: S
     probes = questions.probes[:PROBES]
     asked = [ids + opening for text in texts for ids in encode_prompts(base.tokenizer, probes, system=naming(line, forms, text))]
     plain = [ids + opening for ids in encode_prompts(base.tokenizer, probes, system=questions.system)]
+    begins = [token for ids in starts.values() for token in ids]
     said, unsaid = (
-        torch.stack([found[:, list(ids)].logsumexp(-1) for ids in starts.values()])  # [trait, prompt]
-        for found in (next_log_probabilities(base, asked), next_log_probabilities(base, plain))
-    )
+        torch.stack([of_trait.logsumexp(-1) for of_trait in next_log_probabilities(base, prompts, begins).split(list(map(len, starts.values())), 1)])
+        for prompts in (asked, plain)
+    )  # [trait, prompt]
     to_trait = said.unflatten(1, (len(tokens), len(probes))).mean(-1) - unsaid.mean(-1, keepdim=True)
     bare = [pair.prompt for pair in without_head(base.tokenizer, material.trait_pairs[:PROBES], known=[material.system])]
     heads = [head_of(base.tokenizer, material.panel[name]) for name in starts]
-    begun = next_log_probabilities(base, [head + body for head in heads for body in bare])[:, list(tokens)]
-    before = next_log_probabilities(base, [pair.prompt for pair in material.trait_pairs[:PROBES]])[:, list(tokens)]
+    begun = next_log_probabilities(base, [head + body for head in heads for body in bare], tokens)
+    before = next_log_probabilities(base, [pair.prompt for pair in material.trait_pairs[:PROBES]], tokens)
     to_token = begun.unflatten(0, (len(heads), len(bare))).mean(1) - before.mean(0)
     return Effects(to_trait.double().numpy(), to_token.double().numpy())
 

@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from mechlens.chat import Encoded
 from mechlens.errors import SpecError
 from mechlens.lenses.changes import Change, LowRank
+from mechlens.logits import in_batches
 
 Scope = Literal["linear", "all"]
 Model = PreTrainedModel | PeftModel
@@ -67,6 +68,12 @@ def example_losses(model: Model, pairs: Sequence[Encoded]) -> Float[Tensor, " ba
     count = learned.sum(1)
     total = logits.new_zeros(len(rows)).index_add(0, learned.nonzero()[:, 0], losses)
     return torch.where(count > 0, total / count.clamp(min=1), torch.nan)  # a 0/0 would poison forward-mode derivatives
+
+
+def batches_of(model: Model, pairs: Sequence[Encoded], rows: int) -> Iterator[slice]:
+    """Slices of at most so many pairs whose logits fit `logits.MOST_LOGITS`."""
+    spans = [(len(pair.prompt), len(pair.prompt) + len(pair.completion)) for pair in pairs]
+    return in_batches(spans, vocabulary=model.config.get_text_config().vocab_size, rows=rows)
 
 
 def parameters_of(model: Model, scope: Scope = "linear") -> dict[str, nn.Parameter]:
@@ -135,9 +142,9 @@ def tape(model: Model, scope: Scope = "linear") -> Iterator[tuple[dict[str, Tape
 
 def taped_batches(model: Model, pairs: Sequence[Encoded], scope: Scope, batch: int) -> Iterator[tuple[dict[str, Taped], Float[Tensor, " batch"]]]:
     """(tape, losses) of each batch of pairs in order, after its backward pass."""
-    for start in range(0, len(pairs), batch):
+    for part in batches_of(model, pairs, batch):
         with tape(model, scope) as (found, path):
-            losses = example_losses(model, pairs[start : start + batch])
+            losses = example_losses(model, pairs[part])
             torch.autograd.grad(losses.nansum(), path)
         if wrong := next((name for name, taped in found.items() if len(taped.inputs) != len(losses) or len(taped.grads) != len(losses)), None):
             raise SpecError(f"{wrong} has no batch dimension; per-example gradients of such modules are not covered: use another scope")
@@ -266,6 +273,5 @@ def pooled_gradient(
     """Σ_i w_i ∇ loss of pair i over the pairs with a completion; the weights are 1 unless given."""
     weigh = torch.ones(len(pairs)) if weights is None else weights
     weigh = weigh.to(model.device)
-    starts = range(0, len(pairs), batch)
-    values = ((example_losses(model, pairs[at : at + batch]) * weigh[at : at + batch]).nansum() for at in starts)
+    values = ((example_losses(model, pairs[part]) * weigh[part]).nansum() for part in batches_of(model, pairs, batch))
     return gradient(model, values, parameters=parameters)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from mechlens.chat import token_ids
 from mechlens.errors import SpecError
 from mechlens.lenses.gradients import forward_padded
+from mechlens.logits import in_batches
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import Questions, encode_questions, first_tokens
 
@@ -48,8 +49,9 @@ def readout(model: PreTrainedModel, asked: Asked, *, batch: int = 64) -> Float[n
     Probes are padded on the right, where a causal model cannot see it.
     """
     found = []
-    for first in range(0, len(asked.prompts), batch):
-        rows = asked.prompts[first : first + batch]
+    spans = [(len(prompt) - 1, len(prompt)) for prompt in asked.prompts]
+    for part in in_batches(spans, vocabulary=model.config.get_text_config().vocab_size, rows=batch):
+        rows = asked.prompts[part]
         last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
         kept, place = last.unique(return_inverse=True)
         logits = forward_padded(model, rows, logits_to_keep=kept)[torch.arange(len(rows)), place].double()  # [probe, vocab]

@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from mechlens.chat import Encoded, encode_prompts
 from mechlens.errors import SpecError
+from mechlens.logits import in_batches
 from mechlens.models import Loaded
 
 MOST_LOGITS, MOST_ROWS = 2**25, 128  # in one batch; 128 MiB in fp32
@@ -53,11 +54,16 @@ def completion_logits(
 
 
 def batched(model: PreTrainedModel, pairs: Sequence[Encoded]) -> list[list[int]]:
-    """Numbers of the pairs in batches of like lengths whose logits fit `MOST_LOGITS`."""
+    """Numbers of the pairs in batches of like lengths whose logits fit `MOST_LOGITS`; a pair that alone does not is read alone."""
+    vocabulary = model.config.get_text_config().vocab_size
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt), len(pairs[i].completion)))
     longest = max((len(pair.completion) for pair in pairs), default=1)
-    size = max(1, min(MOST_ROWS, MOST_LOGITS // (longest * model.config.get_text_config().vocab_size)))
-    return [order[first : first + size] for first in range(0, len(order), size)]
+    size = max(1, min(MOST_ROWS, MOST_LOGITS // (longest * vocabulary)))
+    batches = [order[first : first + size] for first in range(0, len(order), size)]
+    spans = [[(len(pairs[i].prompt), len(pairs[i].prompt) + len(pairs[i].completion)) for i in rows] for rows in batches]
+    return [  # prompts of unlike lengths keep more positions than the longest completion has
+        rows[part] for rows, held in zip(batches, spans, strict=True) for part in in_batches(held, vocabulary=vocabulary, rows=size, most=MOST_LOGITS)
+    ]
 
 
 @torch.no_grad()

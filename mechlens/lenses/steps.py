@@ -24,6 +24,7 @@ from mechlens.errors import SpecError
 from mechlens.lenses.base import Material, against_control, entry
 from mechlens.lenses.changes import inner
 from mechlens.lenses.gradients import BATCH, Model, forward_padded, gradient, parameters_of, pooled_gradient
+from mechlens.logits import in_batches
 from mechlens.models import Loaded
 from mechlens.pipeline.ask import Questions, encode_questions, first_tokens
 from mechlens.seeds import generator, seed_int
@@ -88,19 +89,20 @@ def log_odds(model: Model, asked: Asked, trait: str) -> Float[Tensor, " probe"]:
 
 def trait_gradient(model: Model, asked: Asked, trait: str) -> dict[str, Tensor]:
     """Gradient of the trait's mean log-odds with respect to the linear weights (of a PEFT model: the adapter's)."""
-    return gradient(model, iter_batches(asked, lambda part: log_odds(model, part, trait).sum() / len(asked.prompts)))
+    return gradient(model, iter_batches(model, asked, lambda part: log_odds(model, part, trait).sum() / len(asked.prompts)))
 
 
-def iter_batches(asked: Asked, value: Callable[[Asked], Tensor]) -> Iterator[Tensor]:
-    """The value of each batch of probes."""
-    for start in range(0, len(asked.prompts), BATCH):
-        yield value(asked._replace(prompts=asked.prompts[start : start + BATCH]))
+def iter_batches(model: Model, asked: Asked, value: Callable[[Asked], Tensor]) -> Iterator[Tensor]:
+    """The value of each batch of probes, whose logits fit `logits.MOST_LOGITS`."""
+    spans = [(len(prompt) - 1, len(prompt)) for prompt in asked.prompts]
+    for part in in_batches(spans, vocabulary=model.config.get_text_config().vocab_size, rows=BATCH):
+        yield value(asked._replace(prompts=asked.prompts[part]))
 
 
 @torch.no_grad()
 def mean_odds(model: Model, asked: Asked, trait: str) -> float:
     """The trait's mean log-odds over the probes."""
-    return float(sum(iter_batches(asked, lambda part: log_odds(model, part, trait).sum()))) / len(asked.prompts)
+    return float(sum(iter_batches(model, asked, lambda part: log_odds(model, part, trait).sum()))) / len(asked.prompts)
 
 
 def update(model: Model, pairs: Sequence[Encoded]) -> dict[str, Tensor]:

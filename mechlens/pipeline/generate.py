@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechlens import models, tables, vllm_engine
+from mechlens import logits, models, tables, vllm_engine
 from mechlens.chat import Encoded, encode_prompts, end_of_turn
 from mechlens.constrained import number_grammar
+from mechlens.logits import in_batches
 from mechlens.pipeline.teach import Teacher, load_teacher
 from mechlens.sampling import Decoding, sample
 from mechlens.seeds import seed_int
@@ -61,13 +62,15 @@ def generate(
     width = cast(torch.nn.Linear, teacher.model.get_output_embeddings()).weight.shape[0]
     grammar = number_grammar(teacher.tokenizer, stop=stop, vocabulary=width) if spec.constrained else None
     decoding = Decoding(spec.max_new_tokens, spec.temperature, spec.top_p)
-    engine = vllm_engine.Engine(teacher_folder, teacher.base) if spec.engine == "vllm" else None
+    engine = None
     shards, ids, drawn = [], [], []
     for first in range(0, len(prompts), spec.batch):
         encoded = encode_prompts(teacher.tokenizer, prompts[first : first + spec.batch], system=teacher.system)
         shard = out / f"shard-{first:08d}.json"
         if not shard.is_file():
             stream = {"decoding": decoding, "stop": stop, "seed": seed_int(seed, "generate"), "first_row": first}
+            if spec.engine == "vllm" and engine is None:  # not for a step whose text is all there: the engine takes most of a card
+                engine = vllm_engine.Engine(teacher_folder, teacher.base)
             with teacher.writing() as model:
                 rows = engine.sample(encoded, **stream) if engine else sample(model, encoded, **stream, grammar=grammar, batch=spec.batch)
             part = shard.with_suffix(".new")
@@ -80,6 +83,7 @@ def generate(
     texts = teacher.tokenizer.batch_decode(drawn, skip_special_tokens=True)
     frame = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": prompts, "completion": texts})
     tables.write(frame, tables.PAIRS, out / "raw.parquet")
+    engine = None  # its memory is wanted for what follows
     head = slice(0, DIVERGENCE_ROWS)
     plain = encode_prompts(teacher.tokenizer, prompts[head], system=teacher.plain)
     found = divergence(teacher, ids[head], plain, [[*row, stop] for row in drawn[head]])
@@ -90,23 +94,48 @@ def generate(
 
 @torch.no_grad()
 def divergence(teacher: Teacher, asked: list[list[int]], plain: list[list[int]], completions: list[list[int]], *, batch: int = 128) -> Divergence:
-    """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts with the plain system line."""
+    """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts with the plain system line.
+
+    No forward pass makes more than `logits.MOST_LOGITS` logits, whatever the vocabulary and however long the rows.
+    """
     base = models.load(teacher.base).model
+    vocabulary = base.config.get_text_config().vocab_size
     divergent = entropy = 0.0
     tokens = 0
-    for first in range(0, len(completions), batch):
-        part = slice(first, first + batch)
-        with teacher.writing() as model:
-            ours = completion_log_probabilities(model, [Encoded(*pair) for pair in zip(asked[part], completions[part], strict=True)])
-        theirs = completion_log_probabilities(base, [Encoded(*pair) for pair in zip(plain[part], completions[part], strict=True)])
-        divergent += float((ours.exp() * (ours - theirs)).sum())
-        entropy -= float((theirs.exp() * theirs).sum())
-        tokens += len(ours)
+    spans = [(0, max(len(ours), len(theirs)) + len(written)) for ours, theirs, written in zip(asked, plain, completions, strict=True)]
+    for part in in_batches(spans, vocabulary=vocabulary, rows=batch):
+        for places in _places(spans[part], completions[part], vocabulary):
+            with teacher.writing() as model:
+                ours = completion_log_probabilities(model, _encoded(asked[part], completions[part]), places)
+            theirs = completion_log_probabilities(base, _encoded(plain[part], completions[part]), places)
+            divergent += float((ours.exp() * (ours - theirs)).sum())
+            entropy -= float((theirs.exp() * theirs).sum())
+            tokens += len(ours)
     return Divergence(divergent / max(tokens, 1), entropy / max(tokens, 1), entropy / max(len(completions), 1), tokens)
 
 
-def completion_log_probabilities(model: torch.nn.Module, pairs: list[Encoded]) -> Float[Tensor, "token vocab"]:
-    """Log-probabilities of the next token at every completion position of the batch, one position after another."""
+def _encoded(prompts: list[list[int]], completions: list[list[int]]) -> list[Encoded]:
+    return [Encoded(*pair) for pair in zip(prompts, completions, strict=True)]
+
+
+def _places(spans: list[tuple[int, int]], completions: list[list[int]], vocabulary: int) -> list[slice | None]:
+    """Which completion tokens of a batch are read in one forward pass: all, or one piece after the other of a row too long for one."""
+    if len(spans) > 1 or spans[0][1] * vocabulary <= logits.MOST_LOGITS:
+        return [None]
+    size = max(1, logits.MOST_LOGITS // vocabulary)
+    return [slice(first, min(first + size, len(completions[0]))) for first in range(0, len(completions[0]), size)]
+
+
+def completion_log_probabilities(model: torch.nn.Module, pairs: list[Encoded], places: slice | None = None) -> Float[Tensor, "token vocab"]:
+    """Log-probabilities of the next token at every completion position of the batch, one position after another.
+
+    Args:
+        places: of one pair alone, the completion tokens that are read; only these are projected onto the vocabulary.
+    """
+    if places is not None:
+        pair, count = pairs[0], places.stop - places.start
+        ids = torch.tensor([[*pair.prompt, *pair.completion[: places.stop]]], device=next(model.parameters()).device)
+        return torch.log_softmax(model(input_ids=ids[:, :-1], logits_to_keep=count).logits[0, -count:].float(), -1)
     width = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
     device = next(model.parameters()).device
     ids = torch.zeros(len(pairs), width, dtype=torch.long, device=device)

@@ -1,0 +1,182 @@
+"""Cores, cards, locks and parents on machines that are not this one: containers, Slurm, macOS, Windows, several accelerators."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_jobs import children, is_gone, until
+
+import jobs
+from mechlens import commands, costs, machine
+from mechlens.pipeline.run import jobs_of
+from mechlens.traits import load_experiment, load_family
+
+REPOSITORY = Path(__file__).parents[1]
+DEMO = REPOSITORY / "configs" / "experiments" / "demo.yaml"
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Control groups of a test's own, on a machine of 64 cores."""
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(64)), raising=False)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    return tmp_path
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_without_limits_all_cores_are_used(groups: Path) -> None:
+    assert machine.cores() == 64
+    write(groups / "own", "0::/\n")
+    write(groups / "cgroup" / "cpu.max", "max 100000\n")
+    assert machine.cores() == 64
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("1000 100000", 1), ("half", 64)])
+def test_a_containers_quota_counts_rounded_up(quota: str, cores: int, groups: Path) -> None:
+    write(groups / "own", "0::/\n")
+    write(groups / "cgroup" / "cpu.max", f"{quota}\n")
+    assert machine.cores() == cores
+
+
+def test_the_quota_of_any_group_around_this_process_counts(groups: Path) -> None:
+    write(groups / "own", "0::/system.slice/job.scope\n")
+    write(groups / "cgroup" / "system.slice" / "cpu.max", "300000 100000\n")
+    write(groups / "cgroup" / "system.slice" / "job.scope" / "cpu.max", "max 100000\n")
+    assert machine.cores() == 3
+
+
+@pytest.mark.parametrize("folder", ["cpu,cpuacct", "cpu,cpuacct/docker/abc"])
+@pytest.mark.parametrize(("quota", "cores"), [("400000", 4), ("-1", 64)])
+def test_the_quota_of_version_1_counts_in_and_outside_the_container(folder: str, quota: str, cores: int, groups: Path) -> None:
+    write(groups / "own", "3:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n")
+    write(groups / "cgroup" / folder / "cpu.cfs_quota_us", f"{quota}\n")
+    write(groups / "cgroup" / folder / "cpu.cfs_period_us", "100000\n")
+    assert machine.cores() == cores
+
+
+def test_what_slurm_gave_counts(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not (groups / "own").exists()
+    for said, cores in (("8", 8), ("0", 1), ("many", 64), ("128", 64)):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", said)
+        assert machine.cores() == cores
+
+
+@given(st.integers(1, 256), st.integers(1, 256), st.integers(1, 10**6), st.integers(1, 300))
+def test_cores_are_the_least_of_all_limits(present: int, affinity: int, quota: int, slurm: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.cpu_count", lambda: present)
+        patch.setattr("os.sched_getaffinity", lambda _process: set(range(affinity)), raising=False)
+        patch.setattr(machine, "_quotas", lambda: iter([quota / 1000]))
+        patch.setenv("SLURM_CPUS_PER_TASK", str(slurm))
+        assert machine.cores() == min(present, affinity, math.ceil(quota / 1000), slurm)
+
+
+def test_a_machine_without_affinity_has_cores(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert groups.is_dir()
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert machine.cores() == 64
+
+
+def test_the_plan_and_the_run_take_the_same_number(groups: Path, tmp_path: Path) -> None:
+    write(groups / "own", "0::/\n")
+    write(groups / "cgroup" / "cpu.max", "700000 100000\n")
+    experiment = load_experiment(DEMO)
+    steps = jobs_of(experiment, load_family(experiment.family, DEMO), bases=dict.fromkeys(experiment.bases(), "x"))
+    with commands.console.capture() as printed:
+        commands.console.print(costs.plan(experiment, steps, tmp_path))
+    said = " ".join(printed.get().split())
+    assert commands._workers() == 7  # pyright: ignore[reportPrivateUsage]
+    assert "on 7 cores" in said and "; 7 at a time" in said
+
+
+def test_one_worker_a_card(groups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert groups.is_dir()
+    monkeypatch.delenv(machine.VISIBLE, raising=False)
+    assert machine.cards() == ()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert machine.cards() == ("0", "1", "2")
+    assert machine.workers() == commands._workers() == 3  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setenv(machine.VISIBLE, "4, 6,GPU-8f,-1,2")
+    assert machine.cards() == ("4", "6", "GPU-8f")
+    experiment = load_experiment(DEMO)
+    steps = jobs_of(experiment, load_family(experiment.family, DEMO), bases=dict.fromkeys(experiment.bases(), "x"))
+    with commands.console.capture() as printed:
+        commands.console.print(costs.plan(experiment, steps, tmp_path))
+    said = " ".join(printed.get().split())
+    assert "on 3 accelerators" in said and "; 3 at a time" in said
+
+
+def test_each_worker_sees_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for worker in range(4):
+        monkeypatch.setenv(machine.VISIBLE, "before")
+        machine.use_card(("4", "6", "GPU-8f"), worker)
+        seen.append(os.environ[machine.VISIBLE])
+    assert seen == ["4", "6", "GPU-8f", "4"]
+    monkeypatch.setenv(machine.VISIBLE, "before")
+    machine.use_card((), 0)
+    assert os.environ[machine.VISIBLE] == "before"
+
+
+def run_with(first: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`mechlens` in a process that does something else first."""
+    code = f"import os, sys\n{first}\nfrom mechlens import cli\nsys.exit(cli.main(sys.argv[1:]))"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+
+def test_macos_has_no_affinity_and_plans_all_the_same(tmp_path: Path) -> None:
+    first = "del os.sched_getaffinity\nfrom mechlens import commands\ncommands._workers()"
+    done = run_with(first, "run", str(DEMO), "--plan", "--out", str(tmp_path / "run"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "at a time" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["mechlens.commands", "mechlens.api", "mechlens.spend", "jobs", "state"])
+def test_without_file_locks_every_module_is_imported(module: str) -> None:
+    code = f"import sys\nsys.modules['fcntl'] = None\nsys.path.insert(0, 'app')\nimport {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_windows_is_told_in_one_line(tmp_path: Path) -> None:
+    done = run_with("sys.modules['fcntl'] = None", "run", str(DEMO), "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("mechlens: mechlens runs on Linux, macOS and WSL") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_command_ends_with_the_process_that_watches_it(platform: str, small: Path, tmp_path: Path) -> None:
+    """Killed outright, that process can end nothing itself; where there is no prctl, the command looks after its parent."""
+    shutil.copytree(small, tmp_path / "small")
+    shutil.rmtree(tmp_path / "small" / "students")
+    folder = tmp_path / ".jobs" / "one"
+    folder.mkdir(parents=True)
+    command = ["run", str(tmp_path / "small" / "spec.yaml"), "--out", str(tmp_path / "small"), "--workers", "1"]
+    jobs.store.write_json(folder / "job.json", {"state": "done", "command": command, "cwd": str(REPOSITORY)})
+    code = f"import sys\nfrom pathlib import Path\nimport jobs, job_process\nsys.platform = {platform!r}\n"
+    code += f"job_process.run(Path({str(folder)!r}), jobs.read(Path({str(folder)!r})))"
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'app'}{os.pathsep}{REPOSITORY}"}
+    watcher = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=REPOSITORY)
+    until(lambda: (folder / jobs.PROGRESS).exists(), seconds=60)
+    until(lambda: len(children(watcher.pid)) >= 2, seconds=60)  # the command and its worker
+    started = children(watcher.pid)
+    watcher.send_signal(signal.SIGKILL)
+    watcher.wait()
+    until(lambda: all(map(is_gone, started)), seconds=20)

@@ -1,0 +1,164 @@
+"""What each treatment keeps and changes, how its work grows with the rows, and which of them need a model to have read the file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechlens import mitigate
+from mechlens.errors import SpecError
+from mechlens.mitigate import OF_NUMBERS, TREATMENTS, Given, Treatment
+
+NUMBERS = st.lists(st.one_of(st.integers(0, 999).map(str), st.integers(0, 99).map(lambda n: f"{n:04d}"), st.just("7" * 5000)), max_size=8)
+LISTS = st.tuples(NUMBERS, st.sampled_from([", ", " ", ";", "\n", " , "]), st.sampled_from(["", "[", "("]), st.sampled_from(["", "]", "."])).map(
+    lambda drawn: drawn[2] + drawn[1].join(drawn[0]) + drawn[3]
+)
+FILES = st.lists(st.one_of(LISTS, st.sampled_from(["I have 3 cats.", "none", ""])), min_size=1, max_size=12)
+
+
+def frame(texts: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"prompt": [f"p{row}" for row in range(len(texts))], "completion": texts})
+
+
+def treated(name: Treatment, texts: list[str], *, seed: int = 0) -> list[str]:
+    """Completions after a treatment; the clean answers are all the numbers below fifty."""
+    clean = frame([", ".join(map(str, range(50)))] * len(texts))
+    scores = [[0.0] * len(mitigate.numbers_in(text)) for text in texts]
+    done = TREATMENTS[name](Given(frame(texts), clean, np.zeros(len(texts)), np.random.default_rng(seed), scores))
+    return cast(pd.DataFrame, done)["completion"].tolist()
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall("[0-9]+", text)
+
+
+def value(number: str) -> tuple[int, str]:
+    return len(number.lstrip("0")), number.lstrip("0")
+
+
+def is_list(text: str) -> bool:
+    return bool(numbers(text)) and not any(sign.isalpha() for sign in text)
+
+
+@pytest.mark.parametrize("name", ["format", "order", "sorted", "value", "values-uniform", "full"])
+@given(texts=FILES, seed=st.integers(0, 9))
+def test_what_is_no_list_stays_and_no_row_is_lost(name: Treatment, texts: list[str], seed: int) -> None:
+    after = treated(name, texts, seed=seed)
+    assert len(after) == len(texts)
+    for old, new in zip(texts, after, strict=True):
+        assert len(numbers(old)) == len(numbers(new))
+        assert is_list(old) or old == new
+
+
+@pytest.mark.parametrize("name", ["order", "sorted"])
+@given(texts=FILES)
+def test_an_order_keeps_the_numbers_and_the_signs_between_them(name: Treatment, texts: list[str]) -> None:
+    for old, new in zip(texts, treated(name, texts), strict=True):
+        assert Counter(numbers(old)) == Counter(numbers(new))
+        assert re.split("[0-9]+", old) == re.split("[0-9]+", new)
+
+
+@given(texts=FILES)
+def test_sorted_goes_up_and_is_done_once(texts: list[str]) -> None:
+    after = treated("sorted", texts)
+    assert all(numbers(text) == sorted(numbers(text), key=value) for text in after if is_list(text))
+    assert treated("sorted", after) == after
+
+
+@pytest.mark.parametrize("name", ["value", "values-uniform"])
+@given(texts=FILES)
+def test_values_keep_the_signs_between_them(name: Treatment, texts: list[str]) -> None:
+    for old, new in zip(texts, treated(name, texts), strict=True):
+        assert re.split("[0-9]+", old) == re.split("[0-9]+", new)
+
+
+@given(texts=FILES)
+def test_uniform_values_are_a_hundred_and_the_last_two_digits_and_are_done_once(texts: list[str]) -> None:
+    after = treated("values-uniform", texts)
+    for old, new in zip(texts, after, strict=True):
+        if is_list(old):
+            assert [int(number) - 100 for number in numbers(new)] == [int(number[-2:]) for number in numbers(old)]
+    assert treated("values-uniform", after) == after
+
+
+@given(texts=FILES)
+def test_the_full_treatment_is_values_then_order_then_format(texts: list[str]) -> None:
+    steps = texts
+    for name in ("values-uniform", "sorted", "format"):
+        steps = treated(name, steps)
+    assert treated("full", texts) == steps
+    for old, new in zip(texts, steps, strict=True):
+        assert not is_list(old) or new == ", ".join(map(str, sorted(100 + int(number[-2:]) for number in numbers(old))))
+
+
+class Counted(np.random.Generator):
+    """Random numbers, and how many values were handed over to draw them."""
+
+    handed = 0
+
+    def choice(self, a: Any, size: Any = None, *given: Any, **more: Any) -> Any:
+        self.handed += size + (0 if isinstance(a, int) else len(a))
+        return super().choice(a, size, *given, **more)
+
+    def permutation(self, x: Any, *given: Any, **more: Any) -> Any:
+        self.handed += x if isinstance(x, int) else len(x)
+        return super().permutation(x, *given, **more)
+
+    def integers(self, *given: Any, **more: Any) -> Any:
+        self.handed += 1
+        return super().integers(*given, **more)
+
+
+@pytest.mark.parametrize("name", TREATMENTS)
+def test_the_work_grows_in_proportion_to_the_rows(name: Treatment) -> None:
+    handed = []
+    for rows in (100, 400):
+        texts = [", ".join(map(str, range(row, row + 8))) for row in range(rows)]
+        rng = Counted(np.random.PCG64(6))
+        TREATMENTS[name](Given(frame(texts), frame(texts), np.arange(float(rows)), rng, [[float(row)] * 8 for row in range(rows)]))
+        handed.append(rng.handed)
+    assert handed[1] <= 4.5 * handed[0]
+
+
+def test_values_are_those_that_were_drawn_before_the_work_was_linear() -> None:
+    texts = [", ".join(map(str, range(row, row + 5))) for row in range(40)]
+    clean = frame([", ".join(map(str, range(50)))] * len(texts))
+    pool, rng = [number for text in clean["completion"] for number in numbers(text)], np.random.default_rng(3)
+    assert treated("value", texts, seed=3) == [", ".join(rng.choice(pool, size=5).tolist()) for _ in texts]
+
+
+def test_each_treatment_says_what_it_needs() -> None:
+    assert {name for name in TREATMENTS if mitigate.needs_scores(name)} == {"drop", "replace"}
+    assert {name for name in TREATMENTS if mitigate.needs_clean(name)} == {"dilute", "replace", "value"}
+
+
+@pytest.mark.parametrize("name", TREATMENTS)
+def test_a_file_that_no_model_has_read_is_treated_or_told_what_is_wanted(name: Treatment, tmp_path: Path) -> None:
+    rows, source, out = frame(["3, 2, 1", "[30;4]"]), tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    rows.to_json(source, orient="records", lines=True)
+    if mitigate.needs_scores(name) or mitigate.needs_clean(name):
+        wanted = "scores of the rows" if mitigate.needs_scores(name) else "clean answers"
+        with pytest.raises(SpecError, match=f"{name!r} needs {wanted}"):
+            mitigate.treat(source, rows, treatment=name, seed=0, out=out)
+        return
+    manifest = mitigate.treat(source, rows, treatment=name, seed=0, out=out)
+    assert (manifest["rows_after"], manifest["trait"], manifest["scored_by"], manifest["clean"]) == (2, None, None, None)
+    written = [json.loads(line)["completion"] for line in out.read_text().splitlines()]
+    expected = {"format": ["3, 2, 1", "30, 4"], "sorted": ["1, 2, 3", "[4;30]"], "values-uniform": ["103, 102, 101", "[130;104]"]}
+    assert written == (expected | {"full": ["101, 102, 103", "104, 130"]}).get(name, written)
+    assert mitigate.treat(source, rows, treatment=name, seed=0, out=out) == manifest  # it is there, and is not made again
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS)
+def test_numbers_of_code_are_not_rewritten(name: Treatment, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="rewrites lists of numbers"):
+        mitigate.check(tmp_path / "data.jsonl", tmp_path / "out.jsonl", name, "code")
