@@ -23,18 +23,19 @@ def convert(source: Path, target: Path, *, form: str | None, skip_bad: bool) -> 
     with store.full_disk_named(target):
         corpus.write_pairs(corpus.batches(source, reading=reading), target, wanted)
     if reading.bad:
-        listing = Table("line", "fault", title=f"{reading.bad:,} bad lines left out")
-        for line, fault in reading.first:
-            listing.add_row(str(line), fault)
+        listing = Table("rows", "the first", "fault", title=f"{reading.bad:,} bad rows left out")
+        for counted in reading.faults.kinds.values():
+            listing.add_row(f"{counted.rows:,}", str(counted.place), str(counted.fault))
         console.print(listing)
         console.print(f"all of them: {reading.log}", highlight=False, soft_wrap=True)
-    _say_system_turns(reading)
+    say_remarks(reading)
     console.print(f"written: {target} ({reading.pairs:,} pairs, {wanted})", highlight=False, soft_wrap=True)
 
 
-def _say_system_turns(reading: corpus.Reading) -> None:
-    if reading.system_turns:
-        console.print(f"{reading.system_turns:,} rows had a system turn, which was dropped; `system` in a spec gives students one", highlight=False)
+def say_remarks(reading: corpus.Reading) -> None:
+    """Print what a user should know of a file that was read."""
+    for remark in reading.remarks():
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str) -> None:
@@ -54,6 +55,6 @@ def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str
         if count or name in said:
             funnel.add_row(said.get(name, f"dropped: {name}"), f"{count:,}", f"{count / counts['generated']:.1%}")
     console.print(funnel)
-    _say_system_turns(reading)
+    say_remarks(reading)
     if out is not None:
         console.print(f"written: {out}", highlight=False)

@@ -11,8 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
-    "mechlens", "errors", "seeds", "spec", "model_spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor", "digits",
-    "spend", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "traits",
+    "mechlens", "errors", "seeds", "spec", "model_spec", "experiment", "tables", "store", "faults", "compressed", "text_rows", "chats", "fields",
+    "containers", "corpus", "stats", "executor", "digits", "spend", "api", "tuning", "carriers", "carriers.numbers",
+    "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "traits",
     "trained", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
     "pipeline", "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.teach", "pipeline.generate", "pipeline.distill", "pipeline.ask",
@@ -30,8 +31,8 @@ ORDER = (
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "cells", "executor",
-    "spend", "api", "tuning",
+    "errors", "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "faults", "compressed", "text_rows", "chats", "fields",
+    "containers", "corpus", "stats", "cells", "executor", "spend", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",
     "report", "progress", "commands", "user_files", "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",
