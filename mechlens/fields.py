@@ -32,6 +32,10 @@ class Fields(NamedTuple):
     required: bool = True
     """Whether a row without them is bad; else it is read by the known names."""
 
+    def preferred(self) -> Fields:
+        """The same names for a file that may have others, as a reference may."""
+        return self._replace(required=False)
+
     def stand_in(self, names: Collection[str]) -> bool:
         """Whether both are there."""
         return self.prompt in names and self.completion in names
@@ -48,6 +52,11 @@ def named(prompt: str, completion: str) -> Fields | None:
     if not prompt or not completion or prompt == completion:
         raise SpecError(f"--prompt-field {prompt!r} and --completion-field {completion!r} name no pair; give both, each another field")
     return Fields(prompt, completion)
+
+
+def flags_of(fields: Fields | None) -> list[str]:
+    """The words of a command line that name these fields again."""
+    return [] if fields is None else ["--prompt-field", fields.prompt, "--completion-field", fields.completion]
 
 
 def columns_of(names: Sequence[str], fields: Fields | None) -> list[str]:

@@ -9,11 +9,12 @@ from rich.table import Table
 from mechlens import corpus, spec, store, traits
 from mechlens.commands import console
 from mechlens.errors import SpecError
+from mechlens.fields import Fields
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline.rules import BANNED_BY_THE_PAPER, rule_of
 
 
-def convert(source: Path, target: Path, *, form: str | None, skip_bad: bool) -> None:
+def convert(source: Path, target: Path, *, form: str | None, skip_bad: bool, fields: Fields | None = None) -> None:
     """Write a user's file in another form, and print what did not go with it."""
     wanted = form or corpus.form_of(target)
     if wanted not in corpus.FORMS:
@@ -21,7 +22,7 @@ def convert(source: Path, target: Path, *, form: str | None, skip_bad: bool) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     reading = corpus.Reading(skip_bad=skip_bad, log=target.with_name(f"{target.name}.bad.jsonl") if skip_bad else None)
     with store.full_disk_named(target):
-        corpus.write_pairs(corpus.batches(source, reading=reading), target, wanted)
+        corpus.write_pairs(corpus.batches(source, reading=reading, fields=fields), target, wanted)
     if reading.bad:
         listing = Table("rows", "the first", "fault", title=f"{reading.bad:,} bad rows left out")
         for counted in reading.faults.kinds.values():
@@ -38,7 +39,15 @@ def say_remarks(reading: corpus.Reading) -> None:
         console.print(remark, highlight=False, soft_wrap=True)
 
 
-def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str) -> None:
+def counted(file: Path, fields: Fields | None) -> int:
+    """How many pairs a file has, whose rows are all to be read; print what a user should know of it."""
+    reading = corpus.Reading(drop_system=False)
+    rows = sum(map(len, corpus.batches(file, reading=reading, fields=fields)))
+    say_remarks(reading)
+    return rows
+
+
+def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str, fields: Fields | None = None) -> None:
     """Screen a user's file, print the funnel, and write the tables if a folder is given."""
     if rule not in ("numbers", "code", "reasoning", "text", "none"):
         raise SpecError(f"rule {rule!r} is unknown; expected numbers, code, reasoning, text or none")
@@ -47,7 +56,7 @@ def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(out or file):
-        pairs = corpus.batches(file, reading=reading)
+        pairs = corpus.batches(file, reading=reading, fields=fields)
         counts = screening.screen_rows(pairs, wanted, rule=rule_of(wanted, rule, gold={}), leaks=leaks, out=out)
     funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
     said = {"generated": "read", "kept": "kept", screening.LEAKS: screening.LEAKS}
