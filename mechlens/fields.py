@@ -66,7 +66,7 @@ def columns_of(names: Sequence[str], fields: Fields | None) -> list[str]:
         DataError: with the columns and what to do, if none can; it lacks the name of the file.
     """
     if fields is not None and fields.stand_in(names):
-        return [fields.prompt, fields.completion]
+        return list(dict.fromkeys([fields.prompt, fields.completion]))
     if fields is not None and fields.required:
         raise DataError(f"has the columns {listed(names)}, and no {fields.prompt!r} with {fields.completion!r}")
     exact = {"prompt", "completion"} <= set(names)
