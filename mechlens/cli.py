@@ -239,18 +239,23 @@ def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
 COMMANDS = {function.__name__: function for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, pretrain, app)}
 
 
+def _at_home(word: str) -> str:
+    """A word of the command line with a leading `~` written out: no shell does so behind a `=`, nor in quotation marks."""
+    option, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{option}{equals}{os.path.expanduser(path)}"  # noqa: PTH111, since Path's raises for the `~` of an unknown user
+
+
 def read(arguments: list[str] | None) -> Action:
     """What the command line asks for.
 
     Raises:
         SpecError: in one line, where the parser would draw a box.
     """
+    words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=arguments
-            )
+            return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=words)
     except SystemExit as stop:
         if not stop.code:  # --help was asked for and printed
             raise
