@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from mechlens import tables
 from mechlens.chats import Pair
+from mechlens.compressed import OTHER_KINDS, ending_of
 from mechlens.containers import EXPECTED, files_of, rows_of
 from mechlens.errors import DataError
 from mechlens.faults import Fault, Place, Tally
@@ -29,6 +30,10 @@ from mechlens.fields import HOW_TO_NAME, SEVERAL, UNKNOWN, Fields, pair_of
 Form = Literal["prompt-completion", "messages", "openai", "parquet", "hf"]
 FORMS: tuple[Form, ...] = get_args(Form)
 """what `write_pairs` writes; `openai` is `messages` under the name that its users look for, `hf` a datasets folder"""
+
+UNWRITTEN = (".json", ".csv", ".tsv", *OTHER_KINDS)
+"""endings of forms that are read, or known, and not written"""
+WRITTEN = ".jsonl or .jsonl.gz (JSON lines), .parquet, or nothing (a datasets folder)"
 
 TEXTS = pa.schema([tables.PAIRS.field("prompt"), tables.PAIRS.field("completion")])
 LONGEST_PAIR = 1_000_000  # characters; longer is no training pair
@@ -175,19 +180,22 @@ def _within_bounds(pair: Pair | Fault) -> Pair | Fault:
 
 def form_of(path: Path) -> Form:
     """The form that a name asks for: Parquet by its ending, a folder where it has none, JSON lines otherwise."""
-    return "parquet" if path.suffix == ".parquet" else "prompt-completion" if path.suffix else "hf"
+    return "parquet" if path.suffix.lower() == ".parquet" else "prompt-completion" if path.suffix else "hf"
 
 
 def write_pairs(frames: Iterable[pd.DataFrame], path: Path, form: Form) -> None:
-    """Write pairs, gzipped under a name in `.gz`; the file appears when all are written.
+    """Write pairs, gzipped under a name in `.gz`, whatever its case; the file appears when all are written.
 
     Raises:
         DataError: if something stands at the path, or its name would be read as another form.
     """
     if path.exists():
         raise DataError(f"{path} exists already; choose another name or move it away")
-    if form != "hf" and (form == "parquet") != (path.suffix == ".parquet"):
+    ending, packing = ending_of(path)
+    if form != "hf" and (form == "parquet") != (ending == ".parquet"):
         raise DataError(f"{path.name} is no name for the form {form}; Parquet files, and no others, end in .parquet")
+    if ending in UNWRITTEN or packing not in ("", ".gz") or (packing and form in ("parquet", "hf")):
+        raise DataError(f"{path.name} promises a form that is not written; let it end in {WRITTEN}")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:50]}-") as scratch:
         whole = Path(scratch) / path.name
         if form == "hf":
@@ -200,7 +208,7 @@ def write_pairs(frames: Iterable[pd.DataFrame], path: Path, form: Form) -> None:
 
 
 def _write_lines(frames: Iterable[pd.DataFrame], path: Path, *, messages: bool) -> None:
-    raw = gzip.GzipFile(path, "wb", mtime=0) if path.suffix == ".gz" else path.open("wb")  # no time: the same pairs give the same bytes
+    raw = gzip.GzipFile(path, "wb", mtime=0) if path.suffix.lower() == ".gz" else path.open("wb")  # no time: the same pairs give the same bytes
     with raw, io.TextIOWrapper(raw, "utf-8", newline="\n") as out:
         for frame in frames:
             for prompt, completion in zip(frame["prompt"].tolist(), frame["completion"].tolist(), strict=True):

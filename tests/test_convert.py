@@ -24,7 +24,7 @@ FORMS: dict[str, tuple[str, corpus.Form]] = {
     "lines": ("pairs.jsonl", "prompt-completion"),
     "gzipped lines": ("pairs.jsonl.gz", "prompt-completion"),
     "messages": ("pairs.jsonl", "messages"),
-    "gzipped messages": ("pairs.json.gz", "openai"),
+    "gzipped messages": ("pairs.chat.GZ", "openai"),
     "Parquet": ("pairs.parquet", "parquet"),
     "a saved dataset": ("pairs", "hf"),
 }
