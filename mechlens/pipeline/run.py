@@ -60,7 +60,8 @@ def teacher_name(experiment: Experiment, arm: Arm) -> str:
     """The teacher's folder: its trait, marked where the arm has another teacher or writer; `untouched` for the control's."""
     name = UNTOUCHED if arm.kind == "control" else arm.trait
     if arm.kind != "control" and arm.teacher not in (None, experiment.teacher):
-        name += f"-{arm.teacher.kind}-{fingerprint(arm.teacher.model_dump())[:DIGITS]}"
+        told = arm.teacher.model_dump() | {"lessons_file": Path(arm.teacher.lessons_file).name}  # where the file lies is no part of it
+        name += f"-{arm.teacher.kind}-{fingerprint(told)[:DIGITS]}"
     return name if arm.writer == experiment.base else f"{name}-by-{folder_name(arm.writer)}"
 
 
