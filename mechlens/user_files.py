@@ -59,10 +59,14 @@ def screen(file: Path, *, out: Path | None, rule: str, banned: bool, family: str
         pairs = corpus.batches(file, reading=reading, fields=fields)
         counts = screening.screen_rows(pairs, wanted, rule=rule_of(wanted, rule, gold={}), leaks=leaks, out=out)
     funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
-    said = {"generated": "read", "kept": "kept", screening.LEAKS: screening.LEAKS}
+    said = {"generated": "read", "kept": "kept", screening.LEAKS: screening.LEAKS, screening.NAMING: screening.NAMING}
     for name, count in counts.items():
+        if name == screening.NAMING:
+            funnel.add_section()
         if count or name in said:
-            funnel.add_row(said.get(name, f"dropped: {name}"), f"{count:,}", f"{count / counts['generated']:.1%}")
+            beside = name.removeprefix(screening.NAMING_BY_REASON)
+            label = f"  of them dropped first: {beside}" if beside != name else said.get(name, f"dropped: {name}")
+            funnel.add_row(label, f"{count:,}", f"{count / counts['generated']:.1%}")
     console.print(funnel)
     say_remarks(reading)
     if out is not None:
