@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mechlens.compressed import OTHER_KINDS, PACKINGS, ending_of
@@ -23,6 +24,7 @@ from mechlens.text_rows import Rows, damage_named, rows_of_text
 EXPECTED = 'JSON lines, a JSON array, CSV or Parquet of {"prompt", "completion"} or {"messages"}'
 PIECE = 32  # rows that Arrow unpacks at once: one text, stored once, may stand in every row of a small file
 MOST_UNPACKED, STEEPEST = 1 << 24, 500  # bytes that a column of a row group may always unpack to; beyond, times its packed size
+LONGEST_TEXT = 4_000_000  # bytes: a million characters, as many as a pair may have, take no more
 SHARDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """what the files of a folder that are read end in; a text may be compressed"""
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json", "manifest.json")
@@ -160,12 +162,44 @@ def _of_saved(path: Path, fields: Fields | None) -> Rows:
 def _of_parquet(path: Path, fields: Fields | None) -> Rows:
     with damage_named(path, "Parquet"), pq.ParquetFile(path) as file:
         columns = _columns(path, file.schema_arrow.names, fields)
-        for group in map(file.metadata.row_group, range(file.num_row_groups)):
-            for packed in map(group.column, range(group.num_columns)):
-                size = packed.total_uncompressed_size
-                if packed.path_in_schema.split(".")[0] in columns and size > max(MOST_UNPACKED, STEEPEST * packed.total_compressed_size):
-                    raise DataError(f"{path} would unpack {packed.total_compressed_size:,} bytes to {size:,}; no texts of training pairs do")
-        yield from _of_arrow(path, file.iter_batches(PIECE, columns=columns))
+        longest = _longest_shared_text(path, file, columns)
+        if longest > LONGEST_TEXT:
+            raise DataError(f"{path} holds a text of {longest:,} bytes; no text of a training pair is as long. Leave it out")
+        yield from _of_arrow(path, file.iter_batches(max(1, min(PIECE, MOST_UNPACKED // max(longest, 1))), columns=columns))
+
+
+def _longest_shared_text(path: Path, file: pq.ParquetFile, columns: list[str]) -> int:
+    """Bytes of the longest text that is stored once for many rows, and would be unpacked for each; 0 if none can be long.
+
+    Raises:
+        DataError: if a column would unpack too far even so.
+    """
+    longest = 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        wanted = [packed for packed in map(group.column, range(group.num_columns)) if packed.path_in_schema.split(".")[0] in columns]
+        for packed in wanted:
+            size = packed.total_uncompressed_size
+            if size > max(MOST_UNPACKED, STEEPEST * packed.total_compressed_size):
+                raise DataError(f"{path} would unpack {packed.total_compressed_size:,} bytes to {size:,}; no texts of training pairs do")
+        large = [packed.path_in_schema for packed in wanted if packed.has_dictionary_page and packed.total_uncompressed_size > MOST_UNPACKED // PIECE]
+        if large:
+            with pq.ParquetFile(path, read_dictionary=large) as coded:
+                first = next(coded.iter_batches(1, row_groups=[number], columns=columns), None)
+            for texts in (texts for array in first or () for texts in _dictionaries(array)):
+                longest = max([longest, *pc.call_function("binary_length", [texts.drop_null()]).to_pylist()])
+    return longest
+
+
+def _dictionaries(array: pa.Array) -> Iterator[pa.Array]:
+    """The texts that an array's codes stand for, at any depth."""
+    if isinstance(array, pa.DictionaryArray):
+        yield array.dictionary
+    elif isinstance(array, pa.StructArray):
+        for number in range(array.type.num_fields):
+            yield from _dictionaries(array.field(number))
+    elif isinstance(array, pa.ListArray | pa.LargeListArray):
+        yield from _dictionaries(array.values)
 
 
 def _columns(path: Path, names: list[str], fields: Fields | None) -> list[str]:

@@ -316,6 +316,40 @@ def test_a_small_compressed_file_does_not_fill_the_memory(name: str, tmp_path: P
         pa.set_memory_pool(usual)
 
 
+def shared(path: Path, *, size: int, talks: bool) -> Path:
+    """A table whose 64 rows hold one text of so many bytes, stored once; with talks, one row holds all of them in its messages."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["1" * size]))
+    roles = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["user"]))
+    messages = pa.ListArray.from_arrays(pa.array([0, 64], pa.int32()), pa.StructArray.from_arrays([roles, texts], ["role", "content"]))
+    table = pa.table({"messages": messages}) if talks else pa.table({"prompt": texts, "completion": texts})
+    pq.write_table(table, path, compression="zstd", store_schema=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "talks", "words"),
+    [
+        (3_000_000, False, "line 1 and 63 more: is longer than 1,000,000 characters"),
+        (8_000_000, False, "holds a text of 8,000,000 bytes"),
+        (8_000_000, True, "holds a text of 8,000,000 bytes"),
+    ],
+)
+def test_a_long_text_that_is_stored_once_is_not_unpacked_for_every_row(size: int, talks: bool, words: str, tmp_path: Path) -> None:
+    path = shared(tmp_path / "x.parquet", size=size, talks=talks)
+    assert path.stat().st_size < 2_000
+    usual = pa.default_memory_pool()
+    watched = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(watched)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=words):
+            read_pairs(path)
+        assert tracemalloc.get_traced_memory()[1] + (watched.max_memory() or 0) < 120 << 20
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+
+
 def test_an_xz_file_that_asks_for_too_large_a_dictionary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "x.jsonl.xz", lzma.compress(PLAIN, preset=9))
     assert len(read_pairs(path)) == 200
