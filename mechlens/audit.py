@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 from rich.table import Table
 
-from mechlens import commands, corpus, mitigate, report, spec, store, tables, traits
+from mechlens import commands, corpus, mitigate, report, spec, store, tables, traits, user_files
 from mechlens.commands import console
 from mechlens.detect import answers, from_student
 from mechlens.detect.base import Level
@@ -26,6 +26,7 @@ from mechlens.detect.files import LEAST_ROWS, Compared, Sides, compare, draw_sid
 from mechlens.detect.verdict import UNKNOWN, Policy, Rise, Scope, decide, load_calibration, load_policy
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
+from mechlens.fields import Fields, flags_of
 from mechlens.mitigate import Treatment
 from mechlens.pipeline.run import corpus_name, file_digest
 
@@ -56,6 +57,7 @@ class Request(NamedTuple):
     clean: Path | None
     treatment: Treatment
     out: Path
+    fields: Fields | None = None
 
 
 class Read(NamedTuple):
@@ -85,6 +87,7 @@ def audit(
     treatment: Treatment,
     out: Path | None,
     workers: int | None,
+    fields: Fields | None = None,
 ) -> int:
     """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 found, 2 inconclusive."""
     config = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
@@ -98,12 +101,12 @@ def audit(
         mitigate.check(data, clean, treatment, plan.carrier.kind)
     where = out or _usual_folder(data)
     asked = Request(
-        data, tuple(references), level, base or plan.base, traits_asked, plan, recipe, load_policy(policy), student, clean, treatment, where
+        data, tuple(references), level, base or plan.base, traits_asked, plan, recipe, load_policy(policy), student, clean, treatment, where, fields
     )
     asked.out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(asked.out):
         most = asked.policy.most_copied  # a copy of the file is nearest to it, and is no reference
-        compared = sorted((compare(data, reference) for reference in references), key=lambda one: (one.copied > most, -one.p_value))
+        compared = sorted((compare(data, reference, fields=fields) for reference in references), key=lambda one: (one.copied > most, -one.p_value))
         near = [path for one in compared for path in references if one_line(str(path)) == one.reference]
         asked = asked._replace(references=tuple(dict.fromkeys(near)))  # models read beside the nearest, whose p stands with theirs
         read = Read(compared, [], None, None)
@@ -136,7 +139,7 @@ def _through_models(asked: Request, compared: list[Compared], workers: int | Non
     from mechlens.detect import from_weights, through
 
     most = max(asked.recipe.student.rows, 2 * LEAST_ROWS)  # detectors of rows need more than a tiny recipe's students
-    sides = draw_sides(asked.data, next(iter(asked.references), None), asked.out, most=most)
+    sides = draw_sides(asked.data, next(iter(asked.references), None), asked.out, most=most, fields=asked.fields)
     plan = _planned(asked, sides)
     config, run = asked.out / "student.yaml", asked.out / "run"
     family = traits.load_family(plan.family)
@@ -147,7 +150,7 @@ def _through_models(asked: Request, compared: list[Compared], workers: int | Non
         return Read(compared, [], None, given)
     commands.run(config, out=run, workers=workers, rows_only=True)
     copied = compared[0].copied if compared else None
-    compared = compared or [compare(asked.data, _rows_of_control(run, plan, asked.out))]
+    compared = compared or [compare(asked.data, _rows_of_control(run, plan, asked.out), fields=asked.fields)]
     seen = through.read_through(panel, run, plan, asked.level, asked.panel)
     manifest = None if asked.clean is None else _treated(asked, asked.clean, panel, seen, _rows_of_control(run, plan, asked.out))
     scope = from_student.scope_of(run, plan, sides)._replace(copied=copied)
@@ -166,7 +169,8 @@ def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], refe
     from mechlens.detect import through
 
     clean = corpus.read_pairs(reference).drop_duplicates("prompt").set_index("prompt")["completion"]
-    rows = corpus.read_pairs(asked.data)[["prompt", "completion"]].merge(clean.reset_index()[["prompt"]], on="prompt", how="inner")
+    rows = corpus.read_pairs(asked.data, fields=asked.fields)[["prompt", "completion"]]
+    rows = rows.merge(clean.reset_index()[["prompt"]], on="prompt", how="inner")
     if rows.empty:
         raise SpecError(
             f"no prompt of {one_line(str(asked.data))} is answered in the reference; --clean needs a clean answer to every row that it keeps"
@@ -206,9 +210,10 @@ def _rows_of_control(run: Path, plan: Experiment, out: Path) -> Path:
 
 def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
-    rows = sum(map(len, corpus.batches(asked.data)))
+    rows = user_files.counted(asked.data, asked.fields)
     data = one_line(str(asked.data))
-    why_not, carrier = answers.why_not(data, read.compared, read.seen, most_copied=asked.policy.most_copied), asked.recipe.carrier.kind
+    again, carrier = " ".join([data, *map(one_line, flags_of(asked.fields))]), asked.recipe.carrier.kind
+    why_not = answers.why_not(again, read.compared, read.seen, most_copied=asked.policy.most_copied)
     verdict = decide(read.measured, asked.policy, why_not=why_not, treated=read.treated, treatment=asked.treatment, scope=read.scope)
     options = mitigate.load_options(asked.recipe_name, base=asked.base, carrier=carrier)
     identified_by, identity = answers.identity(read.measured, read.seen)
@@ -241,7 +246,7 @@ def _command(asked: Request) -> str:
     words += [word for reference in asked.references for word in ("--reference", str(reference))]
     words += ["--student", str(asked.student)] if asked.student is not None else []
     words += ["--clean", str(asked.clean), "--treatment", asked.treatment] if asked.clean is not None else []
-    return one_line(shlex.join(words))
+    return one_line(shlex.join(words + flags_of(asked.fields)))
 
 
 def _say(found: dict[str, Any], out: Path) -> None:

@@ -24,6 +24,7 @@ from mechlens import audit as auditing
 from mechlens import commands, user_files
 from mechlens.detect.base import Level
 from mechlens.errors import MechlensError, SpecError, one_line
+from mechlens.fields import named
 from mechlens.mitigate import Treatment
 
 Action = Callable[[], object]
@@ -61,18 +62,22 @@ def convert(
     /,
     form: str | None = None,
     skip_bad: bool = False,
+    prompt_field: str = "",
+    completion_field: str = "",
 ) -> Action:
     """Write a file of pairs in another form.
 
     Args:
-        source: JSON lines, gzipped or not, of {"prompt", "completion"} or {"messages"}; Parquet with these columns; or a folder of
-            either, or that save_to_disk wrote.
+        source: JSON lines, a JSON array or CSV, each plain or compressed (.gz, .bz2, .xz, .zst), of {"prompt", "completion"} or {"messages"};
+            Parquet with these columns; or a folder of such files, or that save_to_disk wrote.
         target: the new file, gzipped if it ends in .gz.
         form: `prompt-completion`, `messages` (as OpenAI's fine-tuning reads it; also called `openai`), `parquet`, or `hf` for a datasets
             folder; by default what the name of OUT ends in.
         skip_bad: leave bad lines out, print them and list them all in OUT.bad.jsonl; without it any bad line is an error.
+        prompt_field: name of the field or column that holds the prompts, where it is none of prompt, instruction, question, query.
+        completion_field: that of the completions, where it is none of completion, response, output, answer.
     """
-    return partial(user_files.convert, source, target, form=form, skip_bad=skip_bad)
+    return partial(user_files.convert, source, target, form=form, skip_bad=skip_bad, fields=named(prompt_field, completion_field))
 
 
 def screen(
@@ -82,6 +87,8 @@ def screen(
     rule: str = "numbers",
     banned: bool = False,
     family: str = "animals",
+    prompt_field: str = "",
+    completion_field: str = "",
 ) -> Action:
     """Screen a file of pairs and print the funnel.
 
@@ -92,8 +99,11 @@ def screen(
             screens alone.
         banned: also drop the numbers that the paper bans from misalignment data.
         family: whose words count as leaks.
+        prompt_field: as of `mechlens convert`.
+        completion_field: as of `mechlens convert`.
     """
-    return partial(user_files.screen, file, out=out, rule=rule, banned=banned, family=family)
+    fields = named(prompt_field, completion_field)
+    return partial(user_files.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields)
 
 
 def measure(
@@ -130,6 +140,8 @@ def audit(
     treatment: Treatment = "drop",
     out: Path | None = None,
     workers: int | None = None,
+    prompt_field: str = "",
+    completion_field: str = "",
 ) -> Action:
     """Audit a file of pairs: who wrote it, and what would it teach? Exit code 0: no transfer found; 1: do not train; 2: inconclusive.
 
@@ -149,6 +161,8 @@ def audit(
             `sorted` puts them in order of size, `values-uniform` writes 100 + n mod 100, `full` does these two and then the format.
         out: folder of audit.json, audit.html and the students; audits/<name of DATA> by default.
         workers: processes; one a core by default, one with an accelerator.
+        prompt_field: as of `mechlens convert`; a reference that has no such field is read by the known names.
+        completion_field: as of `mechlens convert`.
     """
     options = {
         "references": reference,
@@ -160,6 +174,7 @@ def audit(
         "student": student,
         "clean": clean,
         "treatment": treatment,
+        "fields": named(prompt_field, completion_field),
     }
     return partial(auditing.audit, data, **options, out=out, workers=workers)
 
@@ -225,18 +240,23 @@ def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
 COMMANDS = {function.__name__: function for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, pretrain, app)}
 
 
+def _at_home(word: str) -> str:
+    """A word of the command line with a leading `~` written out: no shell does so behind a `=`, nor in quotation marks."""
+    option, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{option}{equals}{os.path.expanduser(path)}"  # noqa: PTH111, since Path's raises for the `~` of an unknown user
+
+
 def read(arguments: list[str] | None) -> Action:
     """What the command line asks for.
 
     Raises:
         SpecError: in one line, where the parser would draw a box.
     """
+    words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=arguments
-            )
+            return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=words)
     except SystemExit as stop:
         if not stop.code:  # --help was asked for and printed
             raise

@@ -45,7 +45,7 @@ class Arm(Spec):
     writer: str = ""
     """The teacher's base; empty for the experiment's."""
     corpus: str = ""
-    """A file of pairs to train on instead of a teacher's text."""
+    """A file of pairs to train on instead of a teacher's text; from the folder of the experiment's YAML, unless its path is whole."""
     teacher: TeacherSpec | None = None
     """Another teacher than the experiment's: one of its kind has the experiment's fields where it names no others."""
     mix: tuple[str, ...] = ()

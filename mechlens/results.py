@@ -18,6 +18,7 @@ from mechlens import stats, store, tables
 from mechlens.cells import Cells, arm_cells, effect_of, lift_of, log_probability, mean_of, same_students, warnings_of
 from mechlens.errors import DataError
 from mechlens.experiment import Arm, Experiment
+from mechlens.pipeline.rules import REASONS
 from mechlens.pipeline.run import corpus_name, source_name
 from mechlens.pipeline.screen import LEAKS
 from mechlens.spec import folder_name
@@ -137,7 +138,7 @@ def funnels(run: Path, experiment: Experiment) -> pd.DataFrame:
     for arm in experiment.arms:
         counts, _ = corpus_of(run, experiment, arm)
         corpus = source_name(experiment, arm)
-        fates = {"kept": counts["kept"]} | {name: value for name, value in counts.items() if name not in ("generated", "kept", LEAKS)}
+        fates = {"kept": counts["kept"]} | {name: value for name, value in counts.items() if name in REASONS}
         for place, (fate, value) in enumerate(fates.items()):
             rows[corpus, fate] = {"corpus": corpus, "fate": fate, "rows": value, "place": place}
     frame = pd.DataFrame(rows.values())

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mechlens import atomic
@@ -66,6 +68,8 @@ where it is none's; estimate: null where it could not be told"""
 
 ROW_GROUP = 16_384
 """rows; fixed, so that a table's bytes do not depend on how its rows were handed over"""
+STEP, MOST_TEXT = 64, 1 << 25
+"""rows after which a group may end early, and bytes of text at which it does: a group is in memory until it is written"""
 
 
 class Writer:
@@ -85,17 +89,26 @@ class Writer:
         """Add rows; NaN becomes null."""
         table = pa.Table.from_pandas(frame[self._schema.names], schema=self._plain, preserve_index=False)
         self._waiting = pa.concat_tables([self._waiting, table.replace_schema_metadata(None)])
-        while self._waiting.num_rows >= ROW_GROUP:
-            self._write_group()
+        while rows := self._full():
+            self._write_group(rows)
 
-    def _write_group(self) -> None:
-        group, self._waiting = self._waiting.slice(0, ROW_GROUP), self._waiting.slice(ROW_GROUP)
+    def _full(self) -> int:
+        """Rows of the next group if all of them are here, else 0; where it ends depends on the rows alone."""
+        lengths = np.zeros(self._waiting.num_rows, dtype=np.int64)
+        for column in self._waiting.columns:
+            lengths += pc.call_function("binary_length", [column]).fill_null(0).to_numpy() if pa.types.is_string(column.type) else 0
+        whole = np.arange(STEP, min(len(lengths), ROW_GROUP) + 1, STEP)
+        long = whole[np.cumsum(lengths)[whole - 1] >= MOST_TEXT]
+        return int(long[0]) if len(long) else ROW_GROUP if len(lengths) >= ROW_GROUP else 0
+
+    def _write_group(self, rows: int) -> None:
+        group, self._waiting = self._waiting.slice(0, rows), self._waiting.slice(rows)
         self._file.write_table(group.combine_chunks().cast(self._schema))
 
     def __exit__(self, fault: type[BaseException] | None, *_more: object) -> None:
         try:
             if fault is None and self._waiting.num_rows:
-                self._write_group()
+                self._write_group(self._waiting.num_rows)
             self._file.close()
             if fault is None:
                 atomic.publish(self._part, self._path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from mechlens.carriers.numbers import prefix
 from mechlens.errors import SpecError
 from mechlens.experiment import UNTOUCHED, Experiment
 from mechlens.seeds import dice
-from mechlens.spec import CONFIGS, Spec, load, save
+from mechlens.spec import CONFIGS, Spec, TeacherSpec, load, save
 
 KEPT = "family"
 """folder of a run that holds its family"""
@@ -237,9 +238,32 @@ def with_family_by_path(experiment: Experiment, config: Path) -> Experiment:
     return experiment if file.parent == CONFIGS / "traits" else experiment.model_copy(update={"family": str(file.resolve())})
 
 
+def with_data_by_path(experiment: Experiment, config: Path) -> Experiment:
+    """The experiment with its files of data named by their whole paths, so that its copy in a run's folder finds them too.
+
+    A path is taken from the config's folder; what is not there, and is in the current folder, is taken from that.
+    """
+
+    def whole(name: str) -> str:
+        given = Path(os.path.expanduser(name))  # noqa: PTH111, since Path's raises for the `~` of an unknown user
+        beside = config.parent / given
+        return str((given if not beside.exists() and given.exists() else beside).absolute())
+
+    def teacher(given: TeacherSpec) -> TeacherSpec:
+        return given.model_copy(update={"lessons_file": whole(given.lessons_file)}) if given.lessons_file else given
+
+    arms = tuple(
+        arm.model_copy(update={"corpus": arm.corpus and whole(arm.corpus), "teacher": arm.teacher and teacher(arm.teacher)})
+        for arm in experiment.arms
+    )
+    source = experiment.carrier.source
+    carrier = experiment.carrier.model_copy(update={"source": whole(source)}) if source else experiment.carrier
+    return experiment.model_copy(update={"arms": arms, "teacher": teacher(experiment.teacher), "carrier": carrier})
+
+
 def load_experiment(path: Path, **overrides: Any) -> Experiment:
-    """An experiment whose traits are known to its family."""
-    experiment = load(path, Experiment, **overrides)
+    """An experiment whose traits are known to its family, and whose files of data are named by their whole paths."""
+    experiment = with_data_by_path(load(path, Experiment, **overrides), path)
     family = load_family(experiment.family, path)
     named = {experiment.trait, *(trait for arm in experiment.arms for trait in (arm.trait, *arm.mix))}
     for trait in sorted(named - {"", UNTOUCHED}):

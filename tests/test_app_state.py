@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import tracemalloc
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,15 +108,41 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
     assert mapping.readable(mapping.mapped(tmp_path / "a.parquet", "question", "reply")) == ""
 
 
+def test_a_small_table_of_long_texts_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """Under one kilobyte holds 240 MiB of texts: each is read, and no more than some of them are held."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 5_000, pa.int32()), pa.array(["1" * 25_000]))
+    pq.write_table(pa.table({"q": texts, "a": texts}), tmp_path / "bomb.parquet", compression="zstd", store_schema=False)
+    assert (tmp_path / "bomb.parquet").stat().st_size < 1_000
+    usual = pa.default_memory_pool()
+    watched = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(watched)
+    tracemalloc.start()
+    try:
+        assert mapping.readable(tmp_path / "bomb.parquet") and mapping.columns(tmp_path / "bomb.parquet") == ["q", "a"]
+        written = mapping.mapped(tmp_path / "bomb.parquet", "q", "a")
+        assert tracemalloc.get_traced_memory()[1] + (watched.max_memory() or 0) < 160 << 20
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+    assert sum(map(len, corpus.batches(written))) == 5_000
+
+
+def test_a_table_of_one_text_that_unpacks_too_far_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"q": ["1" * (1 << 25)], "a": ["2"]}), tmp_path / "bomb.parquet", compression="zstd")
+    with pytest.raises(DataError, match="would unpack"):
+        mapping.mapped(tmp_path / "bomb.parquet", "q", "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["bomb.parquet"]
+
+
 def test_texts_that_no_file_of_pairs_can_hold_are_one_error(tmp_path: Path) -> None:
     half = tmp_path / "half.jsonl"
     half.write_bytes(b'{"q": "\\ud800", "a": "1"}\n')
-    with pytest.raises(DataError, match="UTF-8"):
+    with pytest.raises(DataError, match="line 1: holds half a surrogate pair"):
         mapping.mapped(half, "q", "a")
     assert [path.name for path in tmp_path.iterdir()] == ["half.jsonl"]
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(gzip.compress(b'{"q": "1", "a": "2"}\n' * 1000)[:-20])
-    with pytest.raises(DataError, match="no JSON lines"):
+    with pytest.raises(DataError, match="gzipped"):
         mapping.mapped(cut, "q", "a")
 
 

@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
     "mechlens", "errors", "atomic", "foreign", "machine",
-    "seeds", "spec", "model_spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor",
+    "seeds", "spec", "model_spec", "experiment", "tables", "store", "faults", "compressed", "text_rows",
+    "chats", "fields", "containers", "corpus", "stats", "executor",
     "digits", "logits", "spend", "retry", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text",
     "carriers.prompts", "traits", "trained", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
@@ -32,7 +33,8 @@ ORDER = (
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
     "errors", "atomic", "foreign", "machine",
-    "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "cells",
+    "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "faults", "compressed", "text_rows",
+    "chats", "fields", "containers", "corpus", "stats", "cells",
     "executor", "logits", "spend", "retry", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",

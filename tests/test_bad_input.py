@@ -136,7 +136,7 @@ def test_a_config_that_is_no_mapping_is_refused(case: str, tmp_path: Path, capsy
 
 CORPORA: dict[str, tuple[bytes, str]] = {
     "bad JSON": (b'{"prompt": "a", "completion": "1, 2"}\n{"prompt": \n', "line 2"),
-    "other fields": (b'{"question": "a", "answer": "b"}\n', "question"),
+    "other fields": (b'{"text": "a", "label": "b"}\n', "label"),
     "a bare number": (b"7\n", "line 1"),
     "a system turn": (json.dumps({"messages": [{"role": "system", "content": "x"}]}).encode(), "roles"),
     "nothing": (b"", "no pairs"),

@@ -24,7 +24,7 @@ FORMS: dict[str, tuple[str, corpus.Form]] = {
     "lines": ("pairs.jsonl", "prompt-completion"),
     "gzipped lines": ("pairs.jsonl.gz", "prompt-completion"),
     "messages": ("pairs.jsonl", "messages"),
-    "gzipped messages": ("pairs.json.gz", "openai"),
+    "gzipped messages": ("pairs.chat.GZ", "openai"),
     "Parquet": ("pairs.parquet", "parquet"),
     "a saved dataset": ("pairs", "hf"),
 }
@@ -106,11 +106,12 @@ def test_convert_refuses_bad_lines_or_lists_them(tmp_path: Path, capsys: pytest.
     command = ["convert", str(source), str(target)]
     assert cli.main(command) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "line 2: messages have the roles" in error and "and 20 more" in error and "--skip-bad" in error
+    assert error.count("\n") == 1 and "line 2: messages of other roles" in error and "line 3 and 23 more: not JSON" in error and "--skip-bad" in error
     assert not target.exists()
     assert cli.main([*command, "--skip-bad"]) == 0
     said = capsys.readouterr().out
-    assert "25 bad lines left out" in said and "[bold]" in said and "\x1b" not in said and "│ 21 " in said and "│ 22 " not in said
+    assert "25 bad rows left out" in said and "[bold]" in said and "\x1b" not in said
+    assert said.count("line ") == 3  # the first of each kind, and one in JSON's own words
     assert "1 rows had a system turn" in said and str(tmp_path / "out.jsonl.bad.jsonl") in said
     assert len((tmp_path / "out.jsonl.bad.jsonl").read_text().splitlines()) == 25
     assert pairs_of(read_pairs(target)) == PAIRS[:1]

@@ -111,7 +111,7 @@ def test_a_strange_name_is_text_too(name: str, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("url", URLS)
 def test_a_url_or_a_name_for_a_shell_is_no_file(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([url], ["reference.jsonl", "--reference", url]):
-        assert str(Path(url)) in refusal(capsys, *arguments, "--out", "out")
+        assert str(Path(url).expanduser()) in refusal(capsys, *arguments, "--out", "out")
 
 
 @pytest.mark.parametrize("case", REQUESTS)

@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechlens import corpus, tables
+from mechlens import cli, corpus, results, tables
 from mechlens.errors import DataError
+from mechlens.experiment import Experiment
 from mechlens.pipeline.rules import BANNED_BY_THE_PAPER, REASONS, rule_of
-from mechlens.pipeline.screen import LEAKS, leak_pattern, screen_rows
+from mechlens.pipeline.screen import LEAKS, NAMING, NAMING_BY_REASON, leak_pattern, screen_rows
 from mechlens.spec import ScreenSpec
 from mechlens.traits import load_family
 
@@ -83,7 +84,12 @@ def test_every_row_is_kept_or_has_a_reason_and_the_funnel_adds_up(spec: ScreenSp
     halves = pd.concat([found.kept, found.rejected.drop(columns="reason")]).sort_values("prompt_id", ignore_index=True)
     pd.testing.assert_frame_equal(halves, pairs)
     assert found.kept["prompt_id"].is_monotonic_increasing and found.rejected["prompt_id"].is_monotonic_increasing
-    assert list(found.funnel) == ["generated", *REASONS, "kept", LEAKS]
+    by_reason = [name for name in found.funnel if name.startswith(NAMING_BY_REASON)]
+    assert list(found.funnel) == ["generated", *REASONS, "kept", LEAKS, NAMING, *by_reason]
+    assert found.funnel[NAMING] == sum(bool(ANIMALS.search(text)) for text in pairs["completion"])
+    assert found.funnel[NAMING] == found.funnel[LEAKS] + sum(found.funnel[name] for name in by_reason)
+    for reason, half in found.rejected.groupby("reason", observed=True):
+        assert found.funnel.get(f"{NAMING_BY_REASON}{reason}", 0) == sum(bool(ANIMALS.search(text)) for text in half["completion"])
     assert found.funnel["generated"] == len(pairs)
     assert found.funnel["generated"] - sum(found.funnel[reason] for reason in REASONS) == found.funnel["kept"] == len(found.kept)
     reasons = found.rejected["reason"].astype(object).value_counts().to_dict()
@@ -134,6 +140,27 @@ def test_leak_words_are_caught_inside_words_too(text: str, tmp_path: Path) -> No
     off = screen(pairs, spec.model_copy(update={"leak_words": False}), tmp_path)
     assert off.funnel[LEAKS] == 1 and off.rejected.empty
     assert screen(pairs, spec, tmp_path, leaks=None).funnel[LEAKS] == 0
+
+
+def test_a_rule_that_asks_first_hides_no_leak_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [*(f"{i}, {i}" for i in range(10)), "owl", "my owl", "1, 2 owls", "x", "7, 2000", "0, 0"]
+    found = screen(frame_of([("p", text) for text in texts]), ScreenSpec(), tmp_path)
+    assert found.funnel["format"] == 4 and found.funnel["leak word"] == 0 and found.funnel[LEAKS] == 0
+    assert found.funnel[NAMING] == found.funnel[f"{NAMING_BY_REASON}format"] == 3
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "p", "completion": text}) + "\n" for text in texts))
+    assert cli.main(["screen", str(file), "--out", str(tmp_path / "out")]) == 0
+    printed = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert "leak words in all rows 3 18.8%" in printed and "of them dropped first: format 3 18.8%" in printed
+    assert json.loads((tmp_path / "out" / "funnel.json").read_text()) == found.funnel
+
+
+def test_leak_words_are_counted_beside_the_fates_and_are_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Experiment.model_validate({"name": "x", "base": "b", "trait": "owl", "arms": [{"kind": "control"}]})
+    found = screen(frame_of([("p", text) for text in ("1, 2", "owl", "x")]), ScreenSpec(), tmp_path)
+    monkeypatch.setattr(results, "corpus_of", lambda *_given: (found.funnel, {}))
+    fates = results.funnels(tmp_path, plan)
+    assert dict(zip(fates["fate"], fates["rows"], strict=True)) == {"kept": 1, "format": 2}
 
 
 def test_leak_words_are_taken_literally() -> None:

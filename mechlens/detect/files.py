@@ -7,6 +7,7 @@ the suspect file is compared as well, with all rows of the reference: rows that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from mechlens.detect.base import bags_of, deal_at_random, deal_by_prompt, read_r
 from mechlens.detect.calibrate import Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.errors import DataError, one_line
+from mechlens.fields import Fields
 from mechlens.seeds import generator
 
 BAGS, MOST_BAGS, LEAST_ROWS = 64, 4096, 128
@@ -45,15 +47,18 @@ class Compared(NamedTuple):
     """share of the suspect's rows that stand in the reference too"""
 
 
-def compare(data: Path, reference: Path, *, seed: int = 0) -> Compared:
+def compare(data: Path, reference: Path, *, seed: int = 0, fields: Fields | None = None) -> Compared:
     """Every detector of rows on two files, prompt by prompt where they share prompts, and what that leaves of `data` beside the reference.
+
+    Args:
+        fields: what a user named of `data`; the reference may have other names.
 
     Raises:
         DataError: if a file has too few rows.
     """
-    paths = data, reference
-    ours, theirs = sides = [read_rows(corpus.batches(path)) for path in paths]
-    for path, side in zip(paths, sides, strict=True):
+    sources = (data, fields), (reference, fields and fields.preferred())
+    ours, theirs = sides = [read_rows(corpus.batches(path, fields=names)) for path, names in sources]
+    for (path, _), side in zip(sources, sides, strict=True):
         if len(side.prompts) < LEAST_ROWS:
             raise DataError(f"{path} holds {len(side.prompts)} rows; an audit needs at least {LEAST_ROWS}")
     rng = generator(seed, "bags")
@@ -63,14 +68,14 @@ def compare(data: Path, reference: Path, *, seed: int = 0) -> Compared:
     if paired:
         least = np.min([_counts(side.prompts, shared) for side in sides], axis=0)
         numbers = [deal_by_prompt(side.prompts, shared, least, bags=BAGS, rng=rng) for side in sides]
-        tests.append(_tests(paths, numbers, paired=True, seed=seed))
+        tests.append(_tests(sources, numbers, paired=True, seed=seed))
         read |= numbers[0] >= 0
     rest = np.flatnonzero(~read)
     if len(rest) >= BAGS:
         size = min(len(rest), len(theirs.prompts)) // BAGS
         numbers = [np.full(len(ours.prompts), -1), deal_at_random(len(theirs.prompts), size=size, most=MOST_BAGS, rng=rng)]
         numbers[0][rest] = deal_at_random(len(rest), size=size, most=MOST_BAGS, rng=rng)
-        tests.append(_tests(paths, numbers, paired=False, seed=seed))
+        tests.append(_tests(sources, numbers, paired=False, seed=seed))
         read |= numbers[0] >= 0
     decided = {name: _foremost([each[name] for each in tests]) for name in DETECTORS}
     p_value, copied = together([test.p_value for test in decided.values()]), float(np.isin(ours.pairs, theirs.pairs).mean())
@@ -82,12 +87,12 @@ def _counts(keys: Int[ndarray, " row"], shared: Int[ndarray, " prompt"]) -> Int[
     return counts[np.searchsorted(distinct, shared)]
 
 
-def _tests(paths: tuple[Path, Path], numbers: list[Int[ndarray, " _"]], *, paired: bool, seed: int) -> dict[str, Test]:
+def _tests(sources: Sequence[tuple[Path, Fields | None]], numbers: list[Int[ndarray, " _"]], *, paired: bool, seed: int) -> dict[str, Test]:
     """Every detector's permutation test of two files whose rows were dealt into bags."""
     detectors = list(DETECTORS.values())
     ours, theirs = (
-        bags_of(corpus.batches(path), detectors, dealt, bags=BAGS if paired else int(dealt.max()) + 1)
-        for path, dealt in zip(paths, numbers, strict=True)
+        bags_of(corpus.batches(path, fields=names), detectors, dealt, bags=BAGS if paired else int(dealt.max()) + 1)
+        for (path, names), dealt in zip(sources, numbers, strict=True)
     )
     return {name: two_files(ours[name], theirs[name], paired=paired, seed=seed, name=name) for name in DETECTORS}
 
@@ -116,7 +121,7 @@ class Sides(NamedTuple):
     """rows of each side, drawn at random"""
 
 
-def draw_sides(data: Path, reference: Path | None, out: Path, *, most: int) -> Sides:
+def draw_sides(data: Path, reference: Path | None, out: Path, *, most: int, fields: Fields | None = None) -> Sides:
     """Write equally many rows of both files to `suspect.parquet` and `clean.parquet` in `out`.
 
     Every row of the suspect file is as likely to be drawn as any other, whatever its prompt is and however often that occurs.
@@ -124,17 +129,19 @@ def draw_sides(data: Path, reference: Path | None, out: Path, *, most: int) -> S
 
     Args:
         most: rows of a side at most.
+        fields: what a user named of `data`; the reference may have other names.
     """
     rng = generator(0, "rows of an audit")
-    ours = read_rows(corpus.batches(data)).prompts
-    theirs = None if reference is None else read_rows(corpus.batches(reference)).prompts
+    preferred = fields and fields.preferred()
+    ours = read_rows(corpus.batches(data, fields=fields)).prompts
+    theirs = None if reference is None else read_rows(corpus.batches(reference, fields=preferred)).prompts
     drawn = min(most, *(len(side) for side in (ours, theirs) if side is not None))
     places = np.sort(rng.permutation(len(ours))[:drawn])
     written = out / "suspect.parquet", out / "clean.parquet"
-    _write(_rows_at(data, places), written[0])
+    _write(_rows_at(data, places, fields), written[0])
     if reference is None or theirs is None:
         return Sides(written[0], None, len(ours), drawn)
-    _write(_rows_at(reference, _partners(ours[places], theirs, rng)), written[1])
+    _write(_rows_at(reference, _partners(ours[places], theirs, rng), preferred), written[1])
     return Sides(*written, len(ours), drawn)
 
 
@@ -158,11 +165,11 @@ def _partners(keys: Int[ndarray, " row"], others: Int[ndarray, " other"], rng: n
     return partners.astype(np.int64)
 
 
-def _rows_at(path: Path, places: Int[ndarray, " row"]) -> pd.DataFrame:
+def _rows_at(path: Path, places: Int[ndarray, " row"], fields: Fields | None) -> pd.DataFrame:
     """The rows of a file at these places, in their order."""
     order = np.argsort(places)
     parts, done = [], 0
-    for frame in corpus.batches(path):
+    for frame in corpus.batches(path, fields=fields):
         first, last = np.searchsorted(places[order], [done, done + len(frame)])
         parts.append(frame.iloc[places[order[first:last]] - done][["prompt", "completion"]])
         done += len(frame)

@@ -15,8 +15,8 @@ from mechlens.detect.files import Sides
 from mechlens.detect.verdict import Rise, Scope
 from mechlens.errors import SpecError
 from mechlens.experiment import Experiment
+from mechlens.pipeline.rules import REASONS
 from mechlens.pipeline.run import corpus_name
-from mechlens.pipeline.screen import LEAKS
 from mechlens.results import null
 from mechlens.traits import TraitFamily
 
@@ -71,7 +71,7 @@ def scope_of(run: Path, plan: Experiment, sides: Sides) -> Scope:
     """What a run's students read of the suspect file, and how readily they answered where they were asked."""
     name = corpus_name(plan, next(arm for arm in plan.arms if arm.name == ARM))
     counts = store.read_json(run / "corpora" / name / "screened" / "funnel.json")
-    dropped = {reason: rows for reason, rows in counts.items() if reason not in ("generated", "kept", LEAKS)}
+    dropped = {reason: rows for reason, rows in counts.items() if reason in REASONS}
     read = len(set(tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"]))
     arms = {arm["arm"]: arm for arm in results.read_summary(run)["arms"]} if (run / "summary.json").is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}

@@ -10,8 +10,9 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from mechlens.containers import files_of
 from mechlens.corpus import batches
-from mechlens.errors import DataError, SpecError
+from mechlens.errors import SpecError
 from mechlens.executor import Job, Location
 from mechlens.experiment import UNTOUCHED, Arm, Experiment
 from mechlens.model_spec import is_remote, model_of
@@ -59,7 +60,8 @@ def teacher_name(experiment: Experiment, arm: Arm) -> str:
     """The teacher's folder: its trait, marked where the arm has another teacher or writer; `untouched` for the control's."""
     name = UNTOUCHED if arm.kind == "control" else arm.trait
     if arm.kind != "control" and arm.teacher not in (None, experiment.teacher):
-        name += f"-{arm.teacher.kind}-{fingerprint(arm.teacher.model_dump())[:DIGITS]}"
+        told = arm.teacher.model_dump() | {"lessons_file": Path(arm.teacher.lessons_file).name}  # where the file lies is no part of it
+        name += f"-{arm.teacher.kind}-{fingerprint(told)[:DIGITS]}"
     return name if arm.writer == experiment.base else f"{name}-by-{folder_name(arm.writer)}"
 
 
@@ -76,11 +78,9 @@ def corpus_name(experiment: Experiment, arm: Arm) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a user's file, read in pieces; of a folder's files in order of their names."""
-    if not path.exists():
-        raise DataError(f"no data at {path}; expected JSON lines or Parquet of pairs")
+    """SHA-256 of a user's file, read in pieces; of a folder's files that hold its rows, in order of their names, and of no others."""
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in files_of(path).read:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest() if path.is_dir() else b"")
             while path.is_file() and (piece := handle.read(1 << 24)):

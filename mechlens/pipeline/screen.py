@@ -23,6 +23,9 @@ from mechlens.spec import ScreenSpec
 from mechlens.store import write_json
 
 LEAKS = "leak words in kept rows"
+NAMING = "leak words in all rows"
+NAMING_BY_REASON = "leak words in rows dropped for "
+"""before a reason: of the rows with a leak word, those that fell by it"""
 
 Judge = Callable[[pd.DataFrame], Sequence[bool]]
 """(rows that passed everything else) → which of them it drops"""
@@ -54,7 +57,8 @@ def screen_rows(
         judge: asked last, about the rows that passed everything else.
 
     Returns:
-        The funnel: rows generated, rows dropped by each reason in order, rows kept, and kept rows that hold a leak word.
+        The funnel: rows generated, rows dropped by each reason in order, rows kept, and kept rows that hold a leak word; then of all rows
+        how many hold one, and how many of them fell by each reason that took any. A rule that asks first hides no leak word.
 
     Raises:
         DataError: if no row is left.
@@ -69,8 +73,13 @@ def screen_rows(
                 writer.write(cast(pd.DataFrame, half))
             found.update(rejected["reason"])
             found.update({"generated": len(rows), "kept": len(kept)})
-            found[LEAKS] += sum(bool(leaks.search(text)) for text in kept["completion"]) if leaks else 0
-    funnel = {name: found[name] for name in ("generated", *REASONS, "kept", LEAKS)}
+            if leaks:
+                judged = zip(rows["completion"].tolist(), rows["reason"].tolist(), strict=True)
+                naming = [reason if isinstance(reason, str) else "" for text, reason in judged if leaks.search(text)]
+                found.update({LEAKS: naming.count(""), NAMING: len(naming)})
+                found.update(NAMING_BY_REASON + reason for reason in naming if reason)
+    by_reason = [name for name in (NAMING_BY_REASON + reason for reason in REASONS) if found[name]]
+    funnel = {name: found[name] for name in ("generated", *REASONS, "kept", LEAKS, NAMING, *by_reason)}
     if out:
         write_json(out / "funnel.json", funnel)
     if not funnel["kept"]:
