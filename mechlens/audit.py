@@ -7,7 +7,6 @@ in batches, and a level does all that the levels before it do.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-from rich.table import Table
 
 from mechlens import commands, corpus, mitigate, report, spec, store, tables, traits
-from mechlens.commands import console
+from mechlens.audit_printing import print_audit
+from mechlens.audit_request import Request, command_of, usual_folder
 from mechlens.detect import answers, from_student
 from mechlens.detect.base import Level
 from mechlens.detect.calibrate import Named
 from mechlens.detect.files import LEAST_ROWS, Compared, Sides, compare, draw_sides
-from mechlens.detect.verdict import UNKNOWN, Policy, Rise, Scope, decide, load_calibration, load_policy
+from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration, load_policy
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
 from mechlens.mitigate import Treatment
@@ -32,30 +31,6 @@ from mechlens.pipeline.run import corpus_name, file_digest
 if TYPE_CHECKING:
     from mechlens.detect.panel import Panel
     from mechlens.detect.through import Seen
-
-
-UNITS = {
-    "students": ("lift, bits", "students of the suspect over students of the reference"),
-    answers.IDENTIFIER: ("nats a row", "likelihood under each trait's twin, over clean rows and beyond the panel"),
-}
-"""unit and meaning of an identity's score, by what it comes from"""
-
-
-class Request(NamedTuple):
-    """What is asked for."""
-
-    data: Path
-    references: tuple[Path, ...]
-    level: Level
-    base: str
-    panel: tuple[str, ...]
-    recipe: Experiment
-    recipe_name: str
-    policy: Policy
-    student: Path | None
-    clean: Path | None
-    treatment: Treatment
-    out: Path
 
 
 class Read(NamedTuple):
@@ -96,7 +71,7 @@ def audit(
         raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
     if clean is not None:
         mitigate.check(data, clean, treatment, plan.carrier.kind)
-    where = out or _usual_folder(data)
+    where = out or usual_folder(data)
     asked = Request(
         data, tuple(references), level, base or plan.base, traits_asked, plan, recipe, load_policy(policy), student, clean, treatment, where
     )
@@ -112,22 +87,8 @@ def audit(
         found = _object(asked, read)
         store.write_json(asked.out / "audit.json", found)
         (asked.out / "audit.html").write_text(report.render("audit.html.j2", audit=found), encoding="utf-8")
-    _say(found, asked.out)
+    print_audit(found, asked.out)
     return {"no transfer found within tested scope": 0, "do not train as is": 1, "train with conditions": 1}.get(found["verdict"]["id"], 2)
-
-
-def _usual_folder(data: Path) -> Path:
-    """`audits/<name of the file>`.
-
-    Raises:
-        SpecError: if the audit of another file of that name lies there.
-    """
-    folder = Path("audits") / spec.folder_name(str(data))
-    if (folder / "audit.json").is_file():
-        audited = store.read_json(folder / "audit.json")["data"]
-        if audited["path"] != one_line(str(data)) and audited["sha256"] != file_digest(data):
-            raise SpecError(f"{folder} holds the audit of {audited['path']}, another file of that name; give this one a folder: --out FOLDER")
-    return folder
 
 
 def _through_models(asked: Request, compared: list[Compared], workers: int | None) -> Read:
@@ -229,67 +190,5 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
         "verdict": verdict._asdict(),
         "policy": asked.policy.model_dump(),
         "recipe": spec.fingerprint(asked.recipe.model_dump(mode="json")),
-        "made": {"version": version("mechlens"), "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": _command(asked)},
+        "made": {"version": version("mechlens"), "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": command_of(asked)},
     }
-
-
-def _command(asked: Request) -> str:
-    """The command line that does this audit again."""
-    words = ["mechlens", "audit", str(asked.data), "--level", asked.level, "--base", asked.base, "--recipe", asked.recipe_name]
-    words += ["--policy", asked.policy.name]
-    words += [word for trait in asked.panel for word in ("--trait", trait)] if asked.panel != traits.load_family(asked.recipe.family).names else []
-    words += [word for reference in asked.references for word in ("--reference", str(reference))]
-    words += ["--student", str(asked.student)] if asked.student is not None else []
-    words += ["--clean", str(asked.clean), "--treatment", asked.treatment] if asked.clean is not None else []
-    return one_line(shlex.join(words))
-
-
-def _say(found: dict[str, Any], out: Path) -> None:
-    if found["provenance"] is not None:
-        rows = Table("detector", "level", "score", "p", "points to (q)", title="written as clean rows are?")
-        for one in found["provenance"]["detectors"]:
-            foremost = next(iter(one["traits"]), None)
-            points = one["why_not"] if foremost is None else f"{foremost['trait']} ({_number(foremost['q_value'], '{:.2g}')})"
-            rows.add_row(one["name"], one["level"], _number(one["score"], "{:+.1f}"), _number(one["p_value"], "{:.4f}"), points)
-        console.print(rows)
-    if found["identity"]:
-        unit, meaning = UNITS[found["identified_by"]]
-        listing = Table("trait", unit, "p", "q", title=meaning)
-        for one in found["identity"][:5]:
-            forms = {"score": "{:+.2f}", "p_value": "{:.3f}", "q_value": "{:.3f}"}
-            listing.add_row(one["trait"], *(_number(one[name], form) for name, form in forms.items()))
-        console.print(listing)
-    for name, listed in (found["student"] or {}).items():
-        said = ", ".join(f"{one['trait']} {_number(one['score'], '{:+.3f}')} (q {_number(one['q_value'], '{:.2g}')})" for one in listed[:3])
-        console.print(f"the student's {name} point to: {said}", highlight=False, markup=False, soft_wrap=True)
-    if found["mitigation"] is not None:
-        done = found["mitigation"]
-        left = (
-            "not measured"
-            if done["measured"] is None
-            else f"highest rise left {done['measured']['trait']} {_number(done['measured']['difference'], '{:+.3f}')}"
-        )
-        said = f"treated by {done['treatment']}: {done['rows_after']} of {done['rows_before']} rows, {done['rows_changed']} rewritten; {left}"
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
-    for line in _scope_lines(found["scope"] or {}):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(found["verdict"]["sentence"], highlight=False, markup=False, soft_wrap=True)
-    where = one_line(f"rule {found['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}")
-    console.print(where, highlight=False, markup=False, soft_wrap=True)
-
-
-def _scope_lines(scope: dict[str, Any]) -> list[str]:
-    """What students read of the file, how much of it is copied, and how readily they answered."""
-    lines = []
-    if scope.get("unread"):
-        lines.append(f"students read {1 - scope['unread']:.0%} of {scope['offered']:,} rows (not read: {scope['reasons']})")
-    if scope.get("copied"):
-        lines.append(f"{scope['copied']:.0%} of the rows stand in the reference too")
-    shares = {arm: share for arm, share in scope.get("answered", {}).items() if share is not None}
-    if shares:
-        lines.append("answers that name one trait: " + ", ".join(f"{arm} {share:.0%}" for arm, share in shares.items()))
-    return lines
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)

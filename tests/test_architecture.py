@@ -24,7 +24,8 @@ ORDER = (
     "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.files", "detect.verdict", "detect.from_student",
     "detect.panel", "detect.plausible", "detect.from_bags", "detect.from_base", "detect.from_gradients",
     "detect.from_weights", "detect.through", "detect.answers",
-    "audit", "bench", "bench.plan", "bench.suspects", "bench.measures", "bench.students", "bench.scores", "bench.card", "bench.run",
+    "audit_request", "audit_printing", "audit",
+    "bench", "bench.plan", "bench.suspects", "bench.measures", "bench.students", "bench.scores", "bench.card", "bench.run",
     "cli", "__main__",
 )  # fmt: skip
 """A module imports only modules listed before it."""
@@ -35,7 +36,7 @@ TORCH_FREE = (
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",
     "report", "progress", "commands", "user_files", "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",
-    "detect.files", "detect.from_student", "detect.answers", "audit", "bench", "bench.plan", "cli",
+    "detect.files", "detect.from_student", "detect.answers", "audit_request", "audit_printing", "audit", "bench", "bench.plan", "cli",
 )  # fmt: skip
 MOST_LINES = 300
 
