@@ -11,21 +11,19 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import pandas as pd
 
 from mechlens import commands, corpus, mitigate, report, spec, store, tables, traits
 from mechlens.audit_printing import print_audit
-from mechlens.audit_request import Request, command_of, usual_folder
+from mechlens.audit_request import Options, Request, command_of, request_of
 from mechlens.detect import answers, from_student
-from mechlens.detect.base import Level
 from mechlens.detect.calibrate import Named
 from mechlens.detect.files import LEAST_ROWS, Compared, Sides, compare, draw_sides
-from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration, load_policy
+from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
-from mechlens.mitigate import Treatment
 from mechlens.pipeline.run import corpus_name, file_digest
 
 if TYPE_CHECKING:
@@ -46,44 +44,18 @@ class Read(NamedTuple):
     scope: Scope = UNKNOWN
 
 
-def audit(
-    data: Path,
-    *,
-    references: Sequence[Path],
-    level: Level,
-    base: str,
-    panel: Sequence[str],
-    recipe: str,
-    policy: str,
-    student: Path | None,
-    clean: Path | None,
-    treatment: Treatment,
-    out: Path | None,
-    workers: int | None,
-) -> int:
+def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int:
     """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 found, 2 inconclusive."""
-    config = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
-    plan = traits.with_family_by_path(traits.load_experiment(config), config)
-    traits_asked = from_student.panel_of(traits.load_family(plan.family), panel)
-    if student is not None and not student.is_dir():
-        raise SpecError(f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a model of the base")
-    if clean is not None and level == "rows":
-        raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
-    if clean is not None:
-        mitigate.check(data, clean, treatment, plan.carrier.kind)
-    where = out or usual_folder(data)
-    asked = Request(
-        data, tuple(references), level, base or plan.base, traits_asked, plan, recipe, load_policy(policy), student, clean, treatment, where
-    )
+    asked = request_of(data, **options)
     asked.out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(asked.out):
         most = asked.policy.most_copied  # a copy of the file is nearest to it, and is no reference
-        compared = sorted((compare(data, reference) for reference in references), key=lambda one: (one.copied > most, -one.p_value))
-        near = [path for one in compared for path in references if one_line(str(path)) == one.reference]
-        asked = asked._replace(references=tuple(dict.fromkeys(near)))  # models read beside the nearest, whose p stands with theirs
+        compared = sorted((compare(data, reference) for reference in asked.references), key=lambda one: (one.copied > most, -one.p_value))
+        near = [path for one in compared for path in asked.references if one_line(str(path)) == one.reference]
+        nearest_first = asked._replace(references=tuple(dict.fromkeys(near)))  # models read beside the nearest, whose p stands with theirs
         read = Read(compared, [], None, None)
         if asked.level != "rows" or asked.student is not None:
-            read = _through_models(asked, compared, workers)
+            read = _through_models(nearest_first, compared, workers)
         found = _object(asked, read)
         store.write_json(asked.out / "audit.json", found)
         (asked.out / "audit.html").write_text(report.render("audit.html.j2", audit=found), encoding="utf-8")
@@ -169,7 +141,8 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
     rows = sum(map(len, corpus.batches(asked.data)))
     data = one_line(str(asked.data))
-    why_not, carrier = answers.why_not(data, read.compared, read.seen, most_copied=asked.policy.most_copied), asked.recipe.carrier.kind
+    settle, carrier = command_of(asked, level="student"), asked.recipe.carrier.kind
+    why_not = answers.why_not(settle, read.compared, read.seen, most_copied=asked.policy.most_copied)
     verdict = decide(read.measured, asked.policy, why_not=why_not, treated=read.treated, treatment=asked.treatment, scope=read.scope)
     options = mitigate.load_options(asked.recipe_name, base=asked.base, carrier=carrier)
     identified_by, identity = answers.identity(read.measured, read.seen)

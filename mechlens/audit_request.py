@@ -1,22 +1,39 @@
-"""What an audit is asked to do: its request, read from the command line's words, and the command line that asks for it again."""
+"""What an audit is asked to do: the request that its options make, and the command line that makes it again."""
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
-from mechlens import spec, store, traits
+from mechlens import mitigate, spec, store, traits
+from mechlens.command_lines import command_line
 from mechlens.detect.base import Level
-from mechlens.detect.verdict import Policy
+from mechlens.detect.from_student import panel_of
+from mechlens.detect.verdict import Policy, load_policy
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
 from mechlens.mitigate import Treatment
 from mechlens.pipeline.run import file_digest
 
 
+class Options(TypedDict):
+    """The options of an audit as its command line has them."""
+
+    references: Sequence[Path]
+    level: Level
+    base: str
+    panel: Sequence[str]
+    recipe: str
+    policy: str
+    student: Path | None
+    clean: Path | None
+    treatment: Treatment
+    out: Path | None
+
+
 class Request(NamedTuple):
-    """What is asked for."""
+    """What is asked for, with names resolved to what they name."""
 
     data: Path
     references: tuple[Path, ...]
@@ -30,6 +47,38 @@ class Request(NamedTuple):
     clean: Path | None
     treatment: Treatment
     out: Path
+
+
+def request_of(data: Path, **asked: Unpack[Options]) -> Request:
+    """The request of these options.
+
+    Raises:
+        SpecError: if a name is unknown, or two options contradict each other.
+    """
+    recipe, clean, level, student = asked["recipe"], asked["clean"], asked["level"], asked["student"]
+    config = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
+    plan = traits.with_family_by_path(traits.load_experiment(config), config)
+    panel = panel_of(traits.load_family(plan.family), asked["panel"])
+    if student is not None and not student.is_dir():
+        raise SpecError(f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a model of the base")
+    if clean is not None and level == "rows":
+        raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
+    if clean is not None:
+        mitigate.check(data, clean, asked["treatment"], plan.carrier.kind)
+    return Request(
+        data=data,
+        references=tuple(asked["references"]),
+        level=level,
+        base=asked["base"] or plan.base,
+        panel=panel,
+        recipe=plan,
+        recipe_name=recipe,
+        policy=load_policy(asked["policy"]),
+        student=student,
+        clean=clean,
+        treatment=asked["treatment"],
+        out=asked["out"] or usual_folder(data),
+    )
 
 
 def usual_folder(data: Path) -> Path:
@@ -46,12 +95,21 @@ def usual_folder(data: Path) -> Path:
     return folder
 
 
-def command_of(asked: Request) -> str:
-    """The command line that does this audit again."""
-    words = ["mechlens", "audit", str(asked.data), "--level", asked.level, "--base", asked.base, "--recipe", asked.recipe_name]
-    words += ["--policy", asked.policy.name]
-    words += [word for trait in asked.panel for word in ("--trait", trait)] if asked.panel != traits.load_family(asked.recipe.family).names else []
-    words += [word for reference in asked.references for word in ("--reference", str(reference))]
-    words += ["--student", str(asked.student)] if asked.student is not None else []
-    words += ["--clean", str(asked.clean), "--treatment", asked.treatment] if asked.clean is not None else []
-    return one_line(shlex.join(words))
+def command_of(asked: Request, *, level: Level | None = None) -> str:
+    """The command line that does this audit again, into the same folder; `level` asks for another level."""
+    panel = asked.panel if asked.panel != traits.load_family(asked.recipe.family).names else ()
+    usual = Path("audits") / spec.folder_name(str(asked.data))
+    return command_line(
+        "audit",
+        asked.data,
+        level=level or asked.level,
+        base=asked.base,
+        recipe=asked.recipe_name,
+        policy=asked.policy.name,
+        trait=panel,
+        reference=asked.references,
+        student=asked.student,
+        clean=asked.clean,
+        treatment=asked.treatment if asked.clean is not None else None,
+        out=asked.out if asked.out != usual else None,
+    )

@@ -13,15 +13,16 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 import mechlens
 from mechlens import audit as auditing
 from mechlens import commands, user_files
+from mechlens.audit_request import Options
 from mechlens.detect.base import Level
 from mechlens.errors import MechlensError, SpecError, one_line
 from mechlens.mitigate import Treatment
@@ -30,6 +31,17 @@ Action = Callable[[], object]
 """what a command line asks for, read but not yet done"""
 
 CONFIG = Annotated[Positional[Path], arg(metavar="CONFIG")]
+Names = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
+"""values of an option that takes several at once and may be given several times"""
+Paths = Annotated[tuple[tuple[Path, ...], ...], UseAppendAction]
+Item = TypeVar("Item")
+
+
+def _together(option: str, given: tuple[tuple[Item, ...], ...]) -> tuple[Item, ...]:
+    """The values of every time that an option was given, each once, in their order."""
+    if not all(given):
+        raise SpecError(f"--{option} has no value; expected one or more, or leave it out")
+    return tuple(dict.fromkeys(value for values in given for value in values))
 
 
 def run(config: CONFIG, /, out: Path | None = None, plan: bool = False, seed: int | None = None, workers: int | None = None) -> Action:
@@ -100,7 +112,7 @@ def measure(
     folder: Annotated[Positional[Path], arg(metavar="RUN")],
     /,
     arm: str = "",
-    lens: tuple[str, ...] = (),
+    lens: Names = (),
     rows: int = 512,
     workers: int | None = None,
 ) -> Action:
@@ -113,16 +125,16 @@ def measure(
         rows: pairs that each lens reads at most.
         workers: processes; one a core by default, one with an accelerator.
     """
-    return partial(commands.measure, folder, arm=arm, lenses=lens, rows=rows, workers=workers)
+    return partial(commands.measure, folder, arm=arm, lenses=_together("lens", lens), rows=rows, workers=workers)
 
 
 def audit(
     data: Annotated[Positional[Path], arg(metavar="DATA")],
     /,
-    reference: tuple[Path, ...] = (),
+    reference: Paths = (),
     level: Level = "rows",
     base: str = "",
-    trait: tuple[str, ...] = (),
+    trait: Names = (),
     recipe: str = "menagerie",
     policy: str = "default",
     student: Path | None = None,
@@ -149,24 +161,25 @@ def audit(
         out: folder of audit.json, audit.html and the students; audits/<name of DATA> by default.
         workers: processes; one a core by default, one with an accelerator.
     """
-    options = {
-        "references": reference,
+    options: Options = {
+        "references": _together("reference", reference),
         "level": level,
         "base": base,
-        "panel": trait,
+        "panel": _together("trait", trait),
         "recipe": recipe,
         "policy": policy,
         "student": student,
         "clean": clean,
         "treatment": treatment,
+        "out": out,
     }
-    return partial(auditing.audit, data, **options, out=out, workers=workers)
+    return partial(auditing.audit, data, **options, workers=workers)
 
 
 def bench(
     name: Annotated[Positional[str], arg(metavar="BENCH")] = "menagerie",
     /,
-    detector: tuple[str, ...] = (),
+    detector: Names = (),
     out: Path | None = None,
     students: bool = True,
     workers: int | None = None,
@@ -182,12 +195,14 @@ def bench(
         workers: processes; one a core by default, one with an accelerator.
     """
 
-    def done() -> object:
-        from mechlens.bench import run as benching
+    options = {"detectors": _together("detector", detector), "out": out, "train": students, "workers": workers}
+    return partial(_do_bench, name, **options)
 
-        return benching.bench(name, detectors=detector, out=out, train=students, workers=workers)
 
-    return done
+def _do_bench(name: str, **options: Any) -> object:
+    from mechlens.bench import run as benching  # torch takes seconds to import, and no other command's reading needs it
+
+    return benching.bench(name, **options)
 
 
 def truthful(folder: Annotated[Positional[Path], arg(metavar="RUN")], /, data: Path, limit: int | None = None) -> Action:

@@ -15,6 +15,7 @@ from rich.table import Table
 from mechlens import model_spec, questions, readings, results, spec, store, tables, traits
 from mechlens import progress as progressing
 from mechlens import report as reporting
+from mechlens.command_lines import resume_command
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.executor import Job, execute, fingerprints, pending, refuse_changed
 from mechlens.experiment import Experiment
@@ -168,7 +169,7 @@ def open_run(folder: Path) -> tuple[Experiment, TraitFamily]:
         raise DataError(f"{folder} is no run folder (it has no spec.yaml); `mechlens ls` lists runs")
     experiment = traits.load_experiment(folder / "spec.yaml")
     if results.is_unfinished(folder, experiment):
-        raise DataError(f"{folder} is unfinished for its spec.yaml; `mechlens run {folder}/spec.yaml --out {folder}` resumes it")
+        raise DataError(f"{folder} is unfinished for its spec.yaml; `{resume_command(folder)}` resumes it")
     return experiment, traits.load_family(experiment.family, folder / "spec.yaml")
 
 
@@ -230,7 +231,7 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
     measured = measuring.main_arm(experiment, arm)
     steps = _jobs(experiment, family)
     if stale := pending(folder, steps):
-        raise DataError(f"{len(stale)} steps of {folder} are of another version; `mechlens run {folder}/spec.yaml --out {folder}` makes them again")
+        raise DataError(f"{len(stale)} steps of {folder} are of another version; `{resume_command(folder)}` makes them again")
     with store.lock(folder), store.full_disk_named(folder):
         looks = measuring.jobs_of(steps, experiment, measured, lenses=lenses or measuring.NAMES, rows=rows)
         todo = pending(folder, looks_behind := [*steps, *looks])

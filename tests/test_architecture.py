@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
-    "mechlens", "errors", "seeds", "spec", "model_spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor", "digits",
+    "mechlens", "errors",
+    "command_lines", "seeds", "spec", "model_spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor", "digits",
     "spend", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "traits",
     "trained", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
@@ -31,7 +32,8 @@ ORDER = (
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "cells", "executor",
+    "errors", "command_lines",
+    "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "cells", "executor",
     "spend", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",

@@ -82,7 +82,7 @@ def trajectory_panel(run: Run) -> None:
         panels.empty(
             "Only one checkpoint was asked.",
             "A curve needs more:",
-            f"mechlens run {run.folder}/spec.yaml --out {run.folder}  # with `ask: {{checkpoints: all}}`",
+            f"{panels.resume(run)}  # with `ask: {{checkpoints: all}}`",
         )
         return
     picked = panels.panel(
