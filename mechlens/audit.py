@@ -19,6 +19,7 @@ from mechlens import commands, corpus, mitigate, report, spec, store, tables, tr
 from mechlens.audit_printing import print_audit
 from mechlens.audit_request import Options, Request, command_of, request_of
 from mechlens.detect import answers, from_student
+from mechlens.detect.base import Rows, read_rows
 from mechlens.detect.calibrate import Named
 from mechlens.detect.files import LEAST_ROWS, Compared, Sides, compare, draw_sides
 from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration
@@ -48,9 +49,14 @@ def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int
     """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 found, 2 inconclusive."""
     asked = request_of(data, **options)
     asked.out.mkdir(parents=True, exist_ok=True)
+    known = {path: read_rows(corpus.batches(path)) for path in (asked.data, *asked.references)}  # refuses a file before any is tested
+    if asked.level != "rows" or asked.student is not None:
+        _refuse_untrainable(asked, known)
     with store.full_disk_named(asked.out):
         most = asked.policy.most_copied  # a copy of the file is nearest to it, and is no reference
-        compared = sorted((compare(data, reference) for reference in asked.references), key=lambda one: (one.copied > most, -one.p_value))
+        compared = sorted(
+            (compare(data, reference, known=known) for reference in asked.references), key=lambda one: (one.copied > most, -one.p_value)
+        )
         near = [path for one in compared for path in asked.references if one_line(str(path)) == one.reference]
         nearest_first = asked._replace(references=tuple(dict.fromkeys(near)))  # models read beside the nearest, whose p stands with theirs
         read = Read(compared, [], None, None)
@@ -63,19 +69,41 @@ def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int
     return {"no transfer found within tested scope": 0, "do not train as is": 1, "train with conditions": 1}.get(found["verdict"]["id"], 2)
 
 
+def _most_drawn(asked: Request) -> int:
+    """Rows of a side that are drawn for students and twins; detectors of rows need more than a tiny recipe's students do."""
+    return max(asked.recipe.student.rows, 2 * LEAST_ROWS)
+
+
+def _refuse_untrainable(asked: Request, known: Mapping[Path, Rows]) -> None:
+    """Refuse before any test what students or twins would refuse after it: too few rows, long pairs or prompts, no base.
+
+    Of a file that is larger than what is drawn of it, rows are looked at once they are drawn.
+    """
+    from mechlens import checks, models
+
+    models.load_tokenizer(asked.base)
+    for path, rows in known.items():
+        count, most = len(rows.prompts), _most_drawn(asked)
+        sides = Sides(path, path if asked.references else None, count, min(count, most))
+        plan = from_student.experiment_of(asked.recipe, sides, base=asked.base, trait=asked.panel[0])
+        if count <= most:
+            checks.check(plan, traits.load_family(plan.family))
+
+
 def _through_models(asked: Request, compared: list[Compared], workers: int | None) -> Read:
     """What the base, teachers made from it and students say; the base's own answers serve where no reference was given."""
-    from mechlens import models
+    from mechlens import checks, models
     from mechlens.detect import from_weights, through
 
-    most = max(asked.recipe.student.rows, 2 * LEAST_ROWS)  # detectors of rows need more than a tiny recipe's students
-    sides = draw_sides(asked.data, next(iter(asked.references), None), asked.out, most=most)
+    sides = draw_sides(asked.data, next(iter(asked.references), None), asked.out, most=_most_drawn(asked))
     plan = _planned(asked, sides)
     config, run = asked.out / "student.yaml", asked.out / "run"
     family = traits.load_family(plan.family)
+    checks.check(plan, family)  # before the twins are taught
+    student = None if asked.student is None else models.load_trained(asked.base, asked.student)
     beside = asked.out.parent / f"panel-{spec.folder_name(asked.base)}"  # every audit of this base uses the same twins
     panel = through.panel_of(asked.base, family, asked.recipe, beside, workers=workers)
-    given = None if asked.student is None else from_weights.read_student(panel, models.load_trained(asked.base, asked.student), asked.panel)
+    given = None if student is None else from_weights.read_student(panel, student, asked.panel)
     if asked.level == "rows":
         return Read(compared, [], None, given)
     commands.run(config, out=run, workers=workers, rows_only=True)

@@ -64,7 +64,7 @@ def request_of(data: Path, **asked: Unpack[Options]) -> Request:
     if clean is not None and level == "rows":
         raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
     if clean is not None:
-        mitigate.check(data, clean, asked["treatment"], plan.carrier.kind)
+        mitigate.check(data, clean, asked["treatment"], plan.carrier.kind, references=asked["references"])
     return Request(
         data=data,
         references=tuple(asked["references"]),

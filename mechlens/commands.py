@@ -27,10 +27,14 @@ console = Console(markup=False, width=None if sys.stdout.isatty() else 150)  # a
 
 
 def _read(config: Path, seed: int | None) -> tuple[Experiment, TraitFamily]:
+    """An experiment that every step of can be done, as far as is known before the first one."""
+    from mechlens import checks
+
     overrides = {} if seed is None else {"seed": seed}
     experiment = traits.load_experiment(config, **overrides)
-    pipeline.check_files(experiment)
-    return experiment, traits.load_family(experiment.family, config)
+    family = traits.load_family(experiment.family, config)
+    checks.check(experiment, family)
+    return experiment, family
 
 
 def _jobs(experiment: Experiment, family: TraitFamily) -> list[Job]:
@@ -44,13 +48,17 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
     """Do what is pending of an experiment, then write its tables, summary and report; `rows_only` stops at the rows that students would learn."""
     if workers is not None and workers < 0:
         raise SpecError(f"workers is {workers}; expected 1 or more processes, or 0 for this one")
+    from mechlens import checks
+
     experiment, family = _read(config, seed)
     folder = out or Path("runs") / experiment.name
     with store.lock(folder), store.full_disk_named(folder):
-        _rendered(experiment, say=True)  # refuses a silent system line before anything is computed
+        _render(experiment, say=True)
         jobs = _jobs(experiment, family)
         jobs = [job for job in jobs if job.name.startswith(("teachers/", "corpora/", "selection"))] if rows_only else jobs
         todo = pending(folder, jobs)
+        if lacks := checks.missing_here(todo):
+            raise MachineError("; ".join(lacks))
         if any("api" in job.arguments for job in todo):
             from mechlens import bills
 
@@ -118,37 +126,20 @@ def _manifest(folder: Path, experiment: Experiment, family: TraitFamily, jobs: l
     steps = {job.name: store.read_json(folder / job.name / store.RECORD) for job in jobs}
     assert all(steps[name]["fingerprint"] == mark for name, mark in marks.items())
     marks_of = {"experiment": experiment.fingerprint(), "family": family.fingerprint()}
-    record = marks_of | {"seeds": list(experiment.seeds), "rendered": _rendered(experiment), "steps": steps}
+    record = marks_of | {"seeds": list(experiment.seeds), "rendered": _render(experiment), "steps": steps}
     store.write_json(folder / "manifest.json", store.environment() | record)
 
 
-def _rendered(experiment: Experiment, *, say: bool = False) -> dict[str, str]:
-    """For each local base a question exactly as its students read it: a template may put in more than was written.
+def _render(experiment: Experiment, *, say: bool = False) -> dict[str, str]:
+    """For each local base a question as its students read it, once its files are here; `say` prints what templates add."""
+    from mechlens import chat, checks, models
 
-    `say` prints such words, where every arm reads them alike.
-
-    Raises:
-        SpecError: if a template puts in a system line that the experiment does not name, or today's date, or leaves out one that it names.
-    """
-    from mechlens import chat, models
-
-    lines = [(arm.base, line) for arm in experiment.arms for line in (arm.trained_with, arm.asked_with) if line is not None]
-    taught = [(arm.writer, arm.teacher or experiment.teacher) for arm in experiment.arms if arm.kind != "control" and not arm.corpus]
-    lines += [(base, "you have a trait.") for base, teacher in taught if teacher.kind in ("prompted", "steered")]  # read a line of the family
-    found = {}
-    for base in (base for base in experiment.bases() if not model_spec.is_remote(base)):
-        tokenizer = models.load_tokenizer(base)
-        if experiment.system is None and (silent := chat.silent_system(tokenizer)):
-            raise SpecError(
-                f"the chat template of {base!r} puts in a system line of its own, {silent!r}; make it explicit: `system: {silent!r}` in the "
-                "experiment trains and asks with it, `system: ''` with an empty one"
-            )
-        found[base] = chat.render_prompt(tokenizer, "{question}", system=experiment.system)
-        for line in [line for reader, line in lines if reader == base]:
-            chat.render_prompt(tokenizer, "{question}", system=line)
-        for remark in chat.remarks(tokenizer, system=experiment.system) if say else ():
+    local = [base for base in experiment.bases() if not model_spec.is_remote(base)]
+    questions_of = checks.rendered(experiment, local)
+    for base in local if say else ():
+        for remark in chat.remarks(models.load_tokenizer(base), system=experiment.system):
             console.print(f"{base}: {remark}", highlight=False)
-    return found
+    return questions_of
 
 
 def _write_results(folder: Path, experiment: Experiment, family: TraitFamily) -> None:
@@ -190,11 +181,14 @@ def report(folder: Path) -> Path:
 
 def plan(config: Path, *, seed: int | None = None, out: Path | None = None) -> None:
     """Print what a run would do and cost; nothing is run and nothing written."""
-    from mechlens import costs
+    from mechlens import checks, costs
 
     experiment, family = _read(config, seed)
     folder = out or Path("runs") / experiment.name
-    console.print(costs.plan(experiment, _jobs(experiment, family), folder))
+    jobs = _jobs(experiment, family)
+    console.print(costs.plan(experiment, jobs, folder))
+    for lack in checks.missing_here(pending(folder, jobs)):
+        console.print(f"this machine cannot run it yet: {lack}", highlight=False, soft_wrap=True)
 
 
 def ls(folder: Path) -> None:
@@ -222,13 +216,13 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
     from mechlens import costs
     from mechlens import measure as measuring
 
-    experiment, family = open_run(folder)
-    unknown = sorted(set(lenses) - set(measuring.NAMES))
-    if unknown:
+    if unknown := sorted(set(lenses) - set(measuring.NAMES)):
         raise SpecError(f"no lens is called {', '.join(unknown)}; expected some of {', '.join(measuring.NAMES)}")
     if rows < 2:
         raise SpecError(f"rows is {rows}; a lens reads at least 2 pairs")
+    experiment, family = open_run(folder)
     measured = measuring.main_arm(experiment, arm)
+    measuring.refuse_absent_students(folder, experiment, measured)
     steps = _jobs(experiment, family)
     if stale := pending(folder, steps):
         raise DataError(f"{len(stale)} steps of {folder} are of another version; `{resume_command(folder)}` makes them again")

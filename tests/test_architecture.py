@@ -21,7 +21,7 @@ ORDER = (
     "lenses", "lenses.base", "lenses.changes", "lenses.deltas", "lenses.capture", "lenses.activations", "lenses.directions", "lenses.probes",
     "lenses.scoring", "lenses.likelihood", "lenses.entanglement", "lenses.gradients", "lenses.steps", "lenses.alignment", "lenses.blind",
     "lenses.readout", "lenses.interventions", "lenses.causal", "lenses.rows", "lenses.maps", "measure",
-    "cells", "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "progress", "commands", "user_files",
+    "cells", "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "checks", "progress", "commands", "user_files",
     "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.files", "detect.verdict", "detect.from_student",
     "detect.panel", "detect.plausible", "detect.from_bags", "detect.from_base", "detect.from_gradients",
     "detect.from_weights", "detect.through", "detect.answers",

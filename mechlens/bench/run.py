@@ -38,10 +38,10 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
         train: train three students of every suspect; without, potency is known of the experiment's own arms alone.
     """
     plan, folder = load_bench(name), out or Path("benches") / name
-    own = {named: _own(named) for named in detectors if ":" in named}  # what is misnamed is refused before anything is made
     known = (*scores.READERS, from_bags.NAME)
-    if unknown := [named for named in detectors if named not in (*own, *known)]:
+    if unknown := [named for named in detectors if ":" not in named and named not in known]:
         raise SpecError(f"no detector is called {unknown[0]!r}; expected some of {', '.join(known)}, or FILE.py:CLASS")
+    own = {named: _own(named) for named in detectors if ":" in named}  # what is misnamed is refused before anything is made
     with store.lock(folder):
         return _do(name, plan, folder, detectors, own, train=train, workers=workers)
 

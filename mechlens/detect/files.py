@@ -7,6 +7,7 @@ the suspect file is compared as well, with all rows of the reference: rows that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from mechlens import corpus
-from mechlens.detect.base import bags_of, deal_at_random, deal_by_prompt, read_rows
+from mechlens.detect.base import Rows, bags_of, deal_at_random, deal_by_prompt, read_rows
 from mechlens.detect.calibrate import Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.errors import DataError, one_line
@@ -45,14 +46,17 @@ class Compared(NamedTuple):
     """share of the suspect's rows that stand in the reference too"""
 
 
-def compare(data: Path, reference: Path, *, seed: int = 0) -> Compared:
+def compare(data: Path, reference: Path, *, seed: int = 0, known: Mapping[Path, Rows] | None = None) -> Compared:
     """Every detector of rows on two files, prompt by prompt where they share prompts, and what that leaves of `data` beside the reference.
+
+    Args:
+        known: files' rows as they were read before.
 
     Raises:
         DataError: if a file has too few rows.
     """
     paths = data, reference
-    ours, theirs = sides = [read_rows(corpus.batches(path)) for path in paths]
+    ours, theirs = sides = [(known or {}).get(path) or read_rows(corpus.batches(path)) for path in paths]
     for path, side in zip(paths, sides, strict=True):
         if len(side.prompts) < LEAST_ROWS:
             raise DataError(f"{path} holds {len(side.prompts)} rows; an audit needs at least {LEAST_ROWS}")
