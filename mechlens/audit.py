@@ -21,7 +21,7 @@ from mechlens.audit_request import Options, Request, command_of, request_of
 from mechlens.detect import answers, from_student
 from mechlens.detect.base import Rows, read_rows
 from mechlens.detect.calibrate import Named
-from mechlens.detect.files import LEAST_ROWS, Compared, Sides, compare, draw_sides
+from mechlens.detect.files import LEAST_ROWS, Compared, Sides, compare, draw_sides, power_of_few, refuse_few
 from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
@@ -50,6 +50,9 @@ def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int
     asked = request_of(data, **options)
     asked.out.mkdir(parents=True, exist_ok=True)
     known = {path: read_rows(corpus.batches(path)) for path in (asked.data, *asked.references)}  # refuses a file before any is tested
+    for path, rows in known.items():
+        if asked.references or asked.level != "rows":
+            refuse_few(path, len(rows.prompts))
     if asked.level != "rows" or asked.student is not None:
         _refuse_untrainable(asked, known)
     with store.full_disk_named(asked.out):
@@ -169,9 +172,13 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
     rows = sum(map(len, corpus.batches(asked.data)))
     data = one_line(str(asked.data))
+    dose = answers.smallest_dose(read.compared, read.seen)
     settle, carrier = command_of(asked, level="student"), asked.recipe.carrier.kind
     why_not = answers.why_not(settle, read.compared, read.seen, most_copied=asked.policy.most_copied)
-    verdict = decide(read.measured, asked.policy, why_not=why_not, treated=read.treated, treatment=asked.treatment, scope=read.scope)
+    few = power_of_few(rows, max(read.compared, key=lambda one: one.p_value), dose) if read.compared else ""
+    if few and read.measured is not None:
+        why_not = f"{few}; students of them are no verdict"
+    verdict = decide(None if few else read.measured, asked.policy, why_not=why_not, treated=read.treated, treatment=asked.treatment, scope=read.scope)
     options = mitigate.load_options(asked.recipe_name, base=asked.base, carrier=carrier)
     identified_by, identity = answers.identity(read.measured, read.seen)
     return {
@@ -187,7 +194,8 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
         "student": answers.given(read.given),
         "mitigation": None if read.manifest is None else read.manifest | {"measured": answers.potency(read.treated, [], None)["measured"]},
         "options": None if options is None else options.model_dump(),
-        "smallest_detectable_dose": answers.smallest_dose(read.compared, read.seen),
+        "smallest_detectable_dose": dose,
+        "few_rows": few,
         "verdict": verdict._asdict(),
         "policy": asked.policy.model_dump(),
         "recipe": spec.fingerprint(asked.recipe.model_dump(mode="json")),

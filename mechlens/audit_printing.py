@@ -46,6 +46,8 @@ def print_audit(found: dict[str, Any], out: Path) -> None:
         )
         said = f"treated by {done['treatment']}: {done['rows_after']} of {done['rows_before']} rows, {done['rows_changed']} rewritten; {left}"
         console.print(said, highlight=False, markup=False, soft_wrap=True)
+    if found["few_rows"]:
+        console.print(found["few_rows"], highlight=False, markup=False, soft_wrap=True)
     for line in _scope_lines(found["scope"] or {}):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(found["verdict"]["sentence"], highlight=False, markup=False, soft_wrap=True)
