@@ -56,7 +56,7 @@ def request_of(data: Path, **asked: Unpack[Options]) -> Request:
         SpecError: if a name is unknown, or two options contradict each other.
     """
     recipe, clean, level, student = asked["recipe"], asked["clean"], asked["level"], asked["student"]
-    config = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
+    config = spec.find_config(Path(recipe), "audits")
     plan = traits.with_family_by_path(traits.load_experiment(config), config)
     panel = panel_of(traits.load_family(plan.family), asked["panel"])
     if student is not None and not student.is_dir():

@@ -1,7 +1,8 @@
 """The command line: thin. Each command reads its arguments, calls one function and prints what it returned.
 
-A MechlensError is one line and exit code 2; Ctrl-C leaves a run that can be resumed and says how; anything else is a bug
-and keeps its traceback.
+Exit codes: 0 done; of `audit` also 1 (do not train as is, or with conditions) and 2 (inconclusive). A MechlensError, or
+a file that the system refuses, is one line and code 2. Ctrl-C leaves a run that can be resumed, says how, and gives 130.
+Anything else is a fault of mechlens: its traceback, and code 70 (EX_SOFTWARE of sysexits.h), which no verdict has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,10 +23,10 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 import mechlens
 from mechlens import audit as auditing
-from mechlens import commands, user_files
+from mechlens import commands, explorer_server, user_files
 from mechlens.audit_request import Options
 from mechlens.detect.base import Level
-from mechlens.errors import MechlensError, SpecError, one_line
+from mechlens.errors import Faults, MechlensError, SpecError, one_line
 from mechlens.mitigate import Treatment
 
 Action = Callable[[], object]
@@ -48,7 +50,7 @@ def run(config: CONFIG, /, out: Path | None = None, plan: bool = False, seed: in
     """Run an experiment: teach, generate, screen, distill, ask, report.
 
     Args:
-        config: an experiment's YAML, or the spec.yaml of an earlier run.
+        config: an experiment's YAML, the spec.yaml of an earlier run, or the name of a config that comes with mechlens.
         out: the run folder; runs/<name> by default. What is finished there is not computed again.
         plan: print steps, rows, updates, time and memory, and run nothing.
         seed: root seed instead of the config's.
@@ -220,7 +222,7 @@ def pretrain(config: CONFIG, /, out: Path | None = None) -> Action:
     """Make a menagerie base from its config.
 
     Args:
-        config: for example configs/models/menagerie-a.yaml.
+        config: a YAML file, or the name of a config that comes with mechlens, such as menagerie-a.
         out: the checkpoint folder; models/<name> by default.
     """
     return partial(commands.pretrain, config, out=out)
@@ -233,7 +235,7 @@ def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
         folder: where the runs are.
         port: on this machine only.
     """
-    return partial(commands.app, folder, port=port)
+    return partial(explorer_server.serve, folder, port=port)
 
 
 COMMANDS = {function.__name__: function for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, pretrain, app)}
@@ -246,6 +248,8 @@ def read(arguments: list[str] | None) -> Action:
         SpecError: in one line, where the parser would draw a box.
     """
     said = io.StringIO()
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        return partial(commands.console.print, f"mechlens {version('mechlens')}", highlight=False)
     try:
         with contextlib.redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(
@@ -259,7 +263,12 @@ def read(arguments: list[str] | None) -> Action:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command, the shell's if none is given; returns the exit code."""
+    with Faults() if arguments is None else contextlib.nullcontext():
+        return _done(arguments)
+
+
+def _done(arguments: list[str] | None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ def _read(config: Path, seed: int | None) -> tuple[Experiment, TraitFamily]:
     from mechlens import checks
 
     overrides = {} if seed is None else {"seed": seed}
+    config = spec.find_config(config, "experiments")
     experiment = traits.load_experiment(config, **overrides)
     family = traits.load_family(experiment.family, config)
     checks.check(experiment, family)
@@ -207,7 +207,7 @@ def ls(folder: Path) -> None:
         state = "done" if summary else "unfinished; run it again to resume"
         listing.add_row(path.parent.name, experiment.trait, experiment.base, f"{len(experiment.arms)} x {len(experiment.seeds)}", effect, state)
     if not listing.row_count:
-        raise DataError(f"no runs in {folder}; `mechlens run configs/experiments/demo.yaml` makes one")
+        raise DataError(f"no runs in {folder}; `mechlens run demo` makes one")
     console.print(listing)
 
 
@@ -264,7 +264,7 @@ def pretrain(config: Path, *, out: Path | None) -> None:
 
     from mechlens.menagerie.pretrain import pretrain as train
 
-    wanted = spec.load(config, PretrainSpec)
+    wanted = spec.load(spec.find_config(config, "models"), PretrainSpec)
     folder = out or Path("models") / wanted.name
     torch.set_num_threads(1)  # the same weights on any number of cores
     started = time.perf_counter()
@@ -277,17 +277,3 @@ def pretrain(config: Path, *, out: Path | None) -> None:
         with store.full_disk_named(folder):
             train(wanted, out=folder, progress=progress)
     console.print(f"{folder}: {wanted.steps} steps in {time.perf_counter() - started:.0f} s", highlight=False)
-
-
-def app(folder: Path, *, port: int) -> None:
-    """Serve the explorer on the loopback address until it is stopped."""
-    page = Path(__file__).parents[1] / "app" / "main.py"
-    if not page.is_file():
-        raise MachineError(f"the explorer is not at {page}; run `mechlens app` from a clone of the repository")
-    console.print(f"http://127.0.0.1:{port} shows {folder}; stop with Ctrl-C", highlight=False)
-    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port), "--server.fileWatcherType", "none"]
-    server = subprocess.Popen([*command, "--", str(folder.resolve())], cwd=page.parents[1])  # where its .streamlit/config.toml is
-    try:
-        server.wait()
-    finally:
-        server.terminate()  # signals to this process do not reach the server by themselves

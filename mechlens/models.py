@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from mechlens import trained
+from mechlens import hub, trained
 from mechlens.errors import DataError, SpecError
 from mechlens.model_spec import is_remote, model_of
 
@@ -89,7 +89,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         else:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=model_of(name).revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise SpecError(f"base {name!r} has no tokenizer that loads: {trained.first_line(error)}") from error
+        raise SpecError(hub.why_not_loaded(name, source, "has no tokenizer that loads", error)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     options = model_of(name).template
@@ -117,7 +117,7 @@ def load(name: str) -> Loaded:
         }
         model, report = cast(tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(source, **settings))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SpecError(f"base {name!r} does not load: {trained.first_line(error)}") from error
+        raise SpecError(hub.why_not_loaded(name, source, "does not load", error)) from error
     if report["missing_keys"]:  # they would be filled at random, another way each time
         raise SpecError(f"base {name!r} lacks the weights {sorted(report['missing_keys'])[:3]}; its config.json describes another model")
     tokenizer = load_tokenizer(name)
@@ -163,7 +163,7 @@ def empty_model(base: str) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(locate(base), revision=model_of(base).revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise SpecError(f"base {base!r} has no config that loads: {trained.first_line(error)}") from error
+        raise SpecError(hub.why_not_loaded(base, locate(base), "has no config that loads", error)) from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

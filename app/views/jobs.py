@@ -117,7 +117,7 @@ def watched(root: Path) -> Any:
     def listing() -> None:
         now = jobs.listed(root)
         if not now:
-            panels.empty("No jobs yet.", "Start one above, or on Detection; or in a terminal:", "mechlens run configs/experiments/demo.yaml")
+            panels.empty("No jobs yet.", "Start one above, or on Detection; or in a terminal:", "mechlens run demo")
         for job in now[:20]:
             with panels.guarded(f"Job {job.title}"):
                 show(job)
