@@ -27,6 +27,7 @@ from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
 from mechlens.pipeline.distill import checkpoints
 from mechlens.pipeline.run import teacher_name
+from mechlens.remedies import remedy
 from mechlens.spec import AskSpec, Spec, explain
 from mechlens.traits import TraitFamily
 
@@ -100,7 +101,7 @@ def place(run: Opened, name: str, student: int) -> Path | None:
         student_folder = run.folder / "students" / whose.name / f"s{student}"
         kind, folder = "finetuned", next(iter([at for _, at in checkpoints(student_folder)][-1:]), student_folder)
     if kind == "finetuned" and not any(folder.glob("*.safetensors")):
-        raise SpecError(f"no weights in {folder}; copy them there, or remove the folder and `{resume_command(run.folder)}` makes them again")
+        raise SpecError(f"no weights in {folder}; copy them there, or {remedy(folder)}")
     return folder
 
 

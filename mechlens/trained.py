@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mechlens.errors import DataError
-from mechlens.store import RECORD
+from mechlens.remedies import RECORD, remedy
 
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError, StrictDataclassError)
 """what transformers and PEFT raise at files of a folder that is not as they expect"""
@@ -64,10 +64,9 @@ def first_line(error: Exception) -> str:
 
 
 def advice(folder: Path) -> str:
-    """What to do about a folder that does not load: only the store's own steps can be made again."""
-    step = next((place for place in (folder, *folder.parents[:1]) if (place / RECORD).is_file()), None)
-    if step is not None:
-        return f"delete {step} and run again: only that step is repeated"
+    """What to do about a folder that does not load: only a step of a run can be made again."""
+    if any((place / RECORD).is_file() for place in (folder, *folder.parents[:1])) and "delete" in (mend := remedy(folder)):
+        return mend
     return "expected a folder with model.safetensors, whole and as the base names its weights, or with a LoRA adapter of the base"
 
 

@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
     "mechlens", "errors",
-    "command_lines", "seeds", "spec", "model_spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor", "digits",
+    "command_lines", "remedies",
+    "seeds", "spec", "model_spec", "experiment", "tables", "store", "containers", "corpus", "stats", "executor", "digits",
     "spend", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "traits",
     "trained", "hub", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
@@ -21,8 +22,8 @@ ORDER = (
     "lenses", "lenses.base", "lenses.changes", "lenses.deltas", "lenses.capture", "lenses.activations", "lenses.directions", "lenses.probes",
     "lenses.scoring", "lenses.likelihood", "lenses.entanglement", "lenses.gradients", "lenses.steps", "lenses.alignment", "lenses.blind",
     "lenses.readout", "lenses.interventions", "lenses.causal", "lenses.rows", "lenses.maps", "measure",
-    "cells", "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "checks", "progress", "commands", "explorer_server",
-    "user_files",
+    "cells", "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "checks", "progress", "commands",
+    "explorer_server", "user_files",
     "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.files", "detect.verdict", "detect.from_student",
     "detect.panel", "detect.plausible", "detect.from_bags", "detect.from_base", "detect.from_gradients",
     "detect.from_weights", "detect.through", "detect.answers",
@@ -33,13 +34,13 @@ ORDER = (
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "command_lines",
+    "errors", "command_lines", "remedies",
     "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "containers", "corpus", "stats", "cells", "executor",
     "spend", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",
-    "report", "progress", "commands", "explorer_server",
-    "user_files", "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",
+    "report", "progress", "commands",
+    "explorer_server", "user_files", "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",
     "detect.files", "detect.from_student", "detect.answers", "audit_request", "audit_printing", "audit", "bench", "bench.plan", "cli",
 )  # fmt: skip
 MOST_LINES = 300

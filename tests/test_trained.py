@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -144,7 +145,11 @@ def test_only_a_step_of_the_store_is_to_be_deleted(bases: dict[str, str], tmp_pa
         file.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\xff" * len(whole))
     assert "delete" not in refused(bases["llama"], folder, "expected a folder with")
     (folder.parent / store.RECORD).write_text("{}")
-    refused(bases["llama"], folder, f"delete {folder.parent} and run again")
+    assert "delete" not in refused(bases["llama"], folder, "expected a folder with")  # a copied step, of no run that is here
+    (tmp_path / store.LOCK).touch()
+    (tmp_path / "spec.yaml").touch()
+    said = f"the step student of the run {tmp_path}: delete {folder.parent} and `mechlens run {tmp_path}/spec.yaml --out {tmp_path}` repeats"
+    refused(bases["llama"], folder, re.escape(said))
 
 
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
