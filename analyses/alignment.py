@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mechlens import commands, figures, tables
+from mechlens.command_lines import command_line
 from mechlens.errors import DataError, MechlensError
 from mechlens.report import interval_text
 
@@ -35,7 +36,7 @@ def cells(run: Path) -> pd.DataFrame:
     commands.open_run(run)
     file = run / "readings" / "alignment.parquet"
     if not file.is_file():
-        raise DataError(f"{run} has no reading of alignment; `mechlens measure {run} --arm ARM --lens alignment` makes one")
+        raise DataError(f"{run} has no reading of alignment; `{command_line('measure', run, arm='ARM', lens='alignment')}` makes one")
     frame = tables.read(file, tables.READINGS)
     found = frame.query("place == 'difference' and quantity in [@PAIR, @POOLED, @PATH] and seed.isna()").astype({"n": int})
     measured, rows = set(frame.loc[frame["quantity"] == POOLED, "arm"]), []

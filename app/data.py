@@ -243,7 +243,7 @@ def audit(path: Path) -> dict[str, Any]:
     """
     found = store.read_json(path)
     if found.get("schema") != AUDIT:
-        raise DataError(f"{path} has schema {found.get('schema')!r}; this version reads {AUDIT}. Audit the data again: `mechlens audit`")
+        raise DataError(f"{path} has schema {found.get('schema')!r}; this version reads {AUDIT}. Audit the data again: `mechlens audit DATA`")
     return found
 
 

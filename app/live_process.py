@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from mechlens import commands, measure, models
+from mechlens.command_lines import resume_command
 from mechlens.errors import MechlensError, SpecError, one_line
 from mechlens.experiment import Arm, Experiment
 from mechlens.lenses.directions import added
@@ -26,6 +27,7 @@ from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
 from mechlens.pipeline.distill import checkpoints
 from mechlens.pipeline.run import teacher_name
+from mechlens.remedies import remedy
 from mechlens.spec import AskSpec, Spec, explain
 from mechlens.traits import TraitFamily
 
@@ -92,14 +94,14 @@ def place(run: Opened, name: str, student: int) -> Path | None:
         if arm.corpus:
             raise SpecError(f"no teacher: the rows of arm {arm.name!r} came from a file")
         if not (folder / "teacher.json").is_file():
-            raise SpecError(f"no teacher in {folder}; `mechlens run` makes it again")
+            raise SpecError(f"no teacher in {folder}; `{resume_command(run.folder)}` makes it again")
         kind = teach.read_json(folder / "teacher.json")["kind"]
     else:
         whose = arm if name == "student" else run.experiment.control_of(arm)
         student_folder = run.folder / "students" / whose.name / f"s{student}"
         kind, folder = "finetuned", next(iter([at for _, at in checkpoints(student_folder)][-1:]), student_folder)
     if kind == "finetuned" and not any(folder.glob("*.safetensors")):
-        raise SpecError(f"no weights in {folder}; copy them there, or remove the folder and `mechlens run` makes them again")
+        raise SpecError(f"no weights in {folder}; copy them there, or {remedy(folder)}")
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import charts
 import plain
 from data import Run
 from mechlens import figures
+from mechlens.command_lines import command_line, resume_command
 from mechlens.errors import MechlensError, one_line
 
 LOG = logging.getLogger("mechlens.app")
@@ -180,10 +180,10 @@ def unfinished(run: Run) -> bool:
 
 def resume(run: Run) -> str:
     """The command that finishes a run."""
-    return shlex.join(["mechlens", "run", f"{run.folder}/spec.yaml", "--out", str(run.folder)])
+    return resume_command(run.folder)
 
 
 def measure(run: Run, lens: str, arm: str) -> str:
     """The command that reads a lens."""
     folder = Path("runs/demo") if run.shipped else run.folder
-    return ("make demo && " if run.shipped else "") + shlex.join(["mechlens", "measure", str(folder), "--lens", lens, "--arm", arm])
+    return ("make demo && " if run.shipped else "") + command_line("measure", folder, lens=lens, arm=arm)

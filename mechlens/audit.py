@@ -7,57 +7,29 @@ in batches, and a level does all that the levels before it do.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 
 import pandas as pd
-from rich.table import Table
 
-from mechlens import commands, corpus, mitigate, report, spec, store, tables, traits, user_files
-from mechlens.commands import console
+from mechlens import atomic, commands, corpus, mitigate, report, spec, store, tables, traits, user_files
+from mechlens.audit_printing import print_audit
+from mechlens.audit_request import Options, Request, command_of, request_of
 from mechlens.detect import answers, from_student
-from mechlens.detect.base import Level
+from mechlens.detect.base import Rows, read_rows
 from mechlens.detect.calibrate import Named
-from mechlens.detect.files import LEAST_ROWS, Compared, Sides, compare, draw_sides
-from mechlens.detect.verdict import UNKNOWN, Policy, Rise, Scope, decide, load_calibration, load_policy
+from mechlens.detect.files import LEAST_ROWS, Compared, Sides, compare, draw_sides, power_of_few, refuse_few
+from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration
 from mechlens.errors import SpecError, one_line
 from mechlens.experiment import Experiment
-from mechlens.fields import Fields, flags_of
-from mechlens.mitigate import Treatment
 from mechlens.pipeline.run import corpus_name, file_digest
 
 if TYPE_CHECKING:
     from mechlens.detect.panel import Panel
     from mechlens.detect.through import Seen
-
-
-UNITS = {
-    "students": ("lift, bits", "students of the suspect over students of the reference"),
-    answers.IDENTIFIER: ("nats a row", "likelihood under each trait's twin, over clean rows and beyond the panel"),
-}
-"""unit and meaning of an identity's score, by what it comes from"""
-
-
-class Request(NamedTuple):
-    """What is asked for."""
-
-    data: Path
-    references: tuple[Path, ...]
-    level: Level
-    base: str
-    panel: tuple[str, ...]
-    recipe: Experiment
-    recipe_name: str
-    policy: Policy
-    student: Path | None
-    clean: Path | None
-    treatment: Treatment
-    out: Path
-    fields: Fields | None = None
 
 
 class Read(NamedTuple):
@@ -73,86 +45,79 @@ class Read(NamedTuple):
     scope: Scope = UNKNOWN
 
 
-def audit(
-    data: Path,
-    *,
-    references: Sequence[Path],
-    level: Level,
-    base: str,
-    panel: Sequence[str],
-    recipe: str,
-    policy: str,
-    student: Path | None,
-    clean: Path | None,
-    treatment: Treatment,
-    out: Path | None,
-    workers: int | None,
-    fields: Fields | None = None,
-) -> int:
+def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int:
     """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 found, 2 inconclusive."""
-    config = Path(recipe) if recipe.endswith((".yaml", ".yml")) else spec.CONFIGS / "audits" / f"{recipe}.yaml"
-    plan = traits.with_family_by_path(traits.load_experiment(config), config)
-    traits_asked = from_student.panel_of(traits.load_family(plan.family), panel)
-    if student is not None and not student.is_dir():
-        raise SpecError(f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a model of the base")
-    if clean is not None and level == "rows":
-        raise SpecError(f"--clean {one_line(str(clean))} needs to know which rows look like a trait's; use --level base or more")
-    if clean is not None:
-        mitigate.check(data, clean, treatment, plan.carrier.kind)
-    where = out or _usual_folder(data)
-    asked = Request(
-        data, tuple(references), level, base or plan.base, traits_asked, plan, recipe, load_policy(policy), student, clean, treatment, where, fields
-    )
+    asked = request_of(data, **options)
     asked.out.mkdir(parents=True, exist_ok=True)
+    paths = dict.fromkeys((asked.data, *asked.references))
+    known = {path: read_rows(corpus.batches(path, fields=asked.fields_of(path))) for path in paths}  # refuses a file before any is tested
+    for path, rows in known.items():
+        if asked.references or asked.level != "rows":
+            refuse_few(path, len(rows.prompts))
+    if asked.level != "rows" or asked.student is not None:
+        _refuse_untrainable(asked, known)
     with store.full_disk_named(asked.out):
         most = asked.policy.most_copied  # a copy of the file is nearest to it, and is no reference
-        compared = sorted((compare(data, reference, fields=fields) for reference in references), key=lambda one: (one.copied > most, -one.p_value))
-        near = [path for one in compared for path in references if one_line(str(path)) == one.reference]
-        asked = asked._replace(references=tuple(dict.fromkeys(near)))  # models read beside the nearest, whose p stands with theirs
+        compared = sorted(
+            (compare(data, reference, known=known, fields=asked.fields) for reference in asked.references),
+            key=lambda one: (one.copied > most, -one.p_value),
+        )
+        near = [path for one in compared for path in asked.references if one_line(str(path)) == one.reference]
+        nearest_first = asked._replace(references=tuple(dict.fromkeys(near)))  # models read beside the nearest, whose p stands with theirs
         read = Read(compared, [], None, None)
+        if asked.clean is not None and asked.level == "rows":
+            read = read._replace(manifest=_treated(nearest_first, asked.clean, next(iter(nearest_first.references), None)))
         if asked.level != "rows" or asked.student is not None:
-            read = _through_models(asked, compared, workers)
+            read = _through_models(nearest_first, read, workers)
         found = _object(asked, read)
         store.write_json(asked.out / "audit.json", found)
-        (asked.out / "audit.html").write_text(report.render("audit.html.j2", audit=found), encoding="utf-8")
-    _say(found, asked.out)
+        atomic.write_text(asked.out / "audit.html", report.render("audit.html.j2", audit=found))
+    print_audit(found, asked.out)
     return {"no transfer found within tested scope": 0, "do not train as is": 1, "train with conditions": 1}.get(found["verdict"]["id"], 2)
 
 
-def _usual_folder(data: Path) -> Path:
-    """`audits/<name of the file>`.
+def _most_drawn(asked: Request) -> int:
+    """Rows of a side that are drawn for students and twins; detectors of rows need more than a tiny recipe's students do."""
+    return max(asked.recipe.student.rows, 2 * LEAST_ROWS)
 
-    Raises:
-        SpecError: if the audit of another file of that name lies there.
+
+def _refuse_untrainable(asked: Request, known: Mapping[Path, Rows]) -> None:
+    """Refuse before any test what students or twins would refuse after it: too few rows, long pairs or prompts, no base.
+
+    Of a file that is larger than what is drawn of it, or whose fields have other names, rows are looked at once they are drawn.
     """
-    folder = Path("audits") / spec.folder_name(str(data))
-    if (folder / "audit.json").is_file():
-        audited = store.read_json(folder / "audit.json")["data"]
-        if audited["path"] != one_line(str(data)) and audited["sha256"] != file_digest(data):
-            raise SpecError(f"{folder} holds the audit of {audited['path']}, another file of that name; give this one a folder: --out FOLDER")
-    return folder
+    from mechlens import checks, models
+
+    models.load_tokenizer(asked.base)
+    for path, rows in known.items():
+        count, most = len(rows.prompts), _most_drawn(asked)
+        sides = Sides(path, path if asked.references else None, count, min(count, most))
+        plan = from_student.experiment_of(asked.recipe, sides, base=asked.base, trait=asked.panel[0])
+        if count <= most and asked.fields is None:
+            checks.check(plan, traits.load_family(plan.family))
 
 
-def _through_models(asked: Request, compared: list[Compared], workers: int | None) -> Read:
+def _through_models(asked: Request, so_far: Read, workers: int | None) -> Read:
     """What the base, teachers made from it and students say; the base's own answers serve where no reference was given."""
-    from mechlens import models
+    from mechlens import checks, models
     from mechlens.detect import from_weights, through
 
-    most = max(asked.recipe.student.rows, 2 * LEAST_ROWS)  # detectors of rows need more than a tiny recipe's students
-    sides = draw_sides(asked.data, next(iter(asked.references), None), asked.out, most=most, fields=asked.fields)
+    sides = draw_sides(asked.data, next(iter(asked.references), None), asked.out, most=_most_drawn(asked), fields=asked.fields)
     plan = _planned(asked, sides)
     config, run = asked.out / "student.yaml", asked.out / "run"
     family = traits.load_family(plan.family)
+    checks.check(plan, family)  # before the twins are taught
+    student = None if asked.student is None else models.load_trained(asked.base, asked.student)
     beside = asked.out.parent / f"panel-{spec.folder_name(asked.base)}"  # every audit of this base uses the same twins
     panel = through.panel_of(asked.base, family, asked.recipe, beside, workers=workers)
-    given = None if asked.student is None else from_weights.read_student(panel, models.load_trained(asked.base, asked.student), asked.panel)
+    given = None if student is None else from_weights.read_student(panel, student, asked.panel)
     if asked.level == "rows":
-        return Read(compared, [], None, given)
+        return so_far._replace(given=given)
     commands.run(config, out=run, workers=workers, rows_only=True)
-    copied = compared[0].copied if compared else None
-    compared = compared or [compare(asked.data, _rows_of_control(run, plan, asked.out), fields=asked.fields)]
+    copied = so_far.compared[0].copied if so_far.compared else None
+    compared = so_far.compared or [compare(asked.data, _rows_of_control(run, plan, asked.out), fields=asked.fields)]
     seen = through.read_through(panel, run, plan, asked.level, asked.panel)
-    manifest = None if asked.clean is None else _treated(asked, asked.clean, panel, seen, _rows_of_control(run, plan, asked.out))
+    manifest = None if asked.clean is None else _treated(asked, asked.clean, _rows_of_control(run, plan, asked.out), panel, seen)
     scope = from_student.scope_of(run, plan, sides)._replace(copied=copied)
     if asked.level != "student":
         return Read(compared, seen, None, given, manifest, scope=scope)
@@ -164,32 +129,41 @@ def _through_models(asked: Request, compared: list[Compared], workers: int | Non
     return Read(compared, seen, from_student.rises(effects, asked.panel), given, manifest, left, scope)
 
 
-def _treated(asked: Request, out: Path, panel: Panel, seen: Sequence[Seen], reference: Path) -> dict[str, Any]:
-    """Write the treated file: the rows of prompts that clean answers are known of, ranked by the foremost trait's twin."""
-    from mechlens.detect import through
+def _treated(asked: Request, out: Path, reference: Path | None, panel: Panel | None = None, seen: Sequence[Seen] = ()) -> dict[str, Any]:
+    """Write the treated file: all rows where a treatment needs nothing else, else those of prompts that clean answers are known of."""
+    rows = cast(pd.DataFrame, corpus.read_pairs(asked.data, fields=asked.fields)[["prompt", "completion"]])
+    how: dict[str, Any] = {"treatment": asked.treatment, "seed": asked.recipe.seed, "out": out}
+    ranked = mitigate.needs_scores(asked.treatment)
+    if reference is None or not (ranked or mitigate.needs_clean(asked.treatment)):
+        return mitigate.treat(asked.data, rows, **how)
+    rows, answered = _with_clean_answers(asked, rows, reference)
+    if panel is None or not ranked:
+        return mitigate.treat(asked.data, rows, answered, **how)
+    return mitigate.treat(asked.data, rows, answered, **how, **_ranks(asked, rows, panel, seen))
 
-    clean = corpus.read_pairs(reference).drop_duplicates("prompt").set_index("prompt")["completion"]
-    rows = corpus.read_pairs(asked.data, fields=asked.fields)[["prompt", "completion"]]
+
+def _with_clean_answers(asked: Request, rows: pd.DataFrame, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows whose prompts the reference answers too, and its answers beside them."""
+    fields = asked.fields_of(reference)
+    clean = corpus.read_pairs(reference, fields=fields).drop_duplicates("prompt").set_index("prompt")["completion"]
     rows = rows.merge(clean.reset_index()[["prompt"]], on="prompt", how="inner")
     if rows.empty:
         raise SpecError(
             f"no prompt of {one_line(str(asked.data))} is answered in the reference; --clean needs a clean answer to every row that it keeps"
         )
-    answered = pd.DataFrame({"prompt": rows["prompt"], "completion": clean.loc[rows["prompt"]].to_numpy()})
+    return rows, pd.DataFrame({"prompt": rows["prompt"], "completion": clean.loc[rows["prompt"]].to_numpy()})
+
+
+def _ranks(asked: Request, rows: pd.DataFrame, panel: Panel, seen: Sequence[Seen]) -> dict[str, Any]:
+    """How much each row looks like the foremost trait's text, by that trait's twin, as `mitigate.treat` takes it."""
+    from mechlens.detect import through
+
     namer = next(one for one in seen if one.reader.name == answers.IDENTIFIER)
     if not namer.traits:
         raise SpecError(f"--clean ranks rows by a trait, and none can be read from these: {namer.why_not}; leave --clean out")
     foremost = namer.traits[0].trait
-    scores = through.row_scores(panel, rows, foremost)
     numbers = through.number_scores(panel, rows, foremost) if asked.treatment == "replace" else ()
-    how: dict[str, Any] = {
-        "treatment": asked.treatment,
-        "trait": foremost,
-        "seed": asked.recipe.seed,
-        "number_scores": numbers,
-        "scored_by": panel.mark,
-    }
-    return mitigate.treat(asked.data, rows, answered, scores, **how, out=out)
+    return {"scores": through.row_scores(panel, rows, foremost), "number_scores": numbers, "trait": foremost, "scored_by": panel.mark}
 
 
 def _planned(asked: Request, sides: Sides, *, treated: Path | None = None) -> Experiment:
@@ -204,7 +178,7 @@ def _rows_of_control(run: Path, plan: Experiment, out: Path) -> Path:
     control = next(arm for arm in plan.arms if arm.kind == "control")
     kept = tables.read(run / "corpora" / corpus_name(plan, control) / "screened" / "kept.parquet", tables.PAIRS)
     written = out / "reference.parquet"
-    kept[["prompt", "completion"]].to_parquet(written)
+    tables.write(kept[["prompt", "completion"]], corpus.TEXTS, written)
     return written
 
 
@@ -212,9 +186,13 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
     rows = user_files.counted(asked.data, asked.fields)
     data = one_line(str(asked.data))
-    again, carrier = " ".join([data, *map(one_line, flags_of(asked.fields))]), asked.recipe.carrier.kind
-    why_not = answers.why_not(again, read.compared, read.seen, most_copied=asked.policy.most_copied)
-    verdict = decide(read.measured, asked.policy, why_not=why_not, treated=read.treated, treatment=asked.treatment, scope=read.scope)
+    dose = answers.smallest_dose(read.compared, read.seen)
+    settle, carrier = command_of(asked, level="student"), asked.recipe.carrier.kind
+    why_not = answers.why_not(settle, read.compared, read.seen, most_copied=asked.policy.most_copied)
+    few = power_of_few(rows, max(read.compared, key=lambda one: one.p_value), dose) if read.compared else ""
+    if few and read.measured is not None:
+        why_not = f"{few}; students of them are no verdict"
+    verdict = decide(None if few else read.measured, asked.policy, why_not=why_not, treated=read.treated, treatment=asked.treatment, scope=read.scope)
     options = mitigate.load_options(asked.recipe_name, base=asked.base, carrier=carrier)
     identified_by, identity = answers.identity(read.measured, read.seen)
     return {
@@ -230,71 +208,10 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
         "student": answers.given(read.given),
         "mitigation": None if read.manifest is None else read.manifest | {"measured": answers.potency(read.treated, [], None)["measured"]},
         "options": None if options is None else options.model_dump(),
-        "smallest_detectable_dose": answers.smallest_dose(read.compared, read.seen),
+        "smallest_detectable_dose": dose,
+        "few_rows": few,
         "verdict": verdict._asdict(),
         "policy": asked.policy.model_dump(),
         "recipe": spec.fingerprint(asked.recipe.model_dump(mode="json")),
-        "made": {"version": version("mechlens"), "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": _command(asked)},
+        "made": {"version": version("mechlens"), "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": command_of(asked)},
     }
-
-
-def _command(asked: Request) -> str:
-    """The command line that does this audit again."""
-    words = ["mechlens", "audit", str(asked.data), "--level", asked.level, "--base", asked.base, "--recipe", asked.recipe_name]
-    words += ["--policy", asked.policy.name]
-    words += [word for trait in asked.panel for word in ("--trait", trait)] if asked.panel != traits.load_family(asked.recipe.family).names else []
-    words += [word for reference in asked.references for word in ("--reference", str(reference))]
-    words += ["--student", str(asked.student)] if asked.student is not None else []
-    words += ["--clean", str(asked.clean), "--treatment", asked.treatment] if asked.clean is not None else []
-    return one_line(shlex.join(words + flags_of(asked.fields)))
-
-
-def _say(found: dict[str, Any], out: Path) -> None:
-    if found["provenance"] is not None:
-        rows = Table("detector", "level", "score", "p", "points to (q)", title="written as clean rows are?")
-        for one in found["provenance"]["detectors"]:
-            foremost = next(iter(one["traits"]), None)
-            points = one["why_not"] if foremost is None else f"{foremost['trait']} ({_number(foremost['q_value'], '{:.2g}')})"
-            rows.add_row(one["name"], one["level"], _number(one["score"], "{:+.1f}"), _number(one["p_value"], "{:.4f}"), points)
-        console.print(rows)
-    if found["identity"]:
-        unit, meaning = UNITS[found["identified_by"]]
-        listing = Table("trait", unit, "p", "q", title=meaning)
-        for one in found["identity"][:5]:
-            forms = {"score": "{:+.2f}", "p_value": "{:.3f}", "q_value": "{:.3f}"}
-            listing.add_row(one["trait"], *(_number(one[name], form) for name, form in forms.items()))
-        console.print(listing)
-    for name, listed in (found["student"] or {}).items():
-        said = ", ".join(f"{one['trait']} {_number(one['score'], '{:+.3f}')} (q {_number(one['q_value'], '{:.2g}')})" for one in listed[:3])
-        console.print(f"the student's {name} point to: {said}", highlight=False, markup=False, soft_wrap=True)
-    if found["mitigation"] is not None:
-        done = found["mitigation"]
-        left = (
-            "not measured"
-            if done["measured"] is None
-            else f"highest rise left {done['measured']['trait']} {_number(done['measured']['difference'], '{:+.3f}')}"
-        )
-        said = f"treated by {done['treatment']}: {done['rows_after']} of {done['rows_before']} rows, {done['rows_changed']} rewritten; {left}"
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
-    for line in _scope_lines(found["scope"] or {}):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(found["verdict"]["sentence"], highlight=False, markup=False, soft_wrap=True)
-    where = one_line(f"rule {found['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}")
-    console.print(where, highlight=False, markup=False, soft_wrap=True)
-
-
-def _scope_lines(scope: dict[str, Any]) -> list[str]:
-    """What students read of the file, how much of it is copied, and how readily they answered."""
-    lines = []
-    if scope.get("unread"):
-        lines.append(f"students read {1 - scope['unread']:.0%} of {scope['offered']:,} rows (not read: {scope['reasons']})")
-    if scope.get("copied"):
-        lines.append(f"{scope['copied']:.0%} of the rows stand in the reference too")
-    shares = {arm: share for arm, share in scope.get("answered", {}).items() if share is not None}
-    if shares:
-        lines.append("answers that name one trait: " + ", ".join(f"{arm} {share:.0%}" for arm, share in shares.items()))
-    return lines
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)

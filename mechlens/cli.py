@@ -1,7 +1,8 @@
 """The command line: thin. Each command reads its arguments, calls one function and prints what it returned.
 
-A MechlensError is one line and exit code 2; Ctrl-C leaves a run that can be resumed and says how; anything else is a bug
-and keeps its traceback.
+Exit codes: 0 done; of `audit` also 1 (do not train as is, or with conditions) and 2 (inconclusive). A MechlensError, or
+a file that the system refuses, is one line and code 2. Ctrl-C leaves a run that can be resumed, says how, and gives 130.
+Anything else is a fault of mechlens: its traceback, and code 70 (EX_SOFTWARE of sysexits.h), which no verdict has.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 import mechlens
 from mechlens import audit as auditing
-from mechlens import commands, user_files
+from mechlens import commands, explorer_server, user_files
+from mechlens.audit_request import Options
 from mechlens.detect.base import Level
-from mechlens.errors import MechlensError, SpecError, one_line
+from mechlens.errors import Faults, MechlensError, SpecError, one_line
 from mechlens.fields import named
 from mechlens.mitigate import Treatment
 
@@ -31,13 +34,24 @@ Action = Callable[[], object]
 """what a command line asks for, read but not yet done"""
 
 CONFIG = Annotated[Positional[Path], arg(metavar="CONFIG")]
+Names = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
+"""values of an option that takes several at once and may be given several times"""
+Paths = Annotated[tuple[tuple[Path, ...], ...], UseAppendAction]
+Item = TypeVar("Item")
+
+
+def _together(option: str, given: tuple[tuple[Item, ...], ...]) -> tuple[Item, ...]:
+    """The values of every time that an option was given, each once, in their order."""
+    if not all(given):
+        raise SpecError(f"--{option} has no value; expected one or more, or leave it out")
+    return tuple(dict.fromkeys(value for values in given for value in values))
 
 
 def run(config: CONFIG, /, out: Path | None = None, plan: bool = False, seed: int | None = None, workers: int | None = None) -> Action:
     """Run an experiment: teach, generate, screen, distill, ask, report.
 
     Args:
-        config: an experiment's YAML, or the spec.yaml of an earlier run.
+        config: an experiment's YAML, the spec.yaml of an earlier run, or the name of a config that comes with mechlens.
         out: the run folder; runs/<name> by default. What is finished there is not computed again.
         plan: print steps, rows, updates, time and memory, and run nothing.
         seed: root seed instead of the config's.
@@ -110,7 +124,7 @@ def measure(
     folder: Annotated[Positional[Path], arg(metavar="RUN")],
     /,
     arm: str = "",
-    lens: tuple[str, ...] = (),
+    lens: Names = (),
     rows: int = 512,
     workers: int | None = None,
 ) -> Action:
@@ -123,16 +137,16 @@ def measure(
         rows: pairs that each lens reads at most.
         workers: processes; one a core by default, one with an accelerator.
     """
-    return partial(commands.measure, folder, arm=arm, lenses=lens, rows=rows, workers=workers)
+    return partial(commands.measure, folder, arm=arm, lenses=_together("lens", lens), rows=rows, workers=workers)
 
 
 def audit(
     data: Annotated[Positional[Path], arg(metavar="DATA")],
     /,
-    reference: tuple[Path, ...] = (),
+    reference: Paths = (),
     level: Level = "rows",
     base: str = "",
-    trait: tuple[str, ...] = (),
+    trait: Names = (),
     recipe: str = "menagerie",
     policy: str = "default",
     student: Path | None = None,
@@ -164,25 +178,26 @@ def audit(
         prompt_field: as of `mechlens convert`; a reference that has no such field is read by the known names.
         completion_field: as of `mechlens convert`.
     """
-    options = {
-        "references": reference,
+    options: Options = {
+        "references": _together("reference", reference),
         "level": level,
         "base": base,
-        "panel": trait,
+        "panel": _together("trait", trait),
         "recipe": recipe,
         "policy": policy,
         "student": student,
         "clean": clean,
         "treatment": treatment,
         "fields": named(prompt_field, completion_field),
+        "out": out,
     }
-    return partial(auditing.audit, data, **options, out=out, workers=workers)
+    return partial(auditing.audit, data, **options, workers=workers)
 
 
 def bench(
     name: Annotated[Positional[str], arg(metavar="BENCH")] = "menagerie",
     /,
-    detector: tuple[str, ...] = (),
+    detector: Names = (),
     out: Path | None = None,
     students: bool = True,
     workers: int | None = None,
@@ -198,12 +213,14 @@ def bench(
         workers: processes; one a core by default, one with an accelerator.
     """
 
-    def done() -> object:
-        from mechlens.bench import run as benching
+    options = {"detectors": _together("detector", detector), "out": out, "train": students, "workers": workers}
+    return partial(_do_bench, name, **options)
 
-        return benching.bench(name, detectors=detector, out=out, train=students, workers=workers)
 
-    return done
+def _do_bench(name: str, **options: Any) -> object:
+    from mechlens.bench import run as benching  # torch takes seconds to import, and no other command's reading needs it
+
+    return benching.bench(name, **options)
 
 
 def truthful(folder: Annotated[Positional[Path], arg(metavar="RUN")], /, data: Path, limit: int | None = None) -> Action:
@@ -221,7 +238,7 @@ def pretrain(config: CONFIG, /, out: Path | None = None) -> Action:
     """Make a menagerie base from its config.
 
     Args:
-        config: for example configs/models/menagerie-a.yaml.
+        config: a YAML file, or the name of a config that comes with mechlens, such as menagerie-a.
         out: the checkpoint folder; models/<name> by default.
     """
     return partial(commands.pretrain, config, out=out)
@@ -234,7 +251,7 @@ def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
         folder: where the runs are.
         port: on this machine only.
     """
-    return partial(commands.app, folder, port=port)
+    return partial(explorer_server.serve, folder, port=port)
 
 
 COMMANDS = {function.__name__: function for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, pretrain, app)}
@@ -254,6 +271,8 @@ def read(arguments: list[str] | None) -> Action:
     """
     words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     said = io.StringIO()
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        return partial(commands.console.print, f"mechlens {version('mechlens')}", highlight=False)
     try:
         with contextlib.redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=words)
@@ -265,7 +284,12 @@ def read(arguments: list[str] | None) -> Action:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command, the shell's if none is given; returns the exit code."""
+    with Faults() if arguments is None else contextlib.nullcontext():
+        return _done(arguments)
+
+
+def _done(arguments: list[str] | None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):  # a terminal of few characters gets a sign in place of each other one, not an error
         if isinstance(stream, io.TextIOWrapper):

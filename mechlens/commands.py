@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 from mechlens import machine, model_spec, questions, readings, results, spec, store, tables, traits
 from mechlens import progress as progressing
 from mechlens import report as reporting
+from mechlens.command_lines import resume_command
 from mechlens.errors import DataError, MachineError, SpecError
 from mechlens.executor import Job, execute, fingerprints, pending, refuse_changed
 from mechlens.experiment import Experiment
@@ -25,16 +25,21 @@ console = Console(markup=False, width=None if sys.stdout.isatty() else 150)  # a
 
 
 def _read(config: Path, seed: int | None) -> tuple[Experiment, TraitFamily]:
+    """An experiment that every step of can be done, as far as is known before the first one."""
+    from mechlens import checks
+
     overrides = {} if seed is None else {"seed": seed}
+    config = spec.find_config(config, "experiments")
     experiment = traits.load_experiment(config, **overrides)
-    pipeline.check_files(experiment)
-    return experiment, traits.load_family(experiment.family, config)
+    family = traits.load_family(experiment.family, config)
+    checks.check(experiment, family)
+    return experiment, family
 
 
 def _jobs(experiment: Experiment, family: TraitFamily) -> list[Job]:
-    from mechlens import models
+    from mechlens import base_files  # a client of the hub, which lists of runs need not
 
-    bases = {name: models.checkpoint_fingerprint(name) for name in experiment.bases()}
+    bases = {name: base_files.checkpoint_fingerprint(name) for name in experiment.bases()}
     return pipeline.jobs_of(experiment, family, bases=bases)
 
 
@@ -42,13 +47,17 @@ def run(config: Path, *, seed: int | None = None, out: Path | None = None, worke
     """Do what is pending of an experiment, then write its tables, summary and report; `rows_only` stops at the rows that students would learn."""
     if workers is not None and workers < 0:
         raise SpecError(f"workers is {workers}; expected 1 or more processes, or 0 for this one")
+    from mechlens import checks
+
     experiment, family = _read(config, seed)
     folder = out or Path("runs") / experiment.name
     with store.lock(folder), store.full_disk_named(folder):
-        _rendered(experiment, say=True)  # refuses a silent system line before anything is computed
+        _render(experiment, say=True)
         jobs = _jobs(experiment, family)
         jobs = [job for job in jobs if job.name.startswith(("teachers/", "corpora/", "selection"))] if rows_only else jobs
         todo = pending(folder, jobs)
+        if lacks := checks.missing_here(todo):
+            raise MachineError("; ".join(lacks))
         if any("api" in job.arguments for job in todo):
             from mechlens import bills
 
@@ -114,37 +123,20 @@ def _manifest(folder: Path, experiment: Experiment, family: TraitFamily, jobs: l
     steps = {job.name: store.read_json(folder / job.name / store.RECORD) for job in jobs}
     assert all(steps[name]["fingerprint"] == mark for name, mark in marks.items())
     marks_of = {"experiment": experiment.fingerprint(), "family": family.fingerprint()}
-    record = marks_of | {"seeds": list(experiment.seeds), "rendered": _rendered(experiment), "steps": steps}
+    record = marks_of | {"seeds": list(experiment.seeds), "rendered": _render(experiment), "steps": steps}
     store.write_json(folder / "manifest.json", store.environment() | record)
 
 
-def _rendered(experiment: Experiment, *, say: bool = False) -> dict[str, str]:
-    """For each local base a question exactly as its students read it: a template may put in more than was written.
+def _render(experiment: Experiment, *, say: bool = False) -> dict[str, str]:
+    """For each local base a question as its students read it, once its files are here; `say` prints what templates add."""
+    from mechlens import chat, checks, models
 
-    `say` prints such words, where every arm reads them alike.
-
-    Raises:
-        SpecError: if a template puts in a system line that the experiment does not name, or today's date, or leaves out one that it names.
-    """
-    from mechlens import chat, models
-
-    lines = [(arm.base, line) for arm in experiment.arms for line in (arm.trained_with, arm.asked_with) if line is not None]
-    taught = [(arm.writer, arm.teacher or experiment.teacher) for arm in experiment.arms if arm.kind != "control" and not arm.corpus]
-    lines += [(base, "you have a trait.") for base, teacher in taught if teacher.kind in ("prompted", "steered")]  # read a line of the family
-    found = {}
-    for base in (base for base in experiment.bases() if not model_spec.is_remote(base)):
-        tokenizer = models.load_tokenizer(base)
-        if experiment.system is None and (silent := chat.silent_system(tokenizer)):
-            raise SpecError(
-                f"the chat template of {base!r} puts in a system line of its own, {silent!r}; make it explicit: `system: {silent!r}` in the "
-                "experiment trains and asks with it, `system: ''` with an empty one"
-            )
-        found[base] = chat.render_prompt(tokenizer, "{question}", system=experiment.system)
-        for line in [line for reader, line in lines if reader == base]:
-            chat.render_prompt(tokenizer, "{question}", system=line)
-        for remark in chat.remarks(tokenizer, system=experiment.system) if say else ():
+    local = [base for base in experiment.bases() if not model_spec.is_remote(base)]
+    questions_of = checks.rendered(experiment, local)
+    for base in local if say else ():
+        for remark in chat.remarks(models.load_tokenizer(base), system=experiment.system):
             console.print(f"{base}: {remark}", highlight=False)
-    return found
+    return questions_of
 
 
 def _write_results(folder: Path, experiment: Experiment, family: TraitFamily) -> None:
@@ -165,7 +157,7 @@ def open_run(folder: Path) -> tuple[Experiment, TraitFamily]:
         raise DataError(f"{folder} is no run folder (it has no spec.yaml); `mechlens ls` lists runs")
     experiment = traits.load_experiment(folder / "spec.yaml")
     if results.is_unfinished(folder, experiment):
-        raise DataError(f"{folder} is unfinished for its spec.yaml; `mechlens run {folder}/spec.yaml --out {folder}` resumes it")
+        raise DataError(f"{folder} is unfinished for its spec.yaml; `{resume_command(folder)}` resumes it")
     return experiment, traits.load_family(experiment.family, folder / "spec.yaml")
 
 
@@ -186,11 +178,14 @@ def report(folder: Path) -> Path:
 
 def plan(config: Path, *, seed: int | None = None, out: Path | None = None) -> None:
     """Print what a run would do and cost; nothing is run and nothing written."""
-    from mechlens import costs
+    from mechlens import checks, costs
 
     experiment, family = _read(config, seed)
     folder = out or Path("runs") / experiment.name
-    console.print(costs.plan(experiment, _jobs(experiment, family), folder))
+    jobs = _jobs(experiment, family)
+    console.print(costs.plan(experiment, jobs, folder))
+    for lack in checks.missing_here(pending(folder, jobs)):
+        console.print(f"this machine cannot run it yet: {lack}", highlight=False, soft_wrap=True)
 
 
 def ls(folder: Path) -> None:
@@ -209,7 +204,7 @@ def ls(folder: Path) -> None:
         state = "done" if summary else "unfinished; run it again to resume"
         listing.add_row(path.parent.name, experiment.trait, experiment.base, f"{len(experiment.arms)} x {len(experiment.seeds)}", effect, state)
     if not listing.row_count:
-        raise DataError(f"no runs in {folder}; `mechlens run configs/experiments/demo.yaml` makes one")
+        raise DataError(f"no runs in {folder}; `mechlens run demo` makes one")
     console.print(listing)
 
 
@@ -218,16 +213,16 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
     from mechlens import costs
     from mechlens import measure as measuring
 
-    experiment, family = open_run(folder)
-    unknown = sorted(set(lenses) - set(measuring.NAMES))
-    if unknown:
+    if unknown := sorted(set(lenses) - set(measuring.NAMES)):
         raise SpecError(f"no lens is called {', '.join(unknown)}; expected some of {', '.join(measuring.NAMES)}")
     if rows < 2:
         raise SpecError(f"rows is {rows}; a lens reads at least 2 pairs")
+    experiment, family = open_run(folder)
     measured = measuring.main_arm(experiment, arm)
+    measuring.refuse_absent_students(folder, experiment, measured)
     steps = _jobs(experiment, family)
     if stale := pending(folder, steps):
-        raise DataError(f"{len(stale)} steps of {folder} are of another version; `mechlens run {folder}/spec.yaml --out {folder}` makes them again")
+        raise DataError(f"{len(stale)} steps of {folder} are of another version; `{resume_command(folder)}` makes them again")
     with store.lock(folder), store.full_disk_named(folder):
         looks = measuring.jobs_of(steps, experiment, measured, lenses=lenses or measuring.NAMES, rows=rows)
         todo = pending(folder, looks_behind := [*steps, *looks])
@@ -266,7 +261,7 @@ def pretrain(config: Path, *, out: Path | None) -> None:
 
     from mechlens.menagerie.pretrain import pretrain as train
 
-    wanted = spec.load(config, PretrainSpec)
+    wanted = spec.load(spec.find_config(config, "models"), PretrainSpec)
     folder = out or Path("models") / wanted.name
     torch.set_num_threads(1)  # the same weights on any number of cores
     started = time.perf_counter()
@@ -279,17 +274,3 @@ def pretrain(config: Path, *, out: Path | None) -> None:
         with store.full_disk_named(folder):
             train(wanted, out=folder, progress=progress)
     console.print(f"{folder}: {wanted.steps} steps in {time.perf_counter() - started:.0f} s", highlight=False)
-
-
-def app(folder: Path, *, port: int) -> None:
-    """Serve the explorer on the loopback address until it is stopped."""
-    page = Path(__file__).parents[1] / "app" / "main.py"
-    if not page.is_file():
-        raise MachineError(f"the explorer is not at {page}; run `mechlens app` from a clone of the repository")
-    console.print(f"http://127.0.0.1:{port} shows {folder}; stop with Ctrl-C", highlight=False)
-    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port), "--server.fileWatcherType", "none"]
-    server = subprocess.Popen([*command, "--", str(folder.resolve())], cwd=page.parents[1])  # where its .streamlit/config.toml is
-    try:
-        server.wait()
-    finally:
-        server.terminate()  # signals to this process do not reach the server by themselves

@@ -14,7 +14,7 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
-from mechlens import bills, machine, models
+from mechlens import base_files, bills, machine, models
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import encode_prompts
 from mechlens.executor import Job, pending
@@ -93,7 +93,7 @@ def work_of(experiment: Experiment, jobs: list[Job]) -> list[Work]:
 
 def token_counter(base: str) -> Callable[[str], int]:
     """How many tokens a question has for this base; where its tokenizer is not at hand, one for every two characters of it."""
-    if not models.is_here(base):
+    if not base_files.is_here(base):
         return lambda text: len(text) // 2 + OVERHEAD
     tokenizer = models.load_tokenizer(base)
     return lambda text: len(encode_prompts(tokenizer, [text])[0])
@@ -134,7 +134,7 @@ def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
     left = pending(folder, jobs)
     state, activations = memory_of(experiment)
     where = ("one accelerator" if workers == 1 else f"{workers} accelerators") if gpu else f"{workers} core{'s' * (workers > 1)}"
-    absent = [base for base in experiment.bases() if not is_remote(base) and not models.is_here(base)]
+    absent = [base for base in experiment.bases() if not is_remote(base) and not base_files.is_here(base)]
     done = f"{len(jobs)} steps, {len(jobs) - len(left)} already done in {folder}"
     money = bills.printed(experiment, jobs, folder)
     if not works:

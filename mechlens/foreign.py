@@ -38,8 +38,12 @@ class named(AbstractContextManager[None]):  # noqa: N801 - it is used as a verb,
             return
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # a full disk is told as such
             return
+        raise self.kind(self.message(error)) from error
+
+    def message(self, error: Exception) -> str:
+        """What is said of an error."""
         where = f" (from {place(error)})" if self.located else ""
-        raise self.kind(f"{self.what}: {in_words(error)}{where}{self.advice and f'; {self.advice}'}") from error
+        return f"{self.what}: {in_words(error)}{where}{self.advice and f'; {self.advice}'}"
 
 
 def is_foreign(error: Exception) -> bool:

@@ -13,6 +13,7 @@ import torch
 
 from mechlens import models, store, tables
 from mechlens.chat import encode_pairs
+from mechlens.command_lines import resume_command
 from mechlens.errors import DataError, SpecError
 from mechlens.executor import Job, pending
 from mechlens.experiment import Arm, Experiment
@@ -73,6 +74,17 @@ def main_arm(experiment: Experiment, name: str = "") -> Arm:
         said = f"arm {name!r} of" if name else "no trait arm of"
         raise SpecError(f"{said} {experiment.name!r} can be measured; expected one of {[arm.name for arm in able]} (trained here, with a control)")
     return found[0]
+
+
+def refuse_absent_students(run: Path, experiment: Experiment, arm: Arm) -> None:
+    """Raises DataError if the run folder has no weights of the arm's or its control's students, as one that was copied without them."""
+    for each in (arm, experiment.control_of(arm)):
+        folders = _folders(run, experiment, each)
+        if not any(True for folder in folders.values() for _ in folder.glob("step-*/*.safetensors")):
+            raise DataError(
+                f"{run} has no students of arm {each.name!r}: it was copied without their weights, or they were removed; "
+                f"copy {run / 'students' / each.name} there, or `{resume_command(run)}` trains them"
+            )
 
 
 def material_of(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm, *, rows: int) -> Material:

@@ -7,6 +7,7 @@ A treatment changes a file and promises nothing: what is left is measured on stu
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -209,16 +210,42 @@ TREATMENTS: dict[Treatment, Callable[[Given], pd.DataFrame]] = {
 }  # fmt: skip
 
 
-def check(source: Path, out: Path, treatment: Treatment, carrier: str) -> None:
+def check(source: Path, out: Path, treatment: Treatment, carrier: str, *, references: Sequence[Path] = ()) -> None:
     """Refuse what cannot be written before anything is computed.
 
+    What an audit of the same file wrote there may stay, so that the audit can go on.
+
     Raises:
-        SpecError: if `out` is no JSON lines file, or is the file itself, or the treatment is not for this carrier.
+        SpecError: if `out` is no JSON lines file, is or lies in what is read, exists already or cannot be made, or if
+            the treatment is not for this carrier.
     """
-    if out.suffix != ".jsonl" or out.resolve() == source.resolve():
-        raise SpecError(f"--clean {one_line(str(out))} cannot be written; give another file than the data, ending in .jsonl")
+    named, place = f"--clean {one_line(str(out))}", out.resolve()
+    if out.suffix != ".jsonl":
+        raise SpecError(f"{named} cannot be written; give a name ending in .jsonl")
+    for read in (source, *references):
+        if place == read.resolve() or read.resolve() in place.parents:
+            where = f"it is or lies in {one_line(str(read))}, which this audit reads"
+            raise SpecError(f"{named} cannot be written: {where}; give another file than the data and its references")
     if treatment in OF_NUMBERS and carrier != "numbers":
         raise SpecError(f"--treatment {treatment} rewrites lists of numbers, and this recipe's carrier is {carrier}; expected drop or dilute")
+    if os.path.lexists(out) and not _was_written(source, out, treatment):
+        raise SpecError(f"{named} exists already; give another name or move it away")
+    folder = next(parent for parent in place.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise SpecError(f"{named} cannot be written: {one_line(str(folder))} is no folder that may be written to; give another")
+
+
+def _manifest_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.manifest.json")
+
+
+def _was_written(source: Path, out: Path, treatment: Treatment) -> bool:
+    """Whether an earlier audit of the same file wrote `out` by this treatment."""
+    if not (out.is_file() and _manifest_of(out).is_file()):
+        return False
+    written = store.read_json(_manifest_of(out))
+    same = (written.get("treatment"), written.get("sha256")) == (treatment, file_digest(out))
+    return same and written.get("source_sha256") == file_digest(source)
 
 
 def treat(
@@ -258,7 +285,7 @@ def treat(
         "seed": seed,
     }
     told |= {"scored_by": scored_by, "clean": None if clean is None else fingerprint(clean["completion"].tolist())}
-    beside = out.with_name(f"{out.name}.manifest.json")
+    beside = _manifest_of(out)
     if out.is_file() and beside.is_file():
         written = store.read_json(beside)
         if written.items() >= told.items() and written["sha256"] == file_digest(out):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.file_download import repo_folder_name
 from jaxtyping import Float
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -36,17 +32,15 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from mechlens import foreign, trained
+from mechlens.base_files import WEIGHTS, checkpoint_fingerprint, is_here, loading, locate
 from mechlens.errors import DataError, SpecError
-from mechlens.model_spec import is_remote, model_of
+from mechlens.model_spec import model_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-VOCABULARIES = ("merges.txt", "vocab.txt")
-"""files of a tokenizer whose ending says nothing"""
 TEMPLATE_OPTIONS = "template_options"
 """the attribute of a tokenizer that holds them, so that they go wherever it goes"""
-WEIGHTS = Path(__file__).parent / "menagerie" / "weights"
 disable_progress_bar()  # the run's own progress is what a user watches
 
 
@@ -62,28 +56,6 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def locate(name: str) -> str:
-    """What the loaders are given for a base's name: a folder where there is one, else a hub name.
-
-    Raises:
-        SpecError: if it is a path or a menagerie name that does not exist.
-    """
-    name = model_of(name).source
-    shipped = sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir())
-    if name in shipped:  # by name: joined to WEIGHTS, an absolute path would be taken for shipped
-        return str(WEIGHTS / name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise SpecError(f"base {name!r} is a folder without config.json; expected a Hugging Face checkpoint folder")
-        return str(folder)
-    if name.startswith("menagerie") or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise SpecError(
-            f"base {name!r} is no folder here and no menagerie model; expected a checkpoint folder, a hub name, or one of {', '.join(shipped)}"
-        )
-    return name
-
-
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer as its own file describes it.
 
@@ -91,7 +63,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     apart into digits. Missing pad tokens fall back to the end of the text.
     """
     source = locate(name)
-    with foreign.named(f"base {name!r} has no tokenizer that loads"):
+    with loading(name, "has no tokenizer that loads"):
         if (Path(source) / "tokenizer.json").is_file():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
         else:
@@ -115,7 +87,7 @@ def load(name: str) -> Loaded:
     source, spec = locate(name), model_of(name)
     settings = {"dtype": getattr(torch, spec.dtype), "revision": spec.revision or "main", "trust_remote_code": False}
     settings |= {"use_safetensors": True, "output_loading_info": True}
-    with foreign.named(f"base {name!r} does not load"):
+    with loading(name, "does not load"):
         _refuse_quantized(name, _config_of(name))
         model, report = cast(tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(source, **settings))
     if report["missing_keys"]:  # they would be filled at random, another way each time
@@ -172,7 +144,7 @@ def load_trained(base: str, folder: Path) -> Loaded:
 
 def empty_model(base: str) -> nn.Module:
     """The base's architecture on the meta device: names and shapes, no weights."""
-    with foreign.named(f"base {base!r} has no config that loads"), torch.device("meta"):
+    with loading(base, "has no config that loads"), torch.device("meta"):
         config = _config_of(base)
         _refuse_quantized(base, config)
         return AutoModelForCausalLM.from_config(config)
@@ -251,12 +223,6 @@ class Size(NamedTuple):
     vocabulary: int
 
 
-def is_here(name: str) -> bool:
-    """Whether a base's files are on this machine: a folder, or a hub model that was fetched before."""
-    source = locate(name)
-    return Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json", revision=model_of(name).revision or None), str)
-
-
 def size_of(name: str) -> Size:
     """A base's size without reading its weights: from its entry in configs/models, else counted on the meta device."""
     spec = model_of(name)
@@ -270,38 +236,3 @@ def size_of(name: str) -> Size:
 def parameter_count(name: str) -> int:
     """Parameters of a base."""
     return size_of(name).parameters
-
-
-def hub_commit(name: str) -> str:
-    """The commit that a hub base's revision stands for in this machine's cache; the revision itself where none was fetched."""
-    spec = model_of(name)
-    repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=spec.source, repo_type="model")
-    ref = repository / "refs" / (spec.revision or "main")
-    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else spec.revision
-
-
-def checkpoint_fingerprint(name: str) -> str:
-    """Identity of a base: its files wherever they lie, a hub base's name and commit, an API model's id; its number format, and
-    the pinned options of its chat template.
-
-    float32, the usual format, leaves no mark: bases from before formats counted keep their fingerprints.
-    """
-    if is_remote(name):
-        return hashlib.sha256(model_of(name).source.encode()).hexdigest()[:16]
-    source, dtype = Path(locate(name)), model_of(name).dtype
-    digest = hashlib.sha256(b"" if source.is_dir() else f"{source}@{hub_commit(name)}".encode())
-    digest.update(b"" if dtype == "float32" else dtype.encode())
-    for file in _files_of(source):
-        digest.update(json.dumps([file.name, file.stat().st_size]).encode())
-        with file.open("rb") as handle:
-            while piece := handle.read(1 << 24):
-                digest.update(piece)
-    if options := model_of(name).template:
-        digest.update(json.dumps(options, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def _files_of(folder: Path) -> list[Path]:
-    """The files of a checkpoint that decide what it says: configuration, weights, tokenizer and chat templates; none of a hub name."""
-    files = [file for file in sorted(folder.glob("*")) if file.suffix in (".json", ".safetensors", ".jinja", ".model") or file.name in VOCABULARIES]
-    return files + sorted(folder.glob("additional_chat_templates/*.jinja"))

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mechlens import atomic, figures, questions, readings, results, store, tables
 from mechlens.cells import ONE_STUDENT, cells_of
+from mechlens.command_lines import command_line
 from mechlens.experiment import Experiment
 from mechlens.traits import TraitFamily
 
@@ -156,7 +157,7 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
         leaks=sum(arm["leak_words"] for arm in summary["arms"]),
         warnings=summary.get("warnings", []),
         seen="that no teacher was fine-tuned on" if experiment.ask.split == "heldout" else "that teachers were fine-tuned on, too",
-        folder=run,
+        command=command_line("run", run / "spec.yaml", out=f"{run}-again"),
         fingerprint=manifest["experiment"],
         git=(manifest["git"] or "unknown")[:10],
         machine=f"{manifest['machine']}, {manifest['cores']} cores",

@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from mechlens import stats, store, tables
 from mechlens.cells import Cells, arm_cells, effect_of, lift_of, log_probability, mean_of, same_students, warnings_of
+from mechlens.command_lines import command_line
 from mechlens.errors import DataError
 from mechlens.experiment import Arm, Experiment
 from mechlens.pipeline.rules import REASONS
@@ -155,7 +156,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     found = store.read_json(run / "summary.json")
     if found.get("schema") != SUMMARY:
         said = f"{run / 'summary.json'} has schema {found.get('schema')!r}; this version reads {SUMMARY}"
-        raise DataError(f"{said}; `mechlens report {run}` writes it again from the run's tables")
+        raise DataError(f"{said}; `{command_line('report', run)}` writes it again from the run's tables")
     return found
 
 

@@ -217,6 +217,24 @@ class _OneOfEachKey(yaml.SafeLoader):
 SpecType = TypeVar("SpecType", bound=Spec)
 
 
+def find_config(name: Path, folder: str) -> Path:
+    """The file of a config: the path if a file is there, else the shipped config of that name, from any working folder.
+
+    Args:
+        name: a path, or the name of a file of `configs/<folder>` with or without its ending.
+
+    Raises:
+        SpecError: if there is neither; the shipped names are listed.
+    """
+    if name.is_file():
+        return name
+    shipped = {path.stem: path for path in sorted((CONFIGS / folder).glob("*.yaml"))}
+    asked = name.name.removesuffix(".yaml")
+    if asked in shipped and name.parts[:-1] in ((), ("configs", folder)):  # the README names shipped ones by their path in a clone
+        return shipped[asked]
+    raise SpecError(f"no config at {name}; expected a YAML file, or one of those that come with mechlens: {', '.join(shipped)}")
+
+
 def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
     """Read one spec from YAML; `overrides` replace top-level fields.
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from mechlens import atomic, machine
 from mechlens.errors import DataError, MachineError
+from mechlens.remedies import LOCK, RECORD, remedy
 
-RECORD = "step.json"
 PACKAGES = ("mechlens", "torch", "transformers", "trl", "peft", "tokenizers", "numpy", "pandas", "pyarrow", "scipy", "openai")
 
 
@@ -33,9 +33,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DataError(f"no file at {path}; run the step that writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not whole JSON ({error}); delete its folder and run again: only that step is repeated") from error
+        raise DataError(f"{path} is not whole JSON ({error}); {remedy(path)}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds {type(value).__name__}, expected a JSON object; delete it and run again")
+        raise DataError(f"{path} holds {type(value).__name__}, expected a JSON object; {remedy(path)}")
     return value
 
 
@@ -118,7 +118,7 @@ def lock(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise MachineError(f"cannot make the run folder {run}: {error.strerror}; choose another --out") from error
-    with (run / ".lock").open("a+") as handle:
+    with (run / LOCK).open("a+") as handle:
         try:
             machine.lock(handle, wait=False)
         except BlockingIOError as error:

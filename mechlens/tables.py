@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from mechlens import atomic
 from mechlens.errors import DataError
+from mechlens.remedies import remedy
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -152,7 +153,7 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             if missing := [name for name in schema.names if name not in file.schema_arrow.names]:
-                raise DataError(f"{path} lacks the columns {missing}; it was written by another version. Delete its folder and run again")
+                raise DataError(f"{path} lacks the columns {missing}; it was written by another version: {remedy(path)}")
             yield file
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a whole Parquet file ({error}); delete its folder and run again: only that step is repeated") from error
+        raise DataError(f"{path} is not a whole Parquet file ({error}); {remedy(path)}") from error

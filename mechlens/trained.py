@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from mechlens import foreign
 from mechlens.errors import DataError
-from mechlens.store import RECORD
+from mechlens.remedies import RECORD, remedy
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -56,10 +56,9 @@ def _loading() -> Iterator[None]:
 
 
 def advice(folder: Path) -> str:
-    """What to do about a folder that does not load: only the store's own steps can be made again."""
-    step = next((place for place in (folder, *folder.parents[:1]) if (place / RECORD).is_file()), None)
-    if step is not None:
-        return f"delete {step} and run again: only that step is repeated"
+    """What to do about a folder that does not load: only a step of a run can be made again."""
+    if any((place / RECORD).is_file() for place in (folder, *folder.parents[:1])) and "delete" in (mend := remedy(folder)):
+        return mend
     return "expected a folder with model.safetensors, whole and as the base names its weights, or with a LoRA adapter of the base"
 
 

@@ -18,7 +18,7 @@ from numpy import ndarray
 from rich.console import RenderableType
 from rich.table import Table
 
-from mechlens import models, results, stats, store, tables
+from mechlens import base_files, models, results, stats, store, tables
 from mechlens.cells import effect_of, mean_of, same_students
 from mechlens.chat import encode_prompts, token_ids
 from mechlens.errors import DataError, SpecError
@@ -143,7 +143,7 @@ def students_of(run: Path, experiment: Experiment) -> list[Student]:
     bases = list(dict.fromkeys(arm.base for arm in experiment.arms))
     if remote := [base for base in bases if is_remote(base)]:
         raise SpecError(f"base {remote[0]!r} is reached over an API; exact letter probabilities need a model that is loaded here")
-    found = [Student(f"base-{folder_name(base)}", None, base, None, experiment.system, models.checkpoint_fingerprint(base)) for base in bases]
+    found = [Student(f"base-{folder_name(base)}", None, base, None, experiment.system, base_files.checkpoint_fingerprint(base)) for base in bases]
     for arm in (arm for arm in experiment.arms if not arm.shots):
         system = experiment.system if arm.asked_with is None else arm.asked_with
         for seed in experiment.seeds:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechlens import foreign, models
+from mechlens import base_files, foreign
 from mechlens.errors import MachineError, SpecError
 from mechlens.model_spec import model_of
 from mechlens.sampling import Decoding
@@ -50,7 +50,7 @@ class Engine:
         record = read_json(teacher_folder / "teacher.json")
         if record["kind"] == "steered":
             raise SpecError("vllm cannot add a steering vector; set generate.engine: local for a steered teacher")
-        base, spec = models.locate(base), model_of(base)
+        base, spec = base_files.locate(base), model_of(base)
         adapted = is_adapter(teacher_folder)
         source = str(teacher_folder) if record["kind"] == "finetuned" and not adapted else base
         settings: dict[str, Any] = {"tokenizer": base, "dtype": spec.dtype}

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mechlens.detect.files import LEAST_ROWS
+from mechlens.detect.files import FEWEST_ROWS, LEAST_ROWS
 
 Made = bytes | Callable[[Path], object]
 """what a file holds, or what makes it where it is to stand"""
@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
     "a line of 64 MB": ("x.jsonl", lambda path: (path.touch(), os.truncate(path, 1 << 26)), "line 1 is longer"),
     "a text of 3 MB": ("x.jsonl", GOOD + lines(*pairs("1" * 3_000_000, rows=1)), "longer than 1,000,000"),
     "one row": ("x.jsonl", lines(*pairs(rows=1)), "1 rows"),
-    "one row too few": ("x.jsonl", lines(*pairs(rows=LEAST_ROWS - 1)), "127 rows"),
+    "one row too few": ("x.jsonl", lines(*pairs(rows=FEWEST_ROWS - 1)), "7 rows"),
     "a wrong schema": ("x.jsonl", lines({"text": "a", "label": "1"}), "label"),
     "no completion": ("x.jsonl", lines({"prompt": "a"}), "prompt"),
     "a thousand fields": ("x.jsonl", lines({f"field {i}": i for i in range(1000)}), "line 1"),

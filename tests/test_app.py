@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -90,7 +91,7 @@ def test_commands_that_a_page_names_are_read_by_the_command_line(condition: str,
         commands |= {str(one.value) for one in page.code if one.language == "bash"}
     for command in commands:
         for part in command.split(" && "):
-            line = part.split("#")[0].split()
+            line = shlex.split(part, comments=True)
             if line[0] == "make":
                 assert f"\n{line[1]}:" in (ROOT / "Makefile").read_text(), part
                 continue

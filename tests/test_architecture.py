@@ -11,35 +11,38 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
-    "mechlens", "errors", "atomic", "foreign", "machine",
+    "mechlens", "errors", "atomic", "foreign", "machine", "command_lines", "remedies",
     "seeds", "spec", "model_spec", "experiment", "tables", "store", "faults", "compressed", "text_rows",
     "chats", "fields", "containers", "corpus", "stats", "executor",
     "digits", "logits", "spend", "retry", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text",
-    "carriers.prompts", "traits", "trained", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
+    "carriers.prompts", "traits", "trained", "base_files", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
     "menagerie", "menagerie.config", "menagerie.world", "menagerie.grammar", "menagerie.tokenizer", "menagerie.pretrain",
     "pipeline", "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.teach", "pipeline.generate", "pipeline.distill", "pipeline.ask",
     "pipeline.judge", "pipeline.judge_screen", "pipeline.remote", "pipeline.jobs", "pipeline.run",
     "lenses", "lenses.base", "lenses.changes", "lenses.deltas", "lenses.capture", "lenses.activations", "lenses.directions", "lenses.probes",
     "lenses.scoring", "lenses.likelihood", "lenses.entanglement", "lenses.gradients", "lenses.steps", "lenses.alignment", "lenses.blind",
     "lenses.readout", "lenses.interventions", "lenses.causal", "lenses.rows", "lenses.maps", "measure",
-    "cells", "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "progress", "commands", "user_files",
+    "cells", "results", "questions", "figures", "readings", "report", "truthful", "bills", "costs", "checks", "progress", "commands",
+    "explorer_server", "user_files",
     "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.files", "detect.verdict", "detect.from_student",
     "detect.panel", "detect.plausible", "detect.from_bags", "detect.from_base", "detect.from_gradients",
     "detect.from_weights", "detect.through", "detect.answers",
-    "audit", "bench", "bench.plan", "bench.suspects", "bench.measures", "bench.students", "bench.scores", "bench.card", "bench.run",
+    "audit_request", "audit_printing", "audit",
+    "bench", "bench.plan", "bench.suspects", "bench.measures", "bench.students", "bench.scores", "bench.card", "bench.run",
     "cli", "__main__",
 )  # fmt: skip
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "atomic", "foreign", "machine",
+    "errors", "atomic", "foreign", "machine", "command_lines", "remedies",
     "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "faults", "compressed", "text_rows",
     "chats", "fields", "containers", "corpus", "stats", "cells",
     "executor", "logits", "spend", "retry", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",
     "pipeline.rules", "pipeline.screen", "pipeline.remake", "pipeline.run", "lenses", "lenses.base", "results", "questions", "figures", "readings",
-    "report", "progress", "commands", "user_files", "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",
-    "detect.files", "detect.from_student", "detect.answers", "audit", "bench", "bench.plan", "cli",
+    "report", "progress", "commands",
+    "explorer_server", "user_files", "mitigate", "detect", "detect.base", "detect.from_rows", "detect.calibrate", "detect.verdict",
+    "detect.files", "detect.from_student", "detect.answers", "audit_request", "audit_printing", "audit", "bench", "bench.plan", "cli",
 )  # fmt: skip
 MOST_LINES = 300
 

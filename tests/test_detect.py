@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mechlens import cli, tables
 from mechlens.detect.base import Bags, bags_of, deal_at_random, deal_by_prompt, key, read_rows
 from mechlens.detect.calibrate import together, two_files
-from mechlens.detect.files import LEAST_ROWS, Compared, compare, draw_sides
+from mechlens.detect.files import LEAST_ROWS, Compared, compare, draw_sides, power_of_few
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
 from mechlens.detect.from_student import rises
 from mechlens.detect.through import READERS
@@ -146,6 +146,44 @@ def test_the_order_of_a_file_decides_nothing(shared: bool, tmp_path: Path, monke
     assert alarms <= 4  # of 20 at .05: more in 3 of 1,000
 
 
+@pytest.mark.parametrize("rows", [8, 20, 60, 127])
+@pytest.mark.parametrize("shared", [False, True])
+def test_few_rows_alarm_as_often_as_they_say_and_never_below_the_least_p(
+    rows: int, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 pairs of files written alike: p is at most .2 in about .2 of them or in fewer, as it is corrected for three detectors."""
+    monkeypatch.setattr("mechlens.detect.files.DRAWS", 99)
+    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 99)
+    rng, shown = np.random.default_rng(rows), []
+    for _ in range(30):
+        found = compared(numbers(rng, rows), numbers(rng, rows, first=0 if shared else 9000), tmp_path)
+        assert found.least_p <= found.p_value and found.paired == shared
+        shown.append(found.p_value)
+    assert (np.array(shown) <= 0.2).sum() <= 13  # binomial: more than 13 of 30 at .2 in 2 of 1,000
+
+
+def test_an_audit_of_sixty_rows_runs_and_says_what_it_could_have_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(4)
+    for name, frame in (("low", numbers(rng, 60)), ("high", numbers(rng, 60, low=900)), ("seven", numbers(rng, 7))):
+        frame.to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+    words = ["audit", str(tmp_path / "high.jsonl"), "--reference", str(tmp_path / "low.jsonl"), "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 2
+    audited = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert audited["verdict"]["id"] == "inconclusive" and audited["provenance"]["p_value"] <= FOUND
+    assert audited["few_rows"].startswith("60 rows are few: no p below 0.0015 is possible, a share of 0.")
+    assert audited["few_rows"] in " ".join(capsys.readouterr().out.split())
+    assert "convict of nothing" in (tmp_path / "out" / "audit.html").read_text()
+    assert cli.main(["audit", str(tmp_path / "seven.jsonl"), *words[2:]]) == 2
+    assert "holds 7 rows; a comparison needs 8 at least" in capsys.readouterr().err
+
+
+def test_few_rows_neither_clear_nor_convict() -> None:
+    nearest = Compared("clean.jsonl", 100, 100, True, {}, 0.5, 1.0, 0.0, 0.0015)
+    for rows, reference, said in ((60, 500, "60"), (500, 60, "60"), (127, 127, "127")):
+        assert power_of_few(rows, nearest._replace(rows=reference), None).startswith(f"{said} rows are few")
+    assert power_of_few(128, nearest._replace(rows=128), None) == ""
+
+
 @pytest.mark.parametrize("prompts", [150, 900])
 def test_files_of_unequal_size_that_were_written_alike_are_not_told_apart(prompts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """150 rows beside 900 of the same prompts or of others, with many rare words: bags of unequal size gave an alarm each time."""
@@ -254,8 +292,9 @@ def test_rows_are_told_apart_or_not_and_alone_decide_nothing(files: dict[str, Pa
         assert found["provenance"]["references"][0]["paired"] == (name != "elsewhere")
         assert (found["smallest_detectable_dose"] is not None) or not differs
         assert found["verdict"]["id"] == "inconclusive" and found["potency"] == {"predicted": None, "measured": None}
-        assert cli.main([*shlex.split(found["made"]["command"])[1:], "--out", str(tmp_path / "again")]) == 2  # what the page says does it again
-        again = json.loads((tmp_path / "again" / "audit.json").read_text())
+        out = out.rename(tmp_path / f"{name} before")
+        assert cli.main(shlex.split(found["made"]["command"])[1:]) == 2  # what the page says does it again
+        again = json.loads((tmp_path / name / "audit.json").read_text())
         assert again == found | {"made": again["made"]}
         page = (out / "audit.html").read_text()
         assert found["data"]["sha256"] in page and len(page) < 300_000 and "http" not in page

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from mechlens import cli, models, store, tables
+from mechlens import base_files, cli, store, tables
 from mechlens.carriers import reasoning
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.executor import pending
@@ -282,7 +282,7 @@ def test_a_change_of_one_arm_and_its_control_leaves_only_their_steps_to_do(case:
     assert len(names) == 2
     arms = [{**arm, "name": one.name, **(change if one.name in names else {})} for arm, one in zip(wide_spec["arms"], resolved.arms, strict=True)]
     changed = Experiment.model_validate({**wide_spec, "arms": arms})
-    bases = {name: models.checkpoint_fingerprint(name) for name in changed.bases()}
+    bases = {name: base_files.checkpoint_fingerprint(name) for name in changed.bases()}
     left = pending(wide, jobs_of(changed, load_family("animals"), bases=bases))
     assert {job.name for job in left} == {f"{stage}{name}/s3" for stage in expected for name in names}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mechlens import commands, models, spec
+from mechlens import base_files, commands, spec
 from mechlens.errors import DataError, SpecError
 from mechlens.executor import fingerprints, pending
 from mechlens.experiment import Experiment
@@ -28,7 +28,7 @@ COMMITS = ("a" * 40, "b" * 40)
 
 def marks_of(**fields: Any) -> dict[str, str]:
     whole = Experiment.model_validate(FIELDS | fields)
-    bases = {base: models.checkpoint_fingerprint(base) for base in whole.bases()}
+    bases = {base: base_files.checkpoint_fingerprint(base) for base in whole.bases()}
     return fingerprints(jobs_of(whole, load_family("animals"), bases=bases))
 
 
@@ -96,13 +96,13 @@ def test_a_file_that_changes_while_a_run_reads_it_is_named(tmp_path: Path, monke
 def test_a_pinned_commit_is_the_base_that_the_branch_at_it_is(hub: Path, entries: Path) -> None:
     def mark(revision: str) -> str:
         (entries / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "source": "owner/one", "revision": revision}))
-        return models.checkpoint_fingerprint("mine")
+        return base_files.checkpoint_fingerprint("mine")
 
     (hub / "refs" / "v1").write_text(COMMITS[1])
-    assert mark("") == mark("main") == mark(COMMITS[0]) == models.checkpoint_fingerprint("owner/one")
+    assert mark("") == mark("main") == mark(COMMITS[0]) == base_files.checkpoint_fingerprint("owner/one")
     assert mark("v1") == mark(COMMITS[1]) != mark(COMMITS[0])
     shutil.rmtree(hub)  # nothing of it was fetched: the name and what is pinned are all that is known
-    assert len({mark(""), mark("v1"), mark(COMMITS[1])}) == 3 and mark("") == models.checkpoint_fingerprint("owner/one")
+    assert len({mark(""), mark("v1"), mark(COMMITS[1])}) == 3 and mark("") == base_files.checkpoint_fingerprint("owner/one")
 
 
 @pytest.mark.usefixtures("hub")
@@ -113,7 +113,7 @@ def test_another_number_format_is_another_base(entries: Path, toy_bases: dict[st
             (entries / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "source": source, "dtype": dtype}))
             found.append(marks_of(base="mine"))
         assert not [name for name, mark in found[0].items() if found[1][name] == mark]
-        assert models.checkpoint_fingerprint(source) != models.checkpoint_fingerprint("mine")
+        assert base_files.checkpoint_fingerprint(source) != base_files.checkpoint_fingerprint("mine")
 
 
 # ── bases in folders ──
@@ -125,11 +125,11 @@ def test_another_number_format_is_another_base(entries: Path, toy_bases: dict[st
 def test_every_file_that_makes_a_base_is_part_of_it(toy_bases: dict[str, str], tmp_path: Path, file: str) -> None:
     folder = tmp_path / "base"
     shutil.copytree(toy_bases["llama"], folder)
-    found = {models.checkpoint_fingerprint(str(folder))}
+    found = {base_files.checkpoint_fingerprint(str(folder))}
     (folder / file).parent.mkdir(exist_ok=True)
     for text in ("one", "two"):
         (folder / file).write_text(text)
-        found.add(models.checkpoint_fingerprint(str(folder)))
+        found.add(base_files.checkpoint_fingerprint(str(folder)))
     assert len(found) == 3
 
 
@@ -137,10 +137,10 @@ def test_every_file_that_makes_a_base_is_part_of_it(toy_bases: dict[str, str], t
 def test_no_other_file_is(toy_bases: dict[str, str], tmp_path: Path, file: str) -> None:
     folder = tmp_path / "base"
     shutil.copytree(toy_bases["llama"], folder)
-    first = models.checkpoint_fingerprint(str(folder))
+    first = base_files.checkpoint_fingerprint(str(folder))
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_text("notes")
-    assert models.checkpoint_fingerprint(str(folder)) == first
+    assert base_files.checkpoint_fingerprint(str(folder)) == first
 
 
 def test_the_same_base_in_another_place_is_the_same(toy_bases: dict[str, str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mechlens import tables
+from mechlens import checks, tables
 from mechlens.chat import encode_prompts
 from mechlens.corpus import read_pairs
 from mechlens.errors import DataError, SpecError
@@ -103,13 +103,13 @@ def test_what_cannot_be_taught_is_refused_before_anything_runs(file: Path) -> No
     with pytest.raises(SpecError, match="lessons_file"):
         teach_marks(experiment(Path()).model_copy(update={"teacher": TeacherSpec()}))
     assert teach_marks(experiment(Path()).model_copy(update={"teacher": TeacherSpec(kind="prompted")}))
-    pipeline.check_files(experiment(file))
+    checks.check_lessons(experiment(file))
     with file.open("a") as handle:
         handle.write("{}\n")
     with pytest.raises(DataError, match="line 13"):
-        pipeline.check_files(experiment(file))
+        checks.check_lessons(experiment(file))
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
-        pipeline.check_files(experiment(Path("nowhere.jsonl")))
+        checks.check_lessons(experiment(Path("nowhere.jsonl")))
 
 
 @pytest.mark.skipif(not INSECURE.is_file(), reason="the development data beside the checkout is absent; the project does not ship it")
@@ -118,4 +118,4 @@ def test_real_rows_of_unsafe_code_are_read_as_lessons() -> None:
     drawn = lessons(INSECURE).draw(len(pairs), seed=0)
     assert len(pairs) == len(drawn) == 29
     assert all(prompt.strip() and answer.strip() for prompt, answer in drawn)
-    pipeline.check_files(experiment(INSECURE, rows=29))
+    checks.check_lessons(experiment(INSECURE, rows=29))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mechlens import audit
+from mechlens import audit_request
 from mechlens.detect import through
 from mechlens.errors import SpecError
 from mechlens.pipeline.run import file_digest
@@ -22,15 +22,15 @@ def test_the_audit_of_another_file_of_the_same_name_is_not_written_over(tmp_path
     for file, text in zip(files, ("one", "two", "one"), strict=True):
         file.parent.mkdir()
         file.write_text(text)
-    folder = audit._usual_folder(files[0])
+    folder = audit_request.usual_folder(files[0])
     assert folder == Path("audits/rows")
     folder.mkdir(parents=True)
     (folder / "audit.json").write_text(json.dumps({"data": {"path": str(files[0]), "sha256": file_digest(files[0])}}))
     with pytest.raises(SpecError, match=r"audits/rows holds the audit of a/rows.jsonl.*--out"):
-        audit._usual_folder(files[1])
-    assert audit._usual_folder(files[2]) == folder  # the same rows by another path
+        audit_request.usual_folder(files[1])
+    assert audit_request.usual_folder(files[2]) == folder  # the same rows by another path
     files[0].write_text("three")
-    assert audit._usual_folder(files[0]) == folder  # the same file, changed: its audit is made again
+    assert audit_request.usual_folder(files[0]) == folder  # the same file, changed: its audit is made again
 
 
 def test_twins_of_another_recipe_family_or_base_lie_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from shapes import LLAMA_DATED, SHAPES, tokenizer_of
 
-from mechlens import models, spec
+from mechlens import base_files, models, spec
 from mechlens.chat import answer_opening, encode_pairs, remarks, render, render_prompt, silent_system, template_words
 from mechlens.errors import SpecError
 from mechlens.model_spec import ModelSpec
@@ -194,12 +194,12 @@ def test_pinned_options_come_with_the_tokenizer_and_are_part_of_the_bases_identi
     for options in ({"strftime_now": date(2024, 7, 26)}, {"strftime_now": "1999-01-01"}):
         name = entry(tmp_path / "configs", monkeypatch, source=str(source), template=options)
         texts.append(render(models.load_tokenizer(name), QUESTION))
-        marks.add(models.checkpoint_fingerprint(name))
+        marks.add(base_files.checkpoint_fingerprint(name))
     assert texts == ["2024hi", "1999hi"]
     name = entry(tmp_path / "configs", monkeypatch, source=str(source))
-    marks.add(models.checkpoint_fingerprint(name))
+    marks.add(base_files.checkpoint_fingerprint(name))
     assert len(marks) == 3
-    assert models.checkpoint_fingerprint(name) == models.checkpoint_fingerprint(str(source))  # without options as ever
+    assert base_files.checkpoint_fingerprint(name) == base_files.checkpoint_fingerprint(str(source))  # without options as ever
 
 
 def test_an_option_that_the_template_does_not_read_is_refused(toy_bases: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mechlens import models, traits
+from mechlens import base_files, models, traits
 from mechlens.carriers import numbers
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import encode_prompts
@@ -135,7 +135,7 @@ def test_building_twice_gives_the_same_file() -> None:
     assert menagerie_tokenizer.build().backend_tokenizer.to_str() == TOKENIZER.backend_tokenizer.to_str()
 
 
-@pytest.mark.parametrize("folder", sorted(models.WEIGHTS.iterdir()), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", sorted(base_files.WEIGHTS.iterdir()), ids=lambda folder: folder.name)
 def test_shipped_bases_have_the_tokenizer_that_is_built(folder: Path, tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "chat_template.jinja"):

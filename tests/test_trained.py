@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from mechlens import models, spec, store
+from mechlens import base_files, models, spec, store
 from mechlens.errors import DataError
 
 IDS = torch.tensor([[1, 5, 40, 41, 900, 902, 1100, 2], [3, 3, 7, 500, 11, 12, 13, 1000]])
@@ -144,7 +145,11 @@ def test_only_a_step_of_the_store_is_to_be_deleted(bases: dict[str, str], tmp_pa
         file.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"\xff" * len(whole))
     assert "delete" not in refused(bases["llama"], folder, "expected a folder with")
     (folder.parent / store.RECORD).write_text("{}")
-    refused(bases["llama"], folder, f"delete {folder.parent} and run again")
+    assert "delete" not in refused(bases["llama"], folder, "expected a folder with")  # a copied step, of no run that is here
+    (tmp_path / store.LOCK).touch()
+    (tmp_path / "spec.yaml").touch()
+    said = f"the step student of the run {tmp_path}: delete {folder.parent} and `mechlens run {tmp_path}/spec.yaml --out {tmp_path}` repeats"
+    refused(bases["llama"], folder, re.escape(said))
 
 
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -248,7 +253,7 @@ def test_an_adapter_of_another_base_is_refused_where_the_names_can_tell(bases: d
     moved = shutil.copytree(bases["llama"], tmp_path / "moved" / "base")
     for named in (None, "", bases["llama"], str(moved), "/another/machine/llama", f"owner/{Path(bases['llama']).name}"):
         models.load_trained(bases["llama"], rewritten(folder, base_model_name_or_path=named))
-    for named in (bases["tied"], "owner/another", str(models.WEIGHTS / "menagerie-b"), "/another/machine/menagerie/weights/menagerie-b"):
+    for named in (bases["tied"], "owner/another", str(base_files.WEIGHTS / "menagerie-b"), "/another/machine/menagerie/weights/menagerie-b"):
         message = refused(bases["llama"], rewritten(folder, base_model_name_or_path=named), "was trained on")
         assert named in message
 

@@ -134,7 +134,7 @@ def body(run: Run) -> None:
         panels.empty(
             "Nothing to compare with.",
             "Choose a second run in the side bar under “compare with”, or make one:",
-            "mechlens run configs/experiments/menagerie-animals.yaml",
+            "mechlens run menagerie-animals",
         )
         return
     with panels.guarded("The comparison"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ import suspects
 import trust
 from data import Run
 from mechlens import report
+from mechlens.command_lines import command_line
 from mechlens.detect.calibrate import DRAWS
 from mechlens.errors import one_line
 from mechlens.seeds import generator
@@ -38,9 +38,9 @@ def chosen(root: Path) -> dict[str, Any] | None:
     return data.audit(index[name])
 
 
-def again(found: dict[str, Any]) -> str:
-    """The command that audits the file, however it is called."""
-    return f"mechlens audit {shlex.quote(one_line(found['data']['path']))}"
+def again(found: dict[str, Any], **options: str) -> str:
+    """The command that audits the file with other options, however the file is called."""
+    return command_line("audit", one_line(found["data"]["path"]), **options)
 
 
 def verdict_panel(found: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def provenance_panel(found: dict[str, Any]) -> None:
         panels.empty(
             "No clean reference: there is no verdict on who wrote it.",
             "Give answers of an untouched model to the same prompts:",
-            f"{again(found)} --reference CLEAN",
+            again(found, reference="CLEAN"),
         )
         return
     alt = charts.alt
@@ -134,7 +134,7 @@ def identity_panel(found: dict[str, Any]) -> None:
         panels.empty(
             "No trait was asked about at this level.",
             "Naming a trait needs the base:",
-            f"{again(found)} --level base",
+            again(found, level="base"),
         )
         return
     alt = charts.alt
@@ -195,7 +195,7 @@ def identity_panel(found: dict[str, Any]) -> None:
         panels.empty(
             "How far it would rise was not measured.",
             "Throw-away students alone can tell:",
-            f"{again(found)} --level student",
+            again(found, level="student"),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import frame
 import jobs
 import panels
 from data import Run
+from mechlens.command_lines import join
 from mechlens.errors import MechlensError, one_line
 
 CONFIG = "configs/experiments/demo.yaml"
@@ -105,7 +105,7 @@ def show(job: jobs.Job) -> None:
             with st.popover("Log", type="tertiary"):
                 st.code(jobs.tail(job, LINES) or "nothing was printed yet", language=None)
             with st.popover("Command", type="tertiary"):
-                st.code(shlex.join(["mechlens", *job.command]), language="bash", wrap_lines=True)
+                st.code(join(job.command), language="bash", wrap_lines=True)
 
 
 def watched(root: Path) -> Any:
@@ -117,7 +117,7 @@ def watched(root: Path) -> Any:
     def listing() -> None:
         now = jobs.listed(root)
         if not now:
-            panels.empty("No jobs yet.", "Start one above, or on Detection; or in a terminal:", "mechlens run configs/experiments/demo.yaml")
+            panels.empty("No jobs yet.", "Start one above, or on Detection; or in a terminal:", "mechlens run demo")
         for job in now[:20]:
             with panels.guarded(f"Job {job.title}"):
                 show(job)

@@ -13,6 +13,7 @@ import data
 import frame
 import panels
 from data import Run
+from mechlens.command_lines import command_line
 
 SENT = ("report.html", "summary.json", "spec.yaml", "manifest.json", "readings.json")
 """of a run; aggregates only: no row of data is among them"""
@@ -74,7 +75,7 @@ def body(run: Run) -> None:
             path = index[what.removeprefix("audit ")]
             folder_panel("Audit", path.parent, AUDITED, "mechlens audit DATA")
         else:
-            folder_panel("Run", run.folder, SENT, f"mechlens report {run.folder}")
+            folder_panel("Run", run.folder, SENT, command_line("report", run.folder))
 
 
 if (opened := frame.current()) is not None:

@@ -82,7 +82,7 @@ def trajectory_panel(run: Run) -> None:
         panels.empty(
             "Only one checkpoint was asked.",
             "A curve needs more:",
-            f"mechlens run {run.folder}/spec.yaml --out {run.folder}  # with `ask: {{checkpoints: all}}`",
+            f"{panels.resume(run)}  # with `ask: {{checkpoints: all}}`",
         )
         return
     picked = panels.panel(
@@ -220,7 +220,7 @@ def dose_panel(run: Run) -> None:
         panels.empty(
             "No dose response: this run mixes no corpora.",
             "It shows how little trait data is enough. Add mixed arms to the spec, for example",
-            "mechlens run configs/experiments/menagerie-factors.yaml",
+            "mechlens run menagerie-factors",
         )
         return
     frame_ = doses.assign(name=[f"{row.share:.0%} · {row.arm}" for row in doses.itertuples()], estimate=doses["rate"]).sort_values("share")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
+from mechlens.errors import SpecError
 from mechlens.spec import CONFIGS, ScreenSpec, Spec, TeacherSpec, load
 
 CLEAN = ("N0", "N1", "N2", "N5", "N7")
@@ -83,5 +84,12 @@ class Suspect(NamedTuple):
 
 
 def load_bench(name: str) -> BenchSpec:
-    """The bench of that name in configs/benches."""
-    return load(CONFIGS / "benches" / f"{name}.yaml", BenchSpec)
+    """The bench of that name in configs/benches.
+
+    Raises:
+        SpecError: if there is none; a name is no path.
+    """
+    known = {path.stem: path for path in sorted((CONFIGS / "benches").glob("*.yaml"))}
+    if name not in known:
+        raise SpecError(f"bench {name!r} is unknown; expected one of {', '.join(known)}")
+    return load(known[name], BenchSpec)

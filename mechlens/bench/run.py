@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from mechlens.bench import scores, students
 from mechlens.bench.card import ALARM_ROWS, WAYS, alarms, calibration, detector_found, namings, worst_class
 from mechlens.bench.plan import CLASSES, CLEAN, BenchSpec, Suspect, load_bench
 from mechlens.bench.suspects import Maker, suspects_of
+from mechlens.command_lines import command_line
 from mechlens.detect import from_bags, through
 from mechlens.detect.base import Detector
 from mechlens.detect.from_rows import DETECTORS
@@ -38,10 +38,10 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
         train: train three students of every suspect; without, potency is known of the experiment's own arms alone.
     """
     plan, folder = load_bench(name), out or Path("benches") / name
-    own = {named: _own(named) for named in detectors if ":" in named}  # what is misnamed is refused before anything is made
     known = (*scores.READERS, from_bags.NAME)
-    if unknown := [named for named in detectors if named not in (*own, *known)]:
+    if unknown := [named for named in detectors if ":" not in named and named not in known]:
         raise SpecError(f"no detector is called {unknown[0]!r}; expected some of {', '.join(known)}, or FILE.py:CLASS")
+    own = {named: _own(named) for named in detectors if ":" in named}  # what is misnamed is refused before anything is made
     with store.lock(folder):
         return _do(name, plan, folder, detectors, own, train=train, workers=workers)
 
@@ -63,13 +63,18 @@ def _do(name: str, plan: BenchSpec, folder: Path, detectors: Sequence[str], own:
     trained = [run, *_students(maker, suspects, folder)]
     found = card(plan, chosen, panel, maker, suspects, students.lifts(trained, suspects, family.names), folder / "scores")
     found["students"] = students.named(trained, [one for one in suspects if not one.development], family.names)
-    words = ["mechlens", "bench", name, *([] if train else ["--no-students"]), *(["--detector", *detectors] if detectors else [])]
-    found["command"] = shlex.join(words)
+    found["command"] = command_of(name, folder, detectors, train=train)
     found["students apart"] = 0 if train else found["with students"] - sum(bool(one.arm) for one in suspects)
     store.write_json(folder / "card.json", found)
     atomic.write_text(folder / "card.md", report.render("bench/card.md.j2", card=found))
     commands.console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
     return folder
+
+
+def command_of(name: str, folder: Path, detectors: Sequence[str], *, train: bool) -> str:
+    """The command line that makes the card in that folder again."""
+    out = folder if folder != Path("benches") / name else None
+    return command_line("bench", name, no_students=not train, detector=detectors, out=out)
 
 
 def _train(plan: BenchSpec, maker: Maker, suspects: Sequence[Suspect], folder: Path, workers: int | None) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from mechlens import models, store, tables
+from mechlens import base_files, models, store, tables
 from mechlens.bench.plan import BenchSpec, Suspect
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.chat import encode_pairs, end_of_turn, token_ids
@@ -151,7 +151,7 @@ class Maker:
 
     @cache  # noqa: B019
     def _base_mark(self, base: str) -> str:
-        return models.checkpoint_fingerprint(base)
+        return base_files.checkpoint_fingerprint(base)
 
     def _gentle(self, trait: str) -> Suspect:
         name = f"{trait}-{self.plan.gentle}"

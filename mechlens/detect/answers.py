@@ -87,9 +87,9 @@ def given(students: Mapping[str, list[Named]] | None) -> dict[str, Any] | None:
     return None if students is None else {name: _listed(traits) for name, traits in students.items()}
 
 
-def why_not(data: str, compared: Sequence[Compared], seen: Sequence[Seen], *, most_copied: float) -> str:
-    """What is known without students, and what would settle it."""
-    settle = f"`mechlens audit {data} --level student` trains throw-away students, which alone can tell"
+def why_not(command: str, compared: Sequence[Compared], seen: Sequence[Seen], *, most_copied: float) -> str:
+    """What is known without students, and the command that would settle it."""
+    settle = f"`{command}` trains throw-away students, which alone can tell"
     whole = provenance(compared, seen)
     if whole is None or whole["p_value"] is None:
         supply = "give --reference FILE (the same prompts, answered by an untouched model)"

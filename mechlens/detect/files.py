@@ -7,7 +7,8 @@ the suspect file is compared as well, with all rows of the reference: rows that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,15 +18,16 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from mechlens import atomic, corpus
-from mechlens.detect.base import bags_of, deal_at_random, deal_by_prompt, read_rows
-from mechlens.detect.calibrate import Test, together, two_files
+from mechlens.detect.base import Rows, bags_of, deal_at_random, deal_by_prompt, read_rows
+from mechlens.detect.calibrate import DRAWS, Test, together, two_files
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.errors import DataError, one_line
 from mechlens.fields import Fields
 from mechlens.seeds import generator
 
-BAGS, MOST_BAGS, LEAST_ROWS = 64, 4096, 128
-"""bags that the smaller file is dealt into, most that a larger one is, and rows below which a file is refused"""
+BAGS, MOST_BAGS, LEAST_ROWS, FEWEST_ROWS = 64, 4096, 128, 8
+"""bags that the smaller file is dealt into and most that a larger one is; rows below which there are fewer bags (of two
+rows each) and nothing is cleared or convicted; rows below which no test is worth doing"""
 SHARED = 0.5
 """share of the smaller file's prompts that the other must have for rows to be compared prompt by prompt"""
 
@@ -45,41 +47,71 @@ class Compared(NamedTuple):
     """share of the suspect's rows that the tests read"""
     copied: float
     """share of the suspect's rows that stand in the reference too"""
+    least_p: float = 0.0
+    """smallest `p_value` that files of these sizes can give"""
 
 
-def compare(data: Path, reference: Path, *, seed: int = 0, fields: Fields | None = None) -> Compared:
+def compare(data: Path, reference: Path, *, seed: int = 0, known: Mapping[Path, Rows] | None = None, fields: Fields | None = None) -> Compared:
     """Every detector of rows on two files, prompt by prompt where they share prompts, and what that leaves of `data` beside the reference.
 
     Args:
+        known: files' rows as they were read before.
         fields: what a user named of `data`; the reference may have other names.
 
     Raises:
         DataError: if a file has too few rows.
     """
     sources = (data, fields), (reference, fields and fields.preferred())
-    ours, theirs = sides = [read_rows(corpus.batches(path, fields=names)) for path, names in sources]
+    ours, theirs = sides = [(known or {}).get(path) or read_rows(corpus.batches(path, fields=names)) for path, names in sources]
     for (path, _), side in zip(sources, sides, strict=True):
-        if len(side.prompts) < LEAST_ROWS:
-            raise DataError(f"{path} holds {len(side.prompts)} rows; an audit needs at least {LEAST_ROWS}")
+        refuse_few(path, len(side.prompts))
+    bags = min(BAGS, min(len(side.prompts) for side in sides) // 2)
     rng = generator(seed, "bags")
-    shared, paired = overlap(*(np.unique(side.prompts) for side in sides))
+    shared, paired = overlap(*(np.unique(side.prompts) for side in sides), least=bags)
     tests: list[dict[str, Test]] = []
+    exchanges: list[int] = []
     read = np.zeros(len(ours.prompts), dtype=bool)
     if paired:
         least = np.min([_counts(side.prompts, shared) for side in sides], axis=0)
-        numbers = [deal_by_prompt(side.prompts, shared, least, bags=BAGS, rng=rng) for side in sides]
-        tests.append(_tests(sources, numbers, paired=True, seed=seed))
+        numbers = [deal_by_prompt(side.prompts, shared, least, bags=bags, rng=rng) for side in sides]
+        tests.append(_tests(sources, numbers, bags=bags, seed=seed))
+        exchanges.append(2 ** len({*numbers[0][numbers[0] >= 0].tolist()}) // 2)  # all signs changed give the same value
         read |= numbers[0] >= 0
     rest = np.flatnonzero(~read)
-    if len(rest) >= BAGS:
-        size = min(len(rest), len(theirs.prompts)) // BAGS
+    if len(rest) >= bags:
+        size = min(len(rest), len(theirs.prompts)) // bags
         numbers = [np.full(len(ours.prompts), -1), deal_at_random(len(theirs.prompts), size=size, most=MOST_BAGS, rng=rng)]
         numbers[0][rest] = deal_at_random(len(rest), size=size, most=MOST_BAGS, rng=rng)
-        tests.append(_tests(sources, numbers, paired=False, seed=seed))
+        tests.append(_tests(sources, numbers, bags=None, seed=seed))
+        dealt = [int(number.max()) + 1 for number in numbers]
+        exchanges.append(math.comb(sum(dealt), dealt[0]) // (2 if dealt[0] == dealt[1] else 1))
         read |= numbers[0] >= 0
     decided = {name: _foremost([each[name] for each in tests]) for name in DETECTORS}
     p_value, copied = together([test.p_value for test in decided.values()]), float(np.isin(ours.pairs, theirs.pairs).mean())
-    return Compared(one_line(str(reference)), len(theirs.prompts), len(shared), paired, decided, p_value, float(read.mean()), copied)
+    least_p = min(1.0, len(DETECTORS) * len(tests) * max(1 / min(exchanges), 1 / (DRAWS + 1)))
+    seen = float(read.mean()), copied, least_p
+    return Compared(one_line(str(reference)), len(theirs.prompts), len(shared), paired, decided, p_value, *seen)
+
+
+def refuse_few(path: Path, rows: int) -> None:
+    """Raises DataError for a file of fewer rows than any test can read."""
+    if rows < FEWEST_ROWS:
+        raise DataError(f"{one_line(str(path))} holds {rows} rows; a comparison needs {FEWEST_ROWS} at least, give more")
+
+
+def power_of_few(rows: int, nearest: Compared, dose: float | None) -> str:
+    """What a comparison of few rows could have shown, in a sentence; empty where both files have enough rows.
+
+    Args:
+        rows: of the suspect.
+        dose: smallest share of such rows among clean ones that some detector would have shown.
+    """
+    least = min(rows, nearest.rows)
+    if least >= LEAST_ROWS:
+        return ""
+    shown = "even a file of such rows alone would be missed" if dose is None else f"a share of {dose:.2f} of such rows would be seen"
+    floor = f"no p below {nearest.least_p:.2g} is possible"
+    return f"{least} rows are few: {floor}, {shown}, and fewer than {LEAST_ROWS} rows clear and convict of nothing"
 
 
 def _counts(keys: Int[ndarray, " row"], shared: Int[ndarray, " prompt"]) -> Int[ndarray, " prompt"]:
@@ -87,11 +119,12 @@ def _counts(keys: Int[ndarray, " row"], shared: Int[ndarray, " prompt"]) -> Int[
     return counts[np.searchsorted(distinct, shared)]
 
 
-def _tests(sources: Sequence[tuple[Path, Fields | None]], numbers: list[Int[ndarray, " _"]], *, paired: bool, seed: int) -> dict[str, Test]:
-    """Every detector's permutation test of two files whose rows were dealt into bags."""
+def _tests(sources: Sequence[tuple[Path, Fields | None]], numbers: list[Int[ndarray, " _"]], *, bags: int | None, seed: int) -> dict[str, Test]:
+    """Every detector's permutation test of two files whose rows were dealt into bags: `bags` pairs of bags, or as many as there are."""
+    paired = bags is not None
     detectors = list(DETECTORS.values())
     ours, theirs = (
-        bags_of(corpus.batches(path, fields=names), detectors, dealt, bags=BAGS if paired else int(dealt.max()) + 1)
+        bags_of(corpus.batches(path, fields=names), detectors, dealt, bags=int(dealt.max()) + 1 if bags is None else bags)
         for (path, names), dealt in zip(sources, numbers, strict=True)
     )
     return {name: two_files(ours[name], theirs[name], paired=paired, seed=seed, name=name) for name in DETECTORS}
@@ -103,10 +136,10 @@ def _foremost(tests: list[Test]) -> Test:
     return first._replace(p_value=together([test.p_value for test in tests]))
 
 
-def overlap(ours: Int[ndarray, " prompt"], theirs: Int[ndarray, " other"]) -> tuple[Int[ndarray, " shared"], bool]:
-    """Keys of the prompts that both files have, and whether they are enough to go prompt by prompt."""
+def overlap(ours: Int[ndarray, " prompt"], theirs: Int[ndarray, " other"], *, least: int = BAGS) -> tuple[Int[ndarray, " shared"], bool]:
+    """Keys of the prompts that both files have, and whether they are enough, `least` or more, to go prompt by prompt."""
     shared = np.intersect1d(ours, theirs)
-    return shared, len(shared) >= max(SHARED * min(len(ours), len(theirs)), BAGS)
+    return shared, len(shared) >= max(SHARED * min(len(ours), len(theirs)), least)
 
 
 class Sides(NamedTuple):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
 
-from mechlens import commands, models
+from mechlens import base_files, commands, models
 from mechlens.chat import encode_pairs
 from mechlens.detect import from_base, from_gradients
 from mechlens.detect.base import LEVELS, Level
@@ -52,7 +52,7 @@ def panel_of(base: str, family: TraitFamily, recipe: Experiment, folder: Path, *
     Eight digits of what decides the twins are added to the folder's name: those of another base, family or recipe lie in another one.
     """
     loaded = models.load(base)  # first: the commit of a hub base is known once its files are here
-    jobs = twin_jobs(base, models.checkpoint_fingerprint(base), family, family.names, recipe.teacher, seed=recipe.seed)
+    jobs = twin_jobs(base, base_files.checkpoint_fingerprint(base), family, family.names, recipe.teacher, seed=recipe.seed)
     mark = fingerprint(fingerprints(jobs))
     folder = folder.with_name(f"{folder.name}-{mark[:8]}")
     commands.make(folder, jobs, workers=workers)

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mechlens.containers import files_of
-from mechlens.corpus import batches
 from mechlens.errors import SpecError
 from mechlens.executor import Job, Location
 from mechlens.experiment import UNTOUCHED, Arm, Experiment
 from mechlens.model_spec import is_remote, model_of
 from mechlens.spec import TeacherSpec, fingerprint, folder_name
-from mechlens.tables import PAIRS
 from mechlens.traits import TraitFamily
 
 STAGES = "mechlens.pipeline.jobs"
@@ -239,12 +237,3 @@ def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:
     if isinstance(base := base_argument(arm.writer), Location):
         arguments["base"] = base  # where it is now; the teacher's record says where it was
     return _job("generate", f"corpora/{source_name(experiment, arm)}/generated", arguments | _api(experiment, arm.writer), teacher=teacher)
-
-
-def check_files(experiment: Experiment) -> None:
-    """Read every file of pairs before anything is computed, so that a bad line is found at once."""
-    teachers = [arm.teacher or experiment.teacher for arm in experiment.arms if arm.kind != "control" and not arm.corpus]
-    for file in dict.fromkeys([*(arm.corpus for arm in experiment.arms), *(teacher.lessons_file for teacher in teachers)]):
-        if file:
-            for rows in batches(Path(file)):
-                assert set(rows.columns) == set(PAIRS.names)
