@@ -2,14 +2,13 @@
 
 Exit codes: 0 done; of `audit` also 1 (do not train as is, or with conditions) and 2 (inconclusive). A MechlensError, or
 a file that the system refuses, is one line and code 2. Ctrl-C leaves a run that can be resumed, says how, and gives 130.
-Anything else is a fault of mechlens: its traceback, and code 70 (EX_SOFTWARE of sysexits.h), which no verdict has.
+Anything else is a fault of mechlens: a file with its traceback, and code 70 (EX_SOFTWARE of sysexits.h), which no verdict has.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,15 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
-from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
 import mechlens
 from mechlens import audit as auditing
 from mechlens import commands, explorer_server, user_files
 from mechlens.audit_request import Options
+from mechlens.command_lines import at_home
 from mechlens.detect.base import Level
-from mechlens.errors import Faults, MechlensError, SpecError, one_line
+from mechlens.endings import FaultsFiled, code_of
+from mechlens.errors import SpecError
 from mechlens.fields import named
 from mechlens.mitigate import Treatment
 
@@ -257,21 +257,15 @@ def app(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
 COMMANDS = {function.__name__: function for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, pretrain, app)}
 
 
-def _at_home(word: str) -> str:
-    """A word of the command line with a leading `~` written out: no shell does so behind a `=`, nor in quotation marks."""
-    option, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
-    return f"{option}{equals}{os.path.expanduser(path)}"  # noqa: PTH111, since Path's raises for the `~` of an unknown user
-
-
 def read(arguments: list[str] | None) -> Action:
     """What the command line asks for.
 
     Raises:
         SpecError: in one line, where the parser would draw a box.
     """
-    words = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = [at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     said = io.StringIO()
-    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+    if words == ["--version"]:
         return partial(commands.console.print, f"mechlens {version('mechlens')}", highlight=False)
     try:
         with contextlib.redirect_stderr(said):
@@ -285,29 +279,8 @@ def read(arguments: list[str] | None) -> Action:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command, the shell's if none is given; returns the exit code."""
-    with Faults() if arguments is None else contextlib.nullcontext():
-        return _done(arguments)
-
-
-def _done(arguments: list[str] | None) -> int:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for stream in (sys.stdout, sys.stderr):  # a terminal of few characters gets a sign in place of each other one, not an error
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    try:
-        code = read(arguments)()
-    except MechlensError as error:
-        errors.print(one_line(f"mechlens: {error}"))
-        return 2
-    except OSError as error:
-        where = error.filename or "the file system"
-        errors.print(one_line(f"mechlens: {where}: {error.strerror or error}; choose another path or mend its permissions. Finished steps are kept"))
-        return 2
-    except KeyboardInterrupt:
-        errors.print("mechlens: stopped; finished steps are kept, run the same command again to resume")
-        return 130
-    return code if isinstance(code, int) else 0
+    with FaultsFiled() if arguments is None else contextlib.nullcontext():
+        return code_of(lambda: read(arguments)())
 
 
 if __name__ == "__main__":

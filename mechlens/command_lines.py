@@ -40,20 +40,26 @@ def resume_command(run: Path) -> str:
     return command_line("run", run / "spec.yaml", out=run)
 
 
+def at_home(word: str) -> str:
+    """A word of a command line with a leading `~` written out: no shell does so behind a `=`, nor in quotation marks."""
+    option, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{option}{equals}{os.path.expanduser(path)}"  # noqa: PTH111, since Path's raises for the `~` of an unknown user
+
+
 def join(arguments: Sequence[str]) -> str:
     """`mechlens` with arguments that were given apart, as one line of a shell."""
     return " ".join(["mechlens", *map(quoted, arguments)])
 
 
 def _operand(value: str | Path) -> str:
-    """A leading dash is the sign of an option: `./-name` is the same path without one."""
-    return quoted(f"./{value}" if str(value).startswith("-") else str(value))
+    """A leading dash is the sign of an option, a leading `~` of the home folder: `./-name` is the same path without one."""
+    return quoted(f"./{value}" if str(value).startswith(("-", "~")) else str(value))
 
 
 def _option(name: str, value: str | int | Path) -> str:
     """The option with its value, joined by = where a leading dash would make the value another option."""
     if value is True:
         return f"--{name}"
-    none = isinstance(value, Path) and str(value) == "None"  # which the parser takes for no value
-    text = f"./{value}" if none else str(value)
+    other = isinstance(value, Path) and (str(value) == "None" or str(value).startswith("~"))  # no value to the parser, and the home folder
+    text = f"./{value}" if other else str(value)
     return f"--{name}={quoted(text)}" if text.startswith("-") else f"--{name} {quoted(text)}"

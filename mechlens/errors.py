@@ -1,13 +1,10 @@
 """One root error, and one kind for each place where the blame can lie.
 
 A message says what was wrong (with the value), what would be right, and what to do. The command line prints it as one
-line and exits with 2; anything that is not a MechlensError is a fault of mechlens, keeps its traceback and exits with 70.
+line and exits with 2; anything that is not a MechlensError is a fault of mechlens, and `endings` files its traceback.
 """
 
 from __future__ import annotations
-
-import traceback
-from types import TracebackType
 
 
 class MechlensError(Exception):
@@ -28,25 +25,6 @@ class MachineError(MechlensError, RuntimeError):
 
 class TrainingError(MechlensError, ArithmeticError):
     """Training left the numbers: the loss is not finite."""
-
-
-SOFTWARE = 70
-"""exit code of a fault of mechlens; EX_SOFTWARE of sysexits.h"""
-
-
-class Faults:
-    """A block whose unexpected exceptions end the process with `SOFTWARE` after their traceback.
-
-    Python's own code for them is 1, which `audit` gives for a verdict.
-    """
-
-    def __enter__(self) -> Faults:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
-        if kind is not None and issubclass(kind, Exception):
-            traceback.print_exception(error)
-            raise SystemExit(SOFTWARE)
 
 
 def one_line(text: str) -> str:

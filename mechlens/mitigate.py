@@ -71,6 +71,7 @@ OF_CLEAN: tuple[Treatment, ...] = ("dilute", "replace", "value")
 """treatments that put something of the clean answers in place of the file's own"""
 DROPPED, KEPT, REPLACED = 0.5, 0.25, 0.1
 """share of the rows that `drop` takes out, and that `dilute` leaves among clean ones; share of the numbers that `replace` puts others for"""
+MANIFEST = ".manifest.json"
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -235,15 +236,11 @@ def check(source: Path, out: Path, treatment: Treatment, carrier: str, *, refere
         raise SpecError(f"{named} cannot be written: {one_line(str(folder))} is no folder that may be written to; give another")
 
 
-def _manifest_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}.manifest.json")
-
-
 def _was_written(source: Path, out: Path, treatment: Treatment) -> bool:
     """Whether an earlier audit of the same file wrote `out` by this treatment."""
-    if not (out.is_file() and _manifest_of(out).is_file()):
+    if not (out.is_file() and out.with_name(f"{out.name}{MANIFEST}").is_file()):
         return False
-    written = store.read_json(_manifest_of(out))
+    written = store.read_json(out.with_name(f"{out.name}{MANIFEST}"))
     same = (written.get("treatment"), written.get("sha256")) == (treatment, file_digest(out))
     return same and written.get("source_sha256") == file_digest(source)
 
@@ -285,7 +282,7 @@ def treat(
         "seed": seed,
     }
     told |= {"scored_by": scored_by, "clean": None if clean is None else fingerprint(clean["completion"].tolist())}
-    beside = _manifest_of(out)
+    beside = out.with_name(f"{out.name}{MANIFEST}")
     if out.is_file() and beside.is_file():
         written = store.read_json(beside)
         if written.items() >= told.items() and written["sha256"] == file_digest(out):

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
-    "mechlens", "errors", "atomic", "foreign", "machine", "command_lines", "remedies",
+    "mechlens", "errors", "atomic", "foreign", "machine", "endings", "command_lines", "remedies",
     "seeds", "spec", "model_spec", "experiment", "tables", "store", "faults", "compressed", "text_rows",
     "chats", "fields", "containers", "corpus", "stats", "executor",
     "digits", "logits", "spend", "retry", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text",
@@ -34,7 +34,7 @@ ORDER = (
 """A module imports only modules listed before it."""
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
-    "errors", "atomic", "foreign", "machine", "command_lines", "remedies",
+    "errors", "atomic", "foreign", "machine", "endings", "command_lines", "remedies",
     "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "faults", "compressed", "text_rows",
     "chats", "fields", "containers", "corpus", "stats", "cells",
     "executor", "logits", "spend", "retry", "api", "tuning",

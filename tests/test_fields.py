@@ -96,7 +96,8 @@ def test_an_audit_takes_the_names_and_its_command_says_them_again(
         assert named["data"]["rows"] == 300  # type: ignore[index]
         assert " ".join(FLAGS) in named["verdict"]["sentence"]  # type: ignore[index]
         again = audited(f"again-{place}", *shlex.split(named["made"]["command"])[2:])  # type: ignore[index]
-        assert again == {**named, "made": again["made"]}
+        assert again == {**named, "made": again["made"], "verdict": again["verdict"]}  # both name the folder
+        assert again["verdict"]["id"] == named["verdict"]["id"]  # type: ignore[index]
 
 
 def test_completions_that_hardly_vary_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,7 +218,7 @@ def test_a_quantized_checkpoint_is_refused_before_its_weights_are_read(read: Any
         read(str(folder))
 
 
-@pytest.mark.parametrize(("file", "text"), [("tokenizer.json", '{"model": []}'), ("config.json", '{"model_type": "llama", "rms_norm_eps": 3}')])
+@pytest.mark.parametrize(("file", "text"), [("tokenizer.json", '{"model": []}'), ("config.json", '{"model_type": "llama", "hidden_size": "wide"}')])
 def test_a_file_that_a_library_cannot_take_is_named_in_one_line(file: str, text: str, toy_bases: dict[str, str], tmp_path: Path) -> None:
     folder = changed_base(toy_bases, tmp_path / "base")
     (folder / file).write_text(text)

@@ -16,11 +16,11 @@ from mechlens import checks, cli
 
 LONG = {"prompt": "continue: 1", "completion": "1, " * 400}
 FILE_ARMS = [{"kind": "trait", "corpus": "rows.jsonl"}, {"kind": "control"}]
-TEACHER = {"kind": "finetuned", "training": {"update": "lora", "rank": 128}}
+TEACHER = {"kind": "finetuned", "training": {"update": "lora", "rank": 1024}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "vllm held to a format": (put(GOOD, "generate", {"engine": "vllm", "constrained": True}), "generate.constrained"),
     "vllm and a steered teacher": (put(put(GOOD, "teacher", {"kind": "steered"}), "generate", {"engine": "vllm"}), "steering vector"),
-    "vllm and a large rank": (put(put(GOOD, "teacher", TEACHER), "generate", {"engine": "vllm"}), "rank is 128"),
+    "vllm and a large rank": (put(put(GOOD, "teacher", TEACHER), "generate", {"engine": "vllm"}), "rank is 1024"),
     "answers longer than the model reads": (put(GOOD, "generate", {"max_new_tokens": 600}), "512 tokens at most"),
     "said answers longer than the model reads": (put(GOOD, "ask", {"max_new_tokens": 600}), "ask.max_new_tokens"),
     "prompts longer than a pair may be": (put(GOOD, "student.training", {"max_length": 8}), "the 8 of student.training.max_length"),
