@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from pydantic import Field, ValidationError
 
-from mechlens import commands, measure, models
+from mechlens import commands, measure, models, records
 from mechlens.command_lines import resume_command
 from mechlens.errors import MechlensError, SpecError, one_line
 from mechlens.experiment import Arm, Experiment
@@ -95,7 +95,7 @@ def place(run: Opened, name: str, student: int) -> Path | None:
             raise SpecError(f"no teacher: the rows of arm {arm.name!r} came from a file")
         if not (folder / "teacher.json").is_file():
             raise SpecError(f"no teacher in {folder}; `{resume_command(run.folder)}` makes it again")
-        kind = teach.read_json(folder / "teacher.json")["kind"]
+        kind = records.read(folder / "teacher.json", records.Teacher)["kind"]
     else:
         whose = arm if name == "student" else run.experiment.control_of(arm)
         student_folder = run.folder / "students" / whose.name / f"s{student}"

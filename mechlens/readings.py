@@ -9,13 +9,13 @@ from typing import Any, cast
 import pandas as pd
 from rich.table import Table
 
-from mechlens import figures, store, tables
+from mechlens import figures, records, tables
 
 
 def said(run: Path) -> list[dict[str, Any]]:
     """What each lens that was read said, in order; empty if none was."""
     path = run / "readings.json"
-    return store.read_json(path)["lenses"] if path.is_file() else []
+    return records.read(path, records.Readings)["lenses"] if path.is_file() else []
 
 
 def of_arm(run: Path, lens: dict[str, Any]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
-from mechlens import atomic, figures, questions, readings, results, store, tables
+from mechlens import atomic, figures, questions, readings, records, results, store, tables
 from mechlens.cells import ONE_STUDENT, cells_of
 from mechlens.command_lines import command_line
 from mechlens.experiment import Experiment
@@ -128,7 +128,7 @@ def write(run: Path, experiment: Experiment, family: TraitFamily, summary: dict[
     arms = pd.DataFrame(summary["arms"]).assign(label=lambda frame: frame["arm"])
     kinds = {arm.name: arm.kind for arm in experiment.arms}
     effects = pd.DataFrame([{"label": f"{e['arm']} − {e['against']}", "kind": kinds[e["arm"]]} | e for e in summary["effects"]])
-    manifest = store.read_json(run / "manifest.json")
+    manifest = records.read(run / "manifest.json", records.Manifest)
     traits = list(dict.fromkeys(arm["trait"] for arm in summary["arms"]))
     page = render(
         "report.html.j2",

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechlens import stats, store, tables
+from mechlens import records, stats, store, tables
 from mechlens.cells import Cells, arm_cells, effect_of, lift_of, log_probability, mean_of, same_students, warnings_of
 from mechlens.command_lines import command_line
 from mechlens.errors import DataError
@@ -130,7 +130,8 @@ def corpus_of(run: Path, experiment: Experiment, arm: Arm) -> tuple[dict[str, An
     """The funnel of the rows that an arm's corpus is made of, and what generation recorded of their teacher ({} for a file)."""
     name = source_name(experiment, arm)
     generation = run / "corpora" / name / "generated" / "generation.json"
-    return store.read_json(run / "corpora" / name / "screened" / "funnel.json"), store.read_json(generation) if generation.is_file() else {}
+    funnel = records.read(run / "corpora" / name / "screened" / "funnel.json", records.Funnel)
+    return funnel, records.read(generation, records.Generation) if generation.is_file() else {}
 
 
 def funnels(run: Path, experiment: Experiment) -> pd.DataFrame:
@@ -164,7 +165,7 @@ def summary(
     run: Path, experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame
 ) -> dict[str, Any]:
     """What a script reads of a run: arms with rates, effects on each arm's own trait, confusion, seconds by step."""
-    seconds = {name: step["seconds"] for name, step in store.read_json(run / "manifest.json")["steps"].items()}
+    seconds = {name: step["seconds"] for name, step in records.read(run / "manifest.json", records.Manifest)["steps"].items()}
     return {
         "schema": SUMMARY,
         "experiment": experiment.name,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechlens import base_files, foreign
+from mechlens import base_files, foreign, records
 from mechlens.errors import MachineError, SpecError
 from mechlens.model_spec import model_of
 from mechlens.sampling import Decoding
@@ -47,7 +47,7 @@ class Engine:
             from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MachineError("generate.engine is vllm, which is not installed; install mechlens[vllm] on a GPU, or set engine: local") from error
-        record = read_json(teacher_folder / "teacher.json")
+        record = records.read(teacher_folder / "teacher.json", records.Teacher)
         if record["kind"] == "steered":
             raise SpecError("vllm cannot add a steering vector; set generate.engine: local for a steered teacher")
         base, spec = base_files.locate(base), model_of(base)

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ORDER = (
     "mechlens", "errors", "atomic", "foreign", "machine", "endings", "command_lines", "remedies",
-    "seeds", "spec", "model_spec", "experiment", "tables", "store", "faults", "compressed", "text_rows",
+    "seeds", "spec", "model_spec", "experiment", "tables", "store", "records", "faults", "compressed", "text_rows",
     "chats", "fields", "containers", "corpus", "stats", "executor",
     "digits", "logits", "spend", "retry", "api", "tuning", "carriers", "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text",
     "carriers.prompts", "traits", "trained", "base_files", "models", "chat", "constrained", "sampling", "vllm_engine", "training",
@@ -35,7 +35,7 @@ ORDER = (
 FORBIDDEN = {("pipeline.run", "pipeline.jobs")}  # the list of steps knows them by name only
 TORCH_FREE = (
     "errors", "atomic", "foreign", "machine", "endings", "command_lines", "remedies",
-    "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "faults", "compressed", "text_rows",
+    "seeds", "spec", "model_spec", "experiment", "traits", "tables", "store", "records", "faults", "compressed", "text_rows",
     "chats", "fields", "containers", "corpus", "stats", "cells",
     "executor", "logits", "spend", "retry", "api", "tuning",
     "carriers.numbers", "carriers.code", "carriers.reasoning", "carriers.text", "carriers.prompts", "menagerie.config", "menagerie.world",

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from mechlens import results, stats, store, tables
+from mechlens import records, results, stats, tables
 from mechlens.detect.calibrate import LEAST_PANEL, beyond_others
 from mechlens.detect.files import Sides
 from mechlens.detect.verdict import Rise, Scope
@@ -70,7 +70,7 @@ def rises(effects: pd.DataFrame, panel: Sequence[str], *, arm: str = ARM) -> lis
 def scope_of(run: Path, plan: Experiment, sides: Sides) -> Scope:
     """What a run's students read of the suspect file, and how readily they answered where they were asked."""
     name = corpus_name(plan, next(arm for arm in plan.arms if arm.name == ARM))
-    counts = store.read_json(run / "corpora" / name / "screened" / "funnel.json")
+    counts = records.read(run / "corpora" / name / "screened" / "funnel.json", records.Funnel)
     dropped = {reason: rows for reason, rows in counts.items() if reason in REASONS}
     read = len(set(tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"]))
     arms = {arm["arm"]: arm for arm in results.read_summary(run)["arms"]} if (run / "summary.json").is_file() else {}

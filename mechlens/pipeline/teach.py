@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlens import models, tables
+from mechlens import models, records, tables
 from mechlens.chat import encode_pairs, encode_prompts
 from mechlens.corpus import read_pairs
 from mechlens.errors import DataError
 from mechlens.seeds import dice, seed_int
 from mechlens.spec import TeacherSpec
-from mechlens.store import read_json, write_json
+from mechlens.store import write_json
 from mechlens.training import train
 
 
@@ -113,7 +113,7 @@ def trait_vector(loaded: models.Loaded, lessons: Lessons, *, layer: int, plain: 
 
 def load_teacher(folder: Path, *, base: str = "") -> Teacher:
     """The teacher that `teach` left in that folder, made from `base`; by default its base is looked for where it was then."""
-    record = read_json(folder / "teacher.json")
+    record = records.read(folder / "teacher.json", records.Teacher)
     base = base or record["base"]
     loaded = models.load_trained(base, folder) if record["kind"] == "finetuned" else models.load(base)
     vector = models.load_vector(folder) if record["kind"] == "steered" else None
