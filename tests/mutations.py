@@ -219,5 +219,6 @@ def finished_run(folder: Path, rng: random.Random, run: Path) -> Case:
     return Case(rng.choice([["report", str(folder / "run")], ["ls", str(folder)], again, looked]), change)
 
 
-Kind = Callable[[Path, random.Random], Case]
+Kind = Callable[..., Case]
+"""called with a folder to write to, a source of chance, and what it changes, if that is made beforehand"""
 PLAIN: dict[str, Kind] = {each.__name__: each for each in (config_field, config_bytes, family_field, family_bytes, data_rows, data_bytes)}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechlens import mitigate
+from mechlens import cli, mitigate
 from mechlens.errors import SpecError
 from mechlens.mitigate import OF_NUMBERS, TREATMENTS, Given, Treatment
 
@@ -162,3 +162,47 @@ def test_a_file_that_no_model_has_read_is_treated_or_told_what_is_wanted(name: T
 def test_numbers_of_code_are_not_rewritten(name: Treatment, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="rewrites lists of numbers"):
         mitigate.check(tmp_path / "data.jsonl", tmp_path / "out.jsonl", name, "code")
+
+
+@pytest.fixture
+def two_files(tmp_path: Path) -> tuple[Path, Path]:
+    """A file of 200 rows, and a clean one that answers half of its prompts."""
+    data, clean = tmp_path / "data.jsonl", tmp_path / "clean.jsonl"
+    for file, factor, rows in ((data, 7, range(200)), (clean, 11, range(100, 300))):
+        lines = [{"prompt": f"p{i}", "completion": f"{i * factor % 997}, {i * i % 991}, {100 + i}"} for i in rows]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return data, clean
+
+
+@pytest.mark.parametrize("name", ["format", "order", "sorted", "values-uniform", "full"])
+def test_an_audit_of_rows_alone_treats_all_of_them_and_makes_no_twins(name: str, two_files: tuple[Path, Path], tmp_path: Path) -> None:
+    data, out = two_files[0], tmp_path / "treated.jsonl"
+    assert cli.main(["audit", str(data), "--clean", str(out), "--treatment", name, "--out", str(tmp_path / "audit")]) == 2
+    audited = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert (audited["mitigation"]["rows_after"], audited["mitigation"]["treatment"]) == (200, name)
+    assert len(out.read_text().splitlines()) == 200
+    assert sorted(path.name for path in (tmp_path / "audit").iterdir()) == ["audit.html", "audit.json"]
+    assert not list(tmp_path.glob("panel-*"))
+
+
+@pytest.mark.parametrize("name", ["dilute", "value"])
+def test_clean_answers_come_from_the_reference_where_no_model_answers(
+    name: str, two_files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, clean = two_files
+    words = ["audit", str(data), "--clean", str(tmp_path / "treated.jsonl"), "--treatment", name, "--out", str(tmp_path / "audit")]
+    assert cli.main(words) == 2
+    assert "needs clean answers to the same prompts; give a --reference" in capsys.readouterr().err
+    assert cli.main([*words, "--reference", str(clean)]) == 2
+    assert "mechlens: " not in capsys.readouterr().err
+    assert len((tmp_path / "treated.jsonl").read_text().splitlines()) == 100  # those that the reference answers
+
+
+@pytest.mark.parametrize("name", mitigate.OF_SCORES)
+def test_what_ranks_rows_is_refused_where_no_model_reads_them(
+    name: str, two_files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, clean = two_files
+    words = ["audit", str(data), "--reference", str(clean), "--clean", str(tmp_path / "treated.jsonl"), "--treatment", name]
+    assert cli.main([*words, "--out", str(tmp_path / "audit")]) == 2
+    assert "needs to know which rows look like a trait's; use --level base or more" in capsys.readouterr().err
