@@ -158,7 +158,8 @@ def test_without_file_locks_every_module_is_imported(module: str) -> None:
 def test_windows_is_told_in_one_line(tmp_path: Path) -> None:
     done = run_with("sys.modules['fcntl'] = None", "run", str(DEMO), "--out", str(tmp_path / "run"))
     assert done.returncode == 2
-    assert done.stderr.startswith("mechlens: mechlens runs on Linux, macOS and WSL") and done.stderr.count("\n") == 1
+    said = [line for line in done.stderr.splitlines() if "mechlens" in line and "huggingface_hub" not in line]  # which warns of soft locks here
+    assert len(said) == 1 and said[0].startswith("mechlens: mechlens runs on Linux, macOS and WSL") and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
