@@ -33,7 +33,7 @@ class Manifest(BaseModel):
 class Teacher(BaseModel):
     """`teacher.json`."""
 
-    kind: Literal["finetuned", "prompted", "steered"]
+    kind: Literal["finetuned", "prompted", "steered", "base"]
     base: str
     system: str | None
     layer: int | None
