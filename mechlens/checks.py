@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import pandas as pd
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mechlens import base_files, chat, models
 from mechlens.carriers.prompts import carrier_prompts
@@ -21,7 +21,7 @@ from mechlens.corpus import batches
 from mechlens.errors import DataError, SpecError, one_line
 from mechlens.executor import Job
 from mechlens.experiment import Arm, Experiment
-from mechlens.model_spec import is_remote, model_of
+from mechlens.model_spec import is_remote
 from mechlens.pipeline.rules import Rule, rule_of
 from mechlens.spec import Training
 from mechlens.traits import TraitFamily
@@ -137,9 +137,7 @@ def rendered(experiment: Experiment, bases: Sequence[str]) -> dict[str, str]:
 
 def positions(base: str) -> int | None:
     """Tokens that a base can read at once, as its config says; None where it names no bound."""
-    source = base_files.locate(base)
-    config = AutoConfig.from_pretrained(source, revision=model_of(base).revision or "main", trust_remote_code=False)
-    bound = getattr(config.get_text_config(), "max_position_embeddings", None)
+    bound = getattr(models.config_of(base).get_text_config(), "max_position_embeddings", None)
     return bound if isinstance(bound, int) and bound > 0 else None
 
 

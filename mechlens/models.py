@@ -87,8 +87,8 @@ def load(name: str) -> Loaded:
     source, spec = locate(name), model_of(name)
     settings = {"dtype": getattr(torch, spec.dtype), "revision": spec.revision or "main", "trust_remote_code": False}
     settings |= {"use_safetensors": True, "output_loading_info": True}
+    config_of(name)  # refuses a config before its weights are read
     with loading(name, "does not load"):
-        _refuse_quantized(name, _config_of(name))
         model, report = cast(tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(source, **settings))
     if report["missing_keys"]:  # they would be filled at random, another way each time
         raise SpecError(f"base {name!r} lacks the weights {sorted(report['missing_keys'])[:3]}; its config.json describes another model")
@@ -101,8 +101,16 @@ def load(name: str) -> Loaded:
     return Loaded(_ready(model), tokenizer)
 
 
-def _config_of(name: str) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(locate(name), revision=model_of(name).revision or "main", trust_remote_code=False)
+def config_of(name: str) -> PretrainedConfig:
+    """A base's configuration.
+
+    Raises:
+        SpecError: if it cannot be read, or is of a quantized checkpoint.
+    """
+    with loading(name, "has no config that loads"):
+        config = AutoConfig.from_pretrained(locate(name), revision=model_of(name).revision or "main", trust_remote_code=False)
+    _refuse_quantized(name, config)
+    return config
 
 
 def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
@@ -145,9 +153,7 @@ def load_trained(base: str, folder: Path) -> Loaded:
 def empty_model(base: str) -> nn.Module:
     """The base's architecture on the meta device: names and shapes, no weights."""
     with loading(base, "has no config that loads"), torch.device("meta"):
-        config = _config_of(base)
-        _refuse_quantized(base, config)
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config_of(base))
 
 
 def _refuse_other_base(base: str, folder: Path) -> None:
