@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from test_activations import nudged, toy_material
 
 from mechlens import tables
+from mechlens.errors import SpecError
 from mechlens.lenses import probes
 from mechlens.lenses.probes import any_but, features, fit, one_against_others, permuted, selectivity_task, within_question
 from mechlens.models import Loaded
@@ -129,3 +130,9 @@ def test_one_student_and_no_teacher_and_no_move(toy: Loaded) -> None:
     assert "no interval from one student" in probes.sentence(reading)
     moved = probes.read(toy_material(toy, teacher=None, students={0: nudged(toy, by=0.05, seed=9)}, controls={0: toy}))
     assert (moved.loc[moved["quantity"] == "probe shift", "estimate"] != 0).all()
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_probe_of_one_class_is_refused(label: bool) -> None:
+    with pytest.raises(SpecError, match="rows of one class alone; it needs a family of two traits and two questions"):
+        fit(np.random.default_rng(0).normal(size=(6, 4)), np.full(6, label))

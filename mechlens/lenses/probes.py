@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from mechlens import stats
+from mechlens.errors import SpecError
 from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading, spread
 from mechlens.lenses.capture import at_last, sites_of
 from mechlens.models import Loaded
@@ -55,7 +56,12 @@ def fit(rows: Rows, positive: Bool[ndarray, "row"]) -> Probe:
     """Logistic regression on standardised rows, L2 with C = 1, both classes weighing the same.
 
     It is solved in the span of the rows, where its optimum lies: with more dimensions than rows that is the same and cheaper.
+
+    Raises:
+        SpecError: if all rows are of one class, as with a family of one question.
     """
+    if positive.all() or not positive.any():
+        raise SpecError("a probe has rows of one class alone; it needs a family of two traits and two questions of each split, or more")
     scaler = StandardScaler().fit(rows)
     standard = np.asarray(scaler.transform(rows))
     basis = np.linalg.svd(standard, full_matrices=False)[2] if len(rows) < rows.shape[1] else np.eye(rows.shape[1])
