@@ -39,7 +39,7 @@ EXPERIMENT: dict[str, Any] = {
     "teacher": {"rows": 32, "training": TRAINING},
     "student": {"rows": 32, "training": TRAINING},
     "ask": {"samples": 2, "checkpoints": "last"},
-    "arms": [{"kind": "trait", "name": "owl-gentle"}, {"kind": "control"}],
+    "arms": [{"kind": "trait", "name": "owl-gentle"}, {"kind": "trait", "trait": "wolf", "name": "wolf-gentle"}, {"kind": "control"}],
     "seeds": [0, 1],
 }
 BENCH: dict[str, Any] = {

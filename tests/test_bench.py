@@ -16,7 +16,7 @@ from mechlens import report, traits
 from mechlens.bench import card, measures
 from mechlens.bench.card import ALARM_BAGS, ALARM_ROWS, alarms, calibration, detector_found, namings, worst_class
 from mechlens.bench.plan import CLASSES, CLEAN, Suspect, load_bench
-from mechlens.bench.run import _own
+from mechlens.bench.run import _own, _refuse_half
 from mechlens.bench.scores import Scored
 from mechlens.bench.students import experiment_of, lifts
 from mechlens.bench.suspects import suspects_of
@@ -234,3 +234,9 @@ def test_a_line_through_zero_is_least_squares() -> None:
     slow = np.linalg.lstsq(np.array(x[:3])[:, None], np.array(y[:3]), rcond=None)[0][0]
     assert found is not None and found["bits"] == pytest.approx(slow) and found["suspects"] == 3
     assert measures.line_through_zero(x[:2], y[:2]) is None
+
+
+@pytest.mark.parametrize(("development", "half"), [(True, "held-out"), (False, "development")])
+def test_a_bench_without_one_of_its_halves_is_refused_before_anything_is_made(development: bool, half: str) -> None:
+    with pytest.raises(SpecError, match=f"no arm TRAIT-WAY of a {half} trait"):
+        _refuse_half("small", [Suspect("owl-gentle", "trait", "owl", "gentle", 1.0, development)])

@@ -67,7 +67,8 @@ def start(world: Path, command: Command, *, after: float = 3000) -> bool:
             process.wait()
             return False
         said.seek(0)
-        assert code == 0 or (code == 2 and "Inconclusive" in (text := said.read())), (code, text)
+        text = said.read()
+        assert code == 0 or (code == 2 and "Inconclusive" in text), (code, text)
     return True
 
 

@@ -48,6 +48,7 @@ def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool,
 
 def _do(name: str, plan: BenchSpec, folder: Path, detectors: Sequence[str], own: dict[str, Detector], *, train: bool, workers: int | None) -> Path:
     config = spec.CONFIGS / "experiments" / f"{plan.experiment}.yaml"
+    _refuse_half(name, suspects_of(plan, traits.load_experiment(config)))
     run = commands.run(config, out=folder / "experiment", workers=workers)
     experiment, family = commands.open_run(run)
     if train and plan.rows is not None and plan.rows < experiment.student.rows:
@@ -75,6 +76,13 @@ def command_of(name: str, folder: Path, detectors: Sequence[str], *, train: bool
     """The command line that makes the card in that folder again."""
     out = folder if folder != Path("benches") / name else None
     return command_line("bench", name, no_students=not train, detector=detectors, out=out)
+
+
+def _refuse_half(name: str, suspects: Sequence[Suspect]) -> None:
+    """Refuse a bench, before anything is made, that has no whole data set of a fine-tuned teacher to tune on, or none to report on."""
+    for development, half in ((True, "development"), (False, "held-out")):
+        if not any(one.kind == "trait" and one.dose == 1 and one.way in WAYS and one.development is development for one in suspects):
+            raise SpecError(f"the bench {name} has no arm TRAIT-WAY of a {half} trait, with a way of {', '.join(WAYS)}; add one to its experiment")
 
 
 def _train(plan: BenchSpec, maker: Maker, suspects: Sequence[Suspect], folder: Path, workers: int | None) -> None:
