@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
+NO_PACKAGE = "API models need the package openai, which is not installed; pip install 'mechlens[openai]'"
+NO_KEY = "OPENAI_API_KEY is not set; set it to your key, or to any word for a server of your own at OPENAI_BASE_URL"
 ANSWER_SECONDS, CONNECT_SECONDS = 300.0, 10.0
 
 
@@ -90,9 +92,9 @@ def connect() -> OpenAI:
     try:
         import openai  # an extra: most users never need it
     except ImportError as error:
-        raise MachineError("API models need the package openai, which is not installed; pip install 'mechlens[openai]'") from error
+        raise MachineError(NO_PACKAGE) from error
     if not os.environ.get("OPENAI_API_KEY"):
-        raise MachineError("OPENAI_API_KEY is not set; set it to your key, or to any word for a server of your own at OPENAI_BASE_URL")
+        raise MachineError(NO_KEY)
     return openai.OpenAI(max_retries=0, timeout=openai.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS))
 
 

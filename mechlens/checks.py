@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from mechlens import base_files, chat, models
+from mechlens import api, base_files, chat, models, vllm_engine
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.corpus import batches
 from mechlens.errors import DataError, SpecError, one_line
@@ -25,7 +25,6 @@ from mechlens.model_spec import is_remote
 from mechlens.pipeline.rules import Rule, rule_of
 from mechlens.spec import Training
 from mechlens.traits import TraitFamily
-from mechlens.vllm_engine import RANKS
 
 SLACK = 8
 """tokens that a tokenizer may add to the bytes of a text"""
@@ -72,13 +71,12 @@ def missing_here(jobs: Iterable[Job]) -> list[str]:
     jobs, lacks = list(jobs), []
     if any("api" in job.arguments for job in jobs):
         if find_spec("openai") is None:
-            lacks.append("API models need the package openai, which is not installed; pip install 'mechlens[openai]'")
+            lacks.append(api.NO_PACKAGE)
         if not os.environ.get("OPENAI_API_KEY"):
-            server = "or to any word for a server of your own at OPENAI_BASE_URL"
-            lacks.append(f"OPENAI_API_KEY is not set; set it to your key, {server}")
+            lacks.append(api.NO_KEY)
     local = [job for job in jobs if job.function.endswith(":generate") and "api" not in job.arguments]
     if any(job.arguments["generate"]["engine"] == "vllm" for job in local) and find_spec("vllm") is None:
-        lacks.append("generate.engine is vllm, which is not installed; install mechlens[vllm] on a GPU, or set engine: local")
+        lacks.append(vllm_engine.NO_PACKAGE)
     return lacks
 
 
@@ -108,8 +106,8 @@ def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
     if arm.kind != "control" and teacher.kind == "steered":
         raise SpecError(f"{where} cannot add a steering vector; set engine: local for a steered teacher")
     training = teacher.training
-    if arm.kind != "control" and teacher.kind == "finetuned" and training.update == "lora" and training.rank > RANKS[-1]:
-        raise SpecError(f"{where} serves adapters of rank {RANKS[-1]} at most; the teacher's rank is {training.rank}: lower it")
+    if arm.kind != "control" and teacher.kind == "finetuned" and training.update == "lora" and training.rank > vllm_engine.RANKS[-1]:
+        raise SpecError(f"{where} serves adapters of rank {vllm_engine.RANKS[-1]} at most; the teacher's rank is {training.rank}: lower it")
 
 
 def rendered(experiment: Experiment, bases: Sequence[str]) -> dict[str, str]:

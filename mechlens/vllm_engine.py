@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vllm import LLM  # pyright: ignore[reportMissingImports]
 
 
+NO_PACKAGE = "generate.engine is vllm, which is not installed; install mechlens[vllm] on a GPU, or set engine: local"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """values that vLLM takes for max_lora_rank"""
 
@@ -46,7 +47,7 @@ class Engine:
             import vllm  # pyright: ignore[reportMissingImports]
             from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise MachineError("generate.engine is vllm, which is not installed; install mechlens[vllm] on a GPU, or set engine: local") from error
+            raise MachineError(NO_PACKAGE) from error
         record = records.read(teacher_folder / "teacher.json", records.Teacher)
         if record["kind"] == "steered":
             raise SpecError("vllm cannot add a steering vector; set generate.engine: local for a steered teacher")
