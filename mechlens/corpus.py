@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import pandas as pd
 import pyarrow as pa
 
-from mechlens import tables
+from mechlens import atomic, tables
 from mechlens.chats import Pair
 from mechlens.compressed import OTHER_KINDS, ending_of
 from mechlens.containers import EXPECTED, files_of, rows_of
@@ -203,7 +203,7 @@ def write_pairs(frames: Iterable[pd.DataFrame], path: Path, form: Form) -> None:
             tables.write(frames, TEXTS, whole)
         else:
             _write_lines(frames, whole, messages=form != "prompt-completion")
-        whole.rename(path)
+        atomic.publish(whole, path)
 
 
 def _write_lines(frames: Iterable[pd.DataFrame], path: Path, *, messages: bool) -> None:

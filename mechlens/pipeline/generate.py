@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechlens import logits, models, tables, vllm_engine
+from mechlens import atomic, logits, models, tables, vllm_engine
 from mechlens.chat import Encoded, encode_prompts, end_of_turn
 from mechlens.constrained import number_grammar
 from mechlens.logits import in_batches
@@ -73,9 +73,7 @@ def generate(
                 engine = vllm_engine.Engine(teacher_folder, teacher.base)
             with teacher.writing() as model:
                 rows = engine.sample(encoded, **stream) if engine else sample(model, encoded, **stream, grammar=grammar, batch=spec.batch)
-            part = shard.with_suffix(".new")
-            part.write_text(json.dumps(rows))
-            part.replace(shard)
+            atomic.write_text(shard, json.dumps(rows))
         shards.append(shard)
         ids += encoded
         drawn += json.loads(shard.read_text())
