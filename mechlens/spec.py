@@ -187,9 +187,8 @@ class ApiSpec(Spec):
 def folder_name(path: str) -> str:
     """The last part of a path or hub name as results are filed under it, without file endings of data; never empty, `.` or `..`."""
     name = Path(path).resolve().name if Path(path).name in ("", "..") else Path(path).name
-    name = re.sub(r"(\.(jsonl?|ndjson|csv|tsv|gz|bz2|xz|zst|parquet))+$", "", name, flags=re.IGNORECASE) or name.strip(
-        "."
-    )  # a file may be called `.jsonl`
+    bare = re.sub(r"(\.(jsonl?|ndjson|csv|tsv|gz|bz2|xz|zst|parquet))+$", "", name, flags=re.IGNORECASE)
+    name = bare or name.strip(".")  # a file may be called `.jsonl`
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 

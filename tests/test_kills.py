@@ -36,8 +36,6 @@ class Command(NamedTuple):
 
     words: list[str]
     out: Path
-    keeps: tuple[str, ...] = ()
-    """of that folder, what an earlier command made and is not removed when the command begins anew"""
 
 
 def commands(world: Path) -> dict[str, Command]:
