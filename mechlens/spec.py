@@ -216,6 +216,11 @@ class _OneOfEachKey(yaml.SafeLoader):
 SpecType = TypeVar("SpecType", bound=Spec)
 
 
+def shipped(folder: str) -> dict[str, Path]:
+    """Name → file of the configs that come with mechlens in a folder of `configs/`, in the order of their names."""
+    return {path.stem: path for path in sorted((CONFIGS / folder).glob("*.yaml"))}
+
+
 def find_config(name: Path, folder: str) -> Path:
     """The file of a config: the path if a file is there, else the shipped config of that name, from any working folder.
 
@@ -227,11 +232,11 @@ def find_config(name: Path, folder: str) -> Path:
     """
     if name.is_file():
         return name
-    shipped = {path.stem: path for path in sorted((CONFIGS / folder).glob("*.yaml"))}
+    known = shipped(folder)
     asked = name.name.removesuffix(".yaml")
-    if asked in shipped and name.parts[:-1] in ((), ("configs", folder)):  # the README names shipped ones by their path in a clone
-        return shipped[asked]
-    raise SpecError(f"no config at {name}; expected a YAML file, or one of those that come with mechlens: {', '.join(shipped)}")
+    if asked in known and name.parts[:-1] in ((), ("configs", folder)):  # the README names shipped ones by their path in a clone
+        return known[asked]
+    raise SpecError(f"no config at {name}; expected a YAML file, or one of those that come with mechlens: {', '.join(known)}")
 
 
 def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:

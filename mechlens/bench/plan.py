@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field
 
 from mechlens.errors import SpecError
-from mechlens.spec import CONFIGS, ScreenSpec, Spec, TeacherSpec, load
+from mechlens.spec import ScreenSpec, Spec, TeacherSpec, load, shipped
 
 CLEAN = ("N0", "N1", "N2", "N5", "N7")
 """classes of suspects that no trait was put into; the others hold the text of a teacher with one"""
@@ -89,7 +89,7 @@ def load_bench(name: str) -> BenchSpec:
     Raises:
         SpecError: if there is none; a name is no path.
     """
-    known = {path.stem: path for path in sorted((CONFIGS / "benches").glob("*.yaml"))}
+    known = shipped("benches")
     if name not in known:
         raise SpecError(f"bench {name!r} is unknown; expected one of {', '.join(known)}")
     return load(known[name], BenchSpec)

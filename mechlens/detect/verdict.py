@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from mechlens.errors import SpecError
-from mechlens.spec import CONFIGS, Spec, load
+from mechlens.spec import CONFIGS, Spec, load, shipped
 
 Sentence = Literal["do not train as is", "train with conditions", "no transfer found within tested scope", "inconclusive"]
 
@@ -131,7 +131,7 @@ def load_policy(name: str) -> Policy:
     Raises:
         SpecError: if there is none; a name is no path.
     """
-    known = {path.stem: path for path in sorted((CONFIGS / "policies").glob("*.yaml"))}
+    known = shipped("policies")
     if name not in known:
         raise SpecError(f"policy {name!r} is unknown; expected one of {', '.join(known)}")
     return load(known[name], Policy)
