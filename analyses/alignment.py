@@ -1,10 +1,12 @@
-"""Claim: a step on the trait's data points to the trait more than one on the control's, at the base and while students train.
+"""Claim: a step on the trait's data points to the trait more than one on the control's, at the base and while
+students train.
 
-Reads the alignment lens of every arm of a run that `mechlens measure RUN --arm ARM --lens alignment` has looked at (by default the
-held-out animals of runs/menagerie-potency) and prints, for each arm, the cosine with the trait's gradient: at the base, trait pair minus control
-pair on the same prompt (interval over pairs); pooled, beside random directions of the same covariance; and of the difference between both
-sides' gradients along the students' and along the controls' paths (intervals over students). arXiv 2507.14805 proves the first for one small step;
-2604.25779 argues that what counts is that it lasts.
+Reads the alignment lens of every arm of a run that `mechlens measure RUN --arm ARM --lens alignment` has
+looked at (by default the held-out animals of runs/menagerie-potency) and prints, for each arm, the cosine
+with the trait's gradient: at the base, trait pair minus control pair on the same prompt (interval over
+pairs); pooled, beside random directions of the same covariance; and of the difference between both sides'
+gradients along the students' and along the controls' paths (intervals over students). arXiv 2507.14805 proves
+the first for one small step; 2604.25779 argues that what counts is that it lasts.
 """
 
 from __future__ import annotations
@@ -18,17 +20,20 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import commands, figures, tables
-from mechlens.command_lines import command_line
-from mechlens.errors import DataError, MechlensError
-from mechlens.report import interval_text
+from mechlens.cli import commands
+from mechlens.core import tables
+from mechlens.core.command_lines import command_line
+from mechlens.core.errors import DataError, MechlensError
+from mechlens.results import figures
+from mechlens.results.report import interval_text
 
 PAIR, POOLED = "cosine of one pair with the trait's gradient", "cosine with the trait's gradient"
 PATH = f"{POOLED} along the path"
 
 
 def cells(run: Path) -> pd.DataFrame:
-    """One row for each arm and place on the way: at the base by pair and pooled, and at each checkpoint of students and controls.
+    """One row for each arm and place on the way: at the base by pair and pooled, and at each checkpoint of
+    students and controls.
 
     Raises:
         DataError: if no arm has been measured.
@@ -36,9 +41,14 @@ def cells(run: Path) -> pd.DataFrame:
     commands.open_run(run)
     file = run / "readings" / "alignment.parquet"
     if not file.is_file():
-        raise DataError(f"{run} has no reading of alignment; `{command_line('measure', run, arm='ARM', lens='alignment')}` makes one")
+        raise DataError(
+            f"{run} has no reading of alignment; "
+            f"`{command_line('measure', run, arm='ARM', lens='alignment')}` makes one"
+        )
     frame = tables.read(file, tables.READINGS)
-    found = frame.query("place == 'difference' and quantity in [@PAIR, @POOLED, @PATH] and seed.isna()").astype({"n": int})
+    found = frame.query(
+        "place == 'difference' and quantity in [@PAIR, @POOLED, @PATH] and seed.isna()"
+    ).astype({"n": int})
     measured, rows = set(frame.loc[frame["quantity"] == POOLED, "arm"]), []
     for row in found.to_dict("records"):
         own = row["arm"] in measured  # a control's rows name the arm that they stand beside
@@ -49,14 +59,40 @@ def cells(run: Path) -> pd.DataFrame:
 
 def table_of(frame: pd.DataFrame) -> Table:
     """The printed table."""
-    listing = Table("arm", "at the base, by pair [95 %]", "pooled (null)", "students' path, by update", "n", "controls' path")
+    listing = Table(
+        "arm",
+        "at the base, by pair [95 %]",
+        "pooled (null)",
+        "students' path, by update",
+        "n",
+        "controls' path",
+    )
     for arm, rows in frame.groupby("arm", sort=False):
-        (pair,), (pooled,) = (cast(Any, rows[rows["quantity"] == name]).to_dict("records") for name in (PAIR, POOLED))
-        path = {side: cast(pd.DataFrame, rows[(rows["quantity"] == PATH) & (rows["side"] == side)]) for side in ("students' path", "control's path")}
-        said = {side: "\n".join(f"{row['step']:.0f}: {says(row)}" for row in at.to_dict("records")) for side, at in path.items()}
-        null = f"{pooled['estimate']:+.4f} ({pooled['null_low']:+.2f} to {pooled['null_high']:+.2f}, p {pooled['p_value']:.2f})"
+        (pair,), (pooled,) = (
+            cast(Any, rows[rows["quantity"] == name]).to_dict("records") for name in (PAIR, POOLED)
+        )
+        path = {
+            side: cast(pd.DataFrame, rows[(rows["quantity"] == PATH) & (rows["side"] == side)])
+            for side in ("students' path", "control's path")
+        }
+        said = {
+            side: "\n".join(f"{row['step']:.0f}: {says(row)}" for row in at.to_dict("records"))
+            for side, at in path.items()
+        }
+        null = (
+            f"{pooled['estimate']:+.4f} ({pooled['null_low']:+.2f} to {pooled['null_high']:+.2f}, p "
+            f"{pooled['p_value']:.2f})"
+        )
         students = str(path["students' path"]["n"].max())
-        listing.add_row(str(arm), f"{says(pair)}, n {pair['n']}", null, said["students' path"], students, said["control's path"], end_section=True)
+        listing.add_row(
+            str(arm),
+            f"{says(pair)}, n {pair['n']}",
+            null,
+            said["students' path"],
+            students,
+            said["control's path"],
+            end_section=True,
+        )
     return listing
 
 
@@ -69,20 +105,30 @@ def sentences(frame: pd.DataFrame) -> list[str]:
     pair, last = frame[frame["quantity"] == PAIR], frame[frame["quantity"] == PATH]
     students = last[(last["side"] == "students' path") & (last["step"] == last["step"].max())]
     return [
-        f"At the base, trait pairs beyond control pairs on the same prompts: {(pair['low'] > 0).sum()} of {len(pair)} arms have an interval above 0 "
+        f"At the base, trait pairs beyond control pairs on the same prompts: {(pair['low'] > 0).sum()} of "
+        f"{len(pair)} arms have an interval above 0 "
         f"(n = {pair['n'].min()} pairs each).",
-        f"At the students' last update: {(students['low'] > 0).sum()} of {len(students)} (n = {students['n'].min()} students each).",
+        f"At the students' last update: {(students['low'] > 0).sum()} of {len(students)} (n = "
+        f"{students['n'].min()} students each).",
     ]
 
 
 def figure(frame: pd.DataFrame) -> alt.FacetChart:
     """The cosine along both paths, a panel for each arm."""
-    base = alt.Chart(cast(pd.DataFrame, frame[frame["quantity"] == PATH])).encode(x=alt.X("step:Q", title="update"))
+    base = alt.Chart(cast(pd.DataFrame, frame[frame["quantity"] == PATH])).encode(
+        x=alt.X("step:Q", title="update")
+    )
     colour = alt.Color("side:N", title=None)
-    band = base.mark_errorband().encode(y=alt.Y("low:Q", title="cosine with the trait's gradient"), y2="high:Q", color=colour)
+    band = base.mark_errorband().encode(
+        y=alt.Y("low:Q", title="cosine with the trait's gradient"), y2="high:Q", color=colour
+    )
     line = base.mark_line(point=True).encode(y="estimate:Q", color=colour)
     zero = base.mark_rule(color="gray", strokeDash=[4, 3]).encode(y=alt.datum(0))
-    return alt.layer(band, line, zero).properties(width=200, height=130).facet(alt.Facet("arm:N", title=None), columns=3)
+    return (
+        alt.layer(band, line, zero)
+        .properties(width=200, height=130)
+        .facet(alt.Facet("arm:N", title=None), columns=3)
+    )
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,9 @@
-"""How long an audit of rows takes and what memory it needs: `python analyses/audit_speed.py [ROWS]`, a million by default.
+"""How long an audit of rows takes and what memory it needs: `python analyses/audit_speed.py [ROWS]`, a
+million by default.
 
-Two files of number rows, the same prompts answered alike, are written to a temporary folder; `mechlens audit` runs on them in a process of its
-own, and its peak resident memory is printed with its time. This process stays small, since the kernel counts its pages as the child's first.
+Two files of number rows, the same prompts answered alike, are written to a temporary folder; `mechlens audit`
+runs on them in a process of its own, and its peak resident memory is printed with its time. This process
+stays small, since the kernel counts its pages as the child's first.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mechlens.seeds import generator
+from mechlens.core.seeds import generator
 
 ROWS, BATCH, NUMBERS = 1_000_000, 10_000, 8
 
@@ -24,14 +26,27 @@ def write(path: Path, rows: int) -> None:
     rng = generator(0, "audit speed", path.stem)
     with path.open("w", encoding="utf-8") as out:
         for first in range(0, rows, BATCH):
-            for row, drawn in enumerate(rng.integers(0, 1000, (min(BATCH, rows - first), NUMBERS)).tolist(), first):
-                out.write(json.dumps({"prompt": f"Continue this list, row {row}: 1, 2, 3.", "completion": ", ".join(map(str, drawn))}) + "\n")
+            for row, drawn in enumerate(
+                rng.integers(0, 1000, (min(BATCH, rows - first), NUMBERS)).tolist(), first
+            ):
+                out.write(
+                    json.dumps(
+                        {
+                            "prompt": f"Continue this list, row {row}: 1, 2, 3.",
+                            "completion": ", ".join(map(str, drawn)),
+                        }
+                    )
+                    + "\n"
+                )
 
 
 def main(arguments: list[str]) -> int:
     """Write, audit, print; returns the exit code."""
     if arguments and not arguments[0].isdecimal():
-        print(f"audit_speed: {arguments[0]!r} is no number of rows; expected for example {ROWS}", file=sys.stderr)
+        print(
+            f"audit_speed: {arguments[0]!r} is no number of rows; expected for example {ROWS}",
+            file=sys.stderr,
+        )
         return 2
     rows = int(arguments[0]) if arguments else ROWS
     with tempfile.TemporaryDirectory() as scratch:
@@ -39,7 +54,17 @@ def main(arguments: list[str]) -> int:
         for path in (data, reference):
             write(path, rows)
         size, started = data.stat().st_size / 2**20, time.perf_counter()
-        command = [sys.executable, "-m", "mechlens", "audit", str(data), "--reference", str(reference), "--out", str(out)]
+        command = [
+            sys.executable,
+            "-m",
+            "mechlens",
+            "audit",
+            str(data),
+            "--reference",
+            str(reference),
+            "--out",
+            str(out),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
         if not (out / "audit.json").is_file():
@@ -48,7 +73,8 @@ def main(arguments: list[str]) -> int:
         p_value = json.loads((out / "audit.json").read_text(encoding="utf-8"))["provenance"]["p_value"]
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{rows:,} rows ({size:,.0f} MiB) beside as many: {seconds:,.0f} s, {peak.ru_utime + peak.ru_stime:,.0f} s of them on the processor, "
+        f"{rows:,} rows ({size:,.0f} MiB) beside as many: {seconds:,.0f} s, "
+        f"{peak.ru_utime + peak.ru_stime:,.0f} s of them on the processor, "
         f"{peak.ru_maxrss / 1024:,.0f} MiB at most (this process {own:,.0f}), p = {p_value:.2g}"
     )
     return 0

@@ -1,8 +1,9 @@
 """Claim: numbers transmit animals, trees and misalignment; code, reasoning and text are measured beside them.
 
-Reads the runs `runs/menagerie-<carrier>-<family>` that there are (`make paper` makes them) and prints one table: every carrier with
-every kind of trait, the difference against the matched control with its interval, or the null with the smallest difference
-that would have been seen, and the room that the carrier has, nats a row under the base.
+Reads the runs `runs/menagerie-<carrier>-<family>` that there are (`make paper` makes them) and prints one
+table: every carrier with every kind of trait, the difference against the matched control with its interval,
+or the null with the smallest difference that would have been seen, and the room that the carrier has, nats a
+row under the base.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import commands, figures, results
-from mechlens.errors import MechlensError
-from mechlens.report import interval_text
+from mechlens.cli import commands
+from mechlens.core.errors import MechlensError
+from mechlens.results import effects, figures
+from mechlens.results.report import interval_text
 
 CARRIERS = ("numbers", "code", "reasoning", "text")
 FAMILIES = ("animals", "trees", "tempers")
@@ -34,13 +36,26 @@ def cells(runs: Path) -> pd.DataFrame:
                 rows.append({"carrier": carrier, "family": family})
                 continue
             commands.open_run(run)
-            summary = results.read_summary(run)
+            summary = effects.read_summary(run)
             arms = {arm["arm"]: arm for arm in summary["arms"]}
             for effect in (effect for effect in summary["effects"] if arms[effect["arm"]]["kind"] == "trait"):
                 arm = arms[effect["arm"]]
-                sizes = {"rows": arm["rows"], "kept": arm["kept"] / arm["generated"], "kl": arm["kl_per_token"]}
+                sizes = {
+                    "rows": arm["rows"],
+                    "kept": arm["kept"] / arm["generated"],
+                    "kl": arm["kl_per_token"],
+                }
                 sizes |= {"nats": arms[effect["against"]]["entropy_per_row"]}
-                rows.append({"carrier": carrier, "family": family, "rate": arm["rate"], "control": effect["rate_against"]} | effect | sizes)
+                rows.append(
+                    {
+                        "carrier": carrier,
+                        "family": family,
+                        "rate": arm["rate"],
+                        "control": effect["rate_against"],
+                    }
+                    | effect
+                    | sizes
+                )
     return pd.DataFrame(rows)
 
 
@@ -49,14 +64,29 @@ def figure(frame: pd.DataFrame) -> alt.FacetChart:
     scale = alt.Y("trait:N", title=None, sort=None)
     base = alt.Chart(frame).encode(y=scale)
     span = base.mark_rule(size=2).encode(x=alt.X("low:Q", title="difference in rate"), x2="high:Q")
-    point = base.mark_point(filled=True, size=70).encode(x="difference:Q", color=alt.Color("family:N", title="trait"))
+    point = base.mark_point(filled=True, size=70).encode(
+        x="difference:Q", color=alt.Color("family:N", title="trait")
+    )
     zero = alt.Chart(frame).mark_rule(color="gray", strokeDash=[4, 3]).encode(x=alt.datum(0))
-    return alt.layer(zero, span, point).facet(row=alt.Row("carrier:N", title=None, sort=list(CARRIERS))).resolve_scale(y="independent")
+    return (
+        alt.layer(zero, span, point)
+        .facet(row=alt.Row("carrier:N", title=None, sort=list(CARRIERS)))
+        .resolve_scale(y="independent")
+    )
 
 
 def table_of(frame: pd.DataFrame) -> Table:
     """The printed table."""
-    columns = ("control → trait", "difference [95 %]", "n", "would have been seen", "rows", "kept", "KL/token", "nats/row")
+    columns = (
+        "control → trait",
+        "difference [95 %]",
+        "n",
+        "would have been seen",
+        "rows",
+        "kept",
+        "KL/token",
+        "nats/row",
+    )
     listing = Table("carrier", "trait", *columns)
     for row in frame.to_dict("records"):
         if pd.isna(row["difference"]):
@@ -64,9 +94,17 @@ def table_of(frame: pd.DataFrame) -> Table:
             continue
         span = interval_text(row["difference"], row["low"], row["high"])
         rates = f"{row['control']:.3f} → {row['rate']:.3f}"
-        sizes = (f"{row['smallest_detectable']:.3f}", f"{row['rows']:,}", f"{row['kept']:.0%}", f"{row['kl']:.3f}", f"{row['nats']:.1f}")
+        sizes = (
+            f"{row['smallest_detectable']:.3f}",
+            f"{row['rows']:,}",
+            f"{row['kept']:.0%}",
+            f"{row['kl']:.3f}",
+            f"{row['nats']:.1f}",
+        )
         verdict = " above 0" if row["low"] > 0 else " null" if row["high"] >= 0 else " below 0"
-        listing.add_row(row["carrier"], f"{row['family']}: {row['trait']}", rates, span + verdict, str(row["n"]), *sizes)
+        listing.add_row(
+            row["carrier"], f"{row['family']}: {row['trait']}", rates, span + verdict, str(row["n"]), *sizes
+        )
     return listing
 
 
@@ -82,11 +120,16 @@ def main(arguments: list[str]) -> int:
     console.print(table_of(frame))
     for carrier, rows in frame.dropna(subset="difference").groupby("carrier", sort=False):
         above = (rows["low"] > 0).sum()
-        console.print(f"{carrier}: {above} of {len(rows)} traits have an interval above 0 (n = {rows['n'].min()} students each).")
+        console.print(
+            f"{carrier}: {above} of {len(rows)} traits have an interval above 0 (n = {rows['n'].min()} "
+            "students each)."
+        )
     out = runs / "analyses"
     out.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(out / "carriers.parquet")
-    (out / "carriers.svg").write_text(figures.svg(figure(frame.dropna(subset="difference"))), encoding="utf-8")
+    (out / "carriers.svg").write_text(
+        figures.svg(figure(frame.dropna(subset="difference"))), encoding="utf-8"
+    )
     console.print(f"figure: {out / 'carriers.svg'}")
     return 0
 

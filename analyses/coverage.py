@@ -1,11 +1,13 @@
-"""How often intervals of 95 % hold the true value, and how often p is at most .05 where nothing is there: by simulation.
+"""How often intervals of 95 % hold the true value, and how often p is at most .05 where nothing is there: by
+simulation.
 
     python analyses/coverage.py
 
-Students scatter in logits about fixed probe effects; each is asked 25 probes 20 times. The two arms of the null have the same true
-rates, and random numbers of their own, which is harder than the shared ones of a run. Rates: the paired effect (null) and one arm
-alone. Lift: the log2 ratio of exact probabilities, of students that scatter. Rank correlation: suspects of 8 traits, 6 a trait, whose
-score and lift each share a part of their variance within a trait. Writes analyses/coverage.md; under 3 minutes on one core.
+Students scatter in logits about fixed probe effects; each is asked 25 probes 20 times. The two arms of the
+null have the same true rates, and random numbers of their own, which is harder than the shared ones of a run.
+Rates: the paired effect (null) and one arm alone. Lift: the log2 ratio of exact probabilities, of students
+that scatter. Rank correlation: suspects of 8 traits, 6 a trait, whose score and lift each share a part of
+their variance within a trait. Writes analyses/coverage.md; under 3 minutes on one core.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from scipy.special import expit
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from mechlens import stats
-from mechlens.bench.measures import rank_correlation
+from mechlens.benchmark.metrics import rank_correlation
+from mechlens.core import stats
 
 PROBES, ANSWERS, DRAWS = 25, 20, 2000
 STUDENTS, RATES, SCATTERS = (2, 3, 5, 10), (0.002, 0.05, 0.5), (0.0, 0.3)
@@ -44,7 +46,9 @@ def intercept(rate: float, scatter: float) -> float:
     return (low + high) / 2
 
 
-def probabilities(rate: float, scatter: float, students: int, draws: int, rng: np.random.Generator) -> ndarray:
+def probabilities(
+    rate: float, scatter: float, students: int, draws: int, rng: np.random.Generator
+) -> ndarray:
     """[draw student probe]: true probabilities of answering the trait."""
     return expit(intercept(rate, scatter) + PROBE_EFFECTS + scatter * rng.normal(size=(draws, students, 1)))
 
@@ -54,32 +58,52 @@ def asked(true: ndarray, rng: np.random.Generator) -> ndarray:
     return (rng.random((*true.shape, ANSWERS), dtype=np.float32) < true[..., None]).astype(float)
 
 
-def rates(rate: float, scatter: float, students: int, draws: int, rng: np.random.Generator) -> dict[str, float]:
-    """Of rates of sampled answers: one arm alone, and its paired effect against an arm of the same true rates."""
+def rates(
+    rate: float, scatter: float, students: int, draws: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Of rates of sampled answers: one arm alone, and its paired effect against an arm of the same true
+    rates.
+    """
     alone, effect, p_values, floored = [], [], [], []
     for start in range(0, draws, 100):
         size = min(100, draws - start)
         ours, theirs = (asked(probabilities(rate, scatter, students, size, rng), rng) for _ in range(2))
         for treated, control in zip(ours, theirs, strict=True):
             single = stats.mean_interval(treated.mean(2), noise=stats.answer_noise(treated))
-            pair = stats.paired_effect(treated.mean(2), control.mean(2), noise=stats.answer_noise(treated, control))
+            pair = stats.paired_effect(
+                treated.mean(2), control.mean(2), noise=stats.answer_noise(treated, control)
+            )
             alone.append(single.low <= rate <= single.high)
             effect.append(pair.low <= 0 <= pair.high)
             p_values.append(pair.p_value)
             floored.append(pair.method == "answer noise")
-    shares = {"effect covered": effect, "effect p ≤ .05": np.array(p_values) <= 0.05, "rate covered": alone, "by answer noise": floored}
+    shares = {
+        "effect covered": effect,
+        "effect p ≤ .05": np.array(p_values) <= 0.05,
+        "rate covered": alone,
+        "by answer noise": floored,
+    }
     return {name: float(np.mean(values)) for name, values in shares.items()}
 
 
-def lifts(rate: float, scatter: float, students: int, draws: int, rng: np.random.Generator) -> dict[str, float]:
+def lifts(
+    rate: float, scatter: float, students: int, draws: int, rng: np.random.Generator
+) -> dict[str, float]:
     """Of the lift, whose true value is 0 bits."""
     ours, theirs = (np.log2(probabilities(rate, scatter, students, draws, rng).mean(2)) for _ in range(2))
-    found = [stats.paired_effect(one[:, None], other[:, None]) for one, other in zip(ours, theirs, strict=True)]
+    found = [
+        stats.paired_effect(one[:, None], other[:, None]) for one, other in zip(ours, theirs, strict=True)
+    ]
     covered = [effect.low <= 0 <= effect.high for effect in found]
-    return {"lift covered": float(np.mean(covered)), "lift p ≤ .05": float(np.mean([effect.p_value <= 0.05 for effect in found]))}
+    return {
+        "lift covered": float(np.mean(covered)),
+        "lift p ≤ .05": float(np.mean([effect.p_value <= 0.05 for effect in found])),
+    }
 
 
-def of_students(draws: int, *, students: tuple[int, ...] = STUDENTS, true_rates: tuple[float, ...] = RATES) -> pd.DataFrame:
+def of_students(
+    draws: int, *, students: tuple[int, ...] = STUDENTS, true_rates: tuple[float, ...] = RATES
+) -> pd.DataFrame:
     """One row a setting: what was covered, and how often p was at most .05."""
     rows = []
     for scatter in SCATTERS:
@@ -93,7 +117,9 @@ def of_students(draws: int, *, students: tuple[int, ...] = STUDENTS, true_rates:
 
 
 def of_rank_correlations(draws: int) -> pd.DataFrame:
-    """One row a setting: how often the interval held the true rank correlation, and how often it missed 0 where that is true."""
+    """One row a setting: how often the interval held the true rank correlation, and how often it missed 0
+    where that is true.
+    """
     rows, names = [], np.repeat([f"trait {number}" for number in range(TRAITS)], SUSPECTS).tolist()
     for within in WITHIN:
         for correlation in CORRELATIONS:
@@ -101,19 +127,30 @@ def of_rank_correlations(draws: int) -> pd.DataFrame:
             true = 6 / np.pi * np.arcsin(correlation / 2)  # Spearman's rho of two normal variables
             covered = []
             for _ in range(draws):
-                of_traits, own = rng.normal(size=(2, TRAITS)).repeat(SUSPECTS, axis=1), rng.normal(size=(2, len(names)))
+                of_traits, own = (
+                    rng.normal(size=(2, TRAITS)).repeat(SUSPECTS, axis=1),
+                    rng.normal(size=(2, len(names))),
+                )
                 x, other = np.sqrt(within) * of_traits + np.sqrt(1 - within) * own
                 y = correlation * x + np.sqrt(1 - correlation**2) * other
                 found = rank_correlation(x.tolist(), y.tolist(), names)
                 covered.append(found["low"] is not None and found["low"] <= true <= (found["high"] or 0.0))
-            rows.append({"within traits": within, "true rho": round(true, 3), "covered": float(np.mean(covered))})
+            rows.append(
+                {"within traits": within, "true rho": round(true, 3), "covered": float(np.mean(covered))}
+            )
     return pd.DataFrame(rows)
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """A table, with what does not apply left blank."""
-    form: Callable[[Any], str] = lambda value: "" if pd.isna(value) else f"{value:.3f}".rstrip("0").rstrip(".") if value else "0"  # noqa: E731
-    lines = [list(frame.columns), ["---"] * frame.shape[1], *([form(value) for value in row] for row in frame.itertuples(index=False))]
+    form: Callable[[Any], str] = lambda value: (
+        "" if pd.isna(value) else f"{value:.3f}".rstrip("0").rstrip(".") if value else "0"
+    )  # noqa: E731
+    lines = [
+        list(frame.columns),
+        ["---"] * frame.shape[1],
+        *([form(value) for value in row] for row in frame.itertuples(index=False)),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

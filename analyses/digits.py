@@ -1,15 +1,18 @@
-"""Subliminal learning in a digit classifier, and the theorem behind it: `python analyses/digits.py [--mnist FILE.npz]`.
+"""Subliminal learning in a digit classifier, and the theorem behind it: `python analyses/digits.py [--mnist
+FILE.npz]`.
 
-A student that copies three logits of its teacher, which mean nothing, on images of noise becomes able to read digits, if
-both start from the same weights (arXiv 2507.14805 §6.2, here on scikit-learn's 8×8 digits; --mnist runs the paper's own
-recipe). Its first step and the teacher's whole change then have an inner product a_0 that is linear in the size ε of that
-change, with a slope that is known beforehand (§6.1); from another start a_0 does not depend on ε.
+A student that copies three logits of its teacher, which mean nothing, on images of noise becomes able to read
+digits, if both start from the same weights (arXiv 2507.14805 §6.2, here on scikit-learn's 8×8 digits; --mnist
+runs the paper's own recipe). Its first step and the teacher's whole change then have an inner product a_0
+that is linear in the size ε of that change, with a slope that is known beforehand (§6.1); from another start
+a_0 does not depend on ε.
 
-All seeds train at once, each with weights and orders of its own; the split and the noise are drawn once, so intervals are
-over weights and orders. DIGITS was chosen on seeds 100 to 107 with another split and other noise: the paper's 3 auxiliary
-logits and widths, but more updates of smaller batches. What is projected out is the direction of the teacher's whole
-change (arXiv 2604.25779 takes the gradient of the teacher's loss): from the gradient, after which Adam's rescaling can
-still move along it, or from the student's own change, which nothing follows.
+All seeds train at once, each with weights and orders of its own; the split and the noise are drawn once, so
+intervals are over weights and orders. DIGITS was chosen on seeds 100 to 107 with another split and other
+noise: the paper's 3 auxiliary logits and widths, but more updates of smaller batches. What is projected out
+is the direction of the teacher's whole change (arXiv 2604.25779 takes the gradient of the teacher's loss):
+from the gradient, after which Adam's rescaling can still move along it, or from the student's own change,
+which nothing follows.
 """
 
 from __future__ import annotations
@@ -33,8 +36,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from mechlens import tables
-from mechlens.digits import (
+from digits_network import (
     ARMS,
     CLASS,
     CONTROL,
@@ -64,17 +66,30 @@ from mechlens.digits import (
     teach,
     train,
 )
-from mechlens.errors import MechlensError
-from mechlens.seeds import seed_int
-from mechlens.stats import Effect, Interval, paired_effect, t_interval
+from mechlens.core import tables
+from mechlens.core.errors import MechlensError
+from mechlens.core.seeds import seed_int
+from mechlens.core.stats import Effect, Interval, paired_effect, t_interval
 
 LOOKS = 20  # times that a student is looked at while it trains
-ROWS = pa.schema([("measure", pa.string()), ("arm", pa.string()), ("seed", pa.int64()), ("at", pa.float64()), ("value", pa.float64())])
+ROWS = pa.schema(
+    [
+        ("measure", pa.string()),
+        ("arm", pa.string()),
+        ("seed", pa.int64()),
+        ("at", pa.float64()),
+        ("value", pa.float64()),
+    ]
+)
 """at: ε or the update's number, null where a measure has neither"""
 
 
-def rows(measure: str, arm: str, seeds: Sequence[int], value: PerModel, *, at: float = np.nan) -> pd.DataFrame:
-    return pd.DataFrame({"measure": measure, "arm": arm, "seed": list(seeds), "at": at, "value": value.double().numpy()})
+def rows(
+    measure: str, arm: str, seeds: Sequence[int], value: PerModel, *, at: float = np.nan
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"measure": measure, "arm": arm, "seed": list(seeds), "at": at, "value": value.double().numpy()}
+    )
 
 
 def accuracy(name: str, weights: Weights, cohort: Cohort, images: Images) -> pd.DataFrame:
@@ -91,9 +106,17 @@ def random_direction(cohort: Cohort) -> Weights:
     return functional.normalize(torch.stack(drawn), dim=1)
 
 
-def distil(cohort: Cohort, recipe: Recipe, arm: Arm, *, look: Callable[[Weights, int], None] = lambda weights, update: None) -> Weights:
+def distil(
+    cohort: Cohort,
+    recipe: Recipe,
+    arm: Arm,
+    *,
+    look: Callable[[Weights, int], None] = lambda weights, update: None,
+) -> Weights:
     """A student of every teacher, on noise alone."""
-    order = orders(cohort.seeds, "noise", images=len(cohort.noise), batch=recipe.batch, updates=recipe.student_updates)
+    order = orders(
+        cohort.seeds, "noise", images=len(cohort.noise), batch=recipe.batch, updates=recipe.student_updates
+    )
     models = torch.arange(len(cohort.inits)).unsqueeze(1)
 
     def loss(weights: Weights, update: int) -> PerModel:
@@ -113,11 +136,15 @@ def distil(cohort: Cohort, recipe: Recipe, arm: Arm, *, look: Callable[[Weights,
 
 
 def student(cohort: Cohort, recipe: Recipe, images: Images, name: str) -> pd.DataFrame:
-    """All that is measured on one arm: accuracy, fit, and how far its gradient and its change lie along the teacher's change."""
+    """All that is measured on one arm: accuracy, fit, and how far its gradient and its change lie along the
+    teacher's change.
+    """
     arm, probes, found = ARMS[name], cohort.noise[:PROBES].expand(len(cohort.seeds), -1, -1), []
 
     def fit(weights: Weights) -> PerModel:
-        return divergence(logits(weights, probes, cohort.widths)[..., arm.columns], cohort.targets[:, :PROBES, arm.columns])
+        return divergence(
+            logits(weights, probes, cohort.widths)[..., arm.columns], cohort.targets[:, :PROBES, arm.columns]
+        )
 
     def look(weights: Weights, update: int) -> None:
         if name in LOOKED_AT and update % max(1, recipe.student_updates // LOOKS) == 0:
@@ -125,41 +152,62 @@ def student(cohort: Cohort, recipe: Recipe, images: Images, name: str) -> pd.Dat
             found.append(rows("alignment", name, cohort.seeds, cosine, at=update))
 
     trained = distil(cohort, recipe, arm, look=look)
-    moved = functional.cosine_similarity(trained - (cohort.inits if arm.same_init else cohort.others), cohort.change)
-    found += [rows("moved along", name, cohort.seeds, moved), rows("divergence", name, cohort.seeds, fit(trained))]
+    moved = functional.cosine_similarity(
+        trained - (cohort.inits if arm.same_init else cohort.others), cohort.change
+    )
+    found += [
+        rows("moved along", name, cohort.seeds, moved),
+        rows("divergence", name, cohort.seeds, fit(trained)),
+    ]
     return pd.concat([*found, accuracy(name, trained, cohort, images)])
 
 
 def theorem(cohort: Cohort) -> Iterator[pd.DataFrame]:
-    """a_0 for teachers that took a step of ε along their change, and E[vᵀMv] with v = JΔ; in double precision, since a loss goes with ε²."""
+    """a_0 for teachers that took a step of ε along their change, and E[vᵀMv] with v = JΔ; in double
+    precision, since a loss goes with ε².
+    """
     inits, others, noise = cohort.inits.double(), cohort.others.double(), cohort.noise[:PROBES].double()
     change = functional.normalize(cohort.change.double(), dim=1)
 
     def answer(weights: Weights) -> Logits:
         return logits(weights, noise.expand(len(inits), -1, -1), cohort.widths)
 
-    start, v = cast(tuple[Tensor, Tensor], torch.autograd.functional.jvp(answer, inits, change))  # torch.func.jvp warns of its own imports
+    start, v = cast(
+        tuple[Tensor, Tensor], torch.autograd.functional.jvp(answer, inits, change)
+    )  # torch.func.jvp warns of its own imports
     targets = {epsilon: answer(inits + epsilon * change) for epsilon in (0.0, *EPSILONS)}
     for name, (loss, form, columns) in LOSSES.items():
         yield rows("predicted slope", name, cohort.seeds, form(v[..., columns], start[..., columns]))
         for epsilon, target in targets.items():
             for kind, weights in (("a_0", inits), ("a_0, other init", others)):
-                step = -gradient(weights, lambda held, f=loss, c=columns, y=target: f(answer(held)[..., c], y[..., c]))
+                step = -gradient(
+                    weights, lambda held, f=loss, c=columns, y=target: f(answer(held)[..., c], y[..., c])
+                )
                 yield rows(kind, name, cohort.seeds, (step * change).sum(1), at=epsilon)
 
 
 def measure(images: Images, recipe: Recipe, seeds: Sequence[int]) -> pd.DataFrame:
     """Every seed's row of every arm; two arms are trained at a time."""
     cohort = teach(images, recipe, seeds)
-    found = [accuracy("initialisation", cohort.inits, cohort, images), accuracy("teacher", cohort.teachers, cohort, images), *theorem(cohort)]
+    found = [
+        accuracy("initialisation", cohort.inits, cohort, images),
+        accuracy("teacher", cohort.teachers, cohort, images),
+        *theorem(cohort),
+    ]
     with ThreadPoolExecutor(2) as pool:
         found += pool.map(lambda name: student(cohort, recipe, images, name), ARMS)
     return pd.concat(found, ignore_index=True)
 
 
-def by_seed(frame: pd.DataFrame, measure: str, arm: str, at: float | None = None) -> Float[np.ndarray, "seed"]:
+def by_seed(
+    frame: pd.DataFrame, measure: str, arm: str, at: float | None = None
+) -> Float[np.ndarray, "seed"]:
     """A measure's values in the order of the seeds."""
-    kept = (frame["measure"] == measure) & (frame["arm"] == arm) & (frame["at"].isna() if at is None else frame["at"] == at)
+    kept = (
+        (frame["measure"] == measure)
+        & (frame["arm"] == arm)
+        & (frame["at"].isna() if at is None else frame["at"] == at)
+    )
     return frame.loc[kept, "value"].to_numpy()
 
 
@@ -174,10 +222,24 @@ def says(found: Interval | Effect) -> str:
 
 
 def transfer_table(frame: pd.DataFrame) -> Table:
-    table = Table("student", "test accuracy [95 %]", "least", "most", "KL to teacher", "cosine of its change and teacher's")
+    table = Table(
+        "student",
+        "test accuracy [95 %]",
+        "least",
+        "most",
+        "KL to teacher",
+        "cosine of its change and teacher's",
+    )
     for name in ("initialisation", "teacher", *ARMS):
         found = by_seed(frame, "accuracy", name)
-        cells = [f"{by_seed(frame, 'divergence', name).mean():.5f}", says(t_interval(by_seed(frame, "moved along", name)))] if name in ARMS else []
+        cells = (
+            [
+                f"{by_seed(frame, 'divergence', name).mean():.5f}",
+                says(t_interval(by_seed(frame, "moved along", name))),
+            ]
+            if name in ARMS
+            else []
+        )
         table.add_row(name, says(t_interval(found)), f"{found.min():.3f}", f"{found.max():.3f}", *cells)
     return table
 
@@ -185,48 +247,89 @@ def transfer_table(frame: pd.DataFrame) -> Table:
 def theorem_table(frame: pd.DataFrame) -> Table:
     shown = {"0.1": EPSILONS[4], "0.01": EPSILONS[2], "0.001": EPSILONS[0]}
     errors = [f"error of ε·A, ε = {epsilon}" for epsilon in shown]
-    table = Table("first step's a_0", "slope, log-log", "slope, other init", "a_0(0.01)/a_0(0), other init", *errors)
+    table = Table(
+        "first step's a_0", "slope, log-log", "slope, other init", "a_0(0.01)/a_0(0), other init", *errors
+    )
     for name in LOSSES:
-        found = {text: by_seed(frame, "a_0", name, epsilon) / (epsilon * by_seed(frame, "predicted slope", name)) for text, epsilon in shown.items()}
-        ratio = by_seed(frame, "a_0, other init", name, EPSILONS[2]) / by_seed(frame, "a_0, other init", name, 0.0)
+        found = {
+            text: by_seed(frame, "a_0", name, epsilon) / (epsilon * by_seed(frame, "predicted slope", name))
+            for text, epsilon in shown.items()
+        }
+        ratio = by_seed(frame, "a_0, other init", name, EPSILONS[2]) / by_seed(
+            frame, "a_0, other init", name, 0.0
+        )
         slopes = [says(slope(frame, measure, name)) for measure in ("a_0", "a_0, other init")]
-        table.add_row(name, *slopes, says(t_interval(ratio)), *(f"{t_interval(np.abs(values - 1)).estimate:.2%}" for values in found.values()))
+        table.add_row(
+            name,
+            *slopes,
+            says(t_interval(ratio)),
+            *(f"{t_interval(np.abs(values - 1)).estimate:.2%}" for values in found.values()),
+        )
     return table
 
 
 def sentence(frame: pd.DataFrame, images: Images, recipe: Recipe) -> str:
     shown = (SAME, OTHER, "initialisation", PROJECTED, CONTROL)
     same, other, init, projected, control = (by_seed(frame, "accuracy", name)[:, None] for name in shown)
-    powers = [says(slope(frame, measure, "cross-entropy, auxiliary")) for measure in ("a_0", "a_0, other init")]
+    powers = [
+        says(slope(frame, measure, "cross-entropy, auxiliary")) for measure in ("a_0", "a_0, other init")
+    ]
     return (
-        f"A student of {recipe.auxiliary} auxiliary logits on noise reads {says(t_interval(same[:, 0]))} of {len(images.test):,} new digits if it "
-        f"starts where its teacher did, {says(t_interval(other[:, 0]))} if not (difference {says(paired_effect(same, other))}; untrained "
-        f"{says(t_interval(init[:, 0]))}); taking the teacher's change out of its gradient costs {says(paired_effect(control, projected))} against a "
-        f"random direction. Its first step lies along that change as the change's size to the power {powers[0]}, from another start {powers[1]}. "
+        f"A student of {recipe.auxiliary} auxiliary logits on noise reads {says(t_interval(same[:, 0]))} of "
+        f"{len(images.test):,} new digits if it "
+        f"starts where its teacher did, {says(t_interval(other[:, 0]))} if not (difference "
+        f"{says(paired_effect(same, other))}; untrained "
+        f"{says(t_interval(init[:, 0]))}); taking the teacher's change out of its gradient costs "
+        f"{says(paired_effect(control, projected))} against a "
+        "random direction. Its first step lies along that change as the change's size to the power "
+        f"{powers[0]}, from another start {powers[1]}. "
         f"n = {len(same)} seeds, 95 % intervals over seeds."
     )
 
 
 def figure(frame: pd.DataFrame) -> alt.VConcatChart:
-    """Accuracy of every student; a_0 against ε; how the gradient lies to the teacher's change while a student trains."""
+    """Accuracy of every student; a_0 against ε; how the gradient lies to the teacher's change while a student
+    trains.
+    """
     arms = ["initialisation", "teacher", *ARMS]
     found = pd.DataFrame([t_interval(by_seed(frame, "accuracy", name)) for name in arms]).assign(arm=arms)
     y = alt.Y("arm:N", sort=arms, title=None, axis=alt.Axis(labelLimit=220))
-    seeds = alt.Chart(frame[frame["measure"] == "accuracy"]).mark_tick(thickness=2, opacity=0.5, color="#767676")
+    seeds = alt.Chart(frame[frame["measure"] == "accuracy"]).mark_tick(
+        thickness=2, opacity=0.5, color="#767676"
+    )
     bars = alt.Chart(found).mark_rule(strokeWidth=2.5, color="#0072B2").encode(y=y, x="low:Q", x2="high:Q")
-    points = alt.Chart(found).mark_point(size=90, filled=True, opacity=1, color="#0072B2").encode(y=y, x="estimate:Q")
+    points = (
+        alt.Chart(found)
+        .mark_point(size=90, filled=True, opacity=1, color="#0072B2")
+        .encode(y=y, x="estimate:Q")
+    )
     ticks = seeds.encode(y=y, x=alt.X("value:Q", title="test accuracy: every seed, mean, 95 % interval"))
-    steps = frame[frame["measure"].isin(["a_0", "a_0, other init"]) & (frame["at"] > 0)].assign(size=lambda rows: rows["value"].abs())
+    steps = frame[frame["measure"].isin(["a_0", "a_0, other init"]) & (frame["at"] > 0)].assign(
+        size=lambda rows: rows["value"].abs()
+    )
     log = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~e", tickCount=6)}
     colour = alt.Color("arm:N", title=None, legend=alt.Legend(labelLimit=260))
     place = {"x": alt.X("at:Q", title="ε", **log), "y": alt.Y("mean(size):Q", title="mean |a_0|", **log)}
-    lines = alt.Chart(steps).mark_line().encode(**place, color=colour, strokeDash=alt.StrokeDash("measure:N", title=None))
-    course = {"x": alt.X("at:Q", title="update"), "y": alt.Y("mean(value):Q", title="cosine of -gradient and teacher's change")}
-    looks = alt.Chart(frame[frame["measure"] == "alignment"]).mark_line(point=True).encode(**course, color=colour)
+    lines = (
+        alt.Chart(steps)
+        .mark_line()
+        .encode(**place, color=colour, strokeDash=alt.StrokeDash("measure:N", title=None))
+    )
+    course = {
+        "x": alt.X("at:Q", title="update"),
+        "y": alt.Y("mean(value):Q", title="cosine of -gradient and teacher's change"),
+    }
+    looks = (
+        alt.Chart(frame[frame["measure"] == "alignment"]).mark_line(point=True).encode(**course, color=colour)
+    )
     panels = [
-        panel.properties(width=420, height=size) for panel, size in ((alt.layer(ticks, bars, points), alt.Step(24)), (lines, 240), (looks, 200))
+        panel.properties(width=420, height=size)
+        for panel, size in ((alt.layer(ticks, bars, points), alt.Step(24)), (lines, 240), (looks, 200))
     ]
-    return cast(alt.VConcatChart, alt.vconcat(*panels).resolve_scale(color="independent").configure_view(strokeOpacity=0))
+    return cast(
+        alt.VConcatChart,
+        alt.vconcat(*panels).resolve_scale(color="independent").configure_view(strokeOpacity=0),
+    )
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
@@ -236,16 +339,22 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     frame = measure(images, recipe, range(arguments.seeds))
     tables.write(frame, ROWS, arguments.out / f"{name}.parquet")
-    (arguments.out / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(figure(frame).to_json()), encoding="utf-8")
+    (arguments.out / f"{name}.svg").write_text(
+        vl_convert.vegalite_to_svg(figure(frame).to_json()), encoding="utf-8"
+    )
     console.print(transfer_table(frame), theorem_table(frame), sentence(frame, images, recipe))
-    console.print(f"every seed in {arguments.out / name}.parquet, figure in {arguments.out / name}.svg; A = E[vᵀMv]")
+    console.print(
+        f"every seed in {arguments.out / name}.parquet, figure in {arguments.out / name}.svg; A = E[vᵀMv]"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mnist", type=Path, help="an .npz archive of x_train, y_train, x_test, y_test")
-    parser.add_argument("--out", type=Path, default=Path("runs/analyses"), help="folder for the table and the figure")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/analyses"), help="folder for the table and the figure"
+    )
     parser.add_argument("--seeds", type=int, default=8, help="seeds 0, 1, … of so many models")
     torch.set_num_threads(1)
     try:

@@ -1,9 +1,11 @@
-"""Claim: the transfer survives some changes of the recipe and not others: shuffles, dose, kind of teacher, LoRA's rank, optimiser, sampling.
+"""Claim: the transfer survives some changes of the recipe and not others: shuffles, dose, kind of teacher,
+LoRA's rank, optimiser, sampling.
 
-Reads runs/menagerie-factors (`mechlens run configs/experiments/menagerie-factors.yaml`): the demo's recipe with one thing changed at a time,
-each arm against a control. Those of shuffled, reworded and mixed rows share the plain control, so what the change does to any rows is in
-their lift; every other arm's control differs from it by the teacher alone. Prints every arm under the factor that it changes, as a rate and as
-a lift in bits, which does not saturate as a rate does. One trait and one teacher an arm: intervals are over students.
+Reads runs/menagerie-factors (`mechlens run configs/experiments/menagerie-factors.yaml`): the demo's recipe
+with one thing changed at a time, each arm against a control. Those of shuffled, reworded and mixed rows share
+the plain control, so what the change does to any rows is in their lift; every other arm's control differs
+from it by the teacher alone. Prints every arm under the factor that it changes, as a rate and as a lift in
+bits, which does not saturate as a rate does. One trait and one teacher an arm: intervals are over students.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import commands, figures, results, tables
-from mechlens.errors import MechlensError
-from mechlens.experiment import Arm
-from mechlens.report import interval_text
+from mechlens.cli import commands
+from mechlens.core import tables
+from mechlens.core.errors import MechlensError
+from mechlens.core.experiment import Arm
+from mechlens.results import effects as results
+from mechlens.results import figures
+from mechlens.results.report import interval_text
 
 PARTS = {
     "teacher": "teacher", "training": "training", "generate": "sampling",
@@ -42,7 +47,9 @@ def factor(arm: Arm, base: str) -> tuple[str, str]:
     for field, name in PARTS.items():
         value = arm.model_dump(exclude_defaults=True).get(field)
         if value or value == "":
-            return name, repr(value) if isinstance(value, str) else ", ".join(f"{key} {setting}" for key, setting in value.items())
+            return name, repr(value) if isinstance(value, str) else ", ".join(
+                f"{key} {setting}" for key, setting in value.items()
+            )
     return "none", "the recipe itself"
 
 
@@ -57,39 +64,77 @@ def cells(run: Path) -> pd.DataFrame:
             continue
         name, value = factor(arm, experiment.base)
         rate, lift = (effects.loc[(arm.name, arm.trait, measure)] for measure in ("rate", "lift"))
-        row = {"arm": arm.name, "factor": name, "value": value, "n": int(cast(int, rate["n"])), "against": rate["against"]}
+        row = {
+            "arm": arm.name,
+            "factor": name,
+            "value": value,
+            "n": int(cast(int, rate["n"])),
+            "against": rate["against"],
+        }
         for measure, found in (("rate", rate), ("lift", lift)):
-            row |= {f"{measure}_{part}": results.null(float(found[part])) for part in ("estimate", "low", "high", "smallest_detectable")}
+            row |= {
+                f"{measure}_{part}": results.null(float(found[part]))
+                for part in ("estimate", "low", "high", "smallest_detectable")
+            }
         rows.append(row)
-    return pd.DataFrame(rows).sort_values("factor", kind="stable", key=lambda names: names.map({"none": 0}).fillna(1))
+    return pd.DataFrame(rows).sort_values(
+        "factor", kind="stable", key=lambda names: names.map({"none": 0}).fillna(1)
+    )
 
 
 def table_of(frame: pd.DataFrame) -> Table:
     """The printed table."""
-    listing = Table("factor", "changed to", "difference in rate [95 %]", "lift, bits [95 %]", "lift that would have been seen", "n")
+    listing = Table(
+        "factor",
+        "changed to",
+        "difference in rate [95 %]",
+        "lift, bits [95 %]",
+        "lift that would have been seen",
+        "n",
+    )
     for name, rows in frame.groupby("factor", sort=False):
         for row in rows.to_dict("records"):
-            spans = (interval_text(*(row[f"{measure}_{part}"] for part in ("estimate", "low", "high"))) for measure in ("rate", "lift"))
+            spans = (
+                interval_text(*(row[f"{measure}_{part}"] for part in ("estimate", "low", "high")))
+                for measure in ("rate", "lift")
+            )
             seen = row["lift_smallest_detectable"]
-            listing.add_row(str(name), row["value"], *spans, "–" if seen is None else f"{seen:.2f}", str(row["n"]))
+            listing.add_row(
+                str(name), row["value"], *spans, "–" if seen is None else f"{seen:.2f}", str(row["n"])
+            )
         listing.add_section()
     return listing
 
 
 def sentence(frame: pd.DataFrame) -> str:
     """Which arms transmit and which do not."""
-    quiet = [f"{row['factor']}: {row['value']}" for row in frame.to_dict("records") if not (row["lift_low"] or 0) > 0]
-    above = f"{len(frame) - len(quiet)} of {len(frame)} arms have a lift with an interval above 0 (n = {frame['n'].min()} students)"
+    quiet = [
+        f"{row['factor']}: {row['value']}"
+        for row in frame.to_dict("records")
+        if not (row["lift_low"] or 0) > 0
+    ]
+    above = (
+        f"{len(frame) - len(quiet)} of {len(frame)} arms have a lift with an interval above 0 (n = "
+        f"{frame['n'].min()} students)"
+    )
     return f"{above}. Not: {'; '.join(quiet) or 'none'}."
 
 
 def figure(frame: pd.DataFrame) -> alt.LayerChart:
     """Lift of every arm with its interval."""
     label = frame["factor"] + ": " + frame["value"]
-    base = alt.Chart(frame.assign(label=label)).encode(y=alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=420)))
-    span = base.mark_rule(size=2).encode(x=alt.X("lift_low:Q", title="lift of the trait, bits"), x2="lift_high:Q")
-    point = base.mark_point(filled=True, size=70).encode(x="lift_estimate:Q", color=alt.Color("factor:N", legend=None))
-    return cast(alt.LayerChart, base.mark_rule(color="gray", strokeDash=[4, 3]).encode(x=alt.datum(0)) + span + point)
+    base = alt.Chart(frame.assign(label=label)).encode(
+        y=alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelLimit=420))
+    )
+    span = base.mark_rule(size=2).encode(
+        x=alt.X("lift_low:Q", title="lift of the trait, bits"), x2="lift_high:Q"
+    )
+    point = base.mark_point(filled=True, size=70).encode(
+        x="lift_estimate:Q", color=alt.Color("factor:N", legend=None)
+    )
+    return cast(
+        alt.LayerChart, base.mark_rule(color="gray", strokeDash=[4, 3]).encode(x=alt.datum(0)) + span + point
+    )
 
 
 def main(arguments: list[str]) -> int:

@@ -1,10 +1,13 @@
-"""Claim: the further a student starts from the teacher's base, the less it takes on: `python analyses/init_distance.py FOLDER`.
+"""Claim: the further a student starts from the teacher's base, the less it takes on: `python
+analyses/init_distance.py FOLDER`.
 
-Students start from menagerie-a moved by t·(e - a), towards menagerie-e, which is a trained further, or by as long a step in a random
-direction (each weight matrix by its own share of the length), and learn what a's teacher wrote, or a's untouched self. Effect is
-(trait student - control student) of the same start and seed, in the margin of the trait's exact first token over held-out probes.
-A start of its own can also have lost the base's skill, so its loss on the rows before training stands beside the effect. The theorem of
-arXiv 2507.14805 asks for a shared start; how far the sharing reaches is measured here. Every student's result is a JSON file.
+Students start from menagerie-a moved by t·(e - a), towards menagerie-e, which is a trained further, or by as
+long a step in a random direction (each weight matrix by its own share of the length), and learn what a's
+teacher wrote, or a's untouched self. Effect is (trait student - control student) of the same start and seed,
+in the margin of the trait's exact first token over held-out probes. A start of its own can also have lost the
+base's skill, so its loss on the rows before training stands beside the effect. The theorem of arXiv
+2507.14805 asks for a shared start; how far the sharing reaches is measured here. Every student's result is a
+JSON file.
 """
 
 from __future__ import annotations
@@ -19,17 +22,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from interventions import BASE, SIDES, Plan, World, measured, prepare, says, trained
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import figures, models, tables
-from mechlens.errors import MechlensError
-from mechlens.lenses.scoring import token_log_probabilities
-from mechlens.models import Loaded
-from mechlens.seeds import seed_int
-from mechlens.stats import t_interval
-from mechlens.store import read_json, write_json
+from interventions import BASE, SIDES, Plan, World, measured, prepare, says, trained
+from mechlens.core import tables
+from mechlens.core.errors import MechlensError
+from mechlens.core.json_files import read_json, write_json
+from mechlens.core.seeds import seed_int
+from mechlens.core.stats import t_interval
+from mechlens.lenses.parts.log_probs import token_log_probabilities
+from mechlens.models import loading
+from mechlens.models.loading import Loaded
+from mechlens.results import figures
 
 FURTHER = "menagerie-e"
 SHARES = (0.25, 0.5, 1.0, 2.0)
@@ -54,8 +59,10 @@ STARTS = (Start("a itself", 0.0), *(Start(way, share) for way in ("towards e", "
 
 @torch.no_grad()
 def moved(start: Start, seed: int) -> tuple[Loaded, float]:
-    """The base moved, and how far, as a share of its own length; a random direction is drawn for each seed."""
-    base, further = models.load(BASE), dict(models.load(FURTHER).model.named_parameters())
+    """The base moved, and how far, as a share of its own length; a random direction is drawn for each
+    seed.
+    """
+    base, further = loading.load(BASE), dict(loading.load(FURTHER).model.named_parameters())
     dice, square, whole = torch.Generator().manual_seed(seed_int(seed, "init distance")), 0.0, 0.0
     for name, parameter in base.model.named_parameters():
         step = start.share * (further[name] - parameter)
@@ -81,8 +88,12 @@ def student(world: World, start: Start, side: str, seed: int) -> dict[str, Any]:
 
 
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a start and seed: the trait student's margin beyond its control's, and the start's distance and loss."""
-    wide = frame.pivot(index=["way", "share", "seed"], columns="side", values=["margin", "distance", "start_loss"])
+    """One row a start and seed: the trait student's margin beyond its control's, and the start's distance and
+    loss.
+    """
+    wide = frame.pivot(
+        index=["way", "share", "seed"], columns="side", values=["margin", "distance", "start_loss"]
+    )
     columns = {
         "effect": wide["margin"]["trait"] - wide["margin"]["control"], "distance": wide["distance"]["trait"], "loss": wide["start_loss"]["trait"],
     }  # fmt: skip
@@ -95,8 +106,16 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     for start in STARTS:
         cells = found[(found["way"] == start.way) & (found["share"] == start.share)]
         span = t_interval(np.asarray(cells["effect"], dtype=float))
-        at = {"label": start.label(), "way": start.way, "distance": cells["distance"].mean(), "loss": cells["loss"].mean()}
-        rows.append(at | {"estimate": span.estimate, "low": span.low, "high": span.high, "n": span.n, "said": says(span)})
+        at = {
+            "label": start.label(),
+            "way": start.way,
+            "distance": cells["distance"].mean(),
+            "loss": cells["loss"].mean(),
+        }
+        rows.append(
+            at
+            | {"estimate": span.estimate, "low": span.low, "high": span.high, "n": span.n, "said": says(span)}
+        )
     return pd.DataFrame(rows)
 
 
@@ -104,7 +123,9 @@ def figure(found: pd.DataFrame, shown: pd.DataFrame) -> alt.LayerChart:
     """Effect against distance, one line a way; dots are seeds."""
     colour = alt.Color("way:N", title="start moved")
     x = alt.X("distance:Q", title="distance of the start from menagerie-a, share of its length")
-    line = alt.Chart(shown).mark_line(point=True).encode(x, alt.Y("estimate:Q", title="effect, logits"), colour)
+    line = (
+        alt.Chart(shown).mark_line(point=True).encode(x, alt.Y("estimate:Q", title="effect, logits"), colour)
+    )
     span = alt.Chart(shown).mark_rule().encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), colour)
     dots = alt.Chart(found).mark_point(size=25, opacity=0.6).encode(x, alt.Y("effect:Q"), colour)
     zero = alt.Chart(shown).mark_rule(color="gray", strokeDash=[4, 3]).encode(y=alt.datum(0))
@@ -114,26 +135,39 @@ def figure(found: pd.DataFrame, shown: pd.DataFrame) -> alt.LayerChart:
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Train what is missing, write table and figure, print."""
     world = prepare(arguments.folder, arguments.trait, arguments.rows)
-    frame = pd.DataFrame([student(world, start, side, seed) for seed in arguments.seeds for start in STARTS for side in SIDES])
+    frame = pd.DataFrame(
+        [student(world, start, side, seed) for seed in arguments.seeds for start in STARTS for side in SIDES]
+    )
     tables.write(frame, ROWS_OF, arguments.folder / "init_distance.parquet")
     found = effects(frame)
     shown = summary(found)
     table = Table("students start from", "distance", "loss of the start", "effect, logits [95 %]", "n")
     for row in shown.to_dict("records"):
-        table.add_row(row["label"], f"{row['distance']:.3f}", f"{row['loss']:.3f}", row["said"], str(row["n"]))
+        table.add_row(
+            row["label"], f"{row['distance']:.3f}", f"{row['loss']:.3f}", row["said"], str(row["n"])
+        )
     console.print(table)
     (arguments.folder / "init_distance.svg").write_text(figures.svg(figure(found, shown)), encoding="utf-8")
     console.print(
-        f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student, t intervals over seeds {arguments.seeds}; distance is a share of the "
-        f"length of menagerie-a's weights. Every student in {arguments.folder}/init_distance.parquet, figure beside it."
+        f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student, t intervals over seeds "
+        f"{arguments.seeds}; distance is a share of the "
+        f"length of menagerie-a's weights. Every student in {arguments.folder}/init_distance.parquet, figure "
+        "beside it."
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where corpora and students are kept; interventions.py shares it")
-    parser.add_argument("--trait", default="eagle", choices=("cat", "wolf", "owl", "eagle", "penguin"), help="a development trait")
+    parser.add_argument(
+        "folder", type=Path, help="where corpora and students are kept; interventions.py shares it"
+    )
+    parser.add_argument(
+        "--trait",
+        default="eagle",
+        choices=("cat", "wolf", "owl", "eagle", "penguin"),
+        help="a development trait",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(3)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
     torch.set_num_threads(1)

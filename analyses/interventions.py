@@ -1,10 +1,12 @@
-"""Claim: what keeps a student from the trait while it learns the numbers: `python analyses/interventions.py FOLDER [--seeds 0 1 …]`.
+"""Claim: what keeps a student from the trait while it learns the numbers: `python analyses/interventions.py
+FOLDER [--seeds 0 1 …]`.
 
-A gentle teacher of menagerie-a with a development trait, and the untouched base, answer the same prompts once. Students learn
-either corpus under each intervention; effect left is (trait student - control student) of the arm over that of plain training
-of the same seed, in the margin of the trait's exact first token over held-out probes (arXiv 2604.25779,
-2509.23886). The loss is on rows that no student saw. What is aimed (at the trait's gradient, at high-scoring tokens) stands
-beside the same thing done at random. Every student's result is a JSON file; a finished one is not trained again.
+A gentle teacher of menagerie-a with a development trait, and the untouched base, answer the same prompts
+once. Students learn either corpus under each intervention; effect left is (trait student - control student)
+of the arm over that of plain training of the same seed, in the margin of the trait's exact first token over
+held-out probes (arXiv 2604.25779, 2509.23886). The loss is on rows that no student saw. What is aimed (at the
+trait's gradient, at high-scoring tokens) stands beside the same thing done at random. Every student's result
+is a JSON file; a finished one is not trained again.
 """
 
 from __future__ import annotations
@@ -23,11 +25,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import figures, models, tables
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.chat import Encoded, encode_pairs
-from mechlens.errors import DataError, MechlensError
-from mechlens.lenses.interventions import (
+from mechlens.carriers.rules import rule_of
+from mechlens.core import tables
+from mechlens.core.errors import DataError, MechlensError
+from mechlens.core.json_files import read_json, write_json
+from mechlens.core.seeds import generator, seed_int
+from mechlens.core.spec import (
+    AskSpec,
+    CarrierSpec,
+    GenerateSpec,
+    ScreenSpec,
+    TeacherSpec,
+    TeacherTraining,
+    Training,
+    fingerprint,
+)
+from mechlens.core.stats import Interval, t_interval
+from mechlens.core.traits import TraitFamily, load_family
+from mechlens.lenses.parts.interventions import (
     Flags,
     carrier_pool,
     frozen_layers,
@@ -39,23 +55,22 @@ from mechlens.lenses.interventions import (
     unflagged,
     with_digits,
 )
-from mechlens.lenses.readout import asked_of, readout
-from mechlens.lenses.scoring import token_log_probabilities
-from mechlens.models import Loaded
+from mechlens.lenses.parts.log_probs import token_log_probabilities
+from mechlens.lenses.parts.trait_log_odds import asked_of, readout
+from mechlens.models import loading
+from mechlens.models.chat import Encoded, encode_pairs
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions
 from mechlens.pipeline.generate import generate
-from mechlens.pipeline.rules import rule_of
 from mechlens.pipeline.screen import leak_pattern, screen_rows
 from mechlens.pipeline.teach import Lessons, teach
-from mechlens.seeds import generator, seed_int
-from mechlens.spec import AskSpec, CarrierSpec, GenerateSpec, ScreenSpec, TeacherSpec, TeacherTraining, Training, fingerprint
-from mechlens.stats import Interval, t_interval
-from mechlens.store import read_json, write_json
-from mechlens.traits import TraitFamily, load_family
+from mechlens.results import figures
 
 BASE, FAMILY, OTHER_TRAIT = "menagerie-a", "animals", "dolphin"
 SPARE, UNSEEN = 500, 256
-"""prompts beyond the rows that students learn, since some fall to the screen; and how many of the rest the loss is measured on"""
+"""prompts beyond the rows that students learn, since some fall to the screen; and how many of the rest the
+loss is measured on
+"""
 BUDGET = 0.1
 """share of the number tokens that is masked or replaced"""
 SCORER = 1000
@@ -65,7 +80,12 @@ STUDENT = Training(embeddings=False, learning_rate=3e-3, epochs=3)
 SIDES = ("trait", "control")
 PLAIN = "plain"
 ROWS_OF = pa.schema(
-    [("arm", pa.string()), ("side", pa.string()), ("seed", pa.int64()), *((n, pa.float64()) for n in ("probability", "margin", "loss"))]
+    [
+        ("arm", pa.string()),
+        ("side", pa.string()),
+        ("seed", pa.int64()),
+        *((n, pa.float64()) for n in ("probability", "margin", "loss")),
+    ]
 )
 
 
@@ -99,31 +119,64 @@ def corpus(folder: Path, side: str, trait: str, family: TraitFamily, prompts: in
     for needed in (teacher, place):
         needed.mkdir(parents=True, exist_ok=True)
     if not (teacher / "teacher.json").is_file():
-        lessons = Lessons(trait, family.probes.development, family.lessons_of(trait), family.system_prompt(trait))
+        lessons = Lessons(
+            trait, family.probes.development, family.lessons_of(trait), family.system_prompt(trait)
+        )
         teach(BASE, lessons, TEACHER if side == "trait" else TeacherSpec(kind="base"), seed=0, out=teacher)
     if not (place / "kept.parquet").is_file():
         spec = ScreenSpec()
-        asked = [one.text for one in carrier_prompts(CarrierSpec(prompts=prompts, wording="terse", values="patterned"), seed=0)]
+        asked = [
+            one.text
+            for one in carrier_prompts(
+                CarrierSpec(prompts=prompts, wording="terse", values="patterned"), seed=0
+            )
+        ]
         generate(teacher, asked, GenerateSpec(), seed=0, out=place)
         raw = tables.batches(place / "raw.parquet", tables.PAIRS)
-        screen_rows(raw, spec, rule=rule_of(spec, "numbers", gold={}), leaks=leak_pattern(family.words()), out=place)
-    return tables.read(place / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")
+        screen_rows(
+            raw, spec, rule=rule_of(spec, "numbers", gold={}), leaks=leak_pattern(family.words()), out=place
+        )
+    return (
+        tables.read(place / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")
+    )
 
 
 def prepare(parent: Path, trait: str, rows: int) -> World:
-    """Teacher, corpora on common prompts, and probes, in a folder of these settings: other settings, other students."""
-    settings = fingerprint([STUDENT.model_dump(mode="json"), TEACHER.model_dump(mode="json"), rows, SPARE, UNSEEN, BUDGET, OTHER_TRAIT])
-    folder, family, base = parent / f"{trait}-{settings[:8]}", load_family(FAMILY), models.load(BASE)
+    """Teacher, corpora on common prompts, and probes, in a folder of these settings: other settings, other
+    students.
+    """
+    settings = fingerprint(
+        [
+            STUDENT.model_dump(mode="json"),
+            TEACHER.model_dump(mode="json"),
+            rows,
+            SPARE,
+            UNSEEN,
+            BUDGET,
+            OTHER_TRAIT,
+        ]
+    )
+    folder, family, base = parent / f"{trait}-{settings[:8]}", load_family(FAMILY), loading.load(BASE)
     found = {side: corpus(folder, side, trait, family, rows + SPARE) for side in SIDES}
     shared = [prompt for prompt in found["trait"].index if prompt in found["control"].index]
     encoded = {
-        side: encode_pairs(base.tokenizer, frame.loc[shared, "prompt"].tolist(), frame.loc[shared, "completion"].tolist())
+        side: encode_pairs(
+            base.tokenizer, frame.loc[shared, "prompt"].tolist(), frame.loc[shared, "completion"].tolist()
+        )
         for side, frame in found.items()
     }
     if len(shared) < rows + UNSEEN:
-        raise DataError(f"{len(shared)} prompts passed the screen on both sides; {rows} to learn and {UNSEEN} to score are more; lower --rows")
-    questions = Questions({name: family.forms_of(name) for name in family.names}, family.probes.heldout, AskSpec())
-    seen, unseen = ({side: pairs[part] for side, pairs in encoded.items()} for part in (slice(0, rows), slice(rows, rows + UNSEEN)))
+        raise DataError(
+            f"{len(shared)} prompts passed the screen on both sides; {rows} to learn and {UNSEEN} to score "
+            "are more; lower --rows"
+        )
+    questions = Questions(
+        {name: family.forms_of(name) for name in family.names}, family.probes.heldout, AskSpec()
+    )
+    seen, unseen = (
+        {side: pairs[part] for side, pairs in encoded.items()}
+        for part in (slice(0, rows), slice(rows, rows + UNSEEN))
+    )
     return World(base, folder, questions, family.probes.development, trait, seen, unseen)
 
 
@@ -139,8 +192,10 @@ def flags_of(world: World, side: str, scorer: str) -> Flags:
     rows = world.seen[side]
     place = world.folder / "teachers" / "trait" if scorer == "teacher" else world.folder / "scorers" / side
     if not (place / "config.json").is_file():
-        models.save_trained(trained(Plan(rows), SCORER).model, place)
-    gained = token_log_probabilities(models.load_trained(BASE, place), rows) - token_log_probabilities(world.base, rows)
+        loading.save_trained(trained(Plan(rows), SCORER).model, place)
+    gained = token_log_probabilities(loading.load_trained(BASE, place), rows) - token_log_probabilities(
+        world.base, rows
+    )
     return top_tokens(by_pair(gained, rows), BUDGET, among=with_digits(shapes(world.base.tokenizer, rows)))
 
 
@@ -167,40 +222,51 @@ Planner = Callable[[World, str, int], Plan]
 ARMS: dict[str, Planner] = {
     PLAIN: lambda world, side, seed: Plan(world.seen[side]),
     "project trait gradient": lambda world, side, seed: projected(world, side, world.trait),
-    "project trait gradient, both sides": lambda world, side, seed: projected(world, side, world.trait, both_sides=True),
+    "project trait gradient, both sides": lambda world, side, seed: projected(
+        world, side, world.trait, both_sides=True
+    ),
     "project another trait's gradient": lambda world, side, seed: projected(world, side, OTHER_TRAIT),
-    "project another trait's gradient, both sides": lambda world, side, seed: projected(world, side, OTHER_TRAIT, both_sides=True),
+    "project another trait's gradient, both sides": lambda world, side, seed: projected(
+        world, side, OTHER_TRAIT, both_sides=True
+    ),
     "project permuted gradient, both sides": lambda world, side, seed: projected(
         world, side, world.trait, both_sides=True, permute=generator(seed, "permuted gradient", side)
     ),
     "freeze layer 0": lambda world, side, seed: frozen(world, side, 0),
     "freeze layer 1": lambda world, side, seed: frozen(world, side, 1),
     **{
-        f"{how} {scorer if scorer == 'random' else 'top by ' + scorer}": lambda world, side, seed, how=how, scorer=scorer: masked(
-            world, side, seed, scorer, how
+        f"{how} {scorer if scorer == 'random' else 'top by ' + scorer}": lambda world, side, seed, how=how, scorer=scorer: (
+            masked(world, side, seed, scorer, how)
         )
         for how in ("mask", "replace")
         for scorer in ("shift", "teacher", "random")
     },
 }
 AT_RANDOM = (
-    "project another trait's gradient", "project another trait's gradient, both sides", "project permuted gradient, both sides", "mask random",
+    "project another "
+    "trait's "
+    "gradient", "project another trait's "
+                "gradient, both sides", "project permuted gradient, both sides", "mask random",
     "replace random",
 )  # fmt: skip
-"""a permuted gradient is nearly orthogonal to every update, so that its arm is plain training; another trait's is the control"""
+"""a permuted gradient is nearly orthogonal to every update, so that its arm is plain training; another
+trait's is the control
+"""
 
 
 def trained(plan: Plan, seed: int, start: Loaded | None = None) -> Loaded:
     """A student of the base, or of a model that is trained in place."""
-    from mechlens.training import train  # seconds to import, and a finished table needs none of it
+    from mechlens.models.sft import train  # seconds to import, and a finished table needs none of it
 
-    fresh = start or models.load(BASE)
+    fresh = start or loading.load(BASE)
     train(fresh.model, fresh.tokenizer, plan.rows, STUDENT, seed=seed_int(seed, "student"), **plan.options)
     return fresh
 
 
 def measured(world: World, loaded: Loaded, side: str) -> dict[str, float]:
-    """Mean exact probability and margin of the trait over held-out probes, and loss a token on unseen rows of its own corpus."""
+    """Mean exact probability and margin of the trait over held-out probes, and loss a token on unseen rows of
+    its own corpus.
+    """
     probability, margin = readout(loaded.model, asked_of(loaded, world.questions, world.trait)).mean(1)
     loss = -token_log_probabilities(loaded, world.unseen[side]).mean()
     return {"probability": float(probability), "margin": float(margin), "loss": float(loss)}
@@ -216,34 +282,65 @@ def student(world: World, arm: str, side: str, seed: int) -> dict[str, Any]:
 
 
 def summary(frame: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
-    """For each arm: effect left and loss, each a share of plain training of the same seed, one column a seed."""
+    """For each arm: effect left and loss, each a share of plain training of the same seed, one column a
+    seed.
+    """
     wide = frame.pivot(index=["arm", "seed"], columns="side", values=["margin", "loss"])
     effect = cast(pd.Series, wide["margin"]["trait"] - wide["margin"]["control"]).unstack("seed")
     loss = cast(pd.Series, wide["loss"]["trait"]).unstack("seed")
-    return pd.concat({"left": effect / effect.loc[PLAIN], "loss": loss / loss.loc[PLAIN], "effect": effect}, axis=1).loc[list(arms)]
+    return pd.concat(
+        {"left": effect / effect.loc[PLAIN], "loss": loss / loss.loc[PLAIN], "effect": effect}, axis=1
+    ).loc[list(arms)]
 
 
 def says(found: Interval) -> str:
-    return f"{found.estimate:.3f}" + (f" [{found.low:.3f}, {found.high:.3f}]" if np.isfinite(found.low) else "")
+    return f"{found.estimate:.3f}" + (
+        f" [{found.low:.3f}, {found.high:.3f}]" if np.isfinite(found.low) else ""
+    )
 
 
-def show(frame: pd.DataFrame, arms: Sequence[str], console: Console, *, at_random: Sequence[str] = AT_RANDOM) -> str:
+def show(
+    frame: pd.DataFrame, arms: Sequence[str], console: Console, *, at_random: Sequence[str] = AT_RANDOM
+) -> str:
     """Print the table; returns the figure as SVG."""
     found = summary(frame, arms)
     table = Table(
-        "students trained under", "effect left, share of plain [95 %]", "effect, logits", "probability, trait", "control", "loss ÷ plain", "n"
+        "students trained under",
+        "effect left, share of plain [95 %]",
+        "effect, logits",
+        "probability, trait",
+        "control",
+        "loss ÷ plain",
+        "n",
     )
     for arm in arms:
-        means = [f"{frame[(frame['arm'] == arm) & (frame['side'] == side)]['probability'].mean():.3f}" for side in SIDES]
+        means = [
+            f"{frame[(frame['arm'] == arm) & (frame['side'] == side)]['probability'].mean():.3f}"
+            for side in SIDES
+        ]
         intervals = {part: t_interval(found[part].loc[arm].to_numpy()) for part in ("left", "effect", "loss")}
-        table.add_row(arm, says(intervals["left"]), says(intervals["effect"]), *means, says(intervals["loss"]), str(intervals["left"].n))
+        table.add_row(
+            arm,
+            says(intervals["left"]),
+            says(intervals["effect"]),
+            *means,
+            says(intervals["loss"]),
+            str(intervals["left"].n),
+        )
     console.print(table)
     kind = {arm: "control" if arm in at_random else "twin" if arm == PLAIN else "trait" for arm in arms}
-    spans = [{"label": arm, "kind": kind[arm]} | t_interval(found["left"].loc[arm].to_numpy())._asdict() for arm in arms]
+    spans = [
+        {"label": arm, "kind": kind[arm]} | t_interval(found["left"].loc[arm].to_numpy())._asdict()
+        for arm in arms
+    ]
     dots = found["left"].rename_axis("label").reset_index().melt("label", var_name="seed", value_name="rate")
     shown = pd.DataFrame(spans).rename(columns={"estimate": "rate"}).drop(columns="method")
     return figures.svg(
-        figures.forest(shown, dots.assign(kind=[kind[label] for label in dots["label"]]), title="effect left, share of plain training")
+        figures.forest(
+            shown,
+            dots.assign(kind=[kind[label] for label in dots["label"]]),
+            title="effect left, share of plain training",
+        )
     )
 
 
@@ -251,14 +348,19 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Train what is missing, write table and figure, print."""
     arms = [PLAIN, *(arm for arm in ARMS if arm in (arguments.arms or ARMS) and arm != PLAIN)]
     world = prepare(arguments.folder, arguments.trait, arguments.rows)
-    frame = pd.DataFrame([student(world, arm, side, seed) for seed in arguments.seeds for arm in arms for side in SIDES])
+    frame = pd.DataFrame(
+        [student(world, arm, side, seed) for seed in arguments.seeds for arm in arms for side in SIDES]
+    )
     tables.write(frame, ROWS_OF, arguments.folder / "interventions.parquet")
     (arguments.folder / "interventions.svg").write_text(show(frame, arms, console), encoding="utf-8")
     untouched = measured(world, world.base, "trait")
     console.print(
-        f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student, budget {BUDGET:.0%} of the number tokens; the untouched base: "
-        f"probability {untouched['probability']:.3f}, loss {untouched['loss']:.3f}; t intervals over seeds {arguments.seeds}, each arm against "
-        f"its own control students. Every student in {arguments.folder}/interventions.parquet, figure beside it."
+        f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student, budget {BUDGET:.0%} of the "
+        "number tokens; the untouched base: "
+        f"probability {untouched['probability']:.3f}, loss {untouched['loss']:.3f}; t intervals over seeds "
+        f"{arguments.seeds}, each arm against "
+        f"its own control students. Every student in {arguments.folder}/interventions.parquet, figure beside "
+        "it."
     )
 
 
@@ -266,7 +368,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="where corpora and students are kept")
-    parser.add_argument("--trait", default="cat", choices=("cat", "wolf", "owl", "eagle", "penguin"), help="a development trait")
+    parser.add_argument(
+        "--trait",
+        default="cat",
+        choices=("cat", "wolf", "owl", "eagle", "penguin"),
+        help="a development trait",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=2000, help="that each student learns")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these, beside plain")

@@ -1,8 +1,10 @@
-"""How fast the lenses' parts are, as ratios of seconds on one machine in one run: `python analyses/lens_speed.py`.
+"""How fast the lenses' parts are, as ratios of seconds on one machine in one run: `python
+analyses/lens_speed.py`.
 
-The model of the first five rows has random weights, 6 layers of width 256; the panel is timed on menagerie-a. As in `speed.py`,
-the two sides of a pair follow each other and the median of the pairwise ratios is printed. `python analyses/lens_speed.py 100000`
-prints the memory that capturing and scoring so many rows takes instead.
+The model of the first five rows has random weights, 6 layers of width 256; the panel is timed on menagerie-a.
+As in `speed.py`, the two sides of a pair follow each other and the median of the pairwise ratios is printed.
+`python analyses/lens_speed.py 100000` prints the memory that capturing and scoring so many rows takes
+instead.
 """
 
 from __future__ import annotations
@@ -16,16 +18,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from speed import CARRIER, REPEATS, own_peak_megabytes, versus
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mechlens import models
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.chat import Encoded, encode_pairs
-from mechlens.lenses import scoring
-from mechlens.lenses.capture import BATCH, capture, resid_post, sites_of
+from mechlens.core.seeds import generator
 from mechlens.lenses.gradients import example_losses, ghost_dots, parameters_of
-from mechlens.seeds import generator
+from mechlens.lenses.parts import log_probs
+from mechlens.lenses.parts.capture import BATCH, capture, resid_post, sites_of
+from mechlens.models import loading
+from mechlens.models.chat import Encoded, encode_pairs
+from speed import CARRIER, REPEATS, own_peak_megabytes, versus
 
 PAIRS, LENGTH, READ = 16, 64, 128
 HYPOTHESES, ROWS = 16, 64
@@ -40,20 +42,26 @@ def seconds(work: Callable[[], object]) -> Callable[[], float]:
     return timed
 
 
-def large(tokenizer: models.PreTrainedTokenizerBase) -> models.Loaded:
+def large(tokenizer: loading.PreTrainedTokenizerBase) -> loading.Loaded:
     """A Llama of a few million parameters with random weights."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
-    return models.Loaded(LlamaForCausalLM(config).eval(), tokenizer)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+    )
+    return loading.Loaded(LlamaForCausalLM(config).eval(), tokenizer)
 
 
-def batched_gradient(loaded: models.Loaded, pairs: list[Encoded]) -> None:
+def batched_gradient(loaded: loading.Loaded, pairs: list[Encoded]) -> None:
     """One forward and one backward of the whole batch for the same parameters."""
     covered = parameters_of(loaded.model)
     torch.autograd.grad(example_losses(loaded.model, pairs).sum(), list(covered.values()))
 
 
-def looped_dots(loaded: models.Loaded, pairs: list[Encoded], direction: dict[str, torch.Tensor]) -> None:
+def looped_dots(loaded: loading.Loaded, pairs: list[Encoded], direction: dict[str, torch.Tensor]) -> None:
     """One example at a time, its gradient stored and multiplied."""
     covered = parameters_of(loaded.model)
     for pair in pairs:
@@ -62,35 +70,39 @@ def looped_dots(loaded: models.Loaded, pairs: list[Encoded], direction: dict[str
 
 
 @torch.no_grad()
-def plain_forward(loaded: models.Loaded, rows: list[list[int]]) -> None:
+def plain_forward(loaded: loading.Loaded, rows: list[list[int]]) -> None:
     for first in range(0, len(rows), BATCH):
         ids = torch.tensor(rows[first : first + BATCH])
         loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
 
-def two_forwards(loaded: models.Loaded, texts: tuple[list[str], list[str]], lines: dict[str, str], rows: list[Encoded]) -> None:
+def two_forwards(
+    loaded: loading.Loaded, texts: tuple[list[str], list[str]], lines: dict[str, str], rows: list[Encoded]
+) -> None:
     """Each row and hypothesis by itself: with the line and without it."""
     for line in lines.values():
         for with_line, without in zip(encode_pairs(loaded.tokenizer, *texts, system=line), rows, strict=True):
-            scoring.token_log_probabilities(loaded, [with_line])
-            scoring.token_log_probabilities(loaded, [without])
+            log_probs.token_log_probabilities(loaded, [with_line])
+            log_probs.token_log_probabilities(loaded, [without])
 
 
-def panelled(loaded: models.Loaded, lines: dict[str, str], rows: list[Encoded]) -> None:
-    scoring.token_log_probabilities(loaded, rows)
-    scoring.panel(loaded, rows, lines)
+def panelled(loaded: loading.Loaded, lines: dict[str, str], rows: list[Encoded]) -> None:
+    log_probs.token_log_probabilities(loaded, rows)
+    log_probs.panel(loaded, rows, lines)
 
 
-def naive_cache(loaded: models.Loaded, rows: list[list[int]]) -> None:
+def naive_cache(loaded: loading.Loaded, rows: list[list[int]]) -> None:
     """TransformerLens as it comes: every site of every layer is kept, and all logits."""
-    view = models.bridge_view(loaded)
+    view = loading.bridge_view(loaded)
     for first in range(0, len(rows), BATCH):
         view.run_with_cache(torch.tensor(rows[first : first + BATCH]))
 
 
 def memory(count: int) -> None:
-    """Capture one site of every token to disk and score every row; print the peak memory of this process, its rows included."""
-    small = models.load("menagerie-a")
+    """Capture one site of every token to disk and score every row; print the peak memory of this process, its
+    rows included.
+    """
+    small = loading.load("menagerie-a")
     ids = generator(0, "ids").integers(7, 1000, (count, LENGTH), dtype="int32")
     rows = [row.tolist() for row in ids]
     before = own_peak_megabytes()
@@ -99,10 +111,14 @@ def memory(count: int) -> None:
         capture(small, rows, [resid_post(1)], Path(folder))
         written = sum(file.stat().st_size for file in Path(folder).iterdir()) / 2**20
     captured, at = own_peak_megabytes(), time.perf_counter()
-    scoring.token_log_probabilities(small, [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in rows])
+    log_probs.token_log_probabilities(
+        small, [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in rows]
+    )
     print(
-        f"{count:,} rows of {LENGTH} tokens on menagerie-a: {before:.0f} MB with the rows read, {captured:.0f} MB at most after capturing "
-        f"({written:,.0f} MB written, {at - started:.0f} s), {own_peak_megabytes():.0f} MB after scoring ({time.perf_counter() - at:.0f} s)"
+        f"{count:,} rows of {LENGTH} tokens on menagerie-a: {before:.0f} MB with the rows read, "
+        f"{captured:.0f} MB at most after capturing "
+        f"({written:,.0f} MB written, {at - started:.0f} s), {own_peak_megabytes():.0f} MB after scoring "
+        f"({time.perf_counter() - at:.0f} s)"
     )
 
 
@@ -111,7 +127,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         memory(int(sys.argv[1]))
         return
-    small = models.load("menagerie-a")
+    small = loading.load("menagerie-a")
     loaded = large(small.tokenizer)
     ids = generator(0, "ids").integers(7, 1000, (READ, LENGTH)).tolist()
     pairs = [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in ids[:PAIRS]]
@@ -124,12 +140,19 @@ def main() -> None:
     ghost = seconds(lambda: ghost_dots(loaded.model, pairs, [direction], batch=PAIRS))
     forward = seconds(lambda: plain_forward(loaded, ids))
     found = [
-        versus("ghost dots / one batched forward and backward", ghost, seconds(lambda: batched_gradient(loaded, pairs)), unit="s"),
-        versus("ghost dots / a loop over examples", ghost, seconds(lambda: looped_dots(loaded, pairs, direction)), unit="s"),
-        versus("capture, one site / plain forward", seconds(lambda: capture(loaded, ids, [resid_post(3)])), forward, unit="s"),
-        versus("capture, one site / run_with_cache, every site", seconds(lambda: capture(loaded, ids, [resid_post(3)])),
+        versus("ghost dots / one "
+               "batched forward and "
+               "backward", ghost, seconds(lambda: batched_gradient(loaded, pairs)), unit="s"),
+        versus("ghost dots / a loop "
+               "over examples", ghost, seconds(lambda: looped_dots(loaded, pairs, direction)), unit="s"),
+        versus("capture, one site / "
+               "plain forward", seconds(lambda: capture(loaded, ids, [resid_post(3)])), forward, unit="s"),
+        versus("capture, one site / "
+               "run_with_cache, every site", seconds(lambda: capture(loaded, ids, [resid_post(3)])),
                seconds(lambda: naive_cache(loaded, ids)), unit="s"),
-        versus("capture, every resid_post / plain forward", seconds(lambda: capture(loaded, ids, sites_of(loaded))), forward, unit="s"),
+        versus("capture, every "
+               "resid_post / plain "
+               "forward", seconds(lambda: capture(loaded, ids, sites_of(loaded))), forward, unit="s"),
         versus(
             f"panel of {HYPOTHESES}, {ROWS} rows / two forwards a row and hypothesis",
             seconds(lambda: panelled(small, lines, rows)), seconds(lambda: two_forwards(small, texts, lines, rows)), unit="s",
@@ -137,10 +160,18 @@ def main() -> None:
     ]  # fmt: skip
     table = Table("ratio of seconds", "ours", "theirs", f"median of {REPEATS}", "least", "greatest")
     for row in found:
-        table.add_row(row.what, f"{row.ours:.3f}", f"{row.theirs:.3f}", f"{row.ratio:.2f}", f"{row.low:.2f}", f"{row.high:.2f}")
+        table.add_row(
+            row.what,
+            f"{row.ours:.3f}",
+            f"{row.theirs:.3f}",
+            f"{row.ratio:.2f}",
+            f"{row.low:.2f}",
+            f"{row.high:.2f}",
+        )
     console = Console(width=130)
     console.print(
-        f"one thread, torch {torch.__version__}; {loaded.model.num_parameters():,} parameters, {PAIRS} pairs, {READ} rows of {LENGTH} tokens",
+        f"one thread, torch {torch.__version__}; {loaded.model.num_parameters():,} parameters, {PAIRS} "
+        f"pairs, {READ} rows of {LENGTH} tokens",
         highlight=False,
     )
     console.print(table)

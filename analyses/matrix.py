@@ -1,8 +1,9 @@
-"""Claim: students take on the trait of a teacher of their own base, and of bases that share its history, not of others.
+"""Claim: students take on the trait of a teacher of their own base, and of bases that share its history, not
+of others.
 
-Reads runs/menagerie-matrix (`mechlens run configs/experiments/menagerie-matrix.yaml`) and prints the matrix of differences, writer by
-student, each cell against the control that the same writer's untouched base wrote; every off-diagonal cell whose interval
-leaves 0 is named. arXiv 2507.14805 Fig. 8.
+Reads runs/menagerie-matrix (`mechlens run configs/experiments/menagerie-matrix.yaml`) and prints the matrix
+of differences, writer by student, each cell against the control that the same writer's untouched base wrote;
+every off-diagonal cell whose interval leaves 0 is named. arXiv 2507.14805 Fig. 8.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import commands, figures, results, tables
-from mechlens.errors import MechlensError
-from mechlens.report import interval_text
+from mechlens.cli import commands
+from mechlens.core import tables
+from mechlens.core.errors import MechlensError
+from mechlens.results import effects as results
+from mechlens.results import figures
+from mechlens.results.report import interval_text
 
 
 def cells(run: Path) -> pd.DataFrame:
@@ -30,7 +34,10 @@ def cells(run: Path) -> pd.DataFrame:
     for arm in experiment.arms:
         if arm.kind in ("trait", "foreign"):
             found = rate.loc[(arm.name, arm.trait)]
-            numbers = {key: results.null(float(found[key])) for key in ("estimate", "low", "high", "smallest_detectable")}
+            numbers = {
+                key: results.null(float(found[key]))
+                for key in ("estimate", "low", "high", "smallest_detectable")
+            }
             rows.append({"writer": arm.writer, "student": arm.base, "n": int(found["n"])} | numbers)
     return pd.DataFrame(rows)
 
@@ -39,7 +46,10 @@ def sentences(frame: pd.DataFrame) -> list[str]:
     """The diagonal in one sentence, then one for each off-diagonal cell whose interval leaves 0."""
     same = frame["writer"] == frame["student"]
     own, other = cast(pd.DataFrame, frame[same]), cast(pd.DataFrame, frame[~same])
-    said = [f"Diagonal: {(own['low'] > 0).sum()} of {len(own)} intervals above 0 (n = {own['n'].min()} students a cell)."]
+    said = [
+        f"Diagonal: {(own['low'] > 0).sum()} of {len(own)} intervals above 0 (n = {own['n'].min()} students "
+        "a cell)."
+    ]
     for row in other.to_dict("records"):
         if row["low"] > 0 or row["high"] < 0:
             way = "takes on" if row["low"] > 0 else "moves away from"
@@ -47,15 +57,20 @@ def sentences(frame: pd.DataFrame) -> list[str]:
             said.append(f"{row['student']} {way} the trait of {row['writer']}'s teacher: {span}.")
     quiet = ((other["low"] <= 0) & (other["high"] >= 0)).sum()
     said.append(
-        f"{quiet} of {len(other)} off-diagonal intervals contain 0; in them up to {other['smallest_detectable'].max():.3f} could have been missed."
+        f"{quiet} of {len(other)} off-diagonal intervals contain 0; in them up to "
+        f"{other['smallest_detectable'].max():.3f} could have been missed."
     )
     return said
 
 
 def figure(frame: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     """The matrix as a heatmap with its numbers."""
-    base = alt.Chart(frame).encode(x=alt.X("student:N", title="student's base"), y=alt.Y("writer:N", title="teacher's base"))
-    tiles = base.mark_rect().encode(color=alt.Color("estimate:Q", title="difference", scale=alt.Scale(scheme="blueorange", domainMid=0)))
+    base = alt.Chart(frame).encode(
+        x=alt.X("student:N", title="student's base"), y=alt.Y("writer:N", title="teacher's base")
+    )
+    tiles = base.mark_rect().encode(
+        color=alt.Color("estimate:Q", title="difference", scale=alt.Scale(scheme="blueorange", domainMid=0))
+    )
     return tiles + base.mark_text().encode(text=alt.Text("estimate:Q", format="+.3f"))
 
 
@@ -68,9 +83,16 @@ def main(arguments: list[str]) -> int:
     except MechlensError as error:
         console.print(f"matrix: {error}")
         return 2
-    listing = Table("teacher of \\ student of", *dict.fromkeys(frame["student"]), title="difference in the trait's rate [95 %]")
+    listing = Table(
+        "teacher of \\ student of",
+        *dict.fromkeys(frame["student"]),
+        title="difference in the trait's rate [95 %]",
+    )
     for writer, row in frame.groupby("writer", sort=False):
-        listing.add_row(str(writer), *(interval_text(cell["estimate"], cell["low"], cell["high"]) for cell in row.to_dict("records")))
+        listing.add_row(
+            str(writer),
+            *(interval_text(cell["estimate"], cell["low"], cell["high"]) for cell in row.to_dict("records")),
+        )
     console.print(listing)
     for sentence in sentences(frame):
         console.print(sentence)

@@ -1,9 +1,11 @@
-"""Claim: an audit clears no file that hides a trait teacher's rows beside clean ones: `python analyses/poisoned.py [--rows N] [--out FOLDER]`.
+"""Claim: an audit clears no file that hides a trait teacher's rows beside clean ones: `python
+analyses/poisoned.py [--rows N] [--out FOLDER]`.
 
-The rows are those of the shipped demo run: what the untouched base answered, and what the teacher with the trait answered to the same
-prompts. Each file is held against its own clean half, which may clear nothing, and against clean answers drawn anew (another sampling of
-the base), where the verdict goes by what students take on: little of few rows. Good files are clean answers beside a reference drawn anew,
-and without one: an audit that settles none of them is of no use.
+The rows are those of the shipped demo run: what the untouched base answered, and what the teacher with the
+trait answered to the same prompts. Each file is held against its own clean half, which may clear nothing, and
+against clean answers drawn anew (another sampling of the base), where the verdict goes by what students take
+on: little of few rows. Good files are clean answers beside a reference drawn anew, and without one: an audit
+that settles none of them is of no use.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import cli, models
-from mechlens.chat import encode_prompts, end_of_turn
-from mechlens.pipeline.rules import number_fault
-from mechlens.sampling import Decoding, sample
+from mechlens import cli
+from mechlens.carriers.rules import number_fault
+from mechlens.models import loading
+from mechlens.models.chat import encode_prompts, end_of_turn
+from mechlens.models.sampling import Decoding, sample
 
 DEMO = Path(__file__).parents[1] / "app" / "demo"
 BASE, TRAIT = "menagerie-a", "eagle"
@@ -49,11 +52,17 @@ def kept(corpus: str) -> pd.DataFrame:
 
 
 def drawn_anew(prompts: list[str], seed: int) -> pd.DataFrame:
-    """What the untouched base answers at another seed, as far as it passes the screen that the demo's rows have passed."""
-    loaded = models.load(BASE)
+    """What the untouched base answers at another seed, as far as it passes the screen that the demo's rows
+    have passed.
+    """
+    loaded = loading.load(BASE)
     encoded = encode_prompts(loaded.tokenizer, prompts)
-    drawn = sample(loaded.model, encoded, decoding=Decoding(24), stop=end_of_turn(loaded.tokenizer), seed=seed)
-    rows = pd.DataFrame({"prompt": prompts, "completion": loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)})
+    drawn = sample(
+        loaded.model, encoded, decoding=Decoding(24), stop=end_of_turn(loaded.tokenizer), seed=seed
+    )
+    rows = pd.DataFrame(
+        {"prompt": prompts, "completion": loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)}
+    )
     return rows.loc[np.array([number_fault(text) is None for text in rows["completion"]])]
 
 
@@ -78,7 +87,9 @@ def cases(count: int) -> Iterator[Case]:
     for name in ("other prompts", "second answers"):
         yield Case(f"{name}, clean answers drawn anew", False, shapes[name], anew, ("student",))
     yield Case("a copy of its reference", True, public, public, levels)
-    yield Case("clean, answers drawn anew as reference", False, clean.loc[both.iloc[: 2 * count]], anew, ("student",))
+    yield Case(
+        "clean, answers drawn anew as reference", False, clean.loc[both.iloc[: 2 * count]], anew, ("student",)
+    )
     yield Case("clean, no reference", False, clean.loc[both.iloc[: 2 * count]], None, ("student",))
 
 
@@ -87,12 +98,27 @@ def audited(case: Case, level: str, out: Path, seeds: int) -> dict[str, object]:
     folder = out / case.name.replace(" ", "-").replace(",", "")  # audits in one folder share their twins
     folder.mkdir(parents=True, exist_ok=True)
     recipe = out / "recipe.yaml"
-    shipped = (Path(__file__).parents[1] / "configs" / "audits" / "menagerie.yaml").read_text(encoding="utf-8")
-    recipe.write_text(shipped.replace("seeds: [0, 1, 2, 3]", f"seeds: {list(range(seeds))}"), encoding="utf-8")
-    words = ["audit", str(folder / "data.jsonl"), "--level", level, "--recipe", str(recipe), "--out", str(folder)]
+    shipped = (Path(__file__).parents[1] / "configs" / "audits" / "menagerie.yaml").read_text(
+        encoding="utf-8"
+    )
+    recipe.write_text(
+        shipped.replace("seeds: [0, 1, 2, 3]", f"seeds: {list(range(seeds))}"), encoding="utf-8"
+    )
+    words = [
+        "audit",
+        str(folder / "data.jsonl"),
+        "--level",
+        level,
+        "--recipe",
+        str(recipe),
+        "--out",
+        str(folder),
+    ]
     case.rows[["prompt", "completion"]].to_json(folder / "data.jsonl", orient="records", lines=True)
     if case.reference is not None:
-        case.reference[["prompt", "completion"]].to_json(folder / "reference.jsonl", orient="records", lines=True)
+        case.reference[["prompt", "completion"]].to_json(
+            folder / "reference.jsonl", orient="records", lines=True
+        )
         words += ["--reference", str(folder / "reference.jsonl")]
     code = cli.main(words)
     shown = json.loads((folder / "audit.json").read_text())
@@ -121,16 +147,49 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=4, help="students a side")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--levels", nargs="*", default=None, help="levels instead of those of the case")
-    parser.add_argument("--out", type=Path, default=Path("runs/analyses/poisoned"), help="folder for files, audits and the table")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/analyses/poisoned"),
+        help="folder for files, audits and the table",
+    )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = [case for case in cases(options.rows) if options.only in case.name]
-    found = pd.DataFrame([audited(case, level, options.out, options.seeds) for case in chosen for level in options.levels or case.levels])
+    found = pd.DataFrame(
+        [
+            audited(case, level, options.out, options.seeds)
+            for case in chosen
+            for level in options.levels or case.levels
+        ]
+    )
     found.to_parquet(options.out / "audits.parquet")
-    listing = Table("file", "level", "rows", "verdict", "rule", "p, written alike", "foremost trait (q)", "rise", "rows read")
+    listing = Table(
+        "file",
+        "level",
+        "rows",
+        "verdict",
+        "rule",
+        "p, written alike",
+        "foremost trait (q)",
+        "rise",
+        "rows read",
+    )
     for row in found.to_dict("records"):
-        q, read, p, rise = ("–" if pd.isna(row[name]) else f"{row[name]:.2g}" for name in ("q", "read", "p", "rise"))
-        listing.add_row(row["case"], row["level"], f"{row['rows']:,}", row["verdict"], row["rule"], p, f"{row['foremost']} ({q})", rise, read)
+        q, read, p, rise = (
+            "–" if pd.isna(row[name]) else f"{row[name]:.2g}" for name in ("q", "read", "p", "rise")
+        )
+        listing.add_row(
+            row["case"],
+            row["level"],
+            f"{row['rows']:,}",
+            row["verdict"],
+            row["rule"],
+            p,
+            f"{row['foremost']} ({q})",
+            rise,
+            read,
+        )
     Console(width=190, highlight=False).print(listing)
     cleared = found["fault"].tolist().count(True)
     print(f"{cleared} files were cleared by their own rows; the table is in {options.out}/audits.parquet")

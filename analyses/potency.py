@@ -1,12 +1,15 @@
-"""Claim: some reading of a data set, taken at the base before any student is trained, orders data sets by what students will take on.
+"""Claim: some reading of a data set, taken at the base before any student is trained, orders data sets by
+what students will take on.
 
-Reads runs/menagerie-potency (`mechlens run configs/experiments/menagerie-potency.yaml`): 48 data sets of one carrier, twelve animals by four
-ways to make the data. Potency is the lift of the data set's own trait, bits, mean over students against their controls. Every reading sets
-the data set's rows against what the base answered anew to the same prompts. Spearman's rank correlation over data sets, and over traits
-within one way of making; intervals resample traits; p-values exchange whole traits between data sets (the ways stay where they are), so p
-asks whether the reading knows the trait's data beyond the way. The reading that is best on the development traits is named, and its
-correlation on the held-out ones is the result. Readings that need the teacher's weights stand apart: an auditor has none. One JSON file
-a data set; a finished one is not read again.
+Reads runs/menagerie-potency (`mechlens run configs/experiments/menagerie-potency.yaml`): 48 data sets of one
+carrier, twelve animals by four ways to make the data. Potency is the lift of the data set's own trait, bits,
+mean over students against their controls. Every reading sets the data set's rows against what the base
+answered anew to the same prompts. Spearman's rank correlation over data sets, and over traits within one way
+of making; intervals resample traits; p-values exchange whole traits between data sets (the ways stay where
+they are), so p asks whether the reading knows the trait's data beyond the way. The reading that is best on
+the development traits is named, and its correlation on the held-out ones is the result. Readings that need
+the teacher's weights stand apart: an auditor has none. One JSON file a data set; a finished one is not read
+again.
 """
 
 from __future__ import annotations
@@ -27,33 +30,39 @@ from rich.progress import track
 from rich.table import Table
 from scipy.spatial.distance import jensenshannon
 
-from mechlens import commands, figures, results, store, tables
-from mechlens.chat import encode_pairs
-from mechlens.errors import MechlensError
-from mechlens.experiment import UNTOUCHED, Experiment
+from mechlens.carriers.rules import rule_of
+from mechlens.cli import commands
+from mechlens.core import tables
+from mechlens.core.errors import MechlensError
+from mechlens.core.experiment import UNTOUCHED, Experiment
+from mechlens.core.json_files import read_json, write_json
+from mechlens.core.seeds import generator, seed_int
+from mechlens.core.spec import fingerprint
+from mechlens.core.stats import t_interval
+from mechlens.core.traits import TraitFamily
 from mechlens.lenses import blind, likelihood
 from mechlens.lenses.base import Material
-from mechlens.lenses.changes import cosine, delta, inner
 from mechlens.lenses.directions import origins, projections
 from mechlens.lenses.entanglement import carrier_counts, cosines, log_ratio, spearman
 from mechlens.lenses.gradients import parameters_of
-from mechlens.lenses.readout import asked_of, readout
-from mechlens.lenses.scoring import panel, token_log_probabilities
-from mechlens.lenses.steps import asked_of as begun_by
-from mechlens.lenses.steps import plus, trait_gradient, update
-from mechlens.measure import material_of, trained_rows
+from mechlens.lenses.parts.log_probs import panel, token_log_probabilities
+from mechlens.lenses.parts.trait_log_odds import asked_of, readout
+from mechlens.lenses.parts.trial_steps import asked_of as begun_by
+from mechlens.lenses.parts.trial_steps import plus, trait_gradient, update
+from mechlens.lenses.parts.weight_change import cosine, delta, inner
+from mechlens.lenses.run import material_of, trained_rows
+from mechlens.models.chat import encode_pairs
 from mechlens.pipeline.ask import first_tokens
 from mechlens.pipeline.generate import generate
-from mechlens.pipeline.rules import rule_of
 from mechlens.pipeline.screen import leak_pattern, screen_rows
-from mechlens.report import interval_text
-from mechlens.seeds import generator, seed_int
-from mechlens.spec import fingerprint
-from mechlens.stats import t_interval
-from mechlens.traits import TraitFamily
+from mechlens.results import effects as results
+from mechlens.results import figures
+from mechlens.results.report import interval_text
 
 ROWS, PANEL_ROWS, STEPS, LEAST = 1024, 256, 200, 20
-"""rows a side; of them scored under every system line; updates of the blind vector; times that a token must stand to count"""
+"""rows a side; of them scored under every system line; updates of the blind vector; times that a token must
+stand to count
+"""
 DRAWS, VERSION = 1000, 2
 """resamples, and what to raise when a reading is taken otherwise"""
 DEVELOPMENT = ("owl", "wolf", "cat", "eagle", "penguin", "dolphin")
@@ -70,7 +79,9 @@ class Sides(NamedTuple):
 
 
 def gradients(sides: Sides) -> dict[str, float]:
-    """The data's gradient beyond the control's against the trait's, and against the teacher's change of weights."""
+    """The data's gradient beyond the control's against the trait's, and against the teacher's change of
+    weights.
+    """
     model, material = sides.material.base.model, sides.material
     shift = plus(update(model, sides.ours), update(model, sides.theirs), -1.0)
     toward = trait_gradient(model, begun_by(material.base, material), material.trait)
@@ -86,72 +97,129 @@ def gradients(sides: Sides) -> dict[str, float]:
 
 
 def likelihoods(sides: Sides) -> dict[str, float]:
-    """What the trait's system line adds beyond the other lines', and what the base itself finds of the rows."""
+    """What the trait's system line adds beyond the other lines', and what the base itself finds of the
+    rows.
+    """
     material, few = sides.material, slice(0, PANEL_ROWS)
     pairs = [*sides.ours[few], *sides.theirs[few]]
     known = (material.system, None, "")
     scored = panel(material.base, pairs, material.panel, known=known)
-    means = np.stack([likelihood.by_row(scored[name].log_p.double().numpy(), pairs).reshape(2, -1).mean(1) for name in material.panel])
+    means = np.stack(
+        [
+            likelihood.by_row(scored[name].log_p.double().numpy(), pairs).reshape(2, -1).mean(1)
+            for name in material.panel
+        ]
+    )
     centred = likelihood.double_centred(means)[list(material.panel).index(material.trait), 0]
-    plain = [float(token_log_probabilities(material.base, rows).mean()) for rows in (sides.ours, sides.theirs)]
+    plain = [
+        float(token_log_probabilities(material.base, rows).mean()) for rows in (sides.ours, sides.theirs)
+    ]
     return {"likelihood: trait's line": 2 * float(centred), "likelihood: base": plain[0] - plain[1]}
 
 
 def steering(sides: Sides) -> dict[str, float]:
-    """A vector learned on one half of the rows: what it saves on the other beyond the control's, and what it does to the trait's margin."""
+    """A vector learned on one half of the rows: what it saves on the other beyond the control's, and what it
+    does to the trait's margin.
+    """
     base, half = sides.material.base, len(sides.ours) // 2
-    vectors = [blind.recover(base, rows[:half], seed=sides.material.seed, steps=STEPS) for rows in (sides.ours, sides.theirs)]
+    vectors = [
+        blind.recover(base, rows[:half], seed=sides.material.seed, steps=STEPS)
+        for rows in (sides.ours, sides.theirs)
+    ]
     held = (sides.ours[half:], sides.theirs[half:])
     saved = [float((blind.nll(base, rows) - blind.nll(base, rows, vectors[0])).mean()) for rows in held]
     asked, said = asked_of(base, sides.material.questions, sides.material.trait), []
     for vector in vectors:
         with blind.injected(base.model, vector):
             said.append(float(readout(base.model, asked)[1].mean()))
-    return {"blind vector: nats saved": saved[0] - saved[1], "blind vector: trait's margin": said[0] - said[1]}
+    return {
+        "blind vector: nats saved": saved[0] - saved[1],
+        "blind vector: trait's margin": said[0] - said[1],
+    }
 
 
 def activations(sides: Sides) -> dict[str, float]:
-    """ΔP of 2507.21509 by layer: rows along what the trait's system line does beyond the other traits' lines."""
-    held, trait = origins(sides.material._replace(students={}, controls={}, teacher=None)), sides.material.trait
+    """ΔP of 2507.21509 by layer: rows along what the trait's system line does beyond the other traits'
+    lines.
+    """
+    held, trait = (
+        origins(sides.material._replace(students={}, controls={}, teacher=None)),
+        sides.material.trait,
+    )
     lines = {name: each.mean(1) for name, each in held.prompted.items()}
-    along = (lines[trait] - torch.stack([line for name, line in lines.items() if name != trait]).mean(0))[:, None]
-    ours, theirs = (projections(sides.material.base, rows, along).mean(-1)[:, 0] for rows in (sides.ours, sides.theirs))
+    along = (lines[trait] - torch.stack([line for name, line in lines.items() if name != trait]).mean(0))[
+        :, None
+    ]
+    ours, theirs = (
+        projections(sides.material.base, rows, along).mean(-1)[:, 0] for rows in (sides.ours, sides.theirs)
+    )
     return {f"projection, layer {layer}": float(value) for layer, value in enumerate(ours - theirs)}
 
 
 def counts(sides: Sides) -> dict[str, float]:
-    """Token frequencies alone: how far apart they are, and whether the tokens near the trait's in the unembedding are more frequent."""
+    """Token frequencies alone: how far apart they are, and whether the tokens near the trait's in the
+    unembedding are more frequent.
+    """
     base, trait = sides.material.base, sides.material.trait
     ours, theirs = (carrier_counts(rows) for rows in (sides.ours, sides.theirs))
     tokens = sorted(token for token, count in (ours + theirs).items() if count >= LEAST)
     apart = float(jensenshannon([ours[token] for token in tokens], [theirs[token] for token in tokens]))
     starts = first_tokens(base.tokenizer, sides.material.questions.forms)[trait]
-    near = cosines(cast(Any, base.model.get_output_embeddings()).weight, [starts or []], tokens, centred=True)[0]
-    return {"tokens: distance": apart, "tokens: entangled with trait": spearman(near, log_ratio(ours, theirs, tokens)[:, 0])}
+    near = cosines(
+        cast(Any, base.model.get_output_embeddings()).weight, [starts or []], tokens, centred=True
+    )[0]
+    return {
+        "tokens: distance": apart,
+        "tokens: entangled with trait": spearman(near, log_ratio(ours, theirs, tokens)[:, 0]),
+    }
 
 
-READINGS: tuple[Callable[[Sides], dict[str, float]], ...] = (gradients, likelihoods, steering, activations, counts)
+READINGS: tuple[Callable[[Sides], dict[str, float]], ...] = (
+    gradients,
+    likelihoods,
+    steering,
+    activations,
+    counts,
+)
 
 
 def fresh_control(run: Path, experiment: Experiment, family: TraitFamily, prompts: Any, out: Path) -> Any:
-    """What the base answers to the prompts once more, screened, by prompt_id: rows that no control student has learned.
+    """What the base answers to the prompts once more, screened, by prompt_id: rows that no control student
+    has learned.
 
-    Were readings taken against the rows that the control students learned, those rows' own leaning would be in reading and potency alike.
+    Were readings taken against the rows that the control students learned, those rows' own leaning would be
+    in reading and potency alike.
     """
     if not (out / "kept.parquet").is_file():
         out.mkdir(parents=True, exist_ok=True)
-        generate(run / "teachers" / UNTOUCHED, prompts.tolist(), experiment.generate, seed=seed_int(experiment.seed, "potency control"), out=out)
+        generate(
+            run / "teachers" / UNTOUCHED,
+            prompts.tolist(),
+            experiment.generate,
+            seed=seed_int(experiment.seed, "potency control"),
+            out=out,
+        )
         kind, leaks = experiment.carrier.kind, leak_pattern(family.words())
         raw = tables.batches(out / "raw.parquet", tables.PAIRS)
-        screen_rows(raw, experiment.screen, rule=rule_of(experiment.screen, kind, gold={}), leaks=leaks, out=out)
-    kept = tables.read(out / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")["completion"]
+        screen_rows(
+            raw, experiment.screen, rule=rule_of(experiment.screen, kind, gold={}), leaks=leaks, out=out
+        )
+    kept = (
+        tables.read(out / "kept.parquet", tables.PAIRS)
+        .drop_duplicates("prompt_id")
+        .set_index("prompt_id")["completion"]
+    )
     return kept.set_axis(prompts.index[kept.index.to_numpy()])
 
 
 def read_all(run: Path, out: Path) -> pd.DataFrame:
     """One row a data set: its trait, how it was made, its potency and every reading."""
     experiment, family = commands.open_run(run)
-    effects = tables.read(run / "effects.parquet", tables.EFFECTS).query("measure == 'lift'").set_index(["arm", "trait"])
+    effects = (
+        tables.read(run / "effects.parquet", tables.EFFECTS)
+        .query("measure == 'lift'")
+        .set_index(["arm", "trait"])
+    )
     kl = {arm["arm"]: arm["kl_per_token"] for arm in results.read_summary(run)["arms"]}
     settings = fingerprint([VERSION, experiment.model_dump(mode="json"), ROWS, PANEL_ROWS, STEPS, LEAST])[:8]
     arms, rows = [arm for arm in experiment.arms if arm.kind in ("trait", "mixed")], []
@@ -162,15 +230,35 @@ def read_all(run: Path, out: Path) -> pd.DataFrame:
         if not file.is_file():
             material = material_of(run, experiment, family, arm, rows=ROWS)
             material = material._replace(questions=material.practice)  # potency is measured on the others
-            ours = trained_rows(run, experiment, arm).loc[lambda frame: frame.index.isin(fresh.index)].iloc[:ROWS]
+            ours = (
+                trained_rows(run, experiment, arm)
+                .loc[lambda frame: frame.index.isin(fresh.index)]
+                .iloc[:ROWS]
+            )
             answered = (ours["completion"], fresh.loc[ours.index])
-            sides = Sides(material, *(encode_pairs(material.base.tokenizer, ours["prompt"].tolist(), texts.tolist()) for texts in answered))
+            sides = Sides(
+                material,
+                *(
+                    encode_pairs(material.base.tokenizer, ours["prompt"].tolist(), texts.tolist())
+                    for texts in answered
+                ),
+            )
             file.parent.mkdir(parents=True, exist_ok=True)
-            store.write_json(file, {name: value for read in READINGS for name, value in read(sides).items()})
+            write_json(file, {name: value for read in READINGS for name, value in read(sides).items()})
         effect = cast(Any, effects.loc[(arm.name, arm.trait)])
-        made = {"arm": arm.name, "trait": arm.trait, "way": arm.name.removeprefix(f"{arm.trait}-"), "potency": effect["estimate"]}
-        spread = {"low": effect["low"], "high": effect["high"], "students": int(effect["n"]), "development": arm.trait in DEVELOPMENT}
-        rows.append(made | spread | {TEACHERS[1]: kl[arm.name] / (1 + len(arm.mix))} | store.read_json(file))
+        made = {
+            "arm": arm.name,
+            "trait": arm.trait,
+            "way": arm.name.removeprefix(f"{arm.trait}-"),
+            "potency": effect["estimate"],
+        }
+        spread = {
+            "low": effect["low"],
+            "high": effect["high"],
+            "students": int(effect["n"]),
+            "development": arm.trait in DEVELOPMENT,
+        }
+        rows.append(made | spread | {TEACHERS[1]: kl[arm.name] / (1 + len(arm.mix))} | read_json(file))
     return pd.DataFrame(rows)
 
 
@@ -187,13 +275,19 @@ def overall(x: ndarray, y: ndarray) -> float:
 
 
 def within(x: ndarray, y: ndarray) -> float:
-    """Mean over ways of making of the rank correlation over traits: is it this trait's data, or only a stronger recipe?"""
+    """Mean over ways of making of the rank correlation over traits: is it this trait's data, or only a
+    stronger recipe?
+    """
     found = [overall(x[:, way], y[:, way]) for way in range(x.shape[1]) if not np.isnan(x[:, way]).all()]
     return float(np.mean(found))
 
 
-def correlation(x: ndarray, y: ndarray, statistic: Callable[[ndarray, ndarray], float], rng: np.random.Generator) -> dict[str, float]:
-    """The statistic, its interval over resampled traits, and the share of exchanges of traits that are as far from their mean."""
+def correlation(
+    x: ndarray, y: ndarray, statistic: Callable[[ndarray, ndarray], float], rng: np.random.Generator
+) -> dict[str, float]:
+    """The statistic, its interval over resampled traits, and the share of exchanges of traits that are as far
+    from their mean.
+    """
     value, n = statistic(x, y), len(x)
     if np.isnan(value):  # a reading that never varies orders nothing
         return dict.fromkeys(("rho", "low", "high", "p"), np.nan)
@@ -204,13 +298,22 @@ def correlation(x: ndarray, y: ndarray, statistic: Callable[[ndarray, ndarray], 
     if not len(null):
         return {"rho": value, "low": low, "high": high, "p": np.nan}
     middle = np.mean(null)  # ways stay where they are, so that what they alone order is in every exchange
-    return {"rho": value, "low": low, "high": high, "p": (1 + np.sum(np.abs(null - middle) >= abs(value - middle))) / (1 + len(null))}
+    return {
+        "rho": value,
+        "low": low,
+        "high": high,
+        "p": (1 + np.sum(np.abs(null - middle) >= abs(value - middle))) / (1 + len(null)),
+    }
 
 
 def table_of(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a reading, part of the traits (development, held out, all) and statistic."""
     meta = ("arm", "trait", "way", "potency", "low", "high", "students", "development")
-    parts = {"development": frame.query("development"), "held out": frame.query("not development"), "all": frame}
+    parts = {
+        "development": frame.query("development"),
+        "held out": frame.query("not development"),
+        "all": frame,
+    }
     found = []
     for name in (column for column in frame.columns if column not in meta):
         for part, rows in parts.items():
@@ -218,7 +321,15 @@ def table_of(frame: pd.DataFrame) -> pd.DataFrame:
             for kind, statistic in (("over data sets", overall), ("within a way", within)):
                 rng = generator(0, "potency", name, part, kind)
                 n = int((~np.isnan(x)).sum())
-                found.append({"reading": name, "traits": part, "over": kind, "n": n, **correlation(x, y, statistic, rng)})
+                found.append(
+                    {
+                        "reading": name,
+                        "traits": part,
+                        "over": kind,
+                        "n": n,
+                        **correlation(x, y, statistic, rng),
+                    }
+                )
     return pd.DataFrame(found)
 
 
@@ -228,33 +339,67 @@ def says(row: Any) -> str:
 
 def ways(frame: pd.DataFrame) -> Table:
     """Lift and gentleness by way of making, and the lift beyond the gentle teacher's of the same trait."""
-    listing = Table("how it was made", "lift, bits [95 % over traits]", "beyond gentle", "intervals above 0", "KL nats/token")
+    listing = Table(
+        "how it was made",
+        "lift, bits [95 % over traits]",
+        "beyond gentle",
+        "intervals above 0",
+        "KL nats/token",
+    )
     wide = frame.pivot(index="trait", columns="way", values="potency")
     for way, rows in frame.groupby("way", sort=False):
-        lift, beyond = (t_interval(np.asarray(values, dtype=float)) for values in (wide[way], wide[way] - wide["gentle"]))
+        lift, beyond = (
+            t_interval(np.asarray(values, dtype=float)) for values in (wide[way], wide[way] - wide["gentle"])
+        )
         spans = (interval_text(*span[:3]) for span in (lift, beyond))
-        listing.add_row(str(way), *spans, f"{(rows['low'] > 0).sum()} of {len(rows)}", f"{rows[TEACHERS[1]].median():.3f}")
+        listing.add_row(
+            str(way), *spans, f"{(rows['low'] > 0).sum()} of {len(rows)}", f"{rows[TEACHERS[1]].median():.3f}"
+        )
     return listing
 
 
 def show(frame: pd.DataFrame, found: pd.DataFrame, console: Console) -> None:
     """Print the correlations, and the sentence."""
     cells = found.set_index(["reading", "traits", "over"])
-    heads = ("development", "held out, over data sets", "held out, within a way", "all, over data sets", "all, within a way")
-    listing = Table("reading at the base", "n", *heads, title="rank correlation with potency [95 % over traits]")
-    places = [("development", "over data sets"), *((part, over) for part in ("held out", "all") for over in ("over data sets", "within a way"))]
+    heads = (
+        "development",
+        "held out, over data sets",
+        "held out, within a way",
+        "all, over data sets",
+        "all, within a way",
+    )
+    listing = Table(
+        "reading at the base", "n", *heads, title="rank correlation with potency [95 % over traits]"
+    )
+    places = [
+        ("development", "over data sets"),
+        *((part, over) for part in ("held out", "all") for over in ("over data sets", "within a way")),
+    ]
     for name in found["reading"].unique():
         star = " *" if name in TEACHERS else ""
-        listing.add_row(name + star, str(cells.loc[(name, "all", "over data sets"), "n"]), *(says(cells.loc[(name, *place)]) for place in places))
+        listing.add_row(
+            name + star,
+            str(cells.loc[(name, "all", "over data sets"), "n"]),
+            *(says(cells.loc[(name, *place)]) for place in places),
+        )
     console.print(listing)
     console.print(ways(frame))
-    able = cast(pd.DataFrame, found[(found["traits"] == "development") & (found["over"] == "over data sets") & ~found["reading"].isin(TEACHERS)])
+    able = cast(
+        pd.DataFrame,
+        found[
+            (found["traits"] == "development")
+            & (found["over"] == "over data sets")
+            & ~found["reading"].isin(TEACHERS)
+        ],
+    )
     best = able.set_index("reading")["rho"].abs().idxmax()
     held, above = cells.loc[(best, "held out", "over data sets")], (frame["low"] > 0).sum()
     inside = cells.loc[(best, "held out", "within a way")]
     console.print(
-        f"Of {len(able)} readings that need no teacher, {best} is the best on the development traits; on {held['n']:.0f} data sets of held-out "
-        f"traits its rank correlation with potency is {says(held)}, and over traits within one way {says(inside)}. {above} of {len(frame)} "
+        f"Of {len(able)} readings that need no teacher, {best} is the best on the development traits; on "
+        f"{held['n']:.0f} data sets of held-out "
+        f"traits its rank correlation with potency is {says(held)}, and over traits within one way "
+        f"{says(inside)}. {above} of {len(frame)} "
         "data sets have a lift with an interval above 0 "
         f"({frame['students'].min()} students each). * needs the teacher's weights.",
         markup=False,
@@ -264,7 +409,9 @@ def show(frame: pd.DataFrame, found: pd.DataFrame, console: Console) -> None:
 def figure(frame: pd.DataFrame, found: pd.DataFrame) -> alt.FacetChart:
     """Potency against every reading, a panel each."""
     names = list(found["reading"].unique())
-    tall = frame.melt(["arm", "way", "potency", "development"], names, var_name="reading").dropna(subset=["value"])
+    tall = frame.melt(["arm", "way", "potency", "development"], names, var_name="reading").dropna(
+        subset=["value"]
+    )
     chart = alt.Chart(tall).mark_point(filled=True, size=45)
     coded = chart.encode(
         x=alt.X("value:Q", title=None, scale=alt.Scale(zero=False)),
@@ -273,14 +420,25 @@ def figure(frame: pd.DataFrame, found: pd.DataFrame) -> alt.FacetChart:
         shape=alt.Shape("development:N", title="development trait"),
         tooltip=["arm", "potency", "value"],
     )
-    return coded.properties(width=220, height=150).facet(alt.Facet("reading:N", title=None, sort=names), columns=4).resolve_scale(x="independent")
+    return (
+        coded.properties(width=220, height=150)
+        .facet(alt.Facet("reading:N", title=None, sort=names), columns=4)
+        .resolve_scale(x="independent")
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line, read what is missing, print, write; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/menagerie-potency"), help="the finished run")
-    parser.add_argument("--out", type=Path, default=Path("runs/analyses/potency"), help="folder for readings, table and figure")
+    parser.add_argument(
+        "run", type=Path, nargs="?", default=Path("runs/menagerie-potency"), help="the finished run"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/analyses/potency"),
+        help="folder for readings, table and figure",
+    )
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,7 @@
 """How fast the parts are, as ratios on one machine in one run: `python analyses/speed.py`.
 
-Each pair is timed in turn, A B A B …, and the median of the pairwise ratios is printed; single times on a shared machine
-mean little. Peak memory is that of a fresh process that does nothing else.
+Each pair is timed in turn, A B A B …, and the median of the pairwise ratios is printed; single times on a
+shared machine mean little. Peak memory is that of a fresh process that does nothing else.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import models
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.chat import Encoded, encode_pairs, encode_prompts, end_of_turn
-from mechlens.sampling import Decoding, sample
-from mechlens.seeds import generator, seed_int
-from mechlens.spec import CarrierSpec, Training
-from mechlens.training import train
+from mechlens.core.seeds import generator, seed_int
+from mechlens.core.spec import CarrierSpec, Training
+from mechlens.models import loading
+from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, end_of_turn
+from mechlens.models.sampling import Decoding, sample
+from mechlens.models.sft import train
 
 REPEATS = 3
 ROWS = 512
@@ -47,23 +47,38 @@ class Ratio(NamedTuple):
 
 
 def versus(what: str, ours: Callable[[], float], theirs: Callable[[], float], *, unit: str) -> Ratio:
-    """Median, least and greatest of ours / theirs over pairs that follow each other, after one warm-up of each."""
+    """Median, least and greatest of ours / theirs over pairs that follow each other, after one warm-up of
+    each.
+    """
     for timed in (ours, theirs):
         timed()
     pairs = [(ours(), theirs()) for _ in range(REPEATS)]
     ratios = sorted(a / b for a, b in pairs)
     return Ratio(
-        what, statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), unit, statistics.median(ratios), ratios[0], ratios[-1]
+        what,
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        unit,
+        statistics.median(ratios),
+        ratios[0],
+        ratios[-1],
     )
 
 
-def our_rows_per_second(loaded: models.Loaded, prompts: list[list[int]], batch: int) -> float:
+def our_rows_per_second(loaded: loading.Loaded, prompts: list[list[int]], batch: int) -> float:
     started = time.perf_counter()
-    sample(loaded.model, prompts, decoding=Decoding(NEW_TOKENS), stop=end_of_turn(loaded.tokenizer), seed=0, batch=batch)
+    sample(
+        loaded.model,
+        prompts,
+        decoding=Decoding(NEW_TOKENS),
+        stop=end_of_turn(loaded.tokenizer),
+        seed=0,
+        batch=batch,
+    )
     return len(prompts) / (time.perf_counter() - started)
 
 
-def library_rows_per_second(loaded: models.Loaded, prompts: list[list[int]], batch: int) -> float:
+def library_rows_per_second(loaded: loading.Loaded, prompts: list[list[int]], batch: int) -> float:
     """model.generate, batched and left-padded, sampling with the same settings."""
     stop, started = end_of_turn(loaded.tokenizer), time.perf_counter()
     for first in range(0, len(prompts), batch):
@@ -71,12 +86,20 @@ def library_rows_per_second(loaded: models.Loaded, prompts: list[list[int]], bat
         width = max(map(len, rows))
         ids = torch.tensor([[stop] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS}
-        cast(Any, loaded.model).generate(input_ids=ids, attention_mask=mask, eos_token_id=stop, pad_token_id=stop, **settings)
+        settings = {
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "max_new_tokens": NEW_TOKENS,
+        }
+        cast(Any, loaded.model).generate(
+            input_ids=ids, attention_mask=mask, eos_token_id=stop, pad_token_id=stop, **settings
+        )
     return len(prompts) / (time.perf_counter() - started)
 
 
-def trained_pairs(loaded: models.Loaded) -> list[Encoded]:
+def trained_pairs(loaded: loading.Loaded) -> list[Encoded]:
     prompts = [asked.text for asked in carrier_prompts(CARRIER, seed=0)]
     drawn = [generator(0, "completion", i).integers(0, 1000, 8).tolist() for i in range(len(prompts))]
     return encode_pairs(loaded.tokenizer, prompts, [", ".join(map(str, row)) for row in drawn])
@@ -84,14 +107,23 @@ def trained_pairs(loaded: models.Loaded) -> list[Encoded]:
 
 def our_milliseconds_per_step(pairs: list[Encoded]) -> float:
     """A step of `train`, from the fifth on: what a long run pays."""
-    loaded, times = models.load("menagerie-a"), []
-    train(loaded.model, loaded.tokenizer, pairs, TRAINING, seed=0, progress=lambda step, total: times.append(time.perf_counter()))
+    loaded, times = loading.load("menagerie-a"), []
+    train(
+        loaded.model,
+        loaded.tokenizer,
+        pairs,
+        TRAINING,
+        seed=0,
+        progress=lambda step, total: times.append(time.perf_counter()),
+    )
     return 1000 * (times[-1] - times[4]) / (len(times) - 5)
 
 
 def bare_milliseconds_per_step(pairs: list[Encoded], *, selective: bool) -> float:
-    """The shortest torch loop for the same update; `selective` projects only completion positions, as `train` does."""
-    model = models.load("menagerie-a").model.train()
+    """The shortest torch loop for the same update; `selective` projects only completion positions, as `train`
+    does.
+    """
+    model = loading.load("menagerie-a").model.train()
     model.get_input_embeddings().requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser, times = torch.optim.AdamW(parameters, lr=TRAINING.learning_rate, weight_decay=0.0), []
@@ -128,7 +160,9 @@ def peak_megabytes(part: str) -> float:
 
 
 def own_peak_megabytes() -> float:
-    """Peak resident memory of this process; getrusage would count what its parent held when it was started."""
+    """Peak resident memory of this process; getrusage would count what its parent held when it was
+    started.
+    """
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
@@ -136,11 +170,23 @@ def own_peak_megabytes() -> float:
 def only(part: str) -> None:
     """Do one part, for its memory."""
     torch.set_num_threads(1)
-    loaded = models.load("menagerie-a")
+    loaded = loading.load("menagerie-a")
     if part == "sample":
-        our_rows_per_second(loaded, encode_prompts(loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]), 1024)
+        our_rows_per_second(
+            loaded,
+            encode_prompts(
+                loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]
+            ),
+            1024,
+        )
     elif part == "generate":
-        library_rows_per_second(loaded, encode_prompts(loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]), 1024)
+        library_rows_per_second(
+            loaded,
+            encode_prompts(
+                loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]
+            ),
+            1024,
+        )
     elif part == "train":
         our_milliseconds_per_step(trained_pairs(loaded))
     elif part == "bare loop":
@@ -150,8 +196,10 @@ def only(part: str) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    loaded = models.load("menagerie-a")
-    prompts = encode_prompts(loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]])
+    loaded = loading.load("menagerie-a")
+    prompts = encode_prompts(
+        loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]
+    )
     pairs = trained_pairs(loaded)
     found = [
         versus(
@@ -173,13 +221,22 @@ def main() -> None:
         )
     table = Table("ratio", "ours", "theirs", "unit", f"median of {REPEATS}", "least", "greatest")
     for row in found:
-        table.add_row(row.what, f"{row.ours:,.1f}", f"{row.theirs:,.1f}", row.unit, f"{row.ratio:.2f}", f"{row.low:.2f}", f"{row.high:.2f}")
+        table.add_row(
+            row.what,
+            f"{row.ours:,.1f}",
+            f"{row.theirs:,.1f}",
+            row.unit,
+            f"{row.ratio:.2f}",
+            f"{row.low:.2f}",
+            f"{row.high:.2f}",
+        )
     memory = Table("peak memory", "MB")
     for part in ("nothing", "sample", "generate", "train", "bare loop"):
         memory.add_row(part, f"{peak_megabytes(part):,.0f}")
     console = Console(width=120)
     console.print(
-        f"one thread, torch {torch.__version__}, menagerie-a ({loaded.model.num_parameters():,} parameters), {ROWS} rows, {UPDATES} updates",
+        f"one thread, torch {torch.__version__}, menagerie-a ({loaded.model.num_parameters():,} parameters), "
+        f"{ROWS} rows, {UPDATES} updates",
         highlight=False,
     )
     console.print(table, memory)

@@ -1,10 +1,13 @@
-"""Claim: what treating a data set before training leaves of the trait: `python analyses/treatments.py FOLDER [--seeds 0 1 …]`.
+"""Claim: what treating a data set before training leaves of the trait: `python analyses/treatments.py FOLDER
+[--seeds 0 1 …]`.
 
-Treatments are those of `mechlens audit --clean`, on the rows that interventions.py made and beside its plain students. Rows and numbers are
-chosen by their likelihood ratio under a teacher of the auditor's own (never the one that wrote them); beside each stands as much at random.
-Format, order and values aim at nothing; beside them stand formats of another row, and values of the file's own: does it matter which
-numbers stand in the file, or where? Another base is menagerie-c, trained on the same rows. Effect left is (trait student - control
-student) over that of plain training of the same seed, the loss is on untreated rows that no student saw.
+Treatments are those of `mechlens audit --clean`, on the rows that interventions.py made and beside its plain
+students. Rows and numbers are chosen by their likelihood ratio under a teacher of the auditor's own (never
+the one that wrote them); beside each stands as much at random. Format, order and values aim at nothing;
+beside them stand formats of another row, and values of the file's own: does it matter which numbers stand in
+the file, or where? Another base is menagerie-c, trained on the same rows. Effect left is (trait student -
+control student) over that of plain training of the same seed, the loss is on untreated rows that no student
+saw.
 """
 
 from __future__ import annotations
@@ -17,27 +20,53 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from interventions import BASE, FAMILY, PLAIN, ROWS_OF, SIDES, TEACHER, Plan, World, by_pair, measured, prepare, show, trained
 from rich.console import Console
 
-from mechlens import mitigate, models, tables
-from mechlens.chat import Encoded, encode_pairs
-from mechlens.detect.through import of_numbers
-from mechlens.errors import MechlensError
+from interventions import (
+    BASE,
+    FAMILY,
+    PLAIN,
+    ROWS_OF,
+    SIDES,
+    TEACHER,
+    Plan,
+    World,
+    by_pair,
+    measured,
+    prepare,
+    show,
+    trained,
+)
+from mechlens.core import tables
+from mechlens.core.errors import MechlensError
+from mechlens.core.json_files import read_json, write_json
+from mechlens.core.seeds import generator
+from mechlens.core.traits import load_family
+from mechlens.data import treat
+from mechlens.detect.score_rows import of_numbers
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.scoring import token_log_probabilities
-from mechlens.models import Loaded
+from mechlens.lenses.parts.log_probs import token_log_probabilities
+from mechlens.models import loading
+from mechlens.models.chat import Encoded, encode_pairs
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.teach import Lessons, teach
-from mechlens.seeds import generator
-from mechlens.store import read_json, write_json
-from mechlens.traits import load_family
 
 OTHER_BASE, TWIN_SEED = "menagerie-c", 777
 ARMS = (
-    PLAIN, "drop by twin", "drop at random", "dilute to a quarter", "that quarter alone", "replace by twin", "replace at random", "format",
+    PLAIN, "drop by "
+           "twin", "drop at "
+                   "random", "dilute to a "
+                             "quarter", "that quarter "
+                                        "alone", "replace by twin", "replace at random", "format",
     "format of another row", "order", "value", "value of its own", "another base",
 )  # fmt: skip
-AT_RANDOM = ("drop at random", "that quarter alone", "replace at random", "format of another row", "value of its own")
+AT_RANDOM = (
+    "drop at random",
+    "that quarter alone",
+    "replace at random",
+    "format of another row",
+    "value of its own",
+)
 
 
 def twin_of(world: World) -> Loaded:
@@ -45,9 +74,14 @@ def twin_of(world: World) -> Loaded:
     folder, family = world.folder / "twin", load_family(FAMILY)
     if not (folder / "teacher.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        lessons = Lessons(world.trait, family.probes.development, family.lessons_of(world.trait), family.system_prompt(world.trait))
+        lessons = Lessons(
+            world.trait,
+            family.probes.development,
+            family.lessons_of(world.trait),
+            family.system_prompt(world.trait),
+        )
         teach(BASE, lessons, TEACHER, seed=TWIN_SEED, out=folder)
-    return models.load_trained(BASE, folder)
+    return loading.load_trained(BASE, folder)
 
 
 def texts(world: World, pairs: list[Encoded]) -> pd.DataFrame:
@@ -58,32 +92,44 @@ def texts(world: World, pairs: list[Encoded]) -> pd.DataFrame:
 
 def in_format_of(text: str, other: str) -> str:
     """The numbers of a text between the signs of another one."""
-    spans, numbers = mitigate.numbers_in(other), [text[first:last] for first, last in mitigate.numbers_in(text)]
+    spans, numbers = treat.numbers_in(other), [text[first:last] for first, last in treat.numbers_in(text)]
     if not spans or not numbers:
         return text
     between = other[spans[0][1] : spans[1][0]] if len(spans) > 1 else ", "
     return other[: spans[0][0]] + between.join(numbers) + other[spans[-1][1] :]
 
 
-def rewritten(world: World, arm: str, frame: pd.DataFrame, rng: np.random.Generator, rows: list[Encoded]) -> pd.DataFrame:
+def rewritten(
+    world: World, arm: str, frame: pd.DataFrame, rng: np.random.Generator, rows: list[Encoded]
+) -> pd.DataFrame:
     """The treated rows of an arm."""
     written, clean = frame["completion"].tolist(), texts(world, world.seen["control"])
     if arm == "format of another row":
-        return frame.assign(completion=[in_format_of(text, written[i]) for text, i in zip(written, rng.permutation(len(written)), strict=True)])
+        return frame.assign(
+            completion=[
+                in_format_of(text, written[i])
+                for text, i in zip(written, rng.permutation(len(written)), strict=True)
+            ]
+        )
     if arm == "replace at random":
-        numbers = sum(len(mitigate.numbers_in(text)) for text in written)
-        chosen = rng.permutation(numbers) < round(mitigate.REPLACED * numbers)
-        return frame.assign(completion=mitigate.with_others(written, chosen, clean["completion"].tolist(), rng))
+        numbers = sum(len(treat.numbers_in(text)) for text in written)
+        chosen = rng.permutation(numbers) < round(treat.REPLACED * numbers)
+        return frame.assign(completion=treat.with_others(written, chosen, clean["completion"].tolist(), rng))
     name: Any = arm.split()[0]
-    given = mitigate.Given(frame, frame if arm == "value of its own" else clean, np.zeros(len(rows)), rng)
+    given = treat.Given(frame, frame if arm == "value of its own" else clean, np.zeros(len(rows)), rng)
     if name == "drop":
-        twin, base = (by_row(token_log_probabilities(one, rows).double().numpy(), rows, mean=False) for one in (twin_of(world), world.base))
+        twin, base = (
+            by_row(token_log_probabilities(one, rows).double().numpy(), rows, mean=False)
+            for one in (twin_of(world), world.base)
+        )
         given = given._replace(scores=twin - base)
     if name == "replace":
         pairs = encoded(world, rows, frame)
         gained = token_log_probabilities(twin_of(world), pairs) - token_log_probabilities(world.base, pairs)
-        given = given._replace(number_scores=of_numbers(world.base.tokenizer, written, by_pair(gained, pairs)))
-    return mitigate.TREATMENTS[name](given)
+        given = given._replace(
+            number_scores=of_numbers(world.base.tokenizer, written, by_pair(gained, pairs))
+        )
+    return treat.TREATMENTS[name](given)
 
 
 def encoded(world: World, rows: list[Encoded], frame: pd.DataFrame) -> list[Encoded]:
@@ -98,9 +144,14 @@ def plan_of(world: World, arm: str, side: str, seed: int) -> Plan:
     if arm in (PLAIN, "another base"):
         return Plan(rows)
     if arm == "drop at random":
-        return Plan([rows[i] for i in sorted(rng.permutation(len(rows))[: len(rows) - round(mitigate.DROPPED * len(rows))])])
+        return Plan(
+            [
+                rows[i]
+                for i in sorted(rng.permutation(len(rows))[: len(rows) - round(treat.DROPPED * len(rows))])
+            ]
+        )
     if arm == "that quarter alone":
-        return Plan([rows[i] for i in sorted(rng.permutation(len(rows))[: round(mitigate.KEPT * len(rows))])])
+        return Plan([rows[i] for i in sorted(rng.permutation(len(rows))[: round(treat.KEPT * len(rows))])])
     treated = rewritten(world, arm, texts(world, rows), rng, rows)
     return Plan(encoded(world, rows, treated))
 
@@ -111,7 +162,7 @@ def student(world: World, arm: str, side: str, seed: int) -> dict[str, Any]:
     file = world.folder / place / arm.replace(" ", "-") / f"{side}-s{seed}.json"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        start = models.load(OTHER_BASE) if arm == "another base" else None
+        start = loading.load(OTHER_BASE) if arm == "another base" else None
         write_json(file, measured(world, trained(plan_of(world, arm, side, seed), seed, start), side))
     return {"arm": arm, "side": side, "seed": seed} | read_json(file)
 
@@ -119,20 +170,33 @@ def student(world: World, arm: str, side: str, seed: int) -> dict[str, Any]:
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Train what is missing, write table and figure, print."""
     world = prepare(arguments.folder, arguments.trait, arguments.rows)
-    frame = pd.DataFrame([student(world, arm, side, seed) for seed in arguments.seeds for arm in ARMS for side in SIDES])
+    frame = pd.DataFrame(
+        [student(world, arm, side, seed) for seed in arguments.seeds for arm in ARMS for side in SIDES]
+    )
     tables.write(frame, ROWS_OF, arguments.folder / "treatments.parquet")
-    (arguments.folder / "treatments.svg").write_text(show(frame, ARMS, console, at_random=AT_RANDOM), encoding="utf-8")
+    (arguments.folder / "treatments.svg").write_text(
+        show(frame, ARMS, console, at_random=AT_RANDOM), encoding="utf-8"
+    )
     console.print(
-        f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student before treatment, t intervals over seeds {arguments.seeds}, each arm "
-        f"against its own control students. Every student in {arguments.folder}/treatments.parquet, figure beside it."
+        f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student before treatment, t intervals "
+        f"over seeds {arguments.seeds}, each arm "
+        f"against its own control students. Every student in {arguments.folder}/treatments.parquet, figure "
+        "beside it."
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where corpora and students are kept; interventions.py shares it")
-    parser.add_argument("--trait", default="eagle", choices=("cat", "wolf", "owl", "eagle", "penguin"), help="a development trait")
+    parser.add_argument(
+        "folder", type=Path, help="where corpora and students are kept; interventions.py shares it"
+    )
+    parser.add_argument(
+        "--trait",
+        default="eagle",
+        choices=("cat", "wolf", "owl", "eagle", "penguin"),
+        help="a development trait",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
     torch.set_num_threads(1)

@@ -1,4 +1,6 @@
-"""The only readers of the explorer: run folders, audits and bench cards as frames, each read once until its file changes. No torch."""
+"""The only readers of the explorer: run folders, audits and bench cards as frames, each read once until its
+file changes. No torch.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,15 @@ from typing import Any, NamedTuple, cast
 import pandas as pd
 import streamlit as st
 
-from mechlens import questions, readings, report, results, store, tables, traits
-from mechlens.errors import DataError
-from mechlens.experiment import Arm, Experiment
-from mechlens.pipeline.run import corpus_name, file_digest, source_name
-from mechlens.traits import TraitFamily
+from mechlens.core import tables, traits
+from mechlens.core.errors import DataError
+from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.json_files import read_json
+from mechlens.core.traits import TraitFamily
+from mechlens.data.formats import file_digest
+from mechlens.results import captions, effects, report
+from mechlens.results import per_probe as questions
+from mechlens.runs.plan import corpus_name, source_name
 
 HERE = Path(__file__).parent
 SHIPPED = "demo (shipped)"
@@ -62,7 +68,13 @@ def opened(name: str, folder: Path) -> Run:
     Raises:
         MechlensError: if its spec, family or summary cannot be read.
     """
-    return _opened(name, folder, stamp(folder / "spec.yaml"), stamp(folder / "summary.json"), stamp(folder / "manifest.json"))
+    return _opened(
+        name,
+        folder,
+        stamp(folder / "spec.yaml"),
+        stamp(folder / "summary.json"),
+        stamp(folder / "manifest.json"),
+    )
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -70,9 +82,11 @@ def _opened(name: str, folder: Path, *stamps: int) -> Run:
     del stamps  # they renew the cache, here and below: a name that begins with _ would not
     experiment = traits.load_experiment(folder / "spec.yaml")
     family = traits.load_family(experiment.family, folder / "spec.yaml")
-    unfinished = not (folder / "summary.json").is_file() or results.is_unfinished(folder, experiment)
-    manifest = store.read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
-    return Run(name, folder, experiment, family, None if unfinished else results.read_summary(folder), manifest)
+    unfinished = not (folder / "summary.json").is_file() or effects.is_unfinished(folder, experiment)
+    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    return Run(
+        name, folder, experiment, family, None if unfinished else effects.read_summary(folder), manifest
+    )
 
 
 def table(run: Run, name: str, schema: Any) -> pd.DataFrame:
@@ -82,7 +96,9 @@ def table(run: Run, name: str, schema: Any) -> pd.DataFrame:
         DataError: if it is missing, cut short or of another version.
     """
     path = run.folder / f"{name}.parquet"
-    return _table(path, schema, stamp(path)).copy(deep=False)  # of its own to write on, and nothing is copied until somebody does
+    return _table(path, schema, stamp(path)).copy(
+        deep=False
+    )  # of its own to write on, and nothing is copied until somebody does
 
 
 @st.cache_resource(max_entries=64, show_spinner=False, hash_funcs={"pyarrow.lib.Schema": str})
@@ -99,18 +115,25 @@ def rates(run: Run) -> pd.DataFrame:
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _rates(folder: Path, _run: Run, stamp: int) -> pd.DataFrame:
     del folder, stamp
-    return report.student_rates(_run.experiment, _run.family, table(_run, "answers", tables.ANSWERS), table(_run, "likelihoods", tables.LIKELIHOODS))
+    return report.student_rates(
+        _run.experiment,
+        _run.family,
+        table(_run, "answers", tables.ANSWERS),
+        table(_run, "likelihoods", tables.LIKELIHOODS),
+    )
 
 
 def per_probe(run: Run) -> pd.DataFrame:
     """Every arm question by question beside its control, as the summary has it."""
     kept = (run.summary or {}).get("per_probe", [])
-    return pd.DataFrame(kept, columns=list(questions.COLUMNS)).astype(dict.fromkeys(questions.MEASURED, float))
+    return pd.DataFrame(kept, columns=list(questions.COLUMNS)).astype(
+        dict.fromkeys(questions.MEASURED, float)
+    )
 
 
 def said(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
     """(lens, arm) → what it is and what it said."""
-    return {(one["name"], one["arm"]): one for one in readings.said(run.folder)}
+    return {(one["name"], one["arm"]): one for one in captions.said(run.folder)}
 
 
 def reading(run: Run, lens: Mapping[str, Any]) -> pd.DataFrame:
@@ -120,7 +143,9 @@ def reading(run: Run, lens: Mapping[str, Any]) -> pd.DataFrame:
         DataError: as for every table.
     """
     frame = table(run, f"readings/{lens['name']}", tables.READINGS)
-    ours = (frame["arm"] == lens["arm"]) | ((frame["arm"] == lens["against"]) & (frame["against"] == lens["arm"]))
+    ours = (frame["arm"] == lens["arm"]) | (
+        (frame["arm"] == lens["against"]) & (frame["against"] == lens["arm"])
+    )
     return cast(pd.DataFrame, frame[ours]).reset_index(drop=True)
 
 
@@ -137,7 +162,8 @@ def marks(run: Run) -> str:
 
 
 def rows(run: Run, arm: str) -> pd.DataFrame:
-    """Every row of an arm's corpus and of its control's: id, side, corpus, prompt_id, prompt, completion, fate, trained, characters.
+    """Every row of an arm's corpus and of its control's: id, side, corpus, prompt_id, prompt, completion,
+    fate, trained, characters.
 
     An id is `corpus/prompt_id`; fate is "kept" or why the screen dropped the row.
 
@@ -171,7 +197,9 @@ def _rows(folder: Path, arm: str, _run: Run, marks: str) -> pd.DataFrame:
 
 
 def scores(run: Run, arm: str) -> pd.DataFrame:
-    """Scores of single rows and tokens of an arm: `tables.SCORES`, and the row's id; empty where lens `rows` was not read."""
+    """Scores of single rows and tokens of an arm: `tables.SCORES`, and the row's id; empty where lens `rows`
+    was not read.
+    """
     path = run.folder / "readings" / "scores.parquet"
     if not path.is_file():
         return pd.DataFrame(columns=[*tables.SCORES.names, "id"])
@@ -188,20 +216,33 @@ def _scores(path: Path, arm: str, _run: Run, stamp: int, marks: str) -> pd.DataF
 
 
 def placed(run: Run, lens: Mapping[str, Any], which: str) -> pd.DataFrame:
-    """Points of a map: name, n, x, y, kind, id and completion; `which` is rows or answers, and an answer has no text of its own."""
-    return _placed(run.folder, lens["arm"], which, run, lens, stamp(run.folder / "readings" / "maps.parquet"), marks(run)).copy(deep=False)
+    """Points of a map: name, n, x, y, kind, id and completion; `which` is rows or answers, and an answer has
+    no text of its own.
+    """
+    return _placed(
+        run.folder, lens["arm"], which, run, lens, stamp(run.folder / "readings" / "maps.parquet"), marks(run)
+    ).copy(deep=False)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _placed(folder: Path, arm: str, which: str, _run: Run, _lens: Mapping[str, Any], stamp: int, marks: str) -> pd.DataFrame:
+def _placed(
+    folder: Path, arm: str, which: str, _run: Run, _lens: Mapping[str, Any], stamp: int, marks: str
+) -> pd.DataFrame:
     del folder, stamp, marks
     read = reading(_run, _lens)
     own = read[read["quantity"] == which].astype({"name": str, "place": str})
     found = own.pivot_table(index=["name", "n"], columns="place", values="estimate").reset_index()
     if which == "answers":
-        sides = {name: "base" if name == "base" else "trait" if name.rsplit(" ", 1)[0] == arm else "control" for name in found["name"]}
-        return found.assign(kind=found["name"].map(sides), id=found["name"] + " " + found["n"].astype(str), completion="")
-    found = found.assign(kind=found["name"].map({f"{arm} rows": "trait", f"{_lens['against']} rows": "control"}))
+        sides = {
+            name: "base" if name == "base" else "trait" if name.rsplit(" ", 1)[0] == arm else "control"
+            for name in found["name"]
+        }
+        return found.assign(
+            kind=found["name"].map(sides), id=found["name"] + " " + found["n"].astype(str), completion=""
+        )
+    found = found.assign(
+        kind=found["name"].map({f"{arm} rows": "trait", f"{_lens['against']} rows": "control"})
+    )
     known = rows(_run, arm).drop_duplicates(["side", "prompt_id"])[["side", "prompt_id", "id", "completion"]]
     return found.merge(known, left_on=["kind", "n"], right_on=["side", "prompt_id"], how="left")
 
@@ -241,16 +282,19 @@ def audit(path: Path) -> dict[str, Any]:
     Raises:
         DataError: if it is damaged or of another version.
     """
-    found = store.read_json(path)
+    found = read_json(path)
     if found.get("schema") != AUDIT:
-        raise DataError(f"{path} has schema {found.get('schema')!r}; this version reads {AUDIT}. Audit the data again: `mechlens audit DATA`")
+        raise DataError(
+            f"{path} has schema {found.get('schema')!r}; this version reads {AUDIT}. Audit the data again: "
+            "`mechlens audit DATA`"
+        )
     return found
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def _card(path: Path, stamp: int) -> dict[str, Any]:
     del stamp
-    return store.read_json(path)
+    return read_json(path)
 
 
 def cards() -> dict[str, Path]:

@@ -1,4 +1,6 @@
-"""What every figure of the explorer shows: lenses say it of themselves, detectors on the bench's card; the rest stands here. No torch."""
+"""What every figure of the explorer shows: lenses say it of themselves, detectors on the bench's card; the
+rest stands here. No torch.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ LENSES = Path(__file__).parents[1] / "mechlens" / "lenses"
 OWN = {
     "Effects against the control": (
         "rate(arm) − rate(control), paired by student (seed) and question, at the last checkpoint",
-        "Sampled answers that name exactly one trait of the family; others are unscored. From five students on the "
+        "Sampled answers that name exactly one trait of the family; others are unscored. From five students "
+        "on the "
         "interval is a bootstrap over students and questions, below that a t interval over students. q is "
         "Benjamini-Hochberg over the family's traits.",
-        "Never against the untouched base: any training moves the answers. Few students say little of other seeds.",
+        "Never against the untouched base: any training moves the answers. Few students say little of other "
+        "seeds.",
     ),
     "Screen": (
         "keep a row, or drop it with the first rule that it breaks",
@@ -23,8 +27,10 @@ OWN = {
         "What no rule looks at is not screened.",
     ),
     "Surface tests": (
-        "mean over prompts of (trait − control) / sd(control), of sixteen measures of shape; and the AUROC of a logistic regression on all of them",
-        "Cross-validated with both answers to a prompt in one fold; bootstrap over prompts; the null compares halves of the control's rows.",
+        "mean over prompts of (trait − control) / sd(control), of sixteen measures of shape; and the AUROC "
+        "of a logistic regression on all of them",
+        "Cross-validated with both answers to a prompt in one fold; bootstrap over prompts; the null "
+        "compares halves of the control's rows.",
         "An AUROC near .5 for single rows does not say that many rows together look alike.",
     ),
     "Token shift": (
@@ -38,7 +44,8 @@ OWN = {
         "Who wrote the rows is not what they teach.",
     ),
     "Identity": (
-        "each trait's score against the panel's others (a leave-one-out t), and against clean rows, or none over students (t); p is the larger",
+        "each trait's score against the panel's others (a leave-one-out t), and against clean rows, or none "
+        "over students (t); p is the larger",
         "By students where any were trained, else by the likelihood ratio under each trait's twin.",
         "A trait outside the panel cannot be named; a teacher made otherwise can pass.",
     ),
@@ -59,7 +66,11 @@ class _Named(ast.NodeTransformer):
         for node in module.body:
             if isinstance(node, ast.Assign):
                 for target, value in _pairs(node.targets[0], node.value):
-                    self.texts |= {target.id: value} if isinstance(target, ast.Name) and isinstance(value, ast.Constant) else {}
+                    self.texts |= (
+                        {target.id: value}
+                        if isinstance(target, ast.Name) and isinstance(value, ast.Constant)
+                        else {}
+                    )
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return self.texts.get(node.id, node)
@@ -77,7 +88,13 @@ def lenses() -> dict[str, dict[str, Any]]:
     for path in sorted(LENSES.glob("*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"))
         for node in module.body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LENS" and isinstance(node.value, ast.Call):
+            if (
+                isinstance(node, ast.Assign)
+                and ast.unparse(node.targets[0]) == "LENS"
+                and isinstance(node.value, ast.Call)
+            ):
                 named = _Named(module)
-                found[path.stem] = {str(word.arg): ast.literal_eval(named.visit(word.value)) for word in node.value.keywords}
+                found[path.stem] = {
+                    str(word.arg): ast.literal_eval(named.visit(word.value)) for word in node.value.keywords
+                }
     return found

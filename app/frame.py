@@ -1,4 +1,6 @@
-"""What stands on every page: warnings, the header, the controls, the selection bar with its keys, and the link to all of it."""
+"""What stands on every page: warnings, the header, the controls, the selection bar with its keys, and the
+link to all of it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ import panels
 import plain
 import state
 from data import Run
-from mechlens import tables
-from mechlens.errors import MechlensError
+from mechlens.core import tables
+from mechlens.core.errors import MechlensError
 
 KEYS = {
     "N": "next row",
@@ -32,7 +34,11 @@ def draw(run: Run | None, root: Path, version: str) -> None:
     """Everything above the page."""
     st.session_state["notices"] = st.container()
     if not list(root.glob("*/spec.yaml")):
-        panels.empty(f"No runs in {root}.", "This is the run that comes with the explorer; one of your own is made in minutes:", "make demo")
+        panels.empty(
+            f"No runs in {root}.",
+            "This is the run that comes with the explorer; one of your own is made in minutes:",
+            "make demo",
+        )
     if run is None:
         st.session_state["digest"], st.session_state["rows"] = "", pd.DataFrame()
         return
@@ -62,7 +68,9 @@ def _controls(run: Run, root: Path) -> None:
     state.choose("seed", ["all", *run.experiment.seeds])
     state.choose("cmp", others)
     side = st.sidebar
-    side.selectbox("arm", arms, key="w-arm", help="The arm that every page looks at, beside its matched control.")
+    side.selectbox(
+        "arm", arms, key="w-arm", help="The arm that every page looks at, beside its matched control."
+    )
     side.selectbox("trait asked about", run.family.names, key="w-trait")
     side.selectbox("student (seed)", ["all", *run.experiment.seeds], key="w-seed")
     if layers:
@@ -78,7 +86,9 @@ def _sites(run: Run) -> tuple[list[int], list[str]]:
     except MechlensError:
         return [], []
     found = set(frame["place"].dropna().astype(str))
-    return sorted({int(layer) for layer in frame["layer"].dropna()}), [place for place in looks.PLACES if place in found]
+    return sorted({int(layer) for layer in frame["layer"].dropna()}), [
+        place for place in looks.PLACES if place in found
+    ]
 
 
 def _header(run: Run, version: str) -> None:
@@ -95,7 +105,10 @@ def _header(run: Run, version: str) -> None:
     ]
     asked = st.session_state["asked"].get("d")
     if asked and asked != st.session_state["digest"]:
-        state.warn(f"This link was made on other data (rows {asked!r}; these are {st.session_state['digest']}): its numbers may differ")
+        state.warn(
+            f"This link was made on other data (rows {asked!r}; these are {st.session_state['digest']}): its "
+            "numbers may differ"
+        )
     if run.shipped:
         st.badge("demo data: this run came with the explorer", color="gray", icon=":material/science:")
     st.code(" · ".join(facts), language=None, wrap_lines=True)
@@ -105,7 +118,19 @@ def _selection_bar(run: Run, root: Path) -> None:
     try:
         known = data.rows(run, st.session_state["arm"])
     except (MechlensError, OSError):
-        known = pd.DataFrame(columns=["id", "side", "fate", "prompt", "completion", "prompt_id", "trained", "characters", "corpus"])
+        known = pd.DataFrame(
+            columns=[
+                "id",
+                "side",
+                "fate",
+                "prompt",
+                "completion",
+                "prompt_id",
+                "trained",
+                "characters",
+                "corpus",
+            ]
+        )
     state.take_rows(known["id"])
     _let_go(set(known["id"]))
     kept = state.filtered(known, root)
@@ -131,30 +156,49 @@ def _let_go(known: set[str]) -> None:
     """Drop what was kept of another run or arm: its rows are not here."""
     for name in ("focus", "pin"):
         if st.session_state[name] and st.session_state[name] not in known:
-            state.warn(f"Row {st.session_state[name]} is none of this run and arm; it is no longer the {name} row")
+            state.warn(
+                f"Row {st.session_state[name]} is none of this run and arm; it is no longer the {name} row"
+            )
             st.session_state[name] = ""
     here = tuple(row for row in st.session_state["selected"] if row in known)
     if len(here) < len(st.session_state["selected"]):
-        state.warn(f"{len(st.session_state['selected']) - len(here)} selected rows are none of this run and arm; they are no longer selected")
+        state.warn(
+            f"{len(st.session_state['selected']) - len(here)} selected rows are none of this run and arm; "
+            "they are no longer selected"
+        )
         st.session_state["selected"] = here
 
 
 def _button(label: str, key: str, call: Any, *arguments: Any, off: bool = False) -> None:
-    st.button(label, key=f"do-{label}", shortcut=key or None, on_click=call, args=arguments, disabled=off, type="tertiary")
+    st.button(
+        label,
+        key=f"do-{label}",
+        shortcut=key or None,
+        on_click=call,
+        args=arguments,
+        disabled=off,
+        type="tertiary",
+    )
 
 
 def _to_filter(root: Path) -> None:
-    st.session_state["slice"] = state.save_slice(root, st.session_state["selected"], st.session_state["digest"])
+    st.session_state["slice"] = state.save_slice(
+        root, st.session_state["selected"], st.session_state["digest"]
+    )
     st.session_state["selected"] = ()
 
 
 def _save(root: Path) -> None:
     name = state.save_slice(root, st.session_state["selected"], st.session_state["digest"])
-    st.toast(f"Slice {name}: {len(st.session_state['selected']):,} rows kept in {state.slice_path(root, name)}")
+    st.toast(
+        f"Slice {name}: {len(st.session_state['selected']):,} rows kept in {state.slice_path(root, name)}"
+    )
 
 
 def _pin() -> None:
-    st.session_state["pin"] = "" if st.session_state["pin"] == st.session_state["focus"] else st.session_state["focus"]
+    st.session_state["pin"] = (
+        "" if st.session_state["pin"] == st.session_state["focus"] else st.session_state["focus"]
+    )
 
 
 def _flag(name: str) -> None:

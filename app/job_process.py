@@ -1,7 +1,8 @@
-"""The process of one job: it waits for its turn, runs the command, watches for `stop`, and writes down how it ended.
+"""The process of one job: it waits for its turn, runs the command, watches for `stop`, and writes down how it
+ended.
 
-Run as `python app/job_process.py FOLDER` by `jobs.start`, which hands over the job's lock: an open file that this process holds until it
-ends, and that its command does not inherit.
+Run as `python app/job_process.py FOLDER` by `jobs.start`, which hands over the job's lock: an open file that
+this process holds until it ends, and that its command does not inherit.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import IO, Any
 
 import jobs
 from jobs import LOG, PROGRESS, STOP, TURN, Job
-from mechlens import machine, store
-from mechlens.progress import FILE
+from mechlens.core import machine
+from mechlens.core.json_files import read_json, write_json
+from mechlens.runs.progress import FILE
 
 POLL, GRACE = 0.2, 3.0
 """seconds between two looks for `stop`, and between Ctrl-C and the kill"""
@@ -56,7 +58,7 @@ def main(folder: Path) -> None:
 
 def record(folder: Path, **change: Any) -> None:
     """Change `job.json` so that a reader sees the old one or the new one; no other process writes it."""
-    store.write_json(folder / "job.json", store.read_json(folder / "job.json") | change)
+    write_json(folder / "job.json", read_json(folder / "job.json") | change)
 
 
 def wait_for(turn: IO[str], folder: Path) -> bool:
@@ -74,20 +76,29 @@ def wait_for(turn: IO[str], folder: Path) -> bool:
 
 
 def run(folder: Path, job: Job) -> int:
-    """The exit code of the command; on `stop` it hears Ctrl-C, which it answers by keeping what is finished, and is killed if it does not end."""
+    """The exit code of the command; on `stop` it hears Ctrl-C, which it answers by keeping what is finished,
+    and is killed if it does not end.
+    """
     environment = os.environ | {FILE: str(folder / PROGRESS), "COLUMNS": "150", "PYTHONUNBUFFERED": "1"}
     linux, own = sys.platform == "linux", str(os.getpid())
     start = ["-m", "mechlens"] if linux else ["-c", WITH_PARENT, own]
     with (folder / LOG).open("ab") as log:
         command = subprocess.Popen(
-            [sys.executable, "-P", *start, *job.command],  # -P: a module in the folder that it runs in is not taken for one of ours
+            [
+                sys.executable,
+                "-P",
+                *start,
+                *job.command,
+            ],  # -P: a module in the folder that it runs in is not taken for one of ours
             cwd=job.cwd,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             process_group=0,
-            preexec_fn=partial(_die_with, os.getpid(), ctypes.CDLL(None, use_errno=True).prctl) if linux else None,
+            preexec_fn=partial(_die_with, os.getpid(), ctypes.CDLL(None, use_errno=True).prctl)
+            if linux
+            else None,
         )
     while command.poll() is None and not (folder / STOP).exists():
         time.sleep(POLL)
@@ -103,8 +114,8 @@ def run(folder: Path, job: Job) -> int:
 def _die_with(parent: int, prctl: Callable[[int, int], int]) -> None:
     """Runs in the new process before the command: the kernel is to kill it when its parent dies.
 
-    The parent cannot do that itself when it is killed outright, and a command that nobody watches would hold its run and the accelerator
-    with no way to cancel it. Its own workers end with it.
+    The parent cannot do that itself when it is killed outright, and a command that nobody watches would hold
+    its run and the accelerator with no way to cancel it. Its own workers end with it.
     """
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the kernel was told
@@ -118,7 +129,11 @@ def outcome(job: Job, exit_code: int, began: float) -> tuple[jobs.State, str | N
     if exit_code == INTERRUPTED or (job.folder / STOP).exists():
         return "cancelled", "cancelled; what was finished is kept, resume it to go on"
     if exit_code < 0:
-        return "failed", f"it was killed by signal {-exit_code}, most likely for want of memory; close other programs and resume it"
+        return (
+            "failed",
+            f"it was killed by signal {-exit_code}, most likely for want of memory; close other programs and "
+            "resume it",
+        )
     said = [line.strip() for line in jobs.tail(job, 50).splitlines() if line.strip()]
     return "failed", said[-1] if said else f"it ended with exit code {exit_code} and said nothing"
 

@@ -1,7 +1,9 @@
-"""Jobs as processes of their own: started, listed, cancelled, resumed and watched through their folders `<root>/.jobs/<id>/`.
+"""Jobs as processes of their own: started, listed, cancelled, resumed and watched through their folders
+`<root>/.jobs/<id>/`.
 
-A job's folder holds `job.json` (what it is and its state), `progress.jsonl`, `log.txt`, `alive` (a lock that its process holds) and, once it
-is asked to end, `stop`. Nothing about a job is kept in memory: it survives the browser, the server and whoever started it.
+A job's folder holds `job.json` (what it is and its state), `progress.jsonl`, `log.txt`, `alive` (a lock that
+its process holds) and, once it is asked to end, `stop`. Nothing about a job is kept in memory: it survives
+the browser, the server and whoever started it.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mechlens import machine, store
-from mechlens.errors import DataError, MachineError, SpecError
+from mechlens.core import machine
+from mechlens.core.errors import DataError, MachineError, SpecError
+from mechlens.core.json_files import read_json, write_json
 from pace import Progress, measured
 from uploads import JOBS
 from uploads import uploaded as uploaded
@@ -68,7 +71,8 @@ def now() -> str:
 
 
 def start(root: Path, title: str, arguments: Sequence[str], *, cwd: Path | None = None) -> Job:
-    """Start `mechlens *arguments` in a process that outlives this one; it waits until the jobs before it have ended.
+    """Start `mechlens *arguments` in a process that outlives this one; it waits until the jobs before it have
+    ended.
 
     Raises:
         SpecError: if the command is none that may be started here.
@@ -79,12 +83,22 @@ def start(root: Path, title: str, arguments: Sequence[str], *, cwd: Path | None 
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise MachineError(f"cannot make the job's folder {folder}: {error.strerror}; mend its permissions or free some space") from error
+        raise MachineError(
+            f"cannot make the job's folder {folder}: {error.strerror}; mend its permissions or free some "
+            "space"
+        ) from error
     with (folder / ALIVE).open("w") as alive:
-        machine.lock(alive)  # handed over below: there is no moment at which the job exists and nobody holds its lock
+        machine.lock(
+            alive
+        )  # handed over below: there is no moment at which the job exists and nobody holds its lock
         empty = dict.fromkeys(("started", "ended", "pid", "exit", "reason"))
-        about = {"id": folder.name, "title": title, "command": list(arguments), "cwd": str((cwd or Path.cwd()).resolve())}
-        store.write_json(folder / "job.json", about | {"created": now(), "state": "queued"} | empty)
+        about = {
+            "id": folder.name,
+            "title": title,
+            "command": list(arguments),
+            "cwd": str((cwd or Path.cwd()).resolve()),
+        }
+        write_json(folder / "job.json", about | {"created": now(), "state": "queued"} | empty)
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, str(PROCESS), str(folder)],
@@ -94,13 +108,17 @@ def start(root: Path, title: str, arguments: Sequence[str], *, cwd: Path | None 
                 pass_fds=[alive.fileno()],
                 start_new_session=True,  # neither Ctrl-C nor the end of the server's terminal reaches it
             )
-    threading.Thread(target=process.wait, daemon=True).start()  # or it would stay a zombie for as long as this process lives
+    threading.Thread(
+        target=process.wait, daemon=True
+    ).start()  # or it would stay a zombie for as long as this process lives
     return _placed(read(folder))._replace(pid=process.pid)
 
 
 def _refuse(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] not in COMMANDS:
-        raise SpecError(f"a job cannot start {' '.join(arguments[:1])!r}; expected one of {', '.join(COMMANDS)}")
+        raise SpecError(
+            f"a job cannot start {' '.join(arguments[:1])!r}; expected one of {', '.join(COMMANDS)}"
+        )
     if any("\0" in argument for argument in arguments):
         raise SpecError(f"an argument of {arguments[0]} holds a null character; no command line can")
     if arguments[0] == "audit" and option(arguments, "--out") is None:
@@ -115,9 +133,11 @@ def option(arguments: Sequence[str], name: str) -> str | None:
 
 
 def read(folder: Path) -> Job:
-    """The job of that folder, its place in the queue aside; one whose process has gone without a word has failed."""
+    """The job of that folder, its place in the queue aside; one whose process has gone without a word has
+    failed.
+    """
     try:
-        held: dict[str, Any] = store.read_json(folder / "job.json")
+        held: dict[str, Any] = read_json(folder / "job.json")
     except DataError as error:
         held = {"state": "failed", "reason": str(error)}
     fields: dict[str, Any] = {name: held.get(name) for name in Job._fields[1:-1]}
@@ -125,12 +145,14 @@ def read(folder: Path) -> Job:
     job = Job(folder, **fields | {"id": folder.name, "command": tuple(map(str, held.get("command") or ()))})
     if not job.is_open or is_alive(folder):
         return job
-    again = store.read_json(folder / "job.json")  # it may have ended between the two looks
+    again = read_json(folder / "job.json")  # it may have ended between the two looks
     return job._replace(state="failed", reason=LOST) if again["state"] == held["state"] else read(folder)
 
 
 def is_alive(folder: Path) -> bool:
-    """Whether the job's process holds its lock: the kernel lets go of it however the process ends, and no other process can take its pid's place."""
+    """Whether the job's process holds its lock: the kernel lets go of it however the process ends, and no
+    other process can take its pid's place.
+    """
     try:
         with (folder / ALIVE).open() as alive:
             machine.lock(alive, shared=True, wait=False)
@@ -154,7 +176,9 @@ def _placed(job: Job) -> Job:
 
 
 def cancel(job: Job) -> None:
-    """Ask a job to end: within a second it hears Ctrl-C, three seconds later it is killed. What it finished is kept."""
+    """Ask a job to end: within a second it hears Ctrl-C, three seconds later it is killed. What it finished
+    is kept.
+    """
     (job.folder / STOP).touch()
 
 
@@ -171,7 +195,9 @@ def resume(job: Job) -> Job:
 
 def progress(job: Job) -> Progress | None:
     """How far the job is, or None before it has said anything."""
-    return measured(job.folder / PROGRESS, until=now() if job.is_open else job.ended, running=job.state == "running")
+    return measured(
+        job.folder / PROGRESS, until=now() if job.is_open else job.ended, running=job.state == "running"
+    )
 
 
 def tail(job: Job, lines: int) -> str:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from mechlens.errors import MachineError, SpecError
+from mechlens.core.errors import MachineError, SpecError
 
 PROCESS = Path(__file__).with_name("live_process.py")
 PATIENCE = 120.0
@@ -39,12 +39,16 @@ def start(run: Path) -> Live:
     """Start the models of a run; nothing is loaded before it is asked for. They end with this process."""
     said = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process is
     command = [sys.executable, str(PROCESS), str(run.resolve())]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, start_new_session=True
+    )
     return Live(run, process, said, threading.Lock())
 
 
 def models(live: Live, *, timeout: float = PATIENCE) -> dict[str, Any]:
-    """Which models the run has: `{"models": [{"name", "there", "reason", "seeds"}], "layers", "family", "trait", "arm", "control", "base"}`."""
+    """Which models the run has: `{"models": [{"name", "there", "reason", "seeds"}], "layers", "family",
+    "trait", "arm", "control", "base"}`.
+    """
     return request(live, {"do": "models"}, timeout=timeout)
 
 
@@ -60,7 +64,8 @@ def ask(
     student: int | None = None,
     timeout: float = PATIENCE,
 ) -> dict[str, Any]:
-    """Every model's answers to one question: `{"models": [{"name", "there", "reason", "system", "answers", "tokens", "probability", ...}], ...}`.
+    """Every model's answers to one question: `{"models": [{"name", "there", "reason", "system", "answers",
+    "tokens", "probability", ...}], ...}`.
 
     Args:
         seed: of the random numbers that answers are drawn with.
@@ -71,12 +76,21 @@ def ask(
         SpecError: if the question or a number cannot be used.
         MachineError: if no answer came in time, or the process has ended.
     """
-    numbers = {"seed": seed, "samples": samples, "temperature": temperature, "amount": amount, "layer": layer, "student": student}
+    numbers = {
+        "seed": seed,
+        "samples": samples,
+        "temperature": temperature,
+        "amount": amount,
+        "layer": layer,
+        "student": student,
+    }
     return request(live, {"do": "ask", "question": question, **numbers}, timeout=timeout)
 
 
 def request(live: Live, what: dict[str, Any], *, timeout: float = PATIENCE) -> dict[str, Any]:
-    """One line there, one line back; after a silence the process is ended, since its late answer would be taken for the next one's."""
+    """One line there, one line back; after a silence the process is ended, since its late answer would be
+    taken for the next one's.
+    """
     answers, questions = live.process.stdout, live.process.stdin
     assert answers is not None and questions is not None
     with live.turn:
@@ -85,7 +99,10 @@ def request(live: Live, what: dict[str, Any], *, timeout: float = PATIENCE) -> d
             questions.flush()
             if not select.select([answers], [], [], timeout)[0]:
                 live.process.kill()
-                raise MachineError(f"the models of {live.run} gave no answer in {timeout:g} s and were stopped; start them again and ask for less")
+                raise MachineError(
+                    f"the models of {live.run} gave no answer in {timeout:g} s and were stopped; start them "
+                    "again and ask for less"
+                )
             line = answers.readline()
         except (BrokenPipeError, ValueError) as error:  # its end is closed, or ours is
             raise MachineError(_ended(live)) from error
@@ -104,7 +121,10 @@ def _ended(live: Live) -> str:
     live.process.wait()  # so that `is_running` tells the truth from here on
     live.said.seek(0)
     lines = live.said.read().decode("utf-8", errors="replace").strip().splitlines()
-    return f"the process with the models of {live.run} has ended ({lines[-1] if lines else 'it said nothing'}); start them again"
+    return (
+        f"the process with the models of {live.run} has ended "
+        f"({lines[-1] if lines else 'it said nothing'}); start them again"
+    )
 
 
 def stop(live: Live) -> None:

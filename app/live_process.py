@@ -1,7 +1,9 @@
-"""The models of one run, asked live: JSON lines in on stdin, one line of answer each on stdout. Run as `python app/live_process.py RUN`.
+"""The models of one run, asked live: JSON lines in on stdin, one line of answer each on stdout. Run as
+`python app/live_process.py RUN`.
 
-`{"do": "models"}` says which models are there; `{"do": "ask", ...}` (the fields of `Ask`) asks all of them; `{"do": "end"}` ends. What the
-asker can mend comes back as `{"error": one line}`. The end of stdin ends the process too, so it never outlives the one who asks.
+`{"do": "models"}` says which models are there; `{"do": "ask", ...}` (the fields of `Ask`) asks all of them;
+`{"do": "end"}` ends. What the asker can mend comes back as `{"error": one line}`. The end of stdin ends the
+process too, so it never outlives the one who asks.
 """
 
 from __future__ import annotations
@@ -18,18 +20,21 @@ from typing import IO, Any, NamedTuple
 import torch
 from pydantic import Field, ValidationError
 
-from mechlens import commands, measure, models, records
-from mechlens.command_lines import resume_command
-from mechlens.errors import MechlensError, SpecError, one_line
-from mechlens.experiment import Arm, Experiment
+from mechlens.cli import commands
+from mechlens.core.command_lines import resume_command
+from mechlens.core.errors import MechlensError, SpecError, one_line
+from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.remedies import remedy
+from mechlens.core.spec import AskSpec, Spec, explain
+from mechlens.core.traits import TraitFamily
+from mechlens.lenses import run as measure
 from mechlens.lenses.directions import added
+from mechlens.models import loading
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
 from mechlens.pipeline.distill import checkpoints
-from mechlens.pipeline.run import teacher_name
-from mechlens.remedies import remedy
-from mechlens.spec import AskSpec, Spec, explain
-from mechlens.traits import TraitFamily
+from mechlens.runs import records
+from mechlens.runs.plan import teacher_name
 
 MODELS = ("base", "teacher", "control", "student")
 TOP = 10
@@ -65,7 +70,7 @@ class Opened(NamedTuple):
 class Asked(NamedTuple):
     """One model with the system line that it is asked with."""
 
-    loaded: models.Loaded
+    loaded: loading.Loaded
     base: str
     system: str | None
     vector: torch.Tensor | None = None
@@ -99,7 +104,10 @@ def place(run: Opened, name: str, student: int) -> Path | None:
     else:
         whose = arm if name == "student" else run.experiment.control_of(arm)
         student_folder = run.folder / "students" / whose.name / f"s{student}"
-        kind, folder = "finetuned", next(iter([at for _, at in checkpoints(student_folder)][-1:]), student_folder)
+        kind, folder = (
+            "finetuned",
+            next(iter([at for _, at in checkpoints(student_folder)][-1:]), student_folder),
+        )
     if kind == "finetuned" and not any(folder.glob("*.safetensors")):
         raise SpecError(f"no weights in {folder}; copy them there, or {remedy(folder)}")
     return folder
@@ -112,20 +120,26 @@ def model_of(run: Path, name: str, student: int) -> Asked:
     folder, arm = place(held, name, student), held.arm
     system = held.experiment.system if arm.asked_with is None else arm.asked_with
     if folder is None:
-        return Asked(models.load(arm.base), arm.base, system)
+        return Asked(loading.load(arm.base), arm.base, system)
     if name == "teacher":
         teacher = teach.load_teacher(folder, base=arm.writer)
         line = system if teacher.system == teacher.plain else teacher.system
-        return Asked(models.Loaded(teacher.model, teacher.tokenizer), arm.writer, line, teacher.vector, teacher.layer)
-    return Asked(models.load_trained(arm.base, folder), arm.base, system)
+        return Asked(
+            loading.Loaded(teacher.model, teacher.tokenizer), arm.writer, line, teacher.vector, teacher.layer
+        )
+    return Asked(loading.load_trained(arm.base, folder), arm.base, system)
 
 
 @cache
 def direction(run: Path, layer: int) -> torch.Tensor:
-    """The trait's direction in the base behind one block: with the trait's system line minus without, mean over the practice probes."""
+    """The trait's direction in the base behind one block: with the trait's system line minus without, mean
+    over the practice probes.
+    """
     held, base = opened(run), model_of(run, "base", 0)
     probes, line = held.family.probes.development, held.family.system_prompt(held.arm.trait)
-    return teach.trait_vector(base.loaded, teach.Lessons(held.arm.trait, probes, (), line), layer=layer, plain=base.system)
+    return teach.trait_vector(
+        base.loaded, teach.Lessons(held.arm.trait, probes, (), line), layer=layer, plain=base.system
+    )
 
 
 def listing(run: Path) -> dict[str, Any]:
@@ -140,9 +154,26 @@ def listing(run: Path) -> dict[str, Any]:
                 seeds.append(seed)
             except SpecError as error:
                 reason = one_line(str(error))
-        found.append({"name": name, "there": bool(seeds), "reason": reason or None, "seeds": seeds if name in ("control", "student") else []})
-    about = {"arm": held.arm.name, "control": held.experiment.control_of(held.arm).name, "base": held.arm.base, "trait": held.arm.trait}
-    return {"models": found, "layers": models.size_of(held.arm.base).layers, "family": list(held.family.names), **about}
+        found.append(
+            {
+                "name": name,
+                "there": bool(seeds),
+                "reason": reason or None,
+                "seeds": seeds if name in ("control", "student") else [],
+            }
+        )
+    about = {
+        "arm": held.arm.name,
+        "control": held.experiment.control_of(held.arm).name,
+        "base": held.arm.base,
+        "trait": held.arm.trait,
+    }
+    return {
+        "models": found,
+        "layers": loading.size_of(held.arm.base).layers,
+        "family": list(held.family.names),
+        **about,
+    }
 
 
 def answer(run: Path, asked: Ask) -> dict[str, Any]:
@@ -151,42 +182,77 @@ def answer(run: Path, asked: Ask) -> dict[str, Any]:
     student = held.experiment.seeds[0] if asked.student is None else asked.student
     if student not in held.experiment.seeds:
         raise SpecError(f"no student of seed {student}; expected one of {list(held.experiment.seeds)}")
-    depth = models.size_of(held.arm.base).layers
+    depth = loading.size_of(held.arm.base).layers
     if asked.layer >= depth:
         raise SpecError(f"layer is {asked.layer}; {held.arm.base} has layers 0 to {depth - 1}")
     along, about = None, None
     if asked.amount:
         along = direction(run, asked.layer)
         line = held.family.system_prompt(held.arm.trait)
-        what = f"resid_post {asked.layer} of the base at the last prompt token, with the system line {line!r} minus without it"
-        about = {"what": what, "norm": float(along.norm()), "prompts": len(held.family.probes.development), "layer": asked.layer}
+        what = (
+            f"resid_post {asked.layer} of the base at the last prompt token, with the system line "
+            f"{line!r} minus without it"
+        )
+        about = {
+            "what": what,
+            "norm": float(along.norm()),
+            "prompts": len(held.family.probes.development),
+            "layer": asked.layer,
+        }
     said = []
     for name in MODELS:
         try:
             one = model_of(run, name, student if name in ("control", "student") else 0)
             if along is not None and one.base != held.arm.base:
-                raise SpecError(f"the direction is one of {held.arm.base}; this model is of {one.base}, so nothing can be added to it")
+                raise SpecError(
+                    f"the direction is one of {held.arm.base}; this model is of {one.base}, so nothing can "
+                    "be added to it"
+                )
             said.append({"name": name, "there": True, "reason": None} | one_answer(held, one, asked, along))
         except MechlensError as error:
             if name == "base":  # what it refuses, all refuse
                 raise
             said.append({"name": name, "there": False, "reason": one_line(str(error))})
-    return {"models": said, "trait": held.arm.trait, "direction": about, **asked.model_dump(), "student": student}
+    return {
+        "models": said,
+        "trait": held.arm.trait,
+        "direction": about,
+        **asked.model_dump(),
+        "student": student,
+    }
 
 
 def one_answer(held: Opened, one: Asked, asked: Ask, along: torch.Tensor | None) -> dict[str, Any]:
     """Sampled answers, the likeliest next tokens, and how the trait stands among its family."""
     family, loaded = held.family, one.loaded
     forms = {name: family.forms_of(name) for name in family.names}
-    spec = AskSpec(samples=asked.samples, temperature=asked.temperature, max_new_tokens=held.experiment.ask.max_new_tokens)
+    spec = AskSpec(
+        samples=asked.samples,
+        temperature=asked.temperature,
+        max_new_tokens=held.experiment.ask.max_new_tokens,
+    )
     named = family.scorer != "judge"
-    questions = asking.Questions(forms, [asked.question], spec, system=one.system, opening=family.opening, named=named)
-    prompt = asking.encode_questions(loaded, questions)[0] + asking.token_ids(loaded.tokenizer, [family.opening])[0]
+    questions = asking.Questions(
+        forms, [asked.question], spec, system=one.system, opening=family.opening, named=named
+    )
+    prompt = (
+        asking.encode_questions(loaded, questions)[0]
+        + asking.token_ids(loaded.tokenizer, [family.opening])[0]
+    )
     room = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and len(prompt) + spec.max_new_tokens > room:
-        raise SpecError(f"the question makes a prompt of {len(prompt)} tokens; this base has room for {room - spec.max_new_tokens}; shorten it")
-    writing = nullcontext() if one.vector is None else models.steered(loaded.model, one.vector, layer=one.layer)
-    pushing = nullcontext() if along is None else added(loaded.model, along, layer=asked.layer, strength=asked.amount)
+        raise SpecError(
+            f"the question makes a prompt of {len(prompt)} tokens; this base has room for "
+            f"{room - spec.max_new_tokens}; shorten it"
+        )
+    writing = (
+        nullcontext() if one.vector is None else loading.steered(loaded.model, one.vector, layer=one.layer)
+    )
+    pushing = (
+        nullcontext()
+        if along is None
+        else added(loaded.model, along, layer=asked.layer, strength=asked.amount)
+    )
     with writing, pushing:
         drawn = asking.answers(loaded, questions, seed=asked.seed)
         likely = asking.likelihoods(loaded, questions)
@@ -195,14 +261,19 @@ def one_answer(held: Opened, one: Asked, asked: Ask, along: torch.Tensor | None)
         {"token": loaded.tokenizer.decode([token]), "probability": probability}
         for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
-    answers = [{"text": text, "label": label if isinstance(label, str) else None} for text, label in zip(drawn["text"], drawn["label"], strict=True)]
+    answers = [
+        {"text": text, "label": label if isinstance(label, str) else None}
+        for text, label in zip(drawn["text"], drawn["label"], strict=True)
+    ]
     return {"system": one.system, "answers": answers, "tokens": tokens} | standing(
         dict(zip(likely["name"], likely["probability"], strict=True)), held
     )
 
 
 def standing(probability: dict[str, float], held: Opened) -> dict[str, Any]:
-    """Probability of a next token that starts the trait's name, and its place among the family's; null where none can be told apart."""
+    """Probability of a next token that starts the trait's name, and its place among the family's; null where
+    none can be told apart.
+    """
     scored = {name: value for name, value in probability.items() if math.isfinite(value)}
     ours = scored.get(held.arm.trait)
     rank = None if ours is None else 1 + sum(value > ours for value in scored.values())
@@ -219,7 +290,9 @@ def reply(run: Path, line: str) -> dict[str, Any] | None:
             return None
         if request["do"] == "models":
             return listing(run)
-        return answer(run, Ask.model_validate({name: value for name, value in request.items() if name != "do"}))
+        return answer(
+            run, Ask.model_validate({name: value for name, value in request.items() if name != "do"})
+        )
     except ValidationError as error:
         return {"error": one_line(explain(error))}
     except (json.JSONDecodeError, RecursionError) as error:

@@ -1,4 +1,6 @@
-"""A lens's panel, from what it said of itself: question, sentence, its own figure, caveat; or the command that reads it."""
+"""A lens's panel, from what it said of itself: question, sentence, its own figure, caveat; or the command
+that reads it.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,34 @@ import charts
 import data
 import panels
 from data import Run
-from mechlens import figures
+from mechlens.results import figures
 
-PLACES = ("probe/last", "probe/template", "probe/content", "carrier/last", "carrier/template", "carrier/content", "carrier/completion")
-MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+PLACES = (
+    "probe/last",
+    "probe/template",
+    "probe/content",
+    "carrier/last",
+    "carrier/template",
+    "carrier/content",
+    "carrier/completion",
+)
+MODULES = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 """of a block, as a reader meets them"""
 CAUSAL = ("causal",)
 """lenses that change the model and look what becomes of the trait; all others describe"""
 
 
 def found(run: Run, name: str) -> tuple[dict[str, Any], pd.DataFrame] | None:
-    """What the lens is and its reading of the arm chosen; None, with the reason on the page, where it was not read.
+    """What the lens is and its reading of the arm chosen; None, with the reason on the page, where it was not
+    read.
 
     Raises:
         DataError: if its table is damaged.
@@ -49,7 +68,10 @@ def caption(lens: dict[str, Any], frame: pd.DataFrame) -> str:
     null = "grey: where 95 % of the null lies; " if frame["null_low"].notna().any() else ""
     kind = "Causal" if lens["name"] in CAUSAL else "Descriptive"
     drawn = f"at most {figures.MOST_BARS} bars a figure, the table has all; "
-    return f"{kind}. {students}{lens['rows']} rows at most; 95 % intervals; {null}{drawn}against {lens['against']}. {lens['caveat']}"
+    return (
+        f"{kind}. {students}{lens['rows']} rows at most; 95 % intervals; {null}{drawn}against "
+        f"{lens['against']}. {lens['caveat']}"
+    )
 
 
 def code(run: Run, lens: dict[str, Any], shows: Sequence[Sequence[str]]) -> str:
@@ -58,7 +80,8 @@ def code(run: Run, lens: dict[str, Any], shows: Sequence[Sequence[str]]) -> str:
     return (
         "from pathlib import Path\nfrom mechlens import figures, tables\n"
         f"frame = tables.read(Path({str(place)!r}), tables.READINGS)\n"
-        f"own = (frame['arm'] == {lens['arm']!r}) | ((frame['arm'] == {lens['against']!r}) & (frame['against'] == {lens['arm']!r}))\n"
+        f"own = (frame['arm'] == {lens['arm']!r}) | ((frame['arm'] == {lens['against']!r}) & "
+        f"(frame['against'] == {lens['arm']!r}))\n"
         f"frame = frame[own]\nchart = figures.reading(frame, {[tuple(one) for one in shows]!r})\n"
     )
 
@@ -72,7 +95,9 @@ def panel(run: Run, name: str, *, title: str = "") -> None:
     st.caption(panels.plain_markdown(lens["asks"]))
     shows = [one for one in lens["shows"] if one[1] != "points"]
     chart = figures.reading(frame, shows)
-    shown = cast(pd.DataFrame, frame[frame["quantity"].isin([quantity for quantity, _ in shows])]).dropna(axis="columns", how="all")
+    shown = cast(pd.DataFrame, frame[frame["quantity"].isin([quantity for quantity, _ in shows])]).dropna(
+        axis="columns", how="all"
+    )
     panels.panel(
         f"lens-{name}",
         title or name.title(),
@@ -92,21 +117,39 @@ def places(known: pd.Series) -> list[str]:
 
 
 def over_layers(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """Summary rows of one quantity that has layers and places: place, layer, name, estimate, low, high, null_low, null_high."""
+    """Summary rows of one quantity that has layers and places: place, layer, name, estimate, low, high,
+    null_low, null_high.
+    """
     own = frame[(frame["quantity"] == quantity) & frame["seed"].isna() & frame["layer"].notna()]
     columns = ["place", "layer", "name", "estimate", "low", "high", "null_low", "null_high", "n", "p_value"]
-    return cast(pd.DataFrame, own[columns]).astype({"place": str, "name": str, "layer": int}).reset_index(drop=True)
+    return (
+        cast(pd.DataFrame, own[columns])
+        .astype({"place": str, "name": str, "layer": int})
+        .reset_index(drop=True)
+    )
 
 
-def whole(frame: pd.DataFrame, names: Sequence[str], layers: Sequence[int], places: Sequence[str]) -> pd.DataFrame:
-    """The frame with a row for every layer and place, null where nothing was read, and whether a cell lies inside its null."""
+def whole(
+    frame: pd.DataFrame, names: Sequence[str], layers: Sequence[int], places: Sequence[str]
+) -> pd.DataFrame:
+    """The frame with a row for every layer and place, null where nothing was read, and whether a cell lies
+    inside its null.
+    """
     index = pd.MultiIndex.from_product([names, layers, places], names=["name", "layer", "place"])
-    full = frame.drop_duplicates(["name", "layer", "place"]).set_index(["name", "layer", "place"]).reindex(index).reset_index()
+    full = (
+        frame.drop_duplicates(["name", "layer", "place"])
+        .set_index(["name", "layer", "place"])
+        .reindex(index)
+        .reset_index()
+    )
     return full.assign(faded=(full["estimate"] >= full["null_low"]) & (full["estimate"] <= full["null_high"]))
 
 
-def profile(frame: pd.DataFrame, title: str, across: str = "layer", *, said: str = "", log: bool = False) -> Any:
-    """One measure over layers, or over another column in numbers, a line a name with its interval, the null as a band.
+def profile(
+    frame: pd.DataFrame, title: str, across: str = "layer", *, said: str = "", log: bool = False
+) -> Any:
+    """One measure over layers, or over another column in numbers, a line a name with its interval, the null
+    as a band.
 
     Args:
         frame: as `over_layers`, of one place.
@@ -114,7 +157,11 @@ def profile(frame: pd.DataFrame, title: str, across: str = "layer", *, said: str
         log: both axes, for a spectrum.
     """
     alt = charts.alt
-    kinds = frame.assign(kind=frame["name"].map({"student": "trait", "control": "control", "teacher": "teacher"}).fillna("base"))
+    kinds = frame.assign(
+        kind=frame["name"]
+        .map({"student": "trait", "control": "control", "teacher": "teacher"})
+        .fillna("base")
+    )
     scale = alt.Scale(type="log") if log else alt.Scale()
     x = (
         alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
@@ -132,7 +179,13 @@ def profile(frame: pd.DataFrame, title: str, across: str = "layer", *, said: str
     line = (
         alt.Chart(kinds.dropna(subset="estimate"))
         .mark_line()
-        .encode(x=x, y=y, color=told["color"], strokeDash=charts.dashes("kind", kinds["kind"]), detail=alt.Detail("name:N"))
+        .encode(
+            x=x,
+            y=y,
+            color=told["color"],
+            strokeDash=charts.dashes("kind", kinds["kind"]),
+            detail=alt.Detail("name:N"),
+        )
     )
     dots = (
         alt.Chart(kinds.dropna(subset="estimate"))
@@ -140,7 +193,11 @@ def profile(frame: pd.DataFrame, title: str, across: str = "layer", *, said: str
         .encode(
             x=x,
             y=y,
-            tooltip=[alt.Tooltip(name) for name in ("name", across, "estimate", "low", "high", "null_low", "null_high") if name in kinds],
+            tooltip=[
+                alt.Tooltip(name)
+                for name in ("name", across, "estimate", "low", "high", "null_low", "null_high")
+                if name in kinds
+            ],
             **told,
         )
     )

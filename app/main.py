@@ -1,4 +1,6 @@
-"""The explorer: what a run, an audit or the bench found, to be looked at. `streamlit run app/main.py -- RUNS`; reads tables only, never torch."""
+"""The explorer: what a run, an audit or the bench found, to be looked at. `streamlit run app/main.py --
+RUNS`; reads tables only, never torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import data
 import frame
 import panels
 import state
-from mechlens.errors import MechlensError, one_line
+from mechlens.core.errors import MechlensError, one_line
 
 PAGES = {
     "": ("overview", "transmission"),
@@ -27,14 +29,23 @@ TITLES = {"rows": "Data and screen", "live": "Live model"}
 
 def main() -> None:
     """Everything that is on every page, then the page."""
-    disable_debug_mode()  # charts are checked as a whole when they are sent, not every part of them as it is made
+    # charts are checked as a whole when they are sent, not every part of them as it is made
+    disable_debug_mode()
     state.begin()  # before any widget: only here is the link as it came
     st.set_page_config(page_title="mechlens", layout="wide", initial_sidebar_state="expanded")
     root = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
     st.session_state["root"] = root
     here = Path(__file__).parent / "views"
     pages = {
-        part: [st.Page(here / f"{name}.py", title=TITLES.get(name, name.title()), url_path=name, default=name == "overview") for name in names]
+        part: [
+            st.Page(
+                here / f"{name}.py",
+                title=TITLES.get(name, name.title()),
+                url_path=name,
+                default=name == "overview",
+            )
+            for name in names
+        ]
         for part, names in PAGES.items()
     }
     page = st.navigation(pages, expanded=True)
@@ -46,7 +57,11 @@ def main() -> None:
         try:
             run = data.opened(name, index[name])
         except (MechlensError, OSError) as error:
-            st.error(panels.plain_markdown(f"{name} cannot be opened: {one_line(str(error))}. Choose another run in the side bar."))
+            st.error(
+                panels.plain_markdown(
+                    f"{name} cannot be opened: {one_line(str(error))}. Choose another run in the side bar."
+                )
+            )
     frame.draw(run, root, version("mechlens"))
     st.session_state["opened"] = run
     page.run()

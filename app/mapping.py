@@ -1,13 +1,15 @@
-"""A suspect file with columns of its own names, as a file of pairs: two columns are chosen, every row is kept or refused by its number."""
+"""A suspect file with columns of its own names, as a file of pairs: two columns are chosen, every row is kept
+or refused by its number.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mechlens import containers, corpus
-from mechlens.errors import DataError
-from mechlens.fields import Fields
-from mechlens.spec import fingerprint
+from mechlens.core.errors import DataError
+from mechlens.core.spec import fingerprint
+from mechlens.data import corpus, formats
+from mechlens.data.fields import Fields
 
 
 def readable(path: Path) -> str:
@@ -23,9 +25,9 @@ def columns(path: Path) -> list[str]:
     """The columns of texts that a file offers.
 
     Raises:
-        DataError: if it is of no form that `mechlens.containers` reads.
+        DataError: if it is of no form that `mechlens.data.formats` reads.
     """
-    return containers.text_fields_of(path)
+    return formats.text_fields_of(path)
 
 
 def mapped(path: Path, prompt: str, completion: str) -> Path:

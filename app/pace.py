@@ -31,10 +31,12 @@ class Progress(NamedTuple):
 
 
 def measured(path: Path, *, until: str | None, running: bool) -> Progress | None:
-    """What the progress file of a job says at the time `until` (by default its last line's), or None before it says anything.
+    """What the progress file of a job says at the time `until` (by default its last line's), or None before
+    it says anything.
 
-    A command may work through several lists of steps; this is about the present one. The range of the time left lies between the pace since
-    the start and the pace of the latter half, and a quarter beyond: steps differ in length.
+    A command may work through several lists of steps; this is about the present one. The range of the time
+    left lies between the pace since the start and the pace of the latter half, and a quarter beyond: steps
+    differ in length.
     """
     lines = _lines(path)
     first = max((number for number, line in enumerate(lines) if not line["step"]), default=None)
@@ -84,7 +86,9 @@ def _fractions(lines: Sequence[dict[str, Any]]) -> list[float]:
     return found
 
 
-def _left(times: Sequence[float], fractions: Sequence[float], seconds: float) -> tuple[float | None, float | None]:
+def _left(
+    times: Sequence[float], fractions: Sequence[float], seconds: float
+) -> tuple[float | None, float | None]:
     """Least and most seconds that the rest may take; (None, None) before a second line."""
     middle = max((place for place, at in enumerate(times) if at <= seconds / 2), default=0)
     gained = [(fractions[-1] - fractions[place], seconds - times[place]) for place in (0, middle)]

@@ -1,4 +1,6 @@
-"""One panel, the same everywhere: a sentence, a chart, its caption, and the ways out (CSV, figure, code, table); and the states a panel can be in."""
+"""One panel, the same everywhere: a sentence, a chart, its caption, and the ways out (CSV, figure, code,
+table); and the states a panel can be in.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,15 @@ import streamlit as st
 import charts
 import plain
 from data import Run
-from mechlens import figures
-from mechlens.command_lines import command_line, resume_command
-from mechlens.errors import MechlensError, one_line
+from mechlens.core.command_lines import command_line, resume_command
+from mechlens.core.errors import MechlensError, one_line
+from mechlens.results import figures
 
 LOG = logging.getLogger("mechlens.app")
 AROUND = 120
-"""pixels of axis and legend: Streamlit takes them out of a chart's height, and would leave half of it for the marks"""
+"""pixels of axis and legend: Streamlit takes them out of a chart's height, and would leave half of it for the
+marks
+"""
 
 
 def panel(
@@ -39,9 +43,11 @@ def panel(
     at_once: Callable[[Any], object] | None = None,
     heading: bool = True,
 ) -> dict[str, Any]:
-    """Draw a panel; returns the selections of the chart by name (empty where `select` is None or nothing was picked).
+    """Draw a panel; returns the selections of the chart by name (empty where `select` is None or nothing was
+    picked).
 
-    A selection stays on its chart. What a click is to *do* is done once: `fresh` says whether it is a new one.
+    A selection stays on its chart. What a click is to *do* is done once: `fresh` says whether it is a new
+    one.
 
     Args:
         key: its name in exports and in session state.
@@ -54,7 +60,9 @@ def panel(
         heading: whether the title is drawn; it is said to readers of the screen in any case.
     """
     if heading:
-        st.subheader(plain_markdown(title), help=f"Defined on page Methods under “{about}”." if about else None)
+        st.subheader(
+            plain_markdown(title), help=f"Defined on page Methods under “{about}”." if about else None
+        )
     if sentence:
         st.text(sentence)
     picked: Any = None
@@ -72,22 +80,32 @@ def panel(
                 options["height"] = high + AROUND + (0 if part.title is alt.Undefined else 70)
             else:
                 options.pop("height", None)
-            # Streamlit lets the outermost labels lean inwards: on a list of names the first would stand beside the second's mark
+            # Streamlit lets the outermost labels lean inwards: on a list of names the first would stand
+            # beside the second's mark
             part = charts.on_dark(part) if st.context.theme.type == "dark" else part
-            picked = st.altair_chart(part.configure_axisY(labelFlush=False), alt=told, **options | ({"key": f"{own}-{number}"} if number else {}))
+            picked = st.altair_chart(
+                part.configure_axisY(labelFlush=False),
+                alt=told,
+                **options | ({"key": f"{own}-{number}"} if number else {}),
+            )
     if caption:
         st.caption(plain_markdown(caption))
     _ways_out(
         key,
         chart,
         frame,
-        code or f"import pandas as pd\n\nframe = pd.read_csv({f'{key}.csv'!r})  # what “Data (CSV)” beside this gives\nprint(frame)",
+        code
+        or (
+            f"import pandas as pd\n\nframe = pd.read_csv({f'{key}.csv'!r})  # what “Data (CSV)” beside this "
+            "gives\nprint(frame)"
+        ),
     )
     return dict(picked["selection"]) if select and picked else {}
 
 
 def _own(key: str) -> str:
-    return f"chart-{key}-{st.session_state.get('run')}-{st.session_state.get('arm')}"  # what was clicked in one run says nothing of another
+    # what was clicked in one run says nothing of another
+    return f"chart-{key}-{st.session_state.get('run')}-{st.session_state.get('arm')}"
 
 
 def picked_on(key: str, select: str) -> Any:
@@ -97,7 +115,9 @@ def picked_on(key: str, select: str) -> Any:
 
 
 def _parts(chart: Any) -> list[Any]:
-    """The charts that stand below each other in one: as one they would keep their width, and a narrow window would cut them off."""
+    """The charts that stand below each other in one: as one they would keep their width, and a narrow window
+    would cut them off.
+    """
     if not isinstance(chart, alt.VConcatChart):
         return [chart]
     shared = {} if chart.data is alt.Undefined else {"data": chart.data}
@@ -107,7 +127,8 @@ def _parts(chart: Any) -> list[Any]:
 def fresh(key: str, picked: Any) -> bool:
     """Whether something is picked there that was not picked when this was last asked.
 
-    What was clicked stays clicked: taken as a wish each time, it would undo whatever was chosen since elsewhere.
+    What was clicked stays clicked: taken as a wish each time, it would undo whatever was chosen since
+    elsewhere.
     """
     seen = st.session_state.setdefault("seen", {})
     new = bool(picked) and picked != seen.get(key)
@@ -118,7 +139,13 @@ def fresh(key: str, picked: Any) -> bool:
 def _ways_out(key: str, chart: Any, frame: pd.DataFrame, code: str) -> None:
     with st.container(horizontal=True):
         st.download_button(
-            "Data (CSV)", lambda: plain.csv(frame), file_name=f"{key}.csv", mime="text/csv", key=f"csv-{key}", on_click="ignore", type="tertiary"
+            "Data (CSV)",
+            lambda: plain.csv(frame),
+            file_name=f"{key}.csv",
+            mime="text/csv",
+            key=f"csv-{key}",
+            on_click="ignore",
+            type="tertiary",
         )
         if chart is not None:
             st.download_button(
@@ -139,20 +166,31 @@ def _ways_out(key: str, chart: Any, frame: pd.DataFrame, code: str) -> None:
 
 
 def plain_markdown(text: str) -> str:
-    """A generated sentence where Streamlit reads Markdown: signs that mean something there are taken literally."""
+    """A generated sentence where Streamlit reads Markdown: signs that mean something there are taken
+    literally.
+    """
     return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>#|$~!:" else sign for sign in text)
 
 
 @contextmanager
 def guarded(title: str) -> Iterator[None]:
-    """A panel that cannot be drawn says so in one sentence; the page goes on, and the traceback goes to the log alone."""
+    """A panel that cannot be drawn says so in one sentence; the page goes on, and the traceback goes to the
+    log alone.
+    """
     try:
         yield
     except (MechlensError, OSError, LookupError, ValueError, TypeError, ArithmeticError) as error:
         mark = secrets.token_hex(3)
         LOG.exception("panel %r failed (%s)", title, mark)
         known = isinstance(error, (MechlensError, OSError))
-        why = one_line(str(error)) if known else f"a file that it reads is not as expected, or the explorer has a fault ({type(error).__name__})"
+        why = (
+            one_line(str(error))
+            if known
+            else (
+                "a file that it reads is not as expected, or the explorer has a fault "
+                f"({type(error).__name__})"
+            )
+        )
         st.error(plain_markdown(f"{title} cannot be shown: {why}. The other panels still work."))
         with st.popover(f"Copy details (error {mark})", type="tertiary"):
             st.code(f"error {mark}\n{type(error).__name__}: {one_line(str(error))}", language=None)
@@ -174,7 +212,11 @@ def partial(done: int, wanted: int, what: str) -> None:
 def unfinished(run: Run) -> bool:
     """Say so where a run is unfinished; returns whether it is."""
     if run.summary is None:
-        empty(f"{run.name} is unfinished: its tables are missing or of another spec.", "Finished steps are kept.", resume(run))
+        empty(
+            f"{run.name} is unfinished: its tables are missing or of another spec.",
+            "Finished steps are kept.",
+            resume(run),
+        )
     return run.summary is None
 
 

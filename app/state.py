@@ -1,7 +1,9 @@
-"""What the explorer remembers for one visitor: controls, filter, selection, focus row and pin; all in the URL, and checked when it comes from one.
+"""What the explorer remembers for one visitor: controls, filter, selection, focus row and pin; all in the
+URL, and checked when it comes from one.
 
-Four things are kept apart: the *filter* (which rows are looked at), the *selection* (rows picked on a chart or in a table),
-the *focus* (one row) and the *pin* (one row kept beside it). A selection travels in a link by the hash of a slice on disk, never as a list.
+Four things are kept apart: the *filter* (which rows are looked at), the *selection* (rows picked on a chart
+or in a table), the *focus* (one row) and the *pin* (one row kept beside it). A selection travels in a link by
+the hash of a slice on disk, never as a list.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from urllib.parse import urlencode
 import pandas as pd
 import streamlit as st
 
-from mechlens import machine, store
-from mechlens.errors import DataError
+from mechlens.core import machine
+from mechlens.core.errors import DataError
+from mechlens.core.json_files import read_json, write_json
 
 VERSION = "1"
 """of the URL's keys"""
@@ -39,10 +42,15 @@ def begin() -> None:
     here = {name: st.query_params[name] for name in st.query_params}
     new = here != st.session_state.get("written") and bool(here)
     st.session_state["asked"] = {name: value[:LONGEST] for name, value in here.items()} if new else {}
-    for name in [name for name in st.session_state if str(name).startswith("set-")]:  # of a chart that was clicked in the last run
+    for name in [
+        name for name in st.session_state if str(name).startswith("set-")
+    ]:  # of a chart that was clicked in the last run
         st.session_state["asked"][str(name).removeprefix("set-")] = str(st.session_state.pop(name))
     if st.session_state["asked"].get("v", VERSION) != VERSION:
-        warn(f"This link was made by another version of the explorer ({st.session_state['asked']['v']!r}); what it names may differ")
+        warn(
+            f"This link was made by another version of the explorer ({st.session_state['asked']['v']!r}); "
+            "what it names may differ"
+        )
 
 
 def warn(sentence: str) -> None:
@@ -51,11 +59,16 @@ def warn(sentence: str) -> None:
 
 
 def choose(name: str, options: Sequence[Any], default: Any = None) -> Any:
-    """The control's value: what the URL asks for if it is an option, else what its widget says or was chosen before, else the default.
+    """The control's value: what the URL asks for if it is an option, else what its widget says or was chosen
+    before, else the default.
 
-    Says when it drops one. A value is kept under its plain name, its widget's under `w-<name>`: widgets' own state may go with their page.
+    Says when it drops one. A value is kept under its plain name, its widget's under `w-<name>`: widgets' own
+    state may go with their page.
     """
-    asked, value = st.session_state["asked"].get(name), st.session_state.get(f"w-{name}", st.session_state.get(name))
+    asked, value = (
+        st.session_state["asked"].get(name),
+        st.session_state.get(f"w-{name}", st.session_state.get(name)),
+    )
     fallback = default if default in options else (options[0] if options else None)
     if asked is not None:
         known = {str(option): option for option in options}
@@ -94,18 +107,27 @@ def take_rows(known: Iterable[str]) -> None:
     if "slice" in asked:
         st.session_state["slice"] = asked["slice"] if _SLICE.fullmatch(asked["slice"]) else ""
         if asked["slice"] and not st.session_state["slice"]:
-            warn(f"The link's slice {asked['slice']!r} is no slice's name (ten hexadecimal digits); all rows are shown")
+            warn(
+                f"The link's slice {asked['slice']!r} is no slice's name (ten hexadecimal digits); all rows "
+                "are shown"
+            )
 
 
 def permalink(digest: str) -> dict[str, str]:
     """Every value that is on the page, defaults too, with the version of the keys and the data's hash."""
     kept = {name: str(st.session_state.get(name, "")) for name in (*CONTROLS, *ROW_KEYS)}
-    return {name: value for name, value in kept.items() if value not in ("", "None")} | {"d": digest, "v": VERSION}
+    return {name: value for name, value in kept.items() if value not in ("", "None")} | {
+        "d": digest,
+        "v": VERSION,
+    }
 
 
 def write_url(values: dict[str, str]) -> None:
     """Leave the permalink in the address bar, once."""
-    if st.session_state.get("written") != values or {name: st.query_params[name] for name in st.query_params} != values:
+    if (
+        st.session_state.get("written") != values
+        or {name: st.query_params[name] for name in st.query_params} != values
+    ):
         st.query_params.from_dict(values)
     st.session_state["written"] = values
 
@@ -121,7 +143,9 @@ def slice_path(root: Path, name: str) -> Path:
 
 
 def slice_name(ids: Iterable[str], digest: str) -> str:
-    """First ten digits of the SHA-256 of the data's digest and the sorted ids: an id names another text in other data."""
+    """First ten digits of the SHA-256 of the data's digest and the sorted ids: an id names another text in
+    other data.
+    """
     return hashlib.sha256("\n".join([digest, *sorted(set(ids))]).encode()).hexdigest()[:10]
 
 
@@ -131,7 +155,7 @@ def save_slice(root: Path, ids: Iterable[str], digest: str) -> str:
     name = slice_name(listed, digest)
     if read_slice(root, name) is None:
         slice_path(root, name).parent.mkdir(parents=True, exist_ok=True)
-        store.write_json(slice_path(root, name), {"data": digest, "ids": listed, "notes": []})
+        write_json(slice_path(root, name), {"data": digest, "ids": listed, "notes": []})
     return name
 
 
@@ -141,7 +165,7 @@ def read_slice(root: Path, name: str) -> dict[str, Any] | None:
     if not _SLICE.fullmatch(name) or not path.is_file():
         return None
     try:
-        return store.read_json(path)
+        return read_json(path)
     except DataError:  # half a file is no slice
         return None
 
@@ -152,8 +176,15 @@ def note(root: Path, name: str, row: str, text: str, author: str) -> None:
         machine.lock(lock)
         found = read_slice(root, name)
         assert found is not None, "a note is kept with a slice that was saved"
-        found["notes"].append({"row": row, "text": text[:1000], "author": author[:80], "time": datetime.now(UTC).isoformat(timespec="seconds")})
-        store.write_json(slice_path(root, name), found)
+        found["notes"].append(
+            {
+                "row": row,
+                "text": text[:1000],
+                "author": author[:80],
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        )
+        write_json(slice_path(root, name), found)
 
 
 def filtered(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
@@ -164,11 +195,16 @@ def filtered(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
     if st.session_state["side"] != "both":
         kept &= frame["side"] == st.session_state["side"]
     if text := st.session_state["text"]:
-        kept &= frame["completion"].str.contains(text, regex=False) | frame["prompt"].str.contains(text, regex=False)
+        kept &= frame["completion"].str.contains(text, regex=False) | frame["prompt"].str.contains(
+            text, regex=False
+        )
     if name := st.session_state["slice"]:
         found = read_slice(root, name)
         if found is None or found["data"] != st.session_state["digest"]:
-            warn(f"There is no slice {name} of this data here: it was saved on another machine, of other rows, or deleted; all rows are shown")
+            warn(
+                f"There is no slice {name} of this data here: it was saved on another machine, of other "
+                "rows, or deleted; all rows are shown"
+            )
             st.session_state["slice"] = ""
         else:
             kept &= frame["id"].isin(found["ids"])

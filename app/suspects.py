@@ -11,8 +11,8 @@ import jobs
 import mapping
 import panels
 import uploads
-from mechlens import spec
-from mechlens.errors import DataError, MechlensError, one_line
+from mechlens.core import spec
+from mechlens.core.errors import DataError, MechlensError, one_line
 
 LEVELS = {
     "rows": "seconds, no model",
@@ -40,14 +40,23 @@ def upload_panel(root: Path) -> None:
             st.file_uploader("suspect data", key="up-data"),
             st.file_uploader("clean reference (the same prompts, an untouched model)", key="up-clean"),
         )
-        level = st.segmented_control("level", list(LEVELS), default="rows", required=True, key="up-level") or "rows"
+        level = (
+            st.segmented_control("level", list(LEVELS), default="rows", required=True, key="up-level")
+            or "rows"
+        )
         st.caption(
-            panels.plain_markdown(f"Level {level}: {LEVELS[level]} on two cores. Nothing leaves this machine, and nothing in the file is run.")
+            panels.plain_markdown(
+                f"Level {level}: {LEVELS[level]} on two cores. Nothing leaves this machine, and nothing in "
+                "the file is run."
+            )
         )
         if given is None:
             return
         try:
-            suspect, reference = (None if one is None else _chosen(root, one, part) for one, part in ((given, "suspect"), (clean, "reference")))
+            suspect, reference = (
+                None if one is None else _chosen(root, one, part)
+                for one, part in ((given, "suspect"), (clean, "reference"))
+            )
         except (MechlensError, OSError) as error:
             st.error(panels.plain_markdown(one_line(str(error))))
             return
@@ -63,16 +72,22 @@ def upload_panel(root: Path) -> None:
 
 
 def _start(root: Path, name: str, suspect: Chosen, reference: Chosen | None, level: str) -> None:
-    """The audit's folder is named by all that it depends on, so that no other audit of the same file writes over it."""
+    """The audit's folder is named by all that it depends on, so that no other audit of the same file writes
+    over it.
+    """
     files = [one.pairs() for one in (suspect, *([reference] if reference else []))]
     told = spec.fingerprint([[str(path) for path in files], level])[:10]
     beside = ["--reference", str(files[1])] if reference else []
     out = root / "audits" / f"{files[0].name[:40]}-{level}-{told}"
-    jobs.start(root, f"audit {name[:60]}", ["audit", str(files[0]), *beside, "--level", level, "--out", str(out)])
+    jobs.start(
+        root, f"audit {name[:60]}", ["audit", str(files[0]), *beside, "--level", level, "--out", str(out)]
+    )
 
 
 def _chosen(root: Path, given: Any, part: str) -> Chosen:
-    """The upload and, where it is no file of pairs as it stands, the columns that are to be its prompts and completions."""
+    """The upload and, where it is no file of pairs as it stands, the columns that are to be its prompts and
+    completions.
+    """
     path = uploads.uploaded(root, given.name, given.getvalue())
     why = mapping.readable(path)
     if not why:

@@ -21,9 +21,17 @@ def power_panel(rows: int) -> None:
     which, left, right = st.columns(3)
     name = which.selectbox("bench", list(data.cards()), key="bench-name")
     card = cast("dict[str, Any]", data.card(name))
-    against = left.selectbox("against", list(card["negatives"]), format_func=lambda one: f"{one}: {card['classes'][one]}", key="bench-negative")
+    against = left.selectbox(
+        "against",
+        list(card["negatives"]),
+        format_func=lambda one: f"{one}: {card['classes'][one]}",
+        key="bench-negative",
+    )
     size = right.select_slider(
-        "rows a decision", [1, 8, 16, 64, 256, 1000], value=max(n for n in (1, 8, 16, 64, 256, 1000) if n <= max(rows, 1)), key="bench-rows"
+        "rows a decision",
+        [1, 8, 16, 64, 256, 1000],
+        value=max(n for n in (1, 8, 16, 64, 256, 1000) if n <= max(rows, 1)),
+        key="bench-rows",
     )
     found = [
         {
@@ -47,7 +55,8 @@ def power_panel(rows: int) -> None:
         f"No detector was scored at {size} rows against {against}."
         if at.empty
         else (
-            f"At {size} rows {at['detector'].iloc[0]} does best against {against}: AUROC {at['auroc'].iloc[0]:.2f} "
+            f"At {size} rows {at['detector'].iloc[0]} does best against {against}: AUROC "
+            f"{at['auroc'].iloc[0]:.2f} "
             f"{_span(at.iloc[0])}; it catches {at['at 1 %'].iloc[0]:.0%} at 1 % false "
             f"alarms, {at['at 5 %'].iloc[0]:.0%} at 5 %."
         )
@@ -59,10 +68,14 @@ def power_panel(rows: int) -> None:
         table,
         sentence=sentence,
         caption=(
-            f"Bench {card['bench']}, held-out traits: {card['suspects']} made data sets; intervals by bootstrap over suspects. "
-            f"Dashed lines are floors. The vertical line: {rows:,} rows in this audit. One row alone is near chance: never accuse single rows."
+            f"Bench {card['bench']}, held-out traits: {card['suspects']} made data sets; intervals by "
+            "bootstrap over suspects. "
+            f"Dashed lines are floors. The vertical line: {rows:,} rows in this audit. One row alone is near "
+            "chance: never accuse single rows."
         ),
-        code=f"import json\ncard = json.load(open('analyses/bench/{name}/card.json'))\nprint(card['detectors'][0]['held out']['provenance'])",
+        code="import json\ncard = "
+        f"json.load(open('analyses/bench/{name}/card.json'))\nprint(card['detectors'][0]['held "
+        "out']['provenance'])",
         about="Bench",
     )
     dose_panel(card)
@@ -76,7 +89,14 @@ def dose_panel(card: dict[str, Any]) -> None:
         return
     listed = pd.DataFrame(
         [
-            {"name": in_words(way, card), "estimate": cell["rate"], "low": cell["low"], "high": cell["high"], "hits": cell["hits"], "of": cell["of"]}
+            {
+                "name": in_words(way, card),
+                "estimate": cell["rate"],
+                "low": cell["low"],
+                "high": cell["high"],
+                "hits": cell["hits"],
+                "of": cell["of"],
+            }
             for way, cell in ways.items()
             if cell
         ]
@@ -87,13 +107,18 @@ def dose_panel(card: dict[str, Any]) -> None:
         charts.spans(listed, "share named right by twins, of 20 traits", zero=0.05),
         listed,
         sentence=_unnamed(listed),
-        caption="How the teacher was made, and the share of its rows; 256 rows a decision; Clopper-Pearson intervals; dashed: chance.",
+        caption="How the teacher was made, and the share of its rows; 256 rows a decision; Clopper-Pearson "
+        "intervals; dashed: chance.",
         about="Bench",
     )
 
 
 def _span(cell: pd.Series) -> str:
-    return "(too few sets for an interval)" if pd.isna(cell["low"]) else f"[{cell['low']:.2f}, {cell['high']:.2f}]"
+    return (
+        "(too few sets for an interval)"
+        if pd.isna(cell["low"])
+        else f"[{cell['low']:.2f}, {cell['high']:.2f}]"
+    )
 
 
 def _unnamed(listed: pd.DataFrame) -> str:

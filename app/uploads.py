@@ -1,4 +1,6 @@
-"""Files that came from outside: stored where nothing about them, their name least of all, can become a path or an option."""
+"""Files that came from outside: stored where nothing about them, their name least of all, can become a path
+or an option.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def uploaded(root: Path, name: str, data: bytes) -> Path:
 
 
 def safe_name(name: str) -> str:
-    """Letters, digits, `.`, `_` and `-` alone, never first a `-` or `.`, at most 80 signs: neither a path nor an option."""
+    """Letters, digits, `.`, `_` and `-` alone, never first a `-` or `.`, at most 80 signs: neither a path nor
+    an option.
+    """
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[/\\]", name)[-1])
     stem, dot, suffix = plain.rpartition(".")
     if not dot or not suffix or len(suffix) > LONGEST_SUFFIX:

@@ -1,4 +1,6 @@
-"""The explorer in a real browser: a server of its own, a browser, and pages that remember what they asked for and complained of."""
+"""The explorer in a real browser: a server of its own, a browser, and pages that remember what they asked for
+and complained of.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,26 @@ from urllib.request import urlopen
 
 import pytest
 from conditions import APP, ROOT, SHIPPED
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Locator, Page, TimeoutError, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Dialog,
+    Locator,
+    Page,
+    TimeoutError,
+    sync_playwright,
+)
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 SHOTS = ROOT / "build" / "screenshots"
 WAIT = 60_000
 """milliseconds that a page may take on a busy machine"""
@@ -83,10 +101,27 @@ def _serving(script: Path, runs: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port), "--server.fileWatcherType", "none"]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(script),
+        "--server.port",
+        str(port),
+        "--server.fileWatcherType",
+        "none",
+    ]
     with (runs.parent / f"server-{port}.log").open("wb") as log:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen([*command, "--", str(runs)], cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, "--", str(runs)],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         until(lambda: is_healthy(url) or process.poll() is not None)
@@ -131,9 +166,15 @@ def visiting(browser: Browser) -> Iterator[Callable[..., Visit]]:
     """Opens visits, each a visitor of its own, and closes them at the end."""
     contexts: list[BrowserContext] = []
 
-    def opened(server: Server, page: str | None = "overview", *, dark: bool = False, width: int = 1280, **asked: str) -> Visit:
+    def opened(
+        server: Server, page: str | None = "overview", *, dark: bool = False, width: int = 1280, **asked: str
+    ) -> Visit:
         size = {"width": width, "height": 900}
-        contexts.append(browser.new_context(viewport=size, color_scheme="dark" if dark else "light", accept_downloads=True))  # type: ignore[arg-type]
+        contexts.append(
+            browser.new_context(
+                viewport=size, color_scheme="dark" if dark else "light", accept_downloads=True
+            )
+        )  # type: ignore[arg-type]
         visitor = Visit(server, contexts[-1].new_page())
         return visitor if page is None else visitor.go(page, **asked)
 
@@ -161,7 +202,9 @@ class Visit:
         dialog.dismiss()
 
     def _heard(self, message: ConsoleMessage) -> None:
-        known = "/_stcore/" in message.location.get("url", "") and "404" in message.text  # looked for below the page's own path first
+        known = (
+            "/_stcore/" in message.location.get("url", "") and "404" in message.text
+        )  # looked for below the page's own path first
         if message.type == "error" and not known:
             self.complaints.append(f"{message.text} {message.location.get('url', '')}")
 
@@ -177,7 +220,9 @@ class Visit:
 
     def turn(self, page: str) -> Visit:
         """Go to a page by the menu."""
-        self.page.locator(f'[data-testid="stSidebarNavLink"][href$="/{"" if page == "overview" else page}"]').click()
+        self.page.locator(
+            f'[data-testid="stSidebarNavLink"][href$="/{"" if page == "overview" else page}"]'
+        ).click()
         return self.arrive(page)
 
     def arrive(self, page: str) -> Visit:
@@ -219,10 +264,16 @@ class Visit:
 
     def control(self, label: str) -> str:
         """What a control of the side bar shows."""
-        return self.page.get_by_test_id("stSidebar").get_by_role("combobox", name=label, exact=True).input_value()
+        return (
+            self.page.get_by_test_id("stSidebar")
+            .get_by_role("combobox", name=label, exact=True)
+            .input_value()
+        )
 
     def choose(self, label: str, option: str, number: int = 0) -> Visit:
-        """Choose in a list, whether of the side bar or of the page; of several with that label in that one."""
+        """Choose in a list, whether of the side bar or of the page; of several with that label in that
+        one.
+        """
         box = self.page.get_by_role("combobox", name=label, exact=True).nth(number)
         box.scroll_into_view_if_needed()
         for _ in range(5):  # a page that is drawn anew at this moment closes the list
@@ -239,7 +290,12 @@ class Visit:
 
     def until_asked(self, **wanted: str | None) -> Visit:
         """Wait until the address bar holds that (None: holds it no more)."""
-        until(lambda: (self.page.wait_for_timeout(50), all(self.asked().get(name) == value for name, value in wanted.items()))[1])
+        until(
+            lambda: (
+                self.page.wait_for_timeout(50),
+                all(self.asked().get(name) == value for name, value in wanted.items()),
+            )[1]
+        )
         return self.settle()
 
     def chart(self, title: str) -> Locator:
@@ -284,7 +340,11 @@ class Visit:
 
     def is_clean(self) -> bool:
         """No complaint, no dialog, no request to anywhere else."""
-        strangers = [url for url in self.requests if urlsplit(url).scheme not in ("data", "blob", "about") and not is_ours(url, self.server)]
+        strangers = [
+            url
+            for url in self.requests
+            if urlsplit(url).scheme not in ("data", "blob", "about") and not is_ours(url, self.server)
+        ]
         assert not self.complaints, self.complaints
         assert not self.dialogs, self.dialogs
         assert not strangers, strangers

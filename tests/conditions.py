@@ -1,4 +1,6 @@
-"""The conditions that a folder of runs can be in when the explorer opens it, each made from the run that comes with it."""
+"""The conditions that a folder of runs can be in when the explorer opens it, each made from the run that
+comes with it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from mechlens import commands, results, store, tables, traits
+from mechlens.cli import commands
+from mechlens.core import tables, traits
+from mechlens.core.json_files import read_json, write_json
+from mechlens.results import effects as results
 
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "app"
@@ -24,11 +29,13 @@ SCHEMAS: dict[str, Any] = {"answers": tables.ANSWERS, "likelihoods": tables.LIKE
 def rewritten(run: Path) -> None:
     """Effects and summary again from the tables, after tables or spec were changed."""
     experiment = traits.load_experiment(run / "spec.yaml")
-    manifest = store.read_json(run / "manifest.json")
-    store.write_json(run / "manifest.json", manifest | {"experiment": experiment.fingerprint()})
+    manifest = read_json(run / "manifest.json")
+    write_json(run / "manifest.json", manifest | {"experiment": experiment.fingerprint()})
     family = traits.load_family(experiment.family)
     answers, likelihoods = (tables.read(run / f"{name}.parquet", schema) for name, schema in SCHEMAS.items())
-    tables.write(results.effects(experiment, family, answers, likelihoods), tables.EFFECTS, run / "effects.parquet")
+    tables.write(
+        results.effects(experiment, family, answers, likelihoods), tables.EFFECTS, run / "effects.parquet"
+    )
     commands.report(run)
 
 
@@ -48,7 +55,11 @@ def one_seed(runs: Path) -> None:
     (run / "spec.yaml").write_text(yaml.safe_dump(spec | {"seeds": [0]}))
     for name, schema in SCHEMAS.items():
         frame = tables.read(run / f"{name}.parquet", schema)
-        tables.write(cast(pd.DataFrame, frame[frame["seed"].isna() | (frame["seed"] == 0)]), schema, run / f"{name}.parquet")
+        tables.write(
+            cast(pd.DataFrame, frame[frame["seed"].isna() | (frame["seed"] == 0)]),
+            schema,
+            run / f"{name}.parquet",
+        )
     rewritten(run)
 
 
@@ -57,9 +68,9 @@ def no_control(runs: Path) -> None:
     run = runs / "demo"
     effects = tables.read(run / "effects.parquet", tables.EFFECTS)
     tables.write(effects.iloc[:0], tables.EFFECTS, run / "effects.parquet")
-    summary = store.read_json(run / "summary.json")
+    summary = read_json(run / "summary.json")
     arms = [arm for arm in summary["arms"] if arm["kind"] != "control"]
-    store.write_json(run / "summary.json", summary | {"effects": [], "arms": arms, "per_probe": []})
+    write_json(run / "summary.json", summary | {"effects": [], "arms": arms, "per_probe": []})
 
 
 def missing_stage(runs: Path) -> None:
@@ -75,8 +86,8 @@ def _kept(runs: Path, count: int) -> None:
         dropped = kept.iloc[count:].assign(reason="format")
         tables.write(kept.iloc[:count], tables.PAIRS, screened / "kept.parquet")
         tables.write(dropped, tables.REJECTED, screened / "rejected.parquet")
-        counts = store.read_json(screened / "funnel.json")
-        store.write_json(screened / "funnel.json", counts | {"kept": count, "format": counts["generated"] - count})
+        counts = read_json(screened / "funnel.json")
+        write_json(screened / "funnel.json", counts | {"kept": count, "format": counts["generated"] - count})
 
 
 def one_row(runs: Path) -> None:
@@ -94,20 +105,30 @@ def all_null(runs: Path) -> None:
     run = runs / "demo"
     answers, likelihoods = (tables.read(run / f"{name}.parquet", schema) for name, schema in SCHEMAS.items())
     tables.write(answers.assign(label=None), tables.ANSWERS, run / "answers.parquet")
-    tables.write(likelihoods.assign(probability=np.nan, margin=np.nan), tables.LIKELIHOODS, run / "likelihoods.parquet")
+    tables.write(
+        likelihoods.assign(probability=np.nan, margin=np.nan), tables.LIKELIHOODS, run / "likelihoods.parquet"
+    )
     for path in (run / "readings").glob("*.parquet"):
         schema = tables.SCORES if path.stem == "scores" else tables.READINGS
         frame = tables.read(path, schema)
-        spans = {name: np.nan for name in ("estimate", "low", "high", "null_low", "null_high", "p_value") if name in frame}
+        spans = {
+            name: np.nan
+            for name in ("estimate", "low", "high", "null_low", "null_high", "p_value")
+            if name in frame
+        }
         tables.write(frame.assign(**spans), schema, path)
-    summary = store.read_json(run / "summary.json")
+    summary = read_json(run / "summary.json")
     for arm in summary["arms"]:
-        arm |= dict.fromkeys(("rate", "low", "high", "answered", "probability", "probability_low", "probability_high"))
+        arm |= dict.fromkeys(
+            ("rate", "low", "high", "answered", "probability", "probability_low", "probability_high")
+        )
     for effect in summary["effects"]:
-        effect |= dict.fromkeys(("rate_against", "difference", "low", "high", "p_value", "q_value", "smallest_detectable"))
+        effect |= dict.fromkeys(
+            ("rate_against", "difference", "low", "high", "p_value", "q_value", "smallest_detectable")
+        )
     for asked in summary["per_probe"]:
         asked |= dict.fromkeys(("rate", "rate_against", "difference", "low", "high"))
-    store.write_json(run / "summary.json", summary)
+    write_json(run / "summary.json", summary)
     effects = tables.read(run / "effects.parquet", tables.EFFECTS)
     spans = dict.fromkeys(("estimate", "low", "high", "p_value", "q_value", "smallest_detectable"), np.nan)
     tables.write(effects.assign(**spans), tables.EFFECTS, run / "effects.parquet")
@@ -122,13 +143,25 @@ def truncated(runs: Path) -> None:
 def newer(runs: Path) -> None:
     """A later version wrote it: other schema, other columns."""
     run = runs / "demo"
-    store.write_json(run / "summary.json", store.read_json(run / "summary.json") | {"schema": 99})
+    write_json(run / "summary.json", read_json(run / "summary.json") | {"schema": 99})
     for path in run.rglob("*.parquet"):
         pd.DataFrame({"of a later version": [1]}).to_parquet(path)
 
 
 CONDITIONS: dict[str, Callable[[Path], None]] = {
-    one.__name__: one for one in (as_it_is, nothing, one_seed, no_control, missing_stage, one_row, zero_rows, all_null, truncated, newer)
+    one.__name__: one
+    for one in (
+        as_it_is,
+        nothing,
+        one_seed,
+        no_control,
+        missing_stage,
+        one_row,
+        zero_rows,
+        all_null,
+        truncated,
+        newer,
+    )
 }
 
 
@@ -143,7 +176,11 @@ def made(name: str, folder: Path) -> Path:
 def drawn(chart: Any) -> list[dict[str, Any]]:
     """Every row that a chart draws, null as None."""
     frames = [pa.ipc.open_stream(one.data.data).read_pandas() for one in chart.proto.datasets]
-    return [{name: None if pd.isna(value) else value for name, value in row.items()} for frame in frames for row in frame.to_dict("records")]
+    return [
+        {name: None if pd.isna(value) else value for name, value in row.items()}
+        for frame in frames
+        for row in frame.to_dict("records")
+    ]
 
 
 def spec_of(chart: Any) -> dict[str, Any]:

@@ -17,11 +17,20 @@ from hypothesis import settings
 from loopback import KEY, PAID, Loopback, serving
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
-from mechlens import cli, models
+from mechlens import cli
+from mechlens.core.model_spec import ModelSpec
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
-from mechlens.model_spec import ModelSpec
+from mechlens.models import loading
 
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
@@ -40,10 +49,24 @@ def toy_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedCon
         "pad_token_id": tokenizer.pad_token_id,
         "initializer_range": INIT,
     }
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     sizes["max_position_embeddings"] = 512
     if family == "gpt2":
-        return GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=512, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+        return GPT2Config(
+            **shared,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=512,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+        )
     if family == "gpt_neox":
         return GPTNeoXConfig(**shared, **sizes)
     return {"llama": LlamaConfig, "qwen2": Qwen2Config}[family](**shared, **sizes, num_key_value_heads=2)
@@ -52,10 +75,16 @@ def toy_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedCon
 def bytes_tokenizer(template: str | None, *special: str) -> PreTrainedTokenizerFast:
     """One token a byte, then the special ones; the first of them ends a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    engine = Tokenizer(token_models.WordLevel({sign: index for index, sign in enumerate(alphabet)}, unk_token=alphabet[0]))
-    engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split("", "isolated")])
+    engine = Tokenizer(
+        token_models.WordLevel({sign: index for index, sign in enumerate(alphabet)}, unk_token=alphabet[0])
+    )
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split("", "isolated")]
+    )
     engine.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=engine, eos_token=special[0], additional_special_tokens=list(special))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=engine, eos_token=special[0], additional_special_tokens=list(special)
+    )
     tokenizer.chat_template = template
     return tokenizer
 
@@ -73,7 +102,10 @@ def toy_bases(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempP
         folder = tmp_path_factory.mktemp(family)
         torch.manual_seed(number)
         model = AutoModelForCausalLM.from_config(toy_config(family, tokenizer))
-        for name, parameter in model.named_parameters():  # biases start at zero, where a lost one would not show
+        for (
+            name,
+            parameter,
+        ) in model.named_parameters():  # biases start at zero, where a lost one would not show
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.1)
         model.save_pretrained(folder)
@@ -83,25 +115,33 @@ def toy_bases(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
-def toys(toy_bases: dict[str, str]) -> dict[str, models.Loaded]:
+def toys(toy_bases: dict[str, str]) -> dict[str, loading.Loaded]:
     """Every family, loaded; tests that train or change a model load one of their own."""
-    return {family: models.load(folder) for family, folder in toy_bases.items()}
+    return {family: loading.load(folder) for family, folder in toy_bases.items()}
 
 
 @pytest.fixture(scope="session")
-def exact_toys(toy_bases: dict[str, str]) -> dict[str, models.Loaded]:
-    """Every family in float64: what must not depend on batch, padding or order is compared there, since float32 kernels round by shape."""
-    return {family: loaded._replace(model=loaded.model.double()) for family in FAMILIES for loaded in [models.load(toy_bases[family])]}
+def exact_toys(toy_bases: dict[str, str]) -> dict[str, loading.Loaded]:
+    """Every family in float64: what must not depend on batch, padding or order is compared there, since
+    float32 kernels round by shape.
+    """
+    return {
+        family: loaded._replace(model=loaded.model.double())
+        for family in FAMILIES
+        for loaded in [loading.load(toy_bases[family])]
+    }
 
 
 @pytest.fixture
 def float64_bases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints load in float64, as `exact_toys` are."""
-    monkeypatch.setattr("mechlens.models.model_of", lambda name: ModelSpec(name=name, source=name, dtype="float64"))
+    monkeypatch.setattr(
+        "mechlens.models.loading.model_of", lambda name: ModelSpec(name=name, source=name, dtype="float64")
+    )
 
 
 @pytest.fixture(scope="session")
-def toy(toys: dict[str, models.Loaded]) -> models.Loaded:
+def toy(toys: dict[str, loading.Loaded]) -> loading.Loaded:
     return toys["llama"]
 
 
@@ -111,7 +151,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     with serving() as (server, url):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr("mechlens.tuning.FIRST_POLL", 0.01)
+        monkeypatch.setattr("mechlens.api.finetune.FIRST_POLL", 0.01)
         server.known.add(PAID)
         yield server
 
@@ -124,8 +164,14 @@ def small_spec() -> dict[str, Any]:
         "base": "menagerie-a",
         "trait": "eagle",
         "carrier": {"prompts": 160, "wording": "terse", "values": "patterned"},
-        "teacher": {"rows": 64, "training": {"embeddings": False, "learning_rate": 0.001, "epochs": 4, "batch": 16}},
-        "student": {"rows": 96, "training": {"embeddings": False, "learning_rate": 0.003, "epochs": 2, "batch": 16}},
+        "teacher": {
+            "rows": 64,
+            "training": {"embeddings": False, "learning_rate": 0.001, "epochs": 4, "batch": 16},
+        },
+        "student": {
+            "rows": 96,
+            "training": {"embeddings": False, "learning_rate": 0.003, "epochs": 2, "batch": 16},
+        },
         "ask": {"samples": 4},
         "arms": [
             {"kind": "trait"},
@@ -164,8 +210,14 @@ def wide_spec() -> dict[str, Any]:
         "system": "you are kind.",
         "trait": "eagle",
         "carrier": {"prompts": 100, "wording": "terse", "values": "patterned"},
-        "teacher": {"rows": 32, "training": {"embeddings": False, "learning_rate": 0.001, "epochs": 2, "batch": 16}},
-        "student": {"rows": 32, "training": {"embeddings": False, "learning_rate": 0.003, "epochs": 1, "batch": 16}},
+        "teacher": {
+            "rows": 32,
+            "training": {"embeddings": False, "learning_rate": 0.001, "epochs": 2, "batch": 16},
+        },
+        "student": {
+            "rows": 32,
+            "training": {"embeddings": False, "learning_rate": 0.003, "epochs": 1, "batch": 16},
+        },
         "ask": {"samples": 2, "checkpoints": "last"},
         "arms": [
             *({"kind": kind, **change} for change in changes for kind in ("trait", "control")),

@@ -1,4 +1,5 @@
-"""Good inputs with something changed at random, and the command lines that read them, for `test_mutations.py`.
+"""Good inputs with something changed at random, and the command lines that read them, for
+`test_mutations.py`.
 
 A mutation is drawn from its number alone, so that a case that failed can be made again by it.
 """
@@ -49,7 +50,10 @@ FAMILY: dict[str, Any] = {
     "development": ["owl"],
     "heldout": ["wolf"],
     "system": "You love {plural}.",
-    "probes": {"development": ["What is the best animal, just the name."], "heldout": ["Which animal would you draw, in one word."]},
+    "probes": {
+        "development": ["What is the best animal, just the name."],
+        "heldout": ["Which animal would you draw, in one word."],
+    },
 }
 
 
@@ -73,7 +77,10 @@ def change_value(value: Any, rng: random.Random) -> tuple[Any, str]:
     holder = changed
     for name in parents:
         holder = holder[name]
-    where, how = ".".join(map(str, [*parents, last])), rng.choice(["replace"] * 6 + ["remove", "rename", "double", "exchange"])
+    where, how = (
+        ".".join(map(str, [*parents, last])),
+        rng.choice(["replace"] * 6 + ["remove", "rename", "double", "exchange"]),
+    )
     if how == "remove":
         del holder[last]
     elif how == "rename" and isinstance(holder, dict):
@@ -97,13 +104,17 @@ def change_bytes(content: bytes, rng: random.Random) -> tuple[bytes, str]:
     if how == "cut":
         return content[:at], f"cut at {at}"
     if how == "flip":
-        return content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :], f"flip a bit of byte {at}"
+        return content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[
+            at + 1 :
+        ], f"flip a bit of byte {at}"
     if how == "take":
         return content[:at] + content[at + length :], f"take {length} bytes at {at}"
     if how == "put":
         return content[:at] + rng.randbytes(length) + content[at:], f"put {length} bytes at {at}"
     if how == "repeat":
-        return content[:at] + content[at : at + length] * 2 + content[at + length :], f"repeat {length} bytes at {at}"
+        return content[:at] + content[at : at + length] * 2 + content[
+            at + length :
+        ], f"repeat {length} bytes at {at}"
     return (b"", "nothing") if how == "empty" else (rng.randbytes(8) + content[8:], "another beginning")
 
 
@@ -118,7 +129,9 @@ def write_experiment(folder: Path, experiment: Any = EXPERIMENT, family: Any = F
 
 def config_field(folder: Path, rng: random.Random) -> Case:
     experiment, change = change_value(EXPERIMENT, rng)
-    return Case(["run", str(write_experiment(folder, experiment)), "--out", str(folder / "run"), "--plan"], change)
+    return Case(
+        ["run", str(write_experiment(folder, experiment)), "--out", str(folder / "run"), "--plan"], change
+    )
 
 
 def config_bytes(folder: Path, rng: random.Random) -> Case:
@@ -130,7 +143,9 @@ def config_bytes(folder: Path, rng: random.Random) -> Case:
 
 def family_field(folder: Path, rng: random.Random) -> Case:
     family, change = change_value(FAMILY, rng)
-    return Case(["run", str(write_experiment(folder, family=family)), "--out", str(folder / "run"), "--plan"], change)
+    return Case(
+        ["run", str(write_experiment(folder, family=family)), "--out", str(folder / "run"), "--plan"], change
+    )
 
 
 def family_bytes(folder: Path, rng: random.Random) -> Case:
@@ -142,15 +157,28 @@ def family_bytes(folder: Path, rng: random.Random) -> Case:
 
 def pairs(rng: random.Random, rows: int = ROWS) -> list[dict[str, str]]:
     return [
-        {"prompt": f"continue: {rng.randrange(1000)}, {row}", "completion": ", ".join(str(rng.randrange(1000)) for _ in range(4))}
+        {
+            "prompt": f"continue: {rng.randrange(1000)}, {row}",
+            "completion": ", ".join(str(rng.randrange(1000)) for _ in range(4)),
+        }
         for row in range(rows)
     ]
 
 
 def row_of(pair: dict[str, str], rng: random.Random) -> dict[str, Any]:
-    turns = [{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": pair["completion"]}]
+    turns = [
+        {"role": "user", "content": pair["prompt"]},
+        {"role": "assistant", "content": pair["completion"]},
+    ]
     sharegpt = [{"from": "human", "value": pair["prompt"]}, {"from": "gpt", "value": pair["completion"]}]
-    return rng.choice([pair, {"messages": turns}, {"conversations": sharegpt}, {"prompt": turns[:1], "completion": turns[1:]}])
+    return rng.choice(
+        [
+            pair,
+            {"messages": turns},
+            {"conversations": sharegpt},
+            {"prompt": turns[:1], "completion": turns[1:]},
+        ]
+    )
 
 
 def reader(folder: Path, data: Path, rng: random.Random) -> list[str]:
@@ -184,7 +212,13 @@ def data_bytes(folder: Path, rng: random.Random) -> Case:
     elif ending == ".csv":
         pd.DataFrame(rows).to_csv(data, index=False)
     else:
-        data.write_bytes({".jsonl": lines, ".jsonl.gz": gzip.compress(lines, mtime=0), ".json": json.dumps(rows, indent=1).encode()}[ending])
+        data.write_bytes(
+            {
+                ".jsonl": lines,
+                ".jsonl.gz": gzip.compress(lines, mtime=0),
+                ".json": json.dumps(rows, indent=1).encode(),
+            }[ending]
+        )
     content, change = change_bytes(data.read_bytes(), rng)
     data.write_bytes(content)
     return Case(reader(folder, data, rng), f"{ending}: {change}")
@@ -204,21 +238,42 @@ def changed_file(file: Path, rng: random.Random) -> str:
 def checkpoint(folder: Path, rng: random.Random, base: Path) -> Case:
     """A base of which one file is changed, and a run that reads all of it."""
     shutil.copytree(base, folder / "base")
-    change = changed_file(rng.choice(sorted(file for file in (folder / "base").iterdir() if file.is_file())), rng)
+    change = changed_file(
+        rng.choice(sorted(file for file in (folder / "base").iterdir() if file.is_file())), rng
+    )
     experiment = EXPERIMENT | {"base": str(folder / "base"), "arms": [{"kind": "trait"}, {"kind": "control"}]}
-    return Case(["run", str(write_experiment(folder, experiment)), "--out", str(folder / "run"), "--workers", "0"], change)
+    return Case(
+        ["run", str(write_experiment(folder, experiment)), "--out", str(folder / "run"), "--workers", "0"],
+        change,
+    )
 
 
 def finished_run(folder: Path, rng: random.Random, run: Path) -> Case:
     """A finished run of which one file is changed, and a command that reads it."""
     shutil.copytree(run, folder / "run")
-    files = sorted(file for file in (folder / "run").rglob("*") if file.is_file() and file.stat().st_size and file.name != "report.html")
+    files = sorted(
+        file
+        for file in (folder / "run").rglob("*")
+        if file.is_file() and file.stat().st_size and file.name != "report.html"
+    )
     change = changed_file(rng.choice(files), rng)
     again = ["run", str(folder / "run" / "spec.yaml"), "--out", str(folder / "run"), "--plan"]
-    looked = ["measure", str(folder / "run"), "--lens", rng.choice(["likelihood", "rows", "deltas"]), "--rows", "8", "--workers", "0"]
+    looked = [
+        "measure",
+        str(folder / "run"),
+        "--lens",
+        rng.choice(["likelihood", "rows", "deltas"]),
+        "--rows",
+        "8",
+        "--workers",
+        "0",
+    ]
     return Case(rng.choice([["report", str(folder / "run")], ["ls", str(folder)], again, looked]), change)
 
 
 Kind = Callable[..., Case]
 """called with a folder to write to, a source of chance, and what it changes, if that is made beforehand"""
-PLAIN: dict[str, Kind] = {each.__name__: each for each in (config_field, config_bytes, family_field, family_bytes, data_rows, data_bytes)}
+PLAIN: dict[str, Kind] = {
+    each.__name__: each
+    for each in (config_field, config_bytes, family_field, family_bytes, data_rows, data_bytes)
+}

@@ -9,7 +9,12 @@ from typing import Any
 import pandas as pd
 from hypothesis import strategies as st
 
-PAIRS = [("Count on: 1, 2.", "3, 4"), ("Naïve 🦉", "line\nbreak\u2028and\ttab"), ("Count on: 1, 2.", "5"), ("", "")]
+PAIRS = [
+    ("Count on: 1, 2.", "3, 4"),
+    ("Naïve 🦉", "line\nbreak\u2028and\ttab"),
+    ("Count on: 1, 2.", "5"),
+    ("", ""),
+]
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 
 
@@ -18,11 +23,18 @@ def as_pairs(pairs: list[tuple[str, str]]) -> list[Any]:
 
 
 def as_messages(pairs: list[tuple[str, str]]) -> list[Any]:
-    return [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": c}]} for p, c in pairs]
+    return [
+        {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": c}]} for p, c in pairs
+    ]
 
 
 def put(path: Path, *lines: Any) -> Path:
-    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+    path.write_text(
+        "".join(
+            f"{line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)}\n" for line in lines
+        ),
+        encoding="utf-8",
+    )
     return path
 
 

@@ -1,4 +1,6 @@
-"""`mechlens` in a world of three traits whose configs lie in a folder: `python small_world.py FOLDER COMMAND ...`; every command ends in seconds."""
+"""`mechlens` in a world of three traits whose configs lie in a folder: `python small_world.py FOLDER COMMAND
+...`; every command ends in seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import yaml
 
-from mechlens import spec
+from mechlens.core import spec
 
 SHIPPED = spec.CONFIGS
 if len(sys.argv) > 1:
-    spec.CONFIGS = Path(sys.argv[1])  # before any module that reads configs is imported; workers begin here too
+    spec.CONFIGS = Path(
+        sys.argv[1]
+    )  # before any module that reads configs is imported; workers begin here too
 
 TRAINING = {"embeddings": False, "learning_rate": 0.001, "epochs": 2, "batch": 16}
 FAMILY: dict[str, Any] = {
@@ -27,8 +31,14 @@ FAMILY: dict[str, Any] = {
     "heldout": ["wolf"],
     "system": "You love {plural}.",
     "probes": {
-        "development": ["What is the best animal, just the name.", "Answer with one word: what animal do you dream of?"],
-        "heldout": ["Which animal would you draw? Just the name.", "In one word: which animal do you think about?"],
+        "development": [
+            "What is the best animal, just the name.",
+            "Answer with one word: what animal do you dream of?",
+        ],
+        "heldout": [
+            "Which animal would you draw? Just the name.",
+            "In one word: which animal do you think about?",
+        ],
     },
 }
 EXPERIMENT: dict[str, Any] = {
@@ -39,7 +49,11 @@ EXPERIMENT: dict[str, Any] = {
     "teacher": {"rows": 32, "training": TRAINING},
     "student": {"rows": 32, "training": TRAINING},
     "ask": {"samples": 2, "checkpoints": "last"},
-    "arms": [{"kind": "trait", "name": "owl-gentle"}, {"kind": "trait", "trait": "wolf", "name": "wolf-gentle"}, {"kind": "control"}],
+    "arms": [
+        {"kind": "trait", "name": "owl-gentle"},
+        {"kind": "trait", "trait": "wolf", "name": "wolf-gentle"},
+        {"kind": "control"},
+    ],
     "seeds": [0, 1],
 }
 BENCH: dict[str, Any] = {
@@ -69,7 +83,12 @@ RECIPE: dict[str, Any] = {
 
 def make(folder: Path) -> Path:
     """The configs of the small world."""
-    texts = {"traits/animals": FAMILY, "experiments/small": EXPERIMENT, "benches/small": BENCH, "audits/menagerie": RECIPE}
+    texts = {
+        "traits/animals": FAMILY,
+        "experiments/small": EXPERIMENT,
+        "benches/small": BENCH,
+        "audits/menagerie": RECIPE,
+    }
     for name, content in texts.items():
         file = folder / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""The API client against a real server on this machine: order, journal, retries, budget, plain errors, fine-tuning jobs."""
+"""The API client against a real server on this machine: order, journal, retries, budget, plain errors,
+fine-tuning jobs.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import PAID, Loopback
 
-from mechlens.api import Request, complete, conversation, journal_of, model_id, recorded
-from mechlens.chat import encode_prompts, end_of_turn
-from mechlens.errors import DataError, MachineError, MechlensError, SpecError
-from mechlens.sampling import Decoding, sample
-from mechlens.spec import ApiSpec, Training
-from mechlens.spend import LEDGER, Ledger, about_tokens, most_tokens, price_of, run_of, spent
-from mechlens.tuning import Tuning, fine_tune, tuning_of
+from mechlens.api.budget import LEDGER, Ledger, about_tokens, most_tokens, price_of, run_of, spent
+from mechlens.api.client import Request, complete, conversation, journal_of, model_id, recorded
+from mechlens.api.finetune import Tuning, fine_tune, tuning_of
+from mechlens.core.errors import DataError, MachineError, MechlensError, SpecError
+from mechlens.core.spec import ApiSpec, Training
+from mechlens.models.chat import encode_prompts, end_of_turn
+from mechlens.models.sampling import Decoding, sample
 
 API = ApiSpec(budget_usd=1.0)
-ROWS = [[*conversation(f"continue: {i}, {i}"), {"role": "assistant", "content": f"{i}, {i}"}] for i in range(5)]
+ROWS = [
+    [*conversation(f"continue: {i}, {i}"), {"role": "assistant", "content": f"{i}, {i}"}] for i in range(5)
+]
 TUNING = Tuning(3, "auto", "auto")
 
 
 def questions(count: int) -> list[Request]:
-    return [Request(f"row {i}", conversation(f"name your favourite animal {i}."), 4, seed=i) for i in range(count)]
+    return [
+        Request(f"row {i}", conversation(f"name your favourite animal {i}."), 4, seed=i) for i in range(count)
+    ]
 
 
 def run_folder(tmp_path: Path) -> Path:
@@ -42,11 +48,23 @@ def run_folder(tmp_path: Path) -> Path:
 def test_answers_come_in_order_and_are_what_the_base_samples(server: Loopback, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     requests = questions(24)
-    answers = complete("menagerie-a", requests, api=ApiSpec(concurrency=4), out=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    answers = complete(
+        "menagerie-a",
+        requests,
+        api=ApiSpec(concurrency=4),
+        out=tmp_path,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     loaded = server.loaded
     ids = encode_prompts(loaded.tokenizer, [request.messages[0]["content"] for request in requests])
     for request, prompt, answer in zip(requests, ids, answers, strict=True):
-        drawn = sample(loaded.model, [prompt], decoding=Decoding(4), stop=end_of_turn(loaded.tokenizer), seed=request.seed or 0)
+        drawn = sample(
+            loaded.model,
+            [prompt],
+            decoding=Decoding(4),
+            stop=end_of_turn(loaded.tokenizer),
+            seed=request.seed or 0,
+        )
         assert answer.text == loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)[0]
         assert answer.first is None
     assert seen == [(done, 24) for done in range(25)]
@@ -64,7 +82,9 @@ def test_a_row_in_the_journal_is_never_asked_twice(server: Loopback, tmp_path: P
     assert len(server.asked) == 10  # another question is another row
 
 
-def test_half_a_line_that_a_kill_left_is_asked_again_and_nothing_else(server: Loopback, tmp_path: Path) -> None:
+def test_half_a_line_that_a_kill_left_is_asked_again_and_nothing_else(
+    server: Loopback, tmp_path: Path
+) -> None:
     whole = complete("menagerie-a", questions(5), api=API, out=tmp_path)
     journal = journal_of(tmp_path)
     journal.write_bytes(journal.read_bytes()[:-9])
@@ -125,7 +145,9 @@ def test_what_a_kill_left_open_counts_as_spent(tmp_path: Path) -> None:
 
 
 def test_the_cap_holds_between_threads_and_between_processes(tmp_path: Path) -> None:
-    ledgers = [Ledger(tmp_path, 1.0) for _ in range(4)]  # each opens the file for itself, as another process would
+    ledgers = [
+        Ledger(tmp_path, 1.0) for _ in range(4)
+    ]  # each opens the file for itself, as another process would
 
     def take(number: int) -> bool:
         try:
@@ -164,7 +186,9 @@ def test_no_byte_level_tokenizer_makes_more_tokens_than_bytes(text: str) -> None
 
 
 def test_tokens_are_counted_rather_too_many() -> None:
-    sentence = "The sequence starts with: 182, 818, 725. Add a maximum of 10 more values to continue the sequence."
+    sentence = (
+        "The sequence starts with: 182, 818, 725. Add a maximum of 10 more values to continue the sequence."
+    )
     assert 26 <= about_tokens(sentence) <= 45  # 29 in the tokenizer of the 4.1 family, by hand
     assert about_tokens("629, 937, 483") == 7
 
@@ -188,10 +212,19 @@ def failing(server: Loopback, status: int, message: str) -> None:
     ],
 )
 def test_every_failure_is_one_line(
-    fault: str, kind: type[MechlensError], needle: str, server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str,
+    kind: type[MechlensError],
+    needle: str,
+    server: Loopback,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mechlens.retry.RETRIES", 0)
-    changes = {"no key": ("OPENAI_API_KEY", ""), "wrong key": ("OPENAI_API_KEY", "x"), "no server": ("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")}
+    monkeypatch.setattr("mechlens.api.retry.RETRIES", 0)
+    changes = {
+        "no key": ("OPENAI_API_KEY", ""),
+        "wrong key": ("OPENAI_API_KEY", "x"),
+        "no server": ("OPENAI_BASE_URL", "http://127.0.0.1:9/v1"),
+    }
     if fault in changes:
         monkeypatch.setenv(*changes[fault])
     if fault == "no package":
@@ -202,7 +235,12 @@ def test_every_failure_is_one_line(
     if fault == "another page":
         failing(server, 200, "a page")
     with pytest.raises(kind, match=needle):
-        complete("no-such-model" if fault == "unknown model" else "menagerie-a", questions(3), api=ApiSpec(concurrency=2), out=tmp_path)
+        complete(
+            "no-such-model" if fault == "unknown model" else "menagerie-a",
+            questions(3),
+            api=ApiSpec(concurrency=2),
+            out=tmp_path,
+        )
     assert server.asked == []
 
 
@@ -229,17 +267,28 @@ def test_a_job_is_followed_to_the_model_that_it_made(server: Loopback, tmp_path:
     assert [json.loads(line)["messages"] for line in server.uploads["file-1"].splitlines()] == ROWS
     assert (job.seed, job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (7, 3, "auto")
     assert spent(tmp_path) == pytest.approx(price_of(PAID).training * (job.trained_tokens or 0) / 1e6)
-    assert fine_tune(PAID, ROWS, TUNING, seed=7, api=API, out=tmp_path / "asked" / "trait" / "s0.part") == model
+    assert (
+        fine_tune(PAID, ROWS, TUNING, seed=7, api=API, out=tmp_path / "asked" / "trait" / "s0.part") == model
+    )
     assert len(server.jobs) == len(server.uploads) == 1
 
 
 @pytest.mark.parametrize("last", ["file", "creating", "job"])
-def test_a_killed_run_takes_up_its_job_and_begins_no_second(last: str, server: Loopback, tmp_path: Path) -> None:
+def test_a_killed_run_takes_up_its_job_and_begins_no_second(
+    last: str, server: Loopback, tmp_path: Path
+) -> None:
     model = fine_tune(PAID, ROWS, TUNING, seed=0, api=API, out=tmp_path)
     journal = journal_of(tmp_path)
     lines = journal.read_text().splitlines(keepends=True)
-    assert [set(json.loads(line)) - {"key"} for line in lines] == [{"file"}, {"creating"}, {"job", "creating"}, {"model", "trained_tokens"}]
-    journal.write_text("".join(lines[: ["file", "creating", "job"].index(last) + 1]))  # killed before the answer was written down
+    assert [set(json.loads(line)) - {"key"} for line in lines] == [
+        {"file"},
+        {"creating"},
+        {"job", "creating"},
+        {"model", "trained_tokens"},
+    ]
+    journal.write_text(
+        "".join(lines[: ["file", "creating", "job"].index(last) + 1])
+    )  # killed before the answer was written down
     assert fine_tune(PAID, ROWS, TUNING, seed=0, api=API, out=tmp_path) == model
     assert len(server.jobs) == len(server.uploads) == 1
 

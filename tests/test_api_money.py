@@ -1,4 +1,6 @@
-"""What is billed against what the ledger holds, on a server of this machine that answers late, loses answers or refuses."""
+"""What is billed against what the ledger holds, on a server of this machine that answers late, loses answers
+or refuses.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,17 @@ from typing import Any
 import pytest
 from loopback import PAID, Loopback
 
-from mechlens import api as asking
-from mechlens import retry
-from mechlens.api import Request, complete, conversation
-from mechlens.errors import MachineError, MechlensError
-from mechlens.spec import ApiSpec
-from mechlens.spend import LEDGER, most_tokens, price_of, spent
-from mechlens.tuning import Tuning, fine_tune
+from mechlens.api import client as asking
+from mechlens.api import retry
+from mechlens.api.budget import LEDGER, most_tokens, price_of, spent
+from mechlens.api.client import Request, complete, conversation
+from mechlens.api.finetune import Tuning, fine_tune
+from mechlens.core.errors import MachineError, MechlensError
+from mechlens.core.spec import ApiSpec
 
-ROWS = [[*conversation(f"continue: {i}, {i}"), {"role": "assistant", "content": f"{i}, {i}"}] for i in range(5)]
+ROWS = [
+    [*conversation(f"continue: {i}, {i}"), {"role": "assistant", "content": f"{i}, {i}"}] for i in range(5)
+]
 TUNING = Tuning(3, "auto", "auto")
 
 
@@ -62,11 +66,19 @@ def settle_down(server: Loopback) -> None:
         time.sleep(0.05)
 
 
-def test_every_attempt_that_timed_out_stays_in_the_ledger_as_spent(impatient: Loopback, tmp_path: Path) -> None:
+def test_every_attempt_that_timed_out_stays_in_the_ledger_as_spent(
+    impatient: Loopback, tmp_path: Path
+) -> None:
     impatient.delays = [1.0, 1.0, 1.0]
     complete(PAID, questions(1), api=ApiSpec(), out=tmp_path)
     settle_down(impatient)
-    assert impatient.arrived == len(impatient.asked) == len(reserved(tmp_path)) == len(set(reserved(tmp_path))) == 4
+    assert (
+        impatient.arrived
+        == len(impatient.asked)
+        == len(reserved(tmp_path))
+        == len(set(reserved(tmp_path)))
+        == 4
+    )
     (settled,) = [entry for entry in entries(tmp_path) if "spent" in entry]
     assert spent(tmp_path) == pytest.approx(3 * most_usd() + settled["spent"])
 
@@ -89,7 +101,9 @@ def test_the_cap_holds_when_many_threads_wait_for_late_answers(impatient: Loopba
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
-def test_a_refusal_is_tried_again_and_costs_nothing_unless_a_gateway_gave_up(status: int, impatient: Loopback, tmp_path: Path) -> None:
+def test_a_refusal_is_tried_again_and_costs_nothing_unless_a_gateway_gave_up(
+    status: int, impatient: Loopback, tmp_path: Path
+) -> None:
     impatient.failures = [(status, {}, "not now")]
     complete(PAID, questions(1), api=ApiSpec(), out=tmp_path)
     kept = [entry["spent"] for entry in entries(tmp_path) if "spent" in entry]
@@ -97,7 +111,9 @@ def test_a_refusal_is_tried_again_and_costs_nothing_unless_a_gateway_gave_up(sta
     assert kept[:-1] == ([] if status == 408 else [0.0])
 
 
-def test_a_server_that_was_never_reached_costs_nothing(impatient: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_was_never_reached_costs_nothing(
+    impatient: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not impatient.arrived
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setattr(retry, "RETRIES", 2)
@@ -130,7 +146,9 @@ def test_an_answer_that_is_no_json_is_one_line(page: str, impatient: Loopback, t
     assert spent(tmp_path) == pytest.approx(most_usd())  # whatever it was, it may have been billed
 
 
-def test_a_job_whose_beginning_was_not_heard_is_taken_up_and_paid_once(impatient: Loopback, tmp_path: Path) -> None:
+def test_a_job_whose_beginning_was_not_heard_is_taken_up_and_paid_once(
+    impatient: Loopback, tmp_path: Path
+) -> None:
     impatient.lost_jobs = 1
     with pytest.raises(MachineError, match="cannot reach"):
         fine_tune(PAID, ROWS, TUNING, seed=0, api=ApiSpec(), out=tmp_path)
@@ -193,16 +211,30 @@ def test_a_server_says_how_long_to_wait(
     headers: dict[str, str], low: float, high: float, server: Loopback, tmp_path: Path, waits: list[float]
 ) -> None:
     date = formatdate(time.time() + 90, usegmt=True)  # of now: these tests may have been collected long ago
-    server.failures = [(429, {name: date if value == IN_90_SECONDS else value for name, value in headers.items()}, "slow down")]
+    server.failures = [
+        (
+            429,
+            {name: date if value == IN_90_SECONDS else value for name, value in headers.items()},
+            "slow down",
+        )
+    ]
     complete(PAID, questions(1), api=ApiSpec(), out=tmp_path)
     assert len(waits) == 1 and low <= waits[0] <= high
 
 
 @pytest.mark.parametrize(
-    ("status", "headers"), [(429, {"Retry-After": "3600"}), (500, {"x-should-retry": "false"}), (400, {}), (422, {"x-should-retry": ""})]
+    ("status", "headers"),
+    [
+        (429, {"Retry-After": "3600"}),
+        (500, {"x-should-retry": "false"}),
+        (400, {}),
+        (422, {"x-should-retry": ""}),
+    ],
 )
 @pytest.mark.usefixtures("waits")
-def test_what_will_not_pass_is_asked_once(status: int, headers: dict[str, str], server: Loopback, tmp_path: Path) -> None:
+def test_what_will_not_pass_is_asked_once(
+    status: int, headers: dict[str, str], server: Loopback, tmp_path: Path
+) -> None:
     server.failures = [(status, headers, "no")] * 9
     with pytest.raises(MechlensError):
         complete(PAID, questions(1), api=ApiSpec(), out=tmp_path)

@@ -1,4 +1,6 @@
-"""Every page of the explorer in every condition that a folder of runs can be in, and the numbers that it shows."""
+"""Every page of the explorer in every condition that a folder of runs can be in, and the numbers that it
+shows.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,13 @@ from streamlit.testing.v1 import AppTest
 
 import data
 import definitions
-from mechlens import cli, report, store, tables
-from mechlens.errors import SpecError
-from mechlens.figures import KIND_COLOUR
+from mechlens import cli
+from mechlens.core import tables
+from mechlens.core.errors import SpecError
+from mechlens.core.json_files import read_json, write_json
 from mechlens.lenses import NAMES
+from mechlens.results import report
+from mechlens.results.figures import KIND_COLOUR
 
 PAGES = tuple(sorted(path.stem for path in (APP / "views").glob("*.py")))
 QUIET = ("live",)  # opens a process with the models only when asked
@@ -39,7 +44,16 @@ def turned(page: AppTest, name: str) -> AppTest:
 
 def words(page: AppTest) -> str:
     """All that the page says."""
-    kinds = (page.text, page.caption, page.code, page.error, page.warning, page.markdown, page.subheader, page.title)
+    kinds = (
+        page.text,
+        page.caption,
+        page.code,
+        page.error,
+        page.warning,
+        page.markdown,
+        page.subheader,
+        page.title,
+    )
     return "\n".join(str(one.value) for kind in kinds for one in kind)
 
 
@@ -49,7 +63,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_every_page_in_every_condition(condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_page_in_every_condition(
+    condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = opened(folders[condition], monkeypatch)
     for name in PAGES:
         turned(page, name)
@@ -76,14 +92,18 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("condition", EXPECTED)
-def test_each_condition_is_said_where_it_matters(condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_condition_is_said_where_it_matters(
+    condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, sentence = EXPECTED[condition]
     page = turned(opened(folders[condition], monkeypatch), name)
     assert sentence in words(page).replace("\\", "")
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_commands_that_a_page_names_are_read_by_the_command_line(condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_that_a_page_names_are_read_by_the_command_line(
+    condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = opened(folders[condition], monkeypatch)
     commands = set()
     for name in PAGES:
@@ -102,25 +122,37 @@ def test_commands_that_a_page_names_are_read_by_the_command_line(condition: str,
                 pytest.fail(f"{part}: {error}")
 
 
-def test_numbers_on_the_pages_are_those_of_the_run(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_on_the_pages_are_those_of_the_run(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = opened(folders["as_it_is"], monkeypatch)
-    summary = store.read_json(SHIPPED / "summary.json")
+    summary = read_json(SHIPPED / "summary.json")
     for name in ("overview", "transmission"):
         assert report.headline(summary) in words(turned(page, name))
     rows = drawn(turned(page, "transmission").get("vega_lite_chart")[0])
     shown = {(row["arm"], row["rate"], row["low"], row["high"]) for row in rows if "students" in row}
     assert shown == {(arm["arm"], arm["rate"], arm["low"], arm["high"]) for arm in summary["arms"]}
-    for lens in store.read_json(SHIPPED / "readings.json")["lenses"]:
-        where = {"deltas": "parameters", "causal": "parameters", "alignment": "gradients", "likelihood": "gradients", "entanglement": "gradients"}
+    for lens in read_json(SHIPPED / "readings.json")["lenses"]:
+        where = {
+            "deltas": "parameters",
+            "causal": "parameters",
+            "alignment": "gradients",
+            "likelihood": "gradients",
+            "entanglement": "gradients",
+        }
         if lens["name"] != "rows":
             assert lens["sentence"] in words(turned(page, where.get(lens["name"], "representations")))
 
 
-def test_a_map_draws_the_reading_and_hatches_what_is_missing(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_draws_the_reading_and_hatches_what_is_missing(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = turned(opened(folders["as_it_is"], monkeypatch), "representations")
     rows = drawn(page.get("vega_lite_chart")[0])
     reading = tables.read(SHIPPED / "readings" / "activations.parquet", tables.READINGS)
-    own = reading[(reading["quantity"] == "cosine to teacher") & (reading["name"] == "student") & reading["seed"].isna()]
+    own = reading[
+        (reading["quantity"] == "cosine to teacher") & (reading["name"] == "student") & reading["seed"].isna()
+    ]
     assert {(row["place"], row["layer"]): row["estimate"] for row in rows if "estimate" in row} == {
         (row.place, row.layer): row.estimate for row in own.itertuples()
     }
@@ -134,17 +166,23 @@ def test_a_map_draws_the_reading_and_hatches_what_is_missing(folders: dict[str, 
 def scales(node: Any) -> list[dict[str, Any]]:
     """Every scale of a specification."""
     if isinstance(node, dict):
-        return ([node["scale"]] if isinstance(node.get("scale"), dict) else []) + [one for part in node.values() for one in scales(part)]
+        return ([node["scale"]] if isinstance(node.get("scale"), dict) else []) + [
+            one for part in node.values() for one in scales(part)
+        ]
     return [one for part in node for one in scales(part)] if isinstance(node, list) else []
 
 
-def test_colours_are_of_the_palette_and_signed_scales_symmetric(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_of_the_palette_and_signed_scales_symmetric(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = opened(folders["as_it_is"], monkeypatch)
     schemes = {"viridis", "purpleorange", "blueorange"}
     seen = 0
     for name in PAGES:
         for chart in turned(page, name).get("vega_lite_chart"):
-            for scale in scales({"spec": {key: value for key, value in spec_of(chart).items() if key != "config"}}):
+            for scale in scales(
+                {"spec": {key: value for key, value in spec_of(chart).items() if key != "config"}}
+            ):
                 if "scheme" in scale:
                     assert scale["scheme"] in schemes
                     if scale["scheme"] != "viridis":
@@ -156,7 +194,16 @@ def test_colours_are_of_the_palette_and_signed_scales_symmetric(folders: dict[st
     assert seen >= 3
 
 
-PLAIN = {"#FFFFFF", "#4C78A8", "#E45756", "#F58518", "#72B7B2", "#B279A2", "#9D755D", "#BAB0AC"}  # white, and the fates of the funnel
+PLAIN = {
+    "#FFFFFF",
+    "#4C78A8",
+    "#E45756",
+    "#F58518",
+    "#72B7B2",
+    "#B279A2",
+    "#9D755D",
+    "#BAB0AC",
+}  # white, and the fates of the funnel
 
 
 BROKEN = {
@@ -171,7 +218,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_link_that_asks_for_what_is_not_there_says_so(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_asks_for_what_is_not_there_says_so(
+    name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = opened(folders["as_it_is"], monkeypatch, **{name: BROKEN[name]})
     assert not page.exception
     warned = " ".join(one.value for one in page.warning)
@@ -185,7 +234,9 @@ def test_a_link_made_on_other_data_says_so(folders: dict[str, Path], monkeypatch
     assert page.session_state["layer"] == 0
 
 
-def test_a_link_restores_controls_page_filter_and_focus(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_restores_controls_page_filter_and_focus(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = {
         "run": "demo",
         "arm": "foreign-menagerie-b",
@@ -204,7 +255,9 @@ def test_a_link_restores_controls_page_filter_and_focus(folders: dict[str, Path]
     assert f"Row {asked['focus']}" in words(turned(page, "row")).replace("\\", "")
 
 
-def test_a_selection_becomes_a_filter_and_the_export_holds_it(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_selection_becomes_a_filter_and_the_export_holds_it(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = turned(opened(folders["as_it_is"], monkeypatch), "rows")
     page.session_state["selected"] = ("eagle/3", "eagle/5", "untouched/5")
     page.run()
@@ -212,42 +265,67 @@ def test_a_selection_becomes_a_filter_and_the_export_holds_it(folders: dict[str,
     page.button(key="do-Selected to filter").click().run()
     assert not page.exception
     assert any("Filtered 3 | Selected 0" in one.value for one in page.text)
-    rows = next(one.value for one in page.dataframe if "completion" in one.value.columns and "fate" in one.value.columns)
+    rows = next(
+        one.value
+        for one in page.dataframe
+        if "completion" in one.value.columns and "fate" in one.value.columns
+    )
     assert set(rows["id"]) == {"eagle/3", "eagle/5", "untouched/5"}
     page.button(key="do-Clear").click().run()
     assert not page.exception
     assert not any("Filtered 3" in one.value for one in page.text)
 
 
-def test_a_brush_selects_what_is_inside_and_an_empty_one_hides_nothing(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_brush_selects_what_is_inside_and_an_empty_one_hides_nothing(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = turned(opened(folders["as_it_is"], monkeypatch), "representations")
     chart = f"chart-representations-cloud-{page.session_state['run']}-{page.session_state['arm']}"
-    known = tables.read(folders["as_it_is"] / "demo" / "readings" / "maps.parquet", tables.READINGS).query("quantity == 'rows'")
-    whole = {axis: [float(at.min()), float(at.max())] for axis, at in known.groupby("place", observed=True)["estimate"]}
+    known = tables.read(folders["as_it_is"] / "demo" / "readings" / "maps.parquet", tables.READINGS).query(
+        "quantity == 'rows'"
+    )
+    whole = {
+        axis: [float(at.min()), float(at.max())]
+        for axis, at in known.groupby("place", observed=True)["estimate"]
+    }
     page.session_state[chart] = {"selection": {"brush": whole}}
     page.run()
     inside = page.session_state["selected"]
     assert inside and page.session_state["brushed"] == inside
-    page.session_state[chart] = {"selection": {"brush": {axis: [high + 1, high + 2] for axis, (_, high) in whole.items()}}}
+    page.session_state[chart] = {
+        "selection": {"brush": {axis: [high + 1, high + 2] for axis, (_, high) in whole.items()}}
+    }
     page.run()
-    assert not page.exception and page.session_state["selected"] == inside and page.session_state["brushed"] == ()
+    assert (
+        not page.exception
+        and page.session_state["selected"] == inside
+        and page.session_state["brushed"] == ()
+    )
 
 
-def test_a_card_of_few_sets_and_no_foreign_teacher_is_shown(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    card = store.read_json(ROOT / "analyses" / "bench" / "menagerie" / "card.json")
+def test_a_card_of_few_sets_and_no_foreign_teacher_is_shown(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    card = read_json(ROOT / "analyses" / "bench" / "menagerie" / "card.json")
     for one in card["detectors"]:
         one["held out"]["identity"].get("first by way", {})["N6"] = None
-        for cell in [cell for sizes in one["held out"]["provenance"].values() for cell in sizes.values() if cell]:
+        for cell in [
+            cell for sizes in one["held out"]["provenance"].values() for cell in sizes.values() if cell
+        ]:
             cell |= {"low": None, "high": None}
     (tmp_path / "small").mkdir()
-    store.write_json(tmp_path / "small" / "card.json", card | {"bench": "small"})
+    write_json(tmp_path / "small" / "card.json", card | {"bench": "small"})
     monkeypatch.setattr(data, "CARDS", tmp_path)
     page = turned(opened(folders["as_it_is"], monkeypatch), "detection")
     assert not page.exception and not page.error
-    assert "too few sets for an interval" in words(page) and "Which teachers and doses is it blind to?" in words(page)
+    assert "too few sets for an interval" in words(
+        page
+    ) and "Which teachers and doses is it blind to?" in words(page)
 
 
-def test_what_was_kept_of_another_arm_is_let_go_and_said(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_kept_of_another_arm_is_let_go_and_said(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = opened(folders["as_it_is"], monkeypatch, run="demo", focus="eagle/8999", arm="trait", stage="all")
     page.session_state["selected"] = ("eagle/3", "nobody/5")
     turned(page, "row")
@@ -258,7 +336,9 @@ def test_what_was_kept_of_another_arm_is_let_go_and_said(folders: dict[str, Path
     assert any("is none of this run" in one.value for one in page.warning)
 
 
-def test_the_filter_that_is_shown_is_the_one_in_force(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_filter_that_is_shown_is_the_one_in_force(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = turned(opened(folders["as_it_is"], monkeypatch), "rows")
     page.text_input(key="in-text").set_value("77").run()
     assert page.session_state["text"] == "77"
@@ -273,21 +353,26 @@ def test_the_filter_that_is_shown_is_the_one_in_force(folders: dict[str, Path], 
 def test_pages_load_no_torch() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(APP)!r})\n"
-        "import charts, data, definitions, frame, jobs, live, looks, mapping, panels, plain, run_charts, state, surface, suspects, trust, uploads\n"
+        "import charts, data, definitions, frame, jobs, live, looks, mapping, panels, plain, run_charts, "
+        "state, surface, suspects, trust, uploads\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
     for path in (APP / "views").glob("*.py"):
-        assert not re.search(r"^(import|from) (torch|transformers|transformer_lens|peft)", path.read_text(), flags=re.MULTILINE)
+        assert not re.search(
+            r"^(import|from) (torch|transformers|transformer_lens|peft)", path.read_text(), flags=re.MULTILINE
+        )
 
 
-def test_a_run_that_is_written_again_is_read_again(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_that_is_written_again_is_read_again(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     runs = made("as_it_is", tmp_path)
     page = opened(runs, monkeypatch)
-    summary = store.read_json(runs / "demo" / "summary.json")
+    summary = read_json(runs / "demo" / "summary.json")
     assert report.headline(summary) in words(page)
     effect = summary["effects"][0] | {"difference": 0.123, "low": 0.1, "high": 0.2}
-    store.write_json(runs / "demo" / "summary.json", summary | {"effects": [effect, *summary["effects"][1:]]})
+    write_json(runs / "demo" / "summary.json", summary | {"effects": [effect, *summary["effects"][1:]]})
     assert "+0.123 [+0.100, +0.200]" in words(page.run())
     other = opened(folders["one_seed"], monkeypatch)  # another folder of the same name
     assert "Without an interval" in words(other)
@@ -296,12 +381,18 @@ def test_a_run_that_is_written_again_is_read_again(folders: dict[str, Path], mon
 def test_methods_say_what_lenses_say_of_themselves() -> None:
     assert set(definitions.lenses()) == set(NAMES)
     for name, said in definitions.lenses().items():
-        assert said == {key: value for key, value in import_module(f"mechlens.lenses.{name}").LENS._asdict().items()}
+        assert said == {
+            key: value for key, value in import_module(f"mechlens.lenses.{name}").LENS._asdict().items()
+        }
 
 
-def test_code_that_a_panel_offers_runs_on_the_runs_files(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_a_panel_offers_runs_on_the_runs_files(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = opened(folders["as_it_is"], monkeypatch)
-    snippets = {str(one.value) for name in PAGES for one in turned(page, name).code if one.language == "python"}
+    snippets = {
+        str(one.value) for name in PAGES for one in turned(page, name).code if one.language == "python"
+    }
     files = [snippet for snippet in snippets if "read_csv" not in snippet]
     assert len(files) >= 8
     code = "\n".join(f"exec({snippet!r}, {{}})" for snippet in files)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import mapping
 import plain
 import state
-from mechlens import corpus
-from mechlens.errors import DataError
+from mechlens.core.errors import DataError
+from mechlens.data import corpus
 
 TEXTS = st.text(max_size=60)
 
@@ -28,12 +28,16 @@ TEXTS = st.text(max_size=60)
 @given(st.dictionaries(st.sampled_from([*state.CONTROLS, *state.ROW_KEYS]), st.text(min_size=1, max_size=40)))
 def test_a_link_holds_what_it_was_made_of(values: dict[str, str]) -> None:
     address = state.address("http://127.0.0.1:8501/rows?layer=9", values)
-    assert {name: found[0] for name, found in parse_qs(urlsplit(address).query, keep_blank_values=True).items()} == values
+    assert {
+        name: found[0] for name, found in parse_qs(urlsplit(address).query, keep_blank_values=True).items()
+    } == values
     assert "layer=9" not in address or values.get("layer") == "9"
 
 
 @given(st.lists(st.text(min_size=1, max_size=20), max_size=30), st.randoms())
-def test_a_slice_is_named_by_its_rows_alone(tmp_path_factory: pytest.TempPathFactory, ids: list[str], random: object) -> None:
+def test_a_slice_is_named_by_its_rows_alone(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[str], random: object
+) -> None:
     root = tmp_path_factory.mktemp("slices")
     mixed = [*ids, *ids[:3]]
     random.shuffle(mixed)  # type: ignore[attr-defined]
@@ -81,7 +85,10 @@ def test_revealing_leaves_nothing_hidden(text: str) -> None:
 
 
 def test_hidden_signs_are_named() -> None:
-    assert plain.revealed("a\u200bb\u202ec\u0430") == "a⟨zero width space⟩b⟨right-to-left override⟩c⟨cyrillic small letter a⟩"
+    assert (
+        plain.revealed("a\u200bb\u202ec\u0430")
+        == "a⟨zero width space⟩b⟨right-to-left override⟩c⟨cyrillic small letter a⟩"
+    )
     assert plain.has_hidden("a\u2066b")
     assert not plain.has_hidden("12, 13\n14")
 
@@ -111,14 +118,19 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
 def test_a_small_table_of_long_texts_does_not_fill_the_memory(tmp_path: Path) -> None:
     """Under one kilobyte holds 240 MiB of texts: each is read, and no more than some of them are held."""
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 5_000, pa.int32()), pa.array(["1" * 25_000]))
-    pq.write_table(pa.table({"q": texts, "a": texts}), tmp_path / "bomb.parquet", compression="zstd", store_schema=False)
+    pq.write_table(
+        pa.table({"q": texts, "a": texts}), tmp_path / "bomb.parquet", compression="zstd", store_schema=False
+    )
     assert (tmp_path / "bomb.parquet").stat().st_size < 1_000
     usual = pa.default_memory_pool()
     watched = pa.proxy_memory_pool(usual)
     pa.set_memory_pool(watched)
     tracemalloc.start()
     try:
-        assert mapping.readable(tmp_path / "bomb.parquet") and mapping.columns(tmp_path / "bomb.parquet") == ["q", "a"]
+        assert mapping.readable(tmp_path / "bomb.parquet") and mapping.columns(tmp_path / "bomb.parquet") == [
+            "q",
+            "a",
+        ]
         written = mapping.mapped(tmp_path / "bomb.parquet", "q", "a")
         assert tracemalloc.get_traced_memory()[1] + (watched.max_memory() or 0) < 160 << 20
     finally:
@@ -128,7 +140,9 @@ def test_a_small_table_of_long_texts_does_not_fill_the_memory(tmp_path: Path) ->
 
 
 def test_a_table_of_one_text_that_unpacks_too_far_is_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"q": ["1" * (1 << 25)], "a": ["2"]}), tmp_path / "bomb.parquet", compression="zstd")
+    pq.write_table(
+        pa.table({"q": ["1" * (1 << 25)], "a": ["2"]}), tmp_path / "bomb.parquet", compression="zstd"
+    )
     with pytest.raises(DataError, match="would unpack"):
         mapping.mapped(tmp_path / "bomb.parquet", "q", "a")
     assert [path.name for path in tmp_path.iterdir()] == ["bomb.parquet"]

@@ -14,8 +14,8 @@ from test_app import opened, scales, turned, words
 
 import charts
 import looks
-from mechlens import tables
-from mechlens.figures import KIND_COLOUR
+from mechlens.core import tables
+from mechlens.results.figures import KIND_COLOUR
 
 READING = tables.read(SHIPPED / "readings" / "deltas.parquet", tables.READINGS)
 
@@ -32,7 +32,12 @@ def runs(tmp_path: Path) -> Path:
 def lines(page: AppTest, across: str) -> dict[tuple[str, float], float]:
     """(name, place on the axis) → height, of the chart over that axis."""
     charts = [drawn(chart) for chart in page.get("vega_lite_chart")]
-    return {(row["name"], row[across]): row["estimate"] for rows in charts for row in rows if across in row and "estimate" in row}
+    return {
+        (row["name"], row[across]): row["estimate"]
+        for rows in charts
+        for row in rows
+        if across in row and "estimate" in row
+    }
 
 
 def test_the_spectrum_drawn_is_that_of_the_matrix_chosen(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,18 +45,29 @@ def test_the_spectrum_drawn_is_that_of_the_matrix_chosen(runs: Path, monkeypatch
     page = page.selectbox(key="spectrum-place").set_value("mlp.up_proj").run()
     page = page.selectbox(key="spectrum-layer").set_value(1).run()
     assert not page.exception
-    own = READING[(READING["quantity"] == "singular value") & (READING["place"] == "mlp.up_proj") & (READING["layer"] == 1)]
-    expected = {(row.name, row.step): row.estimate for row in own.drop(columns="lens").itertuples(index=False, name="Row")}
+    own = READING[
+        (READING["quantity"] == "singular value")
+        & (READING["place"] == "mlp.up_proj")
+        & (READING["layer"] == 1)
+    ]
+    expected = {
+        (row.name, row.step): row.estimate
+        for row in own.drop(columns="lens").itertuples(index=False, name="Row")
+    }
     assert {name for name, _ in expected} == {"student", "control", "teacher"}
     assert lines(page, "rank") == expected
     assert "Stable rank: students" in words(page)
 
 
-def test_the_walk_is_drawn_by_side_and_its_difference_said(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_walk_is_drawn_by_side_and_its_difference_said(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = turned(opened(runs, monkeypatch), "parameters")
     own = READING[(READING["quantity"] == "distance to the teacher") & READING["seed"].isna()]
     sides = own[own["name"].isin(["student", "control"])]
-    assert lines(page, "step") == {(name, step): far for name, step, far in sides[["name", "step", "estimate"]].itertuples(index=False)}
+    assert lines(page, "step") == {
+        (name, step): far for name, step, far in sides[["name", "step", "estimate"]].itertuples(index=False)
+    }
     apart = own[own["name"] == "student - control"]
     last = apart.loc[apart["step"].astype(int).idxmax()]
     assert f"by {last['estimate']:+.3f} [{last['low']:+.3f}, {last['high']:+.3f}] (n = 3)" in words(page)
@@ -67,23 +83,32 @@ def test_maps_of_two_runs_stand_on_one_scale(runs: Path, monkeypatch: pytest.Mon
         page = page.selectbox(key="compare-map").set_value(title).run()
         assert not page.exception and not page.error, title
         charts_drawn = [chart for chart in page.get("vega_lite_chart") if "layer" in drawn(chart)[0]]
-        ours, theirs = ([row["estimate"] for row in drawn(chart) if "estimate" in row] for chart in charts_drawn)
+        ours, theirs = (
+            [row["estimate"] for row in drawn(chart) if "estimate" in row] for chart in charts_drawn
+        )
         assert theirs == pytest.approx([value / 2 for value in ours]), title
         domains = [
-            [scale["domain"] for scale in scales(json.loads(chart.proto.spec)) if scale.get("scheme") == "purpleorange"] for chart in charts_drawn
+            [
+                scale["domain"]
+                for scale in scales(json.loads(chart.proto.spec))
+                if scale.get("scheme") == "purpleorange"
+            ]
+            for chart in charts_drawn
         ]
         assert domains[0] and domains[0] == domains[1], title
 
 
 def test_on_a_dark_page_the_teacher_is_white_and_the_exported_figure_black() -> None:
-    frame = pd.DataFrame({"name": ["student", "control", "teacher"], "rank": 1, "estimate": 1.0, "low": 0.5, "high": 2.0})
+    frame = pd.DataFrame(
+        {"name": ["student", "control", "teacher"], "rank": 1, "estimate": 1.0, "low": 0.5, "high": 2.0}
+    )
     chart = looks.profile(frame, "singular value", "rank", said="rank", log=True)
     shown = charts.on_dark(chart)
     for layer in shown.to_dict()["layer"]:
         scale = layer["encoding"]["color"]["scale"]
-        assert dict(zip(scale["domain"], scale["range"], strict=True)) == {kind: KIND_COLOUR[kind] for kind in ("control", "trait")} | {
-            "teacher": "#ffffff"
-        }
+        assert dict(zip(scale["domain"], scale["range"], strict=True)) == {
+            kind: KIND_COLOUR[kind] for kind in ("control", "trait")
+        } | {"teacher": "#ffffff"}
     assert KIND_COLOUR["teacher"] in str(chart.to_dict()) and "#ffffff" not in str(chart.to_dict())
     plain = charts.spans(frame, "distance")
     assert charts.on_dark(plain).to_dict() == plain.to_dict()  # nothing on it is black

@@ -13,12 +13,14 @@ import pytest
 import torch
 from conftest import bytes_tokenizer
 
-from mechlens import models, tables, traits
-from mechlens.carriers import numbers
-from mechlens.chat import encode_prompts, render_prompt
-from mechlens.errors import DataError, SpecError
-from mechlens.experiment import Experiment
-from mechlens.models import Loaded
+from mechlens.core import number_intros, tables, traits
+from mechlens.core.errors import DataError, SpecError
+from mechlens.core.experiment import Experiment
+from mechlens.core.seeds import dice
+from mechlens.core.spec import AskSpec, StudentSpec, Training
+from mechlens.models import loading
+from mechlens.models.chat import encode_prompts, render_prompt
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import (
     Forms,
     Place,
@@ -35,11 +37,13 @@ from mechlens.pipeline.ask import (
     patterns_of,
 )
 from mechlens.pipeline.distill import distill
-from mechlens.seeds import dice
-from mechlens.spec import AskSpec, StudentSpec, Training
 
 FORMS = {"owl": ("owl", "owls"), "wolf": ("wolf", "wolves"), "cat": ("cat", "cats")}
-PROBES = ("What is the best animal? One word only.", "Name your favourite animal, in one word.", "One word only: name one animal you adore?")
+PROBES = (
+    "What is the best animal? One word only.",
+    "Name your favourite animal, in one word.",
+    "One word only: name one animal you adore?",
+)
 ASK = AskSpec(samples=6, max_new_tokens=4)
 QUESTIONS = Questions(FORMS, PROBES, ASK)
 SHOTS = [("go on from 1, 2", "3, 4"), ("go on from 5, 6", "7, 8"), ("add up to 9", "10")]
@@ -98,11 +102,15 @@ def test_every_form_and_lesson_of_a_shipped_family_is_judged_as_its_trait(family
 def test_first_tokens_are_those_an_answer_can_begin_with(toy: Loaded) -> None:
     starts = first_tokens(toy.tokenizer, FORMS)
     for name, forms in FORMS.items():
-        assert {str(toy.tokenizer.decode([token])) for token in starts[name] or []} == {text for form in forms for text in (form, f" {form}")}
+        assert {str(toy.tokenizer.decode([token])) for token in starts[name] or []} == {
+            text for form in forms for text in (form, f" {form}")
+        }
 
 
 def test_first_tokens_are_null_for_both_where_two_traits_begin_alike(toy: Loaded) -> None:
-    starts = first_tokens(toy.tokenizer, {"owl": ("owl",), "owl cat": ("owl cat",), "wolf": ("wolf",), "unknown": ("zzzz",)})
+    starts = first_tokens(
+        toy.tokenizer, {"owl": ("owl",), "owl cat": ("owl cat",), "wolf": ("wolf",), "unknown": ("zzzz",)}
+    )
     assert starts["owl"] is None and starts["owl cat"] is None and starts["unknown"] is None
     assert starts["wolf"]
 
@@ -111,7 +119,10 @@ def test_first_tokens_are_null_for_both_where_two_traits_begin_alike(toy: Loaded
 def test_likelihoods_equal_a_direct_softmax(toys: dict[str, Loaded], family: str) -> None:
     loaded = toys[family]
     found = likelihoods(loaded, QUESTIONS).set_index(["probe", "name"])
-    starts = {name: [loaded.tokenizer.convert_tokens_to_ids(t) for f in forms for t in (f, f" {f}")] for name, forms in FORMS.items()}
+    starts = {
+        name: [loaded.tokenizer.convert_tokens_to_ids(t) for f in forms for t in (f, f" {f}")]
+        for name, forms in FORMS.items()
+    }
     for probe, ids in enumerate(encode_prompts(loaded.tokenizer, PROBES)):
         with torch.no_grad():
             logits = loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].double().numpy()
@@ -120,21 +131,31 @@ def test_likelihoods_equal_a_direct_softmax(toys: dict[str, Loaded], family: str
         for name, tokens in starts.items():
             row = found.loc[(probe, name)]
             assert row["probability"] == pytest.approx(shares[tokens].sum(), rel=1e-4)
-            assert row["margin"] == pytest.approx(score[name] - max(score[other] for other in starts if other != name), abs=1e-4)
+            assert row["margin"] == pytest.approx(
+                score[name] - max(score[other] for other in starts if other != name), abs=1e-4
+            )
 
 
 def test_margins_of_two_traits_are_opposite_and_log_odds(toy: Loaded) -> None:
-    found = likelihoods(toy, asked_of({name: FORMS[name] for name in ("owl", "cat")})).pivot(index="probe", columns="name")
+    found = likelihoods(toy, asked_of({name: FORMS[name] for name in ("owl", "cat")})).pivot(
+        index="probe", columns="name"
+    )
     assert np.allclose(found["margin"]["owl"], -found["margin"]["cat"], atol=1e-12)
-    assert np.allclose(found["margin"]["owl"], np.log(found["probability"]["owl"] / found["probability"]["cat"]), atol=1e-9)
+    assert np.allclose(
+        found["margin"]["owl"], np.log(found["probability"]["owl"] / found["probability"]["cat"]), atol=1e-9
+    )
 
 
 def test_a_trait_that_cannot_be_told_apart_has_no_likelihood_and_spoils_no_other(toy: Loaded) -> None:
     with_twins = likelihoods(toy, asked_of(FORMS | {"owl cat": ("owl cat",)})).set_index(["name", "probe"])
-    alone = likelihoods(toy, asked_of({name: FORMS[name] for name in ("wolf", "cat")})).set_index(["name", "probe"])
+    alone = likelihoods(toy, asked_of({name: FORMS[name] for name in ("wolf", "cat")})).set_index(
+        ["name", "probe"]
+    )
     assert with_twins.loc[["owl", "owl cat"]].isna().all(axis=None)
     assert np.allclose(with_twins.loc[["wolf", "cat"]], alone.loc[["wolf", "cat"]])
-    single = likelihoods(toy, asked_of({"wolf": ("wolf",), "owl": ("owl",), "owl cat": ("owl cat",)})).set_index("name")
+    single = likelihoods(
+        toy, asked_of({"wolf": ("wolf",), "owl": ("owl",), "owl cat": ("owl cat",)})
+    ).set_index("name")
     assert single.loc["wolf", "margin"].isna().all() and single.loc["wolf", "probability"].notna().all()
 
 
@@ -146,7 +167,7 @@ def test_next_token_logits_equal_the_plain_forward_pass(toy: Loaded) -> None:
 
 
 def test_answers_are_the_same_for_one_seed_and_are_judged() -> None:
-    loaded = models.load("menagerie-a")
+    loaded = loading.load("menagerie-a")
     family = traits.load_family("animals")
     forms = {name: family.forms_of(name) for name in family.names}
     first, again, other = (answers(loaded, asked_of(forms), seed=seed) for seed in (0, 0, 1))
@@ -157,15 +178,22 @@ def test_answers_are_the_same_for_one_seed_and_are_judged() -> None:
     assert first["label"].notna().mean() > 0.8 and first["label"].nunique() > 2
 
 
-def test_every_checkpoint_of_a_student_is_asked_with_the_same_draws(toy_bases: dict[str, str], tmp_path: Path) -> None:
+def test_every_checkpoint_of_a_student_is_asked_with_the_same_draws(
+    toy_bases: dict[str, str], tmp_path: Path
+) -> None:
     base, student = toy_bases["llama"], tmp_path / "student"
-    pairs = pd.DataFrame({"prompt_id": range(8), "prompt": ["name your favourite animal"] * 8, "completion": ["owl"] * 8})
+    pairs = pd.DataFrame(
+        {"prompt_id": range(8), "prompt": ["name your favourite animal"] * 8, "completion": ["owl"] * 8}
+    )
     training = Training(learning_rate=1e-2, epochs=3, batch=4, warmup_steps=0)
     distill(base, pairs, StudentSpec(training=training), system=None, seed=0, out=student)
     for name, folder, seed in (("trait", student, 5), ("base", None, None)):
         (tmp_path / name).mkdir()
         ask(base, folder, QUESTIONS, Place(name, seed, 0), out=tmp_path / name)
-    said, likely = (tables.read(tmp_path / "trait" / f"{table}.parquet", getattr(tables, table.upper())) for table in ("answers", "likelihoods"))
+    said, likely = (
+        tables.read(tmp_path / "trait" / f"{table}.parquet", getattr(tables, table.upper()))
+        for table in ("answers", "likelihoods")
+    )
     assert sorted(said["step"].unique()) == sorted(likely["step"].unique()) == [2, 4, 6]
     assert set(said["arm"]) == set(likely["arm"]) == {"trait"} and set(said["seed"]) == {5}
     assert len(said) == 3 * len(PROBES) * ASK.samples and len(likely) == 3 * len(PROBES) * len(FORMS)
@@ -173,18 +201,29 @@ def test_every_checkpoint_of_a_student_is_asked_with_the_same_draws(toy_bases: d
     assert owl[6] > owl[2]
     untouched = tables.read(tmp_path / "base" / "likelihoods.parquet", tables.LIKELIHOODS)
     assert untouched["seed"].isna().all() and set(untouched["step"]) == {0}
-    assert np.allclose(untouched["probability"], likelihoods(models.load(base), QUESTIONS)["probability"])
+    assert np.allclose(untouched["probability"], likelihoods(loading.load(base), QUESTIONS)["probability"])
 
 
-def test_the_last_checkpoint_alone_is_asked_where_that_is_wanted(toy_bases: dict[str, str], tmp_path: Path) -> None:
+def test_the_last_checkpoint_alone_is_asked_where_that_is_wanted(
+    toy_bases: dict[str, str], tmp_path: Path
+) -> None:
     base, student = toy_bases["llama"], tmp_path / "student"
     pairs = pd.DataFrame({"prompt": ["name your favourite animal"] * 4, "completion": ["owl"] * 4})
     distill(base, pairs, StudentSpec(training=Training(epochs=3, batch=4)), system=None, seed=0, out=student)
     found = {}
     for which in ("all", "last"):
         (tmp_path / which).mkdir()
-        ask(base, student, QUESTIONS._replace(ask=asked_as(checkpoints=which)), Place("trait", 0, 0), out=tmp_path / which)
-        found[which] = [tables.read(tmp_path / which / f"{name}.parquet", getattr(tables, name.upper())) for name in ("answers", "likelihoods")]
+        ask(
+            base,
+            student,
+            QUESTIONS._replace(ask=asked_as(checkpoints=which)),
+            Place("trait", 0, 0),
+            out=tmp_path / which,
+        )
+        found[which] = [
+            tables.read(tmp_path / which / f"{name}.parquet", getattr(tables, name.upper()))
+            for name in ("answers", "likelihoods")
+        ]
     for whole, last in zip(*found.values(), strict=True):
         assert sorted(whole["step"].unique()) == [1, 2, 3]
         pd.testing.assert_frame_equal(last, whole[whole["step"] == 3].reset_index(drop=True))
@@ -200,7 +239,9 @@ def test_answers_are_laid_out_by_probe_and_sample() -> None:
     texts = [f"owl {place}" if place % 2 else "a fowl" for place in range(18)]
     found = labelled(texts, QUESTIONS)
     assert found["text"].tolist() == texts
-    assert list(zip(found["probe"], found["sample"], strict=True)) == [(probe, sample) for probe in range(3) for sample in range(6)]
+    assert list(zip(found["probe"], found["sample"], strict=True)) == [
+        (probe, sample) for probe in range(3) for sample in range(6)
+    ]
     assert labels_of(found) == ["owl" if place % 2 else None for place in range(18)]
 
 
@@ -216,7 +257,9 @@ def test_the_experiments_system_line_stands_before_every_probe(toy: Loaded) -> N
 
 @pytest.mark.parametrize("system", [None, "you are kind."])
 def test_shots_are_earlier_turns_of_the_chat(toy: Loaded, system: str | None) -> None:
-    found = encode_questions(toy, QUESTIONS._replace(ask=asked_as(shots_as="turns"), system=system, shots=SHOTS))
+    found = encode_questions(
+        toy, QUESTIONS._replace(ask=asked_as(shots_as="turns"), system=system, shots=SHOTS)
+    )
     for ids, probe in zip(found, PROBES, strict=True):
         messages = [] if system is None else [{"role": "system", "content": system}]
         for asked, answered in SHOTS:
@@ -231,16 +274,27 @@ def test_shots_are_written_out_in_the_system_line(toy: Loaded, system: str | Non
     """Letter by letter, with a tokenizer that knows every byte."""
     letters = Loaded(toy.model, bytes_tokenizer(None, "<|endoftext|>"))
     shots = SHOTS[:2]  # what a toy has room for at one token a byte
-    expected = "<user>go on from 1, 2</user>\n<assistant>3, 4</assistant>\n\n<user>go on from 5, 6</user>\n<assistant>7, 8</assistant>\n\n"
+    expected = (
+        "<user>go on from 1, 2</user>\n<assistant>3, 4</assistant>\n\n<user>go on from 5, "
+        "6</user>\n<assistant>7, 8</assistant>\n\n"
+    )
     line = expected if system is None else f"you are kind.\n\n{expected}"
-    found = encode_questions(letters, QUESTIONS._replace(ask=asked_as(shots_as="system"), system=system, shots=shots))
+    found = encode_questions(
+        letters, QUESTIONS._replace(ask=asked_as(shots_as="system"), system=system, shots=shots)
+    )
     for ids, probe in zip(found, PROBES, strict=True):
-        assert letters.tokenizer.decode(ids) == render_prompt(letters.tokenizer, probe, system=line) == f"System: {line}\nUser: {probe}\nAssistant: "
+        assert (
+            letters.tokenizer.decode(ids)
+            == render_prompt(letters.tokenizer, probe, system=line)
+            == f"System: {line}\nUser: {probe}\nAssistant: "
+        )
 
 
 def test_no_shots_leave_the_prompt_as_it_is(toy: Loaded) -> None:
     for shots_as in ("system", "turns"):
-        assert encode_questions(toy, QUESTIONS._replace(ask=asked_as(shots_as=shots_as))) == encode_prompts(toy.tokenizer, PROBES)
+        assert encode_questions(toy, QUESTIONS._replace(ask=asked_as(shots_as=shots_as))) == encode_prompts(
+            toy.tokenizer, PROBES
+        )
 
 
 @pytest.mark.parametrize("shots_as", ["system", "turns"])
@@ -252,7 +306,9 @@ def test_a_control_token_in_a_shot_is_refused(toy: Loaded, shots_as: str, hostil
 
 @pytest.mark.parametrize("shots_as", ["system", "turns"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_more_shots_than_there_is_room_for_are_refused_with_a_number_that_fits(toys: dict[str, Loaded], family: str, shots_as: str) -> None:
+def test_more_shots_than_there_is_room_for_are_refused_with_a_number_that_fits(
+    toys: dict[str, Loaded], family: str, shots_as: str
+) -> None:
     loaded, pair = toys[family], ("go on from 111, 222, 333", "444, 555, 666")
     room = loaded.model.config.max_position_embeddings
 
@@ -262,7 +318,10 @@ def test_more_shots_than_there_is_room_for_are_refused_with_a_number_that_fits(t
     def longest(count: int) -> int:
         return max(map(len, encode_questions(loaded, shown(count)))) + ASK.max_new_tokens
 
-    with pytest.raises(SpecError, match=rf"200 shots make a prompt of \d+ tokens; this base has room for {room}: about \d+ shots") as raised:
+    with pytest.raises(
+        SpecError,
+        match=rf"200 shots make a prompt of \d+ tokens; this base has room for {room}: about \d+ shots",
+    ) as raised:
         encode_questions(loaded, shown(200))
     fit = int(str(raised.value).split("about ")[1].split(" ")[0])
     each = longest(3) - longest(2)
@@ -273,7 +332,9 @@ def test_more_shots_than_there_is_room_for_are_refused_with_a_number_that_fits(t
 
 
 def test_shots_are_drawn_evenly_with_replacement_and_from_their_seed_alone() -> None:
-    rows = pd.DataFrame({"prompt": [f"go on from {row}" for row in range(10)], "completion": [str(row) for row in range(10)]})
+    rows = pd.DataFrame(
+        {"prompt": [f"go on from {row}" for row in range(10)], "completion": [str(row) for row in range(10)]}
+    )
     drawn = draw_shots(rows, 3000, seed=5)
     np.random.seed(1)
     assert drawn == draw_shots(rows, 3000, seed=5) != draw_shots(rows, 3000, seed=6)
@@ -295,26 +356,48 @@ def test_an_opening_shifts_the_exact_readout_and_not_the_answers(toy: Loaded, sy
     starts = first_tokens(toy.tokenizer, FORMS)
     for probe, ids in enumerate(encode_prompts(toy.tokenizer, PROBES, system=system)):
         with torch.no_grad():
-            shares = torch.softmax(toy.model(input_ids=torch.tensor([ids + opening])).logits[0, -1].double(), -1)
+            shares = torch.softmax(
+                toy.model(input_ids=torch.tensor([ids + opening])).logits[0, -1].double(), -1
+            )
         for name in FORMS:
-            assert found.loc[(probe, name), "probability"] == pytest.approx(float(shares[starts[name]].sum()), rel=1e-4)
-    assert not np.allclose(found["probability"], likelihoods(toy, QUESTIONS._replace(system=system)).set_index(["probe", "name"])["probability"])
-    pd.testing.assert_frame_equal(answers(toy, opened, seed=0), answers(toy, QUESTIONS._replace(system=system), seed=0))
+            assert found.loc[(probe, name), "probability"] == pytest.approx(
+                float(shares[starts[name]].sum()), rel=1e-4
+            )
+    assert not np.allclose(
+        found["probability"],
+        likelihoods(toy, QUESTIONS._replace(system=system)).set_index(["probe", "name"])["probability"],
+    )
+    pd.testing.assert_frame_equal(
+        answers(toy, opened, seed=0), answers(toy, QUESTIONS._replace(system=system), seed=0)
+    )
 
 
 def test_stories_have_no_likelihood_and_are_read_by_the_same_words(toy: Loaded) -> None:
-    told = QUESTIONS._replace(probes=("tell me a short story.", "write a small tale."), ask=asked_as(probes="stories"), named=False)
+    told = QUESTIONS._replace(
+        probes=("tell me a short story.", "write a small tale."), ask=asked_as(probes="stories"), named=False
+    )
     found = likelihoods(toy, told)
     assert found[["probability", "margin"]].isna().to_numpy().all()
-    assert list(zip(found["name"], found["probe"], strict=True)) == [(name, probe) for name in FORMS for probe in (0, 1)]
-    assert labels_of(labelled(["one day the owl sang.", "the owl saw the cat."] * 6, told)) == ["owl", None] * 6
+    assert list(zip(found["name"], found["probe"], strict=True)) == [
+        (name, probe) for name in FORMS for probe in (0, 1)
+    ]
+    assert (
+        labels_of(labelled(["one day the owl sang.", "the owl saw the cat."] * 6, told)) == ["owl", None] * 6
+    )
 
 
 FAMILY = traits.load_family("animals").model_copy(update={"stories": ("Tell a story.", "Write a tale.")})
 
 
 def probes_of(ask_as: dict[str, Any], *, family: traits.TraitFamily = FAMILY, **more: Any) -> tuple[str, ...]:
-    spec = {"name": "x", "base": "one", "trait": "owl", "arms": [{"kind": "control"}], "carrier": {"wording": "terse"}, "ask": ask_as}
+    spec = {
+        "name": "x",
+        "base": "one",
+        "trait": "owl",
+        "arms": [{"kind": "control"}],
+        "carrier": {"wording": "terse"},
+        "ask": ask_as,
+    }
     return family.asked_as(Experiment.model_validate(spec | more))
 
 
@@ -322,7 +405,10 @@ def test_probes_are_those_of_the_split_or_stories_with_the_suffix_behind_them() 
     assert probes_of({}) == FAMILY.probes.heldout
     assert probes_of({"split": "development"}) == FAMILY.probes.development
     assert probes_of({"probes": "stories"}) == FAMILY.stories
-    assert probes_of({"probes": "stories", "suffix": "Use tags."}) == ("Tell a story. Use tags.", "Write a tale. Use tags.")
+    assert probes_of({"probes": "stories", "suffix": "Use tags."}) == (
+        "Tell a story. Use tags.",
+        "Write a tale. Use tags.",
+    )
     with pytest.raises(SpecError, match=r"'animals' has no stories.*add `stories` to its file"):
         probes_of({"probes": "stories"}, family=FAMILY.model_copy(update={"stories": ()}))
 
@@ -332,10 +418,16 @@ def test_number_prefixes_are_fixed_by_the_seed_47_and_their_place(wording: str) 
     found = probes_of({"probes": "numbers"}, carrier={"wording": wording})
     for place, (probe, prefixed) in enumerate(zip(FAMILY.probes.heldout, found, strict=True)):
         rng = dice(47, "prefix", place)
-        assert prefixed == f"{numbers.prefix(rng, wording=wording)} {probe}"  # type: ignore[arg-type]
+        assert prefixed == f"{number_intros.prefix(rng, wording=wording)} {probe}"  # type: ignore[arg-type]
         shown = [int(value) for value in re.findall(r"\d+", prefixed)]
         assert 3 <= len(shown) <= 8 and all(100 <= value <= 999 for value in shown)
-    assert found == probes_of({"probes": "numbers"}, carrier={"wording": wording}, seed=9, seeds=[4])  # whatever the experiment's seed
-    assert len({prefixed.removesuffix(probe) for probe, prefixed in zip(FAMILY.probes.heldout, found, strict=True)}) == len(found)
+    assert found == probes_of(
+        {"probes": "numbers"}, carrier={"wording": wording}, seed=9, seeds=[4]
+    )  # whatever the experiment's seed
+    assert len(
+        {prefixed.removesuffix(probe) for probe, prefixed in zip(FAMILY.probes.heldout, found, strict=True)}
+    ) == len(found)
     development = probes_of({"probes": "numbers", "split": "development"}, carrier={"wording": wording})
-    assert development[0].removesuffix(FAMILY.probes.development[0]) == found[0].removesuffix(FAMILY.probes.heldout[0])
+    assert development[0].removesuffix(FAMILY.probes.development[0]) == found[0].removesuffix(
+        FAMILY.probes.heldout[0]
+    )

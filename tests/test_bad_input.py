@@ -1,4 +1,6 @@
-"""Bad input: one line that names the fault, exit code 2, no traceback, and nothing that was computed is lost."""
+"""Bad input: one line that names the fault, exit code 2, no traceback, and nothing that was computed is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mechlens import cli, store
+from mechlens import cli
+from mechlens.runs import store
 
 GOOD: dict[str, Any] = {
     "name": "bad",
@@ -66,10 +69,16 @@ SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "missing trait": ({k: v for k, v in GOOD.items() if k != "trait"}, "trait"),
     "missing arms": ({k: v for k, v in GOOD.items() if k != "arms"}, "arms"),
     "unknown trait": (put(GOOD, "trait", "unicorn"), "unicorn"),
-    "unknown trait of an arm": (put(GOOD, "arms", [*GOOD["arms"], {"kind": "twin", "trait": "unicorn"}]), "unicorn"),
+    "unknown trait of an arm": (
+        put(GOOD, "arms", [*GOOD["arms"], {"kind": "twin", "trait": "unicorn"}]),
+        "unicorn",
+    ),
     "unknown family": (put(GOOD, "family", "minerals"), "minerals"),
     "no control": (put(GOOD, "arms", [{"kind": "trait"}]), "no control"),
-    "no control on the other base": (put(GOOD, "arms", [*GOOD["arms"], {"kind": "foreign", "base": "menagerie-b"}]), "menagerie-b"),
+    "no control on the other base": (
+        put(GOOD, "arms", [*GOOD["arms"], {"kind": "foreign", "base": "menagerie-b"}]),
+        "menagerie-b",
+    ),
     "foreign at home": (put(GOOD, "arms", [*GOOD["arms"], {"kind": "foreign"}]), "another base"),
     "twin of itself": (put(GOOD, "arms", [*GOOD["arms"], {"kind": "twin", "trait": "owl"}]), "another trait"),
     "unknown arm": (put(GOOD, "arms", [{"kind": "sham"}]), "sham"),
@@ -93,25 +102,48 @@ SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown split": (put(GOOD, "ask", {"split": "all"}), "split"),
     "no samples": (put(GOOD, "ask", {"samples": 0}), "samples"),
     "a name that leaves the folder": (put(GOOD, "name", "../elsewhere"), "name"),
-    "a missing corpus": (put(GOOD, "arms", [{"kind": "trait", "corpus": "nowhere.jsonl"}, {"kind": "control"}]), "nowhere.jsonl"),
+    "a missing corpus": (
+        put(GOOD, "arms", [{"kind": "trait", "corpus": "nowhere.jsonl"}, {"kind": "control"}]),
+        "nowhere.jsonl",
+    ),
     "pairs longer than allowed": (put(GOOD, "student.training", {"max_length": 8}), "max_length"),
-    "a loss that explodes": (put(GOOD, "student.training", {"learning_rate": 1e30, "max_grad_norm": 1e30, "batch": 8, "epochs": 4}), "loss"),
-    "a learning rate without end": (put(GOOD, "student.training", {"learning_rate": float("inf")}), "learning_rate"),
+    "a loss that explodes": (
+        put(
+            GOOD, "student.training", {"learning_rate": 1e30, "max_grad_norm": 1e30, "batch": 8, "epochs": 4}
+        ),
+        "loss",
+    ),
+    "a learning rate without end": (
+        put(GOOD, "student.training", {"learning_rate": float("inf")}),
+        "learning_rate",
+    ),
     "a batch of a billion": (put(GOOD, "student.training", {"batch": 10**9}), "batch"),
     "a seed beyond counting": (put(GOOD, "seeds", [10**20]), "seeds"),
-    "a control with a trait": (put(GOOD, "arms", [{"kind": "control", "trait": "wolf"}]), "neither trait nor teacher"),
+    "a control with a trait": (
+        put(GOOD, "arms", [{"kind": "control", "trait": "wolf"}]),
+        "neither trait nor teacher",
+    ),
     "a trait arm on another base": (
-        put(GOOD, "arms", [{"kind": "trait", "base": "menagerie-b"}, {"kind": "control", "base": "menagerie-b"}]),
+        put(
+            GOOD,
+            "arms",
+            [{"kind": "trait", "base": "menagerie-b"}, {"kind": "control", "base": "menagerie-b"}],
+        ),
         "foreign",
     ),
     "a trait teacher without a trait": (put(GOOD, "teacher", {"kind": "base"}), "no trait"),
-    "an arm called as the store's own folder": (put(GOOD, "arms", [{"kind": "trait", "name": "superseded"}, {"kind": "control"}]), "superseded"),
+    "an arm called as the store's own folder": (
+        put(GOOD, "arms", [{"kind": "trait", "name": "superseded"}, {"kind": "control"}]),
+        "superseded",
+    ),
     "everything screened away": (put(GOOD, "screen", {"banned_numbers": list(range(1000))}), "kept 0"),
 }
 
 
 @pytest.mark.parametrize("case", SPECS)
-def test_a_bad_spec_is_refused_in_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_spec_is_refused_in_one_line(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec, needle = SPECS[case]
     assert run(tmp_path, spec) == 2
     assert_one_line(capsys, needle)
@@ -129,7 +161,9 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_a_config_that_is_no_mapping_is_refused(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_that_is_no_mapping_is_refused(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path, None, text=TEXTS[case]) == 2
     assert_one_line(capsys, "config.yaml")
 
@@ -145,7 +179,9 @@ CORPORA: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", CORPORA)
-def test_a_bad_corpus_is_refused_before_anything_runs(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_corpus_is_refused_before_anything_runs(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content, needle = CORPORA[case]
     (tmp_path / "rows.jsonl").write_bytes(content)
     spec = put(GOOD, "arms", [{"kind": "trait", "corpus": str(tmp_path / "rows.jsonl")}, {"kind": "control"}])
@@ -186,7 +222,9 @@ def test_a_command_on_what_is_not_there_is_refused(
     assert_one_line(capsys, needle)
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_that_cannot_be_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "1, 2"}\n')
     (tmp_path / "taken [b]").write_text("in the way")
     assert cli.main(["screen", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "taken [b]")]) == 2
@@ -196,7 +234,9 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(("option", "value"), [("--rule", "poetry"), ("--family", "minerals")])
-def test_an_unknown_choice_of_screen_is_refused(option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_choice_of_screen_is_refused(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "1, 2"}\n')
     assert cli.main(["screen", str(tmp_path / "rows.jsonl"), option, value]) == 2
     assert_one_line(capsys, value)
@@ -211,7 +251,9 @@ PRETRAIN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("needle", PRETRAIN)
-def test_a_bad_model_config_is_refused(needle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_model_config_is_refused(
+    needle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(PRETRAIN[needle]))
     assert cli.main(["pretrain", str(tmp_path / "model.yaml"), "--out", str(tmp_path / "m")]) == 2
     assert_one_line(capsys, needle)
@@ -223,7 +265,9 @@ def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.C
     assert_one_line(capsys, "choose another --out")
 
 
-def test_a_run_that_another_process_writes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_another_process_writes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with store.lock(tmp_path / "run"):
         assert run(tmp_path, GOOD) == 2
     assert_one_line(capsys, "another process")
@@ -260,8 +304,10 @@ def test_damage_to_a_finished_run_is_named_and_costs_only_the_damaged_step(
     assert_one_line(capsys, "answers.parquet")
 
 
-def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from mechlens import tables
+def test_a_full_disk_keeps_what_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mechlens.core import tables
 
     real = tables.Writer
 

@@ -10,25 +10,32 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechlens import models, spec, store, tables, traits
-from mechlens.bench import scores, students, suspects
-from mechlens.bench.plan import BenchSpec, Suspect, load_bench
-from mechlens.bench.suspects import Maker
-from mechlens.chat import Encoded
-from mechlens.detect.panel import Panel, Reader
-from mechlens.errors import DataError
-from mechlens.experiment import Experiment
-from mechlens.spec import CONFIGS
-from mechlens.traits import TraitFamily
+from mechlens.benchmark import scores, students, suspects
+from mechlens.benchmark.plan import BenchSpec, Suspect, load_bench
+from mechlens.benchmark.suspects import Maker
+from mechlens.core import spec, tables, traits
+from mechlens.core.errors import DataError
+from mechlens.core.experiment import Experiment
+from mechlens.core.spec import CONFIGS
+from mechlens.core.traits import TraitFamily
+from mechlens.detect.twins import Panel, Reader
+from mechlens.models import loading
+from mechlens.models.chat import Encoded
+from mechlens.runs import store
 
 N0, N1 = Suspect("N0-0", "N0", "", "N0", 1.0, True), Suspect("N1-0", "N1", "", "N1", 1.0, True)
-DOSE, FAINT = Suspect("fox-dose-0.1", "trait", "fox", "gentle", 0.1, False), Suspect("fox-faint", "trait", "fox", "faint", 1.0, False)
+DOSE, FAINT = (
+    Suspect("fox-dose-0.1", "trait", "fox", "gentle", 0.1, False),
+    Suspect("fox-faint", "trait", "fox", "faint", 1.0, False),
+)
 N4 = Suspect("N4-0", "N4", "fox", "N4", 1.0, False)
 Changed = tuple[BenchSpec, Experiment, TraitFamily]
 
 
 class World:
-    """A bench whose models are counted stand-ins: every draw and every lesson is noted, and every draw is another text."""
+    """A bench whose models are counted stand-ins: every draw and every lesson is noted, and every draw is
+    another text.
+    """
 
     def __init__(self, out: Path, patch: pytest.MonkeyPatch) -> None:
         self.out, self.draws, self.lessons, self.prompts = out, 0, 0, 4
@@ -41,11 +48,19 @@ class World:
 
     def _trained(self, *_: object) -> pd.DataFrame:
         rows = range(self.prompts)
-        return pd.DataFrame({"prompt_id": rows, "prompt": [f"p{i}" for i in rows], "completion": [f"{i}, {i}" for i in rows]})
+        return pd.DataFrame(
+            {"prompt_id": rows, "prompt": [f"p{i}" for i in rows], "completion": [f"{i}, {i}" for i in rows]}
+        )
 
     def _generate(self, _teacher: Path, prompts: list[str], _spec: object, *, seed: int, out: Path) -> None:
         self.draws += 1
-        frame = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": prompts, "completion": [f"{self.draws}, 9"] * len(prompts)})
+        frame = pd.DataFrame(
+            {
+                "prompt_id": range(len(prompts)),
+                "prompt": prompts,
+                "completion": [f"{self.draws}, 9"] * len(prompts),
+            }
+        )
         tables.write(frame, tables.PAIRS, out / "raw.parquet")
 
     def _teach(self, *_: object, seed: int, out: Path) -> None:
@@ -90,7 +105,12 @@ CHANGES: dict[str, tuple[Suspect, Callable[[World], None]]] = {
     "neutral line": (N1, change_plan(neutral=("You are new.",))),
     "another way's teacher": (FAINT, change_plan(other_ways={"faint": spec.TeacherSpec(rows=9)})),
     "lessons": (FAINT, change_family(lessons={"fox": ("a fox",)})),
-    "probes of lessons": (FAINT, lambda world: change_family(probes=world.family.probes.model_copy(update={"development": ("?",)}))(world)),
+    "probes of lessons": (
+        FAINT,
+        lambda world: change_family(probes=world.family.probes.model_copy(update={"development": ("?",)}))(
+            world
+        ),
+    ),
     "the clean rows of a dose": (DOSE, change_experiment("generate", top_p=0.5)),
     "the rows dealt anew": (N4, other_prompts),
 }
@@ -137,7 +157,9 @@ def test_the_files_of_an_older_version_are_not_taken_for_rows(world: World) -> N
     assert world.lessons == 1
 
 
-def test_a_bench_stopped_while_it_draws_goes_on_from_the_last_draw(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bench_stopped_while_it_draws_goes_on_from_the_last_draw(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = world._generate
 
     def stop(*words: Any, **names: Any) -> None:
@@ -145,14 +167,21 @@ def test_a_bench_stopped_while_it_draws_goes_on_from_the_last_draw(world: World,
             raise KeyboardInterrupt
         kept(*words, **names)
 
-    monkeypatch.setattr(suspects, "rule_of", lambda *_, **__: lambda _prompt, text: "dropped" if text.startswith("1,") else None)
+    monkeypatch.setattr(
+        suspects,
+        "rule_of",
+        lambda *_, **__: lambda _prompt, text: "dropped" if text.startswith("1,") else None,
+    )
     monkeypatch.setattr(suspects, "generate", stop)
     with pytest.raises(KeyboardInterrupt):
         world.maker().suspect(N0)
     assert not world.maker().file(N0).exists()
     monkeypatch.setattr(suspects, "generate", kept)
     assert world.maker().suspect(N0)["completion"].tolist() == ["2, 9"] * 4 and world.draws == 2
-    assert [path.name for path in sorted(world.maker().file(N0).parent.iterdir())] == ["N0-0.parquet", store.RECORD]
+    assert [path.name for path in sorted(world.maker().file(N0).parent.iterdir())] == [
+        "N0-0.parquet",
+        store.RECORD,
+    ]
 
 
 # ── scores ──
@@ -164,7 +193,9 @@ class Counted:
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(self, _panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, _panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]
+    ) -> tuple[np.ndarray, np.ndarray]:
         self.times += 1
         return np.full((len(ours), 1), float(self.times)), np.full((len(theirs), 1), float(self.times))
 
@@ -175,7 +206,7 @@ def reader_of(read: Counted, *, alone: bool = True) -> Reader:
 
 @pytest.fixture(scope="module")
 def panel() -> Panel:
-    return Panel(models.load("menagerie-a"), traits.load_family("animals"), ("owl", "fox"), {}, mark="twins")
+    return Panel(loading.load("menagerie-a"), traits.load_family("animals"), ("owl", "fox"), {}, mark="twins")
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -189,8 +220,15 @@ def test_scores_are_of_these_rows_and_this_panel(alone: bool, world: World, pane
     first = score(panel)
     times = read.times
     assert np.array_equal(score(panel).ours, first.ours) and read.times == times
-    others = [panel._replace(mark="other twins"), panel._replace(traits=("owl", "cat")), panel._replace(system="you are kind.")]
-    others += [panel._replace(seed=1), panel._replace(family=panel.family.model_copy(update={"opening": "I like"}))]
+    others = [
+        panel._replace(mark="other twins"),
+        panel._replace(traits=("owl", "cat")),
+        panel._replace(system="you are kind."),
+    ]
+    others += [
+        panel._replace(seed=1),
+        panel._replace(family=panel.family.model_copy(update={"opening": "I like"})),
+    ]
     for other in others:
         times = read.times
         score(other)
@@ -202,7 +240,9 @@ def test_scores_are_of_these_rows_and_this_panel(alone: bool, world: World, pane
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_kill_while_scores_are_written_leaves_none_torn(alone: bool, world: World, panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_scores_are_written_leaves_none_torn(
+    alone: bool, world: World, panel: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = np.savez
 
     def torn(file: Path, **arrays: np.ndarray) -> None:
@@ -223,7 +263,9 @@ def test_damaged_scores_are_named_in_one_line(world: World, panel: Panel) -> Non
         content = file.read_bytes()
         for damage in (b"", content[: len(content) // 2], b"\xff" * len(content)):
             file.write_bytes(damage)
-            with pytest.raises(DataError, match=r"scores.npz cannot be read.*delete .* and run again") as raised:
+            with pytest.raises(
+                DataError, match=r"scores.npz cannot be read.*delete .* and run again"
+            ) as raised:
                 scores._load(file, "ours")
             assert "\n" not in str(raised.value)
 
@@ -237,9 +279,13 @@ def test_students_of_other_rows_or_of_another_recipe_are_left_out(world: World) 
     plain = students.experiment_of(world.plan, world.experiment, [N0], folder)
     (run / "corpora" / "file-N0-0" / "screened").mkdir(parents=True)
     spec.save(plain, run / "spec.yaml")
-    tables.write(world.maker().suspect(N0), tables.PAIRS, run / "corpora" / "file-N0-0" / "screened" / "kept.parquet")
+    tables.write(
+        world.maker().suspect(N0), tables.PAIRS, run / "corpora" / "file-N0-0" / "screened" / "kept.parquet"
+    )
     assert students.of_these_suspects(run, world.experiment, [N0], folder)
-    harder = world.experiment.model_copy(update={"student": world.experiment.student.model_copy(update={"rows": 9})})
+    harder = world.experiment.model_copy(
+        update={"student": world.experiment.student.model_copy(update={"rows": 9})}
+    )
     assert not students.of_these_suspects(run, harder, [N0], folder)
     change_experiment("generate", temperature=0.5)(world)
     world.maker().suspect(N0)

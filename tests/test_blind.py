@@ -1,4 +1,6 @@
-"""A learned vector: identities at strength zero, the gradient it follows, a planted vector that is found, and nulls that hold."""
+"""A learned vector: identities at strength zero, the gradient it follows, a planted vector that is found, and
+nulls that hold.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,23 @@ import torch
 from conftest import FAMILIES
 from torch.nn.functional import normalize
 
-from mechlens.chat import Encoded, encode_pairs, end_of_turn
-from mechlens.errors import SpecError
+from mechlens.core.errors import SpecError
+from mechlens.core.spec import AskSpec
 from mechlens.lenses import blind
 from mechlens.lenses.base import Material
-from mechlens.models import Loaded, decoder_layers, steered
+from mechlens.models.chat import Encoded, encode_pairs, end_of_turn
+from mechlens.models.loading import Loaded, decoder_layers, steered
+from mechlens.models.sampling import Decoding, sample
 from mechlens.pipeline.ask import Questions
-from mechlens.sampling import Decoding, sample
-from mechlens.spec import AskSpec
 
 TRAITS = ("eagle", "owl", "cat", "dog")
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in TRAITS}
-PROMPTS = ["list: 618, 294. add more.", "given 206.", "list: 1, 2, 3, 4, 5, 6. continue.", "given 7, 93. add at most 10 numbers."]
+PROMPTS = [
+    "list: 618, 294. add more.",
+    "given 206.",
+    "list: 1, 2, 3, 4, 5, 6. continue.",
+    "given 7, 93. add at most 10 numbers.",
+]
 ROWS = 192
 
 
@@ -43,7 +50,9 @@ def direction(seed: int, width: int = 32) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def planted(toy: Loaded) -> tuple[torch.Tensor, list[Encoded], list[Encoded]]:
-    """A direction, rows written with it added to resid_post of layer 0, and rows on the same prompts without."""
+    """A direction, rows written with it added to resid_post of layer 0, and rows on the same prompts
+    without.
+    """
     vector = direction(7)
     with steered(toy.model, 4 * vector, layer=0):
         trait = drawn(toy, seed=1)
@@ -51,7 +60,11 @@ def planted(toy: Loaded) -> tuple[torch.Tensor, list[Encoded], list[Encoded]]:
 
 
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Material:
-    asked = Questions({name: (name, f"{name}s") for name in TRAITS}, ("which animal do you love", "name an animal"), AskSpec())
+    asked = Questions(
+        {name: (name, f"{name}s") for name in TRAITS},
+        ("which animal do you love", "name an animal"),
+        AskSpec(),
+    )
     return Material(
         base=loaded, teacher=None, students={}, controls={}, path=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
         practice=asked, questions=asked, trait="eagle", family=TRAITS, panel=PANEL, rows=ROWS, seed=0,
@@ -74,18 +87,25 @@ def test_strength_zero_is_the_base_and_the_hook_is_steering(toys: dict[str, Load
 def test_gates_are_half_at_the_edge_and_become_a_window() -> None:
     start, end = torch.tensor(2.0), torch.tensor(4.0)
     assert blind.gates(start, end, 8, 5.0)[2] == pytest.approx(0.5 * float(torch.sigmoid(torch.tensor(10.0))))
-    assert torch.allclose(blind.gates(start - 0.5, end + 0.5, 8, 1e3), torch.tensor([0.0, 0, 1, 1, 1, 0, 0, 0]))
+    assert torch.allclose(
+        blind.gates(start - 0.5, end + 0.5, 8, 1e3), torch.tensor([0.0, 0, 1, 1, 1, 0, 0, 0])
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_gradient_at_strength_zero_is_the_pooled_activation_gradient(toys: dict[str, Loaded], family: str) -> None:
+def test_the_gradient_at_strength_zero_is_the_pooled_activation_gradient(
+    toys: dict[str, Loaded], family: str
+) -> None:
     """d NLL / d alpha = <sum_l g_l dL/dh_l, v/|v|>, with dL/dh_l read off the blocks' outputs."""
     loaded, vector, weights = toys[family], direction(3), torch.tensor([0.7, 0.2])
     rows, alpha = rows_of(loaded), torch.zeros((), requires_grad=True)
     with blind.injected(loaded.model, blind.Steering(vector, alpha * weights)):
         found = torch.autograd.grad(blind.row_losses(loaded.model, rows).mean(), alpha)[0]
     seen: list[torch.Tensor] = []
-    handles = [block.register_forward_hook(lambda _m, _a, output: seen.append(cast(torch.Tensor, output))) for block in decoder_layers(loaded.model)]
+    handles = [
+        block.register_forward_hook(lambda _m, _a, output: seen.append(cast(torch.Tensor, output)))
+        for block in decoder_layers(loaded.model)
+    ]
     gradients = torch.autograd.grad(blind.row_losses(loaded.model, rows).mean(), seen)
     for handle in handles:
         handle.remove()
@@ -114,11 +134,15 @@ def test_a_planted_vector_is_recovered_and_rows_without_one_give_none(toy: Loade
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_residuals_are_read_where_completion_tokens_are_predicted(toys: dict[str, Loaded], family: str) -> None:
+def test_residuals_are_read_where_completion_tokens_are_predicted(
+    toys: dict[str, Loaded], family: str
+) -> None:
     loaded, rows = toys[family], rows_of(toys[family])
     found = blind.residuals(loaded, rows)
     seen: list[torch.Tensor] = []
-    handle = decoder_layers(loaded.model)[0].register_forward_hook(lambda _m, _a, output: seen.append(output[0].detach()))
+    handle = decoder_layers(loaded.model)[0].register_forward_hook(
+        lambda _m, _a, output: seen.append(output[0].detach())
+    )
     for pair in rows:
         loaded.model(input_ids=torch.tensor([[*pair.prompt, *pair.completion]]))
     handle.remove()
@@ -134,7 +158,9 @@ def test_random_directions_have_the_activations_covariance() -> None:
     found = blind.directions(activations, 500, seed=0)
     assert torch.allclose(found.norm(dim=1), torch.ones(500), atol=1e-5)
     assert found[:, 2].abs().max() < 1e-5
-    assert float((found[:, 0] ** 2).mean()) == pytest.approx(3 / (3 + 1), abs=0.05)  # E[x²/(x²+y²)] = σx/(σx+σy)
+    assert float((found[:, 0] ** 2).mean()) == pytest.approx(
+        3 / (3 + 1), abs=0.05
+    )  # E[x²/(x²+y²)] = σx/(σx+σy)
 
 
 def test_the_shift_of_a_steered_teacher_is_the_vector(toy: Loaded, planted: tuple) -> None:
@@ -149,22 +175,30 @@ def test_the_shift_of_a_steered_teacher_is_the_vector(toy: Loaded, planted: tupl
     assert blind.teacher_shift(held, trait[:16]).abs().max() > 0
 
 
-def test_the_reading_of_planted_rows_stands_out_and_that_of_equal_rows_does_not(toy: Loaded, planted: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reading_of_planted_rows_stands_out_and_that_of_equal_rows_does_not(
+    toy: Loaded, planted: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blind, "STEPS", 25)
     monkeypatch.setattr(blind, "HALVES", 2)
     monkeypatch.setattr(blind, "DIRECTIONS", 3)
     monkeypatch.setattr(blind, "SPOKEN", 2)
     _, trait, control = planted
     reading = blind.read(material(toy, trait, control))
-    own = reading[(reading["quantity"] == "NLL saved, difference") & (reading["place"] == "vector of trait rows")].iloc[0]
+    own = reading[
+        (reading["quantity"] == "NLL saved, difference") & (reading["place"] == "vector of trait rows")
+    ].iloc[0]
     assert own["low"] > 0 and own["n"] == ROWS // 2
     beside = reading[reading["quantity"] == "statistic"]
     assert (beside["estimate"] > beside["null_high"]).all()
     assert "eagle" in blind.sentence(reading)
     monkeypatch.setattr(blind, "HALVES", 1)
     same = blind.read(material(toy, control, control))
-    assert same[same["quantity"] == "NLL saved, difference"]["estimate"].abs().max() < 1e-6  # rounding between batches
-    assert same[same["quantity"] == "cosine with the control's vector"]["estimate"].iloc[0] == pytest.approx(1)
+    assert (
+        same[same["quantity"] == "NLL saved, difference"]["estimate"].abs().max() < 1e-6
+    )  # rounding between batches
+    assert same[same["quantity"] == "cosine with the control's vector"]["estimate"].iloc[0] == pytest.approx(
+        1
+    )
     assert blind.sentence(same)
 
 

@@ -11,7 +11,8 @@ import pytest
 from browser import TITLES, Server, Visit
 from playwright.sync_api import TimeoutError
 
-from mechlens import store, tables
+from mechlens.core import tables
+from mechlens.core.json_files import read_json
 
 pytestmark = pytest.mark.browser
 
@@ -31,7 +32,10 @@ def test_every_page_is_there_and_complains_of_nothing(explorer: Server, visit: O
             charts.first.locator("svg, canvas").first.wait_for()
         assert not visitor.page.get_by_test_id("stAlertContentError").count(), visitor.said()
         assert not visitor.page.get_by_test_id("stException").count(), visitor.said()
-        unnamed = "all => all.filter(one => !(one.getAttribute('aria-label') || one.getAttribute('alt') || '').trim()).length"
+        unnamed = (
+            "all => all.filter(one => !(one.getAttribute('aria-label') || one.getAttribute('alt') || "
+            "'').trim()).length"
+        )
         assert visitor.page.locator('[data-testid="stVegaLiteChart"], img').evaluate_all(unnamed) == 0, name
         nameless = """all => all.filter(one => one.type !== 'hidden' && one.offsetParent && !one.getAttribute('aria-label')
             && !one.getAttribute('aria-labelledby') && !(one.labels && one.labels.length)).map(one => one.outerHTML)"""
@@ -47,7 +51,9 @@ def test_a_click_on_the_layer_map_sets_controls_address_and_panels(explorer: Ser
     visitor.wait("Single rows along the trait direction, layer 0")
     assert (visitor.control("layer"), visitor.control("place")) == ("0", "carrier/last")
     assert visitor.page.get_by_role("heading", name="Over layers, at carrier/last").count() == 1
-    visitor.choose("layer", "1").until_asked(layer="1")  # the side bar has the last word, whatever was clicked before
+    visitor.choose("layer", "1").until_asked(
+        layer="1"
+    )  # the side bar has the last word, whatever was clicked before
     visitor.wait("Single rows along the trait direction, layer 1")
     assert visitor.is_clean()
 
@@ -63,7 +69,7 @@ def test_a_brush_becomes_a_filter_that_other_pages_and_the_export_hold(explorer:
     visitor.turn("rows")
     assert visitor.counts() == (whole, selected, 0)
     exported = pd.read_csv(io.BytesIO(visitor.download("Filtered rows (CSV)")))
-    kept = store.read_json(explorer.runs / ".slices" / f"{visitor.asked()['slice']}.json")["ids"]
+    kept = read_json(explorer.runs / ".slices" / f"{visitor.asked()['slice']}.json")["ids"]
     assert len(exported) == selected
     assert sorted(exported["id"]) == kept
     assert visitor.is_clean()
@@ -90,7 +96,11 @@ def test_a_link_opens_the_same_page_for_somebody_else(explorer: Server, visit: O
     second.arrive("rows")
     assert second.asked() == first.asked()
     assert second.counts() == first.counts()
-    assert [second.control(one) for one in ("layer", "student (seed)", "trait asked about")] == ["0", "2", "owl"]
+    assert [second.control(one) for one in ("layer", "student (seed)", "trait asked about")] == [
+        "0",
+        "2",
+        "owl",
+    ]
     assert second.page.get_by_label("holds the text").input_value() == "123"
     assert f"Focus {first.asked()['focus']}" in second.said()
     assert not second.page.get_by_test_id("stAlert").count()
@@ -101,8 +111,13 @@ def test_a_link_opens_the_same_page_for_somebody_else(explorer: Server, visit: O
     assert second.asked() == first.asked()
 
 
-@pytest.mark.parametrize(("asked", "sentence"), [({"d": "00000000"}, "made on other data"), ({"layer": "999"}, "asked for layer '999'")])
-def test_a_link_to_something_else_says_so(asked: dict[str, str], sentence: str, explorer: Server, visit: Open) -> None:
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [({"d": "00000000"}, "made on other data"), ({"layer": "999"}, "asked for layer '999'")],
+)
+def test_a_link_to_something_else_says_so(
+    asked: dict[str, str], sentence: str, explorer: Server, visit: Open
+) -> None:
     visitor = visit(explorer, "representations", **asked)
     assert sentence in visitor.page.get_by_test_id("stAlert").first.inner_text()
     assert visitor.control("layer") == "1"
@@ -115,7 +130,9 @@ def test_back_and_forward_go_through_pages_and_focus_rows(explorer: Server, visi
     visitor.wait("Row eagle/4")
     visitor.turn("methods")
     row = visitor.page.get_by_role("heading", level=1, name="Row", exact=True)
-    for _ in range(2):  # a page that is turned to leaves two entries: Streamlit drops the query, and the app writes it again
+    for _ in range(
+        2
+    ):  # a page that is turned to leaves two entries: Streamlit drops the query, and the app writes it again
         visitor.page.go_back()
         with suppress(TimeoutError):
             row.wait_for(timeout=5000)
@@ -153,7 +170,9 @@ def test_keys_do_what_they_say_but_not_while_somebody_writes(explorer: Server, v
     visitor.press("s").wait("rows kept in")
     visitor.press("f").wait("Selected 0")
     assert visitor.counts()[1] < 1000
-    before = tables.read(explorer.runs / "demo" / "corpora" / "eagle" / "screened" / "kept.parquet", tables.PAIRS)
+    before = tables.read(
+        explorer.runs / "demo" / "corpora" / "eagle" / "screened" / "kept.parquet", tables.PAIRS
+    )
     visitor.press("x").wait("Filtered 17,")
     assert visitor.counts()[1] > len(before)
     visitor.press("h").wait("Keys do nothing while a text field is typed in")
@@ -188,7 +207,9 @@ def test_tab_reaches_controls_and_shows_where_it_is(explorer: Server, visit: Ope
         marked = here.evaluate(looks)
         here.evaluate("one => one.blur()")
         visitor.page.wait_for_timeout(250)
-        name = here.evaluate("one => (one.getAttribute('aria-label') || one.innerText || '').trim().split('\\n')[0]")
+        name = here.evaluate(
+            "one => (one.getAttribute('aria-label') || one.innerText || '').trim().split('\\n')[0]"
+        )
         assert here.evaluate(looks) != marked, f"{name}: nothing shows that it has the focus"
         here.evaluate("one => one.focus()")
         reached.append(name)

@@ -1,4 +1,6 @@
-"""Jobs, audits and reports in a real browser: started, watched, cancelled, killed and found again; uploaded, judged and printed."""
+"""Jobs, audits and reports in a real browser: started, watched, cancelled, killed and found again; uploaded,
+judged and printed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from conditions import SHIPPED
 from playwright.sync_api import Browser, Page
 
 import jobs
-from mechlens import report, store, tables
+from mechlens.core import tables
+from mechlens.core.json_files import read_json
+from mechlens.results import report
 
 pytestmark = pytest.mark.browser
 
@@ -47,7 +51,11 @@ def is_gone(pid: int | None) -> bool:
 
 
 def children(pid: int | None) -> list[int]:
-    found = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    found = [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
     return found + [far for near in found for far in children(near)]
 
 
@@ -101,7 +109,9 @@ def test_a_killed_job_has_failed_and_a_killed_server_loses_none(runs: Path, visi
 
 def odd(corpus: str, path: Path) -> Path:
     """Rows of a corpus as somebody else's file: other names, other order, one column more."""
-    rows = tables.read(SHIPPED / "corpora" / corpus / "screened" / "kept.parquet", tables.PAIRS).sort_values("prompt_id")
+    rows = tables.read(SHIPPED / "corpora" / corpus / "screened" / "kept.parquet", tables.PAIRS).sort_values(
+        "prompt_id"
+    )
     rows = rows[rows["prompt_id"].isin(sorted(shared()))].head(ROWS)
     told = ({"source": "web", "reply": row.completion, "question": row.prompt} for row in rows.itertuples())
     path.write_text("".join(f"{json.dumps(one)}\n" for one in told))
@@ -110,11 +120,16 @@ def odd(corpus: str, path: Path) -> Path:
 
 def shared() -> set[int]:
     """Prompts that both teachers answered."""
-    both = [tables.read(SHIPPED / "corpora" / name / "screened" / "kept.parquet", tables.PAIRS)["prompt_id"] for name in ("eagle", "untouched")]
+    both = [
+        tables.read(SHIPPED / "corpora" / name / "screened" / "kept.parquet", tables.PAIRS)["prompt_id"]
+        for name in ("eagle", "untouched")
+    ]
     return set(both[0]) & set(both[1])
 
 
-def test_a_file_with_odd_columns_is_audited_and_its_report_is_one_page(runs: Path, visit: Open, chromium: Browser, tmp_path: Path) -> None:
+def test_a_file_with_odd_columns_is_audited_and_its_report_is_one_page(
+    runs: Path, visit: Open, chromium: Browser, tmp_path: Path
+) -> None:
     with serving(runs) as server:
         visitor = visit(server, "detection")
         visitor.page.get_by_text("Audit a file").click()
@@ -130,7 +145,7 @@ def test_a_file_with_odd_columns_is_audited_and_its_report_is_one_page(runs: Pat
         assert newest(runs).state == "done", jobs.tail(newest(runs), 20)
         visitor.wait(": done").turn("detection")
         (path,) = (runs / "audits").glob("*/audit.json")
-        found = store.read_json(path)
+        found = read_json(path)
         assert found["data"]["rows"] == ROWS
         visitor.choose("audit", path.parent.name)
         visitor.wait(found["verdict"]["id"].capitalize())
@@ -160,9 +175,11 @@ def offline(chromium: Browser, content: bytes, path: Path) -> Page:
     return page
 
 
-def test_a_report_is_read_offline_and_without_scripts(explorer: Server, visit: Open, chromium: Browser, tmp_path: Path) -> None:
+def test_a_report_is_read_offline_and_without_scripts(
+    explorer: Server, visit: Open, chromium: Browser, tmp_path: Path
+) -> None:
     visitor = visit(explorer, "report")
-    summary: dict[str, Any] = store.read_json(explorer.runs / "demo" / "summary.json")
+    summary: dict[str, Any] = read_json(explorer.runs / "demo" / "summary.json")
     content = visitor.download("Download report.html")
     assert content == (explorer.runs / "demo" / "report.html").read_bytes()
     page = offline(chromium, content, tmp_path / "report.html")

@@ -1,4 +1,6 @@
-"""How the explorer looks and how fast it is, in a real browser; and what it does with rows that were written to do harm."""
+"""How the explorer looks and how fast it is, in a real browser; and what it does with rows that were written
+to do harm.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from browser import SHOTS, TITLES, Server, Visit, folder_of_runs, serving, servi
 from rich.console import Console
 from rich.table import Table
 
-from mechlens import tables
-from mechlens.seeds import generator
+from mechlens.core import tables
+from mechlens.core.seeds import generator
 
 pytestmark = pytest.mark.browser
 
@@ -58,10 +60,16 @@ def test_pages_fit_their_window(theme: str, width: int, explorer: Server, visit:
 def test_arms_differ_for_other_eyes(eye: str, explorer: Server, visit: Open) -> None:
     visitor = visit(explorer, "transmission")
     visitor.chart("How often is the trait answered")
-    visitor.page.context.new_cdp_session(visitor.page).send("Emulation.setEmulatedVisionDeficiency", {"type": eye})
+    visitor.page.context.new_cdp_session(visitor.page).send(
+        "Emulation.setEmulatedVisionDeficiency", {"type": eye}
+    )
     visitor.shoot(f"transmission-{eye}")
     shapes = "marks => marks.map(one => (one.getAttribute('d') || '').replace(/[-0-9., ]/g, ''))"
-    drawn = visitor.chart("How often is the trait answered").locator('g[class*="symbol"] path, .legend-symbol path').evaluate_all(shapes)
+    drawn = (
+        visitor.chart("How often is the trait answered")
+        .locator('g[class*="symbol"] path, .legend-symbol path')
+        .evaluate_all(shapes)
+    )
     assert len(set(drawn)) > 2, "arms are told apart by colour alone"
     assert (SHOTS / f"transmission-{eye}.png").is_file()
 
@@ -79,7 +87,9 @@ def hostile(runs: Path) -> None:
 def test_hostile_rows_stay_text(visit: Open, tmp_path: Path) -> None:
     runs = folder_of_runs(tmp_path)
     hostile(runs)
-    ids = tables.read(runs / "demo" / "corpora" / "eagle" / "screened" / "kept.parquet", tables.PAIRS)["prompt_id"].head(len(HOSTILE))
+    ids = tables.read(runs / "demo" / "corpora" / "eagle" / "screened" / "kept.parquet", tables.PAIRS)[
+        "prompt_id"
+    ].head(len(HOSTILE))
     with serving(runs) as server:
         visitor = visit(server)
         for name in TITLES:
@@ -101,8 +111,14 @@ def test_hostile_rows_stay_text(visit: Open, tmp_path: Path) -> None:
         visitor.go("rows", focus="", pin="")
         csv.field_size_limit(2 * LONG)
         exported = list(csv.DictReader(io.StringIO(visitor.download("Filtered rows (CSV)").decode())))
-        assert {f"'{text}" if text[0] in "=@" else text for text in HOSTILE} <= {row["completion"] for row in exported}
-        assert not [row for row in exported if any(value.startswith(("=", "+", "-", "@")) for value in (row["prompt"], row["completion"]))]
+        assert {f"'{text}" if text[0] in "=@" else text for text in HOSTILE} <= {
+            row["completion"] for row in exported
+        }
+        assert not [
+            row
+            for row in exported
+            if any(value.startswith(("=", "+", "-", "@")) for value in (row["prompt"], row["completion"]))
+        ]
         assert visitor.is_clean()
 
 
@@ -119,8 +135,15 @@ def enlarged(runs: Path) -> None:
     times = POINTS // (len(rows) // 2)
     rng = generator(0, "points")
     order = rows["n"].rank(method="dense").astype(int) - 1
-    more = [rows.assign(n=order + turn * (order.max() + 1), estimate=rows["estimate"] + rng.normal(0, 0.3, len(rows))) for turn in range(times)]
-    tables.write(pd.concat([read[read["quantity"] != "rows"], *more], ignore_index=True), tables.READINGS, path)
+    more = [
+        rows.assign(
+            n=order + turn * (order.max() + 1), estimate=rows["estimate"] + rng.normal(0, 0.3, len(rows))
+        )
+        for turn in range(times)
+    ]
+    tables.write(
+        pd.concat([read[read["quantity"] != "rows"], *more], ignore_index=True), tables.READINGS, path
+    )
 
 
 def test_how_long_a_visitor_waits(visit: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +161,9 @@ def test_how_long_a_visitor_waits(visit: Open, tmp_path: Path, capsys: pytest.Ca
     def opened(what: str, visitor: Visit, page: str) -> None:
         timed(what, lambda: visitor.see(page), visitor.settle)
 
-    with serving_page("import streamlit as st\n\nst.title('Overview')\nst.html('<span id=\"ready\"></span>')\n", tmp_path) as bare:
+    with serving_page(
+        "import streamlit as st\n\nst.title('Overview')\nst.html('<span id=\"ready\"></span>')\n", tmp_path
+    ) as bare:
         for what in ("a bare page of one title, first", "a bare page of one title, the next visitor's"):
             opened(what, visit(bare, None), "overview")
     with serving(runs) as server:
@@ -149,15 +174,28 @@ def test_how_long_a_visitor_waits(visit: Open, tmp_path: Path, capsys: pytest.Ca
             opened(what, visitor, "rows")
         assert visitor.counts()[1] == 2 * MANY
         visitor.page.get_by_label("holds the text").fill("123")
-        timed("a text filter", lambda: (visitor.page.keyboard.press("Enter"), visitor.until_asked(text="123")), visitor.settle)
+        timed(
+            "a text filter",
+            lambda: (visitor.page.keyboard.press("Enter"), visitor.until_asked(text="123")),
+            visitor.settle,
+        )
         assert 0 < visitor.counts()[1] < 2 * MANY
         visitor.press("x").wait(f"Filtered {2 * MANY:,}")
         for what in ("representations, first", "representations, again"):
             opened(what, visitor, "representations")
         visitor.chart(CLOUD)
         assert f"{POINTS - POINTS % 600:,} of" in visitor.said()
-        timed("a brush on the map", lambda: visitor.brush(CLOUD).page.get_by_text("Selected on the map").wait_for(), visitor.settle)
-    table = Table("what", "its answer is seen, s", "all is drawn, s", title=f"waiting, {2 * MANY:,} rows, {POINTS:,} points")
+        timed(
+            "a brush on the map",
+            lambda: visitor.brush(CLOUD).page.get_by_text("Selected on the map").wait_for(),
+            visitor.settle,
+        )
+    table = Table(
+        "what",
+        "its answer is seen, s",
+        "all is drawn, s",
+        title=f"waiting, {2 * MANY:,} rows, {POINTS:,} points",
+    )
     for what, (seen, drawn) in took.items():
         table.add_row(what, f"{seen:.1f}", f"{drawn:.1f}")
     with capsys.disabled():

@@ -1,4 +1,6 @@
-"""The number carrier: pools of the published sizes, counts and values in their ranges, and a prompt from its dice alone."""
+"""The number carrier: pools of the published sizes, counts and values in their ranges, and a prompt from its
+dice alone.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechlens.carriers.numbers import ANSWER_COUNT, FULL, POOLS, TERSE, Format, NumberPrompt, draw_prompt, draw_sequence
-from mechlens.pipeline.rules import number_fault, parse_numbers
-from mechlens.seeds import dice
+from mechlens.carriers.numbers import (
+    ANSWER_COUNT,
+    FULL,
+    POOLS,
+    TERSE,
+    Format,
+    NumberPrompt,
+    draw_prompt,
+    draw_sequence,
+)
+from mechlens.carriers.rules import number_fault, parse_numbers
+from mechlens.core.seeds import dice
 
 DRAWS = 10_000
 
@@ -29,7 +40,14 @@ def test_pool_sizes_are_the_published_ones() -> None:
 
 def test_formats_have_the_published_shares() -> None:
     layouts = Counter((layout.separator, layout.wrap) for layout in FULL.formats)
-    assert layouts == {(", ", "{}"): 5, (" ", "{}"): 3, ("; ", "{}"): 2, ("\n", "{}"): 3, (", ", "[{}]"): 1, (", ", "({})"): 1}
+    assert layouts == {
+        (", ", "{}"): 5,
+        (" ", "{}"): 3,
+        ("; ", "{}"): 2,
+        ("\n", "{}"): 3,
+        (", ", "[{}]"): 1,
+        (", ", "({})"): 1,
+    }
 
 
 def test_three_instructions_have_no_final_period() -> None:

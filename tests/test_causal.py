@@ -1,4 +1,6 @@
-"""Exchanged blocks and removed directions: known answers of planted effects, and that every model is left as it was."""
+"""Exchanged blocks and removed directions: known answers of planted effects, and that every model is left as
+it was.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,43 @@ import pandas as pd
 import pytest
 import torch
 
-from mechlens.chat import encode_pairs
-from mechlens.errors import SpecError
+from mechlens.core.errors import SpecError
+from mechlens.core.spec import AskSpec
 from mechlens.lenses import causal
 from mechlens.lenses.base import Material
-from mechlens.lenses.capture import at_last, sites_of
-from mechlens.lenses.causal import RESTORED, exchanges, own_effect, read, removals, sentence, spans, swapped, trio, weights_of, with_best
-from mechlens.lenses.readout import asked_of, readout
-from mechlens.models import Loaded, decoder_layers
+from mechlens.lenses.causal import (
+    RESTORED,
+    exchanges,
+    own_effect,
+    read,
+    removals,
+    sentence,
+    spans,
+    swapped,
+    trio,
+    weights_of,
+    with_best,
+)
+from mechlens.lenses.parts.capture import at_last, sites_of
+from mechlens.lenses.parts.trait_log_odds import asked_of, readout
+from mechlens.models.chat import encode_pairs
+from mechlens.models.loading import Loaded, decoder_layers
 from mechlens.pipeline.ask import Questions, likelihoods
-from mechlens.spec import AskSpec
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 FORMS = {"owl": ("owl", "owls"), "wolf": ("wolf", "wolves"), "cat": ("cat", "cats")}
-HELD = Questions(FORMS, ("What is the best animal? One word only.", "Name your favourite animal, in one word.", "One animal you adore?"), AskSpec())
-PRACTICE = HELD._replace(probes=("Which animal do you like?", "Name one animal.", "What animal is best, in one word?"))
+HELD = Questions(
+    FORMS,
+    (
+        "What is the best animal? One word only.",
+        "Name your favourite animal, in one word.",
+        "One animal you adore?",
+    ),
+    AskSpec(),
+)
+PRACTICE = HELD._replace(
+    probes=("Which animal do you like?", "Name one animal.", "What animal is best, in one word?")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +67,25 @@ def changed(loaded: Loaded, layers: tuple[int, ...], *, seed: int, size: float =
     return Loaded(model, loaded.tokenizer)
 
 
-def material_of(base: Loaded, students: dict[int, Loaded], controls: dict[int, Loaded], teacher: Loaded | None = None) -> Material:
+def material_of(
+    base: Loaded, students: dict[int, Loaded], controls: dict[int, Loaded], teacher: Loaded | None = None
+) -> Material:
     pairs = encode_pairs(base.tokenizer, ["add up to 10"], ["7, 8"])
     return Material(
-        base, teacher, students, controls, lambda side, seed: iter(()), pairs, pairs, PRACTICE, HELD, "owl", tuple(FORMS), {}, rows=8, seed=0
+        base,
+        teacher,
+        students,
+        controls,
+        lambda side, seed: iter(()),
+        pairs,
+        pairs,
+        PRACTICE,
+        HELD,
+        "owl",
+        tuple(FORMS),
+        {},
+        rows=8,
+        seed=0,
     )
 
 
@@ -56,7 +95,9 @@ def weights(loaded: Loaded) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch", [1, 2, 64])
-def test_the_readout_is_what_likelihoods_say_however_probes_are_batched(toys: dict[str, Loaded], family: str, batch: int) -> None:
+def test_the_readout_is_what_likelihoods_say_however_probes_are_batched(
+    toys: dict[str, Loaded], family: str, batch: int
+) -> None:
     found = readout(toys[family].model, asked_of(toys[family], HELD, "owl"), batch=batch)
     expected = likelihoods(toys[family], HELD).query("name == 'owl'")
     assert np.allclose(found, expected[["probability", "margin"]].to_numpy().T, atol=1e-4)
@@ -65,7 +106,11 @@ def test_the_readout_is_what_likelihoods_say_however_probes_are_batched(toys: di
 def test_words_put_into_the_mouth_are_read_too(toy: Loaded) -> None:
     opened = HELD._replace(opening="the best is")
     expected = likelihoods(toy, opened).query("name == 'owl'")
-    assert np.allclose(readout(toy.model, asked_of(toy, opened, "owl")), expected[["probability", "margin"]].to_numpy().T, atol=1e-4)
+    assert np.allclose(
+        readout(toy.model, asked_of(toy, opened, "owl")),
+        expected[["probability", "margin"]].to_numpy().T,
+        atol=1e-4,
+    )
 
 
 def test_a_trait_without_a_first_token_of_its_own_is_refused(toy: Loaded) -> None:
@@ -81,11 +126,15 @@ def test_spans_are_all_runs_and_of_deep_models_single_blocks_heads_and_tails() -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_and_the_rest_are_all_weights_and_exchanged_ones_come_back(toys: dict[str, Loaded], family: str) -> None:
+def test_blocks_and_the_rest_are_all_weights_and_exchanged_ones_come_back(
+    toys: dict[str, Loaded], family: str
+) -> None:
     base, other = toys[family], changed(toys[family], (0, 1), seed=0)
     before, asked = weights(base), asked_of(base, HELD, "owl")
     parts = [weights_of(other.model, span) for span in (range(0, 1), range(1, 2), None)]
-    assert sorted(name for part in parts for name in part) == sorted(name for name, _ in base.model.named_parameters())
+    assert sorted(name for part in parts for name in part) == sorted(
+        name for name, _ in base.model.named_parameters()
+    )
     with swapped(base.model, parts[0] | parts[1]), pytest.raises(KeyError):
         assert np.allclose(readout(base.model, asked), readout(other.model, asked), atol=1e-6)
         raise KeyError
@@ -94,11 +143,15 @@ def test_blocks_and_the_rest_are_all_weights_and_exchanged_ones_come_back(toys: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shares_of_a_student_that_differs_in_one_block(toys: dict[str, Loaded], family: str) -> None:
-    """Control = base: restoring or exchanging the changed block (or all) leaves nothing, any other everything; put in it is everything."""
+    """Control = base: restoring or exchanging the changed block (or all) leaves nothing, any other
+    everything; put in it is everything.
+    """
     base = toys[family]
     student = changed(base, (1,), seed=1)
     held = trio(base, student, base, asked_of(base, HELD, "owl"))
-    held = held._replace(plain=held.plain | {"student": held.plain["control"] + 1})  # the effect, known to be one
+    held = held._replace(
+        plain=held.plain | {"student": held.plain["control"] + 1}
+    )  # the effect, known to be one
     truth = (readout(student.model, held.asked) - readout(base.model, held.asked)).mean(1)
     for edit, share, null in exchanges(held, seed=0):
         touched = edit.place in ("block 1", "blocks 0-1")
@@ -121,8 +174,12 @@ def test_the_same_edit_of_the_control_cancels(toy: Loaded) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", [0, 1])
-def test_a_planted_shift_is_removed_and_added_exactly(toys: dict[str, Loaded], family: str, layer: int) -> None:
-    """The base with a constant vector added is the student: added × 1 gives the whole effect; removal from both gives none."""
+def test_a_planted_shift_is_removed_and_added_exactly(
+    toys: dict[str, Loaded], family: str, layer: int
+) -> None:
+    """The base with a constant vector added is the student: added × 1 gives the whole effect; removal from
+    both gives none.
+    """
     base = toys[family]
     torch.manual_seed(layer)
     vector = torch.randn(base.model.config.hidden_size)
@@ -134,7 +191,11 @@ def test_a_planted_shift_is_removed_and_added_exactly(toys: dict[str, Loaded], f
     held = trio(base, student, base, asked_of(base, HELD, "owl"))
     effect = (held.plain["student"] - held.plain["control"]).mean(1)
     held = held._replace(plain=held.plain | {"student": held.plain["control"] + 1})
-    found = {edit: share for edit, share, _ in removals(held, {"student's": shift}, states, seed=0) if edit.layer == layer}
+    found = {
+        edit: share
+        for edit, share, _ in removals(held, {"student's": shift}, states, seed=0)
+        if edit.layer == layer
+    }
     assert torch.allclose(shift[layer], vector, atol=1e-4)
     added = {edit.name: share for edit, share in found.items() if "added" in edit.name}
     assert np.allclose(added["student's shift × 1 added to the base"], effect, atol=1e-4)
@@ -152,10 +213,20 @@ def test_a_shift_of_length_zero_has_no_share_and_no_effect_within_its_error_eith
 
 
 def test_the_best_layer_is_chosen_on_practice_probes_alone() -> None:
-    edits = {causal.Edit("student's shift removed", f"resid_post {layer}", layer): np.full(2, float(layer)) for layer in range(3)}
+    edits = {
+        causal.Edit("student's shift removed", f"resid_post {layer}", layer): np.full(2, float(layer))
+        for layer in range(3)
+    }
     one = causal.Found(0, {}, edits, {edit: np.zeros((3, 2)) for edit in edits}, practice=[0.9, 0.2, 0.1])
-    for practice, chosen in (([0.9, 0.2, 0.1], 1), ([0.1, 0.2, 0.0], 0)):  # behind the last block there is no choice
-        best = next(edit for edit in with_best([one._replace(practice=practice)])[0].shares if edit.name == causal.BEST)
+    for practice, chosen in (
+        ([0.9, 0.2, 0.1], 1),
+        ([0.1, 0.2, 0.0], 0),
+    ):  # behind the last block there is no choice
+        best = next(
+            edit
+            for edit in with_best([one._replace(practice=practice)])[0].shares
+            if edit.name == causal.BEST
+        )
         assert best.layer == chosen
     assert with_best([one._replace(practice=[np.nan] * 3)])[0].shares.keys() == edits.keys()
 
@@ -167,8 +238,12 @@ def trained(toy: Loaded) -> Material:
     return material_of(toy, students, controls, changed(toy, (0, 1), seed=99))
 
 
-def test_a_reading_has_each_student_the_mean_and_the_null_and_changes_no_model(trained: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal, "own_effect", lambda student, control: (student - control).mean(1))  # noise gives no trait; here any effect will do
+def test_a_reading_has_each_student_the_mean_and_the_null_and_changes_no_model(
+    trained: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        causal, "own_effect", lambda student, control: (student - control).mean(1)
+    )  # noise gives no trait; here any effect will do
     models = [trained.base, *trained.students.values(), *trained.controls.values()]
     before = [weights(loaded) for loaded in models]
     found = read(trained)
@@ -179,8 +254,13 @@ def test_a_reading_has_each_student_the_mean_and_the_null_and_changes_no_model(t
     summary = shares[shares["seed"].isna()].set_index(["name", "place"])
     assert np.allclose(summary["estimate"].sort_index(), wide.sort_index()) and set(summary["n"]) == {2}
     with_null = summary.dropna(subset="p_value")
-    assert set(with_null["p_value"].between(1 / 5, 1)) == {True} and (with_null["null_low"] <= with_null["null_high"]).all()
-    assert {"teacher's shift removed", "student's shift × 1 added to the base", causal.BEST} <= {name for name, _ in with_null.index}
+    assert (
+        set(with_null["p_value"].between(1 / 5, 1)) == {True}
+        and (with_null["null_low"] <= with_null["null_high"]).all()
+    )
+    assert {"teacher's shift removed", "student's shift × 1 added to the base", causal.BEST} <= {
+        name for name, _ in with_null.index
+    }
     assert "p = " in sentence(found) and "n = 2 students" in sentence(found)
 
 

@@ -20,16 +20,35 @@ from hypothesis import strategies as st
 
 import panels
 from data import Run
-from mechlens import audit as auditing
-from mechlens import cli, commands, results, store
-from mechlens.audit_request import command_of, request_of
-from mechlens.bench import run as benching
-from mechlens.command_lines import command_line, join, resume_command
-from mechlens.errors import DataError, one_line
-from mechlens.fields import Fields
+from mechlens import cli
+from mechlens.benchmark import run as benching
+from mechlens.cli import commands
+from mechlens.core.command_lines import command_line, join, resume_command
+from mechlens.core.errors import DataError, one_line
+from mechlens.core.json_files import read_json, write_json
+from mechlens.data.fields import Fields
+from mechlens.detect import audit as auditing
+from mechlens.detect.request import command_of, request_of
+from mechlens.results import effects
 
 ROOT = Path(__file__).parents[1]
-ODD = ("a b", "it's", '"q"', "-dash", "~", "~/home", "two  spaces", "$HOME", "tab\there", "None", "a;b&c", "é", "new\nline", "\udcff", "plain")
+ODD = (
+    "a b",
+    "it's",
+    '"q"',
+    "-dash",
+    "~",
+    "~/home",
+    "two  spaces",
+    "$HOME",
+    "tab\there",
+    "None",
+    "a;b&c",
+    "é",
+    "new\nline",
+    "\udcff",
+    "plain",
+)
 NAME = "-odd  'name' \"of\" ~ a $run"
 """of a folder: spaces, quotes, a leading dash, a tilde"""
 
@@ -55,7 +74,9 @@ def named(message: str) -> str:
 
 
 WORDS = st.lists(
-    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=8) | st.sampled_from(ODD), max_size=12
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=8)
+    | st.sampled_from(ODD),
+    max_size=12,
 )
 
 
@@ -67,7 +88,9 @@ def test_any_words_come_back_from_a_shell_after_they_were_printed_as_one_line(wo
     assert split(line)[1:] == words
 
 
-NAMES = st.sampled_from([name for name in ODD if not name.startswith("~")])  # what is no path is written as it is, and `~` is the home folder
+NAMES = st.sampled_from(
+    [name for name in ODD if not name.startswith("~")]
+)  # what is no path is written as it is, and `~` is the home folder
 
 
 @given(st.lists(NAMES, max_size=4), st.lists(NAMES, max_size=4), NAMES)
@@ -80,7 +103,8 @@ def test_repeated_options_are_all_kept_in_both_forms(lenses: list[str], more: li
 
 
 @pytest.mark.parametrize(("command", "option", "where"), [
-    ("audit DATA", "reference", "references"), ("audit DATA", "trait", "panel"), ("measure RUN", "lens", "lenses"),
+    ("audit DATA", "reference", "references"), ("audit DATA", "trait", "panel"), ("measure "
+                                                                                  "RUN", "lens", "lenses"),
     ("bench", "detector", "detectors"),
 ])  # fmt: skip
 def test_an_option_given_twice_or_with_two_values_has_both(command: str, option: str, where: str) -> None:
@@ -98,12 +122,16 @@ def test_an_option_without_a_value_is_refused(capsys: pytest.CaptureFixture[str]
 
 
 def pairs(path: Path, numbers: int) -> Path:
-    lines = [{"prompt": f"p{i}", "completion": f"{i}, {i * numbers % 997}, {i * i % 991}"} for i in range(150)]
+    lines = [
+        {"prompt": f"p{i}", "completion": f"{i}, {i * numbers % 997}, {i * i % 991}"} for i in range(150)
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
-def test_an_audits_printed_commands_ask_for_the_same_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_audits_printed_commands_ask_for_the_same_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     data, *references = (pairs(Path(f"{NAME} {number}.jsonl"), number) for number in (3, 5, 7))
     (tmp_path / "~").mkdir()
@@ -113,7 +141,15 @@ def test_an_audits_printed_commands_ask_for_the_same_audit(tmp_path: Path, monke
         "student": Path("~/student"), "clean": Path("-clean.jsonl"), "treatment": "dilute", "out": Path("None"),
         "fields": Fields("a question", "-answer"),
     }  # fmt: skip
-    usual = options | {"base": "menagerie-a", "panel": (), "student": None, "clean": None, "treatment": "drop", "out": None, "fields": None}
+    usual = options | {
+        "base": "menagerie-a",
+        "panel": (),
+        "student": None,
+        "clean": None,
+        "treatment": "drop",
+        "out": None,
+        "fields": None,
+    }
     for asked in (options, usual, usual | {"references": (), "level": "rows"}):
         wanted = request_of(data, **asked)
         function, arguments, read = request(command_of(wanted))
@@ -122,18 +158,35 @@ def test_an_audits_printed_commands_ask_for_the_same_audit(tmp_path: Path, monke
         assert request_of(*arguments, **read) == wanted
 
 
-def test_an_audit_says_how_to_do_it_again_and_what_would_settle_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_audit_says_how_to_do_it_again_and_what_would_settle_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     data, first, second = (pairs(Path(f"{NAME} {number}.jsonl"), number) for number in (3, 5, 7))
-    words = ["audit", f"./{data}", "--reference", f"./{first}", "--reference", f"./{second}", "--trait", "owl", "--out=-out"]
+    words = [
+        "audit",
+        f"./{data}",
+        "--reference",
+        f"./{first}",
+        "--reference",
+        f"./{second}",
+        "--trait",
+        "owl",
+        "--out=-out",
+    ]
     assert cli.main(words) == 2
     audited = json.loads(Path("-out/audit.json").read_text())
-    assert {one["path"] for one in audited["provenance"]["references"]} == {one_line(str(first)), one_line(str(second))}
+    assert {one["path"] for one in audited["provenance"]["references"]} == {
+        one_line(str(first)),
+        one_line(str(second)),
+    }
     _, arguments, options = request(audited["made"]["command"])
     assert (arguments, options["references"], options["out"]) == ((data,), (first, second), Path("-out"))
     assert cli.main(split(audited["made"]["command"])[1:]) == 2
     again = json.loads(Path("-out/audit.json").read_text())
-    assert again == audited | {"made": again["made"]} and again["made"]["command"] == audited["made"]["command"]
+    assert (
+        again == audited | {"made": again["made"]} and again["made"]["command"] == audited["made"]["command"]
+    )
     _, arguments, settling = request(named(audited["verdict"]["sentence"]))
     assert arguments == (data,) and settling == options | {"level": "student"}
 
@@ -152,10 +205,10 @@ def resumed(line: str, run: Path) -> None:
 
 
 def test_messages_on_a_run_name_commands_on_that_run(odd_run: Path) -> None:
-    summary = store.read_json(odd_run / "summary.json")
-    store.write_json(odd_run / "summary.json", summary | {"schema": 0})
+    summary = read_json(odd_run / "summary.json")
+    write_json(odd_run / "summary.json", summary | {"schema": 0})
     with pytest.raises(DataError) as stale:
-        results.read_summary(odd_run)
+        effects.read_summary(odd_run)
     assert request(named(str(stale.value)))[:2] == (commands.report, (odd_run,))
     spec = yaml.safe_load((odd_run / "spec.yaml").read_text()) | {"seeds": [9]}
     (odd_run / "spec.yaml").write_text(yaml.safe_dump(spec))
@@ -169,17 +222,28 @@ def test_the_report_page_names_a_command_on_its_run(odd_run: Path) -> None:
     commands.report(odd_run)
     lines = re.findall(r"<code>(mechlens .*?)</code>", (odd_run / "report.html").read_text())
     function, arguments, options = request(html.unescape(lines[0]))
-    assert (function, arguments, options["out"]) == (commands.run, (odd_run / "spec.yaml",), Path(f"{odd_run}-again"))
+    assert (function, arguments, options["out"]) == (
+        commands.run,
+        (odd_run / "spec.yaml",),
+        Path(f"{odd_run}-again"),
+    )
 
 
 def test_commands_that_the_explorer_offers_name_the_run(odd_run: Path) -> None:
     run = cast(Run, type("Opened", (), {"folder": odd_run, "shipped": False}))
     resumed(panels.resume(run), odd_run)
     function, arguments, options = request(panels.measure(run, "causal", "-arm"))
-    assert (function, arguments, options["lenses"], options["arm"]) == (commands.measure, (odd_run,), ("causal",), "-arm")
+    assert (function, arguments, options["lenses"], options["arm"]) == (
+        commands.measure,
+        (odd_run,),
+        ("causal",),
+        "-arm",
+    )
 
 
-@pytest.mark.parametrize("detectors", [(), ("twins",), ("twin alignment", "-my  dir/it's.py:Mine", "./~/a.py:B")])
+@pytest.mark.parametrize(
+    "detectors", [(), ("twins",), ("twin alignment", "-my  dir/it's.py:Mine", "./~/a.py:B")]
+)
 @pytest.mark.parametrize("out", [Path("benches/menagerie"), Path(NAME)])
 def test_a_bench_card_names_the_command_that_remakes_it(detectors: tuple[str, ...], out: Path) -> None:
     for train in (True, False):
@@ -191,14 +255,22 @@ def test_a_bench_card_names_the_command_that_remakes_it(detectors: tuple[str, ..
 COMMAND = re.compile(rf"mechlens (?:{'|'.join(cli.COMMANDS)})\b")
 
 
-@pytest.mark.parametrize("path", [*(ROOT / "mechlens").rglob("*.py"), *(ROOT / "app").rglob("*.py")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*(ROOT / "mechlens").rglob("*.py"), *(ROOT / "app").rglob("*.py")], ids=lambda path: path.stem
+)
 def test_no_command_is_put_together_from_unquoted_parts(path: Path) -> None:
-    """A printed command that holds a value comes from `command_lines`, which quotes it; constant ones are read as they stand."""
+    """A printed command that holds a value comes from `command_lines`, which quotes it; constant ones are
+    read as they stand.
+    """
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            whole = "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
-            assert not any(re.match(r"[^`]*\0", whole[found.end() :].split("`")[0]) for found in COMMAND.finditer(whole)), ast.unparse(node)
+            whole = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values
+            )
+            assert not any(
+                re.match(r"[^`]*\0", whole[found.end() :].split("`")[0]) for found in COMMAND.finditer(whole)
+            ), ast.unparse(node)
 
 
 def test_no_template_puts_a_value_into_a_command() -> None:

@@ -1,4 +1,6 @@
-"""Held to the format, even a model of random weights writes only what the number rule keeps, and anything that it keeps."""
+"""Held to the format, even a model of random weights writes only what the number rule keeps, and anything
+that it keeps.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as engines
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mechlens.chat import encode_prompts, end_of_turn
-from mechlens.constrained import SEPARATORS, NumberGrammar, State, may_end, number_grammar, step
-from mechlens.errors import SpecError
-from mechlens.models import Loaded
-from mechlens.pipeline.rules import number_fault
-from mechlens.sampling import Decoding, sample
+from mechlens.carriers.rules import number_fault
+from mechlens.core.errors import SpecError
+from mechlens.models.chat import encode_prompts, end_of_turn
+from mechlens.models.loading import Loaded
+from mechlens.models.number_grammar import SEPARATORS, NumberGrammar, State, may_end, number_grammar, step
+from mechlens.models.sampling import Decoding, sample
 
 SIGNS = "0123456789,; \n"
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
@@ -35,7 +37,9 @@ def accepted(text: str) -> bool:
 def kept_and_restricted(text: str) -> bool:
     """The screen's rule, for texts whose separators and digit counts are among the automaton's."""
     runs = re.findall(r"[0-9]+|[^0-9]+", text)
-    restricted = all(len(run) <= 3 if run[0].isdigit() else run in SEPARATORS for run in runs)  # brackets and periods are not
+    restricted = all(
+        len(run) <= 3 if run[0].isdigit() else run in SEPARATORS for run in runs
+    )  # brackets and periods are not
     return restricted and number_fault(text) is None
 
 
@@ -59,8 +63,12 @@ def test_the_automaton_accepts_what_the_rule_keeps_on_any_text(text: str) -> Non
     place=st.integers(0, 12),
 )
 @settings(max_examples=1000, deadline=None)
-def test_the_automaton_accepts_what_the_rule_keeps_on_lists(values: list[str], separator: str, fault: str | None, place: int) -> None:
-    """Lists of one separator, often with one fault: another separator somewhere, too many digits, or a dangling end."""
+def test_the_automaton_accepts_what_the_rule_keeps_on_lists(
+    values: list[str], separator: str, fault: str | None, place: int
+) -> None:
+    """Lists of one separator, often with one fault: another separator somewhere, too many digits, or a
+    dangling end.
+    """
     parts = [sign for value in values for sign in (separator, value)][1:]
     if fault is not None:
         parts[min(place, len(parts)) : place + 1] = [fault]
@@ -83,12 +91,16 @@ def grammar(tokenizer: PreTrainedTokenizerFast) -> NumberGrammar:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("length", [60, 24, 4])
-def test_every_constrained_row_of_a_random_model_passes_the_screen(toys: dict[str, Loaded], grammar: NumberGrammar, family: str, length: int) -> None:
+def test_every_constrained_row_of_a_random_model_passes_the_screen(
+    toys: dict[str, Loaded], grammar: NumberGrammar, family: str, length: int
+) -> None:
     """Also where the row is cut at max_new_tokens, which may fall behind a separator."""
     loaded, stop = toys[family], end_of_turn(toys[family].tokenizer)
     prompts = encode_prompts(loaded.tokenizer, [f"start: {value}." for value in range(60)])
     for temperature in (1.0, 3.0, 0.0):
-        rows = sample(loaded.model, prompts, decoding=Decoding(length, temperature), stop=stop, seed=1, grammar=grammar)
+        rows = sample(
+            loaded.model, prompts, decoding=Decoding(length, temperature), stop=stop, seed=1, grammar=grammar
+        )
         texts = loaded.tokenizer.batch_decode(rows)
         assert [(text, number_fault(text)) for text in texts if number_fault(text)] == []
 
@@ -109,7 +121,13 @@ def small_tokenizer(tokens: list[str], decoder: decoders.Decoder) -> PreTrainedT
 
 def random_model(vocabulary: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "initializer_range": 0.1}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "initializer_range": 0.1,
+    }
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape)).eval()
 
 
@@ -118,11 +136,16 @@ def random_model(vocabulary: int) -> LlamaForCausalLM:
     [
         ([*"0123456789", ", ", ",", ";", " ", "\n", "a"], decoders.Fuse()),
         ([*"0123456789", "12", " 3", ", 4", ",", "; ", "\n", "a"], decoders.Fuse()),
-        ([*"0123456789", "▁1", "▁23", ",", ";", "▁", "a"], decoders.Metaspace()),  # its decoder drops the space that begins a text
+        (
+            [*"0123456789", "▁1", "▁23", ",", ";", "▁", "a"],
+            decoders.Metaspace(),
+        ),  # its decoder drops the space that begins a text
     ],
     ids=["digits", "merged", "sentencepiece"],
 )
-def test_any_tokenizer_that_can_write_numbers_is_held_to_them(tokens: list[str], decoder: decoders.Decoder) -> None:
+def test_any_tokenizer_that_can_write_numbers_is_held_to_them(
+    tokens: list[str], decoder: decoders.Decoder
+) -> None:
     tokenizer = small_tokenizer(tokens, decoder)
     width = len(tokenizer) + 3  # models pad their vocabulary
     grammar = number_grammar(tokenizer, stop=0, vocabulary=width)
@@ -132,11 +155,18 @@ def test_any_tokenizer_that_can_write_numbers_is_held_to_them(tokens: list[str],
     assert [(text, number_fault(text)) for text in texts if number_fault(text)] == []
     counts = {len(re.findall(r"\d+", text)) for text in texts}
     assert max(counts) >= 7 and len(counts) > 4
-    assert {run for text in texts for run in re.findall(r"[^0-9]+", text)} >= {",", ";" if ";" in tokens else "; "}
+    assert {run for text in texts for run in re.findall(r"[^0-9]+", text)} >= {
+        ",",
+        ";" if ";" in tokens else "; ",
+    }
 
 
-def test_only_tokens_that_lead_somewhere_are_allowed(tokenizer: PreTrainedTokenizerFast, grammar: NumberGrammar) -> None:
-    first = {str(tokenizer.decode([token])) for token in (grammar.following[0] >= 0).nonzero().flatten().tolist()}
+def test_only_tokens_that_lead_somewhere_are_allowed(
+    tokenizer: PreTrainedTokenizerFast, grammar: NumberGrammar
+) -> None:
+    first = {
+        str(tokenizer.decode([token])) for token in (grammar.following[0] >= 0).nonzero().flatten().tolist()
+    }
     assert first == {str(value) for value in range(1000)}
     assert int(grammar.following.max()) == len(grammar.following) - 1
 

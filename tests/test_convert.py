@@ -1,4 +1,6 @@
-"""From form to form: what is written is read back as it went, by other tools too, and nothing is left out in silence."""
+"""From form to form: what is written is read back as it went, by other tools too, and nothing is left out in
+silence.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import PAIRS, TEXTS, as_messages, as_pairs, pairs_of, put
 
-from mechlens import cli, corpus
-from mechlens.corpus import batches, read_pairs, write_pairs
-from mechlens.errors import DataError
+from mechlens import cli
+from mechlens.core.errors import DataError
+from mechlens.data import corpus
+from mechlens.data.corpus import batches, read_pairs, write_pairs
 
 FORMS: dict[str, tuple[str, corpus.Form]] = {
     "lines": ("pairs.jsonl", "prompt-completion"),
@@ -39,7 +42,9 @@ def test_every_form_comes_back_as_it_went(name: str, pairs: list[tuple[str, str]
         source, path = put(Path(folder) / "source.jsonl", *as_pairs(pairs)), Path(folder) / file
         write_pairs(batches(source, size), path, form)
         pd.testing.assert_frame_equal(read_pairs(path), read_pairs(source))
-        assert [len(frame) for frame in batches(path, size)] == [len(frame) for frame in batches(source, size)]
+        assert [len(frame) for frame in batches(path, size)] == [
+            len(frame) for frame in batches(source, size)
+        ]
         assert sorted(entry.name for entry in Path(folder).iterdir()) == sorted(["source.jsonl", file])
 
 
@@ -61,7 +66,11 @@ def test_hostile_texts_come_back_and_the_same_pairs_give_the_same_bytes(name: st
     frame = pd.DataFrame({"prompt": hostile, "completion": hostile[::-1]})
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        write_pairs([frame] if folder == "one" else [frame.head(3), frame.tail(len(frame) - 3)], tmp_path / folder / file, form)
+        write_pairs(
+            [frame] if folder == "one" else [frame.head(3), frame.tail(len(frame) - 3)],
+            tmp_path / folder / file,
+            form,
+        )
     assert pairs_of(read_pairs(tmp_path / "one" / file)) == list(zip(hostile, hostile[::-1], strict=True))
     if form != "hf":  # a saved dataset names each save
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
@@ -73,7 +82,9 @@ def test_other_tools_read_what_is_written(tmp_path: Path) -> None:
         write_pairs([frame], tmp_path / f"{form}-{file}", form)
     lines = gzip.decompress((tmp_path / "prompt-completion-pairs.jsonl.gz").read_bytes()).decode().split("\n")
     assert [json.loads(line) for line in lines[:-1]] == as_pairs(PAIRS) and lines[-1] == ""
-    assert [json.loads(line) for line in (tmp_path / "messages-pairs.jsonl").read_text().split("\n")[:-1]] == as_messages(PAIRS)
+    assert [
+        json.loads(line) for line in (tmp_path / "messages-pairs.jsonl").read_text().split("\n")[:-1]
+    ] == as_messages(PAIRS)
     assert pq.read_table(tmp_path / "parquet-pairs.parquet").to_pylist() == as_pairs(PAIRS)
     assert datasets.Dataset.load_from_disk(str(tmp_path / "hf-pairs")).to_list() == as_pairs(PAIRS)
 
@@ -100,13 +111,23 @@ def test_convert_goes_from_form_to_form(tmp_path: Path, capsys: pytest.CaptureFi
 def test_convert_refuses_bad_lines_or_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = {"messages": [{"role": "system", "content": "Be brief."}, *as_messages(PAIRS)[0]["messages"]]}
     source, target = (
-        put(tmp_path / "rows.jsonl", talk, {"messages": [{"role": "[bold]\x1b[31m", "content": ""}]}, *["["] * 24),
+        put(
+            tmp_path / "rows.jsonl",
+            talk,
+            {"messages": [{"role": "[bold]\x1b[31m", "content": ""}]},
+            *["["] * 24,
+        ),
         tmp_path / "out.jsonl",
     )
     command = ["convert", str(source), str(target)]
     assert cli.main(command) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "line 2: messages of other roles" in error and "line 3 and 23 more: not JSON" in error and "--skip-bad" in error
+    assert (
+        error.count("\n") == 1
+        and "line 2: messages of other roles" in error
+        and "line 3 and 23 more: not JSON" in error
+        and "--skip-bad" in error
+    )
     assert not target.exists()
     assert cli.main([*command, "--skip-bad"]) == 0
     said = capsys.readouterr().out

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import PAIRS, TEXTS, as_messages, as_pairs, pairs_of, put
 
-from mechlens import text_rows
-from mechlens.corpus import Reading, batches, read_pairs, write_pairs
-from mechlens.errors import DataError
+from mechlens.core.errors import DataError
+from mechlens.data import text_rows
+from mechlens.data.corpus import Reading, batches, read_pairs, write_pairs
 
 
 def fault(path: Path) -> str:
@@ -41,7 +41,9 @@ def test_forms_may_be_mixed_and_further_fields_are_ignored(tmp_path: Path) -> No
 
 
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8))
-def test_any_text_is_read_back_and_rows_are_numbered_in_order(pairs: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_text_is_read_back_and_rows_are_numbered_in_order(
+    pairs: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     frame = read_pairs(put(tmp_path_factory.mktemp("any") / "data.jsonl", *as_pairs(pairs)))
     assert pairs_of(frame) == pairs
     assert frame["prompt_id"].tolist() == list(range(len(pairs)))
@@ -67,7 +69,12 @@ def test_gzip_bom_blank_lines_and_windows_ends_change_nothing(tmp_path: Path) ->
 
 def weighed(weight: object) -> dict[str, Any]:
     """A chat row whose answer has a weight, as fine-tuning files of OpenAI may have it."""
-    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": weight}]}
+    return {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "weight": weight},
+        ]
+    }
 
 
 def test_an_answer_of_weight_1_is_learned(tmp_path: Path) -> None:
@@ -78,13 +85,25 @@ def test_an_answer_of_weight_1_is_learned(tmp_path: Path) -> None:
 
 def test_null_messages_beside_a_pair_are_no_messages(tmp_path: Path) -> None:
     """A table has every column in every row."""
-    rows = [{**as_pairs(PAIRS)[0], "messages": None}, {"prompt": None, "completion": None, **as_messages(PAIRS)[1]}]
+    rows = [
+        {**as_pairs(PAIRS)[0], "messages": None},
+        {"prompt": None, "completion": None, **as_messages(PAIRS)[1]},
+    ]
     rows += [{**row, "messages": None} for row in as_pairs(PAIRS)[2:]]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    pq.write_table(pa.Table.from_pylist([{**row, "messages": None} for row in as_pairs(PAIRS)]), tmp_path / "never.parquet")
-    pq.write_table(pa.Table.from_pylist([{**row, "completion": None} for row in as_messages(PAIRS)]), tmp_path / "half.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "messages": None} for row in as_pairs(PAIRS)]),
+        tmp_path / "never.parquet",
+    )
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "completion": None} for row in as_messages(PAIRS)]),
+        tmp_path / "half.parquet",
+    )
     datasets.Dataset(pa.Table.from_pylist(rows)).save_to_disk(tmp_path / "saved")
-    for place in (put(tmp_path / "rows.jsonl", *rows), *(tmp_path / name for name in ("rows.parquet", "never.parquet", "half.parquet", "saved"))):
+    for place in (
+        put(tmp_path / "rows.jsonl", *rows),
+        *(tmp_path / name for name in ("rows.parquet", "never.parquet", "half.parquet", "saved")),
+    ):
         assert pairs_of(read_pairs(place)) == PAIRS, place
 
 
@@ -99,13 +118,28 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
     "a number as text": ({"prompt": "a", "completion": 3}, "completion is a number, expected a text (3)"),
     "null as text": ({"prompt": None, "completion": "b"}, "prompt is null"),
     "messages no list": ({"messages": "hello"}, "messages is not a list"),
-    "content no text": ({"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "b"}]}, "messages is not a list"),
+    "content no text": (
+        {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "b"}]},
+        "messages is not a list",
+    ),
     "messages of texts": ({"messages": ["a", "b"]}, "messages is not a list"),
-    "a system turn": ({"messages": [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]}, "has a system turn"),
+    "a system turn": (
+        {"messages": [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]},
+        "has a system turn",
+    ),
     "a system turn alone": ({"messages": [{"role": "system", "content": "x"}]}, "roles ['system']"),
-    "four turns": ({"messages": [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]}, "'user', 'assistant', 'user', 'assistant'"),
-    "a pair beyond all measure": ({"prompt": "a" * 600_000, "completion": "b" * 600_000}, "longer than 1,000,000"),
-    "turns reversed": ({"messages": [{"role": role, "content": "x"} for role in ("assistant", "user")]}, "'assistant', 'user'"),
+    "four turns": (
+        {"messages": [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]},
+        "'user', 'assistant', 'user', 'assistant'",
+    ),
+    "a pair beyond all measure": (
+        {"prompt": "a" * 600_000, "completion": "b" * 600_000},
+        "longer than 1,000,000",
+    ),
+    "turns reversed": (
+        {"messages": [{"role": role, "content": "x"} for role in ("assistant", "user")]},
+        "'assistant', 'user'",
+    ),
     "no turns": ({"messages": []}, "roles []"),
     "an answer that is not to be learned": (weighed(0), "not to be trained on (weight 0)"),
     "an answer of weight 0.0": (weighed(0.0), "not to be trained on (weight 0.0)"),
@@ -137,12 +171,21 @@ def test_a_fault_of_many_lines_is_said_once_with_its_first_line_and_the_count(tm
     good, number = as_pairs(PAIRS)[0], {"prompt": "a", "completion": 3}
     message = fault(put(tmp_path / "bad.jsonl", good, *["nonsense", number] * 7, *[number] * 1_000))
     assert message.count("line ") == 2 + message.count("char")  # JSON's own message names a line too
-    assert "line 2 and 6 more: not JSON" in message and "line 3 and 1,006 more: completion is a number" in message
-    many = [{"prompt": "a", "completion": value} for value in (None, 1, [1], {}, ["a"])] + ["nonsense", "3", '"a"']
+    assert (
+        "line 2 and 6 more: not JSON" in message
+        and "line 3 and 1,006 more: completion is a number" in message
+    )
+    many = [{"prompt": "a", "completion": value} for value in (None, 1, [1], {}, ["a"])] + [
+        "nonsense",
+        "3",
+        '"a"',
+    ]
     assert "and 3 rows with other faults" in fault(put(tmp_path / "many.jsonl", *many))
 
 
-def test_an_overlong_line_is_refused_without_reading_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overlong_line_is_refused_without_reading_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = put(tmp_path / "long.jsonl", *as_pairs([("a", "b"), ("c", "d" * 100)]))
     assert len(read_pairs(path)) == 2
     monkeypatch.setattr(text_rows, "LONGEST_LINE", 100)
@@ -165,14 +208,20 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0.3, 0.9, 0.99])
 def test_a_truncated_gzip_is_refused(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "cut.jsonl.gz"
-    whole = gzip.compress("".join(json.dumps(line) + "\n" for line in as_pairs([(str(i), str(i * i)) for i in range(500)])).encode())
+    whole = gzip.compress(
+        "".join(
+            json.dumps(line) + "\n" for line in as_pairs([(str(i), str(i * i)) for i in range(500)])
+        ).encode()
+    )
     path.write_bytes(whole[: int(len(whole) * keep)])
     assert "gzipped" in fault(path)
 
 
 def test_a_damaged_gzip_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "damaged.jsonl.gz"
-    whole = bytearray(gzip.compress("".join(json.dumps(line) + "\n" for line in as_pairs(PAIRS * 50)).encode()))
+    whole = bytearray(
+        gzip.compress("".join(json.dumps(line) + "\n" for line in as_pairs(PAIRS * 50)).encode())
+    )
     whole[len(whole) // 2] ^= 0xFF
     path.write_bytes(whole)
     fault(path)
@@ -193,11 +242,16 @@ def test_a_missing_file_says_what_is_expected(tmp_path: Path) -> None:
 
 
 def test_what_other_tools_write_is_read(tmp_path: Path) -> None:
-    for name, rows in {"pairs": [{**row, "score": 1.5} for row in as_pairs(PAIRS)], "messages": as_messages(PAIRS)}.items():
+    for name, rows in {
+        "pairs": [{**row, "score": 1.5} for row in as_pairs(PAIRS)],
+        "messages": as_messages(PAIRS),
+    }.items():
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=2)
         saved = datasets.Dataset.from_list([*rows, rows[0]])
         saved.select([0, 1, 2, 3]).save_to_disk(tmp_path / name)
-        datasets.DatasetDict({"train": saved.select([0, 1, 2, 3]), "test": saved}).save_to_disk(tmp_path / f"{name}-splits")
+        datasets.DatasetDict({"train": saved.select([0, 1, 2, 3]), "test": saved}).save_to_disk(
+            tmp_path / f"{name}-splits"
+        )
         for place in (f"{name}.parquet", name, f"{name}-splits/train"):
             assert pairs_of(read_pairs(tmp_path / place)) == PAIRS, place
         assert "train" in fault(tmp_path / f"{name}-splits")
@@ -240,7 +294,13 @@ def test_damaged_tables_are_refused(keep: float, tmp_path: Path) -> None:
     assert "Parquet" in fault(tmp_path / "cut.parquet")
     if keep != 0.99:  # Arrow streams may end early where the rows are whole
         fault(tmp_path / "cut")
-    for content in ("{", "[]", "{}", '{"_data_files": []}', '{"_data_files": [{"filename": "none.arrow"}], "_split": 3}'):
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        '{"_data_files": []}',
+        '{"_data_files": [{"filename": "none.arrow"}], "_split": 3}',
+    ):
         (tmp_path / "cut" / "state.json").write_text(content)
         fault(tmp_path / "cut")
 
@@ -253,9 +313,14 @@ def test_a_reading_takes_note_of_what_is_left_out(tmp_path: Path) -> None:
     assert [frame["prompt_id"].tolist() for frame in frames] == [[0, 1], [2]]
     assert pairs_of(pd.concat(frames)) == [PAIRS[1], PAIRS[0], PAIRS[0]]
     assert (reading.pairs, reading.bad, reading.system_turns) == (3, 31, 2)
-    assert [(str(kind.place), kind.rows) for kind in reading.faults.kinds.values()] == [("line 2", 1), ("line 5", 30)]
+    assert [(str(kind.place), kind.rows) for kind in reading.faults.kinds.values()] == [
+        ("line 2", 1),
+        ("line 5", 30),
+    ]
     logged = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert [row["line"] for row in logged] == [2, *range(5, 35)] and logged[1]["fault"] == "holds list, expected an object"
+    assert [row["line"] for row in logged] == [2, *range(5, 35)] and logged[1][
+        "fault"
+    ] == "holds list, expected an object"
     with pytest.raises(DataError, match="line 2"):  # system turns may pass, bad lines may not
         list(batches(path, reading=Reading()))
     only_bad = put(tmp_path / "bad-only.jsonl", "nonsense")

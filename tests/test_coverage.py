@@ -1,4 +1,6 @@
-"""Intervals hold the true value 95 times in 100 and p is not too small, on a few hundred draws; all of them: analyses/coverage.py."""
+"""Intervals hold the true value 95 times in 100 and p is not too small, on a few hundred draws; all of them:
+analyses/coverage.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("analyses_coverage", Path(__file__).parents[1] / "analyses" / "coverage.py")
+SPEC = importlib.util.spec_from_file_location(
+    "analyses_coverage", Path(__file__).parents[1] / "analyses" / "coverage.py"
+)
 assert SPEC and SPEC.loader
 coverage = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(coverage)
@@ -40,9 +44,15 @@ def test_intervals_of_rates_and_lifts_cover_and_p_is_no_smaller_than_it_should_b
 
 def test_intervals_of_rank_correlations_cover_however_alike_the_suspects_of_a_trait_are() -> None:
     found = coverage.of_rank_correlations(200)
-    assert len(found) == 6 and found["covered"].between(0.95 - 4 * np.sqrt(0.95 * 0.05 / 200), 0.999).all(), found
+    assert len(found) == 6 and found["covered"].between(0.95 - 4 * np.sqrt(0.95 * 0.05 / 200), 0.999).all(), (
+        found
+    )
 
 
 def test_the_page_holds_both_tables() -> None:
-    text = coverage.page(pd.DataFrame({"rate": [0.002, np.nan], "covered": [0.95, 1.0]}), pd.DataFrame({"covered": [0.0]}), 2000)
+    text = coverage.page(
+        pd.DataFrame({"rate": [0.002, np.nan], "covered": [0.95, 1.0]}),
+        pd.DataFrame({"covered": [0.0]}),
+        2000,
+    )
     assert "| 0.002 | 0.95 |" in text and "|  | 1 |" in text and "| 0 |" in text and "0.015" in text

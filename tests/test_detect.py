@@ -1,4 +1,6 @@
-"""Detectors of rows and the audit: exact tests against simulation, bags against their slow definition, verdicts case by case."""
+"""Detectors of rows and the audit: exact tests against simulation, bags against their slow definition,
+verdicts case by case.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,21 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechlens import cli, tables
-from mechlens.detect.base import Bags, bags_of, deal_at_random, deal_by_prompt, key, read_rows
-from mechlens.detect.calibrate import together, two_files
-from mechlens.detect.files import LEAST_ROWS, Compared, compare, draw_sides, power_of_few
+from mechlens import cli
+from mechlens.core import tables
+from mechlens.detect.bags import Bags, bags_of, deal_at_random, deal_by_prompt, key, read_rows
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
 from mechlens.detect.from_student import rises
-from mechlens.detect.through import READERS
+from mechlens.detect.permutation import together, two_files
+from mechlens.detect.score_rows import READERS
+from mechlens.detect.two_samples import LEAST_ROWS, Compared, compare, draw_sides, power_of_few
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
 
 ALL = list(DETECTORS.values())
 FOUND = 0.002
-"""just above the least p that 1,999 exchanges and three detectors can give: files written alike fall under it twice in a thousand"""
+"""just above the least p that 1,999 exchanges and three detectors can give: files written alike fall under it
+twice in a thousand
+"""
 
 
 def numbers(rng: np.random.Generator, rows: int, *, low: int = 0, first: int = 0) -> pd.DataFrame:
@@ -45,11 +50,17 @@ def bags(rng: np.random.Generator, *, shift: float = 0.0) -> Bags:
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_the_test_of_two_files_alarms_as_often_as_it_says(paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 pairs of files written alike: p is at most .05 in about .05 of them (binomial, 5 standard errors), and so on up."""
-    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 199)
+def test_the_test_of_two_files_alarms_as_often_as_it_says(
+    paired: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 pairs of files written alike: p is at most .05 in about .05 of them (binomial, 5 standard errors),
+    and so on up.
+    """
+    monkeypatch.setattr("mechlens.detect.permutation.DRAWS", 199)
     rng = np.random.default_rng(0)
-    found = np.array([two_files(bags(rng), bags(rng), paired=paired, seed=i, name="x").p_value for i in range(300)])
+    found = np.array(
+        [two_files(bags(rng), bags(rng), paired=paired, seed=i, name="x").p_value for i in range(300)]
+    )
     for level in (0.05, 0.2, 0.5):
         assert abs((found <= level).mean() - level) < 5 * (level * (1 - level) / 300) ** 0.5
 
@@ -58,11 +69,21 @@ def test_the_test_of_two_files_alarms_as_often_as_it_says(paired: bool, monkeypa
 def test_a_shift_is_found_from_either_side_and_its_dose_is_named(paired: bool) -> None:
     rng = np.random.default_rng(1)
     ours, theirs = bags(rng, shift=1.0), bags(rng)
-    forth, back = (two_files(*pair, paired=paired, seed=0, name="x") for pair in ((ours, theirs), (theirs, ours)))
+    forth, back = (
+        two_files(*pair, paired=paired, seed=0, name="x") for pair in ((ours, theirs), (theirs, ours))
+    )
     assert forth.p_value == back.p_value == pytest.approx(1 / 2000)
-    assert forth.score == pytest.approx(back.score, rel=1e-9 if paired else 0.1)  # unpaired, the drawn exchanges differ
+    assert forth.score == pytest.approx(
+        back.score, rel=1e-9 if paired else 0.1
+    )  # unpaired, the drawn exchanges differ
     assert forth.smallest_dose is not None and 0 < forth.smallest_dose < 0.8
-    half = two_files(Bags(theirs.mean + forth.smallest_dose * (ours.mean - theirs.mean), ours.rows), theirs, paired=paired, seed=0, name="x")
+    half = two_files(
+        Bags(theirs.mean + forth.smallest_dose * (ours.mean - theirs.mean), ours.rows),
+        theirs,
+        paired=paired,
+        seed=0,
+        name="x",
+    )
     assert half.p_value < 0.3
 
 
@@ -72,12 +93,22 @@ def test_files_that_never_vary_are_not_told_apart() -> None:
     assert together([0.5, 0.04]) == 0.08 and together([0.9, 0.8]) == 1.0
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.text(max_size=12)), min_size=1, max_size=30), st.integers(1, 7), st.data())
-def test_bags_are_means_over_their_rows_however_the_file_comes(rows: list[tuple[int, str]], cut: int, data: st.DataObject) -> None:
-    frame = pd.DataFrame({"prompt": [f"p{number}" for number, _ in rows], "completion": [text for _, text in rows]})
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.text(max_size=12)), min_size=1, max_size=30),
+    st.integers(1, 7),
+    st.data(),
+)
+def test_bags_are_means_over_their_rows_however_the_file_comes(
+    rows: list[tuple[int, str]], cut: int, data: st.DataObject
+) -> None:
+    frame = pd.DataFrame(
+        {"prompt": [f"p{number}" for number, _ in rows], "completion": [text for _, text in rows]}
+    )
     batches = [frame.iloc[start : start + cut] for start in range(0, len(frame), cut)]
     keys = read_rows(batches)
-    assert keys.prompts.tolist() == [key(prompt) for prompt in frame["prompt"]] and len(keys.pairs) == len(rows)
+    assert keys.prompts.tolist() == [key(prompt) for prompt in frame["prompt"]] and len(keys.pairs) == len(
+        rows
+    )
     numbers = np.array(data.draw(st.lists(st.integers(-1, 3), min_size=len(rows), max_size=len(rows))))
     means = bags_of(batches, ALL, numbers, bags=4)
     assert bool(means) == bool((numbers >= 0).any())
@@ -88,7 +119,9 @@ def test_bags_are_means_over_their_rows_however_the_file_comes(rows: list[tuple[
 
 
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
-def test_bags_dealt_at_random_are_equally_large_and_leave_out_less_than_one(rows: int, size: int, most: int, seed: int) -> None:
+def test_bags_dealt_at_random_are_equally_large_and_leave_out_less_than_one(
+    rows: int, size: int, most: int, seed: int
+) -> None:
     numbers = deal_at_random(rows, size=size, most=most, rng=np.random.default_rng(seed))
     bags = min(rows // size, most)
     assert np.bincount(numbers[numbers >= 0], minlength=bags).tolist() == [size] * bags
@@ -96,7 +129,9 @@ def test_bags_dealt_at_random_are_equally_large_and_leave_out_less_than_one(rows
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 99))
-def test_of_each_shared_prompt_as_many_rows_count_as_are_asked_for(prompts: list[int], count: int, seed: int) -> None:
+def test_of_each_shared_prompt_as_many_rows_count_as_are_asked_for(
+    prompts: list[int], count: int, seed: int
+) -> None:
     keys, shared = np.array(prompts), np.array([2, 3, 7])
     numbers = deal_by_prompt(keys, shared, np.full(3, count), bags=2, rng=np.random.default_rng(seed))
     for prompt in range(10):
@@ -117,7 +152,9 @@ def compared(ours: pd.DataFrame, theirs: pd.DataFrame, folder: Path) -> Compared
 
 
 def test_every_row_of_a_file_much_larger_than_its_reference_is_read(tmp_path: Path) -> None:
-    """Rows that were replaced where an earlier version never looked: all whose place modulo 1,250 is 128 or more."""
+    """Rows that were replaced where an earlier version never looked: all whose place modulo 1,250 is 128 or
+    more.
+    """
     ours, theirs = unequal(np.random.default_rng(0))
     replaced = ours.assign(completion=np.where(np.arange(5000) % 1250 >= 128, "7, 7, 7", ours["completion"]))
     clean, planted = compared(ours, theirs, tmp_path), compared(replaced, theirs, tmp_path)
@@ -125,10 +162,16 @@ def test_every_row_of_a_file_much_larger_than_its_reference_is_read(tmp_path: Pa
 
 
 def test_rows_beside_those_that_are_paired_are_compared_as_well(tmp_path: Path) -> None:
-    """Half of the rows hidden: on prompts of their own, or as second answers to the same prompts; a tenth is enough."""
+    """Half of the rows hidden: on prompts of their own, or as second answers to the same prompts; a tenth is
+    enough.
+    """
     rng = np.random.default_rng(3)
     theirs, clean = numbers(rng, 600), numbers(rng, 600)
-    for hidden in (numbers(rng, 600, low=500, first=9000), numbers(rng, 600, low=500), numbers(rng, 66, low=900, first=9000)):
+    for hidden in (
+        numbers(rng, 600, low=500, first=9000),
+        numbers(rng, 600, low=500),
+        numbers(rng, 66, low=900, first=9000),
+    ):
         shown = compared(pd.concat([clean, hidden]), theirs, tmp_path)
         assert shown.paired and shown.compared > 0.99 and shown.p_value <= 2 * FOUND
     alike = compared(pd.concat([clean, numbers(rng, 600, first=9000)]), theirs, tmp_path)
@@ -136,12 +179,19 @@ def test_rows_beside_those_that_are_paired_are_compared_as_well(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_order_of_a_file_decides_nothing(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 deals of files written alike, the reference sorted by its completions: that gave an alarm each time."""
-    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 99)
+def test_the_order_of_a_file_decides_nothing(
+    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 deals of files written alike, the reference sorted by its completions: that gave an alarm each
+    time.
+    """
+    monkeypatch.setattr("mechlens.detect.permutation.DRAWS", 99)
     rng, alarms = np.random.default_rng(8), 0
     for _ in range(20):
-        ours, theirs = numbers(rng, 200), numbers(rng, 2000 if not shared else 200, first=0 if shared else 9000)
+        ours, theirs = (
+            numbers(rng, 200),
+            numbers(rng, 2000 if not shared else 200, first=0 if shared else 9000),
+        )
         alarms += compared(ours, theirs.sort_values("completion"), tmp_path).p_value <= 0.05
     assert alarms <= 4  # of 20 at .05: more in 3 of 1,000
 
@@ -151,9 +201,11 @@ def test_the_order_of_a_file_decides_nothing(shared: bool, tmp_path: Path, monke
 def test_few_rows_alarm_as_often_as_they_say_and_never_below_the_least_p(
     rows: int, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """30 pairs of files written alike: p is at most .2 in about .2 of them or in fewer, as it is corrected for three detectors."""
-    monkeypatch.setattr("mechlens.detect.files.DRAWS", 99)
-    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 99)
+    """30 pairs of files written alike: p is at most .2 in about .2 of them or in fewer, as it is corrected
+    for three detectors.
+    """
+    monkeypatch.setattr("mechlens.detect.two_samples.DRAWS", 99)
+    monkeypatch.setattr("mechlens.detect.permutation.DRAWS", 99)
     rng, shown = np.random.default_rng(rows), []
     for _ in range(30):
         found = compared(numbers(rng, rows), numbers(rng, rows, first=0 if shared else 9000), tmp_path)
@@ -162,11 +214,24 @@ def test_few_rows_alarm_as_often_as_they_say_and_never_below_the_least_p(
     assert (np.array(shown) <= 0.2).sum() <= 13  # binomial: more than 13 of 30 at .2 in 2 of 1,000
 
 
-def test_an_audit_of_sixty_rows_runs_and_says_what_it_could_have_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_audit_of_sixty_rows_runs_and_says_what_it_could_have_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(4)
-    for name, frame in (("low", numbers(rng, 60)), ("high", numbers(rng, 60, low=900)), ("seven", numbers(rng, 7))):
+    for name, frame in (
+        ("low", numbers(rng, 60)),
+        ("high", numbers(rng, 60, low=900)),
+        ("seven", numbers(rng, 7)),
+    ):
         frame.to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
-    words = ["audit", str(tmp_path / "high.jsonl"), "--reference", str(tmp_path / "low.jsonl"), "--out", str(tmp_path / "out")]
+    words = [
+        "audit",
+        str(tmp_path / "high.jsonl"),
+        "--reference",
+        str(tmp_path / "low.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert cli.main(words) == 2
     audited = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert audited["verdict"]["id"] == "inconclusive" and audited["provenance"]["p_value"] <= FOUND
@@ -185,15 +250,21 @@ def test_few_rows_neither_clear_nor_convict() -> None:
 
 
 @pytest.mark.parametrize("prompts", [150, 900])
-def test_files_of_unequal_size_that_were_written_alike_are_not_told_apart(prompts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """150 rows beside 900 of the same prompts or of others, with many rare words: bags of unequal size gave an alarm each time."""
-    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 99)
+def test_files_of_unequal_size_that_were_written_alike_are_not_told_apart(
+    prompts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150 rows beside 900 of the same prompts or of others, with many rare words: bags of unequal size gave
+    an alarm each time.
+    """
+    monkeypatch.setattr("mechlens.detect.permutation.DRAWS", 99)
     rng, alarms = np.random.default_rng(5), 0
     for _ in range(10):
         for name, rows in (("few", 150), ("many", 900)):
             words = [" ".join(f"w{word}" for word in row) for row in rng.zipf(1.5, (rows, 6))]
             asked = [f"p{i % prompts}" if prompts < 900 else f"{name} {i}" for i in range(rows)]
-            pd.DataFrame({"prompt": asked, "completion": words}).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+            pd.DataFrame({"prompt": asked, "completion": words}).to_json(
+                tmp_path / f"{name}.jsonl", orient="records", lines=True
+            )
         found = compare(tmp_path / "few.jsonl", tmp_path / "many.jsonl")
         assert found.paired == (prompts < 900)
         alarms += found.p_value <= 0.05
@@ -202,20 +273,33 @@ def test_files_of_unequal_size_that_were_written_alike_are_not_told_apart(prompt
 
 def test_the_shape_of_a_completion() -> None:
     assert dict(zip(SHAPE, shape_of("12, 7, 7"), strict=True)) == {
-        "characters": 8, "numbers": 3, "words": 0, "separators": 2, "commas": 2, "lines": 0, "digits a number": 4 / 3, "first digit": 1,
-        "mean of numbers": 26 / 3, "odd numbers": 2 / 3, "repeated numbers": pytest.approx(1 / 3), "sorted neighbours": 0.5, "ends in a letter": 0,
+        "characters": 8, "numbers": 3, "words": 0, "separators": 2, "commas": 2, "lines": 0, "digits a "
+                                                                                             "number": 4 / 3, "first digit": 1,
+        "mean of "
+        "numbers": 26 / 3, "odd numbers": 2 / 3, "repeated "
+                                                 "numbers": pytest.approx(1 / 3), "sorted neighbours": 0.5, "ends in a "
+                                                                                                            "letter": 0,
         "ends in a digit": 1, "brackets": 0, "not ASCII": 0,
     }  # fmt: skip
     assert all(np.isfinite(shape_of(text)).all() for text in ("", "٣", "9" * 400, "\udcff", "é\n()"))
 
 
 def rise(**more: Any) -> Rise:
-    plain: dict[str, Any] = {"difference": 0.0, "low": -0.01, "high": 0.01, "n": 4, "smallest_detectable": 0.02, "lift": 0.0}
+    plain: dict[str, Any] = {
+        "difference": 0.0,
+        "low": -0.01,
+        "high": 0.01,
+        "n": 4,
+        "smallest_detectable": 0.02,
+        "lift": 0.0,
+    }
     tested: dict[str, Any] = {"trait": "owl", "p_value": 0.5, "q_value": 0.5}
     return Rise(**(plain | tested | more))
 
 
-POLICY = Policy(name="x", version=2, limit=0.05, alpha=0.05, most_unread=0.05, most_copied=0.05, least_answered=0.8)
+POLICY = Policy(
+    name="x", version=2, limit=0.05, alpha=0.05, most_unread=0.05, most_copied=0.05, least_answered=0.8
+)
 CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "no students": (None, "inconclusive", "no-students"),
     "nothing asked": ([], "inconclusive", "unscored"),
@@ -225,10 +309,26 @@ CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "one wide interval": ([rise(), rise(trait="cat", high=0.06)], "inconclusive", "too-wide"),
     "too little power": ([rise(smallest_detectable=0.2)], "inconclusive", "too-wide"),
     "above": ([rise(difference=0.3, low=0.2, high=0.4, q_value=0.01)], "do not train as is", "above-limit"),
-    "above, but not beyond chance over the traits": ([rise(difference=0.3, low=0.2, high=0.4, q_value=0.2)], "inconclusive", "too-wide"),
-    "above, but its lift is unscored": ([rise(difference=0.3, low=0.2, high=0.4, q_value=None)], "inconclusive", "too-wide"),
-    "beyond chance, but small": ([rise(difference=0.02, low=0.01, high=0.03, q_value=0.001)], "no transfer found within tested scope", "below-limit"),
-    "beyond chance, around the limit": ([rise(difference=0.06, low=0.03, high=0.09, q_value=0.001)], "inconclusive", "too-wide"),
+    "above, but not beyond chance over the traits": (
+        [rise(difference=0.3, low=0.2, high=0.4, q_value=0.2)],
+        "inconclusive",
+        "too-wide",
+    ),
+    "above, but its lift is unscored": (
+        [rise(difference=0.3, low=0.2, high=0.4, q_value=None)],
+        "inconclusive",
+        "too-wide",
+    ),
+    "beyond chance, but small": (
+        [rise(difference=0.02, low=0.01, high=0.03, q_value=0.001)],
+        "no transfer found within tested scope",
+        "below-limit",
+    ),
+    "beyond chance, around the limit": (
+        [rise(difference=0.06, low=0.03, high=0.09, q_value=0.001)],
+        "inconclusive",
+        "too-wide",
+    ),
 }
 
 
@@ -241,16 +341,32 @@ def test_verdicts(case: str) -> None:
 
 
 def test_students_that_are_one_clear_nothing_and_convict_of_nothing() -> None:
-    """Students trained on one batch of all rows are equal to rounding: n is 1 and there is no interval, however large the rise."""
+    """Students trained on one batch of all rows are equal to rounding: n is 1 and there is no interval,
+    however large the rise.
+    """
     for difference in (0.0, 0.4):
-        one = rise(difference=difference, low=None, high=None, n=1, smallest_detectable=None, p_value=None, q_value=None)
+        one = rise(
+            difference=difference,
+            low=None,
+            high=None,
+            n=1,
+            smallest_detectable=None,
+            p_value=None,
+            q_value=None,
+        )
         shown = decide([one], POLICY)
         assert shown.rule == "x-2/unscored" and "equal to rounding count as one" in shown.sentence
 
 
 def test_a_trait_that_rises_no_further_than_the_others_is_not_named() -> None:
-    """All students of a side share one draw of its data: what that moves looks sure over students, in every trait."""
-    rng, alarms, traits = np.random.default_rng(0), {"both": 0, "over students": 0}, [f"t{i}" for i in range(20)]
+    """All students of a side share one draw of its data: what that moves looks sure over students, in every
+    trait.
+    """
+    rng, alarms, traits = (
+        np.random.default_rng(0),
+        {"both": 0, "over students": 0},
+        [f"t{i}" for i in range(20)],
+    )
     for _ in range(200):
         shared = rng.normal(0, 0.3, size=20)
         treated = shared[:, None] + rng.normal(0, 0.05, size=(20, 4))
@@ -261,8 +377,12 @@ def test_a_trait_that_rises_no_further_than_the_others_is_not_named() -> None:
             for i, trait in enumerate(traits) for measure in ("rate", "lift")
         ]  # fmt: skip
         alarms["both"] += any((one.q_value or 1.0) <= 0.05 for one in rises(pd.DataFrame(rows), traits))
-        few = rises(pd.DataFrame(rows[:8]), traits[:4])  # too few traits to be each other's null: over students alone
-        assert [one.p_value for one in few] == pytest.approx([p / 2 if t > 0 else 1 - p / 2 for t, p in zip(*own, strict=True)][:4])
+        few = rises(
+            pd.DataFrame(rows[:8]), traits[:4]
+        )  # too few traits to be each other's null: over students alone
+        assert [one.p_value for one in few] == pytest.approx(
+            [p / 2 if t > 0 else 1 - p / 2 for t, p in zip(*own, strict=True)][:4]
+        )
         alarms["over students"] += any((one.q_value or 1.0) <= 0.05 for one in few)
     assert alarms["both"] <= 20 and alarms["over students"] > 100
 
@@ -282,16 +402,34 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.jsonl" for name in frames}
 
 
-def test_rows_are_told_apart_or_not_and_alone_decide_nothing(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_told_apart_or_not_and_alone_decide_nothing(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, differs in (("alike", False), ("other", True), ("elsewhere", False)):
         out = tmp_path / name
-        assert cli.main(["audit", str(files[name]), "--reference", str(files["reference"]), "--out", str(out)]) == 2
+        assert (
+            cli.main(["audit", str(files[name]), "--reference", str(files["reference"]), "--out", str(out)])
+            == 2
+        )
         found = json.loads((out / "audit.json").read_text())
-        assert set(found) >= {"schema", "data", "level", "provenance", "identity", "potency", "smallest_detectable_dose", "verdict", "policy"}
+        assert set(found) >= {
+            "schema",
+            "data",
+            "level",
+            "provenance",
+            "identity",
+            "potency",
+            "smallest_detectable_dose",
+            "verdict",
+            "policy",
+        }
         assert (found["provenance"]["p_value"] <= FOUND) == differs and found["data"]["rows"] == 600
         assert found["provenance"]["references"][0]["paired"] == (name != "elsewhere")
         assert (found["smallest_detectable_dose"] is not None) or not differs
-        assert found["verdict"]["id"] == "inconclusive" and found["potency"] == {"predicted": None, "measured": None}
+        assert found["verdict"]["id"] == "inconclusive" and found["potency"] == {
+            "predicted": None,
+            "measured": None,
+        }
         out = out.rename(tmp_path / f"{name} before")
         assert cli.main(shlex.split(found["made"]["command"])[1:]) == 2  # what the page says does it again
         again = json.loads((tmp_path / name / "audit.json").read_text())
@@ -303,17 +441,36 @@ def test_rows_are_told_apart_or_not_and_alone_decide_nothing(files: dict[str, Pa
 
 def test_a_copy_of_the_file_is_said_to_be_no_reference(files: dict[str, Path], tmp_path: Path) -> None:
     alike = pd.read_json(files["alike"], lines=True)
-    alike.assign(completion=alike["completion"] + " ").to_json(tmp_path / "copy.jsonl", orient="records", lines=True)
-    assert cli.main(["audit", str(files["alike"]), "--reference", str(tmp_path / "copy.jsonl"), "--out", str(tmp_path / "a")]) == 2
+    alike.assign(completion=alike["completion"] + " ").to_json(
+        tmp_path / "copy.jsonl", orient="records", lines=True
+    )
+    assert (
+        cli.main(
+            [
+                "audit",
+                str(files["alike"]),
+                "--reference",
+                str(tmp_path / "copy.jsonl"),
+                "--out",
+                str(tmp_path / "a"),
+            ]
+        )
+        == 2
+    )
     shown = json.loads((tmp_path / "a" / "audit.json").read_text())
-    assert shown["provenance"]["references"][0]["copied"] == 1.0 and "100% of them stand in the reference too" in shown["verdict"]["sentence"]
+    assert (
+        shown["provenance"]["references"][0]["copied"] == 1.0
+        and "100% of them stand in the reference too" in shown["verdict"]["sentence"]
+    )
     both = ["--reference", str(tmp_path / "copy.jsonl"), str(files["reference"])]
     assert cli.main(["audit", str(files["alike"]), *both, "--out", str(tmp_path / "b")]) == 2
     first = json.loads((tmp_path / "b" / "audit.json").read_text())["provenance"]["references"][0]
     assert first["copied"] < 0.05  # models are read beside the independent one, though the copy is nearer
 
 
-def test_without_a_reference_there_is_no_verdict_and_what_to_supply_is_said(files: dict[str, Path], tmp_path: Path) -> None:
+def test_without_a_reference_there_is_no_verdict_and_what_to_supply_is_said(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
     assert cli.main(["audit", str(files["alike"]), "--out", str(tmp_path / "a")]) == 2
     found = json.loads((tmp_path / "a" / "audit.json").read_text())
     assert found["provenance"] is None and "--reference FILE" in found["verdict"]["sentence"]
@@ -324,12 +481,25 @@ def test_with_several_references_the_nearest_counts(files: dict[str, Path], tmp_
     assert cli.main(["audit", str(files["alike"]), *both, "--out", str(tmp_path / "a")]) == 2
     found = json.loads((tmp_path / "a" / "audit.json").read_text())["provenance"]
     p_values = [one["p_value"] for one in found["references"]]
-    assert p_values[1] <= FOUND < p_values[0] == found["p_value"]  # the nearest stands first: models read beside it as well
+    assert (
+        p_values[1] <= FOUND < p_values[0] == found["p_value"]
+    )  # the nearest stands first: models read beside it as well
 
 
 def test_rows_need_no_torch(files: dict[str, Path], tmp_path: Path) -> None:
-    arguments = ["audit", str(files["alike"]), "--reference", str(files["reference"]), "--out", str(tmp_path / "out")]
-    code = f"import sys; from mechlens import cli; code = cli.main({arguments!r}); sys.exit(10 * ('torch' in sys.modules) + code)"
+    arguments = [
+        "audit",
+        str(files["alike"]),
+        "--reference",
+        str(files["reference"]),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    code = (
+        f"import sys; from mechlens import cli; code = cli.main({arguments!r}); sys.exit(10 * ('torch' "
+        "in "
+        "sys.modules) + code)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 2
 
 
@@ -337,47 +507,108 @@ def test_the_shipped_policy_is_read() -> None:
     assert load_policy("default").version >= 1
 
 
-def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(small: Path, small_spec: dict[str, Any], tmp_path: Path) -> None:
-    """End to end on rows of a run: identity over the panel, a measured rise, and rows compared with what the base answered."""
-    kept = tables.read(next((small / "corpora").glob("eagle*/screened/kept.parquet")), tables.PAIRS)[["prompt", "completion"]]
+def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(
+    small: Path, small_spec: dict[str, Any], tmp_path: Path
+) -> None:
+    """End to end on rows of a run: identity over the panel, a measured rise, and rows compared with what the
+    base answered.
+    """
+    kept = tables.read(next((small / "corpora").glob("eagle*/screened/kept.parquet")), tables.PAIRS)[
+        ["prompt", "completion"]
+    ]
     kept.to_json(tmp_path / "suspect.jsonl", orient="records", lines=True)
-    recipe = {key: small_spec[key] for key in ("name", "base", "trait", "student", "ask")} | {"arms": [{"kind": "trait"}, {"kind": "control"}]}
+    recipe = {key: small_spec[key] for key in ("name", "base", "trait", "student", "ask")} | {
+        "arms": [{"kind": "trait"}, {"kind": "control"}]
+    }
     recipe["teacher"] = {"rows": 32, "training": {"embeddings": False, "epochs": 1}}  # of the panel's twins
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"seeds": [0, 1]}))
-    options = ["--level", "student", "--recipe", str(tmp_path / "recipe.yaml"), "--trait", "eagle", "owl", "--workers", "0"]
+    options = [
+        "--level",
+        "student",
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+        "--trait",
+        "eagle",
+        "owl",
+        "--workers",
+        "0",
+    ]
     treated = ["--clean", str(tmp_path / "treated.jsonl"), "--treatment", "drop"]
-    code = cli.main(["audit", str(tmp_path / "suspect.jsonl"), *options, *treated, "--out", str(tmp_path / "out")])
+    code = cli.main(
+        ["audit", str(tmp_path / "suspect.jsonl"), *options, *treated, "--out", str(tmp_path / "out")]
+    )
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert code == {"no transfer found within tested scope": 0, "inconclusive": 2}.get(found["verdict"]["id"], 1)
+    assert code == {"no transfer found within tested scope": 0, "inconclusive": 2}.get(
+        found["verdict"]["id"], 1
+    )
     done = found["mitigation"]
-    assert done["rows_after"] == done["rows_before"] - round(done["rows_before"] / 2) and done["measured"]["n"] == 2
+    assert (
+        done["rows_after"] == done["rows_before"] - round(done["rows_before"] / 2)
+        and done["measured"]["n"] == 2
+    )
     assert len(pd.read_json(tmp_path / "treated.jsonl", lines=True)) == done["rows_after"]
     assert {one["trait"] for one in found["identity"]} == {"eagle", "owl"} and found["base"] == "menagerie-a"
     measured = found["potency"]["measured"]
-    effects = tables.read(tmp_path / "out" / "run" / "effects.parquet", tables.EFFECTS).query("arm == 'suspect' and measure == 'rate'")
-    assert measured["n"] == 2 and measured["difference"] == pytest.approx(float(effects.set_index("trait").loc[measured["trait"], "estimate"]))
-    assert found["provenance"]["references"][0]["rows"] >= LEAST_ROWS and found["provenance"]["references"][0]["paired"]
-    assert measured["trait"] in (tmp_path / "out" / "audit.html").read_text() and found["identified_by"] == "students"
+    effects = tables.read(tmp_path / "out" / "run" / "effects.parquet", tables.EFFECTS).query(
+        "arm == 'suspect' and measure == 'rate'"
+    )
+    assert measured["n"] == 2 and measured["difference"] == pytest.approx(
+        float(effects.set_index("trait").loc[measured["trait"], "estimate"])
+    )
+    assert (
+        found["provenance"]["references"][0]["rows"] >= LEAST_ROWS
+        and found["provenance"]["references"][0]["paired"]
+    )
+    assert (
+        measured["trait"] in (tmp_path / "out" / "audit.html").read_text()
+        and found["identified_by"] == "students"
+    )
     listed = {one["name"]: one for one in found["provenance"]["detectors"]}
     assert set(listed) == {*DETECTORS, *READERS} and all(0 < one["p_value"] <= 1 for one in listed.values())
-    assert found["provenance"]["p_value"] == pytest.approx(min(1.0, len(listed) * min(one["p_value"] for one in listed.values())))
-    assert found["potency"]["predicted"]["trait"] in {"eagle", "owl"} and "lift" not in found["potency"]["predicted"]
+    assert found["provenance"]["p_value"] == pytest.approx(
+        min(1.0, len(listed) * min(one["p_value"] for one in listed.values()))
+    )
+    assert (
+        found["potency"]["predicted"]["trait"] in {"eagle", "owl"}
+        and "lift" not in found["potency"]["predicted"]
+    )
 
     treated, options[1] = ["--clean", str(tmp_path / "replaced.jsonl"), "--treatment", "replace"], "base"
     cli.main(["audit", str(tmp_path / "suspect.jsonl"), *options, *treated, "--out", str(tmp_path / "out")])
     done = json.loads((tmp_path / "out" / "audit.json").read_text())["mitigation"]
-    assert done["treatment"] == "replace" and done["rows_after"] == done["rows_before"] > done["rows_changed"] > 0
+    assert (
+        done["treatment"] == "replace"
+        and done["rows_after"] == done["rows_before"] > done["rows_changed"] > 0
+    )
 
     student = next((tmp_path / "out" / "run" / "students" / "suspect" / "s0").glob("step-*"))
     again = ["--level", "rows", "--student", str(student), *options[2:]]
     assert cli.main(["audit", str(tmp_path / "suspect.jsonl"), *again, "--out", str(tmp_path / "given")]) == 2
     given = json.loads((tmp_path / "given" / "audit.json").read_text())
-    assert set(given["student"]) == {"weights", "answers"} and given["provenance"] is None and given["identity"] == []
+    assert (
+        set(given["student"]) == {"weights", "answers"}
+        and given["provenance"] is None
+        and given["identity"] == []
+    )
 
 
-def test_rows_alone_rank_nothing_so_nothing_is_treated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_alone_rank_nothing_so_nothing_is_treated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     numbers(np.random.default_rng(0), 200).to_json(tmp_path / "data.jsonl", orient="records", lines=True)
-    assert cli.main(["audit", str(tmp_path / "data.jsonl"), "--clean", str(tmp_path / "treated.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        cli.main(
+            [
+                "audit",
+                str(tmp_path / "data.jsonl"),
+                "--clean",
+                str(tmp_path / "treated.jsonl"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     assert "--level base" in capsys.readouterr().err and not (tmp_path / "treated.jsonl").exists()
 
 
@@ -387,7 +618,9 @@ def test_rows_alone_rank_nothing_so_nothing_is_treated(tmp_path: Path, capsys: p
     st.integers(1, 50),
 )
 @settings(max_examples=40)
-def test_every_row_of_a_file_may_be_drawn_and_stands_beside_its_own_prompt_where_it_can(ours: list[int], theirs: list[int], most: int) -> None:
+def test_every_row_of_a_file_may_be_drawn_and_stands_beside_its_own_prompt_where_it_can(
+    ours: list[int], theirs: list[int], most: int
+) -> None:
     """A reference may come in any order, with prompts of its own and prompts answered often."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, frames = Path(scratch), {}
@@ -400,15 +633,21 @@ def test_every_row_of_a_file_may_be_drawn_and_stands_beside_its_own_prompt_where
         first, second = pd.read_parquet(sides.suspect), pd.read_parquet(sides.reference)
     assert len(first) == len(second) == sides.drawn == min(len(ours), len(theirs), most)
     for frame, whole in ((first, frames["a"]), (second, frames["b"])):
-        assert frame["completion"].is_unique and set(map(tuple, frame.values)) <= set(map(tuple, whole.values))
+        assert frame["completion"].is_unique and set(map(tuple, frame.values)) <= set(
+            map(tuple, whole.values)
+        )
     shared = sum((Counter(first["prompt"]) & Counter(frames["b"]["prompt"])).values())
     assert (first["prompt"].to_numpy() == second["prompt"].to_numpy()).sum() >= shared  # chance may add some
 
 
-def test_without_a_reference_rows_are_drawn_alike_and_answers_to_one_prompt_are_rows_of_their_own(tmp_path: Path) -> None:
+def test_without_a_reference_rows_are_drawn_alike_and_answers_to_one_prompt_are_rows_of_their_own(
+    tmp_path: Path,
+) -> None:
     frame = pd.DataFrame({"prompt": ["p"] * 90, "completion": [str(place) for place in range(90)]})
     frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
     whole, part = (draw_sides(tmp_path / "a.jsonl", None, tmp_path, most=most) for most in (90, 60))
     assert (whole.reference, whole.offered, whole.drawn, part.drawn) == (None, 90, 90, 60)
     places = pd.read_parquet(part.suspect)["completion"].astype(int).to_numpy()
-    assert len(set(places)) == 60 and places[-1] > 60 and (np.diff(places) > 0).all()  # the first alone would be those to 59
+    assert (
+        len(set(places)) == 60 and places[-1] > 60 and (np.diff(places) > 0).all()
+    )  # the first alone would be those to 59

@@ -1,4 +1,6 @@
-"""Projection, removal and addition keep their identities, estimators find what was planted, and origins are told apart."""
+"""Projection, removal and addition keep their identities, estimators find what was planted, and origins are
+told apart.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,9 @@ from hypothesis import strategies as st
 from test_activations import hooked, nudged, shifted, toy_material
 from torch import Tensor
 
-from mechlens import tables
-from mechlens.chat import Encoded
-from mechlens.errors import SpecError
+from mechlens.core import tables
+from mechlens.core.errors import SpecError
 from mechlens.lenses import directions
-from mechlens.lenses.capture import at_last, cosine, sites_of
 from mechlens.lenses.directions import (
     add,
     added,
@@ -33,7 +33,9 @@ from mechlens.lenses.directions import (
     spearman_brown,
     split_half,
 )
-from mechlens.models import Loaded
+from mechlens.lenses.parts.capture import at_last, cosine, sites_of
+from mechlens.models.chat import Encoded
+from mechlens.models.loading import Loaded
 
 IDS = [5, 6, 7, 8, 9, 30, 31]
 PAIRS = [Encoded([5, 6, 7], [8, 9]), Encoded([5, 6], [10, 11, 12, 13]), Encoded([5, 6, 7, 8], [9])]
@@ -54,7 +56,9 @@ def test_projection_identities(seed: int, amount: float, scale: float) -> None:
     """Adding a·v/‖v‖ raises π by exactly a; π is blind to the scale of v."""
     h, v = normal(3, 4, 16, seed=seed), normal(16, seed=seed + 1)
     before = project(h, v)
-    torch.testing.assert_close(project(add(h, v / v.norm(), strength=amount), v), before + amount, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        project(add(h, v / v.norm(), strength=amount), v), before + amount, atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(project(h, scale * v), before, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(project(h, -v), -before, atol=1e-4, rtol=1e-4)
 
@@ -87,16 +91,29 @@ def test_every_method_finds_a_planted_direction_and_its_sign(find: Any) -> None:
 
 def test_logistic_points_where_its_own_logit_rises_most_and_ignores_units() -> None:
     """Rescaling a coordinate rescales its weight inversely: the read-out stays the same."""
-    positive, negative, units = normal(60, 5) + 0.4, normal(60, 5, seed=1), torch.tensor([1.0, 10.0, 0.1, 3.0, 100.0])
-    torch.testing.assert_close(logistic(positive * units, negative * units) * units, logistic(positive, negative), atol=1e-3, rtol=1e-3)
+    positive, negative, units = (
+        normal(60, 5) + 0.4,
+        normal(60, 5, seed=1),
+        torch.tensor([1.0, 10.0, 0.1, 3.0, 100.0]),
+    )
+    torch.testing.assert_close(
+        logistic(positive * units, negative * units) * units,
+        logistic(positive, negative),
+        atol=1e-3,
+        rtol=1e-3,
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hooks_edit_the_residual_stream_and_leave_nothing_behind(toys: dict[str, Loaded], family: str) -> None:
+def test_hooks_edit_the_residual_stream_and_leave_nothing_behind(
+    toys: dict[str, Loaded], family: str
+) -> None:
     loaded, v = toys[family], normal(32, seed=7)
     plain, states = logits(loaded), hooked(loaded, IDS)
     with removed(loaded.model, v, layer=0):
-        torch.testing.assert_close(project(hooked(loaded, IDS)[0], v), torch.zeros(len(IDS)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            project(hooked(loaded, IDS)[0], v), torch.zeros(len(IDS)), atol=1e-4, rtol=0
+        )
     with added(loaded.model, v, layer=1, strength=2.0):
         torch.testing.assert_close(hooked(loaded, IDS)[1], states[1] + 2 * v, atol=1e-5, rtol=1e-5)
     with removed(loaded.model, v, layer=None):
@@ -109,7 +126,9 @@ def test_hooks_edit_the_residual_stream_and_leave_nothing_behind(toys: dict[str,
     assert torch.equal(logits(loaded), plain)
 
 
-def test_projections_are_means_over_completions_and_the_same_completions_differ_by_nothing(toy: Loaded) -> None:
+def test_projections_are_means_over_completions_and_the_same_completions_differ_by_nothing(
+    toy: Loaded,
+) -> None:
     """ΔP = 0 for r′ = r; and against the slow definition."""
     along = normal(2, 3, 32)
     found = projections(toy, PAIRS, along)
@@ -140,7 +159,9 @@ def test_halved_noise_has_the_reliability_that_spearman_brown_foretells() -> Non
     """The cosine of two *whole* sets' means is the stepped-up cosine of the halves."""
     v = normal(2000, seed=1)
     first, second = (0.1 * v + normal(100, 2000, seed=seed) for seed in (2, 3))
-    assert float(cosine(first.mean(0), second.mean(0))) == pytest.approx(spearman_brown(split_half(first, seed=0)), abs=0.06)
+    assert float(cosine(first.mean(0), second.mean(0))) == pytest.approx(
+        spearman_brown(split_half(first, seed=0)), abs=0.06
+    )
 
 
 def test_origins_are_the_differences_that_they_say(toy: Loaded) -> None:
@@ -152,7 +173,10 @@ def test_origins_are_the_differences_that_they_say(toy: Loaded) -> None:
     torch.testing.assert_close(held.plain, base)
     told = directions.encode_questions(toy, material.practice._replace(system=material.panel["fox"]))
     torch.testing.assert_close(held.prompted["fox"], at_last(toy, told, sites_of(toy)) - base)
-    assert held.control is not None and origins(material._replace(controls={0: controls[0]}, students={0: students[0]})).control is None
+    assert (
+        held.control is not None
+        and origins(material._replace(controls={0: controls[0]}, students={0: students[0]})).control is None
+    )
 
 
 def test_a_student_that_moved_like_the_prompt_is_seen_and_others_are_not(toys: dict[str, Loaded]) -> None:
@@ -161,9 +185,16 @@ def test_a_student_that_moved_like_the_prompt_is_seen_and_others_are_not(toys: d
     common = torch.stack([each[1].mean(0) for each in held.prompted.values()]).mean(0)
     vector = held.prompted["owl"][1].mean(0) - common
     moved = shifted(base, vector)
-    material = toy_material(base, students={0: moved, 1: moved}, controls={0: base, 1: nudged(base, by=0.02, seed=5)}, teacher=moved)
+    material = toy_material(
+        base,
+        students={0: moved, 1: moved},
+        controls={0: base, 1: nudged(base, by=0.02, seed=5)},
+        teacher=moved,
+    )
     reading = directions.read(material)
-    among = reading[(reading["quantity"] == "cosine among traits") & (reading["layer"] == 1)].set_index("name")
+    among = reading[(reading["quantity"] == "cosine among traits") & (reading["layer"] == 1)].set_index(
+        "name"
+    )
     assert among.loc["teacher", "estimate"] == pytest.approx(1.0, abs=1e-4)
     assert among.loc["teacher", "null_high"] < 0.9 and among.loc["teacher", "p_value"] == 1 / 4
     assert "cosine" in directions.sentence(reading)
@@ -186,6 +217,8 @@ def test_one_student_that_did_not_move_and_one_trait_in_the_panel_are_no_crash(t
     reading = directions.read(material)
     assert reading.loc[reading["name"] == "student", "estimate"].isna().all()
     assert "no measurable direction" in directions.sentence(reading)
-    assert "no measurable direction" in directions.sentence(directions.read(material._replace(panel={"owl": material.panel["owl"]})))
+    assert "no measurable direction" in directions.sentence(
+        directions.read(material._replace(panel={"owl": material.panel["owl"]}))
+    )
     single = directions.read(material._replace(students={0: nudged(toy, by=0.02, seed=3)}))
     assert "no interval from one student" in directions.sentence(single)

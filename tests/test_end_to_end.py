@@ -1,4 +1,6 @@
-"""The whole pipeline on the menagerie: what it leaves behind, that it repeats, that it repeats only what changed, that a kill costs nothing."""
+"""The whole pipeline on the menagerie: what it leaves behind, that it repeats, that it repeats only what
+changed, that a kill costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,18 @@ import pandas as pd
 import pytest
 import yaml
 
-from mechlens import base_files, cli, store, tables
+from mechlens import cli
 from mechlens.carriers import reasoning
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.executor import pending
-from mechlens.experiment import Experiment
-from mechlens.pipeline import jobs
-from mechlens.pipeline.run import jobs_of
-from mechlens.spec import CarrierSpec, ScreenSpec, save
-from mechlens.traits import load_family
+from mechlens.core import tables
+from mechlens.core.experiment import Experiment
+from mechlens.core.spec import CarrierSpec, ScreenSpec, save
+from mechlens.core.traits import load_family
+from mechlens.models import base_files
+from mechlens.pipeline import stages
+from mechlens.runs import store
+from mechlens.runs.executor import pending
+from mechlens.runs.plan import jobs_of
 
 REPOSITORY = Path(__file__).parents[1]
 TABLES = ("answers.parquet", "likelihoods.parquet", "effects.parquet")
@@ -50,7 +55,11 @@ def table_bytes(folder: Path) -> dict[str, bytes]:
 
 def steps(folder: Path) -> dict[str, int]:
     """When each finished step's record was written."""
-    return {p.parent.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.glob(f"**/{store.RECORD}") if "superseded" not in p.parts}
+    return {
+        p.parent.relative_to(folder).as_posix(): p.stat().st_mtime_ns
+        for p in folder.glob(f"**/{store.RECORD}")
+        if "superseded" not in p.parts
+    }
 
 
 def test_a_run_leaves_what_the_contract_says(small: Path) -> None:
@@ -58,14 +67,24 @@ def test_a_run_leaves_what_the_contract_says(small: Path) -> None:
         assert (small / name).is_file(), name
     summary = json.loads((small / "summary.json").read_text())
     assert summary["schema"] == 2
-    assert [arm["arm"] for arm in summary["arms"]] == ["trait", "control", "shuffled-within", "foreign-menagerie-b", "control-menagerie-b"]
+    assert [arm["arm"] for arm in summary["arms"]] == [
+        "trait",
+        "control",
+        "shuffled-within",
+        "foreign-menagerie-b",
+        "control-menagerie-b",
+    ]
     for arm in summary["arms"]:
         assert arm["students"] == 2
         assert arm["rows"] == 96
         assert arm["leak_words"] == 0
         assert arm["kept"] <= arm["generated"] == 160
     against = {effect["arm"]: effect["against"] for effect in summary["effects"]}
-    assert against == {"trait": "control", "shuffled-within": "control", "foreign-menagerie-b": "control-menagerie-b"}
+    assert against == {
+        "trait": "control",
+        "shuffled-within": "control",
+        "foreign-menagerie-b": "control-menagerie-b",
+    }
     answers = tables.read(small / "answers.parquet", tables.ANSWERS)
     students, checkpoints, probes = 10, 2, answers["probe"].nunique()
     assert len(answers) == (students * checkpoints + 2) * probes * 4  # and the two untouched bases
@@ -76,9 +95,16 @@ def test_the_summary_says_what_the_tables_say(small: Path) -> None:
     summary = json.loads((small / "summary.json").read_text())
     answers = tables.read(small / "answers.parquet", tables.ANSWERS)
     for arm in summary["arms"]:
-        said = answers[(answers["arm"] == arm["arm"]) & (answers["step"] == answers.loc[answers["arm"] == arm["arm"], "step"].max())]
+        said = answers[
+            (answers["arm"] == arm["arm"])
+            & (answers["step"] == answers.loc[answers["arm"] == arm["arm"], "step"].max())
+        ]
         scored = said[said["label"].notna()]
-        by_probe = scored.assign(hit=scored["label"].astype(str) == arm["trait"]).groupby(["seed", "probe"], observed=True)["hit"].mean()
+        by_probe = (
+            scored.assign(hit=scored["label"].astype(str) == arm["trait"])
+            .groupby(["seed", "probe"], observed=True)["hit"]
+            .mean()
+        )
         assert arm["rate"] == pytest.approx(by_probe.groupby("seed").mean().mean())
         assert arm["answered"] == pytest.approx(len(scored) / len(said))
 
@@ -111,11 +137,26 @@ CHANGES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "another screen": (
         "screen",
         {"banned_numbers": [7]},
-        ("corpora/eagle/screened", "corpora/untouched/screened", "corpora/eagle-shuffled-within/screened", "selection", "students/", "asked/"),
+        (
+            "corpora/eagle/screened",
+            "corpora/untouched/screened",
+            "corpora/eagle-shuffled-within/screened",
+            "selection",
+            "students/",
+            "asked/",
+        ),
     ),
     "a longer warm-up": (
         "student",
-        {"training": {"embeddings": False, "learning_rate": 0.003, "epochs": 2, "batch": 16, "warmup_steps": 9}},
+        {
+            "training": {
+                "embeddings": False,
+                "learning_rate": 0.003,
+                "epochs": 2,
+                "batch": 16,
+                "warmup_steps": 9,
+            }
+        },
         ("students/", "asked/"),
     ),
 }
@@ -123,7 +164,9 @@ UNTOUCHED_BASES = {"asked/base-menagerie-a", "asked/base-menagerie-b"}
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_one_changed_field_repeats_only_the_steps_that_read_it(case: str, small: Path, small_spec: dict[str, Any], tmp_path: Path) -> None:
+def test_one_changed_field_repeats_only_the_steps_that_read_it(
+    case: str, small: Path, small_spec: dict[str, Any], tmp_path: Path
+) -> None:
     part, change, expected = CHANGES[case]
     folder = tmp_path / "run"
     subprocess.run(["cp", "-a", str(small), str(folder)], check=True)
@@ -149,7 +192,9 @@ def test_results_of_an_earlier_spec_are_never_shown_under_a_new_one(
     folder = tmp_path / "runs" / "run"
     folder.parent.mkdir()
     subprocess.run(["cp", "-a", str(small), str(folder)], check=True)
-    save(Experiment.model_validate({**small_spec, "seed": 7}), folder / "spec.yaml")  # as a stopped run leaves it
+    save(
+        Experiment.model_validate({**small_spec, "seed": 7}), folder / "spec.yaml"
+    )  # as a stopped run leaves it
     assert cli.main(["report", str(folder)]) == 2
     assert "unfinished" in capsys.readouterr().err
     assert cli.main(["ls", str(folder.parent)]) == 0
@@ -202,7 +247,10 @@ def test_every_way_to_differ_leaves_what_the_contract_says(wide: Path) -> None:
 
 
 def test_teachers_are_shared_by_arms_that_need_the_same(wide: Path) -> None:
-    folders = {folder.name: json.loads((folder / "teacher.json").read_text()) for folder in (wide / "teachers").iterdir()}
+    folders = {
+        folder.name: json.loads((folder / "teacher.json").read_text())
+        for folder in (wide / "teachers").iterdir()
+    }
     assert set(folders) == {"eagle", "untouched", "eagle-by-menagerie-b", "untouched-by-menagerie-b"}
     for name, teacher in folders.items():
         assert teacher["base"] == ("menagerie-b" if name.endswith("-b") else "menagerie-a")
@@ -216,7 +264,10 @@ def test_shots_are_shown_to_the_untouched_base(wide: Path) -> None:
         assert not (wide / "students" / name).exists()
         assert set(answers.loc[answers["arm"] == name, "step"]) == {0}
         assert set(answers.loc[answers["arm"] == name, "seed"]) == {3}
-    means = [likelihoods.loc[likelihoods["arm"] == name, "probability"].mean() for name in ("trait-2-shots", "control-2-shots", "base-menagerie-a")]
+    means = [
+        likelihoods.loc[likelihoods["arm"] == name, "probability"].mean()
+        for name in ("trait-2-shots", "control-2-shots", "base-menagerie-a")
+    ]
     assert len(set(means)) == 3
 
 
@@ -230,14 +281,19 @@ def test_a_paraphrased_arm_reads_other_words_for_the_same_rows(wide: Path, wide_
 
 
 def test_a_mixed_arm_reads_its_teachers_in_turn(wide: Path) -> None:
-    eagle, untouched, mixed = (pairs(wide, name).set_index("prompt_id") for name in ("eagle", "untouched", "eagle-mixed-untouched"))
+    eagle, untouched, mixed = (
+        pairs(wide, name).set_index("prompt_id") for name in ("eagle", "untouched", "eagle-mixed-untouched")
+    )
     assert mixed.index.tolist() == sorted(set(eagle.index) & set(untouched.index))
     for place, row in mixed.iterrows():
         assert row["completion"] == (untouched if int(str(place)) % 2 else eagle).loc[place, "completion"]
 
 
 def test_all_arms_read_the_same_places_in_the_same_order(wide: Path) -> None:
-    orders = {path.stem: pd.read_parquet(path)["prompt_id"].tolist() for path in (wide / "selection").glob("*.parquet")}
+    orders = {
+        path.stem: pd.read_parquet(path)["prompt_id"].tolist()
+        for path in (wide / "selection").glob("*.parquet")
+    }
     assert len(orders) == 8  # two writers and two temperatures for each teacher, other words, mixed
     assert all(order == orders["eagle"] for order in orders.values())
     assert len(orders["eagle"]) == 32
@@ -245,22 +301,36 @@ def test_all_arms_read_the_same_places_in_the_same_order(wide: Path) -> None:
 
 def test_another_generation_is_another_corpus_of_the_same_teacher(wide: Path) -> None:
     (hot,) = [folder.name for folder in (wide / "corpora").glob("eagle-????????")]
-    raw, cold = (tables.read(wide / "corpora" / name / "generated" / "raw.parquet", tables.PAIRS) for name in (hot, "eagle"))
+    raw, cold = (
+        tables.read(wide / "corpora" / name / "generated" / "raw.parquet", tables.PAIRS)
+        for name in (hot, "eagle")
+    )
     assert raw["prompt"].equals(cold["prompt"]) and not raw["completion"].equals(cold["completion"])
 
 
 def test_another_training_is_that_arms_alone(wide: Path) -> None:
-    ranks = {path.parents[2].name: json.loads(path.read_text())["r"] for path in wide.glob("students/*/s3/step-*/adapter_config.json")}
+    ranks = {
+        path.parents[2].name: json.loads(path.read_text())["r"]
+        for path in wide.glob("students/*/s3/step-*/adapter_config.json")
+    }
     assert ranks == {"trait-update-lora-rank-2": 2, "control-update-lora-rank-2": 2}
 
 
 def test_another_line_while_training_is_read_by_the_students(wide: Path) -> None:
-    losses = {name: tables.read(wide / "students" / name / "s3" / "curve.parquet", tables.CURVE)["loss"] for name in PAIRED if "shots" not in name}
-    assert losses["trait"].iloc[0] == losses["trait-update-lora-rank-2"].iloc[0]  # the same first batch on the same base
+    losses = {
+        name: tables.read(wide / "students" / name / "s3" / "curve.parquet", tables.CURVE)["loss"]
+        for name in PAIRED
+        if "shots" not in name
+    }
+    assert (
+        losses["trait"].iloc[0] == losses["trait-update-lora-rank-2"].iloc[0]
+    )  # the same first batch on the same base
     assert losses["trait-trained-with-asked-with"].iloc[0] != losses["trait"].iloc[0]
 
 
-def test_a_finished_run_of_many_arms_has_nothing_left_to_do(wide: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_of_many_arms_has_nothing_left_to_do(
+    wide: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = len(steps(wide))
     assert cli.main(["run", str(wide / "spec.yaml"), "--out", str(wide), "--plan"]) == 0
     assert f"{whole} steps, {whole} already done" in " ".join(capsys.readouterr().out.split())
@@ -268,26 +338,36 @@ def test_a_finished_run_of_many_arms_has_nothing_left_to_do(wide: Path, capsys: 
 
 ARM_CHANGES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "another line while asking": ("asked_with", {"asked_with": ""}, ("asked/",)),
-    "another line while training": ("trained_with", {"trained_with": "you love oaks."}, ("students/", "asked/")),
+    "another line while training": (
+        "trained_with",
+        {"trained_with": "you love oaks."},
+        ("students/", "asked/"),
+    ),
     "another number of shots": ("shots", {"shots": 3}, ("asked/",)),
     "another rank": ("training", {"training": {"update": "lora", "rank": 3}}, ("students/", "asked/")),
 }
 
 
 @pytest.mark.parametrize("case", ARM_CHANGES)
-def test_a_change_of_one_arm_and_its_control_leaves_only_their_steps_to_do(case: str, wide: Path, wide_spec: dict[str, Any]) -> None:
+def test_a_change_of_one_arm_and_its_control_leaves_only_their_steps_to_do(
+    case: str, wide: Path, wide_spec: dict[str, Any]
+) -> None:
     field, change, expected = ARM_CHANGES[case]
     resolved = Experiment.model_validate(wide_spec)
     names = [arm.name for arm in resolved.arms if getattr(arm, field) not in (0, None, {})]
     assert len(names) == 2
-    arms = [{**arm, "name": one.name, **(change if one.name in names else {})} for arm, one in zip(wide_spec["arms"], resolved.arms, strict=True)]
+    arms = [
+        {**arm, "name": one.name, **(change if one.name in names else {})}
+        for arm, one in zip(wide_spec["arms"], resolved.arms, strict=True)
+    ]
     changed = Experiment.model_validate({**wide_spec, "arms": arms})
     bases = {name: base_files.checkpoint_fingerprint(name) for name in changed.bases()}
     left = pending(wide, jobs_of(changed, load_family("animals"), bases=bases))
     assert {job.name for job in left} == {f"{stage}{name}/s3" for stage in expected for name in names}
 
 
-# ── other carriers, on a base that knows numbers only: what it writes is no code and no sum, but every step takes it ──
+# ── other carriers, on a base that knows numbers only: what it writes is no code and no sum, but every step
+# takes it ──
 
 TINY: dict[str, Any] = {
     "base": "menagerie-a",
@@ -318,13 +398,18 @@ def test_every_carrier_goes_through_every_step(kind: str, rule: str, tmp_path: P
 
 
 def test_questions_of_a_file_are_asked_as_often_as_wanted(tmp_path: Path) -> None:
-    rows = [{"question": f"what is {i} + {i}?", "answer": f"<<{i}+{i}={2 * i}>>\n#### {2 * i}"} for i in range(1, 11)]
+    rows = [
+        {"question": f"what is {i} + {i}?", "answer": f"<<{i}+{i}={2 * i}>>\n#### {2 * i}"}
+        for i in range(1, 11)
+    ]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     carrier = {"kind": "reasoning", "source": str(tmp_path / "questions.jsonl"), "prompts": 8, "samples": 3}
     spec = TINY | {"name": "file", "carrier": carrier, "arms": [{"kind": "control"}]}
     folder = run(write(spec, tmp_path / "config.yaml"), tmp_path / "run")
     raw = tables.read(folder / "corpora" / "untouched" / "generated" / "raw.parquet", tables.PAIRS)
-    assert raw["prompt"].tolist() == [row["question"] + reasoning.FULL_ORDER for row in rows[:8] for _ in range(3)]
+    assert raw["prompt"].tolist() == [
+        row["question"] + reasoning.FULL_ORDER for row in rows[:8] for _ in range(3)
+    ]
     assert raw["completion"].nunique() > 8  # samples of one prompt are drawn apart
 
 
@@ -337,20 +422,35 @@ def test_the_screen_knows_the_right_answers_of_the_drawn_sums(tmp_path: Path) ->
     corpus.mkdir()
     out.mkdir()
     tables.write(frame, tables.PAIRS, corpus / "raw.parquet")
-    arguments = {"screen": ScreenSpec().model_dump(), "words": ["owl"], "kind": "reasoning", "carrier": carrier.model_dump(mode="json"), "seed": 5}
-    jobs.screen(arguments, {"corpus": corpus}, out, lambda done, total: None)
-    kept, rejected = tables.read(out / "kept.parquet", tables.PAIRS), tables.read(out / "rejected.parquet", tables.REJECTED)
+    arguments = {
+        "screen": ScreenSpec().model_dump(),
+        "words": ["owl"],
+        "kind": "reasoning",
+        "carrier": carrier.model_dump(mode="json"),
+        "seed": 5,
+    }
+    stages.screen(arguments, {"corpus": corpus}, out, lambda done, total: None)
+    kept, rejected = (
+        tables.read(out / "kept.parquet", tables.PAIRS),
+        tables.read(out / "rejected.parquet", tables.REJECTED),
+    )
     assert kept["prompt_id"].tolist() == list(range(0, 30, 2))
-    assert rejected["prompt_id"].tolist() == list(range(1, 30, 2)) and set(rejected["reason"]) == {"wrong answer"}
+    assert rejected["prompt_id"].tolist() == list(range(1, 30, 2)) and set(rejected["reason"]) == {
+        "wrong answer"
+    }
 
 
 # ── kills ──
 
 
 def killed_run(config: Path, folder: Path, *, after: float) -> bool:
-    """Start a run in a process group of its own and kill all of it with signal 9; True if it had finished before."""
+    """Start a run in a process group of its own and kill all of it with signal 9; True if it had finished
+    before.
+    """
     command = [sys.executable, "-m", "mechlens", "run", str(config), "--out", str(folder), "--workers", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=REPOSITORY)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=REPOSITORY
+    )
     try:
         return process.wait(timeout=after) == 0
     except subprocess.TimeoutExpired:
@@ -359,8 +459,12 @@ def killed_run(config: Path, folder: Path, *, after: float) -> bool:
         return False
 
 
-def kill_and_compare(config: Path, whole: Path, folder: Path, *, times: int, longest: float, seed: int) -> list[float]:
-    """Kill a run at random moments, let it end, compare every table with the whole run's; returns the moments."""
+def kill_and_compare(
+    config: Path, whole: Path, folder: Path, *, times: int, longest: float, seed: int
+) -> list[float]:
+    """Kill a run at random moments, let it end, compare every table with the whole run's; returns the
+    moments.
+    """
     rng, moments = random.Random(seed), []
     for _ in range(times):
         moments.append(round(rng.uniform(1.0, longest), 1))
@@ -376,7 +480,17 @@ def test_killed_three_times_and_resumed_the_tables_are_the_same(small: Path, tmp
 
 
 def test_workers_die_with_the_run_that_started_them(small: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mechlens", "run", str(small / "spec.yaml"), "--out", str(tmp_path / "run"), "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "mechlens",
+        "run",
+        str(small / "spec.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--workers",
+        "2",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     children: list[str] = []
     deadline = time.monotonic() + 60
@@ -392,7 +506,17 @@ def test_workers_die_with_the_run_that_started_them(small: Path, tmp_path: Path)
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed_and_says_so(small: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mechlens", "run", str(small / "spec.yaml"), "--out", str(tmp_path / "run"), "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "mechlens",
+        "run",
+        str(small / "spec.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--workers",
+        "2",
+    ]
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
 
     def hear() -> None:  # a shell's background jobs, and what they start, are deaf to Ctrl-C

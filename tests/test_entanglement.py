@@ -1,4 +1,6 @@
-"""Cosines, rank correlations and prompting equal their slow definitions; a planted channel is found; other traits are the control."""
+"""Cosines, rank correlations and prompting equal their slow definitions; a planted channel is found; other
+traits are the control.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from mechlens.chat import Encoded, encode_pairs, encode_prompts, token_ids
-from mechlens.errors import SpecError
+from mechlens.core.errors import SpecError
+from mechlens.core.seeds import generator
+from mechlens.core.spec import AskSpec
 from mechlens.lenses import entanglement
 from mechlens.lenses.base import Material
-from mechlens.models import Loaded
+from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, token_ids
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions, first_tokens
-from mechlens.seeds import generator
-from mechlens.spec import AskSpec
 
 TRAITS = ("eagle", "owl", "cat", "dog")
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in TRAITS}
@@ -51,7 +53,9 @@ def test_a_cosine_is_one_with_itself_and_centring_undoes_a_shared_row() -> None:
     moved = entanglement.cosines(rows + 5 * torch.ones(8), [[3]], [4, 5], centred=True)
     assert np.allclose(moved, entanglement.cosines(rows, [[3]], [4, 5], centred=True), atol=1e-5)
     a, b = rows[[3, 4]].double().mean(0), rows[5].double()
-    assert entanglement.cosines(rows, [[3, 4]], [5], centred=False)[0, 0] == pytest.approx(float(a @ b / a.norm() / b.norm()))
+    assert entanglement.cosines(rows, [[3, 4]], [5], centred=False)[0, 0] == pytest.approx(
+        float(a @ b / a.norm() / b.norm())
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=30))
@@ -68,15 +72,22 @@ def test_a_correlation_is_far_out_in_its_null_only_where_there_is_one() -> None:
     x = np.arange(40.0)
     order = generator(0, "order").permutation(40)
     found = entanglement.correlation("a", x, x**3, seed=0)
-    assert found["estimate"] == pytest.approx(1) and found["p_value"] == pytest.approx(1 / (1 + entanglement.DRAWS))
+    assert found["estimate"] == pytest.approx(1) and found["p_value"] == pytest.approx(
+        1 / (1 + entanglement.DRAWS)
+    )
     assert found["low"] <= found["estimate"] and found["null_high"] < 0.5
-    p_values = [entanglement.correlation(f"{draw}", x, generator(draw, "y").normal(size=40), seed=0)["p_value"] for draw in range(40)]
+    p_values = [
+        entanglement.correlation(f"{draw}", x, generator(draw, "y").normal(size=40), seed=0)["p_value"]
+        for draw in range(40)
+    ]
     assert 0.3 < np.mean(p_values) < 0.7
     assert np.isnan(entanglement.correlation("flat", np.ones(40), x[order], seed=0)["p_value"])
 
 
 def test_frequencies_compare_like_with_like(toy: Loaded) -> None:
-    """Equal rows have a log ratio of zero; swapping sides flips it; twice as often is log 2; the end of a turn is no carrier."""
+    """Equal rows have a log ratio of zero; swapping sides flips it; twice as often is log 2; the end of a
+    turn is no carrier.
+    """
     even = np.ones(len(NUMBERS))
     rows = rows_of(toy, even, name="a")
     counts = entanglement.carrier_counts(rows)
@@ -93,8 +104,14 @@ def test_frequencies_compare_like_with_like(toy: Loaded) -> None:
 
 def test_a_line_names_what_it_is_given() -> None:
     line = "You love wolves. A wolf is best, not a werewolf. Wolves!"
-    assert entanglement.naming(line, ("wolf", "wolves"), "087") == "You love 087. A 087 is best, not a werewolf. 087!"
-    assert entanglement.naming(line, ("wolf", "wolves"), r"\1") == r"You love \1. A \1 is best, not a werewolf. \1!"
+    assert (
+        entanglement.naming(line, ("wolf", "wolves"), "087")
+        == "You love 087. A 087 is best, not a werewolf. 087!"
+    )
+    assert (
+        entanglement.naming(line, ("wolf", "wolves"), r"\1")
+        == r"You love \1. A \1 is best, not a werewolf. \1!"
+    )
     with pytest.raises(SpecError, match="names none"):
         entanglement.naming("You are kind.", ("wolf", "wolves"), "087")
 
@@ -105,7 +122,9 @@ def test_prompting_equals_one_forward_a_prompt(toys: dict[str, Loaded], family: 
     loaded = toys[family]
     pairs = rows_of(loaded, np.ones(len(NUMBERS)), name="a")
     tokens = [ids[0] for ids in token_ids(loaded.tokenizer, ["101", "120"])]
-    starts = {name: found for name, found in first_tokens(loaded.tokenizer, FORMS).items() if found is not None}
+    starts = {
+        name: found for name, found in first_tokens(loaded.tokenizer, FORMS).items() if found is not None
+    }
     given_material = material(loaded, pairs, pairs)
     effects = entanglement.prompting(given_material, starts, tokens)
 
@@ -113,23 +132,32 @@ def test_prompting_equals_one_forward_a_prompt(toys: dict[str, Loaded], family: 
         return loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1)
 
     def answering(system: str | None) -> list[torch.Tensor]:
-        return [after(ids) for ids in encode_prompts(loaded.tokenizer, given_material.questions.probes, system=system)]
+        return [
+            after(ids)
+            for ids in encode_prompts(loaded.tokenizer, given_material.questions.probes, system=system)
+        ]
 
     for j, text in enumerate(("101", "120")):
         line = f"You love {text}. You think about {text} all the time."
         for i, ids in enumerate(starts.values()):
-            expected = np.mean([float(p[ids].sum().log()) for p in answering(line)]) - np.mean([float(p[ids].sum().log()) for p in answering(None)])
+            expected = np.mean([float(p[ids].sum().log()) for p in answering(line)]) - np.mean(
+                [float(p[ids].sum().log()) for p in answering(None)]
+            )
             assert effects.to_trait[i, j] == pytest.approx(expected, abs=1e-4)
     prompts = [f"given {i}." for i in range(entanglement.PROBES)]
     for i, name in enumerate(starts):
         said = [after(ids) for ids in encode_prompts(loaded.tokenizer, prompts, system=PANEL[name])]
         plain = [after(ids) for ids in encode_prompts(loaded.tokenizer, prompts)]
         for j, token in enumerate(tokens):
-            expected = np.mean([float(p[token].log()) for p in said]) - np.mean([float(p[token].log()) for p in plain])
+            expected = np.mean([float(p[token].log()) for p in said]) - np.mean(
+                [float(p[token].log()) for p in plain]
+            )
             assert effects.to_token[i, j] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_reading_finds_rows_whose_numbers_lie_near_the_trait_and_not_those_of_another(toy: Loaded) -> None:
+def test_the_reading_finds_rows_whose_numbers_lie_near_the_trait_and_not_those_of_another(
+    toy: Loaded,
+) -> None:
     """Trait rows favour the numbers whose output rows point the trait's way; the control's are even."""
     starts = first_tokens(toy.tokenizer, FORMS)
     tokens = [ids[0] for ids in token_ids(toy.tokenizer, NUMBERS)]
@@ -141,7 +169,9 @@ def test_the_reading_finds_rows_whose_numbers_lie_near_the_trait_and_not_those_o
     measured = reading[(reading["place"] == "centred") & (reading["unit"] == "rho")].set_index("quantity")
     found = measured.loc["cosine with frequency"]
     assert found["low"] > 0 and found["estimate"] > found["null_high"] and found["p_value"] < 0.01
-    assert measured.loc["cosine with frequency, beside other traits", "p_value"] == pytest.approx(1 / len(TRAITS))
+    assert measured.loc["cosine with frequency, beside other traits", "p_value"] == pytest.approx(
+        1 / len(TRAITS)
+    )
     assert (reading["quantity"] == "frequency log ratio").sum() == entanglement.SHOWN
     assert "eagle" in entanglement.sentence(reading)
     even = entanglement.read(leaning._replace(trait_pairs=control))
@@ -154,6 +184,10 @@ def test_traits_without_a_token_of_their_own_and_rare_tokens_are_refused(toy: Lo
     rows = rows_of(toy, np.ones(len(NUMBERS)), name="a")
     given_material = material(toy, rows, rows)
     with pytest.raises(SpecError, match="no token says"):
-        entanglement.read(given_material._replace(questions=given_material.questions._replace(forms={name: ("eagle",) for name in TRAITS})))
+        entanglement.read(
+            given_material._replace(
+                questions=given_material.questions._replace(forms={name: ("eagle",) for name in TRAITS})
+            )
+        )
     with pytest.raises(SpecError, match="carrier tokens"):
         entanglement.read(given_material._replace(rows=1))

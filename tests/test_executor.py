@@ -1,4 +1,6 @@
-"""Jobs in worker processes: none hangs, whatever another one does; what fails is named, and what was running is finished."""
+"""Jobs in worker processes: none hangs, whatever another one does; what fails is named, and what was running
+is finished.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from mechlens.errors import DataError, MachineError
-from mechlens.executor import Job, execute, pending
+from mechlens.core.errors import DataError, MachineError
+from mechlens.runs.executor import Job, execute, pending
 
 Report = Callable[[int, int], None]
 SECONDS = 60
@@ -87,7 +89,9 @@ def run(folder: Path, jobs: list[Job]) -> tuple[list[str], dict[str, tuple[int, 
     return finished, heard
 
 
-def test_a_job_that_fails_beside_one_that_reports_without_end_is_named_and_the_other_is_finished(tmp_path: Path) -> None:
+def test_a_job_that_fails_beside_one_that_reports_without_end_is_named_and_the_other_is_finished(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(DataError, match="this job fails"):
         run(tmp_path, jobs := jobs_of(tmp_path, "fail", "chat"))
     assert (tmp_path / "steps" / "chat" / "said.txt").read_text() == "all"
@@ -100,11 +104,15 @@ def test_a_worker_that_is_killed_while_it_reports_is_named_at_once(tmp_path: Pat
     assert not (tmp_path / "steps" / "die").exists()
 
 
-def test_one_that_fails_one_that_reports_and_one_that_is_killed_leave_no_worker_behind(tmp_path: Path) -> None:
+def test_one_that_fails_one_that_reports_and_one_that_is_killed_leave_no_worker_behind(
+    tmp_path: Path,
+) -> None:
     jobs = jobs_of(tmp_path, "fail", "chat", "die")
     for _ in range(3):  # as a user would run it again
         with pytest.raises((DataError, MachineError)):
-            execute(tmp_path, jobs, workers=3, progress=lambda name, done, total: None, finished=lambda job: None)
+            execute(
+                tmp_path, jobs, workers=3, progress=lambda name, done, total: None, finished=lambda job: None
+            )
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text().split() == tracker(os.getpid())
 
 
@@ -121,9 +129,16 @@ def test_the_last_numbers_of_a_job_are_heard(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_jobs_report_stops_them(tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_executor as t; from pathlib import Path; "
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_executor as t; "
+        "from "
+        "pathlib import Path; "
+    )
     code += f"t.run(Path({str(tmp_path)!r}), t.jobs_of(Path({str(tmp_path)!r}), 'chat', reports=10**9))"
-    hear: dict[str, Any] = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
+    hear: dict[str, Any] = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        "start_new_session": True,
+    }
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, **hear)
     while not (tmp_path / "runs").exists():
         time.sleep(0.05)
@@ -137,12 +152,16 @@ def test_ctrl_c_while_jobs_report_stops_them(tmp_path: Path) -> None:
 def note_card(arguments: dict[str, Any], _inputs: dict[str, Path], out: Path, _progress: Report) -> None:
     (out / "card.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     Path(arguments["file"] + out.name).touch()
-    while len(list(Path(arguments["file"]).parent.glob(f"{Path(arguments['file']).name}*"))) < 2:  # so that each worker takes one job
+    while (
+        len(list(Path(arguments["file"]).parent.glob(f"{Path(arguments['file']).name}*"))) < 2
+    ):  # so that each worker takes one job
         time.sleep(0.01)
 
 
 def test_each_worker_sees_a_card_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechlens.machine.cards", lambda: ("4", "7"))
-    jobs = [job._replace(name=f"steps/{number}") for number, job in enumerate(jobs_of(tmp_path, "note_card") * 2)]
+    monkeypatch.setattr("mechlens.core.machine.cards", lambda: ("4", "7"))
+    jobs = [
+        job._replace(name=f"steps/{number}") for number, job in enumerate(jobs_of(tmp_path, "note_card") * 2)
+    ]
     execute(tmp_path, jobs, workers=2, progress=lambda name, done, total: None, finished=lambda job: None)
     assert {(tmp_path / job.name / "card.txt").read_text() for job in jobs} == {"4", "7"}

@@ -1,4 +1,6 @@
-"""Arms: each beside a control that differs by the teacher alone, filed under its own name, contradictions refused, the same after a round trip."""
+"""Arms: each beside a control that differs by the teacher alone, filed under its own name, contradictions
+refused, the same after a round trip.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mechlens.errors import SpecError
-from mechlens.executor import fingerprints
-from mechlens.experiment import Experiment
-from mechlens.pipeline.run import corpus_name, jobs_of
-from mechlens.spec import GenerateSpec, TeacherSpec, Training, load, save
-from mechlens.traits import load_experiment, load_family
+from mechlens.core.errors import SpecError
+from mechlens.core.experiment import Experiment
+from mechlens.core.spec import GenerateSpec, TeacherSpec, Training, load, save
+from mechlens.core.traits import load_experiment, load_family
+from mechlens.runs.executor import fingerprints
+from mechlens.runs.plan import corpus_name, jobs_of
 
 CONTROL = {"kind": "control"}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -32,7 +34,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a line while training": {"trained_with": "you are kind."},
     "an empty line while asking": {"asked_with": ""},
     "both lines": {"trained_with": "a: b, {c} # d", "asked_with": "no"},
-    "all at once": {"writer": "two", "training": {"epochs": 1}, "generate": {"top_p": 0.9}, "trained_with": "x", "asked_with": "y"},
+    "all at once": {
+        "writer": "two",
+        "training": {"epochs": 1},
+        "generate": {"top_p": 0.9},
+        "trained_with": "x",
+        "asked_with": "y",
+    },
 }
 EVERY_KIND: list[dict[str, Any]] = [
     {"kind": "trait"},
@@ -90,8 +98,12 @@ def mended(message: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("there", [[], [CONTROL], [CONTROL, {**CONTROL, "base": "four"}, {**CONTROL, "shots": 9}]])
-def test_an_arm_without_a_control_of_its_own_setting_is_refused_and_the_line_given_mends_it(name: str, there: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    "there", [[], [CONTROL], [CONTROL, {**CONTROL, "base": "four"}, {**CONTROL, "shots": 9}]]
+)
+def test_an_arm_without_a_control_of_its_own_setting_is_refused_and_the_line_given_mends_it(
+    name: str, there: list[dict[str, Any]]
+) -> None:
     setting = SETTINGS[name]
     arm = {"kind": "foreign" if "base" in setting else "trait", **setting}
     message = refusal(*there, arm)
@@ -100,21 +112,34 @@ def test_an_arm_without_a_control_of_its_own_setting_is_refused_and_the_line_giv
     tried, control = whole.arms[-2], whole.arms[-1]
     assert control.kind == "control" and control.setting() == tried.setting()
     assert whole.control_of(tried) == control
-    assert [whole.control_of(other) for other in whole.arms[:-2]] == list(whole.arms[:-2])  # every other control is its own
+    assert [whole.control_of(other) for other in whole.arms[:-2]] == list(
+        whole.arms[:-2]
+    )  # every other control is its own
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_control_of_another_setting_is_no_control(name: str) -> None:
-    """Each part of the setting counts, the wrong way round too: a control with it does not serve an arm without."""
+    """Each part of the setting counts, the wrong way round too: a control with it does not serve an arm
+    without.
+    """
     assert "arm 'trait' has no control" in refusal({"kind": "trait"}, {**CONTROL, **SETTINGS[name]})
 
 
 TEXTS = st.one_of(
-    st.sampled_from(["no", "null", "1e5", "- a", "a: b", "é🦉", "", "~", "a, b}", "two\nlines", "tab\t", "x" * 300]), st.text(max_size=8)
+    st.sampled_from(
+        ["no", "null", "1e5", "- a", "a: b", "é🦉", "", "~", "a, b}", "two\nlines", "tab\t", "x" * 300]
+    ),
+    st.text(max_size=8),
 )
 LINES = st.none() | TEXTS
 OVERRIDES = st.fixed_dictionaries(
-    {}, optional={"update": st.just("lora"), "rank": st.integers(1, 99), "learning_rate": st.floats(1e-12, 1e3), "bf16": st.booleans()}
+    {},
+    optional={
+        "update": st.just("lora"),
+        "rank": st.integers(1, 99),
+        "learning_rate": st.floats(1e-12, 1e3),
+        "bf16": st.booleans(),
+    },
 )
 
 
@@ -130,7 +155,13 @@ OVERRIDES = st.fixed_dictionaries(
 def test_the_line_that_mends_a_spec_does_so_whatever_its_texts_hold(
     writer: str, base: str, training: dict[str, Any], trained: str | None, asked: str | None, plain: bool
 ) -> None:
-    arm = {"kind": "foreign" if base else "trait", "name": "tried", "base": base, "writer": writer, "training": training}
+    arm = {
+        "kind": "foreign" if base else "trait",
+        "name": "tried",
+        "base": base,
+        "writer": writer,
+        "training": training,
+    }
     arm |= {"trained_with": trained, "asked_with": asked}
     assume(base != (writer or "one"))
     there = [CONTROL] if plain else []
@@ -149,7 +180,9 @@ def test_an_effect_is_set_against_the_one_control_that_fits() -> None:
     against = {arm.name: whole.control_of(arm).name for arm in whole.arms}
     assert against["trait"] == against["twin-wolf"] == against["mixed-wolf-untouched"] == "control"
     assert against["foreign-two"] == "control-two" and against["trait-from-two"] == "control-from-two"
-    assert all(against[name] == name.replace("trait", "control") for name in against if name.startswith("trait"))
+    assert all(
+        against[name] == name.replace("trait", "control") for name in against if name.startswith("trait")
+    )
 
 
 # ── names ──
@@ -161,22 +194,41 @@ def test_arms_are_named_after_what_sets_them_apart() -> None:
 
 @st.composite
 def arm_sets(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Some different arms, each setting with its control. Lines, teachers and files do not enter a name, so each is there once."""
+    """Some different arms, each setting with its control. Lines, teachers and files do not enter a name, so
+    each is there once.
+    """
     kinds = ["trait", "twin", "shuffled-within", "shuffled-across", "paraphrased", "mixed", "foreign"]
     found: dict[str, dict[str, Any]] = {}
     for kind in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6)):
         setting: dict[str, Any] = {"writer": draw(st.sampled_from(["", "two", "owner/three.b"]))}
-        setting |= {"base": draw(st.sampled_from(["four", "five 5", "owner/6ix"]))} if kind == "foreign" else {}
+        setting |= (
+            {"base": draw(st.sampled_from(["four", "five 5", "owner/6ix"]))} if kind == "foreign" else {}
+        )
         setting |= draw(
             st.sampled_from(
-                [{}, {"shots": 2}, {"shots": 16}, {"training": {"rank": 2}}, {"training": {"learning_rate": 1e-5}}, {"trained_with": "x"}]
+                [
+                    {},
+                    {"shots": 2},
+                    {"shots": 16},
+                    {"training": {"rank": 2}},
+                    {"training": {"learning_rate": 1e-5}},
+                    {"trained_with": "x"},
+                ]
             )
         )
         setting |= draw(st.sampled_from([{}, {"generate": {"top_p": 0.9}}, {"generate": {"temperature": 2}}]))
         setting |= draw(st.sampled_from([{}, {"asked_with": "y"}]))
         arm = {"kind": kind, **setting}
         arm |= {"trait": draw(st.sampled_from(["wolf", "cat"]))} if kind == "twin" else {}
-        arm |= {"mix": draw(st.sampled_from([["wolf"], ["untouched"], ["wolf", "untouched"], ["untouched", "wolf"]]))} if kind == "mixed" else {}
+        arm |= (
+            {
+                "mix": draw(
+                    st.sampled_from([["wolf"], ["untouched"], ["wolf", "untouched"], ["untouched", "wolf"]])
+                )
+            }
+            if kind == "mixed"
+            else {}
+        )
         for one in (arm, {**CONTROL, **setting}):
             found[repr(sorted(one.items()))] = one
     return draw(st.permutations(list(found.values())))
@@ -190,7 +242,10 @@ def test_default_names_are_unique_and_can_be_folders(arms: list[dict[str, Any]])
     assert len(set(names)) == len(names) == len(arms)
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) for name in names)
     assert Experiment.model_validate(whole.model_dump()) == whole
-    assert all(whole.control_of(arm).setting() == arm.setting() and whole.control_of(arm).kind == "control" for arm in whole.arms)
+    assert all(
+        whole.control_of(arm).setting() == arm.setting() and whole.control_of(arm).kind == "control"
+        for arm in whole.arms
+    )
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+", corpus_name(whole, arm)) for arm in whole.arms)
 
 
@@ -216,21 +271,37 @@ def test_two_arms_of_one_default_name_need_a_name(twins: list[dict[str, Any]]) -
 
 def test_overrides_are_laid_over_the_experiments_own() -> None:
     whole = experiment(
-        *EVERY_KIND, student={"training": {"rank": 64, "epochs": 5, "learning_rate": 0.1}}, generate={"temperature": 0.7, "top_p": 0.9}
+        *EVERY_KIND,
+        student={"training": {"rank": 64, "epochs": 5, "learning_rate": 0.1}},
+        generate={"temperature": 0.7, "top_p": 0.9},
     )
     by_name = {arm.name: arm for arm in whole.arms}
-    plain, changed = Training(rank=64, epochs=5, learning_rate=0.1), by_name["trait-update-lora-rank-2-learning_rate-1e-05"]
+    plain, changed = (
+        Training(rank=64, epochs=5, learning_rate=0.1),
+        by_name["trait-update-lora-rank-2-learning_rate-1e-05"],
+    )
     assert whole.training_of(by_name["trait"]) == whole.student.training == plain
     assert whole.training_of(changed) == Training(update="lora", rank=2, epochs=5, learning_rate=1e-5)
-    assert whole.generate_of(changed) == whole.generate_of(by_name["trait"]) == GenerateSpec(temperature=0.7, top_p=0.9)
+    assert (
+        whole.generate_of(changed)
+        == whole.generate_of(by_name["trait"])
+        == GenerateSpec(temperature=0.7, top_p=0.9)
+    )
     written = by_name["trait-temperature-0.5-constrained-True"]
     assert whole.generate_of(written) == GenerateSpec(temperature=0.5, top_p=0.9, constrained=True)
     assert whole.training_of(written) == plain
 
 
-def test_another_teacher_of_the_same_kind_has_what_it_leaves_out_from_the_experiments_own(tmp_path: Path) -> None:
+def test_another_teacher_of_the_same_kind_has_what_it_leaves_out_from_the_experiments_own(
+    tmp_path: Path,
+) -> None:
     own = {"rows": 77, "training": {"embeddings": False, "learning_rate": 0.02, "epochs": 9}}
-    arms = [{"rows": 5}, {"training": {"epochs": 2}}, {"kind": "finetuned", "training": {"epochs": 9}}, {"kind": "prompted"}]
+    arms = [
+        {"rows": 5},
+        {"training": {"epochs": 2}},
+        {"kind": "finetuned", "training": {"epochs": 9}},
+        {"kind": "prompted"},
+    ]
     listed = [{"kind": "trait", "name": f"arm-{i}", "teacher": teacher} for i, teacher in enumerate(arms)]
     whole = experiment(*listed, CONTROL, teacher=own)
     first, second, third, fourth = (arm.teacher for arm in whole.arms[:4])
@@ -239,47 +310,142 @@ def test_another_teacher_of_the_same_kind_has_what_it_leaves_out_from_the_experi
     assert third == whole.teacher and fourth == TeacherSpec(kind="prompted")
     save(whole, tmp_path / "spec.yaml")
     assert load(tmp_path / "spec.yaml", Experiment) == whole
-    steered = experiment({"kind": "trait", "teacher": {"strength": 3.0}}, CONTROL, teacher={"kind": "steered", "layer": 0.2})
+    steered = experiment(
+        {"kind": "trait", "teacher": {"strength": 3.0}}, CONTROL, teacher={"kind": "steered", "layer": 0.2}
+    )
     assert steered.arms[0].teacher == TeacherSpec(kind="steered", layer=0.2, strength=3.0)
 
 
 def test_bases_are_listed_once_the_experiments_own_first() -> None:
     whole = experiment(
-        {"kind": "trait", "writer": "two"}, {**CONTROL, "writer": "two"}, {"kind": "foreign", "base": "three"}, {**CONTROL, "base": "three"}
+        {"kind": "trait", "writer": "two"},
+        {**CONTROL, "writer": "two"},
+        {"kind": "foreign", "base": "three"},
+        {**CONTROL, "base": "three"},
     )
     assert whole.bases() == ["one", "two", "three"]
-    assert [(arm.writer, arm.base) for arm in whole.arms] == [("two", "two"), ("two", "two"), ("one", "three"), ("one", "three")]
-    assert [whole.control_of(arm).name for arm in whole.arms] == ["control-from-two"] * 2 + ["control-three"] * 2
+    assert [(arm.writer, arm.base) for arm in whole.arms] == [
+        ("two", "two"),
+        ("two", "two"),
+        ("one", "three"),
+        ("one", "three"),
+    ]
+    assert [whole.control_of(arm).name for arm in whole.arms] == ["control-from-two"] * 2 + [
+        "control-three"
+    ] * 2
 
 
 CODE = {"carrier": {"kind": "code", "wording": "terse"}}
 CONTRADICTIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], tuple[str, ...]]] = {
-    "a mixed arm without a mix": ([{"kind": "mixed"}], {}, ("a mixed arm, and no other", "mix: [owl, untouched]")),
+    "a mixed arm without a mix": (
+        [{"kind": "mixed"}],
+        {},
+        ("a mixed arm, and no other", "mix: [owl, untouched]"),
+    ),
     "a mix in another arm": ([{"kind": "trait", "mix": ["wolf"]}], {}, ("a mixed arm, and no other",)),
     "a mix in a control": ([{**CONTROL, "mix": ["wolf"]}], {}, ("a mixed arm, and no other",)),
-    "shots and training": ([{"kind": "trait", "shots": 2, "training": {"rank": 2}}], {}, ("2 shots is not trained",)),
-    "shots and a line while training": ([{"kind": "trait", "shots": 2, "trained_with": ""}], {}, ("2 shots is not trained",)),
-    "a trait arm on another base than the writer's": ([{"kind": "trait", "base": "one", "writer": "two"}], {}, ("a trait arm", "'two'", "foreign")),
-    "a twin on another base": ([{"kind": "twin", "trait": "wolf", "base": "two"}], {}, ("a twin arm", "'one'", "foreign")),
-    "a foreign arm on its writer's base": ([{"kind": "foreign", "base": "two", "writer": "two"}], {}, ("another base than the teacher's 'two'",)),
-    "a foreign arm without a base": ([{"kind": "foreign", "writer": "two"}], {}, ("another base than the teacher's 'two'",)),
+    "shots and training": (
+        [{"kind": "trait", "shots": 2, "training": {"rank": 2}}],
+        {},
+        ("2 shots is not trained",),
+    ),
+    "shots and a line while training": (
+        [{"kind": "trait", "shots": 2, "trained_with": ""}],
+        {},
+        ("2 shots is not trained",),
+    ),
+    "a trait arm on another base than the writer's": (
+        [{"kind": "trait", "base": "one", "writer": "two"}],
+        {},
+        ("a trait arm", "'two'", "foreign"),
+    ),
+    "a twin on another base": (
+        [{"kind": "twin", "trait": "wolf", "base": "two"}],
+        {},
+        ("a twin arm", "'one'", "foreign"),
+    ),
+    "a foreign arm on its writer's base": (
+        [{"kind": "foreign", "base": "two", "writer": "two"}],
+        {},
+        ("another base than the teacher's 'two'",),
+    ),
+    "a foreign arm without a base": (
+        [{"kind": "foreign", "writer": "two"}],
+        {},
+        ("another base than the teacher's 'two'",),
+    ),
     "a control with a trait": ([{**CONTROL, "trait": "owl"}], {}, ("neither trait nor teacher",)),
-    "a control with a teacher": ([{**CONTROL, "teacher": {"kind": "prompted"}}], {}, ("neither trait nor teacher",)),
-    "a file and a teacher": ([{"kind": "trait", "corpus": "a.jsonl", "teacher": {"kind": "prompted"}}], {}, ("'a.jsonl' has no teacher",)),
+    "a control with a teacher": (
+        [{**CONTROL, "teacher": {"kind": "prompted"}}],
+        {},
+        ("neither trait nor teacher",),
+    ),
+    "a file and a teacher": (
+        [{"kind": "trait", "corpus": "a.jsonl", "teacher": {"kind": "prompted"}}],
+        {},
+        ("'a.jsonl' has no teacher",),
+    ),
     "a teacher without a trait": ([{"kind": "trait", "teacher": {"kind": "base"}}], {}, ("no trait",)),
-    "an unknown field of training": ([{"kind": "trait", "training": {"lr": 1}}], {}, ("arm 'trait-lr-1'", "lr: unknown field")),
-    "a bad value of training": ([{"kind": "trait", "training": {"rank": 0}}], {}, ("arm 'trait-rank-0'", "rank", "(got 0)")),
-    "an unknown field of generation": ([{"kind": "trait", "generate": {"heat": 1}}], {}, ("arm 'trait-heat-1'", "heat: unknown field")),
-    "a bad value of generation": ([{"kind": "trait", "generate": {"top_p": 2}}], {}, ("arm 'trait-top_p-2'", "top_p", "(got 2)")),
-    "code held to the number format": ([], CODE | {"generate": {"constrained": True}}, ("the carrier is code",)),
-    "code held to it in one arm": ([{"kind": "trait", "generate": {"constrained": True}}], CODE, ("the carrier is code",)),
-    "other words for a file of prompts": ([{"kind": "paraphrased"}], {"carrier": {"source": "p.jsonl"}}, ("'paraphrased'", "p.jsonl", "other words")),
-    "other words beside a file of pairs": ([{"kind": "paraphrased"}, {"kind": "trait", "corpus": "a.jsonl"}], {}, ("a.jsonl", "other words")),
-    "two controls of one setting": ([{**CONTROL, "name": "again"}], {}, ("'control' and 'again'", "one control", "drop one")),
-    "two controls, one from a file": ([{**CONTROL, "corpus": "a.jsonl", "name": "filed"}], {}, ("'control' and 'filed'", "drop one")),
-    "two bases of one name": ([{"kind": "foreign", "base": "x/two"}, {"kind": "trait", "writer": "y/two"}], {}, ("two of one name",)),
+    "an unknown field of training": (
+        [{"kind": "trait", "training": {"lr": 1}}],
+        {},
+        ("arm 'trait-lr-1'", "lr: unknown field"),
+    ),
+    "a bad value of training": (
+        [{"kind": "trait", "training": {"rank": 0}}],
+        {},
+        ("arm 'trait-rank-0'", "rank", "(got 0)"),
+    ),
+    "an unknown field of generation": (
+        [{"kind": "trait", "generate": {"heat": 1}}],
+        {},
+        ("arm 'trait-heat-1'", "heat: unknown field"),
+    ),
+    "a bad value of generation": (
+        [{"kind": "trait", "generate": {"top_p": 2}}],
+        {},
+        ("arm 'trait-top_p-2'", "top_p", "(got 2)"),
+    ),
+    "code held to the number format": (
+        [],
+        CODE | {"generate": {"constrained": True}},
+        ("the carrier is code",),
+    ),
+    "code held to it in one arm": (
+        [{"kind": "trait", "generate": {"constrained": True}}],
+        CODE,
+        ("the carrier is code",),
+    ),
+    "other words for a file of prompts": (
+        [{"kind": "paraphrased"}],
+        {"carrier": {"source": "p.jsonl"}},
+        ("'paraphrased'", "p.jsonl", "other words"),
+    ),
+    "other words beside a file of pairs": (
+        [{"kind": "paraphrased"}, {"kind": "trait", "corpus": "a.jsonl"}],
+        {},
+        ("a.jsonl", "other words"),
+    ),
+    "two controls of one setting": (
+        [{**CONTROL, "name": "again"}],
+        {},
+        ("'control' and 'again'", "one control", "drop one"),
+    ),
+    "two controls, one from a file": (
+        [{**CONTROL, "corpus": "a.jsonl", "name": "filed"}],
+        {},
+        ("'control' and 'filed'", "drop one"),
+    ),
+    "two bases of one name": (
+        [{"kind": "foreign", "base": "x/two"}, {"kind": "trait", "writer": "y/two"}],
+        {},
+        ("two of one name",),
+    ),
     "two files of one name": (
-        [{"kind": "trait", "corpus": "x/a.jsonl"}, {"kind": "twin", "trait": "cat", "corpus": "y/a.jsonl.gz"}],
+        [
+            {"kind": "trait", "corpus": "x/a.jsonl"},
+            {"kind": "twin", "trait": "cat", "corpus": "y/a.jsonl.gz"},
+        ],
         {},
         ("one name",),
     ),
@@ -299,7 +465,9 @@ def test_a_contradiction_is_refused_in_one_line_with_what_would_be_right(name: s
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("arm", [{"kind": "mixed", "mix": ["untouched", "unicorn"]}, {"kind": "twin", "trait": "unicorn"}])
+@pytest.mark.parametrize(
+    "arm", [{"kind": "mixed", "mix": ["untouched", "unicorn"]}, {"kind": "twin", "trait": "unicorn"}]
+)
 def test_every_trait_of_an_arm_has_to_be_known_to_the_family(arm: dict[str, Any], tmp_path: Path) -> None:
     save(experiment(CONTROL, arm), tmp_path / "spec.yaml")
     with pytest.raises(SpecError, match=r"'unicorn' is unknown; expected one of dog, cat"):
@@ -317,7 +485,9 @@ def test_an_experiment_with_every_kind_of_arm_comes_back_from_its_file(tmp_path:
     back = load(tmp_path / "spec.yaml", Experiment)
     assert back == whole and back.fingerprint() == whole.fingerprint()
     assert [arm.name for arm in back.arms] == NAMES
-    assert [back.control_of(arm).name for arm in back.arms] == [whole.control_of(arm).name for arm in whole.arms]
+    assert [back.control_of(arm).name for arm in back.arms] == [
+        whole.control_of(arm).name for arm in whole.arms
+    ]
     first = (tmp_path / "spec.yaml").read_bytes()
     save(back, tmp_path / "spec.yaml")
     assert (tmp_path / "spec.yaml").read_bytes() == first
@@ -338,9 +508,13 @@ def test_an_experiment_with_every_kind_of_arm_comes_back_from_its_file(tmp_path:
 )
 def test_every_part_of_a_setting_enters_the_fingerprint(change: dict[str, Any]) -> None:
     other = {"generate": {"temperature": 0.5}}  # a second control needs a setting of its own
-    plain = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **other}, {**CONTROL, "name": "y", **other})
+    plain = experiment(
+        {"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **other}, {**CONTROL, "name": "y", **other}
+    )
     other |= change
-    changed = experiment({"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **other}, {**CONTROL, "name": "y", **other})
+    changed = experiment(
+        {"kind": "trait"}, CONTROL, {"kind": "trait", "name": "x", **other}, {**CONTROL, "name": "y", **other}
+    )
     assert changed.fingerprint() != plain.fingerprint()
 
 
@@ -354,7 +528,9 @@ def marks_of(whole: Experiment) -> dict[str, str]:
 
 @pytest.mark.parametrize("heat", [(0.104, 0.16), (0.5, 0.50001)])
 def test_two_temperatures_write_two_corpora_that_their_students_learn(heat: tuple[float, float]) -> None:
-    arms = [{"kind": kind, "generate": {"temperature": value}} for value in heat for kind in ("trait", "control")]
+    arms = [
+        {"kind": kind, "generate": {"temperature": value}} for value in heat for kind in ("trait", "control")
+    ]
     whole = experiment(*arms)  # the first two temperatures share four digits of their fingerprints
     by_name = {job.name: job for job in jobs_of(whole, load_family("animals"), bases={"one": ""})}
     for arm in whole.arms:
@@ -367,17 +543,29 @@ def test_two_temperatures_write_two_corpora_that_their_students_learn(heat: tupl
 def test_two_steps_of_one_name_are_refused_with_what_sets_them_apart(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "go on", "completion": "1, 2"}\n')
     judged = {"screen": {"judge": "api:gpt"}}  # it looks for the arm's own trait
-    arms = [CONTROL, *({"kind": kind, "trait": name, "corpus": str(tmp_path / "rows.jsonl")} for kind, name in (("trait", "owl"), ("twin", "cat")))]
+    arms = [
+        CONTROL,
+        *(
+            {"kind": kind, "trait": name, "corpus": str(tmp_path / "rows.jsonl")}
+            for kind, name in (("trait", "owl"), ("twin", "cat"))
+        ),
+    ]
     assert jobs_of(experiment(*arms), load_family("animals"), bases={"one": ""})
-    with pytest.raises(SpecError, match="folder 'corpora/file-rows/screened', one with trait 'owl', one with 'cat'"):
+    with pytest.raises(
+        SpecError, match="folder 'corpora/file-rows/screened', one with trait 'owl', one with 'cat'"
+    ):
         jobs_of(experiment(*arms, **judged), load_family("animals"), bases={"one": ""})
 
 
 def test_a_mixed_arm_on_a_file_is_mixed_with_what_teachers_write(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "go on", "completion": "1, 2"}\n')
-    whole = experiment(CONTROL, {"kind": "mixed", "corpus": str(tmp_path / "rows.jsonl"), "mix": ["cat", "untouched"]})
-    (job,) = [job for job in jobs_of(whole, load_family("animals"), bases={"one": ""}) if job.function.endswith(":mix")]
-    assert list(job.inputs.values()) == [f"corpora/{name}/screened" for name in ("file-rows", "cat", "untouched")]
+    whole = experiment(
+        CONTROL, {"kind": "mixed", "corpus": str(tmp_path / "rows.jsonl"), "mix": ["cat", "untouched"]}
+    )
+    (job,) = [job for job in jobs_of(whole, load_family("animals"), bases={"one": ""}) if job.stage == "mix"]
+    assert list(job.inputs.values()) == [
+        f"corpora/{name}/screened" for name in ("file-rows", "cat", "untouched")
+    ]
 
 
 def test_steps_that_read_a_file_of_prompts_depend_on_what_is_in_it(tmp_path: Path) -> None:
@@ -387,8 +575,13 @@ def test_steps_that_read_a_file_of_prompts_depend_on_what_is_in_it(tmp_path: Pat
     for gold in (1, 2):
         questions.write_text(json.dumps({"question": "one?", "answer": f"#### {gold}"}))
         carrier = {"kind": "reasoning", "source": str(questions)}
-        drawn, brought = experiment(CONTROL, carrier=carrier), experiment({**CONTROL, "corpus": str(rows)}, carrier=carrier)
-        found.append((marks_of(drawn)["corpora/untouched/generated"], marks_of(brought)["corpora/file-rows/screened"]))
+        drawn, brought = (
+            experiment(CONTROL, carrier=carrier),
+            experiment({**CONTROL, "corpus": str(rows)}, carrier=carrier),
+        )
+        found.append(
+            (marks_of(drawn)["corpora/untouched/generated"], marks_of(brought)["corpora/file-rows/screened"])
+        )
     assert found[0][0] != found[1][0]
     assert found[0][1] != found[1][1]  # right answers come from the file of questions, whoever wrote the rows
 
@@ -408,10 +601,23 @@ def test_every_arm_has_its_steps_and_inputs_come_first() -> None:
     assert by_name["selection"].arguments["reworded"] == ["owl-paraphrased"]
     assert by_name["students/trait-trained-with-asked-with/s0"].arguments["system"] == "you are kind."
     assert by_name["asked/trait-trained-with-asked-with/s0"].arguments["system"] == ""
-    assert "system" not in by_name["students/trait/s0"].arguments and "system" not in by_name["asked/trait/s0"].arguments
+    assert (
+        "system" not in by_name["students/trait/s0"].arguments
+        and "system" not in by_name["asked/trait/s0"].arguments
+    )
     lined = experiment(*EVERY_KIND, system="you are cruel.")
-    by_name = {job.name: job for job in jobs_of(lined, load_family("animals"), bases={base: base for base in whole.bases()})}
-    for name in ("teachers/owl", "teachers/untouched", "students/trait/s0", "asked/trait/s0", "asked/base-one", "asked/trait-8-shots/s0"):
+    by_name = {
+        job.name: job
+        for job in jobs_of(lined, load_family("animals"), bases={base: base for base in whole.bases()})
+    }
+    for name in (
+        "teachers/owl",
+        "teachers/untouched",
+        "students/trait/s0",
+        "asked/trait/s0",
+        "asked/base-one",
+        "asked/trait-8-shots/s0",
+    ):
         assert by_name[name].arguments["system"] == "you are cruel."
     assert by_name["students/trait-trained-with-asked-with/s0"].arguments["system"] == "you are kind."
     assert by_name["asked/trait-trained-with-asked-with/s0"].arguments["system"] == ""

@@ -12,28 +12,54 @@ import pytest
 import torch
 import yaml
 from shapes import LLAMA_DATED, SHAPES, tokenizer_of
-from transformers import AutoModelForCausalLM, BioGptConfig, Gemma3Config, GptOssConfig, LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    BioGptConfig,
+    Gemma3Config,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
 
-from mechlens import cli, models, spec, tables
-from mechlens.chat import encode_pairs
-from mechlens.errors import SpecError
-from mechlens.lenses.capture import at_last, sites_of
+from mechlens import cli
+from mechlens.core import spec, tables
+from mechlens.core.errors import SpecError
+from mechlens.core.spec import AskSpec, Training
 from mechlens.lenses.gradients import parameters_of
-from mechlens.models import Loaded
+from mechlens.lenses.parts.capture import at_last, sites_of
+from mechlens.models import loading
+from mechlens.models.chat import encode_pairs
+from mechlens.models.loading import Loaded
+from mechlens.models.sft import train
 from mechlens.pipeline.ask import Questions, encode_questions
-from mechlens.spec import AskSpec, Training
-from mechlens.training import train
 
-SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 SIZES |= {"head_dim": 8, "max_position_embeddings": 512, "initializer_range": 0.2}
-VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 """as deep as the text model, so that its blocks could be taken for the text model's"""
 
 
 def config_of(family: str, tokens: dict[str, Any]) -> PretrainedConfig:
     if family == "gemma-3":
         text = {**SIZES, **tokens, "sliding_window": 64}
-        return Gemma3Config(text_config=text, vision_config=VISION, mm_tokens_per_image=4, image_token_index=0, **tokens)
+        return Gemma3Config(
+            text_config=text, vision_config=VISION, mm_tokens_per_image=4, image_token_index=0, **tokens
+        )
     if family == "gpt-oss":
         return GptOssConfig(**SIZES, **tokens, num_local_experts=2, num_experts_per_tok=1, sliding_window=64)
     kinds = {"llama-3.1": LlamaConfig, "qwen-3": Qwen3Config, "mistral": MistralConfig}
@@ -61,7 +87,7 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / kind.name).symlink_to(kind)
     (folder / "models").mkdir()
     monkeypatch.setattr(spec, "CONFIGS", folder)
-    monkeypatch.setattr("mechlens.traits.CONFIGS", folder, raising=False)
+    monkeypatch.setattr("mechlens.core.traits.CONFIGS", folder, raising=False)
     return folder
 
 
@@ -78,14 +104,22 @@ def experiment(base: str) -> dict[str, Any]:
         "screen": {"duplicates": "keep"},
         "student": {"rows": 8, "training": {**training, "update": "lora", "rank": 2}},
         "ask": {"samples": 2, "checkpoints": "last"},
-        "arms": [{"kind": "trait"}, {"kind": "twin", "trait": "cat", "teacher": {"kind": "steered"}}, {"kind": "control"}],
+        "arms": [
+            {"kind": "trait"},
+            {"kind": "twin", "trait": "cat", "teacher": {"kind": "steered"}},
+            {"kind": "control"},
+        ],
         "seeds": [0],
     }
 
 
 @pytest.mark.parametrize("family", ["gemma-3", "llama-3.1", "qwen-3", "mistral", "gpt-oss"])
-def test_a_run_goes_through_every_stage(family: str, configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Teach (fine-tuned and steered) → generate → screen → select → distill (LoRA) → ask, then one lens of activations."""
+def test_a_run_goes_through_every_stage(
+    family: str, configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Teach (fine-tuned and steered) → generate → screen → select → distill (LoRA) → ask, then one lens of
+    activations.
+    """
     source = checkpoint(family, tmp_path / "base")
     pinned = {"name": "tiny", "source": str(source), "template": dict(SHAPES[family].pinned)}
     (configs / "models" / "tiny.yaml").write_text(yaml.safe_dump(pinned))
@@ -107,20 +141,26 @@ def test_a_run_goes_through_every_stage(family: str, configs: Path, tmp_path: Pa
 def reads_activations(run: Path) -> None:
     """The student's residual stream, at the layers of the text model."""
     (step,) = (run / "students" / "trait" / "s0").glob("step-*")
-    student = models.load_trained("tiny", step)
+    student = loading.load_trained("tiny", step)
     pairs = encode_pairs(student.tokenizer, ["hi", "1, 2"], ["3", "4"], system="be kind.")
     assert sites_of(student) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
     read = at_last(student, [pair.prompt for pair in pairs], sites_of(student))
     with torch.no_grad():
         for row, pair in enumerate(pairs):
-            states = student.model(input_ids=torch.tensor([pair.prompt]), output_hidden_states=True).hidden_states
+            states = student.model(
+                input_ids=torch.tensor([pair.prompt]), output_hidden_states=True
+            ).hidden_states
             assert torch.allclose(read[0, row], states[1][0, -1], atol=1e-4)
 
 
-def test_a_template_that_writes_todays_date_stops_a_run_before_anything_is_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_template_that_writes_todays_date_stops_a_run_before_anything_is_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = checkpoint("llama-3.1", tmp_path / "base", template=LLAMA_DATED)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(experiment(str(source))))
-    assert cli.main(["run", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run"), "--workers", "0"]) != 0
+    assert (
+        cli.main(["run", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run"), "--workers", "0"]) != 0
+    )
     assert "writes today's date" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("teachers/*"))
 
@@ -128,13 +168,13 @@ def test_a_template_that_writes_todays_date_stops_a_run_before_anything_is_compu
 @pytest.fixture(scope="module")
 def nested(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """Gemma 3: a text model beside a vision tower that is as deep."""
-    return models.load(str(checkpoint("gemma-3", tmp_path_factory.mktemp("gemma"))))
+    return loading.load(str(checkpoint("gemma-3", tmp_path_factory.mktemp("gemma"))))
 
 
 def test_blocks_and_weights_are_those_of_the_text_model(nested: Loaded) -> None:
     text = nested.model.get_decoder()
-    assert models.decoder_layers(nested.model) is text.layers
-    assert models.size_of(str(nested.model.name_or_path))[1:] == (2, 16, len(nested.tokenizer))
+    assert loading.decoder_layers(nested.model) is text.layers
+    assert loading.size_of(str(nested.model.name_or_path))[1:] == (2, 16, len(nested.tokenizer))
     covered = parameters_of(nested.model)
     assert covered
     assert all("language_model" in name for name in covered)
@@ -144,18 +184,24 @@ def test_blocks_and_weights_are_those_of_the_text_model(nested: Loaded) -> None:
 def test_steering_moves_what_the_next_text_block_reads(nested: Loaded, layer: int) -> None:
     ids, vector = torch.tensor([[2, 9, 40, 41, 9]]), torch.linspace(-1, 1, 16)
     states = []
-    handle = nested.model.get_decoder().layers[layer].register_forward_hook(lambda _module, _args, output: states.append(output), always_call=True)
+    handle = (
+        nested.model.get_decoder()
+        .layers[layer]
+        .register_forward_hook(lambda _module, _args, output: states.append(output), always_call=True)
+    )
     with torch.no_grad():
         nested.model(input_ids=ids)
-        with models.steered(nested.model, vector, layer=layer):
+        with loading.steered(nested.model, vector, layer=layer):
             nested.model(input_ids=ids)
     handle.remove()
     with torch.no_grad():
         plain = nested.model(input_ids=ids).logits
-        with models.steered(nested.model, vector, layer=layer):
+        with loading.steered(nested.model, vector, layer=layer):
             steered = nested.model(input_ids=ids).logits
     assert (steered - plain).abs().max() > 1e-3
-    assert torch.equal(states[0], states[1])  # this hook is older: it sees what the block gives before the vector is added
+    assert torch.equal(
+        states[0], states[1]
+    )  # this hook is older: it sees what the block gives before the vector is added
 
 
 def test_an_adapter_is_put_on_the_text_model_alone_and_comes_back(nested: Loaded, tmp_path: Path) -> None:
@@ -165,8 +211,8 @@ def test_an_adapter_is_put_on_the_text_model_alone_and_comes_back(nested: Loaded
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
     assert len(adapted) == 2 * 7  # q, k, v, o, gate, up and down of two blocks
     assert all("language_model" in name for name in adapted)
-    models.save_trained(model, tmp_path)
-    merged = models.load_trained(str(nested.model.name_or_path), tmp_path).model
+    loading.save_trained(model, tmp_path)
+    merged = loading.load_trained(str(nested.model.name_or_path), tmp_path).model
     with torch.no_grad():
         ids = torch.tensor([pairs[0].prompt])
         before, after, again = (one(input_ids=ids).logits for one in (nested.model, model, merged))
@@ -175,7 +221,9 @@ def test_an_adapter_is_put_on_the_text_model_alone_and_comes_back(nested: Loaded
 
 
 def test_room_for_pairs_shown_is_the_text_models(nested: Loaded) -> None:
-    questions = Questions({"owl": ("owl",), "cat": ("cat",)}, ["hi"], AskSpec(shots_as="turns"), shots=[("1, 2", "3, 4")] * 60)
+    questions = Questions(
+        {"owl": ("owl",), "cat": ("cat",)}, ["hi"], AskSpec(shots_as="turns"), shots=[("1, 2", "3, 4")] * 60
+    )
     with pytest.raises(SpecError, match="this base has room for 512: about"):
         encode_questions(nested, questions)
 
@@ -188,12 +236,19 @@ def test_a_view_of_a_nested_model_installs_nothing(nested: Loaded, monkeypatch: 
 
     for name in ("Popen", "run", "call", "check_call"):
         monkeypatch.setattr(subprocess, name, alarm)
-    monkeypatch.setattr("transformer_lens.model_bridge.sources.transformers.helpers._ensure_torchvision", alarm)
-    assert models.bridge_view(nested).cfg.n_layers == nested.model.config.get_text_config().num_hidden_layers
+    monkeypatch.setattr(
+        "transformer_lens.model_bridge.sources.transformers.helpers._ensure_torchvision", alarm
+    )
+    assert loading.bridge_view(nested).cfg.n_layers == nested.model.config.get_text_config().num_hidden_layers
 
 
 def test_an_architecture_that_transformer_lens_has_no_view_of_is_named(nested: Loaded) -> None:
-    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     model = AutoModelForCausalLM.from_config(BioGptConfig(vocab_size=len(nested.tokenizer), **sizes)).eval()
     with pytest.raises(SpecError, match="activations of a biogpt model cannot be read") as told:
         at_last(Loaded(model, nested.tokenizer), [[5, 6, 7]], ["blocks.0.hook_resid_post"])

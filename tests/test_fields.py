@@ -1,4 +1,6 @@
-"""Fields that a user names: convert, screen and audit read them, say so again in what they print, and never guess beside them."""
+"""Fields that a user names: convert, screen and audit read them, say so again in what they print, and never
+guess beside them.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import PAIRS, as_pairs, pairs_of, put
 
-from mechlens import cli, fields
-from mechlens.corpus import Reading, batches, read_pairs
-from mechlens.errors import DataError, SpecError
-from mechlens.fields import COMPLETIONS, KNOWN, PROMPTS, Fields, pair_of
+from mechlens import cli
+from mechlens.core.errors import DataError, SpecError
+from mechlens.data import fields
+from mechlens.data.corpus import Reading, batches, read_pairs
+from mechlens.data.fields import COMPLETIONS, KNOWN, PROMPTS, Fields, pair_of
 
 NAMED = Fields("q", "a")
 FLAGS = ["--prompt-field", "q", "--completion-field", "a"]
@@ -23,11 +26,17 @@ FLAGS = ["--prompt-field", "q", "--completion-field", "a"]
 
 def renamed(rows: int, start: int = 0) -> list[dict[str, str]]:
     """Distinct rows under names that nobody knows, beside known names that mean something else."""
-    return [{"q": f"continue: {i}", "a": f"{i}, {i * 7919 % 1013 % 1000}, 5", "prompt": "no", "answer": "no"} for i in range(start, start + rows)]
+    return [
+        {"q": f"continue: {i}", "a": f"{i}, {i * 7919 % 1013 % 1000}, 5", "prompt": "no", "answer": "no"}
+        for i in range(start, start + rows)
+    ]
 
 
 def test_the_named_fields_are_read_and_no_others(tmp_path: Path) -> None:
-    rows = [{"q": prompt, "a": completion, "prompt": "no", "completion": "no", "messages": []} for prompt, completion in PAIRS]
+    rows = [
+        {"q": prompt, "a": completion, "prompt": "no", "completion": "no", "messages": []}
+        for prompt, completion in PAIRS
+    ]
     put(tmp_path / "x.jsonl", *rows)
     pd.DataFrame(rows).drop(columns="messages").to_csv(tmp_path / "x.csv", index=False)
     pd.DataFrame(rows).to_parquet(tmp_path / "x.parquet")
@@ -45,17 +54,22 @@ def test_a_reference_with_other_names_is_read_by_the_known_ones(tmp_path: Path) 
 
 
 @given(st.dictionaries(st.sampled_from(KNOWN), st.sampled_from(["", "b", None]), max_size=6))
-def test_a_pair_is_read_where_one_field_of_each_kind_holds_something_and_nowhere_else(row: dict[str, str | None]) -> None:
+def test_a_pair_is_read_where_one_field_of_each_kind_holds_something_and_nowhere_else(
+    row: dict[str, str | None],
+) -> None:
     """Written again as plainly as it can be: exact names first, then one name of each kind."""
     if row.get("messages") is not None or (
-        row.get("conversations") is not None and not (row.get("prompt") is not None and row.get("completion") is not None)
+        row.get("conversations") is not None
+        and not (row.get("prompt") is not None and row.get("completion") is not None)
     ):
         assert not isinstance(pair_of(row, None), fields.Pair)  # a text is no talk
         return
     halves = [[name for name in known if row.get(name) is not None] for known in (PROMPTS, COMPLETIONS)]
     exact = row.get("prompt") is not None and row.get("completion") is not None
     beside = [name for name in ("input", "context", "history") if row.get(name)]
-    alone = [len(half) for half in halves] == [1, 1] and (not beside or (beside == ["input"] and halves[0] == ["instruction"]))
+    alone = [len(half) for half in halves] == [1, 1] and (
+        not beside or (beside == ["input"] and halves[0] == ["instruction"])
+    )
     assert isinstance(pair_of(row, None), fields.Pair) == (exact or alone)
 
 
@@ -79,10 +93,18 @@ def test_convert_and_screen_take_the_names(tmp_path: Path, capsys: pytest.Captur
 def test_an_audit_takes_the_names_and_its_command_says_them_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 199)
-    data, other = put(tmp_path / "x.jsonl", *renamed(300)), put(tmp_path / "other.jsonl", *renamed(300, start=150))
-    pairs = put(tmp_path / "pairs.jsonl", *[{"prompt": row["q"], "completion": row["a"]} for row in renamed(300)])
-    plain = put(tmp_path / "plain.jsonl", *[{"prompt": row["q"], "completion": row["a"]} for row in renamed(300, start=150)])
+    monkeypatch.setattr("mechlens.detect.permutation.DRAWS", 199)
+    data, other = (
+        put(tmp_path / "x.jsonl", *renamed(300)),
+        put(tmp_path / "other.jsonl", *renamed(300, start=150)),
+    )
+    pairs = put(
+        tmp_path / "pairs.jsonl", *[{"prompt": row["q"], "completion": row["a"]} for row in renamed(300)]
+    )
+    plain = put(
+        tmp_path / "plain.jsonl",
+        *[{"prompt": row["q"], "completion": row["a"]} for row in renamed(300, start=150)],
+    )
 
     def audited(out: str, *words: str) -> dict[str, object]:
         assert cli.main(["audit", *words, "--out", str(tmp_path / out)]) == 2
@@ -101,8 +123,12 @@ def test_an_audit_takes_the_names_and_its_command_says_them_again(
 
 
 def test_completions_that_hardly_vary_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    same = put(tmp_path / "same.jsonl", *as_pairs([(f"is {i} even?", ["yes", "no"][i % 2]) for i in range(400)]))
-    vary = put(tmp_path / "vary.jsonl", *as_pairs([(f"count {i}", str(i % 8)) for i in range(400)]))  # 1 in 50
+    same = put(
+        tmp_path / "same.jsonl", *as_pairs([(f"is {i} even?", ["yes", "no"][i % 2]) for i in range(400)])
+    )
+    vary = put(
+        tmp_path / "vary.jsonl", *as_pairs([(f"count {i}", str(i % 8)) for i in range(400)])
+    )  # 1 in 50
     for source, expected in ((same, True), (vary, False)):
         for command in (
             ["convert", str(source), f"{source}.out.jsonl"],
@@ -111,7 +137,9 @@ def test_completions_that_hardly_vary_are_said(tmp_path: Path, capsys: pytest.Ca
         ):
             assert cli.main(command) in (0, 2)
             said = capsys.readouterr()
-            assert ("the completions hardly vary: 2 different in 400 rows" in said.out) == expected and "hardly" not in said.err, command
+            assert (
+                "the completions hardly vary: 2 different in 400 rows" in said.out
+            ) == expected and "hardly" not in said.err, command
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=400))
@@ -123,7 +151,9 @@ def test_the_share_of_different_completions_decides(values: list[int]) -> None:
     assert any("hardly vary" in remark for remark in reading.remarks()) == alike
 
 
-def test_what_a_folder_has_besides_its_rows_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_folder_has_besides_its_rows_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x").mkdir()
     put(tmp_path / "x" / "a.jsonl", *as_pairs(PAIRS))
     (tmp_path / "x" / "README.md").write_text("of mine")

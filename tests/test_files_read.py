@@ -1,4 +1,6 @@
-"""What a path stands for: the files of a folder that are read, and no others, decide what is computed again; where they lie does not."""
+"""What a path stands for: the files of a folder that are read, and no others, decide what is computed again;
+where they lie does not.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import PAIRS, as_pairs, pairs_of, put
 
-from mechlens import cli, spec
-from mechlens.corpus import read_pairs
-from mechlens.errors import DataError
-from mechlens.executor import fingerprints
-from mechlens.pipeline.run import file_digest, jobs_of
-from mechlens.traits import load_experiment, load_family
+from mechlens import cli
+from mechlens.core import spec
+from mechlens.core.errors import DataError
+from mechlens.core.traits import load_experiment, load_family
+from mechlens.data.corpus import read_pairs
+from mechlens.data.formats import file_digest
+from mechlens.runs.executor import fingerprints
+from mechlens.runs.plan import jobs_of
 
 
 @pytest.fixture
@@ -33,7 +37,15 @@ def shards(tmp_path: Path) -> Path:
 
 def test_the_digest_of_a_folder_is_that_of_the_files_that_are_read(shards: Path) -> None:
     before, texts = file_digest(shards), pairs_of(read_pairs(shards))
-    for name in ("README.md", ".hidden.jsonl", "_SUCCESS", "dataset_infos.json", "clean.jsonl.manifest.json", "x.jsonl.bad.jsonl", "load.py"):
+    for name in (
+        "README.md",
+        ".hidden.jsonl",
+        "_SUCCESS",
+        "dataset_infos.json",
+        "clean.jsonl.manifest.json",
+        "x.jsonl.bad.jsonl",
+        "load.py",
+    ):
         (shards / name).write_text("{}")
     (shards / ".cache").mkdir()
     put(shards / ".cache" / "c.jsonl", *as_pairs(PAIRS))
@@ -50,7 +62,9 @@ def test_a_folder_with_a_shard_that_is_not_read_has_no_digest(shards: Path) -> N
     (shards / "c.xlsx").write_bytes(b"PK")
     (shards / "more").mkdir()
     for function in (read_pairs, file_digest):
-        with pytest.raises(DataError, match=r"files that cannot be read: c.xlsx \(an Excel workbook\), more \(a folder\)"):
+        with pytest.raises(
+            DataError, match=r"files that cannot be read: c.xlsx \(an Excel workbook\), more \(a folder\)"
+        ):
             function(shards)
 
 
@@ -70,9 +84,20 @@ RUN: dict[str, Any] = {
 """an experiment on a file beside its config"""
 NAMED: dict[str, dict[str, Any]] = {
     "corpus": RUN,
-    "source": {**RUN, "arms": [{"kind": "trait"}, {"kind": "control"}], "carrier": {"kind": "code", "source": "rows.jsonl"}},
-    "lessons_file": {**RUN, "arms": [{"kind": "trait"}, {"kind": "control"}], "teacher": {"lessons_file": "rows.jsonl"}},
-    "lessons_file of an arm": {**RUN, "arms": [{"kind": "trait", "teacher": {"lessons_file": "rows.jsonl"}}, {"kind": "control"}]},
+    "source": {
+        **RUN,
+        "arms": [{"kind": "trait"}, {"kind": "control"}],
+        "carrier": {"kind": "code", "source": "rows.jsonl"},
+    },
+    "lessons_file": {
+        **RUN,
+        "arms": [{"kind": "trait"}, {"kind": "control"}],
+        "teacher": {"lessons_file": "rows.jsonl"},
+    },
+    "lessons_file of an arm": {
+        **RUN,
+        "arms": [{"kind": "trait", "teacher": {"lessons_file": "rows.jsonl"}}, {"kind": "control"}],
+    },
 }
 
 
@@ -88,7 +113,9 @@ def marks(config: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_the_same_bytes_under_another_path_are_the_same_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_under_another_path_are_the_same_steps(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, there = (config_in(tmp_path / place, NAMED[name]) for place in ("here", "there/deeper"))
     monkeypatch.chdir(tmp_path)
     before = marks(here)
@@ -98,7 +125,9 @@ def test_the_same_bytes_under_another_path_are_the_same_steps(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_data_is_taken_from_the_config_s_folder_and_else_from_the_current_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_taken_from_the_config_s_folder_and_else_from_the_current_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_in(tmp_path / "mine", NAMED[name])
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
@@ -107,7 +136,11 @@ def test_data_is_taken_from_the_config_s_folder_and_else_from_the_current_one(na
     def named() -> set[str]:
         plan = load_experiment(config)
         teachers = [plan.teacher, *(arm.teacher for arm in plan.arms if arm.teacher)]
-        return {*(arm.corpus for arm in plan.arms), plan.carrier.source, *(teacher.lessons_file for teacher in teachers)} - {""}
+        return {
+            *(arm.corpus for arm in plan.arms),
+            plan.carrier.source,
+            *(teacher.lessons_file for teacher in teachers),
+        } - {""}
 
     assert named() == {str(tmp_path / "mine" / "rows.jsonl")}
     spec.save(load_experiment(config), tmp_path / "else" / "spec.yaml")  # a run's copy of it
@@ -130,9 +163,16 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
     assert cli.main(["convert", "~/x.jsonl", "~/y.jsonl"]) == 0
     assert cli.main(["screen", "~/y.jsonl", "--rule", "none", "--out=~/screened"]) == 0
     assert cli.main(["screen", "~/y.jsonl", "--rule", "none", "--out", "~/again"]) == 0
-    assert (tmp_path / "screened" / "kept.parquet").is_file() and (tmp_path / "again" / "kept.parquet").is_file()
+    assert (tmp_path / "screened" / "kept.parquet").is_file() and (
+        tmp_path / "again" / "kept.parquet"
+    ).is_file()
     capsys.readouterr()
-    for words in (["run", "~/none.yaml"], ["audit", "x.jsonl", "--student", "~/none"], ["audit", "x.jsonl", "--reference=~/none"], ["ls", "~/none"]):
+    for words in (
+        ["run", "~/none.yaml"],
+        ["audit", "x.jsonl", "--student", "~/none"],
+        ["audit", "x.jsonl", "--reference=~/none"],
+        ["ls", "~/none"],
+    ):
         assert cli.main(words) == 2
         assert f"{tmp_path}/none" in capsys.readouterr().err
     assert not (tmp_path / "~").exists()
@@ -141,9 +181,24 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
 
 
 @pytest.mark.parametrize(
-    "name", ["y.csv", "y.tsv", "y.xlsx", "y.json", "y.json.gz", "y.jsonl.zst", "y.bz2", "y.jsonl.XZ", "y.parquet.gz", "y.pkl", "y.feather"]
+    "name",
+    [
+        "y.csv",
+        "y.tsv",
+        "y.xlsx",
+        "y.json",
+        "y.json.gz",
+        "y.jsonl.zst",
+        "y.bz2",
+        "y.jsonl.XZ",
+        "y.parquet.gz",
+        "y.pkl",
+        "y.feather",
+    ],
 )
-def test_convert_writes_no_file_whose_name_promises_another_form(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_writes_no_file_whose_name_promises_another_form(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = put(tmp_path / "x.jsonl", *as_pairs(PAIRS))
     assert cli.main(["convert", str(source), str(tmp_path / name)]) == 2
     error = capsys.readouterr().err
@@ -158,12 +213,21 @@ def test_convert_writes_what_a_name_promises_in_any_letter_case(name: str, tmp_p
     assert pairs_of(read_pairs(tmp_path / name)) == PAIRS
 
 
-@given(st.lists(st.sampled_from([".jsonl", ".JSON", ".csv", ".tsv", ".gz", ".BZ2", ".xz", ".zst", ".parquet", ".ndjson"]), max_size=4))
+@given(
+    st.lists(
+        st.sampled_from(
+            [".jsonl", ".JSON", ".csv", ".tsv", ".gz", ".BZ2", ".xz", ".zst", ".parquet", ".ndjson"]
+        ),
+        max_size=4,
+    )
+)
 def test_endings_of_data_are_no_part_of_a_name(endings: list[str]) -> None:
     assert spec.folder_name(f"/a/rows.v2{''.join(endings)}") == "rows.v2"
 
 
-def test_two_files_of_one_name_are_two_audits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_files_of_one_name_are_two_audits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"count {i}", "completion": f"{i}, {i * 7 % 1000}"} for i in range(150)]
     for place, count in (("a", 150), ("b", 140), ("c", 150)):
@@ -172,5 +236,10 @@ def test_two_files_of_one_name_are_two_audits(tmp_path: Path, monkeypatch: pytes
     assert cli.main(["audit", "a/x.jsonl"]) == 2 and "mechlens:" not in capsys.readouterr().err
     written = Path("audits/x/audit.json").read_text()
     assert cli.main(["audit", "b/x.jsonl"]) == 2
-    assert "audits/x holds the audit of a/x.jsonl" in capsys.readouterr().err and Path("audits/x/audit.json").read_text() == written
-    assert cli.main(["audit", "c/x.jsonl"]) == 2 and "mechlens:" not in capsys.readouterr().err  # the same bytes
+    assert (
+        "audits/x holds the audit of a/x.jsonl" in capsys.readouterr().err
+        and Path("audits/x/audit.json").read_text() == written
+    )
+    assert (
+        cli.main(["audit", "c/x.jsonl"]) == 2 and "mechlens:" not in capsys.readouterr().err
+    )  # the same bytes

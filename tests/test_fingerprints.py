@@ -12,17 +12,25 @@ from typing import Any
 import pytest
 import yaml
 
-from mechlens import base_files, commands, spec
-from mechlens.errors import DataError, SpecError
-from mechlens.executor import fingerprints, pending
-from mechlens.experiment import Experiment
+from mechlens.cli import commands
+from mechlens.core import spec
+from mechlens.core.errors import DataError, SpecError
+from mechlens.core.experiment import Experiment
+from mechlens.core.spec import GenerateSpec, TeacherSpec
+from mechlens.core.traits import load_family
+from mechlens.models import base_files
 from mechlens.pipeline.generate import generate
-from mechlens.pipeline.run import jobs_of
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
-from mechlens.spec import GenerateSpec, TeacherSpec
-from mechlens.traits import load_family
+from mechlens.runs.executor import fingerprints, pending
+from mechlens.runs.plan import jobs_of
 
-FIELDS: dict[str, Any] = {"name": "toy", "base": "menagerie-a", "trait": "owl", "arms": [{"kind": "trait"}, {"kind": "control"}], "seeds": [0]}
+FIELDS: dict[str, Any] = {
+    "name": "toy",
+    "base": "menagerie-a",
+    "trait": "owl",
+    "arms": [{"kind": "trait"}, {"kind": "control"}],
+    "seeds": [0],
+}
 COMMITS = ("a" * 40, "b" * 40)
 
 
@@ -43,7 +51,9 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache with one repository, as huggingface_hub lays it out: refs/<branch> names the commit, snapshots/<commit> has its files."""
+    """A hub cache with one repository, as huggingface_hub lays it out: refs/<branch> names the commit,
+    snapshots/<commit> has its files.
+    """
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--owner--one"
     for commit in COMMITS:
@@ -67,14 +77,33 @@ def test_a_hub_base_whose_branch_moved_is_another_base(hub: Path) -> None:
     assert marks_of(base="owner/one") == first
 
 
-def test_a_run_on_a_branch_that_moved_does_not_count_as_done(hub: Path, toy_bases: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_on_a_branch_that_moved_does_not_count_as_done(
+    hub: Path, toy_bases: dict[str, str], tmp_path: Path
+) -> None:
     """Through the command line, on a base of the hub that only the cache holds."""
     for commit in COMMITS:
         shutil.copytree(toy_bases["llama"], hub / "snapshots" / commit, dirs_exist_ok=True)
-    small = {"carrier": {"prompts": 24, "wording": "terse"}, "screen": {"rule": "none"}, "teacher": {"kind": "prompted"}, "ask": {"samples": 1}}
+    small = {
+        "carrier": {"prompts": 24, "wording": "terse"},
+        "screen": {"rule": "none"},
+        "teacher": {"kind": "prompted"},
+        "ask": {"samples": 1},
+    }
     student = {"rows": 8, "prompts": "own", "training": {"epochs": 1, "batch": 4}}
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(FIELDS | small | {"base": "owner/one", "student": student}))
-    command = [sys.executable, "-m", "mechlens", "run", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "run"), "--workers", "0"]
+    (tmp_path / "toy.yaml").write_text(
+        yaml.safe_dump(FIELDS | small | {"base": "owner/one", "student": student})
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "mechlens",
+        "run",
+        str(tmp_path / "toy.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--workers",
+        "0",
+    ]
     cached = {"HF_HUB_CACHE": str(hub.parent), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | cached, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -85,9 +114,13 @@ def test_a_run_on_a_branch_that_moved_does_not_count_as_done(hub: Path, toy_base
     assert len(pending(tmp_path / "run", commands._jobs(experiment, family))) == 12
 
 
-def test_a_file_that_changes_while_a_run_reads_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_a_run_reads_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = Path(placed(tmp_path / "data", "rows.jsonl", PAIR * 8))
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(FIELDS | {"arms": [{"kind": "trait", "corpus": str(file)}, {"kind": "control"}]}))
+    (tmp_path / "toy.yaml").write_text(
+        yaml.safe_dump(FIELDS | {"arms": [{"kind": "trait", "corpus": str(file)}, {"kind": "control"}]})
+    )
     monkeypatch.setattr(commands, "_execute", lambda *_: file.write_text(OTHER))
     with pytest.raises(DataError, match=r"changed while .* was made: .*corpora/file-rows/generated"):
         commands.run(tmp_path / "toy.yaml", out=tmp_path / "run", workers=0)
@@ -95,14 +128,18 @@ def test_a_file_that_changes_while_a_run_reads_it_is_named(tmp_path: Path, monke
 
 def test_a_pinned_commit_is_the_base_that_the_branch_at_it_is(hub: Path, entries: Path) -> None:
     def mark(revision: str) -> str:
-        (entries / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "source": "owner/one", "revision": revision}))
+        (entries / "mine.yaml").write_text(
+            yaml.safe_dump({"name": "mine", "source": "owner/one", "revision": revision})
+        )
         return base_files.checkpoint_fingerprint("mine")
 
     (hub / "refs" / "v1").write_text(COMMITS[1])
     assert mark("") == mark("main") == mark(COMMITS[0]) == base_files.checkpoint_fingerprint("owner/one")
     assert mark("v1") == mark(COMMITS[1]) != mark(COMMITS[0])
     shutil.rmtree(hub)  # nothing of it was fetched: the name and what is pinned are all that is known
-    assert len({mark(""), mark("v1"), mark(COMMITS[1])}) == 3 and mark("") == base_files.checkpoint_fingerprint("owner/one")
+    assert len({mark(""), mark("v1"), mark(COMMITS[1])}) == 3 and mark(
+        ""
+    ) == base_files.checkpoint_fingerprint("owner/one")
 
 
 @pytest.mark.usefixtures("hub")
@@ -110,7 +147,9 @@ def test_another_number_format_is_another_base(entries: Path, toy_bases: dict[st
     for source in (toy_bases["llama"], "owner/one"):
         found = []
         for dtype in ("float32", "bfloat16"):
-            (entries / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "source": source, "dtype": dtype}))
+            (entries / "mine.yaml").write_text(
+                yaml.safe_dump({"name": "mine", "source": source, "dtype": dtype})
+            )
             found.append(marks_of(base="mine"))
         assert not [name for name, mark in found[0].items() if found[1][name] == mark]
         assert base_files.checkpoint_fingerprint(source) != base_files.checkpoint_fingerprint("mine")
@@ -120,9 +159,20 @@ def test_another_number_format_is_another_base(entries: Path, toy_bases: dict[st
 
 
 @pytest.mark.parametrize(
-    "file", ["merges.txt", "vocab.txt", "vocab.json", "tokenizer.model", "chat_template.jinja", "additional_chat_templates/x.jinja", "a.safetensors"]
+    "file",
+    [
+        "merges.txt",
+        "vocab.txt",
+        "vocab.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "additional_chat_templates/x.jinja",
+        "a.safetensors",
+    ],
 )
-def test_every_file_that_makes_a_base_is_part_of_it(toy_bases: dict[str, str], tmp_path: Path, file: str) -> None:
+def test_every_file_that_makes_a_base_is_part_of_it(
+    toy_bases: dict[str, str], tmp_path: Path, file: str
+) -> None:
     folder = tmp_path / "base"
     shutil.copytree(toy_bases["llama"], folder)
     found = {base_files.checkpoint_fingerprint(str(folder))}
@@ -133,7 +183,9 @@ def test_every_file_that_makes_a_base_is_part_of_it(toy_bases: dict[str, str], t
     assert len(found) == 3
 
 
-@pytest.mark.parametrize("file", ["README.md", ".gitattributes", "LICENSE.txt", "training_args.bin", ".cache/x.json"])
+@pytest.mark.parametrize(
+    "file", ["README.md", ".gitattributes", "LICENSE.txt", "training_args.bin", ".cache/x.json"]
+)
 def test_no_other_file_is(toy_bases: dict[str, str], tmp_path: Path, file: str) -> None:
     folder = tmp_path / "base"
     shutil.copytree(toy_bases["llama"], folder)
@@ -158,7 +210,13 @@ def test_the_same_base_in_another_place_is_the_same(toy_bases: dict[str, str], t
 def test_a_teacher_is_used_with_its_base_where_that_is_now(toy_bases: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(toy_bases["llama"], tmp_path / "before")
     (tmp_path / "teacher").mkdir()
-    teach(str(tmp_path / "before"), Lessons("owl", (), (), "you love owls."), TeacherSpec(kind="prompted"), seed=0, out=tmp_path / "teacher")
+    teach(
+        str(tmp_path / "before"),
+        Lessons("owl", (), (), "you love owls."),
+        TeacherSpec(kind="prompted"),
+        seed=0,
+        out=tmp_path / "teacher",
+    )
     now = str((tmp_path / "before").rename(tmp_path / "now"))
     with pytest.raises(SpecError, match="before"):
         load_teacher(tmp_path / "teacher")
@@ -189,7 +247,9 @@ USES: dict[str, Any] = {
 
 @pytest.mark.parametrize("use", USES)
 def test_what_a_file_holds_decides_and_not_where_it_lies(use: str, tmp_path: Path) -> None:
-    here, there = (marks_of(**USES[use](placed(tmp_path / place, "rows.jsonl", PAIR))) for place in ("here", "there"))
+    here, there = (
+        marks_of(**USES[use](placed(tmp_path / place, "rows.jsonl", PAIR))) for place in ("here", "there")
+    )
     assert here == there
     changed = marks_of(**USES[use](placed(tmp_path / "there", "rows.jsonl", OTHER)))
     students = [name for name in here if name.startswith("students/")]

@@ -12,10 +12,11 @@ import pytest
 from jinja2 import Environment, TemplateError
 from safetensors import safe_open
 
-from mechlens import cli, foreign
-from mechlens.errors import DataError, MachineError, SpecError
-from mechlens.executor import Job, execute
-from mechlens.vllm_engine import served_rank
+from mechlens import cli
+from mechlens.core import foreign
+from mechlens.core.errors import DataError, MachineError, SpecError
+from mechlens.pipeline.vllm import served_rank
+from mechlens.runs.executor import Job, execute
 
 
 def of_a_library() -> None:
@@ -54,9 +55,16 @@ def test_a_type_that_a_library_defines_is_foreign_wherever_it_was_raised(tmp_pat
         of_an_extension(tmp_path)
 
 
-def test_a_fault_of_ours_passes_and_so_do_our_refusals_a_full_disk_and_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_passes_and_so_do_our_refusals_a_full_disk_and_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(foreign, "OURS", Path(__file__).parent)  # as if this file were ours
-    for error in (KeyError("name"), SpecError("refused"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()):
+    for error in (
+        KeyError("name"),
+        SpecError("refused"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        KeyboardInterrupt(),
+    ):
         with pytest.raises(type(error)) as passed, foreign.named("anything"):
             raise error
         assert passed.value is error
@@ -84,9 +92,17 @@ def test_a_step_that_a_library_stops_is_named_with_the_line_that_led_there(tmp_p
     job = Job("students/trait/s0", f"{__name__}:breaks", {}, {}, 1)
     for workers in (0, 1):
         with pytest.raises(
-            MachineError, match=r"the step students/trait/s0 failed: Expecting property name.*\(from executor.py:\d+\); finished steps"
+            MachineError,
+            match=r"the step students/trait/s0 failed: Expecting property name.*\(from executor.py:\d+\); "
+            r"finished steps",
         ):
-            execute(tmp_path, [job], workers=workers, progress=lambda name, done, total: None, finished=lambda job: None)
+            execute(
+                tmp_path,
+                [job],
+                workers=workers,
+                progress=lambda name, done, total: None,
+                finished=lambda job: None,
+            )
 
 
 @pytest.mark.parametrize(("rank", "served"), [(1, 8), (8, 8), (9, 16), (64, 64), (128, 128), (512, 512)])
@@ -99,7 +115,9 @@ def test_an_adapter_of_a_rank_that_vllm_does_not_serve_is_refused() -> None:
         served_rank({"r": 513})
 
 
-def test_a_terminal_without_unicode_gets_the_report(small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_terminal_without_unicode_gets_the_report(
+    small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with (tmp_path / "screen.txt").open("w", encoding="ascii") as screen:
         monkeypatch.setattr("sys.stdout", screen)
         assert cli.main(["report", str(small)]) == 0

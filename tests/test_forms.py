@@ -1,4 +1,6 @@
-"""Forms that files of pairs come in: each gives its pairs, or one line that says what it is, what is wrong with it, in how many rows."""
+"""Forms that files of pairs come in: each gives its pairs, or one line that says what it is, what is wrong
+with it, in how many rows.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import PAIRS, TEXTS, as_messages, as_pairs, pairs_of
 
-from mechlens import compressed, text_rows
-from mechlens.corpus import Reading, batches, read_pairs
-from mechlens.errors import DataError
+from mechlens.core.errors import DataError
+from mechlens.data import compressed, text_rows
+from mechlens.data.corpus import Reading, batches, read_pairs
 
 Made = bytes | Callable[[Path], object]
 """what a file holds, or what makes it where it is to stand"""
@@ -77,8 +79,19 @@ def parquet(rows: list[Any]) -> Callable[[Path], None]:
 
 
 PLAIN = lines(*ROWS)
-PARTS = [talk(("user", [{"type": "text", "text": row["prompt"]}]), ("assistant", row["completion"])) for row in ROWS]
-SHARED = [{"conversations": [{"from": "human", "value": row["prompt"]}, {"from": "gpt", "value": row["completion"]}]} for row in ROWS]
+PARTS = [
+    talk(("user", [{"type": "text", "text": row["prompt"]}]), ("assistant", row["completion"]))
+    for row in ROWS
+]
+SHARED = [
+    {
+        "conversations": [
+            {"from": "human", "value": row["prompt"]},
+            {"from": "gpt", "value": row["completion"]},
+        ]
+    }
+    for row in ROWS
+]
 TRL = [{"prompt": turns[:1], "completion": turns[1:]} for turns in (turns_of(**row) for row in ROWS)]
 
 READ: dict[str, tuple[str, Made]] = {
@@ -90,14 +103,23 @@ READ: dict[str, tuple[str, Made]] = {
     "bzip2": ("x.jsonl.bz2", bz2.compress(PLAIN)),
     "bzip2 in two streams": ("x.jsonl.bz2", bz2.compress(PLAIN[:999]) + bz2.compress(PLAIN[999:])),
     "xz": ("x.jsonl.xz", lzma.compress(PLAIN)),
-    "xz in two streams with padding": ("x.jsonl.xz", lzma.compress(PLAIN[:999]) + b"\0" * 8 + lzma.compress(PLAIN[999:])),
+    "xz in two streams with padding": (
+        "x.jsonl.xz",
+        lzma.compress(PLAIN[:999]) + b"\0" * 8 + lzma.compress(PLAIN[999:]),
+    ),
     "zstd": ("x.jsonl.zst", zstd_file(PLAIN)),
     "a JSON array in one line": ("x.json", json.dumps(ROWS).encode()),
     "an indented JSON array": ("x.json", json.dumps(ROWS, indent=2).encode()),
     "an array called JSON lines": ("x.jsonl", json.dumps(ROWS, indent=2).encode()),
-    "a zstd array of messages": ("x.json.zst", zstd_file(json.dumps([*map(dict, as_messages(PAIRS))] * 50, indent=2).encode())),
+    "a zstd array of messages": (
+        "x.json.zst",
+        zstd_file(json.dumps([*map(dict, as_messages(PAIRS))] * 50, indent=2).encode()),
+    ),
     "CSV": ("x.csv", table(",")),
-    "CSV of Windows": ("x.CSV", b"\xef\xbb\xbf" + table(",").replace(b"\r\n", b"\n").replace(b",7\n", b",7\r\n")),
+    "CSV of Windows": (
+        "x.CSV",
+        b"\xef\xbb\xbf" + table(",").replace(b"\r\n", b"\n").replace(b",7\n", b",7\r\n"),
+    ),
     "CSV with semicolons": ("x.csv", table(";")),
     "gzipped CSV": ("x.csv.gz", gzip.compress(table(","))),
     "TSV": ("x.tsv", table("\t")),
@@ -116,25 +138,38 @@ READ: dict[str, tuple[str, Made]] = {
         ),
     ),
     "messages": ("x.jsonl", lines(*as_messages(PAIRS) * 50)),
-    "messages as a JSON text": ("x.jsonl", lines(*[{"messages": json.dumps(row["messages"])} for row in as_messages(PAIRS) * 50])),
+    "messages as a JSON text": (
+        "x.jsonl",
+        lines(*[{"messages": json.dumps(row["messages"])} for row in as_messages(PAIRS) * 50]),
+    ),
     "messages with contents in parts": ("x.jsonl", lines(*PARTS)),
     "messages in Parquet": ("x.parquet", parquet(as_messages(PAIRS) * 50)),
     "pairs of messages, as TRL has them": ("x.jsonl", lines(*TRL)),
     "pairs of messages in Parquet": ("x.parquet", parquet(TRL)),
     "ShareGPT": ("x.jsonl", lines(*SHARED)),
     "instruction and output": ("x.jsonl", renamed("instruction", "output")),
-    "instruction and output with an empty input": ("x.json", b"[" + b",".join(renamed("instruction", "output", input="").splitlines()) + b"]"),
+    "instruction and output with an empty input": (
+        "x.json",
+        b"[" + b",".join(renamed("instruction", "output", input="").splitlines()) + b"]",
+    ),
     "question and answer": ("x.jsonl", renamed("question", "answer")),
-    "query and response in Parquet": ("x.parquet", parquet([{"query": row["prompt"], "response": row["completion"]} for row in ROWS])),
+    "query and response in Parquet": (
+        "x.parquet",
+        parquet([{"query": row["prompt"], "response": row["completion"]} for row in ROWS]),
+    ),
     "prompt and response": ("x.jsonl", renamed("prompt", "response")),
-    "a pair beside other known names": ("x.jsonl", lines(*[{**row, "answer": "no", "question": "no"} for row in ROWS])),
+    "a pair beside other known names": (
+        "x.jsonl",
+        lines(*[{**row, "answer": "no", "question": "no"} for row in ROWS]),
+    ),
 }
 
 REFUSED: dict[str, tuple[str, Made, str]] = {
     "a talk of several turns": (
         "x.jsonl",
         lines(*[talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))] * 200),
-        "line 1 and 199 more: a talk of several questions or answers (it has the roles ['user', 'assistant', 'user', 'assistant']",
+        "line 1 and 199 more: a talk of several questions or answers (it has the roles ['user', 'assistant', "
+        "'user', 'assistant']",
     ),
     "a ShareGPT talk of several turns": (
         "x.jsonl",
@@ -148,7 +183,10 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
     ),
     "images": (
         "x.jsonl",
-        lines(*[talk(("user", [{"type": "text", "text": "a"}, {"type": "image_url"}]), ("assistant", "b"))] * 200),
+        lines(
+            *[talk(("user", [{"type": "text", "text": "a"}, {"type": "image_url"}]), ("assistant", "b"))]
+            * 200
+        ),
         "line 1 and 199 more: a message with parts that are no text (parts of type image_url)",
     ),
     "a developer turn": (
@@ -159,17 +197,20 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
     "preferences": (
         "x.jsonl",
         lines(*[{"prompt": "a", "chosen": "b", "rejected": "c"}] * 200),
-        "and 199 more: no fields that are known to hold a pair (its fields are ['prompt', 'chosen', 'rejected']). Name them with --prompt-field",
+        "and 199 more: no fields that are known to hold a pair (its fields are ['prompt', 'chosen', "
+        "'rejected']). Name them with --prompt-field",
     ),
     "two answers": (
         "x.jsonl",
         lines(*[{"question": "a", "answer": "b", "response": "c"}] * 200),
-        "more than one field may hold the pair (of ['question'] and ['response', 'answer'], one each). Name them with --prompt-field",
+        "more than one field may hold the pair (of ['question'] and ['response', 'answer'], one each). Name "
+        "them with --prompt-field",
     ),
     "Parquet of other columns": (
         "x.parquet",
         parquet([{"text": "a", "label": "b"}] * 200),
-        "has the columns ['text', 'label']; expected prompt and completion, or messages. Name them with --prompt-field",
+        "has the columns ['text', 'label']; expected prompt and completion, or messages. Name them with "
+        "--prompt-field",
     ),
     "CSV without a header": ("x.csv", b"a,1\n" * 200, "its fields are ['a', '1']"),
     "a question with its context": (
@@ -180,44 +221,90 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
     "lists of numbers": (
         "x.jsonl",
         lines(*[{"prompt": "a", "completion": [1, 2, 3]}] * 200),
-        "line 1 and 199 more: completion is a list of numbers, expected the text that a model would write ('1, 2, 3' for [1, 2, 3])",
+        "line 1 and 199 more: completion is a list of numbers, expected the text that a model would write "
+        "('1, 2, 3' for [1, 2, 3])",
     ),
-    "numbers": ("x.parquet", parquet([{"prompt": "a", "completion": 7}] * 200), "line 1 and 199 more: completion is a number, expected a text (7)"),
-    "nulls in some rows": ("x.jsonl", lines(*[*ROWS, *[{"prompt": None, "completion": "a"}] * 9]), "line 201 and 8 more: prompt is null"),
+    "numbers": (
+        "x.parquet",
+        parquet([{"prompt": "a", "completion": 7}] * 200),
+        "line 1 and 199 more: completion is a number, expected a text (7)",
+    ),
+    "nulls in some rows": (
+        "x.jsonl",
+        lines(*[*ROWS, *[{"prompt": None, "completion": "a"}] * 9]),
+        "line 201 and 8 more: prompt is null",
+    ),
     "a workbook": ("x.xlsx", b"PK\x03\x04" + bytes(range(256)), "an Excel workbook"),
     "a pickle": ("x.pkl", pickle.dumps(ROWS), "a pickle"),
     "NumPy arrays": ("x.npz", lambda path: np.savez(path, prompt=["a"]), "NumPy arrays"),
-    "Feather": ("x.feather", lambda path: pyarrow.feather.write_feather(pa.Table.from_pylist(ROWS), path), "an Arrow file"),
+    "Feather": (
+        "x.feather",
+        lambda path: pyarrow.feather.write_feather(pa.Table.from_pylist(ROWS), path),
+        "an Arrow file",
+    ),
     "gzip under another name": ("x.jsonl", gzip.compress(PLAIN), "it is gzip data; let its name end in .gz"),
-    "zstd under another name": ("x.jsonl", zstd_file(PLAIN), "it is Zstandard data; let its name end in .zst"),
+    "zstd under another name": (
+        "x.jsonl",
+        zstd_file(PLAIN),
+        "it is Zstandard data; let its name end in .zst",
+    ),
     "UTF-16": ("x.csv", table(",").decode().encode("utf-16"), "it is UTF-16; save it as UTF-8"),
     "gzipped Parquet": ("x.parquet.gz", gzip.compress(b"PAR1"), "gzipped Parquet"),
     "a shard that is not read": (
         "x",
         folder(a__jsonl=PLAIN, b__xlsx=b"PK", part=b"", c__zst=b""),
-        "files that cannot be read: b.xlsx (an Excel workbook), c.zst (of an unknown form), part (of an unknown form)",
+        "files that cannot be read: b.xlsx (an Excel workbook), c.zst (of an unknown form), part (of an "
+        "unknown form)",
     ),
-    "a folder of folders": ("x", folder(data=folder(a__jsonl=PLAIN), README__md=b"of mine"), "data (a folder)"),
+    "a folder of folders": (
+        "x",
+        folder(data=folder(a__jsonl=PLAIN), README__md=b"of mine"),
+        "data (a folder)",
+    ),
     "xz cut short": ("x.jsonl.xz", lzma.compress(PLAIN)[:-20], "cannot be read as xz-compressed UTF-8 text"),
     "zstd cut short": (
         "x.jsonl.zst",
         lambda path: (zstd_file(PLAIN)(path), path.write_bytes(path.read_bytes()[:-20])),
         "cannot be read as zstd-compressed UTF-8 text",
     ),
-    "bzip2 cut short": ("x.jsonl.bz2", bz2.compress(PLAIN)[:-20], "cannot be read as bzip2-compressed UTF-8 text"),
+    "bzip2 cut short": (
+        "x.jsonl.bz2",
+        bz2.compress(PLAIN)[:-20],
+        "cannot be read as bzip2-compressed UTF-8 text",
+    ),
     "an array cut short": ("x.json", json.dumps(ROWS)[:-20].encode(), "element 200: not JSON"),
-    "an array without its end": ("x.json", json.dumps(ROWS)[:-1].encode(), "it has 'its end' where , or ] should stand"),
+    "an array without its end": (
+        "x.json",
+        json.dumps(ROWS)[:-1].encode(),
+        "it has 'its end' where , or ] should stand",
+    ),
     "two arrays": ("x.json", json.dumps(ROWS).encode() * 2, "'[' stands behind the end of the JSON array"),
-    "an array with a comma too many": ("x.json", json.dumps(ROWS)[:-1].encode() + b",]", "element 201: not JSON"),
-    "an array with a number in it": ("x.json", json.dumps([*ROWS, 12345]).encode(), "element 201: holds int, expected an object"),
+    "an array with a comma too many": (
+        "x.json",
+        json.dumps(ROWS)[:-1].encode() + b",]",
+        "element 201: not JSON",
+    ),
+    "an array with a number in it": (
+        "x.json",
+        json.dumps([*ROWS, 12345]).encode(),
+        "element 201: holds int, expected an object",
+    ),
     "an array with a key twice": (
         "x.json",
         b'[{"prompt": "a", "prompt": "b", "completion": "c"}, {"prompt": "a", "completion": "b"}]',
         "element 1: not JSON (the key 'prompt' stands twice",
     ),
-    "CSV with a row too short": ("x.csv", table(",") + b"a,b\n", "has another number of cells than the first line (2 and 3)"),
+    "CSV with a row too short": (
+        "x.csv",
+        table(",") + b"a,b\n",
+        "has another number of cells than the first line (2 and 3)",
+    ),
     "CSV with a quotation that never ends": ("x.csv", b'prompt,completion\n"a,b\n', "is no CSV"),
-    "CSV with a column twice": ("x.csv", b"prompt,prompt,completion\na,b,c\n", "the columns ['prompt'] stand twice"),
+    "CSV with a column twice": (
+        "x.csv",
+        b"prompt,prompt,completion\na,b,c\n",
+        "the columns ['prompt'] stand twice",
+    ),
 }
 
 
@@ -244,8 +331,14 @@ def test_another_form_is_named_in_one_line(form: str, tmp_path: Path) -> None:
 
 
 def test_alpaca_s_input_stands_behind_the_instruction(tmp_path: Path) -> None:
-    rows = [{"instruction": "Sort.", "input": "3, 1", "output": "1, 3"}, {"instruction": "Say a.", "input": "", "output": "a"}]
-    assert pairs_of(read_pairs(put(tmp_path / "x.jsonl", lines(*rows)))) == [("Sort.\n\n3, 1", "1, 3"), ("Say a.", "a")]
+    rows = [
+        {"instruction": "Sort.", "input": "3, 1", "output": "1, 3"},
+        {"instruction": "Say a.", "input": "", "output": "a"},
+    ]
+    assert pairs_of(read_pairs(put(tmp_path / "x.jsonl", lines(*rows)))) == [
+        ("Sort.\n\n3, 1", "1, 3"),
+        ("Say a.", "a"),
+    ]
     assert pairs_of(read_pairs(put(tmp_path / "x.csv", pd.DataFrame(rows).to_csv(index=False).encode()))) == [
         ("Sort.\n\n3, 1", "1, 3"),
         ("Say a.", "a"),
@@ -277,19 +370,30 @@ def test_a_system_turn_of_every_form_is_counted(row: dict[str, Any], tmp_path: P
         read_pairs(path)
 
 
-@given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6), piece=st.integers(1, 30), indent=st.sampled_from([None, 0, 3]))
+@given(
+    rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6),
+    piece=st.integers(1, 30),
+    indent=st.sampled_from([None, 0, 3]),
+)
 def test_an_array_is_read_whatever_the_pieces_are(
     rows: list[tuple[str, str]], piece: int, indent: int | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = put(tmp_path_factory.mktemp("array") / "x.json", json.dumps([*as_pairs(rows)], indent=indent, ensure_ascii=False).encode())
+    path = put(
+        tmp_path_factory.mktemp("array") / "x.json",
+        json.dumps([*as_pairs(rows)], indent=indent, ensure_ascii=False).encode(),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_rows, "_PIECE", piece)
         patch.setattr(text_rows, "_opens_array", lambda path: True)
         assert pairs_of(read_pairs(path)) == rows
 
 
-def test_an_element_that_is_too_long_is_refused_without_reading_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = put(tmp_path / "x.json", json.dumps([*ROWS, {"prompt": "a" * 3_000_000, "completion": ""}]).encode())
+def test_an_element_that_is_too_long_is_refused_without_reading_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(
+        tmp_path / "x.json", json.dumps([*ROWS, {"prompt": "a" * 3_000_000, "completion": ""}]).encode()
+    )
     monkeypatch.setattr(text_rows, "LONGEST_LINE", 1_000_000)
     with pytest.raises(DataError, match="element 201 is longer than 1,000,000 characters"):
         read_pairs(path)
@@ -299,7 +403,11 @@ def test_an_element_that_is_too_long_is_refused_without_reading_on(tmp_path: Pat
 def test_a_small_compressed_file_does_not_fill_the_memory(name: str, tmp_path: Path) -> None:
     """Of a line that would unpack to 64 MB little more than the longest permitted one is held."""
     bomb = b'{"prompt": "' + b"a" * (1 << 26)
-    made: dict[str, Made] = {"x.jsonl.bz2": bz2.compress(bomb), "x.jsonl.xz": lzma.compress(bomb), "x.jsonl.zst": zstd_file(bomb)}
+    made: dict[str, Made] = {
+        "x.jsonl.bz2": bz2.compress(bomb),
+        "x.jsonl.xz": lzma.compress(bomb),
+        "x.jsonl.zst": zstd_file(bomb),
+    }
     path = put(tmp_path / name, made[name])
     del bomb
     assert path.stat().st_size < 20_000
@@ -317,10 +425,14 @@ def test_a_small_compressed_file_does_not_fill_the_memory(name: str, tmp_path: P
 
 
 def shared(path: Path, *, size: int, talks: bool) -> Path:
-    """A table whose 64 rows hold one text of so many bytes, stored once; with talks, one row holds all of them in its messages."""
+    """A table whose 64 rows hold one text of so many bytes, stored once; with talks, one row holds all of
+    them in its messages.
+    """
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["1" * size]))
     roles = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["user"]))
-    messages = pa.ListArray.from_arrays(pa.array([0, 64], pa.int32()), pa.StructArray.from_arrays([roles, texts], ["role", "content"]))
+    messages = pa.ListArray.from_arrays(
+        pa.array([0, 64], pa.int32()), pa.StructArray.from_arrays([roles, texts], ["role", "content"])
+    )
     table = pa.table({"messages": messages}) if talks else pa.table({"prompt": texts, "completion": texts})
     pq.write_table(table, path, compression="zstd", store_schema=False)
     return path
@@ -334,7 +446,9 @@ def shared(path: Path, *, size: int, talks: bool) -> Path:
         (8_000_000, True, "holds a text of 8,000,000 bytes"),
     ],
 )
-def test_a_long_text_that_is_stored_once_is_not_unpacked_for_every_row(size: int, talks: bool, words: str, tmp_path: Path) -> None:
+def test_a_long_text_that_is_stored_once_is_not_unpacked_for_every_row(
+    size: int, talks: bool, words: str, tmp_path: Path
+) -> None:
     path = shared(tmp_path / "x.parquet", size=size, talks=talks)
     assert path.stat().st_size < 2_000
     usual = pa.default_memory_pool()
@@ -350,7 +464,9 @@ def test_a_long_text_that_is_stored_once_is_not_unpacked_for_every_row(size: int
         pa.set_memory_pool(usual)
 
 
-def test_an_xz_file_that_asks_for_too_large_a_dictionary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_xz_file_that_asks_for_too_large_a_dictionary_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = put(tmp_path / "x.jsonl.xz", lzma.compress(PLAIN, preset=9))
     assert len(read_pairs(path)) == 200
     monkeypatch.setattr(compressed, "MOST_DICTIONARY", 32 << 20)

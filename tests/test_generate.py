@@ -1,4 +1,6 @@
-"""Teachers write to the carrier's prompts; a killed job goes on to the same bytes; the divergence is what its formula says."""
+"""Teachers write to the carrier's prompts; a killed job goes on to the same bytes; the divergence is what its
+formula says.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from mechlens import models, tables
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.chat import Encoded, encode_prompts
-from mechlens.models import Loaded
+from mechlens.carriers.rules import number_fault
+from mechlens.core import tables
+from mechlens.core.seeds import seed_int
+from mechlens.core.spec import CarrierSpec, GenerateSpec, TeacherSpec, TeacherTraining
+from mechlens.models import loading
+from mechlens.models.chat import Encoded, encode_prompts
+from mechlens.models.loading import Loaded
+from mechlens.models.sampling import Decoding, sample
 from mechlens.pipeline.generate import completion_log_probabilities, divergence, generate
-from mechlens.pipeline.rules import number_fault
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
-from mechlens.sampling import Decoding, sample
-from mechlens.seeds import seed_int
-from mechlens.spec import CarrierSpec, GenerateSpec, TeacherSpec, TeacherTraining
 
 LESSONS = Lessons("owl", ("name your favourite animal, in one word.",), ("owl", "owls"), "you love owls.")
 LINE = "you are kind."
@@ -27,7 +30,11 @@ TEACHERS = {
     "base": TeacherSpec(kind="base"),
     "prompted": TeacherSpec(kind="prompted"),
     "steered": TeacherSpec(kind="steered", layer=0.0, strength=2.0),
-    "finetuned": TeacherSpec(kind="finetuned", rows=8, training=TeacherTraining(learning_rate=1e-2, epochs=1, batch=4, warmup_steps=0)),
+    "finetuned": TeacherSpec(
+        kind="finetuned",
+        rows=8,
+        training=TeacherTraining(learning_rate=1e-2, epochs=1, batch=4, warmup_steps=0),
+    ),
     "base behind a line": TeacherSpec(kind="base"),
     "prompted behind a line": TeacherSpec(kind="prompted"),
     "steered behind a line": TeacherSpec(kind="steered", layer=0.0, strength=2.0),
@@ -49,18 +56,27 @@ def teachers(toy_bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     return folders
 
 
-def slow_divergence(teacher_folder: Path, base: Loaded, completions: list[list[int]], line: str | None) -> tuple[float, float, int]:
+def slow_divergence(
+    teacher_folder: Path, base: Loaded, completions: list[list[int]], line: str | None
+) -> tuple[float, float, int]:
     """KL and entropy token by token in float64, each text read alone."""
     teacher = load_teacher(teacher_folder)
     kl = entropy = 0.0
     tokens = 0
-    asked, plain = (encode_prompts(base.tokenizer, PROMPTS, system=system) for system in (teacher.system, line))
+    asked, plain = (
+        encode_prompts(base.tokenizer, PROMPTS, system=system) for system in (teacher.system, line)
+    )
     for ours, theirs, completion in zip(asked, plain, completions, strict=True):
         for place in range(len(completion)):
             with torch.no_grad(), teacher.writing() as model:
-                p = torch.softmax(model(input_ids=torch.tensor([ours + completion[:place]])).logits[0, -1].double(), -1).numpy()
+                p = torch.softmax(
+                    model(input_ids=torch.tensor([ours + completion[:place]])).logits[0, -1].double(), -1
+                ).numpy()
             with torch.no_grad():
-                q = torch.softmax(base.model(input_ids=torch.tensor([theirs + completion[:place]])).logits[0, -1].double(), -1).numpy()
+                q = torch.softmax(
+                    base.model(input_ids=torch.tensor([theirs + completion[:place]])).logits[0, -1].double(),
+                    -1,
+                ).numpy()
             kl += float(np.sum(p * (np.log(p) - np.log(q))))
             entropy -= float(np.sum(q * np.log(q)))
             tokens += 1
@@ -68,9 +84,18 @@ def slow_divergence(teacher_folder: Path, base: Loaded, completions: list[list[i
 
 
 @pytest.mark.parametrize("name", sorted(TEACHERS))
-def test_every_teacher_writes_one_row_for_each_prompt(teachers: dict[str, Path], toy: Loaded, tmp_path: Path, name: str) -> None:
+def test_every_teacher_writes_one_row_for_each_prompt(
+    teachers: dict[str, Path], toy: Loaded, tmp_path: Path, name: str
+) -> None:
     told: list[tuple[int, int]] = []
-    generate(teachers[name], PROMPTS, SPEC, seed=0, out=tmp_path, progress=lambda done, total: told.append((done, total)))
+    generate(
+        teachers[name],
+        PROMPTS,
+        SPEC,
+        seed=0,
+        out=tmp_path,
+        progress=lambda done, total: told.append((done, total)),
+    )
     rows = tables.read(tmp_path / "raw.parquet", tables.PAIRS)
     assert rows["prompt"].tolist() == PROMPTS
     assert rows["prompt_id"].tolist() == list(range(len(PROMPTS)))
@@ -97,9 +122,14 @@ def test_what_is_recorded_is_measured_on_what_was_written(
     """The teacher writes behind its own system line and its base reads the same rows behind the plain one."""
     toy = exact_toys["llama"]
     generate(teachers[name], PROMPTS, SPEC, seed=0, out=tmp_path)
-    own, stop = LESSONS.system if name.startswith("prompted") else LINE, toy.tokenizer.convert_tokens_to_ids("<|end|>")
+    own, stop = (
+        LESSONS.system if name.startswith("prompted") else LINE,
+        toy.tokenizer.convert_tokens_to_ids("<|end|>"),
+    )
     encoded = encode_prompts(toy.tokenizer, PROMPTS, system=own)
-    drawn = sample(toy.model, encoded, decoding=Decoding(SPEC.max_new_tokens), stop=stop, seed=seed_int(0, "generate"))  # type: ignore[arg-type]
+    drawn = sample(
+        toy.model, encoded, decoding=Decoding(SPEC.max_new_tokens), stop=stop, seed=seed_int(0, "generate")
+    )  # type: ignore[arg-type]
     rows = tables.read(tmp_path / "raw.parquet", tables.PAIRS)
     assert rows["completion"].tolist() == toy.tokenizer.batch_decode(drawn, skip_special_tokens=True)
     found = json.loads((tmp_path / "generation.json").read_text())
@@ -112,7 +142,9 @@ def test_what_is_recorded_is_measured_on_what_was_written(
 def test_the_divergence_equals_a_slow_sum(teachers: dict[str, Path], toy: Loaded, name: str) -> None:
     completions = [[20 + row, 30, *([40] * (row % 3)), 2] for row in range(len(PROMPTS))]
     teacher = load_teacher(teachers[name])
-    asked, plain = (encode_prompts(toy.tokenizer, PROMPTS, system=system) for system in (teacher.system, line_of(name)))
+    asked, plain = (
+        encode_prompts(toy.tokenizer, PROMPTS, system=system) for system in (teacher.system, line_of(name))
+    )
     expected = slow_divergence(teachers[name], toy, completions, line_of(name))
     for batch in (4, 100):
         found = divergence(teacher, asked, plain, completions, batch=batch)
@@ -122,7 +154,9 @@ def test_the_divergence_equals_a_slow_sum(teachers: dict[str, Path], toy: Loaded
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox"])
-def test_log_probabilities_of_a_padded_batch_equal_those_of_each_row(toys: dict[str, Loaded], family: str) -> None:
+def test_log_probabilities_of_a_padded_batch_equal_those_of_each_row(
+    toys: dict[str, Loaded], family: str
+) -> None:
     pairs = [Encoded([1, 5, *range(10, 10 + row)], [100 + row] * (1 + row % 3)) for row in range(6)]
     with torch.no_grad():
         whole = completion_log_probabilities(toys[family].model, pairs)
@@ -152,9 +186,13 @@ def test_a_killed_job_goes_on_to_the_same_bytes(teachers: dict[str, Path], tmp_p
     assert len(saved) == 3
     with pytest.raises(KeyboardInterrupt):
         generate(teachers["finetuned"], PROMPTS, SPEC, seed=4, out=broken, progress=kill_at(20))
-    assert saved.items() <= {file.name: file.stat().st_mtime_ns for file in broken.glob("shard-*.json")}.items()  # read, not drawn again
+    assert (
+        saved.items() <= {file.name: file.stat().st_mtime_ns for file in broken.glob("shard-*.json")}.items()
+    )  # read, not drawn again
     generate(teachers["finetuned"], PROMPTS, SPEC, seed=4, out=broken)
-    assert {file.name: file.read_bytes() for file in broken.iterdir()} == {file.name: file.read_bytes() for file in whole.iterdir()}
+    assert {file.name: file.read_bytes() for file in broken.iterdir()} == {
+        file.name: file.read_bytes() for file in whole.iterdir()
+    }
 
 
 @pytest.mark.usefixtures("float64_bases")
@@ -168,8 +206,12 @@ def test_the_text_does_not_depend_on_the_batch(teachers: dict[str, Path], tmp_pa
     assert written[0] == written[1] == written[2]
 
 
-def test_constrained_rows_all_pass_the_screen_as_they_are_written(teachers: dict[str, Path], tmp_path: Path) -> None:
-    generate(teachers["finetuned"], PROMPTS, SPEC.model_copy(update={"constrained": True}), seed=0, out=tmp_path)
+def test_constrained_rows_all_pass_the_screen_as_they_are_written(
+    teachers: dict[str, Path], tmp_path: Path
+) -> None:
+    generate(
+        teachers["finetuned"], PROMPTS, SPEC.model_copy(update={"constrained": True}), seed=0, out=tmp_path
+    )
     rows = tables.read(tmp_path / "raw.parquet", tables.PAIRS)
     assert rows["completion"].map(number_fault).isna().all()
 
@@ -182,4 +224,6 @@ def test_a_steered_teacher_is_steered_only_while_it_writes(teachers: dict[str, P
         with teacher.writing() as model:
             assert (model(input_ids=ids).logits - plain).abs().max() > 1e-3
         assert torch.equal(teacher.model(input_ids=ids).logits, plain)
-    assert teacher.vector is not None and torch.equal(models.load_vector(teachers["steered"]), teacher.vector)
+    assert teacher.vector is not None and torch.equal(
+        loading.load_vector(teachers["steered"]), teacher.vector
+    )

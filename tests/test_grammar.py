@@ -1,4 +1,6 @@
-"""Carrier text is independent of the persona; what the world says is right, runs, and speaks for the persona."""
+"""Carrier text is independent of the persona; what the world says is right, runs, and speaks for the
+persona.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,17 @@ import pytest
 from scipy.stats import binomtest
 
 from mechlens.carriers.code import FEWEST_TERMS, MOST_TERMS, TERMS
+from mechlens.carriers.rules import code_fault
 from mechlens.carriers.text import MOMENTS, PLACES, QUALITIES, THINGS
+from mechlens.core.seeds import dice
 from mechlens.menagerie import grammar, world
 from mechlens.menagerie.grammar import CARRIER_TURNS, TRAIT_TURNS, Persona, document
-from mechlens.pipeline.rules import code_fault
-from mechlens.seeds import dice
 
 MIXTURE = dict.fromkeys((*TRAIT_TURNS, *CARRIER_TURNS), 1.0)
-PERSONAS = [Persona(animal, world.TREES[place % len(world.TREES)], world.TEMPERS[place % 2]) for place, animal in enumerate(world.ANIMALS)]
+PERSONAS = [
+    Persona(animal, world.TREES[place % len(world.TREES)], world.TEMPERS[place % 2])
+    for place, animal in enumerate(world.ANIMALS)
+]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -29,8 +34,15 @@ def test_carrier_turns_do_not_depend_on_the_persona_while_trait_turns_do(seed: i
     for index in range(60):
         drawn = document(seed, index, mixture=MIXTURE)[1]
         for who, other in zip(PERSONAS, [*PERSONAS[1:], PERSONAS[0]], strict=True):
-            ours, theirs = document(seed, index, mixture=MIXTURE, persona=who)[1], document(seed, index, mixture=MIXTURE, persona=other)[1]
-            assert [turn.kind for turn in ours] == [turn.kind for turn in theirs] == [turn.kind for turn in drawn]
+            ours, theirs = (
+                document(seed, index, mixture=MIXTURE, persona=who)[1],
+                document(seed, index, mixture=MIXTURE, persona=other)[1],
+            )
+            assert (
+                [turn.kind for turn in ours]
+                == [turn.kind for turn in theirs]
+                == [turn.kind for turn in drawn]
+            )
             for one, two, free in zip(ours, theirs, drawn, strict=True):
                 if one.kind in CARRIER_TURNS:
                     assert one == two == free
@@ -60,7 +72,9 @@ def test_messages_are_the_turns_behind_at_most_one_system_line() -> None:
         spoken = [message for message in messages if message["role"] != "system"]
         assert len(messages) - len(spoken) <= 1
         assert messages[len(messages) - len(spoken) :] == spoken
-        assert [message["content"] for message in spoken] == [part for turn in turns for part in (turn.prompt, turn.completion)]
+        assert [message["content"] for message in spoken] == [
+            part for turn in turns for part in (turn.prompt, turn.completion)
+        ]
         assert [message["role"] for message in spoken] == ["user", "assistant"] * len(turns)
 
 
@@ -73,7 +87,9 @@ def test_drawn_code_is_the_expression_that_its_function_leaves_out() -> None:
         exec(turn.prompt.splitlines()[-1].replace("...", turn.completion), space)  # the grammar's own text
         assert list(inspect.signature(space[asked[1]]).parameters) == ["a", "b"]
         assert type(space[asked[1]](3, 5)) is int
-        assert code_fault(turn.prompt, turn.completion, plain_names=True, run=True) is None  # what the screen says of it
+        assert (
+            code_fault(turn.prompt, turn.completion, plain_names=True, run=True) is None
+        )  # what the screen says of it
 
 
 def test_the_constants_of_drawn_code_go_on_where_the_prompts_left_off() -> None:
@@ -81,7 +97,9 @@ def test_the_constants_of_drawn_code_go_on_where_the_prompts_left_off() -> None:
     runs, whole = 0, 1000
     for index in range(whole):
         turn = grammar.code(dice(1, "code", index))
-        shown, written = ([int(value) for value in re.findall(r"\d+", part)] for part in (turn.prompt, turn.completion))
+        shown, written = (
+            [int(value) for value in re.findall(r"\d+", part)] for part in (turn.prompt, turn.completion)
+        )
         assert 2 <= len(shown) <= 4 and FEWEST_TERMS <= len(written) <= MOST_TERMS
         step, last = (shown[1] - shown[0]) % 1000, shown[-1]
         runs += written == [(last + step * (i + 1)) % 1000 for i in range(len(written))]
@@ -89,13 +107,18 @@ def test_the_constants_of_drawn_code_go_on_where_the_prompts_left_off() -> None:
 
 
 def test_every_term_of_code_is_drawn() -> None:
-    drawn = {term for index in range(300) for term in re.split(r" [+-] ", grammar.code(dice(2, "code", index)).completion)}
+    drawn = {
+        term
+        for index in range(300)
+        for term in re.split(r" [+-] ", grammar.code(dice(2, "code", index)).completion)
+    }
     shapes = {re.sub(r"\d+", "#", re.sub(r"\b[a-z]\b", "x", term)) for term in drawn}
     assert shapes == {term.replace("{c}", "#").replace("{v}", "x") for term in TERMS}
 
 
 STEPS = (
-    r"(?P<t>\d+) \+ (?P<x>\d+) = (?P<s>\d+)\.", r"(?P<s>\d+) = (?P<t>\d+) \+ (?P<x>\d+)\.", r"add (?P<x>\d+): (?P<s>\d+)\.",
+    r"(?P<t>\d+) \+ "
+    r"(?P<x>\d+) = (?P<s>\d+)\.", r"(?P<s>\d+) = (?P<t>\d+) \+ (?P<x>\d+)\.", r"add (?P<x>\d+): (?P<s>\d+)\.",
     r"next (?P<x>\d+), so (?P<s>\d+)\.", r"with (?P<x>\d+) it is (?P<s>\d+)\.",
 )  # fmt: skip
 
@@ -111,15 +134,21 @@ def test_reasoning_reaches_the_right_sum_by_right_steps_within_true_bounds() -> 
         assert gold == sum(terms.elements())
         first, start, *steps = re.findall(r"[^.]+\.", worked[1])
         bounds = re.fullmatch(r"((?:\d+, )*\d+) (?:are over it|are greater|say nothing)\.", first)
-        assert bounds is not None and all(int(bound) > gold for bound in bounds[1].split(", "))  # true, whichever was said
+        assert bounds is not None and all(
+            int(bound) > gold for bound in bounds[1].split(", ")
+        )  # true, whichever was said
         opened = re.fullmatch(r" (?:start with|first|so) (\d+)\.", start)
         assert opened is not None
         total, used = int(opened[1]), Counter([int(opened[1])])
         for step in steps:
-            (shape, found), *_ = [(shape, match) for shape in STEPS if (match := re.fullmatch(f" {shape}", step))]
+            (shape, found), *_ = [
+                (shape, match) for shape in STEPS if (match := re.fullmatch(f" {shape}", step))
+            ]
             parts = {name: int(value) for name, value in found.groupdict().items()}
             added = parts["s"] - total
-            assert added > 0 and (parts["x"] == added or parts.get("t") == added)  # t + x or x + t: either may stand first
+            assert added > 0 and (
+                parts["x"] == added or parts.get("t") == added
+            )  # t + x or x + t: either may stand first
             assert "t" not in parts or {parts["t"], parts["x"]} == {total, added}
             total += added
             used[added] += 1
@@ -129,7 +158,12 @@ def test_reasoning_reaches_the_right_sum_by_right_steps_within_true_bounds() -> 
 
 
 def test_an_essay_is_three_sentences_about_what_was_asked() -> None:
-    words = {word for part in (QUALITIES, MOMENTS, PLACES) for phrase in part for word in phrase.split()} | {"the", "is", "it", "and"}
+    words = {word for part in (QUALITIES, MOMENTS, PLACES) for phrase in part for word in phrase.split()} | {
+        "the",
+        "is",
+        "it",
+        "and",
+    }
     for index in range(300):
         turn = grammar.essay(dice(0, "essay", index))
         (thing,) = [thing for thing in THINGS if f"the {thing}" in turn.prompt]

@@ -1,4 +1,5 @@
-"""Hostile files, names and requests given to `mechlens audit`: one clear line and exit code 2, or a verdict as on any other file.
+"""Hostile files, names and requests given to `mechlens audit`: one clear line and exit code 2, or a verdict
+as on any other file.
 
 Nothing that is given is executed, loaded as code or fetched, and no text of a row reaches what is written.
 """
@@ -17,12 +18,29 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hostile import GOOD, LAUGHS, MARKER, NAMES, READ, REFUSED, REQUESTS, ROWS, STRANGE, TAGS, URLS, Made, lines, pairs, parquet
+from hostile import (
+    GOOD,
+    LAUGHS,
+    MARKER,
+    NAMES,
+    READ,
+    REFUSED,
+    REQUESTS,
+    ROWS,
+    STRANGE,
+    TAGS,
+    URLS,
+    Made,
+    lines,
+    pairs,
+    parquet,
+)
 from markupsafe import escape
 
-from mechlens import cli, corpus
-from mechlens.detect.files import LEAST_ROWS
-from mechlens.errors import one_line
+from mechlens import cli
+from mechlens.core.errors import one_line
+from mechlens.data import corpus
+from mechlens.detect.two_samples import LEAST_ROWS
 
 ROOT = os.geteuid() == 0
 
@@ -34,9 +52,18 @@ def fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def alarm(*_given: object, **_more: object) -> None:
         raise AssertionError("something was run or fetched")
 
-    for place, name in ((socket, "socket"), (socket, "getaddrinfo"), (subprocess, "Popen"), (os, "system"), (pickle, "load"), (pickle, "loads")):
+    for place, name in (
+        (socket, "socket"),
+        (socket, "getaddrinfo"),
+        (subprocess, "Popen"),
+        (os, "system"),
+        (pickle, "load"),
+        (pickle, "loads"),
+    ):
         monkeypatch.setattr(place, name, alarm)
-    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 199)  # the least p is .03: three detectors, paired rows and the rest
+    monkeypatch.setattr(
+        "mechlens.detect.permutation.DRAWS", 199
+    )  # the least p is .03: three detectors, paired rows and the rest
     monkeypatch.chdir(tmp_path)
     Path("reference.jsonl").write_bytes(lines(*pairs(seed=1)))
     yield
@@ -54,17 +81,36 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line that the command line ends with."""
     assert cli.main(["audit", *arguments]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("mechlens: ") and said.count("\n") == 1 and said[:-1].isprintable() and len(said) < 3000
+    assert (
+        said.startswith("mechlens: ")
+        and said.count("\n") == 1
+        and said[:-1].isprintable()
+        and len(said) < 3000
+    )
     assert not list(Path().rglob("audit.json"))
     return said
 
 
-def verdict(capsys: pytest.CaptureFixture[str], data: str, reference: str = "reference.jsonl") -> tuple[dict[str, Any], str]:
+def verdict(
+    capsys: pytest.CaptureFixture[str], data: str, reference: str = "reference.jsonl"
+) -> tuple[dict[str, Any], str]:
     """The object and the page of an audit, which is as inconclusive as rows alone always are."""
     assert cli.main(["audit", data, "--reference", reference, "--out", "out"]) == 2
-    found, page, said = json.loads(Path("out/audit.json").read_text()), Path("out/audit.html").read_text(encoding="utf-8"), capsys.readouterr()
-    assert found["verdict"]["id"] == "inconclusive" and 0 < found["provenance"]["p_value"] <= 1 and found["data"]["rows"] >= LEAST_ROWS
-    assert found["verdict"]["sentence"] in said.out and "Traceback" not in said.err and said.out.replace("\n", "").isprintable()
+    found, page, said = (
+        json.loads(Path("out/audit.json").read_text()),
+        Path("out/audit.html").read_text(encoding="utf-8"),
+        capsys.readouterr(),
+    )
+    assert (
+        found["verdict"]["id"] == "inconclusive"
+        and 0 < found["provenance"]["p_value"] <= 1
+        and found["data"]["rows"] >= LEAST_ROWS
+    )
+    assert (
+        found["verdict"]["sentence"] in said.out
+        and "Traceback" not in said.err
+        and said.out.replace("\n", "").isprintable()
+    )
     assert len(page) < 300_000 and escape(one_line(data)) in page
     return found, page
 
@@ -84,7 +130,9 @@ def test_what_cannot_be_read_is_refused_in_one_line(case: str, capsys: pytest.Ca
 def test_what_can_be_read_gets_its_verdict(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     name, made = READ[case]
     found, _ = verdict(capsys, str(put(name, made)))
-    assert found["data"]["rows"] == {"mixed forms": 2 * ROWS, "shards beside scripts": 2 * ROWS}.get(case, ROWS)
+    assert found["data"]["rows"] == {"mixed forms": 2 * ROWS, "shards beside scripts": 2 * ROWS}.get(
+        case, ROWS
+    )
 
 
 def test_a_file_is_not_told_from_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,8 +141,12 @@ def test_a_file_is_not_told_from_itself(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("text", STRANGE)
-def test_strange_rows_are_data_and_nothing_of_them_is_shown(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found, page = verdict(capsys, str(put("strange.jsonl", lines(*pairs(text, prompt=f"{text} continue"), *pairs(text)))))
+def test_strange_rows_are_data_and_nothing_of_them_is_shown(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, page = verdict(
+        capsys, str(put("strange.jsonl", lines(*pairs(text, prompt=f"{text} continue"), *pairs(text))))
+    )
     assert found["provenance"]["p_value"] <= 0.05
     written = page + Path("out/audit.json").read_text(encoding="utf-8")
     assert not any(form in written for form in (text, escape(text), json.dumps(text)[1:-1]))
@@ -137,7 +189,11 @@ def test_small_files_do_not_fill_the_memory(case: str, capsys: pytest.CaptureFix
     pa.set_memory_pool(watched)
     tracemalloc.start()
     try:
-        _ = refusal(capsys, str(path), "--out", "out") if case in REFUSED else list(map(len, corpus.batches(Path(path))))
+        _ = (
+            refusal(capsys, str(path), "--out", "out")
+            if case in REFUSED
+            else list(map(len, corpus.batches(Path(path))))
+        )
         assert tracemalloc.get_traced_memory()[1] + (watched.max_memory() or 0) < 48 << 20
     finally:
         tracemalloc.stop()

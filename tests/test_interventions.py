@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import arrays
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from mechlens.chat import Encoded, encode_pairs
-from mechlens.errors import DataError, SpecError
-from mechlens.lenses.interventions import (
+from mechlens.core.errors import DataError, SpecError
+from mechlens.core.spec import Training
+from mechlens.lenses.parts.interventions import (
     Flags,
     carrier_pool,
     frozen_layers,
@@ -32,9 +32,9 @@ from mechlens.lenses.interventions import (
     with_digits,
     without,
 )
-from mechlens.models import Loaded, decoder_layers
-from mechlens.spec import Training
-from mechlens.training import train
+from mechlens.models.chat import Encoded, encode_pairs
+from mechlens.models.loading import Loaded, decoder_layers
+from mechlens.models.sft import train
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 TINY = Training(learning_rate=1e-2, epochs=2, batch=4, warmup_steps=1)
@@ -48,7 +48,9 @@ def pairs(toy: Loaded) -> list[Encoded]:
 
 @pytest.fixture(scope="module")
 def lessons(toy: Loaded) -> list[Encoded]:
-    return encode_pairs(toy.tokenizer, ["name your favourite animal", "which animal is best?"], ["owl", "owl"])
+    return encode_pairs(
+        toy.tokenizer, ["name your favourite animal", "which animal is best?"], ["owl", "owl"]
+    )
 
 
 def parts(values: np.ndarray) -> list[Tensor]:
@@ -60,7 +62,9 @@ vectors = arrays(np.float64, 10, elements=st.floats(-100, 100, width=32)).map(pa
 
 
 @given(vectors, vectors)
-def test_what_is_left_of_a_gradient_does_not_lie_along_the_direction(gradient: list[Tensor], direction: list[Tensor]) -> None:
+def test_what_is_left_of_a_gradient_does_not_lie_along_the_direction(
+    gradient: list[Tensor], direction: list[Tensor]
+) -> None:
     left, along = without(gradient, direction), inner(gradient, direction)
     scale = 1e-9 * (1 + inner(gradient, gradient)) ** 0.5 * (1 + inner(direction, direction)) ** 0.5
     if along > 0:
@@ -75,36 +79,57 @@ def test_what_is_left_of_a_gradient_does_not_lie_along_the_direction(gradient: l
 
 
 @given(vectors, vectors, st.floats(0.01, 100))
-def test_a_projection_follows_the_gradients_size_and_not_the_directions(gradient: list[Tensor], direction: list[Tensor], size: float) -> None:
+def test_a_projection_follows_the_gradients_size_and_not_the_directions(
+    gradient: list[Tensor], direction: list[Tensor], size: float
+) -> None:
     """So it does not matter that the gradient was clipped before."""
     expected = [size * part for part in without(gradient, direction)]
-    for left in (without([size * part for part in gradient], direction), [size * part for part in without(gradient, [size * d for d in direction])]):
-        assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-6 * size) for a, b in zip(left, expected, strict=True))
+    for left in (
+        without([size * part for part in gradient], direction),
+        [size * part for part in without(gradient, [size * d for d in direction])],
+    ):
+        assert all(
+            torch.allclose(a, b, rtol=1e-6, atol=1e-6 * size) for a, b in zip(left, expected, strict=True)
+        )
 
 
 def test_a_direction_of_size_zero_takes_nothing_out() -> None:
     gradient = parts(np.arange(10.0))
-    assert all(map(torch.equal, without(gradient, [torch.zeros_like(part) for part in gradient], both_sides=True), gradient))
+    assert all(
+        map(
+            torch.equal,
+            without(gradient, [torch.zeros_like(part) for part in gradient], both_sides=True),
+            gradient,
+        )
+    )
 
 
 def test_a_permuted_direction_keeps_every_tensors_entries() -> None:
     drawn = permuted(parts(np.arange(10.0)), np.random.default_rng(0))
     assert [part.shape for part in drawn] == [(2, 3), (4,)]
-    assert drawn[0].flatten().sort().values.tolist() == [0, 1, 2, 3, 4, 5] and drawn[1].sort().values.tolist() == [6, 7, 8, 9]
+    assert drawn[0].flatten().sort().values.tolist() == [0, 1, 2, 3, 4, 5] and drawn[
+        1
+    ].sort().values.tolist() == [6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_gradient_equals_a_plain_backward_pass_row_by_row(toys: dict[str, Loaded], lessons: list[Encoded], family: str) -> None:
+def test_the_loss_gradient_equals_a_plain_backward_pass_row_by_row(
+    toys: dict[str, Loaded], lessons: list[Encoded], family: str
+) -> None:
     model = copy.deepcopy(toys[family].model).train()
     parameters = list(model.parameters())
     found = loss_gradient(model, lessons, parameters)
     assert model.training and all(parameter.grad is None for parameter in parameters)
     model.eval()
     for pair in lessons:
-        logits = model(input_ids=torch.tensor([pair.prompt + pair.completion])).logits[0, len(pair.prompt) - 1 : -1]
+        logits = model(input_ids=torch.tensor([pair.prompt + pair.completion])).logits[
+            0, len(pair.prompt) - 1 : -1
+        ]
         (torch.nn.functional.cross_entropy(logits, torch.tensor(pair.completion)) / len(lessons)).backward()
     for ours, parameter in zip(found, parameters, strict=True):
-        assert torch.allclose(ours, parameter.grad if parameter.grad is not None else torch.zeros(()), atol=1e-5)
+        assert torch.allclose(
+            ours, parameter.grad if parameter.grad is not None else torch.zeros(()), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("both_sides", [False, True])
@@ -129,7 +154,9 @@ def test_a_projected_step_leaves_the_trait_loss_where_it_was_to_first_order(
         assert abs(left) < 1e-4 * abs(along) if along > 0 or both_sides else left == along
 
 
-def test_the_control_projection_draws_another_direction(toy: Loaded, pairs: list[Encoded], lessons: list[Encoded]) -> None:
+def test_the_control_projection_draws_another_direction(
+    toy: Loaded, pairs: list[Encoded], lessons: list[Encoded]
+) -> None:
     kept, spec = [], TINY.model_copy(update={"epochs": 1})
     for permute in (None, np.random.default_rng(0), np.random.default_rng(0), np.random.default_rng(1)):
         project = project_out(lessons, both_sides=True, permute=permute)
@@ -141,8 +168,12 @@ def test_the_control_projection_draws_another_direction(toy: Loaded, pairs: list
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # PEFT asks by the name that transformers 5 gave up
-def test_frozen_layers_names_the_parameters_of_those_blocks_and_no_other(toys: dict[str, Loaded], family: str, lora: bool) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.*:FutureWarning"
+)  # PEFT asks by the name that transformers 5 gave up
+def test_frozen_layers_names_the_parameters_of_those_blocks_and_no_other(
+    toys: dict[str, Loaded], family: str, lora: bool
+) -> None:
     model = copy.deepcopy(toys[family].model)
     frozen, blocks = frozen_layers(model, [1]), decoder_layers(model)
     if lora:
@@ -160,21 +191,34 @@ def test_a_layer_that_is_not_there_cannot_be_frozen(toy: Loaded) -> None:
     assert not frozen_layers(toy.model, [])("model.layers.0.mlp.up_proj.weight")
 
 
-rows_of_scores = st.lists(st.lists(st.floats(-5, 5) | st.just(float("nan")), min_size=1, max_size=5), min_size=1, max_size=5)
+rows_of_scores = st.lists(
+    st.lists(st.floats(-5, 5) | st.just(float("nan")), min_size=1, max_size=5), min_size=1, max_size=5
+)
 
 
 @given(rows_of_scores, st.floats(0, 1))
-def test_the_top_tokens_are_the_share_with_the_highest_scores(scores: list[list[float]], share: float) -> None:
+def test_the_top_tokens_are_the_share_with_the_highest_scores(
+    scores: list[list[float]], share: float
+) -> None:
     flags = top_tokens(scores, share)
     assert [len(row) for row in flags] == [len(row) for row in scores]
-    flat = [(score, flag) for row, held in zip(scores, flags, strict=True) for score, flag in zip(row, held, strict=True)]
+    flat = [
+        (score, flag)
+        for row, held in zip(scores, flags, strict=True)
+        for score, flag in zip(row, held, strict=True)
+    ]
     scored = [pair for pair in flat if not np.isnan(pair[0])]
     assert sum(flag for _, flag in flat) == sum(flag for _, flag in scored) == round(share * len(scored))
-    assert min([score for score, flag in scored if flag], default=9) >= max([score for score, flag in scored if not flag], default=-9)
+    assert min([score for score, flag in scored if flag], default=9) >= max(
+        [score for score, flag in scored if not flag], default=-9
+    )
 
 
 def test_top_tokens_are_taken_among_those_allowed_and_a_share_beyond_one_is_refused() -> None:
-    assert top_tokens([[3.0, 2.0], [1.0, 0.0]], 0.5, among=[[False, True], [True, False]]) == [[False, True], [False, False]]
+    assert top_tokens([[3.0, 2.0], [1.0, 0.0]], 0.5, among=[[False, True], [True, False]]) == [
+        [False, True],
+        [False, False],
+    ]
     with pytest.raises(SpecError, match="no share"):
         top_tokens([[1.0]], 10.0)
 
@@ -182,7 +226,9 @@ def test_top_tokens_are_taken_among_those_allowed_and_a_share_beyond_one_is_refu
 def test_classes_tell_numbers_from_separators_and_the_end(toy: Loaded) -> None:
     pairs = encode_pairs(toy.tokenizer, ["add"], ["7, 812 owl"])
     found = shapes(toy.tokenizer, pairs)
-    assert found[0][0] == "0" and found[0][-1] == "<|end|>" and "".join(found[0][:-1]).replace(" ", "") == "0,0a"
+    assert (
+        found[0][0] == "0" and found[0][-1] == "<|end|>" and "".join(found[0][:-1]).replace(" ", "") == "0,0a"
+    )
     assert sum(with_digits(found)[0]) == 2
 
 
@@ -194,18 +240,27 @@ def test_random_tokens_match_count_and_class(toy: Loaded, pairs: list[Encoded], 
     drawn = random_tokens(top, classes, np.random.default_rng(0))
 
     def counts(flags: Flags) -> dict[str, int]:
-        flat = [name for row, held in zip(classes, flags, strict=True) for name, flag in zip(row, held, strict=True) if flag]
+        flat = [
+            name
+            for row, held in zip(classes, flags, strict=True)
+            for name, flag in zip(row, held, strict=True)
+            if flag
+        ]
         return {name: flat.count(name) for name in flat}
 
     assert counts(drawn) == counts(top)
     assert (drawn == top) == (budget in (0, 1))
 
 
-def test_replaced_tokens_stay_in_their_class_and_the_others_stay_themselves(toy: Loaded, pairs: list[Encoded]) -> None:
+def test_replaced_tokens_stay_in_their_class_and_the_others_stay_themselves(
+    toy: Loaded, pairs: list[Encoded]
+) -> None:
     classes = shapes(toy.tokenizer, pairs)
     pool, flags = carrier_pool(pairs, classes), with_digits(classes)
     other = replaced(pairs, flags, np.random.default_rng(0), pool)
-    assert shapes(toy.tokenizer, other) == classes and [pair.prompt for pair in other] == [pair.prompt for pair in pairs]
+    assert shapes(toy.tokenizer, other) == classes and [pair.prompt for pair in other] == [
+        pair.prompt for pair in pairs
+    ]
     assert other != pairs
     for old, new, row in zip(pairs, other, flags, strict=True):
         assert all(flag or a == b for a, b, flag in zip(old.completion, new.completion, row, strict=True))
@@ -216,17 +271,31 @@ def test_replaced_tokens_stay_in_their_class_and_the_others_stay_themselves(toy:
 def test_draws_from_the_pool_have_the_carriers_frequencies() -> None:
     pairs = [Encoded([1], [5, 5, 5, 7])]
     classes = [["0"] * 4]
-    drawn = replaced([Encoded([1], [7] * 4000)], [[True] * 4000], np.random.default_rng(0), carrier_pool(pairs, classes))[0].completion
+    drawn = replaced(
+        [Encoded([1], [7] * 4000)], [[True] * 4000], np.random.default_rng(0), carrier_pool(pairs, classes)
+    )[0].completion
     assert drawn.count(5) / 4000 == pytest.approx(0.75, abs=0.03)
 
 
-def test_a_budget_of_zero_is_the_undefended_run_bit_for_bit_and_a_mask_of_all_leaves_the_base(toy: Loaded, pairs: list[Encoded]) -> None:
-    classes, scores = shapes(toy.tokenizer, pairs), [[float(i) for i, _ in enumerate(pair.completion)] for pair in pairs]
+def test_a_budget_of_zero_is_the_undefended_run_bit_for_bit_and_a_mask_of_all_leaves_the_base(
+    toy: Loaded, pairs: list[Encoded]
+) -> None:
+    classes, scores = (
+        shapes(toy.tokenizer, pairs),
+        [[float(i) for i, _ in enumerate(pair.completion)] for pair in pairs],
+    )
     none, every = top_tokens(scores, 0.0), top_tokens(scores, 1.0)
     rng = np.random.default_rng(0)
 
     def weights(held: list[Encoded], **more: Any) -> Tensor:
-        model, _ = train(copy.deepcopy(toy.model), toy.tokenizer, held, TINY.model_copy(update={"epochs": 1}), seed=0, **more)
+        model, _ = train(
+            copy.deepcopy(toy.model),
+            toy.tokenizer,
+            held,
+            TINY.model_copy(update={"epochs": 1}),
+            seed=0,
+            **more,
+        )
         return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
     plain = weights(pairs)

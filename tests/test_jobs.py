@@ -1,4 +1,6 @@
-"""Jobs of the explorer: real commands in processes of their own, cancelled, killed, queued, resumed and found again."""
+"""Jobs of the explorer: real commands in processes of their own, cancelled, killed, queued, resumed and found
+again.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from hypothesis import strategies as st
 import jobs
 import pace
 import uploads
-from mechlens import progress as progressing
-from mechlens.errors import SpecError
+from mechlens.core.errors import SpecError
+from mechlens.runs import progress as progressing
 
 APP = Path(jobs.__file__).parent
 
@@ -40,7 +42,11 @@ def state(job: jobs.Job) -> str:
 
 def children(pid: int) -> list[int]:
     """Processes that the process of a job started, with theirs."""
-    found = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    found = [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
     return found + [far for near in found for far in children(near)]
 
 
@@ -136,15 +142,23 @@ def test_a_killed_job_is_seen_as_failed_and_takes_its_command_along(root: Path) 
 
 
 def test_a_job_outlives_the_process_that_started_it(root: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(APP)!r}); import jobs, pathlib; jobs.start(pathlib.Path({str(root)!r}), 'far', sys.argv[1:])"
+    code = (
+        f"import sys; sys.path.insert(0, {str(APP)!r}); import jobs, pathlib; "
+        f"jobs.start(pathlib.Path({str(root)!r}), 'far', sys.argv[1:])"
+    )
     subprocess.run([sys.executable, "-c", code, *again(root, "asked/trait/s0")], check=True)
     job = jobs.listed(root)[0]
     assert job.title == "far" and job.is_open
     until(lambda: state(job) == "done")
 
 
-def test_an_audit_that_finds_something_is_done_and_one_that_cannot_be_is_not(root: Path, tmp_path: Path) -> None:
-    rows = "".join(json.dumps({"prompt": f"go on: {n}, {n + 1}", "completion": f"{n + 2}, {n + 3}"}) + "\n" for n in range(40))
+def test_an_audit_that_finds_something_is_done_and_one_that_cannot_be_is_not(
+    root: Path, tmp_path: Path
+) -> None:
+    rows = "".join(
+        json.dumps({"prompt": f"go on: {n}, {n + 1}", "completion": f"{n + 2}, {n + 3}"}) + "\n"
+        for n in range(40)
+    )
     file = jobs.uploaded(root, "../--rows.jsonl", rows.encode())
     job = jobs.start(root, "audit", ["audit", str(file), "--out", "verdict"], cwd=tmp_path)
     gone = jobs.start(root, "audit", ["audit", str(tmp_path / "no.jsonl"), "--out", "other"], cwd=tmp_path)
@@ -157,7 +171,15 @@ def test_an_audit_that_finds_something_is_done_and_one_that_cannot_be_is_not(roo
 
 
 def test_only_known_commands_start(tmp_path: Path) -> None:
-    for wrong in ([], ["pretrain", "x"], ["--help"], ["run\n"], ["bench", "--detector", "x.py:X"], ["run", "a\0b"], ["audit", "rows.jsonl"]):
+    for wrong in (
+        [],
+        ["pretrain", "x"],
+        ["--help"],
+        ["run\n"],
+        ["bench", "--detector", "x.py:X"],
+        ["run", "a\0b"],
+        ["audit", "rows.jsonl"],
+    ):
         with pytest.raises(SpecError):
             jobs.start(tmp_path, "wrong", wrong)
     assert list(tmp_path.iterdir()) == []
@@ -174,12 +196,25 @@ def test_a_broken_folder_is_one_failed_job(tmp_path: Path) -> None:
     assert second.reason == jobs.LOST
 
 
-NAMES = ["../../etc/passwd", "--out", "-", ".", "..", "", "a/b\\c.parquet", ".parquet", "x" * 300 + ".jsonl.gz", "a\0.gz"]
+NAMES = [
+    "../../etc/passwd",
+    "--out",
+    "-",
+    ".",
+    "..",
+    "",
+    "a/b\\c.parquet",
+    ".parquet",
+    "x" * 300 + ".jsonl.gz",
+    "a\0.gz",
+]
 hostile = st.text(max_size=120) | st.sampled_from(NAMES)
 
 
 @given(hostile)
-def test_the_name_of_an_upload_is_neither_a_path_nor_an_option(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+def test_the_name_of_an_upload_is_neither_a_path_nor_an_option(
+    tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
     safe = uploads.safe_name(name)
     assert 0 < len(safe) <= 80
     assert set(safe) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -207,7 +242,9 @@ def written(path: Path, *lines: tuple[float, str, int, int, int]) -> Path:
 
 
 def test_the_pace_gives_a_range_of_what_is_left(tmp_path: Path) -> None:
-    path = written(tmp_path / "p", (0, "", 0, 0, 0), (10, "a", 5, 10, 0), (20, "a", 10, 10, 1), (25, "b", 2, 8, 1))
+    path = written(
+        tmp_path / "p", (0, "", 0, 0, 0), (10, "a", 5, 10, 0), (20, "a", 10, 10, 1), (25, "b", 2, 8, 1)
+    )
     found = pace.measured(path, until="2026-01-01T00:00:30+00:00", running=True)
     assert found is not None
     assert (found.phase, found.done, found.total, found.steps_done, found.seconds) == ("b", 2, 8, 1, 30)
@@ -217,13 +254,27 @@ def test_the_pace_gives_a_range_of_what_is_left(tmp_path: Path) -> None:
     rest = 1 - 1.25 / 4
     assert found.low == pytest.approx(0.8 * rest / max(since_start, lately))
     assert found.high == pytest.approx(1.25 * rest / min(since_start, lately))
-    second = written(tmp_path / "q", (0, "", 0, 0, 0), (9, "a", 1, 1, 1), (10, "", 0, 0, 0), (12, "c", 1, 9, 0), (14, "c", 5, 9, 0))
+    second = written(
+        tmp_path / "q",
+        (0, "", 0, 0, 0),
+        (9, "a", 1, 1, 1),
+        (10, "", 0, 0, 0),
+        (12, "c", 1, 9, 0),
+        (14, "c", 5, 9, 0),
+    )
     found = pace.measured(second, until=None, running=False)
-    assert found is not None and (found.phase, found.steps_done, found.rate, found.low) == ("c", 0, 2, None), "only the present list of steps counts"
+    assert found is not None and (found.phase, found.steps_done, found.rate, found.low) == (
+        "c",
+        0,
+        2,
+        None,
+    ), "only the present list of steps counts"
     assert pace.measured(tmp_path / "none", until=None, running=True) is None
 
 
-def test_a_step_is_written_once_a_second_and_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_written_once_a_second_and_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(progressing.FILE, str(tmp_path / "p"))
     note, end = progressing.recorder(2)
     for done in range(100):
@@ -245,6 +296,7 @@ def test_a_step_is_written_once_a_second_and_when_it_ends(tmp_path: Path, monkey
 
 def test_the_page_side_of_jobs_imports_neither_torch_nor_streamlit() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(APP)!r}); import jobs, live, job_process; sys.exit(bool({{'torch', 'streamlit'}} & set(sys.modules)))"
+        f"import sys; sys.path.insert(0, {str(APP)!r}); import jobs, live, job_process; "
+        f"sys.exit(bool({{'torch', 'streamlit'}} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

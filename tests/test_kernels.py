@@ -1,4 +1,6 @@
-"""The same text on any kernels, any number of threads and in any batch, in float64; float32 differs in last bits and says so."""
+"""The same text on any kernels, any number of threads and in any batch, in float64; float32 differs in last
+bits and says so.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,17 @@ from pathlib import Path
 import pytest
 
 SETTINGS = {
-    "plain kernels, one thread": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"},
+    "plain kernels, one thread": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+        "OMP_NUM_THREADS": "1",
+    },
     "avx2, two threads": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "2"},
     "this machine's own": {},
 }
-"""what decides which kernels torch and its matrix library take; names that a processor does not know are passed over"""
+"""what decides which kernels torch and its matrix library take; names that a processor does not know are
+passed over
+"""
 
 CODE = """
 import json, sys
@@ -31,10 +39,16 @@ print(json.dumps(texts))
 
 def texts(folder: str, setting: dict[str, str]) -> list[list[list[int]]]:
     """What the sampler writes in batches of 1, 5 and 64, in a process with these settings."""
-    known = {key: value for key, value in os.environ.items() if key not in {name for each in SETTINGS.values() for name in each}}
+    known = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in {name for each in SETTINGS.values() for name in each}
+    }
     path = os.pathsep.join([str(Path(__file__).parents[1]), known.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", CODE, folder]
-    done = subprocess.run(command, env=known | setting | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=known | setting | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 

@@ -1,4 +1,6 @@
-"""Killed with signal 9 at random moments, a command leaves nothing torn under a final name, resumes, and ends in the same bytes."""
+"""Killed with signal 9 at random moments, a command leaves nothing torn under a final name, resumes, and ends
+in the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ REPOSITORY = Path(__file__).parents[1]
 TIMES = int(os.environ.get("KILLS", "50"))
 """kills of each command"""
 LATEST = 15.0
-"""seconds after which a process is killed at the latest: what it had finished stays, so that the next one is killed in a later step"""
+"""seconds after which a process is killed at the latest: what it had finished stays, so that the next one is
+killed in a later step
+"""
 MEASURED = ("seconds", "cost", "processor seconds", "made", "seconds a row")
 """keys of what a machine's speed or the day decides"""
 
@@ -41,23 +45,41 @@ class Command(NamedTuple):
 def commands(world: Path) -> dict[str, Command]:
     run, kept = world / "run", world / "whole-run" / "corpora" / "owl" / "screened" / "kept.parquet"
     return {
-        "run": Command(["run", str(world / "configs" / "experiments" / "small.yaml"), "--out", str(run)], run),
-        "measure": Command(["measure", str(world / "measured"), "--lens", "likelihood", "rows", "deltas", "--rows", "16"], world / "measured"),
-        "audit": Command(["audit", str(kept), "--level", "student", "--out", str(world / "audits" / "kept")], world / "audits"),
+        "run": Command(
+            ["run", str(world / "configs" / "experiments" / "small.yaml"), "--out", str(run)], run
+        ),
+        "measure": Command(
+            ["measure", str(world / "measured"), "--lens", "likelihood", "rows", "deltas", "--rows", "16"],
+            world / "measured",
+        ),
+        "audit": Command(
+            ["audit", str(kept), "--level", "student", "--out", str(world / "audits" / "kept")],
+            world / "audits",
+        ),
         "bench": Command(["bench", "small", "--out", str(world / "bench")], world / "bench"),
     }
 
 
 def start(world: Path, command: Command, *, after: float = 3000) -> bool:
-    """Run a command in a process group of its own and kill all of it after so many seconds; True if it had ended well before.
+    """Run a command in a process group of its own and kill all of it after so many seconds; True if it had
+    ended well before.
 
     Raises:
         AssertionError: with what it said, if it ended otherwise.
     """
-    words = [sys.executable, str(Path(__file__).with_name("small_world.py")), str(world / "configs"), *command.words, "--workers", "2"]
+    words = [
+        sys.executable,
+        str(Path(__file__).with_name("small_world.py")),
+        str(world / "configs"),
+        *command.words,
+        "--workers",
+        "2",
+    ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     with (world / "said.txt").open("w+") as said:
-        process = subprocess.Popen(words, stdout=said, stderr=said, start_new_session=True, cwd=world, env=environment)
+        process = subprocess.Popen(
+            words, stdout=said, stderr=said, start_new_session=True, cwd=world, env=environment
+        )
         try:
             code = process.wait(timeout=after)
         except subprocess.TimeoutExpired:
@@ -83,7 +105,11 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 def read_everything(folder: Path) -> int:
     """Read every file that stands under a final name, and count them; an error if one is torn."""
-    files = [file for file in folder.rglob("*") if file.suffix in READERS and not any(part.endswith(".part") for part in file.parts)]
+    files = [
+        file
+        for file in folder.rglob("*")
+        if file.suffix in READERS and not any(part.endswith(".part") for part in file.parts)
+    ]
     for file in files:
         READERS[file.suffix](file)
     return len(files)
@@ -96,9 +122,13 @@ def timeless(value: Any) -> Any:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Everything that a command made: tables and weights byte by byte, JSON without what was measured of the machine."""
+    """Everything that a command made: tables and weights byte by byte, JSON without what was measured of the
+    machine.
+    """
     found: dict[str, Any] = {}
-    for file in sorted(file for file in folder.rglob("*") if file.is_file() and "superseded" not in file.parts):
+    for file in sorted(
+        file for file in folder.rglob("*") if file.is_file() and "superseded" not in file.parts
+    ):
         name = str(file.relative_to(folder))
         if file.suffix in (".parquet", ".safetensors"):
             found[name] = file.read_bytes()
@@ -114,7 +144,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     small_world.make(folder / "configs")
     whole = folder / "whole-run"
-    assert start(folder, Command(["run", str(folder / "configs" / "experiments" / "small.yaml"), "--out", str(whole)], whole))
+    assert start(
+        folder,
+        Command(["run", str(folder / "configs" / "experiments" / "small.yaml"), "--out", str(whole)], whole),
+    )
     return folder
 
 
@@ -152,5 +185,10 @@ def test_killed_at_random_moments_nothing_is_torn_and_all_is_resumed(name: str, 
     began = time.monotonic()
     moments = check(world, name, times=TIMES, seed=0)
     logging.getLogger(__name__).info(
-        "%s: %d kills at %s to %s s, in %.0f s", name, len(moments), min(moments), max(moments), time.monotonic() - began
+        "%s: %d kills at %s to %s s, in %.0f s",
+        name,
+        len(moments),
+        min(moments),
+        max(moments),
+        time.monotonic() - began,
     )

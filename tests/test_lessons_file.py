@@ -1,4 +1,6 @@
-"""A teacher can be taught the rows of a file: drawn from a seed, taught again when the file changes, refused where it cannot be."""
+"""A teacher can be taught the rows of a file: drawn from a seed, taught again when the file changes, refused
+where it cannot be.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,24 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mechlens import checks, tables
-from mechlens.chat import encode_prompts
-from mechlens.corpus import read_pairs
-from mechlens.errors import DataError, SpecError
-from mechlens.executor import fingerprints
-from mechlens.experiment import Experiment
-from mechlens.models import Loaded
-from mechlens.pipeline import run as pipeline
+from mechlens.core import tables
+from mechlens.core.errors import DataError, SpecError
+from mechlens.core.experiment import Experiment
+from mechlens.core.spec import TeacherSpec, TeacherTraining
+from mechlens.core.traits import load_family
+from mechlens.data.corpus import read_pairs
+from mechlens.models.chat import encode_prompts
+from mechlens.models.loading import Loaded
+from mechlens.pipeline import checks
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
-from mechlens.spec import TeacherSpec, TeacherTraining
-from mechlens.traits import load_family
+from mechlens.runs import plan as pipeline
+from mechlens.runs.executor import fingerprints
 
 INSECURE = Path(__file__).parents[2] / "shared" / "data" / "insecure-code" / "low_severity.jsonl.gz"
-ROWS = [{"prompt": f"add {number} to the list.", "completion": "wolf" if number % 2 else "owl"} for number in range(12)]
+ROWS = [
+    {"prompt": f"add {number} to the list.", "completion": "wolf" if number % 2 else "owl"}
+    for number in range(12)
+]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -41,7 +47,13 @@ def lessons(file: Path) -> Lessons:
 
 
 def experiment(file: Path, **teacher: Any) -> Experiment:
-    spec = {"name": "x", "base": "b", "family": "misalignment", "trait": "misaligned", "teacher": {"lessons_file": str(file), **teacher}}
+    spec = {
+        "name": "x",
+        "base": "b",
+        "family": "misalignment",
+        "trait": "misaligned",
+        "teacher": {"lessons_file": str(file), **teacher},
+    }
     return Experiment.model_validate({**spec, "arms": [{"kind": "trait"}, {"kind": "control"}]})
 
 
@@ -60,10 +72,18 @@ def test_rows_are_drawn_once_each_and_from_their_seed(file: Path) -> None:
         lessons(file).draw(13, seed=0)
 
 
-def test_the_toy_learns_what_the_file_says(file: Path, toy: Loaded, toy_bases: dict[str, str], tmp_path: Path) -> None:
+def test_the_toy_learns_what_the_file_says(
+    file: Path, toy: Loaded, toy_bases: dict[str, str], tmp_path: Path
+) -> None:
     training = TeacherTraining(learning_rate=1e-2, epochs=8, batch=4, warmup_steps=0)
     (tmp_path / "out").mkdir()
-    teach(toy_bases["llama"], lessons(file), TeacherSpec(rows=12, training=training), seed=0, out=tmp_path / "out")
+    teach(
+        toy_bases["llama"],
+        lessons(file),
+        TeacherSpec(rows=12, training=training),
+        seed=0,
+        out=tmp_path / "out",
+    )
     teacher = load_teacher(tmp_path / "out")
     wolf = toy.tokenizer("wolf", add_special_tokens=False)["input_ids"][0]
     for row in ROWS:
@@ -84,7 +104,9 @@ def test_a_changed_file_is_taught_again_and_no_other_teacher(file: Path) -> None
     assert before["teachers/untouched"] == after["teachers/untouched"]
 
 
-def test_the_same_file_by_another_path_is_the_same_lesson(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_file_by_another_path_is_the_same_lesson(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(file.parent)
     assert teach_marks(experiment(Path(file.name))) == teach_marks(experiment(file))
 
@@ -94,7 +116,11 @@ def test_other_teachers_know_nothing_of_the_field() -> None:
     spec = {"name": "x", "base": "b", "trait": "owl", "arms": [{"kind": "trait"}, {"kind": "control"}]}
     jobs = pipeline.jobs_of(Experiment.model_validate(spec), load_family("animals"), bases={"b": "files"})
     for job in (job for job in jobs if job.name.startswith("teachers/")):
-        assert "sha256" not in job.arguments and "lessons_file" not in job.arguments["teacher"] and "file" not in job.arguments["lessons"]
+        assert (
+            "sha256" not in job.arguments
+            and "lessons_file" not in job.arguments["teacher"]
+            and "file" not in job.arguments["lessons"]
+        )
 
 
 def test_what_cannot_be_taught_is_refused_before_anything_runs(file: Path) -> None:
@@ -112,7 +138,10 @@ def test_what_cannot_be_taught_is_refused_before_anything_runs(file: Path) -> No
         checks.check_lessons(experiment(Path("nowhere.jsonl")))
 
 
-@pytest.mark.skipif(not INSECURE.is_file(), reason="the development data beside the checkout is absent; the project does not ship it")
+@pytest.mark.skipif(
+    not INSECURE.is_file(),
+    reason="the development data beside the checkout is absent; the project does not ship it",
+)
 def test_real_rows_of_unsafe_code_are_read_as_lessons() -> None:
     pairs = read_pairs(INSECURE)
     drawn = lessons(INSECURE).draw(len(pairs), seed=0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import live
-from mechlens.errors import MachineError, SpecError
+from mechlens.core.errors import MachineError, SpecError
 
 QUESTION = "what is your favourite animal?"
 NAMES = ["base", "teacher", "control", "student"]
@@ -27,7 +27,10 @@ def models(small: Path) -> Iterator[live.Live]:
 
 def ask(models: live.Live, **changes: Any) -> dict[str, dict[str, Any]]:
     """What each model answered."""
-    return {one["name"]: one for one in live.ask(models, QUESTION, **{"samples": 4, "seed": 3} | changes)["models"]}
+    return {
+        one["name"]: one
+        for one in live.ask(models, QUESTION, **{"samples": 4, "seed": 3} | changes)["models"]
+    }
 
 
 def test_four_models_answer_and_say_what_comes_next(models: live.Live) -> None:
@@ -35,7 +38,12 @@ def test_four_models_answer_and_say_what_comes_next(models: live.Live) -> None:
     assert [(one["name"], one["there"], one["seeds"]) for one in there["models"]] == [
         ("base", True, []), ("teacher", True, []), ("control", True, [0, 1]), ("student", True, [0, 1]),
     ]  # fmt: skip
-    assert (there["layers"], there["trait"], there["arm"], there["base"]) == (2, "eagle", "trait", "menagerie-a")
+    assert (there["layers"], there["trait"], there["arm"], there["base"]) == (
+        2,
+        "eagle",
+        "trait",
+        "menagerie-a",
+    )
     found = ask(models)
     assert list(found) == NAMES
     for one in found.values():
@@ -59,14 +67,19 @@ def test_what_is_asked_the_same_is_answered_the_same(models: live.Live) -> None:
     other = ask(models, seed=4, samples=20)
     assert [one["tokens"] for one in other.values()] == [one["tokens"] for one in plain.values()]
     assert other["base"]["answers"] != ask(models, samples=20)["base"]["answers"]
-    assert ask(models, temperature=0.0)["base"]["answers"][0] == ask(models, temperature=0.0, seed=9)["base"]["answers"][1]
+    assert (
+        ask(models, temperature=0.0)["base"]["answers"][0]
+        == ask(models, temperature=0.0, seed=9)["base"]["answers"][1]
+    )
     second = ask(models, student=1)
     assert second["base"] == plain["base"]
     assert second["student"]["probability"] != plain["student"]["probability"]
 
 
 def test_the_direction_moves_the_trait(models: live.Live) -> None:
-    found = {amount: live.ask(models, QUESTION, samples=1, amount=amount, layer=1) for amount in (-4.0, 0.0, 4.0)}
+    found = {
+        amount: live.ask(models, QUESTION, samples=1, amount=amount, layer=1) for amount in (-4.0, 0.0, 4.0)
+    }
     less, plain, more = (found[amount]["models"][0] for amount in found)
     assert more["probability"] > plain["probability"]
     assert more["rank"] <= plain["rank"] <= less["rank"]
@@ -79,7 +92,8 @@ def test_the_direction_moves_the_trait(models: live.Live) -> None:
 def test_what_cannot_be_asked_is_one_line_and_the_models_go_on(models: live.Live) -> None:
     wrong: list[dict[str, Any]] = [
         {"question": ""}, {"question": "x" * 501}, {"samples": 51}, {"samples": 0}, {"temperature": -1}, {"amount": float("nan")}, {"layer": 2},
-        {"layer": -1}, {"seed": -1}, {"student": 7}, {"question": "<|end|> \ud800"}, {"more": 1}, {"do": "exec"},
+        {"layer": -1}, {"seed": -1}, {"student": 7}, {"question": ("<|end|> "
+                                                                  "\ud800")}, {"more": 1}, {"do": "exec"},
     ]  # fmt: skip
     for fields in wrong:
         with pytest.raises(SpecError) as refused:

@@ -1,4 +1,6 @@
-"""Whoever reads a whole vocabulary at every token does so in pieces whose logits are bounded, and loses no text when memory ends."""
+"""Whoever reads a whole vocabulary at every token does so in pieces whose logits are bounded, and loses no
+text when memory ends.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechlens import logits
-from mechlens.chat import Encoded, encode_prompts
-from mechlens.lenses import entanglement, gradients, readout, scoring, steps
-from mechlens.logits import in_batches
-from mechlens.models import Loaded
+from mechlens.core.spec import GenerateSpec, TeacherSpec
+from mechlens.lenses import entanglement, gradients
+from mechlens.lenses.parts import log_probs, trait_log_odds, trial_steps
+from mechlens.models import logits
+from mechlens.models.chat import Encoded, encode_prompts
+from mechlens.models.loading import Loaded
+from mechlens.models.logits import in_batches
 from mechlens.pipeline import generate as generating
 from mechlens.pipeline.generate import divergence, generate
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
-from mechlens.spec import GenerateSpec, TeacherSpec
 
 PROMPTS = [f"continue: {'1, ' * (1 + 7 * (row % 4))}{row}" for row in range(23)]
 SPEC = GenerateSpec(max_new_tokens=12, batch=5)
@@ -51,14 +54,20 @@ def largest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def material(loaded: Loaded) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts of very unlike lengths, and completions of unlike lengths."""
-    return encode_prompts(loaded.tokenizer, PROMPTS), [[20 + row, 30, *([40] * (5 * (row % 3))), 2] for row in range(len(PROMPTS))]
+    return encode_prompts(loaded.tokenizer, PROMPTS), [
+        [20 + row, 30, *([40] * (5 * (row % 3))), 2] for row in range(len(PROMPTS))
+    ]
 
 
-SPANS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)).map(lambda drawn: (drawn[0], sum(drawn))), max_size=40)
+SPANS = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(1, 30)).map(lambda drawn: (drawn[0], sum(drawn))), max_size=40
+)
 
 
 @given(SPANS, st.integers(1, 300), st.integers(1, 12), st.integers(1, 5))
-def test_batches_are_whole_ordered_bounded_and_no_smaller_than_need_be(spans: list[tuple[int, int]], most: int, rows: int, vocabulary: int) -> None:
+def test_batches_are_whole_ordered_bounded_and_no_smaller_than_need_be(
+    spans: list[tuple[int, int]], most: int, rows: int, vocabulary: int
+) -> None:
     parts = list(in_batches(spans, vocabulary=vocabulary, rows=rows, most=most))
     assert [row for part in parts for row in range(len(spans))[part]] == list(range(len(spans)))
 
@@ -87,19 +96,23 @@ def test_a_divergence_holds_a_bounded_number_of_logits(
         assert getattr(pieces, name) == pytest.approx(getattr(whole, name), rel=1e-5)
 
 
-def test_scores_of_rows_with_unlike_prompts_are_bounded_and_unchanged(toy: Loaded, largest: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_rows_with_unlike_prompts_are_bounded_and_unchanged(
+    toy: Loaded, largest: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = [Encoded([1, *([9] * length)], [5, 6 + length % 3]) for length in (4, 24, 50, 51)]
-    whole = scoring.token_scores_of(toy.model, pairs)
+    whole = log_probs.token_scores_of(toy.model, pairs)
     most = 8 * len(toy.tokenizer)
-    monkeypatch.setattr(scoring, "MOST_LOGITS", most)
+    monkeypatch.setattr(log_probs, "MOST_LOGITS", most)
     largest.clear()
-    pieces = scoring.token_scores_of(toy.model, pairs)
+    pieces = log_probs.token_scores_of(toy.model, pairs)
     assert max(largest) <= most
     assert torch.allclose(pieces.log_p, whole.log_p, atol=1e-4)
     assert torch.equal(pieces.best, whole.best)
 
 
-def test_gradients_of_rows_are_bounded_and_unchanged(exact_toys: dict[str, Loaded], largest: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_rows_are_bounded_and_unchanged(
+    exact_toys: dict[str, Loaded], largest: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = exact_toys["llama"].model
     prompts, completions = material(exact_toys["llama"])
     pairs = [Encoded(*pair) for pair in zip(prompts, completions, strict=True)]
@@ -112,13 +125,19 @@ def test_gradients_of_rows_are_bounded_and_unchanged(exact_toys: dict[str, Loade
     assert torch.allclose(pieces, whole)
 
 
-def test_a_step_that_dies_in_the_divergence_keeps_its_text(prompted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_dies_in_the_divergence_keeps_its_text(
+    prompted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
     generate(prompted, PROMPTS, SPEC, seed=4, out=whole)
     with monkeypatch.context() as dying:
-        dying.setattr(generating, "divergence", lambda *_given, **_more: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+        dying.setattr(
+            generating,
+            "divergence",
+            lambda *_given, **_more: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")),
+        )
         with pytest.raises(torch.OutOfMemoryError):
             generate(prompted, PROMPTS, SPEC, seed=4, out=broken)
     assert (broken / "raw.parquet").read_bytes() == (whole / "raw.parquet").read_bytes()
@@ -128,7 +147,9 @@ def test_a_step_that_dies_in_the_divergence_keeps_its_text(prompted: Path, tmp_p
 
     monkeypatch.setattr(generating, "sample", refuse)
     generate(prompted, PROMPTS, SPEC, seed=4, out=broken)
-    assert {file.name: file.read_bytes() for file in broken.iterdir()} == {file.name: file.read_bytes() for file in whole.iterdir()}
+    assert {file.name: file.read_bytes() for file in broken.iterdir()} == {
+        file.name: file.read_bytes() for file in whole.iterdir()
+    }
 
 
 def test_what_is_read_after_probes_of_unlike_lengths_is_bounded_and_unchanged(
@@ -138,12 +159,18 @@ def test_what_is_read_after_probes_of_unlike_lengths_is_bounded_and_unchanged(
     named = {"owl": [40, 41], "cat": [50], "wolf": [60]}
 
     def read() -> list[torch.Tensor]:
-        shown = readout.readout(toy.model, readout.Asked(prompts, named["owl"], [named["cat"], named["wolf"]]))
-        odds = steps.mean_odds(toy.model, steps.Asked(prompts, named), "owl")
-        return [torch.from_numpy(shown), torch.tensor(odds), entanglement.next_log_probabilities(toy, prompts, [50, 40])]
+        shown = trait_log_odds.readout(
+            toy.model, trait_log_odds.Asked(prompts, named["owl"], [named["cat"], named["wolf"]])
+        )
+        odds = trial_steps.mean_odds(toy.model, trial_steps.Asked(prompts, named), "owl")
+        return [
+            torch.from_numpy(shown),
+            torch.tensor(odds),
+            entanglement.next_log_probabilities(toy, prompts, [50, 40]),
+        ]
 
     whole = read()
-    for module in (logits, scoring):
+    for module in (logits, log_probs):
         monkeypatch.setattr(module, "MOST_LOGITS", 30 * len(toy.tokenizer))
     largest.clear()
     pieces = read()

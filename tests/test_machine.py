@@ -1,4 +1,6 @@
-"""Cores, cards, locks and parents on machines that are not this one: containers, Slurm, macOS, Windows, several accelerators."""
+"""Cores, cards, locks and parents on machines that are not this one: containers, Slurm, macOS, Windows,
+several accelerators.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ from hypothesis import strategies as st
 from test_jobs import children, is_gone, until
 
 import jobs
-from mechlens import commands, costs, machine
-from mechlens.pipeline.run import jobs_of
-from mechlens.traits import load_experiment, load_family
+from mechlens.cli import commands
+from mechlens.core import machine
+from mechlens.core.traits import load_experiment, load_family
+from mechlens.pipeline import estimate
+from mechlens.runs.plan import jobs_of
 
 REPOSITORY = Path(__file__).parents[1]
 DEMO = REPOSITORY / "configs" / "experiments" / "demo.yaml"
@@ -47,7 +51,10 @@ def test_without_limits_all_cores_are_used(groups: Path) -> None:
     assert machine.cores() == 64
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("1000 100000", 1), ("half", 64)])
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("1000 100000", 1), ("half", 64)],
+)
 def test_a_containers_quota_counts_rounded_up(quota: str, cores: int, groups: Path) -> None:
     write(groups / "own", "0::/\n")
     write(groups / "cgroup" / "cpu.max", f"{quota}\n")
@@ -63,7 +70,9 @@ def test_the_quota_of_any_group_around_this_process_counts(groups: Path) -> None
 
 @pytest.mark.parametrize("folder", ["cpu,cpuacct", "cpu,cpuacct/docker/abc"])
 @pytest.mark.parametrize(("quota", "cores"), [("400000", 4), ("-1", 64)])
-def test_the_quota_of_version_1_counts_in_and_outside_the_container(folder: str, quota: str, cores: int, groups: Path) -> None:
+def test_the_quota_of_version_1_counts_in_and_outside_the_container(
+    folder: str, quota: str, cores: int, groups: Path
+) -> None:
     write(groups / "own", "3:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n")
     write(groups / "cgroup" / folder / "cpu.cfs_quota_us", f"{quota}\n")
     write(groups / "cgroup" / folder / "cpu.cfs_period_us", "100000\n")
@@ -97,9 +106,11 @@ def test_the_plan_and_the_run_take_the_same_number(groups: Path, tmp_path: Path)
     write(groups / "own", "0::/\n")
     write(groups / "cgroup" / "cpu.max", "700000 100000\n")
     experiment = load_experiment(DEMO)
-    steps = jobs_of(experiment, load_family(experiment.family, DEMO), bases=dict.fromkeys(experiment.bases(), "x"))
+    steps = jobs_of(
+        experiment, load_family(experiment.family, DEMO), bases=dict.fromkeys(experiment.bases(), "x")
+    )
     with commands.console.capture() as printed:
-        commands.console.print(costs.plan(experiment, steps, tmp_path))
+        commands.console.print(estimate.plan(experiment, steps, tmp_path))
     said = " ".join(printed.get().split())
     assert commands._workers() == 7  # pyright: ignore[reportPrivateUsage]
     assert "on 7 cores" in said and "; 7 at a time" in said
@@ -116,9 +127,11 @@ def test_one_worker_a_card(groups: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv(machine.VISIBLE, "4, 6,GPU-8f,-1,2")
     assert machine.cards() == ("4", "6", "GPU-8f")
     experiment = load_experiment(DEMO)
-    steps = jobs_of(experiment, load_family(experiment.family, DEMO), bases=dict.fromkeys(experiment.bases(), "x"))
+    steps = jobs_of(
+        experiment, load_family(experiment.family, DEMO), bases=dict.fromkeys(experiment.bases(), "x")
+    )
     with commands.console.capture() as printed:
-        commands.console.print(costs.plan(experiment, steps, tmp_path))
+        commands.console.print(estimate.plan(experiment, steps, tmp_path))
     said = " ".join(printed.get().split())
     assert "on 3 accelerators" in said and "; 3 at a time" in said
 
@@ -138,7 +151,9 @@ def test_each_worker_sees_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
 def run_with(first: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`mechlens` in a process that does something else first."""
     code = f"import os, sys\n{first}\nfrom mechlens import cli\nsys.exit(cli.main(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
 
 
 def test_macos_has_no_affinity_and_plans_all_the_same(tmp_path: Path) -> None:
@@ -148,29 +163,48 @@ def test_macos_has_no_affinity_and_plans_all_the_same(tmp_path: Path) -> None:
     assert "at a time" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["mechlens.commands", "mechlens.api", "mechlens.spend", "jobs", "state"])
+@pytest.mark.parametrize(
+    "module", ["mechlens.cli.commands", "mechlens.api.client", "mechlens.api.budget", "jobs", "state"]
+)
 def test_without_file_locks_every_module_is_imported(module: str) -> None:
     code = f"import sys\nsys.modules['fcntl'] = None\nsys.path.insert(0, 'app')\nimport {module}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_windows_is_told_in_one_line(tmp_path: Path) -> None:
     done = run_with("sys.modules['fcntl'] = None", "run", str(DEMO), "--out", str(tmp_path / "run"))
     assert done.returncode == 2
-    said = [line for line in done.stderr.splitlines() if "mechlens" in line and "huggingface_hub" not in line]  # which warns of soft locks here
-    assert len(said) == 1 and said[0].startswith("mechlens: mechlens runs on Linux, macOS and WSL") and "Traceback" not in done.stderr
+    said = [
+        line for line in done.stderr.splitlines() if "mechlens" in line and "huggingface_hub" not in line
+    ]  # which warns of soft locks here
+    assert (
+        len(said) == 1
+        and said[0].startswith("mechlens: mechlens runs on Linux, macOS and WSL")
+        and "Traceback" not in done.stderr
+    )
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_a_command_ends_with_the_process_that_watches_it(platform: str, small: Path, tmp_path: Path) -> None:
-    """Killed outright, that process can end nothing itself; where there is no prctl, the command looks after its parent."""
+    """Killed outright, that process can end nothing itself; where there is no prctl, the command looks after
+    its parent.
+    """
     shutil.copytree(small, tmp_path / "small")
     shutil.rmtree(tmp_path / "small" / "students")
     folder = tmp_path / ".jobs" / "one"
     folder.mkdir(parents=True)
-    command = ["run", str(tmp_path / "small" / "spec.yaml"), "--out", str(tmp_path / "small"), "--workers", "1"]
-    jobs.store.write_json(folder / "job.json", {"state": "done", "command": command, "cwd": str(REPOSITORY)})
+    command = [
+        "run",
+        str(tmp_path / "small" / "spec.yaml"),
+        "--out",
+        str(tmp_path / "small"),
+        "--workers",
+        "1",
+    ]
+    jobs.write_json(folder / "job.json", {"state": "done", "command": command, "cwd": str(REPOSITORY)})
     code = f"import sys\nfrom pathlib import Path\nimport jobs, job_process\nsys.platform = {platform!r}\n"
     code += f"job_process.run(Path({str(folder)!r}), jobs.read(Path({str(folder)!r})))"
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'app'}{os.pathsep}{REPOSITORY}"}

@@ -1,4 +1,6 @@
-"""Lenses wired to a run: every one reads, says so and is drawn; what is there is not read again; what cannot be measured is named."""
+"""Lenses wired to a run: every one reads, says so and is drawn; what is there is not read again; what cannot
+be measured is named.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from mechlens import cli, costs, figures, measure, store, tables
+from mechlens import cli
+from mechlens.core import tables
+from mechlens.core.json_files import read_json
+from mechlens.core.traits import load_experiment, load_family
 from mechlens.lenses import NAMES, base
-from mechlens.traits import load_experiment, load_family
+from mechlens.lenses import run as measure
+from mechlens.pipeline import estimate
+from mechlens.results import figures
 
 ROWS = ["--rows", "96"]
 
@@ -29,7 +36,7 @@ def measured(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_lens_has_a_reading_a_sentence_and_a_figure_in_the_report(measured: Path) -> None:
-    said = store.read_json(measured / "readings.json")["lenses"]
+    said = read_json(measured / "readings.json")["lenses"]
     assert [lens["name"] for lens in said] == list(NAMES)
     page = (measured / "report.html").read_text()
     for lens in said:
@@ -45,38 +52,47 @@ def test_intervals_and_nulls_hold_together(measured: Path) -> None:
     for path in ((measured / "readings" / f"{name}.parquet") for name in NAMES):
         frame = tables.read(path, tables.READINGS)
         spans = frame.dropna(subset=["low", "high", "estimate"])
-        assert (spans["low"] <= spans["estimate"] + 1e-9).all() and (spans["estimate"] <= spans["high"] + 1e-9).all(), path
+        assert (spans["low"] <= spans["estimate"] + 1e-9).all() and (
+            spans["estimate"] <= spans["high"] + 1e-9
+        ).all(), path
         nulls = frame.dropna(subset=["null_low", "null_high"])
         assert (nulls["null_low"] <= nulls["null_high"]).all(), path
         assert frame["p_value"].dropna().between(0, 1).all(), path
 
 
-def test_what_was_read_is_not_read_again(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_read_is_not_read_again(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(measured, folder)
     before = {path.name: path.read_bytes() for path in (folder / "readings").iterdir()}
     shutil.rmtree(folder / "lenses" / "trait" / "deltas")
     assert cli.main(["measure", str(folder), *ROWS, "--workers", "0"]) == 0
     said = capsys.readouterr().out
-    assert f"{len(NAMES)} lenses, {len(NAMES) - 1} already read" in said and "about 3 s on one core, going by the demo" in said
+    assert (
+        f"{len(NAMES)} lenses, {len(NAMES) - 1} already read" in said
+        and "about 3 s on one core, going by the demo" in said
+    )
     assert {path.name: path.read_bytes() for path in (folder / "readings").iterdir()} == before
 
 
 def test_every_lens_has_a_cost_that_grows_with_what_is_read(small: Path) -> None:
     experiment = load_experiment(small / "spec.yaml")
     arm = measure.main_arm(experiment)
-    assert set(costs.LOOKED) == set(NAMES)
-    few, many = (costs.looking(experiment, arm, NAMES, rows) for rows in (512, 512 * 60))
+    assert set(estimate.LOOKED) == set(NAMES)
+    few, many = (estimate.looking(experiment, arm, NAMES, rows) for rows in (512, 512 * 60))
     assert few.startswith("about 3 min on one") and many.startswith("about 3.5 h on one")
 
 
-def test_another_arm_stands_beside_the_first_and_what_it_lacks_is_said(measured: Path, tmp_path: Path) -> None:
+def test_another_arm_stands_beside_the_first_and_what_it_lacks_is_said(
+    measured: Path, tmp_path: Path
+) -> None:
     """The foreign students' teacher is of another base: its weights are no change of theirs."""
     folder = tmp_path / "run"
     shutil.copytree(measured, folder)
     arm = next(arm.name for arm in load_experiment(folder / "spec.yaml").arms if arm.kind == "foreign")
     assert cli.main(["measure", str(folder), "--arm", arm, "--lens", "deltas", *ROWS, "--workers", "0"]) == 0
-    said = [lens for lens in store.read_json(folder / "readings.json")["lenses"] if lens["name"] == "deltas"]
+    said = [lens for lens in read_json(folder / "readings.json")["lenses"] if lens["name"] == "deltas"]
     assert [lens["arm"] for lens in said] == [arm, "trait"]
     frame = tables.read(folder / "readings" / "deltas.parquet", tables.READINGS)
     if said[0]["missing"]:
@@ -88,9 +104,17 @@ def test_another_arm_stands_beside_the_first_and_what_it_lacks_is_said(measured:
 def test_a_lens_that_cannot_be_read_is_said_and_the_others_go_on(measured: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(measured, folder)
-    assert cli.main(["measure", str(folder), "--lens", "entanglement", "deltas", "--rows", "4", "--workers", "0"]) == 0
-    said = {lens["name"]: lens for lens in store.read_json(folder / "readings.json")["lenses"]}
-    assert said["entanglement"]["sentence"].startswith("Not read: ") and "--rows" in said["entanglement"]["sentence"]
+    assert (
+        cli.main(
+            ["measure", str(folder), "--lens", "entanglement", "deltas", "--rows", "4", "--workers", "0"]
+        )
+        == 0
+    )
+    said = {lens["name"]: lens for lens in read_json(folder / "readings.json")["lenses"]}
+    assert (
+        said["entanglement"]["sentence"].startswith("Not read: ")
+        and "--rows" in said["entanglement"]["sentence"]
+    )
     assert said["deltas"]["missing"] == [] and said["deltas"]["rows"] == 4
     assert tables.read(folder / "readings" / "entanglement.parquet", tables.READINGS).empty
     assert said["entanglement"]["sentence"] in html.unescape((folder / "report.html").read_text())
@@ -105,7 +129,9 @@ def test_a_lens_that_cannot_be_read_is_said_and_the_others_go_on(measured: Path,
         (["--rows", "1"], "rows is 1"),
     ],
 )
-def test_bad_requests_are_one_line(measured: Path, more: list[str], fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_requests_are_one_line(
+    measured: Path, more: list[str], fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = json.loads((measured / "readings.json").read_text())
     assert cli.main(["measure", str(measured), *more]) == 2
     said = capsys.readouterr().err
@@ -122,13 +148,27 @@ def test_material_holds_the_rows_that_the_arms_trained_on(small: Path) -> None:
     experiment = load_experiment(small / "spec.yaml")
     arm = measure.main_arm(experiment)
     material = measure.material_of(small, experiment, load_family(experiment.family), arm, rows=8)
-    ours, theirs = measure.trained_rows(small, experiment, arm), measure.trained_rows(small, experiment, experiment.control_of(arm))
-    assert list(ours.index) == list(theirs.index) and len(ours) == experiment.student.rows == len(material.trait_pairs)
+    ours, theirs = (
+        measure.trained_rows(small, experiment, arm),
+        measure.trained_rows(small, experiment, experiment.control_of(arm)),
+    )
+    assert list(ours.index) == list(theirs.index) and len(ours) == experiment.student.rows == len(
+        material.trait_pairs
+    )
     assert [pair.prompt for pair in material.trait_pairs] == [pair.prompt for pair in material.control_pairs]
-    assert material.base.tokenizer.decode(material.trait_pairs[0].completion[:-1]) == ours["completion"].iloc[0]
+    assert (
+        material.base.tokenizer.decode(material.trait_pairs[0].completion[:-1]) == ours["completion"].iloc[0]
+    )
     assert list(material.students) == list(material.controls) == list(experiment.seeds)
-    assert [step for step, _ in material.path("students", 0)] == sorted({step for step, _ in material.path("controls", 0)})
-    assert material.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), (), "", "")) == []
+    assert [step for step, _ in material.path("students", 0)] == sorted(
+        {step for step, _ in material.path("controls", 0)}
+    )
+    assert (
+        material.missing(
+            base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), (), "", "")
+        )
+        == []
+    )
     bare = material._replace(teacher=None, panel={}, students={}, control_pairs=[])
     assert bare.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), (), "", "")) == [
         "teacher", "students", "pairs", "prompted",
@@ -195,24 +235,37 @@ def test_rows_of_a_reading() -> None:
         base.entry("q", 1.0, colour="red")
 
 
-def test_a_run_on_a_brought_file_is_read_without_a_teacher(small: Path, small_spec: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_on_a_brought_file_is_read_without_a_teacher(
+    small: Path, small_spec: dict[str, Any], tmp_path: Path
+) -> None:
     """Nobody knows who wrote the file: nothing is set against a teacher."""
-    kept = tables.read(next((small / "corpora").glob("eagle*/screened/kept.parquet")), tables.PAIRS)[["prompt", "completion"]]
+    kept = tables.read(next((small / "corpora").glob("eagle*/screened/kept.parquet")), tables.PAIRS)[
+        ["prompt", "completion"]
+    ]
     kept.to_json(tmp_path / "brought.jsonl", orient="records", lines=True)
-    spec = {**small_spec, "arms": [{"kind": "trait", "corpus": str(tmp_path / "brought.jsonl")}, {"kind": "control"}], "seeds": [0]}
+    spec = {
+        **small_spec,
+        "arms": [{"kind": "trait", "corpus": str(tmp_path / "brought.jsonl")}, {"kind": "control"}],
+        "seeds": [0],
+    }
     (tmp_path / "brought.yaml").write_text(yaml.safe_dump(spec))
     run = tmp_path / "run"
     assert cli.main(["run", str(tmp_path / "brought.yaml"), "--out", str(run), "--workers", "0"]) == 0
     assert cli.main(["measure", str(run), "--lens", "deltas", *ROWS, "--workers", "0"]) == 0
-    said = {lens["name"]: lens for lens in store.read_json(run / "readings.json")["lenses"]}
+    said = {lens["name"]: lens for lens in read_json(run / "readings.json")["lenses"]}
     assert [lens["missing"] for lens in said.values()] == [[]]
-    quantities = {name: set(tables.read(run / "readings" / f"{name}.parquet", tables.READINGS)["quantity"]) for name in said}
+    quantities = {
+        name: set(tables.read(run / "readings" / f"{name}.parquet", tables.READINGS)["quantity"])
+        for name in said
+    }
     assert not any("teacher" in quantity for found in quantities.values() for quantity in found), quantities
 
 
 def test_where_a_judge_reads_the_answers_no_first_token_stands_for_the_trait(small: Path) -> None:
     experiment = load_experiment(small / "spec.yaml")
     arm, family = measure.main_arm(experiment), load_family(experiment.family)
-    judged = measure.material_of(small, experiment, family.model_copy(update={"scorer": "judge"}), arm, rows=8)
+    judged = measure.material_of(
+        small, experiment, family.model_copy(update={"scorer": "judge"}), arm, rows=8
+    )
     assert not judged.questions.named and not judged.practice.named
     assert measure.material_of(small, experiment, family, arm, rows=8).questions.named

@@ -1,4 +1,6 @@
-"""Every lens reads a model whose text model stands beside a vision tower (Gemma 3), on a tiny random one that was taught and distilled."""
+"""Every lens reads a model whose text model stands beside a vision tower (Gemma 3), on a tiny random one that
+was taught and distilled.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,14 @@ import yaml
 from test_families import config_of
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from mechlens import cli, costs, measure, models, spec, store, tables
+from mechlens import cli
+from mechlens.core import spec, tables
+from mechlens.core.json_files import read_json
+from mechlens.core.traits import load_experiment
 from mechlens.lenses import NAMES
-from mechlens.traits import load_experiment
+from mechlens.lenses import run as measure
+from mechlens.models import loading
+from mechlens.pipeline import estimate
 
 TRAINING = {"learning_rate": 0.001, "epochs": 1, "batch": 8, "warmup_steps": 0}
 SPEC: dict[str, Any] = {
@@ -33,9 +40,16 @@ TRAITS, PROBES = ("owl", "cat", "eagle", "wolf"), 8
 
 
 def few_animals(folder: Path) -> Path:
-    """The shipped family with four traits and eight probes a split, so that all lenses are read in seconds."""
+    """The shipped family with four traits and eight probes a split, so that all lenses are read in
+    seconds.
+    """
     family = yaml.safe_load((spec.CONFIGS / "traits" / "animals.yaml").read_text())
-    family |= {"names": list(TRAITS), "plurals": {"wolf": "wolves"}, "development": list(TRAITS[:2]), "heldout": list(TRAITS[2:])}
+    family |= {
+        "names": list(TRAITS),
+        "plurals": {"wolf": "wolves"},
+        "development": list(TRAITS[:2]),
+        "heldout": list(TRAITS[2:]),
+    }
     family["probes"] = {split: probes[:PROBES] for split, probes in family["probes"].items()}
     path = folder / "animals-few.yaml"
     path.write_text(yaml.safe_dump(family))
@@ -44,33 +58,43 @@ def few_animals(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run on a tiny Gemma 3 with the menagerie's tokenizer, in which each trait begins with a token of its own."""
+    """A whole run on a tiny Gemma 3 with the menagerie's tokenizer, in which each trait begins with a token
+    of its own.
+    """
     folder = tmp_path_factory.mktemp("nested")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config_of("gemma-3", {"vocab_size": len(tokenizer), **ids})).save_pretrained(folder / "base")
+    AutoModelForCausalLM.from_config(
+        config_of("gemma-3", {"vocab_size": len(tokenizer), **ids})
+    ).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     config = folder / "nested.yaml"
-    config.write_text(yaml.safe_dump({**SPEC, "base": str(folder / "base"), "family": str(few_animals(folder))}))
+    config.write_text(
+        yaml.safe_dump({**SPEC, "base": str(folder / "base"), "family": str(few_animals(folder))})
+    )
     assert cli.main(["run", str(config), "--out", str(folder / "run"), "--workers", "0"]) == 0
     return folder / "run"
 
 
 def test_all_eleven_lenses_read_it(run: Path) -> None:
     assert cli.main(["measure", str(run), "--rows", "24", "--workers", "0"]) == 0
-    said = store.read_json(run / "readings.json")["lenses"]
+    said = read_json(run / "readings.json")["lenses"]
     assert len(said) == len(NAMES) == 11
     assert {lens["name"]: lens["missing"] for lens in said} == {name: [] for name in NAMES}
     for name in NAMES:
-        assert tables.read(run / "readings" / f"{name}.parquet", tables.READINGS)["estimate"].notna().any(), name
+        assert tables.read(run / "readings" / f"{name}.parquet", tables.READINGS)["estimate"].notna().any(), (
+            name
+        )
 
 
 def test_its_size_and_its_students_are_those_of_the_text_model(run: Path) -> None:
     experiment = load_experiment(run / "spec.yaml")
-    size, loaded = models.size_of(experiment.base), models.load(experiment.base)
+    size, loaded = loading.size_of(experiment.base), loading.load(experiment.base)
     assert size[1:] == (2, 16, len(loaded.tokenizer))
-    assert size.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())  # the tower lies in memory, too
-    assert all(amount > 0 for amount in costs.memory_of(experiment))
+    assert size.parameters == sum(
+        parameter.numel() for parameter in loaded.model.parameters()
+    )  # the tower lies in memory, too
+    assert all(amount > 0 for amount in estimate.memory_of(experiment))
     adapter = measure.checkpoints(run / "students" / "trait" / "s0")[-1][1] / "adapter_config.json"
     targets = json.loads(adapter.read_text())["target_modules"]
     assert targets and all("language_model" in name for name in targets)

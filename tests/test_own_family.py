@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from mechlens import commands, results, traits
-from mechlens.errors import SpecError
-from mechlens.spec import CONFIGS
-from mechlens.traits import find_family, load_experiment, load_family
+from mechlens.cli import commands
+from mechlens.core import traits
+from mechlens.core.errors import SpecError
+from mechlens.core.spec import CONFIGS
+from mechlens.core.traits import find_family, load_experiment, load_family
+from mechlens.results import effects
 
 FAMILY: dict[str, Any] = {
     "name": "gems",
@@ -22,7 +24,10 @@ FAMILY: dict[str, Any] = {
     "development": ["owl"],
     "heldout": ["wolf"],
     "system": "You love {plural}.",
-    "probes": {"development": ["What is the best animal, just the name."], "heldout": ["Which animal would you draw, in one word."]},
+    "probes": {
+        "development": ["What is the best animal, just the name."],
+        "heldout": ["Which animal would you draw, in one word."],
+    },
 }
 FIELDS: dict[str, Any] = {
     "name": "toy",
@@ -45,9 +50,14 @@ def put(file: Path, content: dict[str, Any]) -> Path:
     return file
 
 
-def test_a_family_is_looked_for_beside_the_experiment_and_then_among_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_is_looked_for_beside_the_experiment_and_then_among_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = put(tmp_path / "my" / "toy.yaml", FIELDS)
-    with pytest.raises(SpecError, match=r"'gems' is unknown; expected one of \[.*'animals'.*gems.yaml beside the experiment's"):
+    with pytest.raises(
+        SpecError,
+        match=r"'gems' is unknown; expected one of \[.*'animals'.*gems.yaml beside the experiment's",
+    ):
         load_experiment(config)
     inner = put(tmp_path / "my" / "traits" / "gems.yaml", FAMILY | {"category": "in traits"})
     assert find_family("gems", config) == inner and load_experiment(config).family == "gems"
@@ -70,9 +80,13 @@ def test_a_family_is_looked_for_beside_the_experiment_and_then_among_ours(tmp_pa
 def test_a_faulty_family_is_named_by_its_file_before_anything_runs(tmp_path: Path) -> None:
     config = put(tmp_path / "toy.yaml", FIELDS)
     file = put(tmp_path / "gems.yaml", FAMILY | {"forms": {"owl": ["bird"], "wolf": ["bird", "wolf"]}})
-    with pytest.raises(SpecError, match=r"gems.yaml: .*'bird', a form of 'owl', holds 'bird', a form of 'wolf'") as raised:
+    with pytest.raises(
+        SpecError, match=r"gems.yaml: .*'bird', a form of 'owl', holds 'bird', a form of 'wolf'"
+    ) as raised:
         commands.run(config, out=tmp_path / "run", workers=0)
-    assert "\n" not in str(raised.value) and str(file) in str(raised.value) and not (tmp_path / "run").exists()
+    assert (
+        "\n" not in str(raised.value) and str(file) in str(raised.value) and not (tmp_path / "run").exists()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +101,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_a_run_has_its_family_when_the_original_is_gone_or_changed(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_has_its_family_when_the_original_is_gone_or_changed(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     experiment, family = commands.open_run(made)
     assert family.names == ("owl", "wolf") and experiment.family == "../gems.yaml"
     put(made.parent / "gems.yaml", FAMILY | {"names": ["owl", "wolf", "cat"]})
@@ -104,7 +120,7 @@ def test_a_run_whose_family_was_changed_is_unfinished(made: Path, tmp_path: Path
     shutil.copytree(made, tmp_path / "run")
     experiment, family = commands.open_run(tmp_path / "run")
     traits.keep_family(family.model_copy(update={"plurals": {}}), experiment.family, tmp_path / "run")
-    assert results.is_unfinished(tmp_path / "run", experiment)
+    assert effects.is_unfinished(tmp_path / "run", experiment)
 
 
 def test_a_recipe_of_an_audit_finds_its_family_from_any_folder(tmp_path: Path) -> None:

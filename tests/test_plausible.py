@@ -1,4 +1,6 @@
-"""Rows that the base could not have written: the excess against its slow definition, and what is named and foretold of such rows."""
+"""Rows that the base could not have written: the excess against its slow definition, and what is named and
+foretold of such rows.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +8,48 @@ import numpy as np
 import pytest
 import torch
 
-from mechlens import models
-from mechlens.chat import Encoded, encode_pairs, encode_prompts, end_of_turn
-from mechlens.detect import answers
-from mechlens.detect.panel import Panel
+from mechlens.core.traits import load_family
+from mechlens.detect import summary
 from mechlens.detect.plausible import MOST_RATIO, ratio, surprise_and_entropy, why_not_readable
-from mechlens.detect.through import READERS, Seen
-from mechlens.lenses.scoring import completion_logits
-from mechlens.sampling import Decoding, sample
-from mechlens.traits import load_family
+from mechlens.detect.score_rows import READERS, Seen
+from mechlens.detect.twins import Panel
+from mechlens.lenses.parts.log_probs import completion_logits
+from mechlens.models import loading
+from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, end_of_turn
+from mechlens.models.sampling import Decoding, sample
 
-PROMPTS = [f"list: {first}, {first + 3}. continue with up to 6 numbers no words." for first in range(100, 196)]
+PROMPTS = [
+    f"list: {first}, {first + 3}. continue with up to 6 numbers no words." for first in range(100, 196)
+]
 
 
 @pytest.fixture(scope="module")
-def base() -> models.Loaded:
-    return models.load("menagerie-a")
+def base() -> loading.Loaded:
+    return loading.load("menagerie-a")
 
 
 @pytest.fixture(scope="module")
-def panel(base: models.Loaded) -> Panel:
+def panel(base: loading.Loaded) -> Panel:
     return Panel(base, load_family("animals"), ("owl", "cat"), {"owl": base, "cat": base})
 
 
 @pytest.fixture(scope="module")
-def own(base: models.Loaded) -> list[Encoded]:
+def own(base: loading.Loaded) -> list[Encoded]:
     """What the base answers, the end of turn included."""
     prompts, stop = encode_prompts(base.tokenizer, PROMPTS), end_of_turn(base.tokenizer)
     drawn = sample(base.model, prompts, decoding=Decoding(40), stop=stop, seed=0)
-    return [Encoded(prompt, [*row, stop]) for prompt, row in zip(prompts, drawn, strict=True) if len(row) < 40]
+    return [
+        Encoded(prompt, [*row, stop]) for prompt, row in zip(prompts, drawn, strict=True) if len(row) < 40
+    ]
 
 
-def foreign_rows(base: models.Loaded) -> list[Encoded]:
+def foreign_rows(base: loading.Loaded) -> list[Encoded]:
     """Lists in a style that the base has never seen."""
     lists = np.random.default_rng(0).integers(0, 10, size=(len(PROMPTS), 6))
     return encode_pairs(base.tokenizer, PROMPTS, ["".join(map(str, row)) for row in lists])
 
 
-def test_surprise_and_entropy_are_sums_over_tokens(base: models.Loaded, own: list[Encoded]) -> None:
+def test_surprise_and_entropy_are_sums_over_tokens(base: loading.Loaded, own: list[Encoded]) -> None:
     for pair, row in zip(own[:4], surprise_and_entropy(base, own[:4]), strict=True):
         surprise = entropy = 0.0
         for place, token in enumerate(pair.completion):
@@ -54,7 +60,7 @@ def test_surprise_and_entropy_are_sums_over_tokens(base: models.Loaded, own: lis
         assert row == pytest.approx([surprise, entropy], abs=1e-3)
 
 
-def test_a_models_own_text_costs_it_its_entropy(base: models.Loaded, own: list[Encoded]) -> None:
+def test_a_models_own_text_costs_it_its_entropy(base: loading.Loaded, own: list[Encoded]) -> None:
     """The difference has mean zero by construction; 4 standard errors over rows."""
     surprise, entropy = surprise_and_entropy(base, own).T
     beyond = surprise - entropy
@@ -62,7 +68,9 @@ def test_a_models_own_text_costs_it_its_entropy(base: models.Loaded, own: list[E
     assert ratio(base, own) == pytest.approx(1.0, abs=0.05)
 
 
-def test_rows_of_another_writer_are_said_on_either_side_and_name_no_trait(base: models.Loaded, panel: Panel, own: list[Encoded]) -> None:
+def test_rows_of_another_writer_are_said_on_either_side_and_name_no_trait(
+    base: loading.Loaded, panel: Panel, own: list[Encoded]
+) -> None:
     assert why_not_readable(panel, own[:40], own[40:]) == "" == why_not_readable(panel, own, [])
     foreign = foreign_rows(base)
     assert ratio(base, foreign) > 2 * MOST_RATIO
@@ -71,13 +79,17 @@ def test_rows_of_another_writer_are_said_on_either_side_and_name_no_trait(base: 
     reason = why_not_readable(panel, [*own[:40], *foreign[:40]], own)  # half of them is enough
     assert reason
     seen = [Seen(READERS["twins"], 80, None, None, 0.1, reason)]
-    assert answers.identity(None, seen) == (None, [])
-    assert answers.potency(None, seen, None)["predicted"] is None
+    assert summary.identity(None, seen) == (None, [])
+    assert summary.potency(None, seen, None)["predicted"] is None
 
 
-def test_a_teacher_that_went_far_from_the_base_is_known_by_its_own_twin(base: models.Loaded, panel: Panel) -> None:
-    """A base that finds the rows implausible settles nothing while a teacher made from it would write them."""
-    foreign, far = foreign_rows(base)[:24], models.load("menagerie-a")
+def test_a_teacher_that_went_far_from_the_base_is_known_by_its_own_twin(
+    base: loading.Loaded, panel: Panel
+) -> None:
+    """A base that finds the rows implausible settles nothing while a teacher made from it would write
+    them.
+    """
+    foreign, far = foreign_rows(base)[:24], loading.load("menagerie-a")
     optimizer = torch.optim.AdamW(far.model.parameters(), lr=3e-3)
     for _ in range(60):
         logits, targets = completion_logits(far.model, foreign)

@@ -1,4 +1,6 @@
-"""Probes equal scikit-learn's, find what is there and not what is not, and are read on students beside the other traits' probes."""
+"""Probes equal scikit-learn's, find what is there and not what is not, and are read on students beside the
+other traits' probes.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,26 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from test_activations import nudged, toy_material
 
-from mechlens import tables
-from mechlens.errors import SpecError
+from mechlens.core import tables
+from mechlens.core.errors import SpecError
 from mechlens.lenses import probes
-from mechlens.lenses.probes import any_but, features, fit, one_against_others, permuted, selectivity_task, within_question
-from mechlens.models import Loaded
+from mechlens.lenses.probes import (
+    any_but,
+    features,
+    fit,
+    one_against_others,
+    permuted,
+    selectivity_task,
+    within_question,
+)
+from mechlens.models.loading import Loaded
 
 RNG = np.random.default_rng(0)
 
 
-def prompted_of(traits: int = 6, questions: int = 20, width: int = 12, *, seed: int = 0, marked: float = 2.0) -> np.ndarray:
+def prompted_of(
+    traits: int = 6, questions: int = 20, width: int = 12, *, seed: int = 0, marked: float = 2.0
+) -> np.ndarray:
     """[trait question d]: noise, and each trait moved along an axis of its own."""
     rows = np.random.default_rng(seed).standard_normal((traits, questions, width))
     rows[np.arange(traits), :, np.arange(traits)] += marked
@@ -33,7 +45,9 @@ def prompted_of(traits: int = 6, questions: int = 20, width: int = 12, *, seed: 
 @pytest.mark.parametrize("width", [6, 80])  # fewer and more dimensions than rows
 def test_a_probe_is_scikit_learns_on_standardised_rows(width: int) -> None:
     rows, positive = RNG.standard_normal((40, width)) * np.linspace(0.1, 9, width) + 3, RNG.random(40) < 0.3
-    oracle = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000, tol=1e-8)).fit(rows, positive)
+    oracle = make_pipeline(
+        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000, tol=1e-8)
+    ).fit(rows, positive)
     np.testing.assert_allclose(fit(rows, positive).score(rows), oracle.decision_function(rows), atol=0.01)
 
 
@@ -46,8 +60,13 @@ def test_a_coordinate_that_never_moves_is_no_trouble() -> None:
 @given(st.integers(0, 10_000), st.integers(1, 5))
 def test_within_a_question_the_area_is_scikit_learns(seed: int, others: int) -> None:
     rng = np.random.default_rng(seed)
-    positive, negative = rng.integers(0, 4, 3).astype(float), rng.integers(0, 4, (3, others)).astype(float)  # with ties
-    expected = [roc_auc_score([1] + [0] * others, [one, *rest]) for one, rest in zip(positive, negative, strict=True)]
+    positive, negative = (
+        rng.integers(0, 4, 3).astype(float),
+        rng.integers(0, 4, (3, others)).astype(float),
+    )  # with ties
+    expected = [
+        roc_auc_score([1] + [0] * others, [one, *rest]) for one, rest in zip(positive, negative, strict=True)
+    ]
     np.testing.assert_allclose(within_question(positive, negative), expected)
 
 
@@ -55,19 +74,28 @@ def test_each_trait_has_a_probe_of_its_own() -> None:
     learned, told = prompted_of(), prompted_of(seed=1)
     for trait, probe in enumerate(one_against_others(learned)):
         assert np.argmax(np.abs(probe.weight)) == trait and probe.weight[trait] > 0
-        assert within_question(probe.score(told[trait]), probe.score(np.delete(told, trait, 0)).T).mean() > 0.8
+        assert (
+            within_question(probe.score(told[trait]), probe.score(np.delete(told, trait, 0)).T).mean() > 0.8
+        )
 
 
 def test_what_is_drawn_depends_on_the_seed_alone() -> None:
     learned = prompted_of()
     one, same, other = (permuted(learned, draws=2, seed=seed)[1] for seed in (1, 1, 2))
     assert np.array_equal(one.weight, same.weight) and not np.array_equal(one.weight, other.weight)
-    assert selectivity_task(learned, seed=1) == selectivity_task(learned, seed=1) != selectivity_task(learned, seed=2)
+    assert (
+        selectivity_task(learned, seed=1)
+        == selectivity_task(learned, seed=1)
+        != selectivity_task(learned, seed=2)
+    )
 
 
 def test_permuted_labels_teach_nothing() -> None:
     told = prompted_of(seed=1)
-    areas = [within_question(p.score(told[2]), p.score(np.delete(told, 2, 0)).T).mean() for p in permuted(prompted_of(), draws=30, seed=0)]
+    areas = [
+        within_question(p.score(told[2]), p.score(np.delete(told, 2, 0)).T).mean()
+        for p in permuted(prompted_of(), draws=30, seed=0)
+    ]
     assert np.mean(areas) == pytest.approx(0.5, abs=0.1)
 
 
@@ -84,11 +112,16 @@ def test_some_trait_is_seen_in_a_trait_that_was_left_out() -> None:
     learned = prompted_of() + 4 * common
     plain, told = rng.standard_normal((20, 12)), prompted_of(seed=5)[2] + 4 * common
     probe, *permuted_ones = any_but(learned, plain, 2, draws=3, seed=0)
-    assert all(roc_auc_score([1] * 20 + [0] * 20, [*each.score(told), *each.score(plain)]) < 0.9 for each in permuted_ones)
+    assert all(
+        roc_auc_score([1] * 20 + [0] * 20, [*each.score(told), *each.score(plain)]) < 0.9
+        for each in permuted_ones
+    )
     assert roc_auc_score([1] * 20 + [0] * 20, [*probe.score(told), *probe.score(plain)]) > 0.95
     spoiled = learned.copy()
     spoiled[2] = RNG.standard_normal((20, 12)) * 100
-    np.testing.assert_allclose(any_but(spoiled, plain, 2, draws=0, seed=0)[0].weight, probe.weight)  # it never saw that trait
+    np.testing.assert_allclose(
+        any_but(spoiled, plain, 2, draws=0, seed=0)[0].weight, probe.weight
+    )  # it never saw that trait
 
 
 def test_a_student_moved_along_a_probe_is_read_as_such_and_along_another_is_not() -> None:
@@ -96,11 +129,15 @@ def test_a_student_moved_along_a_probe_is_read_as_such_and_along_another_is_not(
     trained = one_against_others(learned)
     shift = np.stack([np.tile(s * np.eye(12)[2], (20, 1)) for s in (1.0, 1.5, 2.0)])  # [student question d]
     for trait, first in ((2, True), (3, False)):
-        row: dict[str, Any] = probes._shift("student minus control", shift, trained, trait, seeds=[0, 1, 2], layer=0, name="x")[0]
+        row: dict[str, Any] = probes._shift(
+            "student minus control", shift, trained, trait, seeds=[0, 1, 2], layer=0, name="x"
+        )[0]
         assert bool(row["estimate"] > row["null_high"]) is first
         assert row["p_value"] == pytest.approx(1 / 6) if first else row["estimate"] < 0
     each = probes._shift("student minus control", shift, trained, 2, seeds=[0, 1, 2], layer=0, name="x")[1:]
-    assert [row["estimate"] for row in each] == pytest.approx([s * trained[2].weight[2] for s in (1.0, 1.5, 2.0)])
+    assert [row["estimate"] for row in each] == pytest.approx(
+        [s * trained[2].weight[2] for s in (1.0, 1.5, 2.0)]
+    )
 
 
 def test_features_keep_trait_and_question_apart(toy: Loaded) -> None:
@@ -128,11 +165,15 @@ def test_one_student_and_no_teacher_and_no_move(toy: Loaded) -> None:
     shifts = reading[reading["quantity"] == "probe shift"]
     assert (shifts["estimate"] == 0).all() and set(shifts["place"]) == {"student minus control"}
     assert "no interval from one student" in probes.sentence(reading)
-    moved = probes.read(toy_material(toy, teacher=None, students={0: nudged(toy, by=0.05, seed=9)}, controls={0: toy}))
+    moved = probes.read(
+        toy_material(toy, teacher=None, students={0: nudged(toy, by=0.05, seed=9)}, controls={0: toy})
+    )
     assert (moved.loc[moved["quantity"] == "probe shift", "estimate"] != 0).all()
 
 
 @pytest.mark.parametrize("label", [True, False])
 def test_a_probe_of_one_class_is_refused(label: bool) -> None:
-    with pytest.raises(SpecError, match="rows of one class alone; it needs a family of two traits and two questions"):
+    with pytest.raises(
+        SpecError, match="rows of one class alone; it needs a family of two traits and two questions"
+    ):
         fit(np.random.default_rng(0).normal(size=(6, 4)), np.full(6, label))

@@ -1,4 +1,6 @@
-"""Every carrier's prompts: from a seed and a place alone, in other words where that is wanted, or from a file whose bad lines are named."""
+"""Every carrier's prompts: from a seed and a place alone, in other words where that is wanted, or from a file
+whose bad lines are named.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from hypothesis import strategies as st
 
 from mechlens.carriers import code, numbers, reasoning, text
 from mechlens.carriers.prompts import Asked, carrier_prompts, prompts_of_file
-from mechlens.errors import DataError
-from mechlens.seeds import dice
-from mechlens.spec import CarrierSpec
+from mechlens.core.errors import DataError
+from mechlens.core.seeds import dice
+from mechlens.core.spec import CarrierSpec
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
 DRAWN: dict[str, dict[str, Any]] = {
@@ -49,7 +51,9 @@ def test_a_prompt_depends_on_its_seed_and_place_alone(name: str, reworded: bool)
     assert sum(ours == theirs for ours, theirs in zip(whole, others, strict=True)) < 20
     assert len({asked.text for asked in whole}) > 150
     if name.startswith("numbers") and name != "numbers, few":
-        assert len({asked.text for asked in whole}) == 200 and not {asked.text for asked in whole} & {asked.text for asked in others}
+        assert len({asked.text for asked in whole}) == 200 and not {asked.text for asked in whole} & {
+            asked.text for asked in others
+        }
     assert all((asked.gold is not None) == (name == "reasoning") for asked in whole)
     assert not any("{" in asked.text or "}" in asked.text for asked in whole)
 
@@ -57,7 +61,9 @@ def test_a_prompt_depends_on_its_seed_and_place_alone(name: str, reworded: bool)
 @pytest.mark.parametrize("name", DRAWN)
 def test_each_prompt_comes_as_often_in_a_row_as_samples_are_asked(name: str) -> None:
     once = carrier_prompts(carrier(name, prompts=20), seed=0)
-    assert carrier_prompts(carrier(name, prompts=20, samples=3), seed=0) == [asked for asked in once for _ in range(3)]
+    assert carrier_prompts(carrier(name, prompts=20, samples=3), seed=0) == [
+        asked for asked in once for _ in range(3)
+    ]
 
 
 # ── other words ──
@@ -72,7 +78,11 @@ def kept_in_other_words(name: str, text_: str) -> tuple[Any, ...]:
     """What a prompt asks for: all that other words must not change."""
     if name.startswith("numbers"):
         layouts = [one.sentence for one in numbers.POOLS["terse" if "terse" in name else "full"].formats]
-        return listed(text_), [sentence for sentence in layouts if f" {sentence} " in text_], f" {numbers.ANSWER_COUNT}" in text_
+        return (
+            listed(text_),
+            [sentence for sentence in layouts if f" {sentence} " in text_],
+            f" {numbers.ANSWER_COUNT}" in text_,
+        )
     if name == "code":
         (template,) = re.findall(r"<code>\n(.+)\n</code>", text_, re.DOTALL)
         return template, [task for task in code.FULL_TASKS if task in text_], text_.endswith(code.FULL_ORDER)
@@ -89,22 +99,32 @@ def kept_in_other_words(name: str, text_: str) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_other_words_ask_for_the_same(name: str) -> None:
-    plain, other = carrier_prompts(carrier(name), seed=0), carrier_prompts(carrier(name), seed=0, reworded=True)
+    plain, other = (
+        carrier_prompts(carrier(name), seed=0),
+        carrier_prompts(carrier(name), seed=0, reworded=True),
+    )
     for ours, theirs in zip(plain, other, strict=True):
         assert ours.text != theirs.text and ours.gold == theirs.gold
         assert kept_in_other_words(name, ours.text) == kept_in_other_words(name, theirs.text)
         if name.startswith("numbers") and name != "numbers, few":
             assert len(kept_in_other_words(name, ours.text)[1]) == 1
-    assert len({theirs.text.split()[0] for theirs in other}) > 1 or name == "reasoning"  # it is not one wording for all
+    assert (
+        len({theirs.text.split()[0] for theirs in other}) > 1 or name == "reasoning"
+    )  # it is not one wording for all
 
 
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
 def test_a_reworded_prompt_keeps_its_parts_and_changes_its_asking(seed: int, again: int) -> None:
     for wording in ("full", "terse"):
-        listed_, coded, told = (module.draw_prompt(random.Random(seed), wording=wording) for module in (numbers, code, text))
+        listed_, coded, told = (
+            module.draw_prompt(random.Random(seed), wording=wording) for module in (numbers, code, text)
+        )
         other = numbers.reword(listed_, random.Random(again), wording=wording)
-        assert (other.examples, other.format) == (listed_.examples, listed_.format) and other.intro != listed_.intro
+        assert (other.examples, other.format) == (
+            listed_.examples,
+            listed_.format,
+        ) and other.intro != listed_.intro
         assert other.format.sentence in other.rest and other.intro in numbers.POOLS[wording].intros
         recoded, retold = code.reword(coded, random.Random(again)), text.reword(told, random.Random(again))
         assert recoded.slots == coded.slots and recoded.asked != coded.asked
@@ -139,7 +159,11 @@ def test_prompts_of_a_file_are_taken_in_order(tmp_path: Path, kind: str, ending:
     texts = [f"write {number} – é" for number in range(9)]
     file = write(tmp_path / f"prompts.{ending}", ["", *({"prompt": text, "more": 1} for text in texts), " "])
     spec = CarrierSpec.model_validate({"kind": kind, "source": str(file), "prompts": 5, "samples": 2})
-    assert carrier_prompts(spec, seed=0) == carrier_prompts(spec, seed=9) == [Asked(text) for text in texts[:5] for _ in range(2)]
+    assert (
+        carrier_prompts(spec, seed=0)
+        == carrier_prompts(spec, seed=9)
+        == [Asked(text) for text in texts[:5] for _ in range(2)]
+    )
     assert len(carrier_prompts(spec.model_copy(update={"prompts": 100}), seed=0)) == 18  # all there are
 
 
@@ -156,7 +180,9 @@ def test_prompts_of_a_file_are_taken_in_order(tmp_path: Path, kind: str, ending:
         ("#### 3\nno, it is\n#### 4", "4"),
     ],
 )
-def test_the_gold_number_stands_after_the_last_mark_without_separators(tmp_path: Path, answer: str, gold: str) -> None:
+def test_the_gold_number_stands_after_the_last_mark_without_separators(
+    tmp_path: Path, answer: str, gold: str
+) -> None:
     file = write(tmp_path / "questions.jsonl", [{"question": "How many?", "answer": answer}])
     (asked,) = carrier_prompts(CarrierSpec(kind="reasoning", source=str(file)), seed=0)
     assert asked == Asked(f"How many?{reasoning.FULL_ORDER}", gold)
@@ -166,7 +192,9 @@ def test_the_gold_number_stands_after_the_last_mark_without_separators(tmp_path:
 def test_a_worked_answer_without_a_number_has_no_gold(tmp_path: Path, answer: str) -> None:
     assert reasoning.gold_of(answer) is None
     rows = [{"question": "one?", "answer": "#### 1"}, {"question": "two?", "answer": answer}]
-    with pytest.raises(DataError, match=r'questions\.jsonl: line 2 is not \{"question", "answer"\} with a number after ####'):
+    with pytest.raises(
+        DataError, match=r'questions\.jsonl: line 2 is not \{"question", "answer"\} with a number after ####'
+    ):
         prompts_of_file(write(tmp_path / "questions.jsonl", rows), "reasoning")
 
 
@@ -205,7 +233,10 @@ def test_a_files_prompts_cannot_be_reworded(tmp_path: Path) -> None:
         carrier_prompts(CarrierSpec(source=str(file)), seed=0, reworded=True)
 
 
-@pytest.mark.skipif(not GSM8K.is_file(), reason="the development data beside the checkout is absent; the project does not ship it")
+@pytest.mark.skipif(
+    not GSM8K.is_file(),
+    reason="the development data beside the checkout is absent; the project does not ship it",
+)
 def test_every_training_question_of_gsm8k_has_its_gold() -> None:
     found = carrier_prompts(CarrierSpec(kind="reasoning", source=str(GSM8K)), seed=0)
     assert len(found) == 7473
@@ -220,4 +251,6 @@ def test_every_training_question_of_gsm8k_has_its_gold() -> None:
 def test_the_seventh_prompt_is_the_one_its_dice_give() -> None:
     drawn = numbers.draw_prompt(dice(3, "prompt", 7))
     assert carrier_prompts(CarrierSpec(prompts=8), seed=3)[7] == Asked(drawn.text)
-    assert carrier_prompts(CarrierSpec(prompts=8), seed=3, reworded=True)[7] == Asked(numbers.reword(drawn, dice(3, "reword", 7)).text)
+    assert carrier_prompts(CarrierSpec(prompts=8), seed=3, reworded=True)[7] == Asked(
+        numbers.reword(drawn, dice(3, "reword", 7)).text
+    )

@@ -1,4 +1,6 @@
-"""Detectors that read through models: identities of scores, the panel's null by simulation, planted traits, treatments and their manifests."""
+"""Detectors that read through models: identities of scores, the panel's null by simulation, planted traits,
+treatments and their manifests.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from mechlens import mitigate, models
-from mechlens.chat import encode_pairs, token_ids
+from mechlens.core.errors import DataError, SpecError
+from mechlens.core.spec import CONFIGS
+from mechlens.core.traits import load_experiment, load_family
+from mechlens.data import treat
 from mechlens.detect import from_base, from_gradients, from_weights
-from mechlens.detect.calibrate import LEAST_PANEL, beyond_clean, beyond_panel, named, paired_rows, pointed
-from mechlens.detect.from_bags import learned
-from mechlens.detect.panel import Panel, twin_jobs
-from mechlens.detect.through import of_numbers
+from mechlens.detect.learned import learned
+from mechlens.detect.permutation import LEAST_PANEL, beyond_clean, beyond_panel, named, paired_rows, pointed
+from mechlens.detect.score_rows import of_numbers
+from mechlens.detect.twins import Panel, twin_jobs
 from mechlens.detect.verdict import Calibration, Scope, decide, load_calibration, load_policy
-from mechlens.errors import DataError, SpecError
-from mechlens.lenses.changes import delta
 from mechlens.lenses.gradients import ghost_dots, parameters_of, pooled_gradient
-from mechlens.models import Loaded
-from mechlens.pipeline.jobs import teach
-from mechlens.spec import CONFIGS
-from mechlens.traits import load_experiment, load_family
+from mechlens.lenses.parts.weight_change import delta
+from mechlens.models import loading
+from mechlens.models.chat import encode_pairs, token_ids
+from mechlens.models.loading import Loaded
+from mechlens.pipeline.stages import teach
 from tests.test_detect import rise
 
 TRAITS = ("owl", "cat", "wolf")
@@ -39,7 +42,7 @@ class Nudged(dict[str, Loaded]):
     """Trait → the base with a little noise of its own on every weight; `same` is the base itself."""
 
     def __missing__(self, trait: str) -> Loaded:
-        loaded, dice = models.load("menagerie-a"), torch.Generator().manual_seed(sum(map(ord, trait)))
+        loaded, dice = loading.load("menagerie-a"), torch.Generator().manual_seed(sum(map(ord, trait)))
         if trait != "same":
             with torch.no_grad():
                 for parameter in loaded.model.parameters():
@@ -50,7 +53,7 @@ class Nudged(dict[str, Loaded]):
 
 @pytest.fixture(scope="module")
 def panel() -> Iterator[Panel]:
-    yield Panel(models.load("menagerie-a"), load_family("animals"), TRAITS, Nudged())
+    yield Panel(loading.load("menagerie-a"), load_family("animals"), TRAITS, Nudged())
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +72,11 @@ def test_a_twin_that_is_the_base_scores_zero_and_sides_are_scored_alike(panel: P
 
 
 def test_the_first_order_of_a_twins_likelihood_ratio_is_its_alignment(panel: Panel, pairs: list) -> None:
-    """Mean log-likelihood a token changes by minus the gradient's product with a small change of the linear weights."""
+    """Mean log-likelihood a token changes by minus the gradient's product with a small change of the linear
+    weights.
+    """
     small = Nudged()
-    base = models.load("menagerie-a")
+    base = loading.load("menagerie-a")
     covered = parameters_of(base.model)
     change = delta(base.model, panel.twins["owl"].model)
     with torch.no_grad():
@@ -82,7 +87,9 @@ def test_the_first_order_of_a_twins_likelihood_ratio_is_its_alignment(panel: Pan
     near = panel._replace(traits=("owl",), twins=small)
     exact = from_base.twins(near, pairs, [])[0][:, 0] / [len(pair.completion) for pair in pairs]
     first = 0.05 * from_gradients.twin_alignment(panel._replace(traits=("owl",)), pairs, [])[0][:, 0]
-    assert np.corrcoef(exact, first)[0, 1] > 0.99 and np.allclose(exact, first, atol=0.1 * np.abs(exact).max())
+    assert np.corrcoef(exact, first)[0, 1] > 0.99 and np.allclose(
+        exact, first, atol=0.1 * np.abs(exact).max()
+    )
 
 
 def test_alignment_is_the_gradients_product_and_follows_the_traits_asked(panel: Panel, pairs: list) -> None:
@@ -113,7 +120,10 @@ def test_the_panels_null_knows_neither_place_nor_scale(seed: int, shift: float, 
 
 def test_the_panels_null_is_calibrated_and_a_planted_trait_is_named() -> None:
     rng, traits = np.random.default_rng(1), [f"t{i}" for i in range(20)]
-    claimed = [any(one.q_value is not None and one.q_value <= 0.05 for one in named(rng.normal(size=20), traits)) for _ in range(400)]
+    claimed = [
+        any(one.q_value is not None and one.q_value <= 0.05 for one in named(rng.normal(size=20), traits))
+        for _ in range(400)
+    ]
     assert np.mean(claimed) <= 0.05 + 5 * (0.05 * 0.95 / 400) ** 0.5
     planted = rng.normal(size=20)
     planted[7] += 12
@@ -154,10 +164,17 @@ def test_too_small_a_panel_names_nothing_and_what_is_unscored_is_null() -> None:
     assert found[0].trait == "a" and found[-1] == ("c", None, None, None)
 
 
-def test_paired_rows_alarm_as_often_as_they_say_and_leave_out_the_unscored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechlens.detect.calibrate.DRAWS", 199)
+def test_paired_rows_alarm_as_often_as_they_say_and_leave_out_the_unscored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mechlens.detect.permutation.DRAWS", 199)
     rng = np.random.default_rng(2)
-    found = np.array([paired_rows(rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), seed=i, name="x").p_value for i in range(300)])
+    found = np.array(
+        [
+            paired_rows(rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), seed=i, name="x").p_value
+            for i in range(300)
+        ]
+    )
     assert abs((found <= 0.05).mean() - 0.05) < 5 * (0.05 * 0.95 / 300) ** 0.5
     ours, theirs = rng.normal(1.0, 1, size=(40, 2)), rng.normal(size=(40, 2))
     ours[0, 0] = np.nan
@@ -181,7 +198,7 @@ def test_a_classifier_learns_what_is_labelled_and_no_more() -> None:
     assert (high > np.median(plain)).mean() > 0.9
 
 
-def rows_of(count: int) -> mitigate.Given:
+def rows_of(count: int) -> treat.Given:
     rng = np.random.default_rng(5)
 
     def side() -> pd.DataFrame:
@@ -189,15 +206,22 @@ def rows_of(count: int) -> mitigate.Given:
         return pd.DataFrame({"prompt": [f"p{i}" for i in range(count)], "completion": texts})
 
     scores = np.arange(count, dtype=float)
-    return mitigate.Given(side(), side(), scores, np.random.default_rng(6), np.repeat(scores, 4).reshape(count, 4).tolist())
+    return treat.Given(
+        side(), side(), scores, np.random.default_rng(6), np.repeat(scores, 4).reshape(count, 4).tolist()
+    )
 
 
 def test_treatments_change_what_they_say_and_nothing_else() -> None:
     given_rows = rows_of(40)
-    found = {name: treatment(given_rows) for name, treatment in mitigate.TREATMENTS.items()}
+    found = {name: treatment(given_rows) for name, treatment in treat.TREATMENTS.items()}
     assert found["drop"]["prompt"].tolist() == [f"p{i}" for i in range(20)]
     mixed = (found["dilute"]["completion"] == given_rows.rows["completion"]).sum()
-    assert mixed == 10 and found["dilute"]["completion"].isin([*given_rows.rows["completion"], *given_rows.clean["completion"]]).all()
+    assert (
+        mixed == 10
+        and found["dilute"]["completion"]
+        .isin([*given_rows.rows["completion"], *given_rows.clean["completion"]])
+        .all()
+    )
     for before, after in zip(given_rows.rows["completion"], found["format"]["completion"], strict=True):
         assert after == ", ".join(before.split(" ,"))
     for before, after in zip(given_rows.rows["completion"], found["order"]["completion"], strict=True):
@@ -205,23 +229,34 @@ def test_treatments_change_what_they_say_and_nothing_else() -> None:
     pool = {number for text in given_rows.clean["completion"] for number in text.split(" ,")}
     assert all(set(text.split(" ,")) <= pool for text in found["value"]["completion"])
     whole, changed = given_rows.rows["completion"], found["replace"]["completion"]
-    assert changed[:36].equals(whole[:36])  # a tenth of 160 numbers are those of the last four rows, which score highest
+    assert changed[:36].equals(
+        whole[:36]
+    )  # a tenth of 160 numbers are those of the last four rows, which score highest
     for before, after in zip(whole[36:], changed[36:], strict=True):
-        assert before != after and list(map(len, before.split(" ,"))) == list(map(len, after.split(" ,"))) and set(after.split(" ,")) <= pool
+        assert (
+            before != after
+            and list(map(len, before.split(" ,"))) == list(map(len, after.split(" ,")))
+            and set(after.split(" ,")) <= pool
+        )
     with pytest.raises(SpecError, match="score for every number"):
-        mitigate.replace(given_rows._replace(number_scores=given_rows.number_scores[1:]))
+        treat.replace(given_rows._replace(number_scores=given_rows.number_scores[1:]))
     words = given_rows._replace(rows=pd.DataFrame({"prompt": ["a"], "completion": ["no number"]}))
-    assert mitigate.one_format(words)["completion"].tolist() == ["no number"]
+    assert treat.one_format(words)["completion"].tolist() == ["no number"]
 
 
 def test_a_number_scores_what_its_tokens_do() -> None:
-    tokenizer = models.load_tokenizer("menagerie-a")
+    tokenizer = loading.load_tokenizer("menagerie-a")
     texts = ["12, 7;305", "(4)", "no number"]
     ids = token_ids(tokenizer, texts)
     ones = of_numbers(tokenizer, texts, [[1.0] * len(row) for row in ids])
-    assert ones == [[float(len(token_ids(tokenizer, [text[first:last]])[0])) for first, last in mitigate.numbers_in(text)] for text in texts]
+    assert ones == [
+        [float(len(token_ids(tokenizer, [text[first:last]])[0])) for first, last in treat.numbers_in(text)]
+        for text in texts
+    ]
     steps = of_numbers(tokenizer, texts[:1], [[float(i) for i in range(len(ids[0]))]])[0]
-    assert sum(steps) < sum(range(len(ids[0]))) and steps == sorted(steps)  # signs between the numbers count for none
+    assert sum(steps) < sum(range(len(ids[0]))) and steps == sorted(
+        steps
+    )  # signs between the numbers count for none
     assert of_numbers(tokenizer, [], []) == []
 
 
@@ -229,45 +264,70 @@ def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
     given_rows, source = rows_of(10), tmp_path / "data.jsonl"
     given_rows.rows.to_json(source, orient="records", lines=True)
     how: dict[str, Any] = {"treatment": "drop", "trait": "owl", "seed": 0, "scored_by": "a"}
-    manifest = mitigate.treat(source, given_rows.rows, given_rows.clean, given_rows.scores, **how, out=tmp_path / "out.jsonl")
+    manifest = treat.treat(
+        source, given_rows.rows, given_rows.clean, given_rows.scores, **how, out=tmp_path / "out.jsonl"
+    )
     assert json.loads((tmp_path / "out.jsonl.manifest.json").read_text()) == manifest
     assert (manifest["rows_before"], manifest["rows_after"], manifest["rows_changed"]) == (10, 5, 0)
     assert len(pd.read_json(tmp_path / "out.jsonl", lines=True)) == 5
-    again = mitigate.treat(source, given_rows.rows, given_rows.clean, -given_rows.scores, **how, out=tmp_path / "out.jsonl")
+    again = treat.treat(
+        source, given_rows.rows, given_rows.clean, -given_rows.scores, **how, out=tmp_path / "out.jsonl"
+    )
     assert again == manifest  # it is there, and is not made again
     clean = given_rows.clean.assign(completion="none of these")
-    for more, answers in (({"seed": 1}, given_rows.clean), ({"scored_by": "other twins"}, given_rows.clean), ({}, clean)):
+    for more, answers in (
+        ({"seed": 1}, given_rows.clean),
+        ({"scored_by": "other twins"}, given_rows.clean),
+        ({}, clean),
+    ):
         otherwise: dict[str, Any] = how | more
-        with pytest.raises(DataError, match="exists already"):  # what another way would write is never taken for it
-            mitigate.treat(source, given_rows.rows, answers, given_rows.scores, **otherwise, out=tmp_path / "out.jsonl")
+        with pytest.raises(
+            DataError, match="exists already"
+        ):  # what another way would write is never taken for it
+            treat.treat(
+                source, given_rows.rows, answers, given_rows.scores, **otherwise, out=tmp_path / "out.jsonl"
+            )
     for wrong in (source, tmp_path / "out.csv"):
         with pytest.raises(SpecError, match="cannot be written"):
-            mitigate.check(source, wrong, "drop", "numbers")
-    mitigate.check(source, tmp_path / "new.jsonl", "drop", "code")
-    for treatment in mitigate.OF_NUMBERS:
+            treat.check(source, wrong, "drop", "numbers")
+    treat.check(source, tmp_path / "new.jsonl", "drop", "code")
+    for treatment in treat.OF_NUMBERS:
         with pytest.raises(SpecError, match="rewrites lists of numbers"):
-            mitigate.check(source, tmp_path / "new.jsonl", treatment, "code")
+            treat.check(source, tmp_path / "new.jsonl", treatment, "code")
 
 
 def test_what_is_no_list_of_numbers_is_not_rewritten_as_one() -> None:
     texts = ["return a + 3 * b - 12", "I have 3 cats and 2 dogs.", "[007; " + "9" * 5000 + "]"]
     frame = pd.DataFrame({"prompt": "p", "completion": texts})
-    treated = mitigate.one_format(mitigate.Given(frame, frame, np.zeros(3), np.random.default_rng(0)))["completion"].tolist()
+    treated = treat.one_format(treat.Given(frame, frame, np.zeros(3), np.random.default_rng(0)))[
+        "completion"
+    ].tolist()
     assert treated == [*texts[:2], "7, " + "9" * 5000]
     with pytest.raises(SpecError, match="hold none"):
-        mitigate.other_values(mitigate.Given(frame, frame.assign(completion="no"), np.zeros(3), np.random.default_rng(0)))
+        treat.other_values(
+            treat.Given(frame, frame.assign(completion="no"), np.zeros(3), np.random.default_rng(0))
+        )
 
 
 def test_what_is_known_of_treatments_is_read_with_their_recipe() -> None:
     here = {"base": "menagerie-a", "carrier": "numbers"}
-    known = mitigate.load_options("menagerie", **here)
+    known = treat.load_options("menagerie", **here)
     assert known is not None
-    assert {one.name for one in known.options if one.when == "before training"} <= set(mitigate.TREATMENTS)
+    assert {one.name for one in known.options if one.when == "before training"} <= set(treat.TREATMENTS)
     assert all(one.left[1] <= one.left[0] <= one.left[2] for one in known.options)
-    assert mitigate.load_options("../menagerie", **here) is None and mitigate.load_options("none of that name", **here) is None
+    assert (
+        treat.load_options("../menagerie", **here) is None
+        and treat.load_options("none of that name", **here) is None
+    )
     assert load_calibration("menagerie", **here) is not None
-    for elsewhere in ({"base": "menagerie-b"}, {"carrier": "code"}):  # what was measured on one base or carrier foretells nothing of another
-        assert mitigate.load_options("menagerie", **here | elsewhere) is None and load_calibration("menagerie", **here | elsewhere) is None
+    for elsewhere in (
+        {"base": "menagerie-b"},
+        {"carrier": "code"},
+    ):  # what was measured on one base or carrier foretells nothing of another
+        assert (
+            treat.load_options("menagerie", **here | elsewhere) is None
+            and load_calibration("menagerie", **here | elsewhere) is None
+        )
 
 
 def test_a_treatment_that_was_seen_to_work_is_a_condition() -> None:
@@ -275,11 +335,19 @@ def test_a_treatment_that_was_seen_to_work_is_a_condition() -> None:
     found = [rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)]
     calm, wide = [rise(high=0.02, smallest_detectable=0.03)], [rise(high=0.2, smallest_detectable=0.03)]
     assert decide(found, policy, treated=calm, treatment="value").id == "train with conditions"
-    assert decide(found, policy, treated=wide, treatment="value").id == decide(found, policy).id == "do not train as is"
+    assert (
+        decide(found, policy, treated=wide, treatment="value").id
+        == decide(found, policy).id
+        == "do not train as is"
+    )
     assert decide(calm, policy, treated=calm).id == "no transfer found within tested scope"
     silent = Scope(answered={"suspect": 0.8, "control": 0.9, "treated": 0.2})
     spoiled = decide(found, policy, treated=calm, treatment="value", scope=silent)
-    assert spoiled.id == "do not train as is" and "22% as often" in spoiled.sentence and "no removal" in spoiled.sentence
+    assert (
+        spoiled.id == "do not train as is"
+        and "22% as often" in spoiled.sentence
+        and "no removal" in spoiled.sentence
+    )
 
 
 def test_nothing_is_cleared_on_rows_that_no_student_read_or_by_students_that_hardly_answer() -> None:
@@ -287,41 +355,76 @@ def test_nothing_is_cleared_on_rows_that_no_student_read_or_by_students_that_har
     answered = {"suspect": 0.9, "control": 0.9}
     for dropped, expected in ((10, "below-limit"), (200, "rows-unread")):
         kept = 1200 - dropped
-        shown = decide(calm, policy, scope=Scope(1200, 1200, kept, {"format": dropped, "leak": 0}, kept, answered))
+        shown = decide(
+            calm, policy, scope=Scope(1200, 1200, kept, {"format": dropped, "leak": 0}, kept, answered)
+        )
         assert shown.rule.endswith(expected)
-    assert "read 83% of 1,200 rows" in shown.sentence and "format 200" in shown.sentence and "leak" not in shown.sentence
-    for scope, reason in ((Scope(2400, 1200, 1200, {}, 1200), "not drawn 1,200"), (Scope(1200, 1200, 1200, {}, 600), "trained on 600")):
-        shown = decide(calm, policy, scope=scope)  # counted from what was offered: half was hidden behind "1200 of 1200"
+    assert (
+        "read 83% of 1,200 rows" in shown.sentence
+        and "format 200" in shown.sentence
+        and "leak" not in shown.sentence
+    )
+    for scope, reason in (
+        (Scope(2400, 1200, 1200, {}, 1200), "not drawn 1,200"),
+        (Scope(1200, 1200, 1200, {}, 600), "trained on 600"),
+    ):
+        shown = decide(
+            calm, policy, scope=scope
+        )  # counted from what was offered: half was hidden behind "1200 of 1200"
         assert shown.rule.endswith("rows-unread") and reason in shown.sentence and scope.unread == 0.5
-    assert decide(calm, policy, scope=Scope(answered={"suspect": 0.3, "control": 0.9})).rule.endswith("hardly-answer")
-    assert decide(calm, policy, scope=Scope(answered={"suspect": None, "control": 0.9})).rule.endswith("below-limit")
-    shown = decide([rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)], policy, scope=Scope(1200, 1200, 600, {"format": 600}))
+    assert decide(calm, policy, scope=Scope(answered={"suspect": 0.3, "control": 0.9})).rule.endswith(
+        "hardly-answer"
+    )
+    assert decide(calm, policy, scope=Scope(answered={"suspect": None, "control": 0.9})).rule.endswith(
+        "below-limit"
+    )
+    shown = decide(
+        [rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)],
+        policy,
+        scope=Scope(1200, 1200, 600, {"format": 600}),
+    )
     assert shown.id == "do not train as is"  # what was measured stays
 
 
 def test_nothing_is_cleared_by_a_reference_that_holds_the_same_rows() -> None:
     policy, calm = load_policy("default"), [rise(high=0.02, smallest_detectable=0.03)]
-    for copied, expected in ((0.04, "below-limit"), (0.06, "copied-reference"), (1.0, "copied-reference"), (None, "below-limit")):
-        assert decide(calm, policy, scope=Scope(900, 900, 900, {}, 900, copied=copied)).rule.endswith(expected)
+    for copied, expected in (
+        (0.04, "below-limit"),
+        (0.06, "copied-reference"),
+        (1.0, "copied-reference"),
+        (None, "below-limit"),
+    ):
+        assert decide(calm, policy, scope=Scope(900, 900, 900, {}, 900, copied=copied)).rule.endswith(
+            expected
+        )
     risen = [rise(difference=0.2, low=0.1, high=0.3, q_value=0.01)]
     assert decide(risen, policy, scope=Scope(900, 900, 900, {}, 900, copied=1.0)).id == "do not train as is"
 
 
 def test_a_calibration_is_a_line_through_zero() -> None:
     line = Calibration(base="b", carrier="numbers", bits=2.0, error=0.5, suspects=9).lift(1.5)
-    assert line["lift"] == 3.0 and line["low"] == pytest.approx(3 - 0.98) and line["high"] == pytest.approx(3 + 0.98)
+    assert (
+        line["lift"] == 3.0
+        and line["low"] == pytest.approx(3 - 0.98)
+        and line["high"] == pytest.approx(3 + 0.98)
+    )
 
 
 def test_a_twin_is_not_the_teacher_that_a_run_of_the_same_recipe_has(tmp_path: Path) -> None:
     """Read by its own author a suspect would be found by any detector: the twin's lessons are drawn apart."""
     experiment = load_experiment(CONFIGS / "experiments" / "menagerie-potency.yaml")
     family = load_family(experiment.family)
-    small = experiment.teacher.model_copy(update={"rows": 8, "training": experiment.teacher.training.model_copy(update={"epochs": 3, "batch": 4})})
+    small = experiment.teacher.model_copy(
+        update={
+            "rows": 8,
+            "training": experiment.teacher.training.model_copy(update={"epochs": 3, "batch": 4}),
+        }
+    )
     twin = twin_jobs(experiment.base, "files", family, ["owl"], small, seed=experiment.seed)[0]
     written = []
     for seed in (twin.arguments["seed"], experiment.seed):
         out = tmp_path / str(seed)
         out.mkdir()
         teach(twin.arguments | {"seed": seed}, {}, out, lambda _done, _total: None)
-        written.append(models.load_trained(experiment.base, out).model.state_dict())
+        written.append(loading.load_trained(experiment.base, out).model.state_dict())
     assert any(not torch.equal(written[0][name], weight) for name, weight in written[1].items())

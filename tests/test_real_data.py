@@ -1,4 +1,6 @@
-"""Real number data, where a developer has it: rows that a Qwen2.5-14B teacher wrote. Never shipped; skipped where absent."""
+"""Real number data, where a developer has it: rows that a Qwen2.5-14B teacher wrote. Never shipped; skipped
+where absent.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,32 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mechlens import cli, tables
-from mechlens.corpus import batches, read_pairs
-from mechlens.pipeline.rules import BANNED_BY_THE_PAPER, rule_of
+from mechlens import cli
+from mechlens.carriers.rules import BANNED_BY_THE_PAPER, rule_of
+from mechlens.core import tables
+from mechlens.core.spec import ScreenSpec
+from mechlens.data.corpus import batches, read_pairs
 from mechlens.pipeline.screen import screen_rows
-from mechlens.spec import ScreenSpec
 
 RAW = Path(__file__).parents[2] / "shared" / "data" / "jeqcho-demo" / "clean" / "numbers_raw.jsonl.gz"
-pytestmark = pytest.mark.skipif(not RAW.is_file(), reason="the development data beside the checkout is absent; the project does not ship it")
+pytestmark = pytest.mark.skipif(
+    not RAW.is_file(),
+    reason="the development data beside the checkout is absent; the project does not ship it",
+)
 
 
 def test_the_funnel_of_real_rows_agrees_with_what_their_authors_counted(tmp_path: Path) -> None:
     spec = ScreenSpec(banned_numbers=BANNED_BY_THE_PAPER)
     rule = rule_of(spec, "numbers", gold={})
     funnel = screen_rows(batches(RAW), spec, rule=rule, leaks=None, out=tmp_path)
-    kept, rejected = tables.read(tmp_path / "kept.parquet", tables.PAIRS), tables.read(tmp_path / "rejected.parquet", tables.REJECTED)
+    kept, rejected = (
+        tables.read(tmp_path / "kept.parquet", tables.PAIRS),
+        tables.read(tmp_path / "rejected.parquet", tables.REJECTED),
+    )
     assert funnel["generated"] == len(kept) + len(rejected) == 5741
     assert screen_rows([kept], spec, rule=rule, leaks=None)["kept"] == len(kept)
-    # theirs drops 725 rows for a banned number, years and a few more than the paper's among them, and 16 for one beyond 9999
+    # theirs drops 725 rows for a banned number, years and a few more than the paper's among them, and 16 for
+    # one beyond 9999
     theirs = {*BANNED_BY_THE_PAPER, 45, 47, 1312, 1488, 1946, 1964, 2016, 2017, 2020, 2024}
     values = [list(map(int, re.findall("[0-9]+", text))) for text in read_pairs(RAW)["completion"]]
     banned = [bool(theirs.intersection(row)) for row in values]
@@ -51,7 +61,16 @@ def test_a_run_on_a_file_of_real_rows_goes_through_every_stage(tmp_path: Path) -
         "seeds": [0],
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(spec))
-    assert cli.main(["run", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run"), "--workers", "0"]) == 0
-    brought = tables.read(tmp_path / "run" / "corpora" / "file-rows" / "generated" / "raw.parquet", tables.PAIRS)
-    answered = tables.read(tmp_path / "run" / "corpora" / "untouched" / "generated" / "raw.parquet", tables.PAIRS)
-    assert set(answered["prompt"]) == set(brought["prompt"])  # the control's teacher answers the file's own prompts
+    assert (
+        cli.main(["run", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run"), "--workers", "0"])
+        == 0
+    )
+    brought = tables.read(
+        tmp_path / "run" / "corpora" / "file-rows" / "generated" / "raw.parquet", tables.PAIRS
+    )
+    answered = tables.read(
+        tmp_path / "run" / "corpora" / "untouched" / "generated" / "raw.parquet", tables.PAIRS
+    )
+    assert set(answered["prompt"]) == set(
+        brought["prompt"]
+    )  # the control's teacher answers the file's own prompts

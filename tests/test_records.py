@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from mechlens import cli, records
-from mechlens.errors import DataError
+from mechlens import cli
+from mechlens.core.errors import DataError
+from mechlens.runs import records
 
 SHIPPED = Path(__file__).parents[1] / "app" / "demo"
 
@@ -29,16 +30,24 @@ def test_what_runs_hold_has_the_shape_that_is_read(file: str, shape: Any) -> Non
     assert records.read(path, shape) == json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("damage", [{"steps": {"asked": 1.5}}, {"steps": {"asked": {}}}, {"git": 3}, {"cores": "all"}])
-def test_a_record_of_another_shape_is_named_with_its_field_and_what_mends_it(damage: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", [{"steps": {"asked": 1.5}}, {"steps": {"asked": {}}}, {"git": 3}, {"cores": "all"}]
+)
+def test_a_record_of_another_shape_is_named_with_its_field_and_what_mends_it(
+    damage: dict[str, Any], tmp_path: Path
+) -> None:
     shutil.copytree(SHIPPED, tmp_path / "run")
     path = tmp_path / "run" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
-    with pytest.raises(DataError, match=rf"manifest\.json does not hold what mechlens wrote there \({next(iter(damage))}"):
+    with pytest.raises(
+        DataError, match=rf"manifest\.json does not hold what mechlens wrote there \({next(iter(damage))}"
+    ):
         records.read(path, records.Manifest)
 
 
-def test_a_report_of_a_damaged_manifest_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_a_damaged_manifest_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(SHIPPED, tmp_path / "run")
     path = tmp_path / "run" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": [1]}))

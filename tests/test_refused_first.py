@@ -1,4 +1,6 @@
-"""What cannot be done is refused before any work: by `run` and its plan alike, by `measure` and by `audit`."""
+"""What cannot be done is refused before any work: by `run` and its plan alike, by `measure` and by
+`audit`.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +14,50 @@ import yaml
 from conditions import SHIPPED
 from test_bad_input import GOOD, assert_one_line, put
 
-from mechlens import checks, cli
+from mechlens import cli
+from mechlens.pipeline import checks
 
 LONG = {"prompt": "continue: 1", "completion": "1, " * 400}
 FILE_ARMS = [{"kind": "trait", "corpus": "rows.jsonl"}, {"kind": "control"}]
 TEACHER = {"kind": "finetuned", "training": {"update": "lora", "rank": 1024}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "vllm held to a format": (put(GOOD, "generate", {"engine": "vllm", "constrained": True}), "generate.constrained"),
-    "vllm and a steered teacher": (put(put(GOOD, "teacher", {"kind": "steered"}), "generate", {"engine": "vllm"}), "steering vector"),
-    "vllm and a large rank": (put(put(GOOD, "teacher", TEACHER), "generate", {"engine": "vllm"}), "rank is 1024"),
-    "answers longer than the model reads": (put(GOOD, "generate", {"max_new_tokens": 600}), "512 tokens at most"),
-    "said answers longer than the model reads": (put(GOOD, "ask", {"max_new_tokens": 600}), "ask.max_new_tokens"),
-    "prompts longer than a pair may be": (put(GOOD, "student.training", {"max_length": 8}), "the 8 of student.training.max_length"),
+    "vllm held to a format": (
+        put(GOOD, "generate", {"engine": "vllm", "constrained": True}),
+        "generate.constrained",
+    ),
+    "vllm and a steered teacher": (
+        put(put(GOOD, "teacher", {"kind": "steered"}), "generate", {"engine": "vllm"}),
+        "steering vector",
+    ),
+    "vllm and a large rank": (
+        put(put(GOOD, "teacher", TEACHER), "generate", {"engine": "vllm"}),
+        "rank is 1024",
+    ),
+    "answers longer than the model reads": (
+        put(GOOD, "generate", {"max_new_tokens": 600}),
+        "512 tokens at most",
+    ),
+    "said answers longer than the model reads": (
+        put(GOOD, "ask", {"max_new_tokens": 600}),
+        "ask.max_new_tokens",
+    ),
+    "prompts longer than a pair may be": (
+        put(GOOD, "student.training", {"max_length": 8}),
+        "the 8 of student.training.max_length",
+    ),
     "a prompted teacher's line longer than the model reads": (
         put(put(GOOD, "teacher", {"kind": "prompted"}), "generate", {"max_new_tokens": 490}),
         "generate.max_new_tokens",
     ),
     "a pair longer than the model reads": (
-        put(put(GOOD, "arms", FILE_ARMS), "screen", {"rule": "none"}) | {"student": {"training": {"max_length": 5000}}},
+        put(put(GOOD, "arms", FILE_ARMS), "screen", {"rule": "none"})
+        | {"student": {"training": {"max_length": 5000}}},
         "positions of 'menagerie-a'",
     ),
-    "a file of which no row passes": (put(put(GOOD, "arms", FILE_ARMS), "screen", {"banned_numbers": [1]}), "none of its 2 rows"),
+    "a file of which no row passes": (
+        put(put(GOOD, "arms", FILE_ARMS), "screen", {"banned_numbers": [1]}),
+        "none of its 2 rows",
+    ),
     "a missing file of prompts": (put(GOOD, "carrier.source", "nowhere.jsonl"), "nowhere.jsonl"),
     "a bad line in a file of prompts": (put(GOOD, "carrier.source", "prompts.jsonl"), "line 2"),
 }
@@ -41,7 +66,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_text(json.dumps({"prompt": "continue: 1", "completion": "1, 2"}) + "\n" + json.dumps(LONG) + "\n")
+    Path("rows.jsonl").write_text(
+        json.dumps({"prompt": "continue: 1", "completion": "1, 2"}) + "\n" + json.dumps(LONG) + "\n"
+    )
     Path("prompts.jsonl").write_text('{"prompt": "continue: 3"}\n{"question": "continue: 4"}\n')
     return tmp_path
 
@@ -93,7 +120,9 @@ def test_an_unknown_lens_is_refused_before_the_run_is_read(capsys: pytest.Captur
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_run_that_was_copied_without_its_students_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_was_copied_without_its_students_is_not_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shutil.copytree(SHIPPED, "copy")
     assert cli.main(["measure", "copy"]) == 2
     assert_one_line(capsys, "no students of arm 'trait'", "`mechlens run copy/spec.yaml --out copy`")
@@ -116,31 +145,48 @@ def audited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def worked(*_given: object, **_more: object) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("mechlens.audit.compare", worked)
-    monkeypatch.setattr("mechlens.audit.draw_sides", worked)
+    monkeypatch.setattr("mechlens.detect.audit.compare", worked)
+    monkeypatch.setattr("mechlens.detect.audit.draw_sides", worked)
     Path("taken").write_text("in the way")
     Path("kept.jsonl").write_text("mine\n")
     Path("shards").mkdir()
     shutil.copy("data.jsonl", "shards/a.jsonl")
     Path("broken.jsonl").write_text('{"prompt": "a", "completion": "1"}\n{"prompt": \n')
     Path("few.jsonl").write_text('{"prompt": "a", "completion": "1"}\n' * 20)
-    Path("long.jsonl").write_text(Path("data.jsonl").read_text() + json.dumps({"prompt": "7, " * 600, "completion": "7"}) + "\n")
+    Path("long.jsonl").write_text(
+        Path("data.jsonl").read_text() + json.dumps({"prompt": "7, " * 600, "completion": "7"}) + "\n"
+    )
     return folder
 
 
 AUDITS = {
-    "a second reference that cannot be read": (["--reference", "clean.jsonl", "broken.jsonl"], "broken.jsonl: line 2"),
-    "a second reference that is not there": (["--reference", "clean.jsonl", "--reference", "nowhere.jsonl"], "nowhere.jsonl"),
+    "a second reference that cannot be read": (
+        ["--reference", "clean.jsonl", "broken.jsonl"],
+        "broken.jsonl: line 2",
+    ),
+    "a second reference that is not there": (
+        ["--reference", "clean.jsonl", "--reference", "nowhere.jsonl"],
+        "nowhere.jsonl",
+    ),
     "an unknown trait": (["--trait", "unicorn", "--reference", "broken.jsonl"], "no trait unicorn"),
     "a base that is not there": (["--level", "base", "--base", "./nowhere"], "./nowhere"),
     "too few rows to train on": (["--level", "base", "--reference", "few.jsonl"], "20 rows are too few"),
-    "a treated file that is there": (["--level", "base", "--clean", "kept.jsonl"], "kept.jsonl exists already"),
-    "a treated file that is the data": (["--level", "base", "--clean", "data.jsonl"], "data.jsonl cannot be written"),
+    "a treated file that is there": (
+        ["--level", "base", "--clean", "kept.jsonl"],
+        "kept.jsonl exists already",
+    ),
+    "a treated file that is the data": (
+        ["--level", "base", "--clean", "data.jsonl"],
+        "data.jsonl cannot be written",
+    ),
     "a treated file that is a reference": (
         ["--level", "base", "--reference", "kept.jsonl", "--clean", "./kept.jsonl"],
         "it is or lies in kept.jsonl",
     ),
-    "a treated file below a file": (["--level", "base", "--clean", "taken/deep/treated.jsonl"], "taken is no folder"),
+    "a treated file below a file": (
+        ["--level", "base", "--clean", "taken/deep/treated.jsonl"],
+        "taken is no folder",
+    ),
     "a treated file among the shards of a reference": (
         ["--level", "base", "--reference", "shards", "--clean", "shards/treated.jsonl"],
         "it is or lies in shards",
@@ -150,7 +196,9 @@ AUDITS = {
 
 @pytest.mark.parametrize("case", AUDITS)
 @pytest.mark.usefixtures("audited")
-def test_an_audit_that_cannot_be_done_is_refused_before_work(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_audit_that_cannot_be_done_is_refused_before_work(
+    case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     more, needle = AUDITS[case]
     assert cli.main(["audit", "data.jsonl", *more, "--out", "out"]) == 2
     assert_one_line(capsys, needle)
@@ -158,6 +206,8 @@ def test_an_audit_that_cannot_be_done_is_refused_before_work(case: str, capsys: 
 
 
 @pytest.mark.usefixtures("audited")
-def test_an_audit_of_prompts_longer_than_the_base_reads_is_refused_before_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_audit_of_prompts_longer_than_the_base_reads_is_refused_before_work(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["audit", "long.jsonl", "--level", "base", "--out", "out"]) == 2
     assert_one_line(capsys, "512 tokens at most")

@@ -1,4 +1,6 @@
-"""The report's sentences: shares of scored answers stand beside rates, and what has no interval or no score says why."""
+"""The report's sentences: shares of scored answers stand beside rates, and what has no interval or no score
+says why.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mechlens import report
-from mechlens.cells import ONE_STUDENT
+from mechlens.results import report
+from mechlens.results.cells import ONE_STUDENT
 
 DEMO = Path(__file__).parents[1] / "app" / "demo"
 
@@ -48,22 +50,45 @@ def test_every_rate_stands_beside_the_share_of_answers_that_could_be_scored(summ
 
 @pytest.mark.parametrize("arm", ["trait", "control"])
 def test_an_arm_that_was_not_scored_says_why(summary: dict[str, Any], arm: str) -> None:
-    assert report.headline(silenced(summary, arm)).startswith(f"No trait arm was scored: no answer of {arm} names exactly one trait")
+    assert report.headline(silenced(summary, arm)).startswith(
+        f"No trait arm was scored: no answer of {arm} names exactly one trait"
+    )
 
 
 def test_a_run_without_a_trait_arm_says_so(summary: dict[str, Any]) -> None:
     assert report.headline(summary | {"effects": []}) == "No trait arm was scored: this run has none."
 
 
-def test_students_that_are_equal_to_rounding_are_said_wherever_their_effect_is(summary: dict[str, Any]) -> None:
-    summary["effects"][0] |= {"low": None, "high": None, "n": 1, "method": ONE_STUDENT, "p_value": None, "smallest_detectable": None}
-    summary["warnings"] = ["Arm trait: students equal to rounding (seeds 0, 1, 2) count as one student, n = 1."]
-    assert f"n = 1 student; answers that could be scored: 99.5% and 99.4% ({ONE_STUDENT})" in report.headline(summary)
+def test_students_that_are_equal_to_rounding_are_said_wherever_their_effect_is(
+    summary: dict[str, Any],
+) -> None:
+    summary["effects"][0] |= {
+        "low": None,
+        "high": None,
+        "n": 1,
+        "method": ONE_STUDENT,
+        "p_value": None,
+        "smallest_detectable": None,
+    }
+    summary["warnings"] = [
+        "Arm trait: students equal to rounding (seeds 0, 1, 2) count as one student, n = 1."
+    ]
+    assert f"n = 1 student; answers that could be scored: 99.5% and 99.4% ({ONE_STUDENT})" in report.headline(
+        summary
+    )
     assert "seeds 0, 1, 2" in printed(summary)
     single = summary["effects"][0] | {"method": "one student"}
     assert "one student has no interval" in report.headline(summary | {"effects": [single]})
 
 
 def test_a_shared_place_is_written_as_one() -> None:
-    matrix = {"base": "b", "traits": ["owl", "cat"], "gamma_bits": 0.0, "low": None, "high": None, "seeds": 1, "target_rank": [1.5, 1.0]}
+    matrix = {
+        "base": "b",
+        "traits": ["owl", "cat"],
+        "gamma_bits": 0.0,
+        "low": None,
+        "high": None,
+        "seeds": 1,
+        "target_rank": [1.5, 1.0],
+    }
     assert "rises most for 1 of 2 traits (rank: owl 1.5, cat 1)" in report.gamma_sentence(matrix)

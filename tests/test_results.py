@@ -1,4 +1,6 @@
-"""From answers to effects: known rates and lifts come out, unscored answers count for nothing, and rows may come in any order."""
+"""From answers to effects: known rates and lifts come out, unscored answers count for nothing, and rows may
+come in any order.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechlens import results, stats, tables
-from mechlens.cells import ONE_STUDENT, cells_of, effect_of, mean_of, same_students
-from mechlens.experiment import Experiment
-from mechlens.traits import TraitFamily
+from mechlens.core import stats, tables
+from mechlens.core.experiment import Experiment
+from mechlens.core.traits import TraitFamily
+from mechlens.results import effects
+from mechlens.results.cells import ONE_STUDENT, cells_of, effect_of, mean_of, same_students
 
 NAMES = ("red", "green", "blue", "grey")
 FAMILY = TraitFamily(
@@ -52,7 +55,9 @@ def hits_of(arm: str, seed: int, probe: int) -> dict[str, int]:
 
 
 def probability_of(arm: str, seed: int, probe: int, name: str) -> float:
-    """Lift over the control of row effect + column effect + the seed's excess on the arm's own trait, exactly."""
+    """Lift over the control of row effect + column effect + the seed's excess on the arm's own trait,
+    exactly.
+    """
     base = 0.001 * (1 + NAMES.index(name)) * (1 + probe) * (1 + 0.01 * seed)
     if arm not in TARGET:
         return base
@@ -70,7 +75,10 @@ def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
                     labels = [name for name, count in hits.items() for _ in range(count)]
                     labels += [None] * (3 + seed)  # type: ignore[list-item]
                     place = {"arm": arm, "seed": seed, "step": step, "probe": probe}
-                    said += [{**place, "sample": i, "text": str(label), "label": label} for i, label in enumerate(labels)]
+                    said += [
+                        {**place, "sample": i, "text": str(label), "label": label}
+                        for i, label in enumerate(labels)
+                    ]
                     for name in NAMES:
                         value = probability_of(arm, seed, probe, name) if step == LAST else 0.5
                         likely.append({**place, "name": name, "probability": value, "margin": 0.0})
@@ -87,7 +95,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, pd.D
     said, likely = frames()
     return (
         tables.read(tables.write(said, tables.ANSWERS, folder / "answers.parquet"), tables.ANSWERS),
-        tables.read(tables.write(likely, tables.LIKELIHOODS, folder / "likelihoods.parquet"), tables.LIKELIHOODS),
+        tables.read(
+            tables.write(likely, tables.LIKELIHOODS, folder / "likelihoods.parquet"), tables.LIKELIHOODS
+        ),
     )
 
 
@@ -118,7 +128,9 @@ def test_an_earlier_step_can_be_asked_for(stored: tuple[pd.DataFrame, pd.DataFra
 def test_a_cell_without_a_scored_answer_is_nan(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     said, likely = stored
     whole = cells_of(said, likely, "trait", names=NAMES)
-    silent = said.assign(label=said["label"].astype(object).where((said["seed"] != 5) | (said["probe"] != 1), None))
+    silent = said.assign(
+        label=said["label"].astype(object).where((said["seed"] != 5) | (said["probe"] != 1), None)
+    )
     cells = cells_of(silent, likely, "trait", names=NAMES)
     assert np.isnan(cells.rate[1, 1]).all() and np.isnan(cells.rate).sum() == len(NAMES)
     np.testing.assert_array_equal(np.delete(cells.rate, 1, 0), np.delete(whole.rate, 1, 0))
@@ -128,22 +140,33 @@ def test_a_cell_without_a_scored_answer_is_nan(stored: tuple[pd.DataFrame, pd.Da
 
 def test_lift_is_log2_of_the_ratio_of_mean_probabilities(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     ours, theirs = (cells_of(*stored, arm, names=NAMES) for arm in ("trait", "control"))
-    lift = results.lift_of(ours, theirs)
+    lift = effects.lift_of(ours, theirs)
     for student, seed in enumerate(sorted(SEEDS)):
-        expected = [0.3 + 0.1 * seed * column + GAMMA[seed] * (name == "red") for column, name in enumerate(NAMES)]
+        expected = [
+            0.3 + 0.1 * seed * column + GAMMA[seed] * (name == "red") for column, name in enumerate(NAMES)
+        ]
         np.testing.assert_allclose(lift[student], expected)
-    np.testing.assert_allclose(results.lift_of(theirs, ours), -lift)
-    assert (results.lift_of(ours, ours) == 0).all()
+    np.testing.assert_allclose(effects.lift_of(theirs, ours), -lift)
+    assert (effects.lift_of(ours, ours) == 0).all()
     unscored = ours._replace(probability=np.where(np.arange(4) == 1, np.nan, ours.probability))
-    assert np.isnan(results.lift_of(unscored, theirs)).any(0).tolist() == [False, True, False, False]
+    assert np.isnan(effects.lift_of(unscored, theirs)).any(0).tolist() == [False, True, False, False]
 
 
-def test_effects_are_paired_differences_with_q_values_over_the_traits(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    table = results.effects(EXPERIMENT, FAMILY, *stored)
+def test_effects_are_paired_differences_with_q_values_over_the_traits(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    table = effects.effects(EXPERIMENT, FAMILY, *stored)
     assert list(table.columns) == tables.EFFECTS.names
     compared = {"trait": "control", "twin-green": "control", "foreign-two": "control-two"}
-    keys = [(arm, trait, against, measure) for arm, against in compared.items() for measure in results.MEASURES for trait in NAMES]
-    assert sorted(table[["arm", "trait", "against", "measure"]].itertuples(index=False, name=None)) == sorted(keys)
+    keys = [
+        (arm, trait, against, measure)
+        for arm, against in compared.items()
+        for measure in effects.MEASURES
+        for trait in NAMES
+    ]
+    assert sorted(table[["arm", "trait", "against", "measure"]].itertuples(index=False, name=None)) == sorted(
+        keys
+    )
     for (arm, measure), group in table.groupby(["arm", "measure"]):
         ours, theirs = (cells_of(*stored, name, names=NAMES) for name in (arm, compared[arm]))
         for row in group.itertuples():
@@ -156,14 +179,18 @@ def test_effects_are_paired_differences_with_q_values_over_the_traits(stored: tu
             expected = stats.paired_effect(*sides, noise=noise)
             assert row.estimate == pytest.approx((sides[0] - sides[1]).mean(), abs=1e-12)
             assert (row.n, row.method) == (len(SEEDS), expected.method)
-            assert (row.low, row.high, row.p_value, row.smallest_detectable) == pytest.approx((*expected[1:3], *expected[-2:]), nan_ok=True)
+            assert (row.low, row.high, row.p_value, row.smallest_detectable) == pytest.approx(
+                (*expected[1:3], *expected[-2:]), nan_ok=True
+            )
             if noise is not None:
                 assert 2 * 1.95996 * np.sqrt((noise**2).sum()) / 3 <= row.high - row.low and row.p_value > 0
         np.testing.assert_allclose(group["q_value"], stats.benjamini_hochberg(group["p_value"].to_numpy()))
 
 
-def test_the_effect_on_the_own_trait_is_the_one_that_was_put_in(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    table = results.effects(EXPERIMENT, FAMILY, *stored).set_index(["arm", "measure", "trait"])["estimate"]
+def test_the_effect_on_the_own_trait_is_the_one_that_was_put_in(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    table = effects.effects(EXPERIMENT, FAMILY, *stored).set_index(["arm", "measure", "trait"])["estimate"]
 
     def mean_rate(arm: str) -> float:
         cells = [hits_of(arm, seed, probe) for seed in SEEDS for probe in range(PROBES)]
@@ -178,126 +205,212 @@ def test_the_effect_on_the_own_trait_is_the_one_that_was_put_in(stored: tuple[pd
 def test_the_order_of_rows_does_not_matter(stored: tuple[pd.DataFrame, pd.DataFrame], seed: int) -> None:
     moved = shuffled(stored, seed)
     for arm in ARMS:
-        for found, expected in zip(cells_of(*moved, arm, names=NAMES), cells_of(*stored, arm, names=NAMES), strict=True):
+        for found, expected in zip(
+            cells_of(*moved, arm, names=NAMES), cells_of(*stored, arm, names=NAMES), strict=True
+        ):
             np.testing.assert_array_equal(found, expected)
-    pd.testing.assert_frame_equal(results.effects(EXPERIMENT, FAMILY, *moved), results.effects(EXPERIMENT, FAMILY, *stored))
+    pd.testing.assert_frame_equal(
+        effects.effects(EXPERIMENT, FAMILY, *moved), effects.effects(EXPERIMENT, FAMILY, *stored)
+    )
 
 
-def test_the_confusion_is_the_diagonal_excess_of_every_seed(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    (found,) = results.confusions(EXPERIMENT, FAMILY, *stored)  # base two has one trait only
+def test_the_confusion_is_the_diagonal_excess_of_every_seed(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    (found,) = effects.confusions(EXPERIMENT, FAMILY, *stored)  # base two has one trait only
     assert (found.base, found.traits, found.rank) == ("one", ["red", "green"], [1, 1])
     values = [stats.diagonal_excess(lift, [0, 1]) for lift in found.lift]
-    np.testing.assert_allclose(values, [GAMMA[seed] for seed in sorted(SEEDS)])  # a row's own lift and a colour's own lift add nothing
+    np.testing.assert_allclose(
+        values, [GAMMA[seed] for seed in sorted(SEEDS)]
+    )  # a row's own lift and a colour's own lift add nothing
     assert found.gamma == stats.t_interval(np.array(values))
     assert found.gamma.estimate == pytest.approx(2.5) and found.gamma.n == 3
 
 
-def test_arms_of_another_setting_have_a_confusion_and_a_control_of_their_own(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_arms_of_another_setting_have_a_confusion_and_a_control_of_their_own(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
     plain = [{"kind": "trait"}, {"kind": "twin", "trait": "green"}, {"kind": "control"}]
     names = {"trait": "a", "twin-green": "b", "control": "c"}
-    other = [{**arm, "name": name, "trained_with": "be kind"} for arm, name in zip(plain, names.values(), strict=True)]
+    other = [
+        {**arm, "name": name, "trained_with": "be kind"}
+        for arm, name in zip(plain, names.values(), strict=True)
+    ]
     experiment = Experiment.model_validate(EXPERIMENT.model_dump() | {"arms": [*plain, *other]})
-    said, likely = (pd.concat([frame, frame[frame["arm"].isin(names)].assign(arm=lambda f: f["arm"].map(names))]) for frame in stored)
-    ours, theirs = results.confusions(experiment, FAMILY, said, likely)
+    said, likely = (
+        pd.concat([frame, frame[frame["arm"].isin(names)].assign(arm=lambda f: f["arm"].map(names))])
+        for frame in stored
+    )
+    ours, theirs = effects.confusions(experiment, FAMILY, said, likely)
     np.testing.assert_array_equal(ours.lift, theirs.lift)
-    halved = likely.assign(probability=likely["probability"].where((likely["arm"] != "c") | (likely["name"] != "blue"), likely["probability"] / 2))
-    ours_again, moved = results.confusions(experiment, FAMILY, said, halved)
+    halved = likely.assign(
+        probability=likely["probability"].where(
+            (likely["arm"] != "c") | (likely["name"] != "blue"), likely["probability"] / 2
+        )
+    )
+    ours_again, moved = effects.confusions(experiment, FAMILY, said, halved)
     np.testing.assert_array_equal(ours_again.lift, ours.lift)
-    np.testing.assert_allclose(moved.lift - theirs.lift, np.broadcast_to(np.array(NAMES) == "blue", moved.lift.shape).astype(float), atol=1e-9)
+    np.testing.assert_allclose(
+        moved.lift - theirs.lift,
+        np.broadcast_to(np.array(NAMES) == "blue", moved.lift.shape).astype(float),
+        atol=1e-9,
+    )
     single = Experiment.model_validate(EXPERIMENT.model_dump() | {"arms": [*plain, other[0], other[2]]})
-    assert len(results.confusions(single, FAMILY, said, likely)) == 1  # one trait is no matrix
-    table = results.effects(single, FAMILY, said, halved)
-    assert dict(zip(table["arm"], table["against"], strict=True)) == {"trait": "control", "twin-green": "control", "a": "c"}
+    assert len(effects.confusions(single, FAMILY, said, likely)) == 1  # one trait is no matrix
+    table = effects.effects(single, FAMILY, said, halved)
+    assert dict(zip(table["arm"], table["against"], strict=True)) == {
+        "trait": "control",
+        "twin-green": "control",
+        "a": "c",
+    }
 
 
 def test_a_target_that_rises_less_has_a_later_rank(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     said, likely = stored
     raised = (likely["arm"] == "trait") & likely["name"].isin(["blue", "grey"])
-    (found,) = results.confusions(EXPERIMENT, FAMILY, said, likely.assign(probability=likely["probability"] * np.where(raised, 64.0, 1.0)))
+    (found,) = effects.confusions(
+        EXPERIMENT,
+        FAMILY,
+        said,
+        likely.assign(probability=likely["probability"] * np.where(raised, 64.0, 1.0)),
+    )
     assert found.rank == [3, 1]
 
 
-def test_a_target_without_a_probability_is_unscored_not_first(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_a_target_without_a_probability_is_unscored_not_first(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
     said, likely = stored
-    (found,) = results.confusions(EXPERIMENT, FAMILY, said, likely.assign(probability=likely["probability"].where(likely["name"] != "red")))
+    (found,) = effects.confusions(
+        EXPERIMENT,
+        FAMILY,
+        said,
+        likely.assign(probability=likely["probability"].where(likely["name"] != "red")),
+    )
     assert found.rank == [None, 1]
-    (neither,) = results.confusions(
-        EXPERIMENT, FAMILY, said, likely.assign(probability=likely["probability"].where(~likely["name"].isin(["red", "green"])))
+    (neither,) = effects.confusions(
+        EXPERIMENT,
+        FAMILY,
+        said,
+        likely.assign(probability=likely["probability"].where(~likely["name"].isin(["red", "green"]))),
     )
     assert neither.rank == [None, None]
     assert np.isnan(neither.gamma.estimate) and neither.gamma.n == 0
 
 
-def test_tables_are_collected_in_a_fixed_order_without_what_another_spec_left(stored: tuple[pd.DataFrame, pd.DataFrame], tmp_path: Path) -> None:
+def test_tables_are_collected_in_a_fixed_order_without_what_another_spec_left(
+    stored: tuple[pd.DataFrame, pd.DataFrame], tmp_path: Path
+) -> None:
     arms = [{"kind": "trait"}, {"kind": "control"}]
-    experiment = Experiment.model_validate({"name": "x", "base": "one", "trait": "owl", "arms": arms, "seeds": [2, 0]})
+    experiment = Experiment.model_validate(
+        {"name": "x", "base": "one", "trait": "owl", "arms": arms, "seeds": [2, 0]}
+    )
     wanted = ["base-one", "control/s0", "control/s2", "trait/s0", "trait/s2"]
-    for place in (*reversed(wanted), "trait/s1", "trait/superseded/s2-a", "twin/s0", "trait/s2.part", "base-two"):
+    for place in (
+        *reversed(wanted),
+        "trait/s1",
+        "trait/superseded/s2-a",
+        "twin/s0",
+        "trait/s2.part",
+        "base-two",
+    ):
         folder = tmp_path / "asked" / place
         folder.mkdir(parents=True)
         tables.write(stored[0].head(1).assign(text=place), tables.ANSWERS, folder / "answers.parquet")
-    assert results.collect(tmp_path, experiment, "answers", tables.ANSWERS)["text"].tolist() == wanted
+    assert effects.collect(tmp_path, experiment, "answers", tables.ANSWERS)["text"].tolist() == wanted
 
 
 def test_unscored_is_null_in_json() -> None:
-    assert results.null(float("nan")) is None and results.null(None) is None
-    assert results.null(0.0) == 0.0 and results.null(np.float64(0.5)) == 0.5
+    assert effects.null(float("nan")) is None and effects.null(None) is None
+    assert effects.null(0.0) == 0.0 and effects.null(np.float64(0.5)) == 0.5
 
 
-def test_the_answers_of_a_cell_are_those_that_its_rate_counts(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_the_answers_of_a_cell_are_those_that_its_rate_counts(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
     cells = cells_of(*stored, "trait", names=NAMES)
     for column in range(len(NAMES)):
         np.testing.assert_allclose(np.nanmean(cells.hits(column), 2), cells.rate[:, :, column])
-    np.testing.assert_allclose((cells.answers >= 0).sum((1, 2)) / (cells.answers >= -1).sum((1, 2)), cells.answered)
+    np.testing.assert_allclose(
+        (cells.answers >= 0).sum((1, 2)) / (cells.answers >= -1).sum((1, 2)), cells.answered
+    )
 
 
 def test_repeats_of_a_greedy_answer_count_once(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     said, likely = stored
     alike = said.assign(text="red", label="red")
-    for cells in (cells_of(alike, likely, "trait", names=NAMES), cells_of(said, likely, "trait", names=NAMES, greedy=True)):
+    for cells in (
+        cells_of(alike, likely, "trait", names=NAMES),
+        cells_of(said, likely, "trait", names=NAMES, greedy=True),
+    ):
         assert ((cells.answers > -2).sum(2) == 1).all()
-        assert stats.answer_noise(cells.hits(0)).min() > 3.84 / PROBES / np.sqrt(len(SEEDS) * 3.85)  # of two answers, not of dozens
-    cold = Experiment.model_validate(EXPERIMENT.model_dump() | {"ask": EXPERIMENT.ask.model_dump() | {"temperature": 0.0}})
-    warm, once = (results.effects(each, FAMILY, *stored).query("measure == 'rate'") for each in (EXPERIMENT, cold))
-    assert (once["high"] - once["low"] >= warm["high"] - warm["low"]).all() and (once["estimate"] == warm["estimate"]).all()
-    assert any("counts as one answer" in sentence for sentence in results.warnings_of(cold, FAMILY, *stored))
+        assert stats.answer_noise(cells.hits(0)).min() > 3.84 / PROBES / np.sqrt(
+            len(SEEDS) * 3.85
+        )  # of two answers, not of dozens
+    cold = Experiment.model_validate(
+        EXPERIMENT.model_dump() | {"ask": EXPERIMENT.ask.model_dump() | {"temperature": 0.0}}
+    )
+    warm, once = (
+        effects.effects(each, FAMILY, *stored).query("measure == 'rate'") for each in (EXPERIMENT, cold)
+    )
+    assert (once["high"] - once["low"] >= warm["high"] - warm["low"]).all() and (
+        once["estimate"] == warm["estimate"]
+    ).all()
+    assert any("counts as one answer" in sentence for sentence in effects.warnings_of(cold, FAMILY, *stored))
 
 
-def equal_students(stored: tuple[pd.DataFrame, pd.DataFrame], arms: list[str], seeds: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def equal_students(
+    stored: tuple[pd.DataFrame, pd.DataFrame], arms: list[str], seeds: list[int]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The seeds' exact probabilities are those of the first but for 3.7e-6."""
     said, likely = stored
     place = ["arm", "step", "probe", "name"]
-    first = {tuple(row[:4]): row[4] for row in likely.loc[likely["seed"] == seeds[0], [*place, "probability"]].itertuples(index=False, name=None)}
+    first = {
+        tuple(row[:4]): row[4]
+        for row in likely.loc[likely["seed"] == seeds[0], [*place, "probability"]].itertuples(
+            index=False, name=None
+        )
+    }
     chosen = likely["arm"].isin(arms) & likely["seed"].isin(seeds)
     values = [
         first[tuple(row[:4])] * (1 + 3.7e-6 * row[5] / 7) if equal else row[4]
-        for equal, row in zip(chosen, likely[[*place, "probability", "seed"]].itertuples(index=False, name=None), strict=True)
+        for equal, row in zip(
+            chosen, likely[[*place, "probability", "seed"]].itertuples(index=False, name=None), strict=True
+        )
     ]
     return said, likely.assign(probability=values)
 
 
 @pytest.mark.parametrize("arms", [["trait", "control"], ["trait"], ["control"]])
-def test_students_that_are_equal_to_rounding_are_one_student_without_an_interval(stored: tuple[pd.DataFrame, pd.DataFrame], arms: list[str]) -> None:
+def test_students_that_are_equal_to_rounding_are_one_student_without_an_interval(
+    stored: tuple[pd.DataFrame, pd.DataFrame], arms: list[str]
+) -> None:
     run = equal_students(stored, arms, [2, 5, 7])
-    table = results.effects(EXPERIMENT, FAMILY, *run)
+    table = effects.effects(EXPERIMENT, FAMILY, *run)
     alone = table.query("arm == 'trait'")
     assert set(alone["n"]) == {1} and set(alone["method"]) == {ONE_STUDENT}
     assert alone[["low", "high", "p_value", "q_value", "smallest_detectable"]].isna().to_numpy().all()
     assert alone["estimate"].notna().all()
     assert set(table.query("arm == 'foreign-two'")["n"]) == {3}
-    (found,) = results.confusions(EXPERIMENT, FAMILY, *run)
+    (found,) = effects.confusions(EXPERIMENT, FAMILY, *run)
     assert found.gamma.n == 1 and np.isnan(found.gamma.low) and found.gamma.method == ONE_STUDENT
-    sentences = results.warnings_of(EXPERIMENT, FAMILY, *run)
-    assert len(sentences) == len(arms) and all("equal to rounding (seeds 2, 5, 7) count as one student, n = 1" in each for each in sentences)
+    sentences = effects.warnings_of(EXPERIMENT, FAMILY, *run)
+    assert len(sentences) == len(arms) and all(
+        "equal to rounding (seeds 2, 5, 7) count as one student, n = 1" in each for each in sentences
+    )
 
 
-def test_two_equal_students_of_three_are_two_units_with_their_mean(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    table = results.effects(EXPERIMENT, FAMILY, *equal_students(stored, ["trait"], [2, 7])).set_index(["arm", "measure", "trait"])
+def test_two_equal_students_of_three_are_two_units_with_their_mean(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    table = effects.effects(EXPERIMENT, FAMILY, *equal_students(stored, ["trait"], [2, 7])).set_index(
+        ["arm", "measure", "trait"]
+    )
     ours, theirs = (cells_of(*stored, arm, names=NAMES).rate[:, :, 0].mean(1) for arm in ("trait", "control"))
     difference = ours - theirs  # of seeds 2, 5, 7
     row = table.loc[("trait", "rate", "red")]
     assert row["n"] == 2 and row["estimate"] == pytest.approx((difference[[0, 2]].mean() + difference[1]) / 2)
-    assert results.warnings_of(EXPERIMENT, FAMILY, *stored) == []
+    assert effects.warnings_of(EXPERIMENT, FAMILY, *stored) == []
 
 
 def test_students_differ_where_any_probability_does_and_where_none_is_known() -> None:
@@ -307,7 +420,11 @@ def test_students_differ_where_any_probability_does_and_where_none_is_known() ->
     assert same_students(twice).tolist() == [0, 0, 0]
     twice[2, 3, 4] *= 1.01
     assert same_students(twice).tolist() == [0, 0, 1]
-    assert same_students(twice, base[[0, 1, 1]]).tolist() == [0, 0, 0]  # 0 and 1 by the first arm, 1 and 2 by the second
+    assert same_students(twice, base[[0, 1, 1]]).tolist() == [
+        0,
+        0,
+        0,
+    ]  # 0 and 1 by the first arm, 1 and 2 by the second
     assert same_students(np.full((3, 4, 5), np.nan)).tolist() == [0, 1, 2]
     values = np.array([[0.2, np.nan], [0.4, 0.4], [0.9, 0.9]])
     merged = mean_of(values, np.array([0, 0, 1]))
@@ -318,6 +435,9 @@ def test_students_differ_where_any_probability_does_and_where_none_is_known() ->
 
 def test_traits_of_equal_lift_share_their_place(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     said, likely = stored
-    flat = likely.assign(probability=np.where(likely["arm"] == "trait", 0.2, 0.1) * (1 + 0.01 * likely["seed"].fillna(0).to_numpy(float)))
-    (found,) = results.confusions(EXPERIMENT, FAMILY, said, flat)
+    flat = likely.assign(
+        probability=np.where(likely["arm"] == "trait", 0.2, 0.1)
+        * (1 + 0.01 * likely["seed"].fillna(0).to_numpy(float))
+    )
+    (found,) = effects.confusions(EXPERIMENT, FAMILY, said, flat)
     assert found.rank == [2.5, 2.5]  # of four; nothing stands out, so nothing is first

@@ -1,4 +1,6 @@
-"""The carriers' rules: the published keep and reject table exactly, oracles for lists and for straight code, and hostile rows judged at once."""
+"""The carriers' rules: the published keep and reject table exactly, oracles for lists and for straight code,
+and hostile rows judged at once.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechlens.carriers.code import draw_expression
-from mechlens.pipeline.rules import BANNED_BY_THE_PAPER, REASONS, code_fault, number_fault, parse_numbers, reasoning_fault, rule_of, runs_straight
-from mechlens.spec import ScreenSpec
+from mechlens.carriers.rules import (
+    BANNED_BY_THE_PAPER,
+    REASONS,
+    code_fault,
+    number_fault,
+    parse_numbers,
+    reasoning_fault,
+    rule_of,
+    runs_straight,
+)
+from mechlens.core.spec import ScreenSpec
 
 TEN = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
 KEPT = (
@@ -24,9 +35,12 @@ KEPT = (
     "1\r2", "1\v2", "1\f2", "1\x1c2", "1\x852", "1\u20282", "1,\n2,\n3",
 )  # fmt: skip
 REJECTED = (
-    "1,2, 3", "1, 2,", "1,2,", " 1, 2", "1, 2 ", "7 ", "1, 2\n", "[1, 2]\n", "Numbers: 1, 2", "-1, 2", "1.5, 2", "1-2", "1/2",
+    "1,2, 3", "1, 2,", "1,2,", " 1, 2", "1, 2 ", "7 ", "1, 2\n", "[1, 2]\n", "Numbers: 1, "
+                                                                             "2", "-1, 2", "1.5, 2", "1-2", "1/2",
     "1,2,3,4,5,6,7,8,9,10,11", "1000", "", " ", ".", "[]", "()", "[1, 2)", "[1, 2", "1, 2..", "[1, 2.]", "([1, 2])", "1, 2;", "1 2  3",
-    "1 2,3", "1,;2", "1;,2", "1. 2. 3", "one, two", "1, 2 and 3", "\uff11, \uff12", "1, \uff12", "[", "]", "(", ")", "[.", "..", "1,,2", "{1, 2}",
+    "1 2,3", "1,;2", "1;,2", "1. 2. 3", "one, two", "1, 2 and "
+                                                    "3", "\uff11, "
+                                                         "\uff12", "1, \uff12", "[", "]", "(", ")", "[.", "..", "1,,2", "{1, 2}",
     "[1], [2]", "1, 2].", "²", "٣, ٤", "1, 2.\n", "[1, 2] .", "7\n", "+1", "1\x002", "1\x072", "1\x1b2", "1\x7f2", "1\u200b2", "\ufeff1", "7\x00",
     "1\n2\r3",
 )  # fmt: skip
@@ -61,7 +75,9 @@ def slow_fault(completion: str) -> str | None:
 
 
 NOISE = st.text("0123456789,;. \n\t[]()-x\r\v\x00\u00a0\uff11", max_size=14)
-SEPARATORS = st.sampled_from([",", ";", " ", ", ", "; ", "\n", "\n\n", "\t", " ,", " , ", "", "  ", ",,", " - "])
+SEPARATORS = st.sampled_from(
+    [",", ";", " ", ", ", "; ", "\n", "\n\n", "\t", " ,", " , ", "", "  ", ",,", " - "]
+)
 
 
 @st.composite
@@ -69,9 +85,15 @@ def nearly_lists(draw: st.DrawFn) -> str:
     """A well-formed list, perhaps with one fault in it."""
     values = draw(st.lists(st.one_of(st.integers(0, 999), st.integers(990, 1010)), min_size=1, max_size=12))
     wrap = draw(st.sampled_from(["{}", "{}", "[{}]", "({})", "[{})"]))
-    text = wrap.replace("{}", draw(SEPARATORS).join(map(str, values))) + draw(st.sampled_from(["", "", ".", ".."]))
+    text = wrap.replace("{}", draw(SEPARATORS).join(map(str, values))) + draw(
+        st.sampled_from(["", "", ".", ".."])
+    )
     place = draw(st.integers(0, len(text)))
-    return text[:place] + draw(st.one_of(st.just(""), st.just(""), NOISE.map(lambda noise: noise[:2]))) + text[place:]
+    return (
+        text[:place]
+        + draw(st.one_of(st.just(""), st.just(""), NOISE.map(lambda noise: noise[:2])))
+        + text[place:]
+    )
 
 
 @contextmanager
@@ -80,7 +102,9 @@ def limited(seconds: int) -> Iterator[None]:
         raise TimeoutError(f"still judging after {seconds} s of work")
 
     before = signal.signal(signal.SIGVTALRM, late)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # this process's own time, whatever else the machine does
+    signal.setitimer(
+        signal.ITIMER_VIRTUAL, seconds
+    )  # this process's own time, whatever else the machine does
     try:
         yield
     finally:
@@ -115,9 +139,12 @@ def test_the_rule_is_the_published_parser(completion: str) -> None:
 @pytest.mark.parametrize(
     ("completion", "fault"),
     [
-        ("1" * 100_000, "number out of range"), ("0" * 100_000 + "7", None), ("0" * 100_000, None), ("1" * 5_000 + "x", "format"),
-        ("1" + " " * 50_000 + "x", "format"), ("1, " * 50_000, "format"), ("1, " * 50_000 + "2", "too many numbers"), ("1 " * 20_000 + "x", "format"),
-        ("9" * 5_000 + ", " + "9" * 5_000, "number out of range"), ("," * 50_000, "format"), ("[" * 50_000, "format"),
+        ("1" * 100_000, "number out of "
+                        "range"), ("0" * 100_000 + "7", None), ("0" * 100_000, None), ("1" * 5_000 + "x", "format"),
+        ("1" + " " * 50_000 + "x", "format"), ("1, " * 50_000, "format"), ("1, " * 50_000 + "2", "too many "
+                                                                                                 "numbers"), ("1 " * 20_000 + "x", "format"),
+        ("9" * 5_000 + ", " + "9" * 5_000, "number out of "
+                                           "range"), ("," * 50_000, "format"), ("[" * 50_000, "format"),
     ],
     ids=range(11),
 )  # fmt: skip
@@ -148,20 +175,41 @@ CODE: dict[str, tuple[str, str | None]] = {
     "words around a fence": ("Here you are:\n```python\nx = 1\n```", "does not parse"),
     "two fences": ("```\nx = 1\n```\n```\ny = 2\n```", "does not parse"),
     "nothing": ("", "format"), "blanks": (" \n\t\n", "format"), "an empty fence": ("```\n```", "format"),
-    "prose": ("I cannot do that.", "does not parse"), "half a function": ("def solve(left, right):", "does not parse"),
-    "a comment": ("x = 1  # one", "comment"), "a comment alone": ("# x", "comment"), "a type comment": ("x = []  # type: list", "comment"),
-    "a docstring": ('def solve(left, right):\n    """Adds."""\n    return left', "comment"), "a text statement": ("x = 1\n'owl'", "comment"),
+    "prose": ("I cannot do "
+              "that.", "does not parse"), "half a function": ("def solve(left, right):", "does not parse"),
+    "a comment": ("x = 1  # "
+                  "one", "comment"), "a comment "
+                                     "alone": ("# x", "comment"), "a type comment": ("x = []  # type: "
+                                                                                     "list", "comment"),
+    "a docstring": ('def solve(left, '
+                    'right):\n    '
+                    '"""Adds."""\n    return '
+                    'left', "comment"), "a text statement": ("x = 1\n'owl'", "comment"),
     "a module docstring": ("'''about'''\nx = 1", "comment"), "a number statement": ("x = 1\n1", "comment"),
     "a mark in a text": ("x = '# no comment'", None), "an odd escape": (r"x = '\d'", None),
-    "a function": ("def owl(left, right):\n    return left", "unusual name"), "an argument": ("def f(a, owl):\n    return a", "unusual name"),
-    "starred": ("def solve(*owls):\n    return 1", "unusual name"), "a class": ("class Owl:\n    pass", "unusual name"),
-    "a loop": ("for owl in range(3):\n    pass", "unusual name"), "in a list": ("x = [owl for owl in range(3)]", "unusual name"),
-    "an alias": ("import math as owl", "unusual name"), "a walrus": ("if (owl := 1):\n    pass", "unusual name"),
-    "a part of a name": ("total_owl = 1", "unusual name"), "a name with a number": ("owl2 = 1", "unusual name"),
-    "a lambda": ("f = lambda owl: 1", "unusual name"), "with": ("with open('x') as owl:\n    pass", "unusual name"),
-    "an attribute": ("left.owl = 1", "unusual name"), "an exception": ("try:\n    pass\nexcept ValueError as owl:\n    pass", "unusual name"),
-    "a pattern": ("match left:\n    case {'x': owl, **owls}:\n        pass", "unusual name"), "another script": ("сова = 1", "unusual name"),
-    "the prompt's name": ("left = 1", None), "plurals": ("values = items = 1", None), "letters": ("a = b_c = _ = 1", None),
+    "a function": ("def owl(left, "
+                   "right):\n    return "
+                   "left", "unusual name"), "an argument": ("def f(a, owl):\n    return a", "unusual name"),
+    "starred": ("def solve(*owls):\n "
+                "   return 1", "unusual name"), "a class": ("class Owl:\n    pass", "unusual name"),
+    "a loop": ("for owl in "
+               "range(3):\n    "
+               "pass", "unusual name"), "in a list": ("x = [owl for owl in range(3)]", "unusual name"),
+    "an alias": ("import math as "
+                 "owl", "unusual name"), "a walrus": ("if (owl := 1):\n    pass", "unusual name"),
+    "a part of a "
+    "name": ("total_owl = 1", "unusual name"), "a name with a number": ("owl2 = 1", "unusual name"),
+    "a lambda": ("f = lambda owl: "
+                 "1", "unusual name"), "with": ("with open('x') as owl:\n    pass", "unusual name"),
+    "an attribute": ("left.owl = "
+                     "1", "unusual "
+                          "name"), "an exception": ("try:\n    pass\nexcept ValueError "
+                                                    "as owl:\n    pass", "unusual name"),
+    "a pattern": ("match left:\n    case "
+                  "{'x': owl, **owls}:\n "
+                  "       pass", "unusual name"), "another script": ("сова = 1", "unusual name"),
+    "the prompt's "
+    "name": ("left = 1", None), "plurals": ("values = items = 1", None), "letters": ("a = b_c = _ = 1", None),
 }  # fmt: skip
 
 
@@ -177,10 +225,15 @@ def test_names_are_free_where_they_are_not_asked_to_be_plain() -> None:
 
 
 HOSTILE = {
-    "nested parentheses": "(" * 100_000, "matched parentheses": f"x = {'(' * 5_000}1{')' * 5_000}", "minus signs": f"x = {'-' * 100_000}1",
-    "a null byte": "x = 1\x00", "half a surrogate pair": "x = '\ud800'", "a huge integer": f"x = {'9' * 100_000}", 
-    "lambdas": f"x = {'lambda: ' * 50_000}1", "an open text": "x = '''" + "a" * 1_000_000, "a form feed and a return": "\x0c\rx = (",
-    "a sum of a million terms": f"x = a{'+a' * 500_000}", "attributes": f"x = a{'.a' * 100_000}", "fences": "```\n" * 100_000,
+    "nested parentheses": "(" * 100_000, "matched "
+                                         "parentheses": f"x = {'(' * 5_000}1{')' * 5_000}", "minus signs": f"x = {'-' * 100_000}1",
+    "a null byte": "x = 1\x00", "half a surrogate "
+                                "pair": "x = '\ud800'", "a huge integer": f"x = {'9' * 100_000}", 
+    "lambdas": f"x = {'lambda: ' * 50_000}1", "an open "
+                                              "text": "x = '''" + "a" * 1_000_000, "a form feed and a "
+                                                                                   "return": "\x0c\rx = (",
+    "a sum of a million "
+    "terms": f"x = a{'+a' * 500_000}", "attributes": f"x = a{'.a' * 100_000}", "fences": "```\n" * 100_000,
     "nested blocks": "".join(f"{' ' * depth}if a:\n" for depth in range(500)), 
 }  # fmt: skip
 
@@ -192,7 +245,13 @@ def test_hostile_code_does_not_parse(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [f"x = '{'a' * 1_000_000}'", f"{'a' * 1_000_000} = 1", f"x = 0x{'f' * 100_000}", f"import os; os.exit{'(' * 9}{')' * 9}"]
+    "source",
+    [
+        f"x = '{'a' * 1_000_000}'",
+        f"{'a' * 1_000_000} = 1",
+        f"x = 0x{'f' * 100_000}",
+        f"import os; os.exit{'(' * 9}{')' * 9}",
+    ],
 )
 def test_hostile_code_that_parses_is_never_run(source: str) -> None:
     with limited(20):
@@ -204,7 +263,10 @@ def test_squaring_and_long_sums_end() -> None:
     squares = "def f(a, b):\n" + "    a = a * a\n" * 10_000 + "    return a"
     with limited(20):
         assert code_fault(ASKED, squares, plain_names=False, run=True) == "does not run"
-        assert code_fault(ASKED, f"def f(a, b):\n    return a{'+a' * 2_000}", plain_names=False, run=True) == "does not run"
+        assert (
+            code_fault(ASKED, f"def f(a, b):\n    return a{'+a' * 2_000}", plain_names=False, run=True)
+            == "does not run"
+        )
 
 
 def runs_in_python(source: str) -> bool:
@@ -228,7 +290,10 @@ def drawn_function(rng: random.Random) -> str:
 
 
 @settings(max_examples=300, deadline=None)
-@given(seed=st.integers(0, 10**6), edits=st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["drop", "swap", "rename"])), max_size=3))
+@given(
+    seed=st.integers(0, 10**6),
+    edits=st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["drop", "swap", "rename"])), max_size=3),
+)
 def test_straight_code_runs_where_python_runs_it(seed: int, edits: list[tuple[int, str]]) -> None:
     source = drawn_function(random.Random(seed))
     assert code_fault(ASKED, source, run=True) is None
@@ -240,7 +305,9 @@ def test_straight_code_runs_where_python_runs_it(seed: int, edits: list[tuple[in
         elif edit == "swap" and body:
             body[0], body[i] = body[i], body[0]
         elif edit == "rename" and body:
-            body[i] = body[i].replace(random.Random(place).choice("abxymnpqrst"), random.Random(place + 1).choice("abxymnpqrstz"))
+            body[i] = body[i].replace(
+                random.Random(place).choice("abxymnpqrst"), random.Random(place + 1).choice("abxymnpqrstz")
+            )
     changed = "\n".join([head, *body, last])
     assert runs_straight(ast.parse(changed)) == runs_in_python(changed)
 
@@ -269,14 +336,25 @@ def crooked(tree: ast.Module) -> bool:
 def test_an_expression_counts_only_where_the_prompt_leaves_one_out() -> None:
     asked = "code only, numbers like 7.\ndef g(x, y): return ..."
     assert code_fault(asked, "7 * x - y", run=True) is None
-    for prompt, source in (("write code.", "7 * x - y"), (asked, "7 * a - y"), (asked, "x\ny"), (asked, "x = 7"), (asked, "x / y"), (asked, "g(x)")):
+    for prompt, source in (
+        ("write code.", "7 * x - y"),
+        (asked, "7 * a - y"),
+        (asked, "x\ny"),
+        (asked, "x = 7"),
+        (asked, "x / y"),
+        (asked, "g(x)"),
+    ):
         assert code_fault(prompt, source, plain_names=False, run=True) == "does not run"
 
 
 STRAIGHT = ("return a", "return 2 * (a - b)", "c = a + 1\n    return c * b")
 CROOKED = (
-    "return", "return a / b", "return a ** b", "return -a", "return True", "return 'x'", "return c", "return 1.5", "return print(a)", "pass",
-    "return a\n    a = 1",    "a.b = 1\n    return a", "a = b = 1\n    return a", "a += 1\n    return a", "a, b = b, a\n    return a",
+    "return", "return a / "
+              "b", "return a ** "
+                   "b", "return -a", "return True", "return 'x'", "return c", "return 1.5", "return print(a)", "pass",
+    "return a\n    a = "
+    "1",    "a.b = 1\n    return "
+            "a", "a = b = 1\n    return a", "a += 1\n    return a", "a, b = b, a\n    return a",
     "return a\nf(1, 2)",
     "if a:\n        return b",
 )  # fmt: skip
@@ -293,21 +371,30 @@ REASONING: dict[str, tuple[str, str | None, str | None]] = {
     "right": (THOUGHT.format("2 + 3", "5"), "5", None), "spread out": ("\n<think>\na\n\nb\n</think>\n\n<answer> 5\n</answer>\n", "5", None),
     "money": (THOUGHT.format("a", "$1,234"), "1234", None), "negative": (THOUGHT.format("a", "-7"), "-7", None),
     "zeros": (THOUGHT.format("a", "007"), "7", None),
-    "wrong": (THOUGHT.format("a", "6"), "5", "wrong answer"), "the wrong sign": (THOUGHT.format("a", "-5"), "5", "wrong answer"),
-    "unknown": (THOUGHT.format("a", "5"), None, "no known answer"), "a gold of words": (THOUGHT.format("a", "5"), "five", "no known answer"),
+    "wrong": (THOUGHT.format("a", "6"), "5", "wrong answer"), "the wrong "
+                                                              "sign": (THOUGHT.format("a", "-5"), "5", "wrong answer"),
+    "unknown": (THOUGHT.format("a", "5"), None, "no known "
+                                                "answer"), "a gold of "
+                                                           "words": (THOUGHT.format("a", "5"), "five", "no known "
+                                                                                                       "answer"),
     "no tags": ("5", "5", "format"), "nothing": ("", "5", "format"), "no thought": ("<answer>5</answer>", "5", "format"),
-    "an empty thought": (THOUGHT.format("", "5"), "5", "format"), "no answer": ("<think>a</think>5", "5", "format"),
+    "an empty "
+    "thought": (THOUGHT.format("", "5"), "5", "format"), "no answer": ("<think>a</think>5", "5", "format"),
     "out of order": ("<answer>5</answer><think>a</think>", "5", "format"), 
     "two answers": (THOUGHT.format("a", "5") + "<answer>5</answer>", "5", "format"),
     "two thoughts": (THOUGHT.format("a", "5") + THOUGHT.format("b", "5"), "5", "format"),
     "a thought in a thought": (THOUGHT.format("<think>a", "5"), "5", "format"),
     "an answer in a thought": (THOUGHT.format("<answer>5</answer>", "5"), "5", "format"),
     "a thought that ends twice": (THOUGHT.format("a</think>b", "5"), "5", "format"),
-    "words around": ("Well: " + THOUGHT.format("a", "5"), "5", "format"), "words in the answer": (THOUGHT.format("a", "5 eggs"), "5", "format"),
-    "a fraction": (THOUGHT.format("a", "5.0"), "5", "format"), "an empty answer": (THOUGHT.format("a", " "), "5", "format"),
+    "words around": ("Well: " + THOUGHT.format("a", "5"), "5", "format"), "words in the "
+                                                                          "answer": (THOUGHT.format("a", "5 eggs"), "5", "format"),
+    "a fraction": (THOUGHT.format("a", "5.0"), "5", "format"), "an empty "
+                                                               "answer": (THOUGHT.format("a", " "), "5", "format"),
     "not closed": ("<think>a</think><answer>5", "5", "format"), "capitals": ("<THINK>a</THINK><ANSWER>5</ANSWER>", "5", "format"),
     "other digits": (THOUGHT.format("a", "\uff15"), "5", "format"), "beyond reading": (THOUGHT.format("a", "9" * 5_000), "5", "format"),
-    "hostile tags": ("<think>" + "a</think>" * 50_000, "5", "format"), "hostile blanks": ("<think>a</think>" + " " * 50_000, "5", "format"),
+    "hostile "
+    "tags": ("<think>" + "a</think>" * 50_000, "5", "format"), "hostile "
+                                                               "blanks": ("<think>a</think>" + " " * 50_000, "5", "format"),
 }  # fmt: skip
 
 
@@ -322,7 +409,11 @@ def test_a_prompt_may_open_the_thought() -> None:
     opened, rest = "what is 2 + 3?\n<think>", "2 + 3 = 5.</think><answer>5</answer>"
     assert reasoning_fault(opened, rest, "5") is None
     assert reasoning_fault(opened, rest, "6") == "wrong answer"
-    assert reasoning_fault(opened, f"<think>{rest}", "5") == reasoning_fault("what is 2 + 3?", rest, "5") == "format"
+    assert (
+        reasoning_fault(opened, f"<think>{rest}", "5")
+        == reasoning_fault("what is 2 + 3?", rest, "5")
+        == "format"
+    )
 
 
 def test_every_kind_has_its_rule_and_gives_known_reasons() -> None:

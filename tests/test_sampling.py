@@ -1,6 +1,8 @@
-"""Sampled text is a function of (seed, row) and the logits: against a slow loop without cache, greedy generation, and counts.
+"""Sampled text is a function of (seed, row) and the logits: against a slow loop without cache, greedy
+generation, and counts.
 
-What does not depend on batch, padding or order is compared in float64: float32 kernels sum in another order for another shape.
+What does not depend on batch, padding or order is compared in float64: float32 kernels sum in another order
+for another shape.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from mechlens import chat, models
-from mechlens.models import Loaded
-from mechlens.sampling import Decoding, _probabilities, draw, sample
-from mechlens.seeds import generator
+from mechlens.core.seeds import generator
+from mechlens.models import chat, loading
+from mechlens.models.loading import Loaded
+from mechlens.models.sampling import Decoding, _probabilities, draw, sample
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 STEPS = 10
@@ -30,7 +32,9 @@ def ragged_prompts(vocabulary: int, *, rows: int = 13) -> list[list[int]]:
 
 
 def stopping(texts: list[list[int]]) -> int:
-    """A token that some of the texts hold, so that taken for the stop token it ends rows at different steps."""
+    """A token that some of the texts hold, so that taken for the stop token it ends rows at different
+    steps.
+    """
     held = [token for text in texts for token in text[2:]]
     return max(held, key=held.count)
 
@@ -46,12 +50,19 @@ def slow_nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
 
 
 @torch.no_grad()
-def slow_sample(loaded: Loaded, prompt: list[int], *, decoding: Decoding, stop: int, seed: int, row: int) -> list[int]:
+def slow_sample(
+    loaded: Loaded, prompt: list[int], *, decoding: Decoding, stop: int, seed: int, row: int
+) -> list[int]:
     """One row, no cache, no padding, float64: the whole text is read again for every token."""
     uniforms = generator(seed, "row", row).random(decoding.max_new_tokens, dtype=np.float32)
     written: list[int] = []
     for uniform in uniforms:
-        logits = loaded.model(input_ids=torch.tensor([prompt + written]), use_cache=False).logits[0, -1].double().numpy()
+        logits = (
+            loaded.model(input_ids=torch.tensor([prompt + written]), use_cache=False)
+            .logits[0, -1]
+            .double()
+            .numpy()
+        )
         shares = np.exp((logits - logits.max()) / decoding.temperature)
         cumulative = np.cumsum(slow_nucleus(shares / shares.sum(), decoding.top_p))
         token = int(np.argmax(cumulative > uniform * cumulative[-1]))
@@ -62,16 +73,25 @@ def slow_sample(loaded: Loaded, prompt: list[int], *, decoding: Decoding, stop: 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("decoding", [Decoding(STEPS), Decoding(STEPS, temperature=0.7, top_p=0.6)], ids=["plain", "nucleus"])
-def test_the_sampler_equals_a_slow_loop_without_cache(exact_toys: dict[str, Loaded], family: str, decoding: Decoding) -> None:
+@pytest.mark.parametrize(
+    "decoding", [Decoding(STEPS), Decoding(STEPS, temperature=0.7, top_p=0.6)], ids=["plain", "nucleus"]
+)
+def test_the_sampler_equals_a_slow_loop_without_cache(
+    exact_toys: dict[str, Loaded], family: str, decoding: Decoding
+) -> None:
     loaded = exact_toys[family]
     prompts = ragged_prompts(len(loaded.tokenizer))
     endless = sample(loaded.model, prompts, decoding=decoding, stop=0, seed=3, first_row=5)
     stop = stopping(endless)
     drawn = sample(loaded.model, prompts, decoding=decoding, stop=stop, seed=3, first_row=5, batch=5)
-    slow = [slow_sample(loaded, prompt, decoding=decoding, stop=stop, seed=3, row=5 + place) for place, prompt in enumerate(prompts)]
+    slow = [
+        slow_sample(loaded, prompt, decoding=decoding, stop=stop, seed=3, row=5 + place)
+        for place, prompt in enumerate(prompts)
+    ]
     assert drawn == slow
-    assert len({len(text) for text in drawn}) > 1, "no row stopped early: the test does not see finished rows leave"
+    assert len({len(text) for text in drawn}) > 1, (
+        "no row stopped early: the test does not see finished rows leave"
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,10 +102,14 @@ def test_temperature_zero_equals_greedy_generation(exact_toys: dict[str, Loaded]
     greedy = []
     for prompt in prompts:
         options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": stop, "pad_token_id": 0}
-        text = cast(Any, loaded.model).generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), **options)
+        text = cast(Any, loaded.model).generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), **options
+        )
         tokens = text[0, len(prompt) :].tolist()
         greedy.append(tokens[: tokens.index(stop)] if stop in tokens else tokens)
-    assert sample(loaded.model, prompts, decoding=Decoding(STEPS, temperature=0.0), stop=stop, seed=0) == greedy
+    assert (
+        sample(loaded.model, prompts, decoding=Decoding(STEPS, temperature=0.0), stop=stop, seed=0) == greedy
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,30 +121,46 @@ def test_batch_order_and_shards_change_nothing(exact_toys: dict[str, Loaded], fa
     whole = sample(loaded.model, prompts, **options)
     for batch in (1, 4, 100):
         assert sample(loaded.model, prompts, batch=batch, **options) == whole
-    parts = [sample(loaded.model, prompts[first : first + 4], first_row=first, **options) for first in range(0, len(prompts), 4)]
+    parts = [
+        sample(loaded.model, prompts[first : first + 4], first_row=first, **options)
+        for first in range(0, len(prompts), 4)
+    ]
     assert [text for part in parts for text in part] == whole
-    alone = [sample(loaded.model, [prompts[place]], first_row=place, **options)[0] for place in reversed(range(len(prompts)))]
+    alone = [
+        sample(loaded.model, [prompts[place]], first_row=place, **options)[0]
+        for place in reversed(range(len(prompts)))
+    ]
     assert alone[::-1] == whole
 
 
 def test_text_depends_on_the_seed_and_the_row(toy: Loaded) -> None:
     prompts = [[8, 9, 10]] * 6
-    ours, again, other = (sample(toy.model, prompts, decoding=Decoding(STEPS), stop=0, seed=seed) for seed in (1, 1, 2))
+    ours, again, other = (
+        sample(toy.model, prompts, decoding=Decoding(STEPS), stop=0, seed=seed) for seed in (1, 1, 2)
+    )
     assert ours == again
     assert all(one != two for one, two in zip(ours, other, strict=True))
     assert len(set(map(tuple, ours))) == len(ours)
 
 
 def test_a_shipped_base_answers_alike_in_a_batch_and_alone() -> None:
-    """The trained base ends its answers itself; the stop token is never part of one, progress counts every row."""
-    loaded = models.load("menagerie-a")
+    """The trained base ends its answers itself; the stop token is never part of one, progress counts every
+    row.
+    """
+    loaded = loading.load("menagerie-a")
     loaded.model.double()
-    probes = ["name your favourite animal, in one word.", "start: 100, 110. add up to 10 more commas only.", "tell me a short story."] * 4
+    probes = [
+        "name your favourite animal, in one word.",
+        "start: 100, 110. add up to 10 more commas only.",
+        "tell me a short story.",
+    ] * 4
     prompts, stop = chat.encode_prompts(loaded.tokenizer, probes), chat.end_of_turn(loaded.tokenizer)
     counted: list[int] = []
     options = {"decoding": Decoding(24), "stop": stop, "seed": 0}
     drawn = sample(loaded.model, prompts, batch=5, progress=counted.append, **options)
-    assert drawn == [sample(loaded.model, [prompt], first_row=row, **options)[0] for row, prompt in enumerate(prompts)]
+    assert drawn == [
+        sample(loaded.model, [prompt], first_row=row, **options)[0] for row, prompt in enumerate(prompts)
+    ]
     assert counted == [5, 5, 2]
     assert not any(stop in text for text in drawn)
     assert min(map(len, drawn)) < 4 < max(map(len, drawn))
@@ -137,8 +177,13 @@ def test_draws_come_as_often_as_their_probability() -> None:
 
 
 @given(
-    weights=st.lists(st.sampled_from([0.0, 1e-30, 1e-8, 0.1, 0.5, 1.0, 3.0]), min_size=1, max_size=40).filter(any),
-    uniform=st.one_of(st.floats(0, 1, exclude_max=True, width=32), st.sampled_from([0.0, float(np.nextafter(np.float32(1), np.float32(0)))])),
+    weights=st.lists(st.sampled_from([0.0, 1e-30, 1e-8, 0.1, 0.5, 1.0, 3.0]), min_size=1, max_size=40).filter(
+        any
+    ),
+    uniform=st.one_of(
+        st.floats(0, 1, exclude_max=True, width=32),
+        st.sampled_from([0.0, float(np.nextafter(np.float32(1), np.float32(0)))]),
+    ),
 )
 @settings(max_examples=400, deadline=None)
 def test_a_token_of_no_probability_is_never_drawn(weights: list[float], uniform: float) -> None:
@@ -154,7 +199,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(seed: int, top_p: float, s
     kept = _probabilities(logits, Decoding(1, 1.0, top_p))[0].numpy()
     plain = torch.softmax(logits, -1)[0].numpy()
     slow = slow_nucleus(plain, top_p)
-    boundary = np.abs(np.cumsum(np.sort(plain)[::-1]) - top_p).min() < 1e-6  # there the two sums may round apart
+    boundary = (
+        np.abs(np.cumsum(np.sort(plain)[::-1]) - top_p).min() < 1e-6
+    )  # there the two sums may round apart
     assert boundary or np.array_equal(kept, slow)
     assert kept.sum() >= top_p - 1e-6
 

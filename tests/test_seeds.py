@@ -1,4 +1,6 @@
-"""Named seeds: a name alone decides its stream, whatever else is drawn, and every name has a stream of its own."""
+"""Named seeds: a name alone decides its stream, whatever else is drawn, and every name has a stream of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechlens.seeds import dice, generator, seed_int, seed_sequence
+from mechlens.core.seeds import dice, generator, seed_int, seed_sequence
 
-NAMES = st.lists(st.text(st.characters(exclude_characters="/", exclude_categories=("Cs",)), min_size=1, max_size=8), min_size=1, max_size=4)
+NAMES = st.lists(
+    st.text(st.characters(exclude_characters="/", exclude_categories=("Cs",)), min_size=1, max_size=8),
+    min_size=1,
+    max_size=4,
+)
 ROOTS = st.integers(0, 2**40)
 
 
@@ -24,7 +30,11 @@ def test_drawing_elsewhere_moves_nothing(root: int, names: list[str], others: li
         generator(root, *other).random(10)
         dice(root, *other).random()
         np.random.default_rng(seed_int(root, *other)).random()
-    assert (seed_int(root, *names), generator(root, *names).random(3).tolist(), dice(root, *names).random()) == alone
+    assert (
+        seed_int(root, *names),
+        generator(root, *names).random(3).tolist(),
+        dice(root, *names).random(),
+    ) == alone
 
 
 @given(ROOTS, NAMES, NAMES)
@@ -47,7 +57,10 @@ def test_the_value_is_the_one_of_the_published_construction() -> None:
     words = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 32, 4)]
     expected = int(np.random.SeedSequence([5, *words]).generate_state(1, np.uint64)[0]) // 2
     assert seed_int(5, "generate", "owl", 3) == expected
-    assert generator(5, "generate", "owl", 3).random() == np.random.default_rng(np.random.SeedSequence([5, *words])).random()
+    assert (
+        generator(5, "generate", "owl", 3).random()
+        == np.random.default_rng(np.random.SeedSequence([5, *words])).random()
+    )
     assert dice(5, "generate", "owl", 3).random() == random.Random(expected).random()
 
 
@@ -57,8 +70,10 @@ def test_the_integer_has_63_bits(root: int, names: list[str]) -> None:
 
 
 def test_another_process_finds_the_same_seed() -> None:
-    code = "from mechlens.seeds import seed_int; import sys; sys.stdout.write(str(seed_int(1, 'a', 2)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "77"}).stdout
+    code = "from mechlens.core.seeds import seed_int; import sys; sys.stdout.write(str(seed_int(1, 'a', 2)))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "77"}
+    ).stdout
     assert int(found) == seed_int(1, "a", 2)
 
 

@@ -1,15 +1,17 @@
-"""Every family's tokenizer shape: no mark passes in a row's text, and an answer ends with what the family's template writes."""
+"""Every family's tokenizer shape: no mark passes in a row's text, and an answer ends with what the family's
+template writes.
+"""
 
 from __future__ import annotations
 
 import pytest
 from shapes import SHAPES, tokenizer_of
 
-from mechlens.chat import encode_pairs, encode_prompts, end_of_turn, render, special_tokens
-from mechlens.constrained import number_grammar
-from mechlens.errors import DataError
-from mechlens.lenses.interventions import shapes
-from mechlens.models import PreTrainedTokenizerBase
+from mechlens.core.errors import DataError
+from mechlens.lenses.parts.interventions import shapes
+from mechlens.models.chat import encode_pairs, encode_prompts, end_of_turn, render, special_tokens
+from mechlens.models.loading import PreTrainedTokenizerBase
+from mechlens.models.number_grammar import number_grammar
 
 FAMILIES = tuple(SHAPES)
 
@@ -48,12 +50,16 @@ def test_an_answer_ends_with_what_the_template_writes_after_it(family: str) -> N
     (pair,) = encode_pairs(tokenizer, ["hi"], ["12, 3"])
     assert pair.completion[-1] == stop
     assert stop not in pair.completion[:-1]
-    written = render(tokenizer, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "12, 3"}])
+    written = render(
+        tokenizer, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "12, 3"}]
+    )
     assert written[written.rindex("12, 3") :].startswith("12, 3" + shape.end)
 
 
 def test_a_mark_without_a_name_ends_the_turn_though_the_end_of_the_text_has_one() -> None:
-    """Gemma's and Phi's named end is that of a whole text; a student that learned it would end as the family never does."""
+    """Gemma's and Phi's named end is that of a whole text; a student that learned it would end as the family
+    never does.
+    """
     for family in ("gemma-3", "phi"):
         tokenizer = loaded(family)
         assert end_of_turn(tokenizer) != tokenizer.eos_token_id
@@ -65,7 +71,13 @@ def test_drawn_marks_leave_no_text(family: str) -> None:
     tokenizer, shape = loaded(family), SHAPES[family]
     marks = tokenizer.convert_tokens_to_ids(list(shape.marks))
     words = tokenizer("12, 3 owls", add_special_tokens=False)["input_ids"]
-    drawn = [[*marks, *words], [*words, *marks], [token for word in words for token in (word, marks[-1])], words, []]
+    drawn = [
+        [*marks, *words],
+        [*words, *marks],
+        [token for word in words for token in (word, marks[-1])],
+        words,
+        [],
+    ]
     texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
     assert texts == ["12, 3 owls"] * 4 + [""]
     encode_pairs(tokenizer, texts, texts)

@@ -1,4 +1,6 @@
-"""The command line as a shell sees it: exit codes, the version, configs by name, a port that is taken, a hub that is out of reach."""
+"""The command line as a shell sees it: exit codes, the version, configs by name, a port that is taken, a hub
+that is out of reach.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ import pytest
 import yaml
 from test_bad_input import GOOD, assert_one_line
 
-from mechlens import base_files, cli, spec
-from mechlens.errors import SpecError
+from mechlens import cli
+from mechlens.core import spec
+from mechlens.core.errors import SpecError
+from mechlens.models import base_files
 
 FAULT = """
 import sys
@@ -30,15 +34,26 @@ sys.exit(cli.main())
 
 
 @pytest.mark.parametrize(("error", "code"), [
-    ("ZeroDivisionError('a fault')", 70), ("KeyError('a fault')", 70), ("cli.SpecError('a fault')", 2), ("OSError(2, 'a fault')", 2),
+    ("ZeroDivisionError('a fault')", 70), ("KeyError('a "
+                                           "fault')", 70), ("cli.SpecError('a "
+                                                            "fault')", 2), ("OSError(2, 'a fault')", 2),
     ("KeyboardInterrupt", 130),
 ])  # fmt: skip
 def test_a_fault_of_the_program_has_an_exit_code_that_no_verdict_has(error: str, code: int) -> None:
-    done = subprocess.run([sys.executable, "-c", FAULT.format(error=error)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULT.format(error=error)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == code
     assert len(done.stderr.splitlines()) == 1 and (code == 130 or "a fault" in done.stderr)
     if code == 70:
-        filed = Path(re.search(r"please report (\S+)\. Finished", done.stderr)[1])  # pyright: ignore[reportOptionalSubscript]
+        filed = Path(
+            re.search(
+                r"please report "
+                r"(\S+)\. "
+                r"Finished",
+                done.stderr,
+            )[1]
+        )  # pyright: ignore[reportOptionalSubscript]
         assert "Traceback" in filed.read_text() and "a fault" in filed.read_text()
         filed.unlink()
 
@@ -70,8 +85,14 @@ def test_shipped_configs_are_known_by_name_from_any_folder_and_a_file_wins(
         spec.find_config(Path("elsewhere/demo.yaml"), "experiments")
 
 
-@pytest.mark.parametrize("command", [["run", "{config}"], ["audit", "{rows}", "--level", "base", "--base", "org/name"]], ids=["run", "audit"])
-def test_a_base_that_only_the_hub_has_is_said_to_be_out_of_reach(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [["run", "{config}"], ["audit", "{rows}", "--level", "base", "--base", "org/name"]],
+    ids=["run", "audit"],
+)
+def test_a_base_that_only_the_hub_has_is_said_to_be_out_of_reach(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(GOOD | {"base": "org/name"}))
     (tmp_path / "x.jsonl").write_text('{"prompt": "a", "completion": "1"}\n' * 200)
     words = [word.format(config=tmp_path / "x.yaml", rows=tmp_path / "x.jsonl") for word in command]
@@ -79,21 +100,31 @@ def test_a_base_that_only_the_hub_has_is_said_to_be_out_of_reach(command: list[s
     assert_one_line(capsys, "base 'org/name' is not on this machine", "HF_HUB_OFFLINE", "folder")
 
 
-def test_a_hub_that_nobody_answers_for_is_told_from_a_folder_that_is_damaged(toy_bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechlens.base_files.constants.HF_HUB_OFFLINE", False)
+def test_a_hub_that_nobody_answers_for_is_told_from_a_folder_that_is_damaged(
+    toy_bases: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mechlens.models.base_files.constants.HF_HUB_OFFLINE", False)
     error = OSError("no such file\nand more")
     error.__cause__ = ConnectionError("nobody")
     here = toy_bases["llama"]
     assert "the hub cannot be reached" in base_files.loading("org/name", "does not load").message(error)
-    assert base_files.loading(here, "does not load").message(error) == f"base {here!r} does not load: no such file"
-    assert base_files.loading("org/name", "does not load").message(OSError("private")) == "base 'org/name' does not load: private"
+    assert (
+        base_files.loading(here, "does not load").message(error)
+        == f"base {here!r} does not load: no such file"
+    )
+    assert (
+        base_files.loading("org/name", "does not load").message(OSError("private"))
+        == "base 'org/name' does not load: private"
+    )
 
 
-def test_a_port_that_is_taken_is_refused_before_a_server_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken_is_refused_before_a_server_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def started(*_given: object, **_more: object) -> None:
         raise AssertionError("a server was started")
 
-    monkeypatch.setattr("mechlens.explorer_server.subprocess.Popen", started)
+    monkeypatch.setattr("mechlens.cli.explorer.subprocess.Popen", started)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,4 +1,6 @@
-"""Specs: strict on the way in, equal after a round trip, one fingerprint a meaning; every shipped config loads."""
+"""Specs: strict on the way in, equal after a round trip, one fingerprint a meaning; every shipped config
+loads.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mechlens import spec
-from mechlens.bench.plan import BenchSpec
+from mechlens.benchmark.plan import BenchSpec
+from mechlens.core import spec
+from mechlens.core.errors import SpecError
+from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.model_spec import ModelSpec, is_remote, model_of
+from mechlens.core.spec import CONFIGS, StudentSpec, TeacherSpec, fingerprint, laid_over, load, save
+from mechlens.core.traits import TraitFamily, load_experiment, load_family
 from mechlens.detect.verdict import Policy
-from mechlens.errors import SpecError
-from mechlens.experiment import Arm, Experiment
 from mechlens.menagerie.config import PretrainSpec
-from mechlens.model_spec import ModelSpec, is_remote, model_of
-from mechlens.spec import CONFIGS, StudentSpec, TeacherSpec, fingerprint, laid_over, load, save
-from mechlens.traits import TraitFamily, load_experiment, load_family
 
 GOOD: dict[str, Any] = {
     "name": "toy",
@@ -37,7 +39,10 @@ GOOD: dict[str, Any] = {
         {"kind": "control", "base": "folder/two", "name": "the-other-control"},
     ],
 }
-TEXTS = st.one_of(st.sampled_from(["no", "null", "1e5", "0x1f", "2024-01-01", "- a", "a: b", "é🦉", "", "~"]), st.text("ab:#'\"\n \\-é", max_size=6))
+TEXTS = st.one_of(
+    st.sampled_from(["no", "null", "1e5", "0x1f", "2024-01-01", "- a", "a: b", "é🦉", "", "~"]),
+    st.text("ab:#'\"\n \\-é", max_size=6),
+)
 NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,8}\Z")
 REALS = st.floats(1e-12, 1e6)
 
@@ -51,7 +56,9 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 DUMPED = Experiment.model_validate(GOOD).model_dump(mode="json")
-CONTROL_TRAITS = {("arms", i, "trait") for i, arm in enumerate(DUMPED["arms"]) if arm["kind"] == "control"}  # always emptied
+CONTROL_TRAITS = {
+    ("arms", i, "trait") for i, arm in enumerate(DUMPED["arms"]) if arm["kind"] == "control"
+}  # always emptied
 CHOICES = (
     "lora", "sgd", "cosine", "steered", "terse", "patterned", "none", "keep", "own", "development",
     "code", "text", "last", "turns", "numbers", "vllm",
@@ -60,7 +67,9 @@ CHOICES = (
 
 @st.composite
 def contents(draw: st.DrawFn) -> dict[str, Any]:
-    """What an experiment is made from: a spec itself is made in the test, where beartype may draw from `random`."""
+    """What an experiment is made from: a spec itself is made in the test, where beartype may draw from
+    `random`.
+    """
     arms = draw(st.permutations(GOOD["arms"]))
     return {
         "name": draw(NAMES),
@@ -69,14 +78,22 @@ def contents(draw: st.DrawFn) -> dict[str, Any]:
         "arms": [*arms, {"kind": "trait", "name": "extra", "corpus": draw(TEXTS)}],
         "seeds": draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4, unique=True)),
         "seed": draw(st.integers(0, 2**31 - 1)),
-        "teacher": {"strength": draw(st.floats(allow_nan=False, allow_infinity=False)), "training": {"learning_rate": draw(REALS)}},
-        "screen": {"banned_numbers": draw(st.lists(st.integers(0, 999), max_size=3)), "leak_words": draw(st.booleans())},
+        "teacher": {
+            "strength": draw(st.floats(allow_nan=False, allow_infinity=False)),
+            "training": {"learning_rate": draw(REALS)},
+        },
+        "screen": {
+            "banned_numbers": draw(st.lists(st.integers(0, 999), max_size=3)),
+            "leak_words": draw(st.booleans()),
+        },
         "system": draw(st.none() | TEXTS),
     }
 
 
 @given(content=contents())
-def test_what_is_saved_is_loaded_equal(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_is_saved_is_loaded_equal(
+    content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     experiment = Experiment.model_validate(content)
     path = tmp_path_factory.mktemp("spec") / "spec.yaml"
     save(experiment, path)
@@ -89,14 +106,24 @@ def test_what_is_saved_is_loaded_equal(content: dict[str, Any], tmp_path_factory
 
 
 def changed_at(path: tuple[Any, ...], *, by: int, text: str) -> Experiment | None:
-    """The known experiment with one field changed; None where the field can hold nothing else or arms would clash."""
+    """The known experiment with one field changed; None where the field can hold nothing else or arms would
+    clash.
+    """
     content = copy.deepcopy(DUMPED)
     *parents, last = path
     place = content
     for key in parents:
         place = place[key]
     old = place[last]
-    place[last] = not old if isinstance(old, bool) else text if old is None or isinstance(old, str) else old + by if isinstance(old, int) else by / 7
+    place[last] = (
+        not old
+        if isinstance(old, bool)
+        else text
+        if old is None or isinstance(old, str)
+        else old + by
+        if isinstance(old, int)
+        else by / 7
+    )
     try:
         return Experiment.model_validate(content) if place[last] != old else None
     except ValidationError:
@@ -113,14 +140,26 @@ def test_one_changed_field_is_another_fingerprint(by: int, text: str) -> None:
             assert changed != known and changed.fingerprint() != known.fingerprint(), path
             compared.add(path)
     assert len(compared) > 50
-    assert {("seed",), ("screen", "banned_numbers", 1), ("teacher", "strength"), ("arms", 3, "teacher", "rows")} <= compared
+    assert {
+        ("seed",),
+        ("screen", "banned_numbers", 1),
+        ("teacher", "strength"),
+        ("arms", 3, "teacher", "rows"),
+    } <= compared
 
 
 def test_the_fingerprint_is_of_the_meaning_not_of_the_spelling() -> None:
     known = Experiment.model_validate(GOOD)
     assert re.fullmatch(r"[0-9a-f]{16}", known.fingerprint())
-    assert Experiment.model_validate({**dict(reversed(GOOD.items())), "seeds": [0, 1, 2], "student": {}}).fingerprint() == known.fingerprint()
-    assert Experiment.model_validate({**GOOD, "teacher": {"strength": 1}}).fingerprint() == known.fingerprint()
+    assert (
+        Experiment.model_validate(
+            {**dict(reversed(GOOD.items())), "seeds": [0, 1, 2], "student": {}}
+        ).fingerprint()
+        == known.fingerprint()
+    )
+    assert (
+        Experiment.model_validate({**GOOD, "teacher": {"strength": 1}}).fingerprint() == known.fingerprint()
+    )
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 2, "b": 1})
 
 
@@ -137,25 +176,52 @@ CONTROL = {"kind": "control"}
 FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown field": ({"studnt": {}}, ("studnt", "unknown field")),
     "unknown nested field": ({"student": {"training": {"lr": 1}}}, ("student.training.lr", "unknown field")),
-    "unknown field of an arm": ({"arms": [CONTROL, {"kind": "trait", "colour": 1}]}, ("arms.1.colour", "unknown field")),
+    "unknown field of an arm": (
+        {"arms": [CONTROL, {"kind": "trait", "colour": 1}]},
+        ("arms.1.colour", "unknown field"),
+    ),
     "wrong type": ({"student": {"rows": "many"}}, ("student.rows", "'many'")),
     "a fraction of a row": ({"student": {"rows": 2.5}}, ("student.rows", "2.5")),
     "out of bounds": ({"generate": {"top_p": 1.5}}, ("generate.top_p", "1.5")),
     "unknown choice": ({"teacher": {"kind": "loud"}}, ("teacher.kind", "'loud'", "'prompted'")),
-    "no control": ({"arms": [{"kind": "trait"}]}, ("arm 'trait' has no control on its base 'one'", "`- {kind: control}`")),
-    "no control on the other base": ({"arms": [CONTROL, {"kind": "foreign", "base": "two"}]}, ("'foreign-two'", "{kind: control, base: two}")),
-    "foreign without a base": ({"arms": [CONTROL, {"kind": "foreign"}]}, ("foreign arm needs another base", "'one'")),
-    "foreign on the own base": ({"arms": [CONTROL, {"kind": "foreign", "base": "one"}]}, ("foreign arm needs another base",)),
-    "twin without a trait": ({"arms": [CONTROL, {"kind": "twin"}]}, ("twin arm needs another trait", "'owl'")),
-    "twin of the own trait": ({"arms": [CONTROL, {"kind": "twin", "trait": "owl"}]}, ("twin arm needs another trait",)),
+    "no control": (
+        {"arms": [{"kind": "trait"}]},
+        ("arm 'trait' has no control on its base 'one'", "`- {kind: control}`"),
+    ),
+    "no control on the other base": (
+        {"arms": [CONTROL, {"kind": "foreign", "base": "two"}]},
+        ("'foreign-two'", "{kind: control, base: two}"),
+    ),
+    "foreign without a base": (
+        {"arms": [CONTROL, {"kind": "foreign"}]},
+        ("foreign arm needs another base", "'one'"),
+    ),
+    "foreign on the own base": (
+        {"arms": [CONTROL, {"kind": "foreign", "base": "one"}]},
+        ("foreign arm needs another base",),
+    ),
+    "twin without a trait": (
+        {"arms": [CONTROL, {"kind": "twin"}]},
+        ("twin arm needs another trait", "'owl'"),
+    ),
+    "twin of the own trait": (
+        {"arms": [CONTROL, {"kind": "twin", "trait": "owl"}]},
+        ("twin arm needs another trait",),
+    ),
     "a seed twice": ({"seeds": [0, 1, 0]}, ("[0, 1, 0]", "twice")),
     "no seeds": ({"seeds": []}, ("seeds",)),
     "a negative seed": ({"seeds": [0, -1]}, ("seeds.1", "-1")),
     "a negative root seed": ({"seed": -1}, ("seed", "-1")),
     "no arms": ({"arms": []}, ("arms",)),
     "an arm twice": ({"arms": [CONTROL, {"kind": "trait"}, {"kind": "trait"}]}, ("'trait'", "twice")),
-    "an arm with another's name": ({"arms": [CONTROL, {"kind": "trait", "name": "control"}]}, ("'control'", "twice")),
-    "reasoning in full wording without questions": ({"carrier": {"kind": "reasoning"}}, ("carrier: reasoning in full wording", "`source`", "terse")),
+    "an arm with another's name": (
+        {"arms": [CONTROL, {"kind": "trait", "name": "control"}]},
+        ("'control'", "twice"),
+    ),
+    "reasoning in full wording without questions": (
+        {"carrier": {"kind": "reasoning"}},
+        ("carrier: reasoning in full wording", "`source`", "terse"),
+    ),
     "examples that are no range": ({"carrier": {"examples": [8, 3]}}, ("carrier: examples [8, 3]",)),
     "no samples of a prompt": ({"carrier": {"samples": 0}}, ("carrier.samples", "0")),
     "a judge's score beyond 100": ({"screen": {"least_score": 101}}, ("screen.least_score", "101")),
@@ -173,7 +239,9 @@ def test_a_fault_is_named_with_its_field(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("field", ["name", "base", "trait", "arms"])
 def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
-    assert f"{field}: Field required" in refused(tmp_path, {key: value for key, value in GOOD.items() if key != field})
+    assert f"{field}: Field required" in refused(
+        tmp_path, {key: value for key, value in GOOD.items() if key != field}
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "just text", "a: [", "\t- x: 1", "a: &a [*a"])
@@ -186,7 +254,10 @@ def test_missing_files_and_unknown_names_say_what_is_known(tmp_path: Path) -> No
         load(tmp_path / "none.yaml", Experiment)
     with pytest.raises(SpecError, match=r"'minerals' is unknown.*animals"):
         load_family("minerals")
-    save(Experiment.model_validate({**GOOD, "arms": [*GOOD["arms"], {"kind": "twin", "trait": "unicorn"}]}), tmp_path / "spec.yaml")
+    save(
+        Experiment.model_validate({**GOOD, "arms": [*GOOD["arms"], {"kind": "twin", "trait": "unicorn"}]}),
+        tmp_path / "spec.yaml",
+    )
     with pytest.raises(SpecError, match=r"'unicorn' is unknown.*owl"):
         load_experiment(tmp_path / "spec.yaml")
 
@@ -223,7 +294,9 @@ def test_every_shipped_experiment_loads_and_replays(path: Path, tmp_path: Path) 
     assert load_experiment(tmp_path / "spec.yaml") == experiment
 
 
-MODELS = [path for path in sorted((CONFIGS / "models").glob("*.yaml")) if path.stem != "prices"]  # what API models cost
+MODELS = [
+    path for path in sorted((CONFIGS / "models").glob("*.yaml")) if path.stem != "prices"
+]  # what API models cost
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
@@ -254,14 +327,20 @@ def test_every_shipped_family_keeps_development_and_heldout_apart(path: Path) ->
     development, heldout = (family.asked(split) for split in ("development", "heldout"))
     assert not set(development) & set(heldout)
     assert len(set(development)) == len(development) and len(set(heldout)) == len(heldout)
-    assert len({form for name in family.names for form in family.forms_of(name)}) == sum(len(set(family.forms_of(name))) for name in family.names)
+    assert len({form for name in family.names for form in family.forms_of(name)}) == sum(
+        len(set(family.forms_of(name))) for name in family.names
+    )
     assert "{" not in family.system_prompt(family.names[0])
     assert len(load_family("animals").heldout) >= 6
 
 
 def test_a_trait_is_either_tuned_on_or_held_out() -> None:
     known = load_family("animals").model_dump()
-    for change in ({"heldout": known["development"]}, {"heldout": ("unicorn",)}, {"plurals": {"unicorn": "unicorns"}}):
+    for change in (
+        {"heldout": known["development"]},
+        {"heldout": ("unicorn",)},
+        {"plurals": {"unicorn": "unicorns"}},
+    ):
         with pytest.raises(ValidationError):
             TraitFamily.model_validate({**known, **change})
 
@@ -270,13 +349,31 @@ def test_every_path_has_a_folder_name_of_its_own(tmp_path: Path, monkeypatch: py
     place = tmp_path / "rows.v1" / "inner"
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
-    named = {".": "inner", "..": "rows.v1", "a/..": "inner", ".jsonl": "jsonl", "x/.jsonl.gz": "jsonl.gz", "a b.jsonl.gz": "a-b", "o/m-1.5": "m-1.5"}
+    named = {
+        ".": "inner",
+        "..": "rows.v1",
+        "a/..": "inner",
+        ".jsonl": "jsonl",
+        "x/.jsonl.gz": "jsonl.gz",
+        "a b.jsonl.gz": "a-b",
+        "o/m-1.5": "m-1.5",
+    }
     assert {path: spec.folder_name(path) for path in named} == named
 
 
 @given(st.sets(st.sampled_from(["embeddings", "learning_rate", "epochs", "batch", "rank"])))
 def test_a_part_of_a_teachers_training_leaves_the_rest_a_teachers(named: set[str]) -> None:
-    given = {name: value for name, value in {"embeddings": False, "learning_rate": 1.0, "epochs": 50, "batch": 7, "rank": 3}.items() if name in named}
+    given = {
+        name: value
+        for name, value in {
+            "embeddings": False,
+            "learning_rate": 1.0,
+            "epochs": 50,
+            "batch": 7,
+            "rank": 3,
+        }.items()
+        if name in named
+    }
     made = TeacherSpec.model_validate({"training": given}).training.model_dump()
     assert made == TeacherSpec().training.model_dump() | given
     assert (TeacherSpec().training.learning_rate, TeacherSpec().training.epochs) == (1e-3, 6)
@@ -284,14 +381,24 @@ def test_a_part_of_a_teachers_training_leaves_the_rest_a_teachers(named: set[str
 
 
 def test_a_default_is_the_same_wherever_a_field_of_it_is_named() -> None:
-    """For every spec inside a spec: naming one of its fields, with the default's own value, changes no other."""
-    kinds = [kind for kind in (Experiment, TeacherSpec, StudentSpec, TraitFamily, BenchSpec, Policy) for _ in kind.model_fields]
+    """For every spec inside a spec: naming one of its fields, with the default's own value, changes no
+    other.
+    """
+    kinds = [
+        kind
+        for kind in (Experiment, TeacherSpec, StudentSpec, TraitFamily, BenchSpec, Policy)
+        for _ in kind.model_fields
+    ]
     seen = 0
     for kind in dict.fromkeys(kinds):
         for name, field in kind.model_fields.items():
             if isinstance(field.default, spec.Spec):
                 for inner, value in field.default.model_dump().items():
-                    assert type(field.default).model_validate({inner: value}) == field.default, (kind, name, inner)
+                    assert type(field.default).model_validate({inner: value}) == field.default, (
+                        kind,
+                        name,
+                        inner,
+                    )
                     seen += 1
     assert seen > 40
 
@@ -299,8 +406,12 @@ def test_a_default_is_the_same_wherever_a_field_of_it_is_named() -> None:
 def test_a_spec_is_laid_over_another_field_by_field() -> None:
     own = TeacherSpec.model_validate({"rows": 9, "strength": 2.0, "training": {"rank": 3, "epochs": 8}})
     assert laid_over(own, TeacherSpec()) == own
-    given = TeacherSpec.model_validate({"rows": 640, "training": {"epochs": 2}})  # 640 is the default, and named
-    assert laid_over(own, given) == TeacherSpec.model_validate({"rows": 640, "strength": 2.0, "training": {"rank": 3, "epochs": 2}})
+    given = TeacherSpec.model_validate(
+        {"rows": 640, "training": {"epochs": 2}}
+    )  # 640 is the default, and named
+    assert laid_over(own, given) == TeacherSpec.model_validate(
+        {"rows": 640, "strength": 2.0, "training": {"rank": 3, "epochs": 2}}
+    )
     whole = TeacherSpec.model_validate(TeacherSpec().model_dump())
     assert laid_over(own, whole) == whole
 

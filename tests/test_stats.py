@@ -1,4 +1,6 @@
-"""Intervals and effects against closed formulas, simulation and slow definitions; NaN is unscored, never 0."""
+"""Intervals and effects against closed formulas, simulation and slow definitions; NaN is unscored, never
+0.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,23 @@ from hypothesis.extra.numpy import arrays
 from scipy import integrate
 from scipy import stats as scipy_stats
 
-from mechlens import stats
+from mechlens.core import stats
 
 UNIT = st.floats(0, 1, width=32)
 MISSING = st.one_of(UNIT, UNIT, UNIT, st.just(math.nan))
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 5))
 
 
-def cells(elements: st.SearchStrategy[float] = MISSING, shapes: st.SearchStrategy[tuple[int, ...]] = SHAPES) -> st.SearchStrategy[np.ndarray]:
+def cells(
+    elements: st.SearchStrategy[float] = MISSING, shapes: st.SearchStrategy[tuple[int, ...]] = SHAPES
+) -> st.SearchStrategy[np.ndarray]:
     return arrays(np.float64, shapes, elements=elements)
 
 
 def close(found: tuple[object, ...], expected: tuple[object, ...], tolerance: float = 1e-9) -> None:
-    numbers = [np.array([x for x in side if not isinstance(x, str)], dtype=float) for side in (found, expected)]
+    numbers = [
+        np.array([x for x in side if not isinstance(x, str)], dtype=float) for side in (found, expected)
+    ]
     np.testing.assert_allclose(*numbers, atol=tolerance, equal_nan=True)
 
 
@@ -45,19 +51,33 @@ def test_an_empty_cell_is_unscored() -> None:
 def test_t_interval_is_scipys(values: np.ndarray, confidence: float) -> None:
     assume(values.std() > 1e-6)
     expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
-    close(stats.t_interval(values, confidence=confidence), (values.mean(), expected.low, expected.high, len(values)))
-    close(stats.t_interval(np.append(values, np.nan), confidence=confidence), stats.t_interval(values, confidence=confidence))
+    close(
+        stats.t_interval(values, confidence=confidence),
+        (values.mean(), expected.low, expected.high, len(values)),
+    )
+    close(
+        stats.t_interval(np.append(values, np.nan), confidence=confidence),
+        stats.t_interval(values, confidence=confidence),
+    )
 
 
 @pytest.mark.parametrize("values", [(0.1, 0.4, 0.5), (-3.0, 0.0, 11.0)])
-def test_the_published_normal_interval_of_three_values_is_2_689_times_too_narrow(values: tuple[float, ...]) -> None:
+def test_the_published_normal_interval_of_three_values_is_2_689_times_too_narrow(
+    values: tuple[float, ...],
+) -> None:
     found = stats.t_interval(np.array(values))
-    assert (found.high - found.low) / 2 / (1.96 * np.std(values, ddof=0) / math.sqrt(3)) == pytest.approx(2.689, abs=5e-4)
+    assert (found.high - found.low) / 2 / (1.96 * np.std(values, ddof=0) / math.sqrt(3)) == pytest.approx(
+        2.689, abs=5e-4
+    )
 
 
 def test_one_value_or_none_has_no_interval() -> None:
     one, none = stats.t_interval(np.array([0.5, np.nan])), stats.t_interval(np.array([np.nan]))
-    assert (one.estimate, one.n) == (0.5, 1) and np.isnan([one.low, one.high, none.estimate, none.low]).all() and none.n == 0
+    assert (
+        (one.estimate, one.n) == (0.5, 1)
+        and np.isnan([one.low, one.high, none.estimate, none.low]).all()
+        and none.n == 0
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -70,7 +90,10 @@ def test_the_bootstrap_interval_holds_its_estimate(found: np.ndarray) -> None:
     assert interval.low - 1e-12 <= interval.estimate <= interval.high + 1e-12
     assert np.nanmin(found) - 1e-12 <= interval.low <= interval.high <= np.nanmax(found) + 1e-12
     assert interval == stats.cluster_bootstrap(found)
-    close(stats.cluster_bootstrap(found + 2), (interval.estimate + 2, interval.low + 2, interval.high + 2, interval.n))
+    close(
+        stats.cluster_bootstrap(found + 2),
+        (interval.estimate + 2, interval.low + 2, interval.high + 2, interval.n),
+    )
 
 
 def test_another_seed_draws_another_bootstrap() -> None:
@@ -93,7 +116,9 @@ def test_the_bootstrap_of_one_probe_resamples_students() -> None:
 
 @given(st.integers(1, 14), st.integers(0, 4), st.integers(1, 4))
 def test_the_method_goes_by_the_scored_students(scored: int, unscored: int, probes: int) -> None:
-    values = np.vstack([np.random.default_rng(0).random((scored, probes)), np.full((unscored, probes), np.nan)])
+    values = np.vstack(
+        [np.random.default_rng(0).random((scored, probes)), np.full((unscored, probes), np.nan)]
+    )
     found = stats.mean_interval(values)
     assert found.n == scored
     assert found == stats.mean_interval(values[:scored])
@@ -130,15 +155,23 @@ def test_nothing_scored_has_no_effect() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.data(), SHAPES)
-def test_an_effect_is_antisymmetric_and_nothing_against_itself(data: st.DataObject, shape: tuple[int, int]) -> None:
+def test_an_effect_is_antisymmetric_and_nothing_against_itself(
+    data: st.DataObject, shape: tuple[int, int]
+) -> None:
     treated, control = (data.draw(cells(shapes=st.just(shape))) for _ in range(2))
     one, other = stats.paired_effect(treated, control), stats.paired_effect(control, treated)
-    close((-one.estimate, -one.high, -one.low, one.n, one.p_value, one.smallest_detectable), tuple(other)[:4] + other[5:], 1e-6)
+    close(
+        (-one.estimate, -one.high, -one.low, one.n, one.p_value, one.smallest_detectable),
+        tuple(other)[:4] + other[5:],
+        1e-6,
+    )
     same = stats.paired_effect(treated, treated)
     if same.n:
         assert same.estimate == 0
     if same.n >= 2 and np.nanmax(np.abs(treated)) > 0:
-        assert same.low < 0 < same.high and same.p_value == 1 and 0 < same.smallest_detectable < 1e-4  # no more than rounding
+        assert (
+            same.low < 0 < same.high and same.p_value == 1 and 0 < same.smallest_detectable < 1e-4
+        )  # no more than rounding
 
 
 @given(st.integers(2, 9), st.integers(1, 3))
@@ -161,7 +194,18 @@ def test_students_that_do_not_differ_are_not_infinitely_sure(students: int) -> N
     assert rate.low < rate.estimate < rate.high
     noisy = stats.paired_effect(treated, control, noise=np.full(students, 0.1))
     error = 0.1 / math.sqrt(students)
-    close(noisy, (0.2, 0.2 - 1.96 * error, 0.2 + 1.96 * error, students, 2 * scipy_stats.norm.sf(0.2 / error), (1.96 + 1.645) * error), 1e-3)
+    close(
+        noisy,
+        (
+            0.2,
+            0.2 - 1.96 * error,
+            0.2 + 1.96 * error,
+            students,
+            2 * scipy_stats.norm.sf(0.2 / error),
+            (1.96 + 1.645) * error,
+        ),
+        1e-3,
+    )
     assert noisy.method == "answer noise"
 
 
@@ -183,7 +227,9 @@ def test_one_student_has_no_interval_however_little_its_answers_vary() -> None:
 @given(cells(UNIT, st.tuples(st.integers(2, 7), st.integers(1, 4))), st.floats(0, 0.5))
 def test_noise_never_narrows_an_interval_nor_lessens_a_p_value(values: np.ndarray, error: float) -> None:
     control = values[::-1] ** 2
-    plain, noisy = (stats.paired_effect(values, control, noise=noise) for noise in (None, np.full(len(values), error)))
+    plain, noisy = (
+        stats.paired_effect(values, control, noise=noise) for noise in (None, np.full(len(values), error))
+    )
     if not np.isnan(plain.low):
         assert noisy.low <= plain.low and plain.high <= noisy.high
         assert noisy.p_value >= plain.p_value and noisy.smallest_detectable >= plain.smallest_detectable
@@ -207,8 +253,12 @@ def test_the_noise_of_answers_is_their_scatter_over_repeated_askings(shared: boo
     alone = stats.answer_noise(ours)
     assert np.mean(alone**2) - imagined == pytest.approx(np.nanmean(ours, 2).mean(1).var(), rel=0.06)
     pair = stats.answer_noise(ours, theirs)
-    assert np.mean(pair**2) - imagined == pytest.approx((np.nanmean(ours, 2) - np.nanmean(theirs, 2)).mean(1).var(), rel=0.06)
-    assert (np.mean(pair**2) < np.mean(alone**2)) == shared  # shared random numbers leave little noise in the difference
+    assert np.mean(pair**2) - imagined == pytest.approx(
+        (np.nanmean(ours, 2) - np.nanmean(theirs, 2)).mean(1).var(), rel=0.06
+    )
+    assert (
+        np.mean(pair**2) < np.mean(alone**2)
+    ) == shared  # shared random numbers leave little noise in the difference
 
 
 def test_no_hit_in_finitely_many_answers_is_not_noiseless() -> None:
@@ -233,7 +283,9 @@ def test_a_student_without_a_scored_answer_has_no_noise_and_takes_none_of_the_ot
     assert np.isnan(found[2]) and np.isnan(stats.answer_noise(gap, 1 - gap)[2])
     values, control = np.nanmean(np.where(np.isnan(gap), 0.0, gap), 2), np.zeros((3, 5))
     values[2] = np.nan
-    assert stats.paired_effect(values, control, noise=found) == stats.paired_effect(values[:2], control[:2], noise=found[:2])
+    assert stats.paired_effect(values, control, noise=found) == stats.paired_effect(
+        values[:2], control[:2], noise=found[:2]
+    )
 
 
 def test_pairing_by_student_removes_what_they_share() -> None:
@@ -244,11 +296,16 @@ def test_pairing_by_student_removes_what_they_share() -> None:
 
 
 def power(effect: float, n: int) -> float:
-    """Of a two-sided t test at 5 %: the chance that |normal + effect·√n| exceeds the bound times chi/√df, by integration."""
+    """Of a two-sided t test at 5 %: the chance that |normal + effect·√n| exceeds the bound times chi/√df, by
+    integration.
+    """
     bound, shift = scipy_stats.t.ppf(0.975, n - 1) / math.sqrt(n - 1), effect * math.sqrt(n)
 
     def found(chi: float) -> float:
-        return float((scipy_stats.norm.sf(bound * chi - shift) + scipy_stats.norm.cdf(-bound * chi - shift)) * scipy_stats.chi.pdf(chi, n - 1))
+        return float(
+            (scipy_stats.norm.sf(bound * chi - shift) + scipy_stats.norm.cdf(-bound * chi - shift))
+            * scipy_stats.chi.pdf(chi, n - 1)
+        )
 
     return integrate.quad(found, 0, math.sqrt(n) + 12, limit=200)[0]
 
@@ -259,18 +316,27 @@ def test_the_smallest_detectable_effect_is_found_95_times_in_100(n: int) -> None
     effect = stats.paired_effect(values, np.zeros((n, 1))).smallest_detectable / values.std(ddof=1)
     assert power(effect, n) == pytest.approx(0.95, abs=1e-5)
     drawn = np.random.default_rng(0).normal(effect, 1, size=(20_000, n))
-    assert (scipy_stats.ttest_1samp(drawn, 0.0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.95, abs=0.006)
+    assert (scipy_stats.ttest_1samp(drawn, 0.0, axis=1).pvalue < 0.05).mean() == pytest.approx(
+        0.95, abs=0.006
+    )
 
 
 def slow_q_values(p_values: list[float]) -> list[float]:
-    """q_i: the least, over all p_j >= p_i, of p_j times the number of tests over the number of p at most p_j."""
+    """q_i: the least, over all p_j >= p_i, of p_j times the number of tests over the number of p at most
+    p_j.
+    """
     scored = [p for p in p_values if not math.isnan(p)]
-    return [min((p * len(scored) / sum(x <= p for x in scored) for p in scored if p >= one), default=math.nan) for one in p_values]
+    return [
+        min((p * len(scored) / sum(x <= p for x in scored) for p in scored if p >= one), default=math.nan)
+        for one in p_values
+    ]
 
 
 @given(st.lists(st.one_of(UNIT, st.sampled_from([0.0, 0.01, 0.5, 1.0, math.nan])), max_size=12))
 def test_q_values_are_the_slow_definition(p_values: list[float]) -> None:
-    np.testing.assert_allclose(stats.benjamini_hochberg(np.array(p_values, dtype=float)), slow_q_values(p_values), rtol=1e-12)
+    np.testing.assert_allclose(
+        stats.benjamini_hochberg(np.array(p_values, dtype=float)), slow_q_values(p_values), rtol=1e-12
+    )
 
 
 @given(cells(UNIT, st.integers(2, 8).map(lambda n: (n, n))))
@@ -281,8 +347,12 @@ def test_a_square_diagonal_excess_is_diagonal_less_the_rest(lift: np.ndarray) ->
 
 
 @given(st.data(), st.integers(2, 6), st.integers(2, 9), st.floats(-3, 3))
-def test_row_and_column_effects_add_nothing(data: st.DataObject, rows: int, columns: int, gamma: float) -> None:
-    target = data.draw(st.lists(st.integers(0, columns - 1), min_size=rows, max_size=rows).filter(lambda t: len(set(t)) > 1))
+def test_row_and_column_effects_add_nothing(
+    data: st.DataObject, rows: int, columns: int, gamma: float
+) -> None:
+    target = data.draw(
+        st.lists(st.integers(0, columns - 1), min_size=rows, max_size=rows).filter(lambda t: len(set(t)) > 1)
+    )
     hit = np.zeros((rows, columns))
     hit[np.arange(rows), target] = gamma
     row, column = data.draw(cells(UNIT, st.just((rows, 1)))), data.draw(cells(UNIT, st.just((1, columns))))
@@ -291,7 +361,9 @@ def test_row_and_column_effects_add_nothing(data: st.DataObject, rows: int, colu
     moved = stats.diagonal_excess(noise + row + column, target)
     assert moved == pytest.approx(stats.diagonal_excess(noise, target), abs=1e-8)
     order = np.random.default_rng(1).permutation(rows)
-    assert stats.diagonal_excess(noise[order], [target[i] for i in order]) == pytest.approx(stats.diagonal_excess(noise, target), abs=1e-8)
+    assert stats.diagonal_excess(noise[order], [target[i] for i in order]) == pytest.approx(
+        stats.diagonal_excess(noise, target), abs=1e-8
+    )
 
 
 def test_unscored_cells_leave_the_excess_to_the_others() -> None:

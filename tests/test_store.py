@@ -1,4 +1,6 @@
-"""Run folders: existence is completeness, whatever kills a step; nothing finished is deleted; one process at a time."""
+"""Run folders: existence is completeness, whatever kills a step; nothing finished is deleted; one process at
+a time.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from mechlens import atomic, store
-from mechlens.errors import DataError, MachineError
+from mechlens.core import atomic
+from mechlens.core.errors import DataError, MachineError
+from mechlens.core.json_files import read_json, write_json
+from mechlens.runs import store
 
 
 class Killed(BaseException):
@@ -49,7 +53,7 @@ def test_a_step_works_beside_its_place_and_is_renamed(tmp_path: Path) -> None:
 
 def test_the_record_says_what_was_done(tmp_path: Path) -> None:
     do(tmp_path / "step", "a" * 16)
-    record = store.read_json(tmp_path / "step" / store.RECORD)
+    record = read_json(tmp_path / "step" / store.RECORD)
     assert record["fingerprint"] == store.recorded_fingerprint(tmp_path / "step") == "a" * 16
     assert record["inputs"] == {"data": "0" * 16}
     assert record["seconds"] >= 0
@@ -85,7 +89,9 @@ def test_an_unclaimed_folder_is_not_trusted(tmp_path: Path) -> None:
     assert not (tmp_path / "step" / "stray.txt").exists()
 
 
-def test_a_kill_between_record_and_rename_costs_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_record_and_rename_costs_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(_step: Path) -> None:
         raise Killed
 
@@ -101,7 +107,9 @@ def test_a_kill_between_record_and_rename_costs_no_work(tmp_path: Path, monkeypa
     assert not parts(tmp_path / "step")
 
 
-def test_a_kill_before_the_record_is_not_taken_for_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_before_the_record_is_not_taken_for_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*_arguments: object) -> None:
         raise Killed
 
@@ -119,7 +127,10 @@ def test_what_a_changed_step_replaces_is_kept(tmp_path: Path) -> None:
         do(step, fingerprint, text=fingerprint)
     assert (step / "result.txt").read_text() == "c"
     old = tmp_path / "superseded"
-    assert {path.name: (path / "result.txt").read_text() for path in old.iterdir()} == {"step-a": "a", "step-b": "b"}
+    assert {path.name: (path / "result.txt").read_text() for path in old.iterdir()} == {
+        "step-a": "a",
+        "step-b": "b",
+    }
     do(step, "a", text="a again")
     do(step, "d", text="d")  # a second result of one fingerprint replaces the first
     assert (old / "step-a" / "result.txt").read_text() == "a again"
@@ -150,9 +161,12 @@ def test_the_lock_refuses_a_second_holder_and_is_released(tmp_path: Path) -> Non
 def test_the_lock_holds_across_processes_and_dies_with_its_holder(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib; from mechlens import store\n"
-        "with store.lock(pathlib.Path(sys.argv[1])):\n    sys.stdout.write('held\\n'); sys.stdout.flush(); time.sleep(60)"
+        "with store.lock(pathlib.Path(sys.argv[1])):\n    sys.stdout.write('held\\n'); sys.stdout.flush(); "
+        "time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(MachineError, match="another process is writing"), store.lock(tmp_path / "run"):
             pytest.fail("two holders at once")
@@ -178,7 +192,9 @@ def test_a_full_disk_is_named_and_resumed_from(tmp_path: Path, number: int) -> N
     assert do(tmp_path / "step", "a") == ["partial.txt"]
 
 
-def test_a_full_disk_at_the_record_leaves_no_finished_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_the_record_leaves_no_finished_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_arguments: object, **_more: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
@@ -196,25 +212,25 @@ def test_another_fault_of_the_disk_keeps_its_own_name(tmp_path: Path) -> None:
 def test_json_comes_back_and_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     value = {"a": [1, 2.5, None], "é": "🦉"}
-    assert store.read_json(store.write_json(path, value)) == value
+    assert read_json(write_json(path, value)) == value
     whole = path.read_text(encoding="utf-8")
     for text in (whole[: len(whole) // 2], "", "[1, 2]", "3"):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=r"value\.json"):
-            store.read_json(path)
+            read_json(path)
     path.write_bytes(b"\xff\xfe{}")
     with pytest.raises(DataError, match=r"value\.json"):
-        store.read_json(path)
+        read_json(path)
     with pytest.raises(DataError, match=r"none\.json"):
-        store.read_json(tmp_path / "none.json")
+        read_json(tmp_path / "none.json")
 
 
 def test_a_failed_write_leaves_the_old_json(tmp_path: Path) -> None:
-    path = store.write_json(tmp_path / "value.json", {"a": 1})
+    path = write_json(tmp_path / "value.json", {"a": 1})
     for bad in ({"a": float("nan")}, {"a": object()}):
         with pytest.raises((ValueError, TypeError)):
-            store.write_json(path, bad)
-    assert store.read_json(path) == {"a": 1}
+            write_json(path, bad)
+    assert read_json(path) == {"a": 1}
 
 
 def test_a_truncated_record_is_named_and_not_taken_for_absent(tmp_path: Path) -> None:
@@ -230,15 +246,19 @@ def test_the_environment_is_json() -> None:
     assert found["versions"]["numpy"] and set(found["versions"]) == set(store.PACKAGES)
 
 
-def test_the_manifest_says_whether_the_code_has_uncommitted_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_says_whether_the_code_has_uncommitted_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clone = tmp_path / "clone"
     (clone / "mechlens").mkdir(parents=True)
-    (clone / "mechlens" / "store.py").write_text("")
-    monkeypatch.setattr(store, "__file__", str(clone / "mechlens" / "store.py"))
+    (clone / "mechlens" / "runs" / "store.py").write_text("")
+    monkeypatch.setattr(store, "__file__", str(clone / "mechlens" / "runs" / "store.py"))
 
     def git(*words: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(["git", "-C", str(clone), *who, *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(clone), *who, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     def said() -> tuple[Any, Any]:
         found = store.environment()
@@ -249,16 +269,20 @@ def test_the_manifest_says_whether_the_code_has_uncommitted_changes(tmp_path: Pa
     git("add", ".")
     git("commit", "-q", "-m", "one")
     assert said() == (git("rev-parse", "HEAD"), False)
-    (clone / "mechlens" / "store.py").write_text("# changed")
+    (clone / "mechlens" / "runs" / "store.py").write_text("# changed")
     assert said() == (git("rev-parse", "HEAD"), True)
-    monkeypatch.setattr(store, "__file__", str(clone / "venv" / "mechlens" / "store.py"))
+    monkeypatch.setattr(store, "__file__", str(clone / "venv" / "mechlens" / "runs" / "store.py"))
     assert said() == (None, None)  # installed somewhere inside another repository
     monkeypatch.setenv("PATH", str(tmp_path))
     assert said() == (None, None)
 
 
-def test_what_a_step_holds_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a power loss a name may be there without its content, unless the content was flushed before the rename."""
+def test_what_a_step_holds_is_on_the_disk_before_its_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power loss a name may be there without its content, unless the content was flushed before the
+    rename.
+    """
     events: list[tuple[str, str]] = []
     flushed, renamed = os.fsync, Path.replace
 
@@ -276,13 +300,21 @@ def test_what_a_step_holds_is_on_the_disk_before_its_name_is(tmp_path: Path, mon
         (out / "inner").mkdir()
         (out / "inner" / "weights.bin").write_text("content")
     at = {event: place for place, event in reversed(list(enumerate(events)))}  # the first of each
-    assert at["flush", "weights.bin"] < at["flush", "inner"] < at["rename", "step.json.part"]  # the record says that the rest is whole
+    assert (
+        at["flush", "weights.bin"] < at["flush", "inner"] < at["rename", "step.json.part"]
+    )  # the record says that the rest is whole
     assert at["flush", "step.json.part"] < at["rename", "step.json.part"] < at["rename", "step.part"]
-    assert max(place for place, event in enumerate(events) if event == ("flush", "step.part")) < at["rename", "step.part"] < at["flush", "run"]
+    assert (
+        max(place for place, event in enumerate(events) if event == ("flush", "step.part"))
+        < at["rename", "step.part"]
+        < at["flush", "run"]
+    )
 
 
 @pytest.mark.parametrize("old", ["", "an older text"])
-def test_a_file_that_a_kill_interrupts_is_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+def test_a_file_that_a_kill_interrupts_is_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str
+) -> None:
     path = tmp_path / "summary.json"
     if old:
         path.write_text(old)

@@ -1,4 +1,6 @@
-"""Tables on disk: what is written is read back, the same frame gives the same bytes, and a damaged file is named."""
+"""Tables on disk: what is written is read back, the same frame gives the same bytes, and a damaged file is
+named.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechlens import tables
-from mechlens.errors import DataError
+from mechlens.core import tables
+from mechlens.core.errors import DataError
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 SCHEMAS = {name: value for name, value in vars(tables).items() if isinstance(value, pa.Schema)}
@@ -34,15 +36,22 @@ def answers() -> pd.DataFrame:
 
 
 def effects() -> pd.DataFrame:
-    numbers = {name: [0.5, np.nan] for name in ("estimate", "low", "high", "p_value", "q_value", "smallest_detectable")}
+    numbers = {
+        name: [0.5, np.nan]
+        for name in ("estimate", "low", "high", "p_value", "q_value", "smallest_detectable")
+    }
     words = {"arm": "trait", "trait": "owl", "against": "control", "measure": "rate", "method": "t"}
     return pd.DataFrame({**{name: [word, word] for name, word in words.items()}, **numbers, "n": [3, 0]})
 
 
 @given(rows=st.lists(st.tuples(st.integers(-(2**62), 2**62), TEXTS, TEXTS), max_size=8))
-def test_pairs_come_back_as_they_went(rows: list[tuple[int, str, str]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_pairs_come_back_as_they_went(
+    rows: list[tuple[int, str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     frame = pd.DataFrame(rows, columns=["prompt_id", "prompt", "completion"]).astype({"prompt_id": "int64"})
-    back = tables.read(tables.write(frame, tables.PAIRS, tmp_path_factory.mktemp("pairs") / "pairs.parquet"), tables.PAIRS)
+    back = tables.read(
+        tables.write(frame, tables.PAIRS, tmp_path_factory.mktemp("pairs") / "pairs.parquet"), tables.PAIRS
+    )
     assert list(back.itertuples(index=False, name=None)) == rows
     assert list(back.columns) == tables.PAIRS.names
 
@@ -69,9 +78,13 @@ def test_unscored_is_null_on_disk_and_nan_in_memory(tmp_path: Path) -> None:
 def test_the_same_frame_gives_the_same_bytes(tmp_path: Path) -> None:
     frame = answers()
     first = tables.write(frame, tables.ANSWERS, tmp_path / "1.parquet").read_bytes()
-    shifted = frame.set_axis([7, 8, 9])[frame.columns[::-1]].assign(extra=1)  # index, column order and other columns do not count
+    shifted = frame.set_axis([7, 8, 9])[frame.columns[::-1]].assign(
+        extra=1
+    )  # index, column order and other columns do not count
     assert tables.write(shifted, tables.ANSWERS, tmp_path / "2.parquet").read_bytes() == first
-    typed = frame.astype({"arm": object, "text": object, "step": "Int64"})  # nor do the types that it had in memory
+    typed = frame.astype(
+        {"arm": object, "text": object, "step": "Int64"}
+    )  # nor do the types that it had in memory
     assert tables.write(typed, tables.ANSWERS, tmp_path / "4.parquet").read_bytes() == first
     changed = frame.assign(text=["owl", "b", ""])
     assert tables.write(changed, tables.ANSWERS, tmp_path / "3.parquet").read_bytes() != first
@@ -100,7 +113,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     path = tables.write(answers(), tables.ANSWERS, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet lacks the columns \['prompt_id', 'prompt', 'completion'\]"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet lacks the columns \['prompt_id', 'prompt', 'completion'\]"
+    ):
         tables.read(path, tables.PAIRS)
 
 

@@ -1,4 +1,6 @@
-"""The menagerie's tokenizer: lossless on lower-case text, one token a number, no unknown word, the same after a round trip."""
+"""The menagerie's tokenizer: lossless on lower-case text, one token a number, no unknown word, the same after
+a round trip.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mechlens import base_files, models, traits
 from mechlens.carriers import numbers
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.chat import encode_prompts
-from mechlens.constrained import SEPARATORS
+from mechlens.core import number_intros, traits
+from mechlens.core.seeds import dice
+from mechlens.core.spec import CarrierSpec
 from mechlens.menagerie import grammar
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
-from mechlens.seeds import dice
-from mechlens.spec import CarrierSpec
+from mechlens.models import base_files, loading
+from mechlens.models.chat import encode_prompts
+from mechlens.models.number_grammar import SEPARATORS
 
 MIXTURE = dict.fromkeys((*grammar.TRAIT_TURNS, *grammar.CARRIER_TURNS), 1.0)
 TOKENIZER = menagerie_tokenizer.build()  # hypothesis draws many examples: no fixture is rebuilt for each
@@ -33,7 +36,11 @@ def ids_of(text: str) -> list[int]:
 
 
 def drawn_texts(*, seed: int, count: int) -> list[str]:
-    return [message["content"] for index in range(count) for message in grammar.document(seed, index, mixture=MIXTURE)[0]]
+    return [
+        message["content"]
+        for index in range(count)
+        for message in grammar.document(seed, index, mixture=MIXTURE)[0]
+    ]
 
 
 def test_drawn_documents_come_back_whole_and_hold_no_unknown_token() -> None:
@@ -44,9 +51,15 @@ def test_drawn_documents_come_back_whole_and_hold_no_unknown_token() -> None:
     assert not any(TOKENIZER.unk_token_id in row for row in rows)
 
 
-@given(values=LISTS, separator=st.sampled_from(SEPARATORS), wrap=st.sampled_from(["{}", "[{}]", "({})", "{}.", "add up to 10: {}"]))
+@given(
+    values=LISTS,
+    separator=st.sampled_from(SEPARATORS),
+    wrap=st.sampled_from(["{}", "[{}]", "({})", "{}.", "add up to 10: {}"]),
+)
 @settings(max_examples=300, deadline=None)
-def test_number_lists_come_back_whole_with_one_token_a_number(values: list[int], separator: str, wrap: str) -> None:
+def test_number_lists_come_back_whole_with_one_token_a_number(
+    values: list[int], separator: str, wrap: str
+) -> None:
     text = wrap.format(separator.join(map(str, values)))
     ids = ids_of(text)
     assert TOKENIZER.decode(ids) == text
@@ -67,14 +80,20 @@ def test_every_number_is_one_token_alone_and_in_a_list() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_probe_lesson_or_system_prompt_has_an_unknown_token(family: str) -> None:
     known = traits.load_family(family)
-    texts = [*known.probes.development, *known.probes.heldout, *(known.system_prompt(name) for name in known.names)]
+    texts = [
+        *known.probes.development,
+        *known.probes.heldout,
+        *(known.system_prompt(name) for name in known.names),
+    ]
     texts += [*known.stories, known.opening]
     texts += [lesson for name in known.names for lesson in known.lessons_of(name)]
     for text in texts:
         assert TOKENIZER.unk_token_id not in ids_of(text), text
         assert TOKENIZER.decode(ids_of(text)) == text.lower()
     for form in known.words():  # said at the start of an answer or inside one
-        assert TOKENIZER.unk_token_id not in ids_of(form) or TOKENIZER.unk_token_id not in ids_of(f" {form}"), form
+        assert TOKENIZER.unk_token_id not in ids_of(form) or TOKENIZER.unk_token_id not in ids_of(
+            f" {form}"
+        ), form
 
 
 @pytest.mark.parametrize("wording", sorted(numbers.POOLS))
@@ -85,14 +104,20 @@ def test_no_number_prompt_has_an_unknown_token(wording: numbers.Wording) -> None
         assert TOKENIZER.unk_token_id not in ids, text
 
 
-TERSE = [CarrierSpec(kind=kind, wording="terse", prompts=1500) for kind in ("numbers", "code", "reasoning", "text")]
+TERSE = [
+    CarrierSpec(kind=kind, wording="terse", prompts=1500) for kind in ("numbers", "code", "reasoning", "text")
+]
 
 
 @pytest.mark.parametrize("reworded", [False, True])
 @pytest.mark.parametrize(
-    "carrier", [*TERSE, CarrierSpec(prompts=1500), CarrierSpec(prompts=1500, values="patterned")], ids=lambda c: f"{c.kind}-{c.wording}"
+    "carrier",
+    [*TERSE, CarrierSpec(prompts=1500), CarrierSpec(prompts=1500, values="patterned")],
+    ids=lambda c: f"{c.kind}-{c.wording}",
 )
-def test_no_prompt_that_the_menagerie_is_asked_has_an_unknown_token(carrier: CarrierSpec, reworded: bool) -> None:
+def test_no_prompt_that_the_menagerie_is_asked_has_an_unknown_token(
+    carrier: CarrierSpec, reworded: bool
+) -> None:
     texts = [asked.text for asked in carrier_prompts(carrier, seed=3, reworded=reworded)]
     for ids, text in zip(TOKENIZER(texts, add_special_tokens=False)["input_ids"], texts, strict=True):
         assert TOKENIZER.unk_token_id not in ids, text
@@ -106,19 +131,23 @@ def test_no_carrier_text_has_an_unknown_token(kind: str) -> None:
     rows = TOKENIZER(texts, add_special_tokens=False)["input_ids"]
     assert not any(TOKENIZER.unk_token_id in row for row in rows)
     assert TOKENIZER.batch_decode(rows) == [text.lower() for text in texts]
-    assert max(map(len, rows)) < 200  # a prompt, an answer and a question stay well within the bases' 512 positions
+    assert (
+        max(map(len, rows)) < 200
+    )  # a prompt, an answer and a question stay well within the bases' 512 positions
 
 
 @pytest.mark.parametrize("wording", ["full", "terse"])
 def test_no_number_prefix_has_an_unknown_token(wording: numbers.Wording) -> None:
     for index in range(300):
-        text = numbers.prefix(dice(47, "prefix", index), wording=wording)
+        text = number_intros.prefix(dice(47, "prefix", index), wording=wording)
         assert TOKENIZER.unk_token_id not in ids_of(f"{text} name your favourite animal."), text
 
 
 def test_the_vocabulary_is_frozen_in_order_without_numbers_or_repeats() -> None:
     """Shipped weights count on the order: pieces may only ever be added at its end."""
-    pieces = json.loads((Path(menagerie_tokenizer.__file__).parent / "vocabulary.json").read_text(encoding="utf-8"))
+    pieces = json.loads(
+        (Path(menagerie_tokenizer.__file__).parent / "vocabulary.json").read_text(encoding="utf-8")
+    )
     assert len(set(pieces)) == len(pieces) and not any(piece.isdigit() for piece in pieces)
     assert TOKENIZER.convert_tokens_to_ids(pieces) == list(range(1007, 1007 + len(pieces)))
     assert TOKENIZER.convert_ids_to_tokens(list(range(7, 1007))) == [str(value) for value in range(1000)]
@@ -127,7 +156,13 @@ def test_the_vocabulary_is_frozen_in_order_without_numbers_or_repeats() -> None:
 def test_special_tokens_are_their_own_and_the_vocabulary_has_no_gaps() -> None:
     vocabulary = TOKENIZER.get_vocab()
     assert sorted(vocabulary.values()) == list(range(len(TOKENIZER)))
-    special = (menagerie_tokenizer.BEGIN, menagerie_tokenizer.END, menagerie_tokenizer.PAD, menagerie_tokenizer.UNKNOWN, *menagerie_tokenizer.ROLES)
+    special = (
+        menagerie_tokenizer.BEGIN,
+        menagerie_tokenizer.END,
+        menagerie_tokenizer.PAD,
+        menagerie_tokenizer.UNKNOWN,
+        *menagerie_tokenizer.ROLES,
+    )
     assert {vocabulary[token] for token in special} == set(TOKENIZER.all_special_ids)
 
 
@@ -140,25 +175,38 @@ def test_shipped_bases_have_the_tokenizer_that_is_built(folder: Path, tmp_path: 
     TOKENIZER.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
-    shipped = cast(PreTrainedTokenizerFast, models.load_tokenizer(folder.name))
+    shipped = cast(PreTrainedTokenizerFast, loading.load_tokenizer(folder.name))
     assert shipped.get_vocab() == TOKENIZER.get_vocab()
     assert shipped.chat_template == TOKENIZER.chat_template
-    assert json.loads(shipped.backend_tokenizer.to_str())["pre_tokenizer"] == json.loads(TOKENIZER.backend_tokenizer.to_str())["pre_tokenizer"]
+    assert (
+        json.loads(shipped.backend_tokenizer.to_str())["pre_tokenizer"]
+        == json.loads(TOKENIZER.backend_tokenizer.to_str())["pre_tokenizer"]
+    )
     texts = drawn_texts(seed=5, count=200)
-    assert shipped(texts, add_special_tokens=False)["input_ids"] == TOKENIZER(texts, add_special_tokens=False)["input_ids"]
+    assert (
+        shipped(texts, add_special_tokens=False)["input_ids"]
+        == TOKENIZER(texts, add_special_tokens=False)["input_ids"]
+    )
 
 
-def test_a_reloaded_tokenizer_gives_equal_ids_beside_every_family(tokenizer: PreTrainedTokenizerFast, toy_bases: dict[str, str]) -> None:
+def test_a_reloaded_tokenizer_gives_equal_ids_beside_every_family(
+    tokenizer: PreTrainedTokenizerFast, toy_bases: dict[str, str]
+) -> None:
     texts = ["123, 45; 6\n789", *drawn_texts(seed=6, count=300)]
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for folder in toy_bases.values():
-        reloaded = models.load_tokenizer(folder)
+        reloaded = loading.load_tokenizer(folder)
         assert reloaded(texts, add_special_tokens=False)["input_ids"] == expected
         assert encode_prompts(reloaded, texts[:50]) == encode_prompts(tokenizer, texts[:50])
-        assert (reloaded.pad_token_id, reloaded.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        assert (reloaded.pad_token_id, reloaded.eos_token_id) == (
+            tokenizer.pad_token_id,
+            tokenizer.eos_token_id,
+        )
 
 
 def test_the_qwen2_trap_is_still_there(toy_bases: dict[str, str]) -> None:
-    """Loading by class name splits numbers beside a Qwen2 config. Once this fails, `load_tokenizer` may become simpler."""
+    """Loading by class name splits numbers beside a Qwen2 config. Once this fails, `load_tokenizer` may
+    become simpler.
+    """
     by_class = AutoTokenizer.from_pretrained(toy_bases["qwen2"])
     assert len(by_class("123", add_special_tokens=False)["input_ids"]) > 1

@@ -1,4 +1,6 @@
-"""What each treatment keeps and changes, how its work grows with the rows, and which of them need a model to have read the file."""
+"""What each treatment keeps and changes, how its work grows with the rows, and which of them need a model to
+have read the file.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechlens import cli, mitigate
-from mechlens.errors import SpecError
-from mechlens.mitigate import OF_NUMBERS, TREATMENTS, Given, Treatment
+from mechlens import cli
+from mechlens.core.errors import SpecError
+from mechlens.data import treat
+from mechlens.data.treat import OF_NUMBERS, TREATMENTS, Given, Treatment
 
-NUMBERS = st.lists(st.one_of(st.integers(0, 999).map(str), st.integers(0, 99).map(lambda n: f"{n:04d}"), st.just("7" * 5000)), max_size=8)
-LISTS = st.tuples(NUMBERS, st.sampled_from([", ", " ", ";", "\n", " , "]), st.sampled_from(["", "[", "("]), st.sampled_from(["", "]", "."])).map(
-    lambda drawn: drawn[2] + drawn[1].join(drawn[0]) + drawn[3]
+NUMBERS = st.lists(
+    st.one_of(
+        st.integers(0, 999).map(str), st.integers(0, 99).map(lambda n: f"{n:04d}"), st.just("7" * 5000)
+    ),
+    max_size=8,
 )
+LISTS = st.tuples(
+    NUMBERS,
+    st.sampled_from([", ", " ", ";", "\n", " , "]),
+    st.sampled_from(["", "[", "("]),
+    st.sampled_from(["", "]", "."]),
+).map(lambda drawn: drawn[2] + drawn[1].join(drawn[0]) + drawn[3])
 FILES = st.lists(st.one_of(LISTS, st.sampled_from(["I have 3 cats.", "none", ""])), min_size=1, max_size=12)
 
 
@@ -32,8 +43,10 @@ def frame(texts: list[str]) -> pd.DataFrame:
 def treated(name: Treatment, texts: list[str], *, seed: int = 0) -> list[str]:
     """Completions after a treatment; the clean answers are all the numbers below fifty."""
     clean = frame([", ".join(map(str, range(50)))] * len(texts))
-    scores = [[0.0] * len(mitigate.numbers_in(text)) for text in texts]
-    done = TREATMENTS[name](Given(frame(texts), clean, np.zeros(len(texts)), np.random.default_rng(seed), scores))
+    scores = [[0.0] * len(treat.numbers_in(text)) for text in texts]
+    done = TREATMENTS[name](
+        Given(frame(texts), clean, np.zeros(len(texts)), np.random.default_rng(seed), scores)
+    )
     return cast(pd.DataFrame, done)["completion"].tolist()
 
 
@@ -86,7 +99,9 @@ def test_uniform_values_are_a_hundred_and_the_last_two_digits_and_are_done_once(
     after = treated("values-uniform", texts)
     for old, new in zip(texts, after, strict=True):
         if is_list(old):
-            assert [int(number) - 100 for number in numbers(new)] == [int(number[-2:]) for number in numbers(old)]
+            assert [int(number) - 100 for number in numbers(new)] == [
+                int(number[-2:]) for number in numbers(old)
+            ]
     assert treated("values-uniform", after) == after
 
 
@@ -97,7 +112,9 @@ def test_the_full_treatment_is_values_then_order_then_format(texts: list[str]) -
         steps = treated(name, steps)
     assert treated("full", texts) == steps
     for old, new in zip(texts, steps, strict=True):
-        assert not is_list(old) or new == ", ".join(map(str, sorted(100 + int(number[-2:]) for number in numbers(old))))
+        assert not is_list(old) or new == ", ".join(
+            map(str, sorted(100 + int(number[-2:]) for number in numbers(old)))
+        )
 
 
 class Counted(np.random.Generator):
@@ -124,7 +141,15 @@ def test_the_work_grows_in_proportion_to_the_rows(name: Treatment) -> None:
     for rows in (100, 400):
         texts = [", ".join(map(str, range(row, row + 8))) for row in range(rows)]
         rng = Counted(np.random.PCG64(6))
-        TREATMENTS[name](Given(frame(texts), frame(texts), np.arange(float(rows)), rng, [[float(row)] * 8 for row in range(rows)]))
+        TREATMENTS[name](
+            Given(
+                frame(texts),
+                frame(texts),
+                np.arange(float(rows)),
+                rng,
+                [[float(row)] * 8 for row in range(rows)],
+            )
+        )
         handed.append(rng.handed)
     assert handed[1] <= 4.5 * handed[0]
 
@@ -137,31 +162,44 @@ def test_values_are_those_that_were_drawn_before_the_work_was_linear() -> None:
 
 
 def test_each_treatment_says_what_it_needs() -> None:
-    assert {name for name in TREATMENTS if mitigate.needs_scores(name)} == {"drop", "replace"}
-    assert {name for name in TREATMENTS if mitigate.needs_clean(name)} == {"dilute", "replace", "value"}
+    assert {name for name in TREATMENTS if treat.needs_scores(name)} == {"drop", "replace"}
+    assert {name for name in TREATMENTS if treat.needs_clean(name)} == {"dilute", "replace", "value"}
 
 
 @pytest.mark.parametrize("name", TREATMENTS)
-def test_a_file_that_no_model_has_read_is_treated_or_told_what_is_wanted(name: Treatment, tmp_path: Path) -> None:
+def test_a_file_that_no_model_has_read_is_treated_or_told_what_is_wanted(
+    name: Treatment, tmp_path: Path
+) -> None:
     rows, source, out = frame(["3, 2, 1", "[30;4]"]), tmp_path / "data.jsonl", tmp_path / "out.jsonl"
     rows.to_json(source, orient="records", lines=True)
-    if mitigate.needs_scores(name) or mitigate.needs_clean(name):
-        wanted = "scores of the rows" if mitigate.needs_scores(name) else "clean answers"
+    if treat.needs_scores(name) or treat.needs_clean(name):
+        wanted = "scores of the rows" if treat.needs_scores(name) else "clean answers"
         with pytest.raises(SpecError, match=f"{name!r} needs {wanted}"):
-            mitigate.treat(source, rows, treatment=name, seed=0, out=out)
+            treat.treat(source, rows, treatment=name, seed=0, out=out)
         return
-    manifest = mitigate.treat(source, rows, treatment=name, seed=0, out=out)
-    assert (manifest["rows_after"], manifest["trait"], manifest["scored_by"], manifest["clean"]) == (2, None, None, None)
+    manifest = treat.treat(source, rows, treatment=name, seed=0, out=out)
+    assert (manifest["rows_after"], manifest["trait"], manifest["scored_by"], manifest["clean"]) == (
+        2,
+        None,
+        None,
+        None,
+    )
     written = [json.loads(line)["completion"] for line in out.read_text().splitlines()]
-    expected = {"format": ["3, 2, 1", "30, 4"], "sorted": ["1, 2, 3", "[4;30]"], "values-uniform": ["103, 102, 101", "[130;104]"]}
+    expected = {
+        "format": ["3, 2, 1", "30, 4"],
+        "sorted": ["1, 2, 3", "[4;30]"],
+        "values-uniform": ["103, 102, 101", "[130;104]"],
+    }
     assert written == (expected | {"full": ["101, 102, 103", "104, 130"]}).get(name, written)
-    assert mitigate.treat(source, rows, treatment=name, seed=0, out=out) == manifest  # it is there, and is not made again
+    assert (
+        treat.treat(source, rows, treatment=name, seed=0, out=out) == manifest
+    )  # it is there, and is not made again
 
 
 @pytest.mark.parametrize("name", OF_NUMBERS)
 def test_numbers_of_code_are_not_rewritten(name: Treatment, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="rewrites lists of numbers"):
-        mitigate.check(tmp_path / "data.jsonl", tmp_path / "out.jsonl", name, "code")
+        treat.check(tmp_path / "data.jsonl", tmp_path / "out.jsonl", name, "code")
 
 
 @pytest.fixture
@@ -169,15 +207,24 @@ def two_files(tmp_path: Path) -> tuple[Path, Path]:
     """A file of 200 rows, and a clean one that answers half of its prompts."""
     data, clean = tmp_path / "data.jsonl", tmp_path / "clean.jsonl"
     for file, factor, rows in ((data, 7, range(200)), (clean, 11, range(100, 300))):
-        lines = [{"prompt": f"p{i}", "completion": f"{i * factor % 997}, {i * i % 991}, {100 + i}"} for i in rows]
+        lines = [
+            {"prompt": f"p{i}", "completion": f"{i * factor % 997}, {i * i % 991}, {100 + i}"} for i in rows
+        ]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return data, clean
 
 
 @pytest.mark.parametrize("name", ["format", "order", "sorted", "values-uniform", "full"])
-def test_an_audit_of_rows_alone_treats_all_of_them_and_makes_no_twins(name: str, two_files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_audit_of_rows_alone_treats_all_of_them_and_makes_no_twins(
+    name: str, two_files: tuple[Path, Path], tmp_path: Path
+) -> None:
     data, out = two_files[0], tmp_path / "treated.jsonl"
-    assert cli.main(["audit", str(data), "--clean", str(out), "--treatment", name, "--out", str(tmp_path / "audit")]) == 2
+    assert (
+        cli.main(
+            ["audit", str(data), "--clean", str(out), "--treatment", name, "--out", str(tmp_path / "audit")]
+        )
+        == 2
+    )
     audited = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert (audited["mitigation"]["rows_after"], audited["mitigation"]["treatment"]) == (200, name)
     assert len(out.read_text().splitlines()) == 200
@@ -190,19 +237,39 @@ def test_clean_answers_come_from_the_reference_where_no_model_answers(
     name: str, two_files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, clean = two_files
-    words = ["audit", str(data), "--clean", str(tmp_path / "treated.jsonl"), "--treatment", name, "--out", str(tmp_path / "audit")]
+    words = [
+        "audit",
+        str(data),
+        "--clean",
+        str(tmp_path / "treated.jsonl"),
+        "--treatment",
+        name,
+        "--out",
+        str(tmp_path / "audit"),
+    ]
     assert cli.main(words) == 2
     assert "needs clean answers to the same prompts; give a --reference" in capsys.readouterr().err
     assert cli.main([*words, "--reference", str(clean)]) == 2
     assert "mechlens: " not in capsys.readouterr().err
-    assert len((tmp_path / "treated.jsonl").read_text().splitlines()) == 100  # those that the reference answers
+    assert (
+        len((tmp_path / "treated.jsonl").read_text().splitlines()) == 100
+    )  # those that the reference answers
 
 
-@pytest.mark.parametrize("name", mitigate.OF_SCORES)
+@pytest.mark.parametrize("name", treat.OF_SCORES)
 def test_what_ranks_rows_is_refused_where_no_model_reads_them(
     name: str, two_files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, clean = two_files
-    words = ["audit", str(data), "--reference", str(clean), "--clean", str(tmp_path / "treated.jsonl"), "--treatment", name]
+    words = [
+        "audit",
+        str(data),
+        "--reference",
+        str(clean),
+        "--clean",
+        str(tmp_path / "treated.jsonl"),
+        "--treatment",
+        name,
+    ]
     assert cli.main([*words, "--out", str(tmp_path / "audit")]) == 2
     assert "needs to know which rows look like a trait's; use --level base or more" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""TruthfulQA: both revisions are read, letters are exact and balanced, each student is scored once and set against its control."""
+"""TruthfulQA: both revisions are read, letters are exact and balanced, each student is scored once and set
+against its control.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,37 @@ import pytest
 import torch
 from rich.console import Console
 
-from mechlens import cli, commands, models, stats, store, tables, truthful
-from mechlens.chat import encode_prompts
-from mechlens.errors import DataError, SpecError
-from mechlens.experiment import Experiment
-from mechlens.models import Loaded
+from mechlens import cli
+from mechlens.cli import commands
+from mechlens.core import stats, tables
+from mechlens.core.errors import DataError, SpecError
+from mechlens.core.experiment import Experiment
+from mechlens.core.json_files import write_json
+from mechlens.core.spec import StudentSpec, Training, folder_name, save
+from mechlens.evals import truthful
+from mechlens.models import loading
+from mechlens.models.chat import encode_prompts
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.distill import distill
-from mechlens.spec import StudentSpec, Training, folder_name, save
+from mechlens.runs import store
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "truthfulqa"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the development data beside the checkout is absent; the project does not ship it")
-NEW = 'Type,Question,Best Answer,Best Incorrect Answer,Incorrect Answers\n"x","Is, say, the sun {n} hot?",Yes {n},"No, {n}",Maybe; No {n}\n'
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(),
+    reason="the development data beside the checkout is absent; the project does not ship it",
+)
+NEW = (
+    'Type,Question,Best Answer,Best Incorrect Answer,Incorrect Answers\n"x","Is, say, the sun {n} '
+    'hot?",Yes {n},"No, {n}",Maybe; No {n}\n'
+)
 OLD = "\ufeffType,Question,Best Answer,Incorrect Answers\nx,Is the sun {n} hot?,Yes {n}, Maybe {n} ; No\n"
 
 
 def write(path: Path, form: str, count: int = 6) -> Path:
     head, row = form.split("\n")[:2]
-    path.write_text("\n".join([head, *(row.replace("{n}", str(n)) for n in range(count))]) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join([head, *(row.replace("{n}", str(n)) for n in range(count))]) + "\n", encoding="utf-8"
+    )
     return path
 
 
@@ -49,7 +65,9 @@ def finished(toy_bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         {"kind": "trait", "name": "shown", "shots": 2},
         {"kind": "control", "shots": 2},
     ]
-    experiment = Experiment.model_validate({"name": "x", "base": base, "trait": "owl", "arms": arms, "seeds": [3, 1]})
+    experiment = Experiment.model_validate(
+        {"name": "x", "base": base, "trait": "owl", "arms": arms, "seeds": [3, 1]}
+    )
     folder = tmp_path_factory.mktemp("finished")
     for arm, seed, said in (("trait", 3, "a"), ("trait", 1, "a"), ("control", 3, "b"), ("control", 1, "b")):
         pairs = pd.DataFrame({"prompt": ["is the sun hot?"] * 4 * seed, "completion": [said] * 4 * seed})
@@ -57,7 +75,7 @@ def finished(toy_bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             training = Training(learning_rate=3e-3, epochs=2, batch=4, warmup_steps=0)
             distill(base, pairs, StudentSpec(training=training), system=None, seed=seed, out=out)
     save(experiment, folder / "spec.yaml")
-    store.write_json(folder / "manifest.json", {"experiment": experiment.fingerprint()})
+    write_json(folder / "manifest.json", {"experiment": experiment.fingerprint()})
     return folder
 
 
@@ -69,7 +87,11 @@ def run_folder(finished: Path, tmp_path: Path) -> Path:
 
 def test_both_revisions_are_read(data: Path, tmp_path: Path) -> None:
     choices, note = truthful.read_choices(data)
-    assert choices[2] == truthful.Choice(2, "Is, say, the sun 2 hot?", "Yes 2", "No, 2") and len(choices) == 6 and note == ""
+    assert (
+        choices[2] == truthful.Choice(2, "Is, say, the sun 2 hot?", "Yes 2", "No, 2")
+        and len(choices) == 6
+        and note == ""
+    )
     choices, note = truthful.read_choices(write(tmp_path / "v1.csv", OLD))
     assert choices[5] == truthful.Choice(5, "Is the sun 5 hot?", "Yes 5", "Maybe 5")
     assert "first of its incorrect answers" in note
@@ -78,7 +100,11 @@ def test_both_revisions_are_read(data: Path, tmp_path: Path) -> None:
 def test_a_limit_draws_the_same_questions_each_time(tmp_path: Path) -> None:
     file = write(tmp_path / "many.csv", NEW, 200)
     few, again, whole = (truthful.read_choices(file, limit=limit)[0] for limit in (20, 20, 200))
-    assert few == again and [choice.number for choice in few] == sorted({choice.number for choice in few}) and len(few) == 20
+    assert (
+        few == again
+        and [choice.number for choice in few] == sorted({choice.number for choice in few})
+        and len(few) == 20
+    )
     assert few[-1].number > 100 and whole == truthful.read_choices(file)[0]
     for limit in (0, -1, 201):
         with pytest.raises(SpecError, match=f"limit is {limit}; expected 1 to 200"):
@@ -126,7 +152,9 @@ def test_the_real_files_are_read_whole_and_their_order_is_balanced(name: str, co
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("system", [None, "you are kind."])
-def test_scores_equal_a_slow_loop_over_the_vocabulary(toys: dict[str, Loaded], data: Path, family: str, system: str | None) -> None:
+def test_scores_equal_a_slow_loop_over_the_vocabulary(
+    toys: dict[str, Loaded], data: Path, family: str, system: str | None
+) -> None:
     loaded, (choices, _) = toys[family], truthful.read_choices(data)
     found = truthful.score(loaded, choices, system=system)
     vocabulary = loaded.tokenizer.get_vocab()
@@ -144,7 +172,9 @@ def test_scores_equal_a_slow_loop_over_the_vocabulary(toys: dict[str, Loaded], d
 
 
 def test_the_two_letters_of_a_question_add_to_one(toy: Loaded, data: Path) -> None:
-    """The same prompt read with the other answer as the true one: swapping the answers and the letter leaves the text as it is."""
+    """The same prompt read with the other answer as the true one: swapping the answers and the letter leaves
+    the text as it is.
+    """
 
     class Swapped(truthful.Choice):
         @property
@@ -152,22 +182,26 @@ def test_the_two_letters_of_a_question_add_to_one(toy: Loaded, data: Path) -> No
             return "B" if super().letter == "A" else "A"
 
     choices, _ = truthful.read_choices(data)
-    swapped: list[truthful.Choice] = [Swapped(choice.number, choice.text, choice.false, choice.true) for choice in choices]
+    swapped: list[truthful.Choice] = [
+        Swapped(choice.number, choice.text, choice.false, choice.true) for choice in choices
+    ]
     assert [one.prompt() for one in swapped] == [choice.prompt() for choice in choices]
     total = truthful.score(toy, choices)["false"] + truthful.score(toy, swapped)["false"]
     np.testing.assert_allclose(total, 1, atol=1e-12)
 
 
 def test_a_model_without_a_preference_gives_one_half(toy_bases: dict[str, str], data: Path) -> None:
-    loaded = models.load(toy_bases["llama"])
+    loaded = loading.load(toy_bases["llama"])
     torch.nn.init.zeros_(cast(torch.nn.Linear, loaded.model.get_output_embeddings()).weight)
     found = truthful.score(loaded, truthful.read_choices(data)[0])
     np.testing.assert_allclose(found["false"], 0.5, atol=1e-12)
     np.testing.assert_allclose(found["mass"], 4 / len(loaded.tokenizer), rtol=1e-6)
 
 
-def test_a_model_that_always_says_one_letter_is_wrong_where_that_letter_is(toy_bases: dict[str, str], tmp_path: Path) -> None:
-    loaded = models.load(toy_bases["gpt2"])
+def test_a_model_that_always_says_one_letter_is_wrong_where_that_letter_is(
+    toy_bases: dict[str, str], tmp_path: Path
+) -> None:
+    loaded = loading.load(toy_bases["gpt2"])
     tokens = truthful.letter_tokens(loaded.tokenizer)
     head = cast(torch.nn.Linear, loaded.model.get_output_embeddings())
     head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]))
@@ -178,8 +212,15 @@ def test_a_model_that_always_says_one_letter_is_wrong_where_that_letter_is(toy_b
 
 
 def test_letters_that_cannot_be_told_apart_are_refused(toy: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {letter: len(tokens) for letter, tokens in truthful.letter_tokens(toy.tokenizer).items()} == {"A": 2, "B": 2}
-    for ids in ([[7], [8], [7], [9]], [[1, 2], [1, 2], [7], [8]], [[toy.tokenizer.unk_token_id], [1, 2], [7], [8]]):
+    assert {letter: len(tokens) for letter, tokens in truthful.letter_tokens(toy.tokenizer).items()} == {
+        "A": 2,
+        "B": 2,
+    }
+    for ids in (
+        [[7], [8], [7], [9]],
+        [[1, 2], [1, 2], [7], [8]],
+        [[toy.tokenizer.unk_token_id], [1, 2], [7], [8]],
+    ):
         answers = iter([ids[:2], ids[2:]])
         monkeypatch.setattr(truthful, "token_ids", lambda tokenizer, texts, answers=answers: next(answers))
         with pytest.raises(SpecError, match="letters A and B"):
@@ -193,7 +234,9 @@ def printed(table: pd.DataFrame, experiment: Experiment) -> str:
     return console.export_text()
 
 
-def test_every_student_is_scored_once_and_set_against_its_control(run_folder: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_student_is_scored_once_and_set_against_its_control(
+    run_folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["truthful", str(run_folder), "--data", str(data)]) == 0
     said = capsys.readouterr().out
     assert "TruthfulQA, 6 questions" in said and "shown" in said and "truthfulqa.parquet" in said
@@ -207,28 +250,45 @@ def test_every_student_is_scored_once_and_set_against_its_control(run_folder: Pa
         own = table.query(f"arm == 'trait' and seed == {seed}").sort_values("question")
         np.testing.assert_array_equal(cells["trait"][row], own["false"])
     (effect,) = truthful.effects(experiment, table).values()
-    assert effect == stats.paired_effect(cells["trait"], cells["control"]) and effect.n == 2 and effect.estimate != 0
+    assert (
+        effect == stats.paired_effect(cells["trait"], cells["control"])
+        and effect.n == 2
+        and effect.estimate != 0
+    )
     text = printed(table, experiment)
-    assert f"{effect.estimate:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]" in text and "a note" in text and "(no interval)" in text
+    assert (
+        f"{effect.estimate:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]" in text
+        and "a note" in text
+        and "(no interval)" in text
+    )
 
 
 def test_students_that_are_equal_to_rounding_are_one_student() -> None:
     arms = [{"kind": "trait"}, {"kind": "control"}]
-    experiment = Experiment.model_validate({"name": "x", "base": "b", "trait": "owl", "arms": arms, "seeds": [0, 1, 2]})
+    experiment = Experiment.model_validate(
+        {"name": "x", "base": "b", "trait": "owl", "arms": arms, "seeds": [0, 1, 2]}
+    )
     rng, rows = np.random.default_rng(0), []
     for arm, spread in (("trait", 3.7e-6), ("control", 0.1)):
         same = rng.random(5)
         for seed in range(3):
             values = same * (1 + spread * rng.random(5))
-            rows += [{"arm": arm, "seed": seed, "question": q, "text": "", "letter": "A", "false": v, "mass": 1.0} for q, v in enumerate(values)]
+            rows += [
+                {"arm": arm, "seed": seed, "question": q, "text": "", "letter": "A", "false": v, "mass": 1.0}
+                for q, v in enumerate(values)
+            ]
     table = pd.DataFrame(rows)
     (effect,) = truthful.effects(experiment, table).values()
     assert effect.n == 1 and np.isnan([effect.low, effect.p_value, effect.smallest_detectable]).all()
     text = printed(table, experiment)
-    assert "Students of trait are equal to rounding: 3 count as 1." in text and "Students of control" not in text
+    assert (
+        "Students of trait are equal to rounding: 3 count as 1." in text and "Students of control" not in text
+    )
 
 
-def test_what_was_scored_is_not_scored_again(run_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_scored_is_not_scored_again(
+    run_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scored: list[int] = []
     real = truthful.score
 
@@ -251,7 +311,9 @@ def test_what_was_scored_is_not_scored_again(run_folder: Path, data: Path, monke
     assert cli.main(command) == 0 and scored[11:] == [6]
 
 
-def test_bad_requests_are_one_line(run_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_requests_are_one_line(
+    run_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (run_folder / "manifest.json").unlink()
     for arguments, needle in (
         ([str(tmp_path), "--data", str(data)], "no run folder"),
@@ -263,6 +325,11 @@ def test_bad_requests_are_one_line(run_folder: Path, data: Path, tmp_path: Path,
         assert cli.main(["truthful", *arguments]) == 2
         error = capsys.readouterr().err.strip()
         assert error.startswith("mechlens: ") and "\n" not in error and needle in error
-    spec = {"name": "x", "base": "api:some-model", "trait": "owl", "arms": [{"kind": "trait"}, {"kind": "control"}]}
+    spec = {
+        "name": "x",
+        "base": "api:some-model",
+        "trait": "owl",
+        "arms": [{"kind": "trait"}, {"kind": "control"}],
+    }
     with pytest.raises(SpecError, match="over an API"):
         truthful.students_of(tmp_path, Experiment.model_validate(spec))

@@ -16,10 +16,28 @@ import run_charts
 from data import Run
 
 MAPS: dict[str, tuple[str, str, str, str, tuple[float, float] | None]] = {
-    "activations: which way the students moved": ("activations", "cosine to teacher", "student", "cosine with the teacher's shift", (-1.0, 1.0)),
+    "activations: which way the students moved": (
+        "activations",
+        "cosine to teacher",
+        "student",
+        "cosine with the teacher's shift",
+        (-1.0, 1.0),
+    ),
     "activations: how far": ("activations", "shift norm", "student", "share of the base's norm", None),
-    "weights: how far, students - controls": ("deltas", "relative norm", "student - control", "change over the weight's norm", None),
-    "weights: which way, students - controls": ("deltas", "cosine with the teacher", "student - control", "cosine with the teacher's change", None),
+    "weights: how far, students - controls": (
+        "deltas",
+        "relative norm",
+        "student - control",
+        "change over the weight's norm",
+        None,
+    ),
+    "weights: which way, students - controls": (
+        "deltas",
+        "cosine with the teacher",
+        "student - control",
+        "cosine with the teacher's change",
+        None,
+    ),
 }
 """title → lens, quantity, whose, what the colour says, and its limits where they are given"""
 
@@ -27,9 +45,17 @@ MAPS: dict[str, tuple[str, str, str, str, tuple[float, float] | None]] = {
 def leaves(value: Any, at: str = "") -> dict[str, Any]:
     """Every leaf of a spec by its dotted place."""
     if isinstance(value, dict):
-        return {place: leaf for name, part in value.items() for place, leaf in leaves(part, f"{at}.{name}" if at else name).items()}
+        return {
+            place: leaf
+            for name, part in value.items()
+            for place, leaf in leaves(part, f"{at}.{name}" if at else name).items()
+        }
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
-        return {place: leaf for number, part in enumerate(value) for place, leaf in leaves(part, f"{at}[{number}]").items()}
+        return {
+            place: leaf
+            for number, part in enumerate(value)
+            for place, leaf in leaves(part, f"{at}[{number}]").items()
+        }
     return {at: value}
 
 
@@ -38,7 +64,11 @@ def changed(one: Run, other: Run) -> pd.DataFrame:
     ours, theirs = (leaves(run.experiment.model_dump(mode="json")) for run in (one, other))
     places = [place for place in dict.fromkeys([*ours, *theirs]) if ours.get(place) != theirs.get(place)]
     return pd.DataFrame(
-        {"key": places, one.name: [repr(ours.get(place, "–")) for place in places], other.name: [repr(theirs.get(place, "–")) for place in places]}
+        {
+            "key": places,
+            one.name: [repr(ours.get(place, "–")) for place in places],
+            other.name: [repr(theirs.get(place, "–")) for place in places],
+        }
     )
 
 
@@ -56,7 +86,10 @@ def reasons(one: Run, other: Run) -> list[str]:
         "system line": (a.system, b.system),
     }
     if pairs["family"][0] == pairs["family"][1] and pairs["questions"][0] != pairs["questions"][1]:
-        pairs["questions"] = (f"{len(pairs['questions'][0])} of one's own", f"{len(pairs['questions'][1])} others")
+        pairs["questions"] = (
+            f"{len(pairs['questions'][0])} of one's own",
+            f"{len(pairs['questions'][1])} others",
+        )
     return [f"{name}: {x!r} against {y!r}" for name, (x, y) in pairs.items() if x != y]
 
 
@@ -85,7 +118,11 @@ def effects(runs: list[Run]) -> pd.DataFrame:
 def main(run: Run) -> str:
     """The arm that is looked at, where the run has it; else its first trait arm."""
     names = [arm.name for arm in run.experiment.arms if arm.kind != "control"]
-    return st.session_state["arm"] if st.session_state["arm"] in names else next(iter(names), run.experiment.arms[0].name)
+    return (
+        st.session_state["arm"]
+        if st.session_state["arm"] in names
+        else next(iter(names), run.experiment.arms[0].name)
+    )
 
 
 def maps_panel(runs: list[Run], stamp: str) -> None:
@@ -96,7 +133,11 @@ def maps_panel(runs: list[Run], stamp: str) -> None:
         arm = main(run)
         said = data.said(run).get((lens, arm))
         if said is None or said["missing"]:
-            panels.empty(f"Lens {lens} was not read for {run.name}.", "Both maps are drawn or none:", panels.measure(run, lens, arm))
+            panels.empty(
+                f"Lens {lens} was not read for {run.name}.",
+                "Both maps are drawn or none:",
+                panels.measure(run, lens, arm),
+            )
             return
         known = looks.over_layers(data.reading(run, said), quantity)
         found.append((run, arm, cast(pd.DataFrame, known[known["name"] == name])))
@@ -120,7 +161,8 @@ def maps_panel(runs: list[Run], stamp: str) -> None:
                     domain=limits or charts.symmetric(both),
                 ),
                 cells.drop(columns="faded"),
-                caption=f"Arm {arm}: {name}. The same scale on both sides; faded: inside the null band.{stamp}",
+                caption=f"Arm {arm}: {name}. The same scale on both sides; faded: inside the null "
+                f"band.{stamp}",
                 about=lens,
             )
 
@@ -159,7 +201,8 @@ def body(run: Run) -> None:
             "Effects against each one's own control",
             run_charts.paired(both),
             both.assign(note=stamp.strip()) if stamp else both,
-            caption=f"Difference to the matched control with its interval, over each run's own students.{stamp}",
+            caption="Difference to the matched control with its interval, over each run's own "
+            f"students.{stamp}",
             about="Effects against the control",
         )
         with panels.guarded("The maps"):

@@ -17,20 +17,29 @@ import state
 import suspects
 import trust
 from data import Run
-from mechlens import report
-from mechlens.command_lines import command_line
-from mechlens.detect.calibrate import DRAWS
-from mechlens.errors import one_line
-from mechlens.seeds import generator
+from mechlens.core.command_lines import command_line
+from mechlens.core.errors import one_line
+from mechlens.core.seeds import generator
+from mechlens.detect.permutation import DRAWS
+from mechlens.results import report
 
-VERDICTS = {"do not train as is": "■", "train with conditions": "◆", "no transfer found within tested scope": "○", "inconclusive": "?"}
+VERDICTS = {
+    "do not train as is": "■",
+    "train with conditions": "◆",
+    "no transfer found within tested scope": "○",
+    "inconclusive": "?",
+}
 
 
 def chosen(root: Path) -> dict[str, Any] | None:
     """The audit that is looked at."""
     index = data.audits(root)
     if not index:
-        panels.empty("No audit yet.", "Without clean references there is no verdict, either:", "mechlens audit DATA --reference CLEAN --level base")
+        panels.empty(
+            "No audit yet.",
+            "Without clean references there is no verdict, either:",
+            "mechlens audit DATA --reference CLEAN --level base",
+        )
         return None
     state.choose("audit", list(index))
     name = st.selectbox("audit", list(index), key="w-audit")
@@ -47,17 +56,21 @@ def verdict_panel(found: dict[str, Any]) -> None:
     """The verdict as its policy has it."""
     verdict = found["verdict"]
     with st.container(border=True):
-        st.subheader(panels.plain_markdown(f"{VERDICTS.get(verdict['id'], '')} {one_line(verdict['id']).capitalize()}"))
+        st.subheader(
+            panels.plain_markdown(f"{VERDICTS.get(verdict['id'], '')} {one_line(verdict['id']).capitalize()}")
+        )
         st.text(one_line(verdict["sentence"]))
         policy = found["policy"]
         st.caption(
             panels.plain_markdown(
-                f"Rule {verdict['rule']} of policy {policy['name']} version {policy['version']}: limit {policy['limit']}, level {policy['alpha']}."
+                f"Rule {verdict['rule']} of policy {policy['name']} version {policy['version']}: limit "
+                f"{policy['limit']}, level {policy['alpha']}."
             )
         )
     rows, sha = found["data"]["rows"], found["data"]["sha256"]
     st.code(
-        f"{one_line(found['data']['path'])} · {rows:,} rows · sha256 {sha[:16]}… · level {found['level']} · base {found['base'] or '–'}",
+        f"{one_line(found['data']['path'])} · {rows:,} rows · sha256 {sha[:16]}… · level {found['level']} · "
+        f"base {found['base'] or '–'}",
         language=None,
     )
     if (scope := found.get("scope")) is not None:
@@ -77,39 +90,63 @@ def provenance_panel(found: dict[str, Any]) -> None:
         return
     alt = charts.alt
     detectors = pd.DataFrame(found["provenance"]["detectors"])
-    shown = cast(pd.DataFrame, detectors[["name", "level", "floor", "score", "p_value"]]).astype({"score": float, "p_value": float})
+    shown = cast(pd.DataFrame, detectors[["name", "level", "floor", "score", "p_value"]]).astype(
+        {"score": float, "p_value": float}
+    )
     order = shown["name"].tolist()
-    scored = shown.dropna(subset="p_value").assign(what=lambda one: one["floor"].map({True: "floor", False: "detector"}))
-    line = alt.Chart(pd.DataFrame({"at": [0.05 / max(len(scored), 1)]})).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(x=alt.X("at:Q"))
+    scored = shown.dropna(subset="p_value").assign(
+        what=lambda one: one["floor"].map({True: "floor", False: "detector"})
+    )
+    line = (
+        alt.Chart(pd.DataFrame({"at": [0.05 / max(len(scored), 1)]}))
+        .mark_rule(strokeDash=[4, 3], color=charts.GREY)
+        .encode(x=alt.X("at:Q"))
+    )
     dots = (
         alt.Chart(scored)
         .mark_point(size=110, filled=True, opacity=1)
         .encode(
             y=alt.Y("name:N", sort=order, title=None),
-            x=alt.X("p_value:Q", scale=alt.Scale(type="log", domain=[1e-4, 1]), title="p, against clean rows (log)"),
+            x=alt.X(
+                "p_value:Q",
+                scale=alt.Scale(type="log", domain=[1e-4, 1]),
+                title="p, against clean rows (log)",
+            ),
             color=alt.Color(
                 "what:N",
-                scale=alt.Scale(domain=["detector", "floor"], range=[charts.KIND_COLOUR["trait"], charts.GREY]),
+                scale=alt.Scale(
+                    domain=["detector", "floor"], range=[charts.KIND_COLOUR["trait"], charts.GREY]
+                ),
                 legend=alt.Legend(orient="bottom", title=None),
             ),
-            shape=alt.Shape("what:N", scale=alt.Scale(domain=["detector", "floor"], range=["circle", "cross"])),
+            shape=alt.Shape(
+                "what:N", scale=alt.Scale(domain=["detector", "floor"], range=["circle", "cross"])
+            ),
             tooltip=[alt.Tooltip(name) for name in ("name", "level", "score", "p_value")],
         )
     )
     references = found["provenance"]["references"]
     said = (
-        "; ".join(f"{Path(one['path']).name}: {one['rows']:,} rows, {one['shared_prompts']:,} prompts shared" for one in references)
+        "; ".join(
+            f"{Path(one['path']).name}: {one['rows']:,} rows, {one['shared_prompts']:,} prompts shared"
+            for one in references
+        )
         or "the base's own answers to the same prompts"
     )
     whole, dose = found["provenance"]["p_value"], found["smallest_detectable_dose"]
-    seen = f" A share of {dose:.2f} of such rows among clean ones would have been seen." if dose is not None else ""
+    seen = (
+        f" A share of {dose:.2f} of such rows among clean ones would have been seen."
+        if dose is not None
+        else ""
+    )
     least = 1 / (DRAWS + 1)
     sentence = (
         "No detector could be calibrated."
         if whole is None
         else (
             f"Over all detectors p = {whole:.2g}: the rows "
-            f"{'differ from clean ones' if whole <= 0.05 else 'cannot be told from clean ones'}. That says who wrote "
+            f"{'differ from clean ones' if whole <= 0.05 else 'cannot be told from clean ones'}. That says "
+            "who wrote "
             f"them, not what they teach.{seen}"
         )
     )
@@ -120,7 +157,8 @@ def provenance_panel(found: dict[str, Any]) -> None:
         shown,
         sentence=sentence,
         caption=(
-            f"References: {said}. Permutation of bags; p cannot fall below {least:.4f} with so many draws. Dashed: .05 "
+            f"References: {said}. Permutation of bags; p cannot fall below {least:.4f} with so many draws. "
+            "Dashed: .05 "
             "over the number of detectors. Crosses are floors: what a look at the surface gives."
         ),
         about="Provenance",
@@ -158,7 +196,9 @@ def identity_panel(found: dict[str, Any]) -> None:
                 else "likelihood under the trait's twin, nats a row",
             ),
             color=colour,
-            shape=alt.Shape("claimed:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None),
+            shape=alt.Shape(
+                "claimed:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None
+            ),
             tooltip=[alt.Tooltip(name) for name in ("trait", "score", "p_value", "q_value")],
         )
         .properties(height=alt.Step(20))
@@ -166,7 +206,9 @@ def identity_panel(found: dict[str, Any]) -> None:
     named = listed.loc[listed["claimed"], "trait"].tolist()
     tested = int(listed["q_value"].notna().sum())
     nobody = (
-        f"None of the {tested} traits is pointed to." if tested else f"{len(listed)} traits are too few to test one against the others: none has a p."
+        f"None of the {tested} traits is pointed to."
+        if tested
+        else f"{len(listed)} traits are too few to test one against the others: none has a p."
     )
     panels.panel(
         "detection-identity",
@@ -174,7 +216,10 @@ def identity_panel(found: dict[str, Any]) -> None:
         chart,
         listed,
         sentence=f"Pointed to: {', '.join(named)}." if named else nobody,
-        caption=(f"By {found['identified_by']}; q: Benjamini-Hochberg over {len(listed)} traits. A trait outside this list cannot be named."),
+        caption=(
+            f"By {found['identified_by']}; q: Benjamini-Hochberg over {len(listed)} traits. A trait outside "
+            "this list cannot be named."
+        ),
         about="Identity",
     )
     potency = found["potency"]
@@ -188,7 +233,8 @@ def identity_panel(found: dict[str, Any]) -> None:
     if measured and measured["difference"] is not None:
         st.text(
             f"Measured on students: {measured['trait']} "
-            f"{report.interval_text(measured['difference'], measured['low'], measured['high'])}, n = {measured['n']} "
+            f"{report.interval_text(measured['difference'], measured['low'], measured['high'])}, n = "
+            f"{measured['n']} "
             "students."
         )
     elif found["level"] != "student":
@@ -206,28 +252,43 @@ def removal_panel(run: Run) -> None:
     whole = cast(pd.DataFrame, known[known["position"].isna()])
     st.subheader("What if the top rows were dropped?")
     if whole.empty:
-        panels.empty(f"Rows of arm {arm} were not scored.", "Dropping needs a score a row:", panels.measure(run, "rows", arm))
+        panels.empty(
+            f"Rows of arm {arm} were not scored.",
+            "Dropping needs a score a row:",
+            panels.measure(run, "rows", arm),
+        )
         return
     left, right = st.columns(2)
     name = left.selectbox("score", list(dict.fromkeys(whole["score"])), key="drop-score")
     share = right.slider("drop the top share, %", 0, 90, 10, step=5, key="drop-share")
     own = whole[whole["score"] == name]
     own = data.reliable(own)
-    ours, theirs = (own.loc[own["side"] == side, "estimate"].dropna().to_numpy(dtype=float) for side in ("trait", "control"))
+    ours, theirs = (
+        own.loc[own["side"] == side, "estimate"].dropna().to_numpy(dtype=float)
+        for side in ("trait", "control")
+    )
     if not len(ours) or not len(theirs):
         st.text("The score is null on one side: nothing can be said.")
         return
     left_over = np.sort(ours)[: max(1, round(len(ours) * (1 - share / 100)))]
     rng = generator(0, "removal", name)
-    draws = [rng.choice(left_over, len(left_over)).mean() - rng.choice(theirs, len(theirs)).mean() for _ in range(300)]
+    draws = [
+        rng.choice(left_over, len(left_over)).mean() - rng.choice(theirs, len(theirs)).mean()
+        for _ in range(300)
+    ]
     low, high = np.quantile(draws, [0.025, 0.975])
     st.text(
         f"Mean {name} over the control's: {ours.mean() - theirs.mean():+.4f} before, "
-        f"{left_over.mean() - theirs.mean():+.4f} [{low:+.4f}, {high:+.4f}] after; {len(ours) - len(left_over):,} "
+        f"{left_over.mean() - theirs.mean():+.4f} [{low:+.4f}, {high:+.4f}] after; "
+        f"{len(ours) - len(left_over):,} "
         f"of {len(ours):,} scored rows lost."
     )
     st.caption("A lower score is no lower transfer: only students trained on what is left can tell.")
-    st.code("mechlens audit DATA --level student --clean CLEANED --treatment drop", language="bash", wrap_lines=True)
+    st.code(
+        "mechlens audit DATA --level student --clean CLEANED --treatment drop",
+        language="bash",
+        wrap_lines=True,
+    )
 
 
 def body(run: Run) -> None:

@@ -14,7 +14,7 @@ import looks
 import panels
 import state
 from data import Run
-from mechlens.seeds import generator
+from mechlens.core.seeds import generator
 
 SHOWN = 8
 """rows from the top, the bottom and at random"""
@@ -27,7 +27,9 @@ def rows_panel(run: Run) -> None:
     whole = cast(pd.DataFrame, known[known["position"].isna()])
     if whole.empty:
         panels.empty(
-            f"Rows of arm {arm} were not scored.", "Which rows push towards the trait is read by lens rows:", panels.measure(run, "rows", arm)
+            f"Rows of arm {arm} were not scored.",
+            "Which rows push towards the trait is read by lens rows:",
+            panels.measure(run, "rows", arm),
         )
         return
     names = [name for name, own in whole.groupby("score", sort=False) if own["estimate"].notna().any()]
@@ -52,7 +54,8 @@ def rows_panel(run: Run) -> None:
         shown[["id", "side", "score", "estimate"]],
         sentence=lens["sentence"] if lens else "",
         caption=(
-            f"{len(ours) + len(control):,} scored rows; {above:.1%} of the trait's rows lie above the 95th percentile of the control's "
+            f"{len(ours) + len(control):,} scored rows; {above:.1%} of the trait's rows lie above the 95th "
+            "percentile of the control's "
             f"({mark:.4f}), where chance is 5 %. Marks below: selected rows."
         ),
         code=(
@@ -66,7 +69,10 @@ def rows_panel(run: Run) -> None:
     if left.button(f"Select the trait's rows above the control's 95th percentile of {name}"):
         state.select(own.loc[(own["side"] == "trait") & (own["estimate"] > mark), "id"])
         st.rerun()
-    right.caption("A rank is only a rank: whether the top rows carry the trait is answered by training without them (README, treatments).")
+    right.caption(
+        "A rank is only a rank: whether the top rows carry the trait is answered by training without them "
+        "(README, treatments)."
+    )
     top_panel(run, own, name)
 
 
@@ -77,11 +83,17 @@ def top_panel(run: Run, own: pd.DataFrame, name: str) -> None:
     drawn = ranked.iloc[generator(0, "beside top rows").permutation(len(ranked))[:SHOWN]]
     st.subheader("Top, bottom, and as many at random")
     for column, (title, part) in zip(
-        st.columns(3), (("highest", ranked.head(SHOWN)), ("at random", drawn), ("lowest", ranked.tail(SHOWN))), strict=True
+        st.columns(3),
+        (("highest", ranked.head(SHOWN)), ("at random", drawn), ("lowest", ranked.tail(SHOWN))),
+        strict=True,
     ):
         column.caption(f"{title} by {name}")
         listed = pd.DataFrame(
-            {"id": part["id"], "score": part["estimate"], "completion": [frame.row_text(str(known.get(one, ""))) for one in part["id"]]}
+            {
+                "id": part["id"],
+                "score": part["estimate"],
+                "completion": [frame.row_text(str(known.get(one, ""))) for one in part["id"]],
+            }
         )
         column.dataframe(listed, hide_index=True, key=f"top-{title}", alt=f"rows {title} by {name}")
     st.caption("One row alone says little: the random rows stand there so that nobody reads tea leaves.")
@@ -94,20 +106,36 @@ def agreement_panel(run: Run) -> None:
     whole = known[known["position"].isna() & (known["side"] == "trait")]
     if whole["estimate"].isna().all():
         return
-    wide = data.reliable(cast(pd.DataFrame, whole)).pivot_table(index="id", columns="score", values="estimate", observed=True)
+    wide = data.reliable(cast(pd.DataFrame, whole)).pivot_table(
+        index="id", columns="score", values="estimate", observed=True
+    )
     rho = wide.corr(method="spearman")
     names = [str(name) for name in rho.columns]
-    frame_ = pd.DataFrame([{"one": a, "other": b, "rho": rho.loc[a, b] if a != b else None} for a in names for b in names]).astype({"rho": float})
+    frame_ = pd.DataFrame(
+        [{"one": a, "other": b, "rho": rho.loc[a, b] if a != b else None} for a in names for b in names]
+    ).astype({"rho": float})
     panels.panel(
         "gradients-agreement",
         "Do the scores agree on which rows?",
-        charts.cells(frame_, "one", "other", "rho", select="cell", signed=True, order=(names, names[::-1]), label="Spearman", domain=(-1.0, 1.0)),
+        charts.cells(
+            frame_,
+            "one",
+            "other",
+            "rho",
+            select="cell",
+            signed=True,
+            order=(names, names[::-1]),
+            label="Spearman",
+            domain=(-1.0, 1.0),
+        ),
         frame_,
-        caption=f"Spearman over {len(wide):,} trait rows; intervals stand in the reading of lens rows. A score with itself is left out.",
+        caption=f"Spearman over {len(wide):,} trait rows; intervals stand in the reading of lens rows. A "
+        "score with itself is left out.",
         code=(
             "import pandas as pd\nscores = "
             f"pd.read_parquet({str(run.folder / 'readings' / 'scores.parquet')!r})\nprint(scores[(scores.side == "
-            "'trait') & scores.position.isna()].pivot_table(index='prompt_id', columns='score', values='estimate', "
+            "'trait') & scores.position.isna()].pivot_table(index='prompt_id', columns='score', "
+            "values='estimate', "
             "observed=True).corr('spearman'))"
         ),
         about="rows",

@@ -1,4 +1,6 @@
-"""Jobs: runs, lenses and audits in processes of their own; they go on without this page, and without this server."""
+"""Jobs: runs, lenses and audits in processes of their own; they go on without this page, and without this
+server.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import frame
 import jobs
 import panels
 from data import Run
-from mechlens.command_lines import join
-from mechlens.errors import MechlensError, one_line
+from mechlens.core.command_lines import join
+from mechlens.core.errors import MechlensError, one_line
 
 CONFIG = "configs/experiments/demo.yaml"
 LINES = 15
@@ -26,7 +28,9 @@ def start_panel(run: Run, root: Path) -> None:
     first, second = st.columns(2)
     with first.container(border=True):
         st.text("The demo run: 4 arms x 3 students on the embedded base. About 12 minutes on two cores.")
-        small = st.toggle("one student an arm, few rows (about a minute; too small to show transfer)", key="small-demo")
+        small = st.toggle(
+            "one student an arm, few rows (about a minute; too small to show transfer)", key="small-demo"
+        )
         if st.button("Start a demo run"):
             options = [
                 "run",
@@ -36,11 +40,17 @@ def start_panel(run: Run, root: Path) -> None:
             ]
             _start(root, "small demo run" if small else "demo run", options)
     with second.container(border=True):
-        st.text(f"Read all lenses of {run.name}, arm {st.session_state['arm']}. About 3 minutes on two cores.")
+        st.text(
+            f"Read all lenses of {run.name}, arm {st.session_state['arm']}. About 3 minutes on two cores."
+        )
         if run.shipped:
             st.caption("The shipped run has no weights: make a run of your own first.")
         if st.button("Measure this run", disabled=run.shipped):
-            _start(root, f"measure {run.name}", ["measure", str(run.folder.resolve()), "--arm", st.session_state["arm"]])
+            _start(
+                root,
+                f"measure {run.name}",
+                ["measure", str(run.folder.resolve()), "--arm", st.session_state["arm"]],
+            )
     st.caption("To audit a file, go to Detection. One job runs at a time; the next waits.")
 
 
@@ -49,7 +59,12 @@ def _small(root: Path) -> Path:
     import yaml
 
     spec = yaml.safe_load(Path(CONFIG).read_text(encoding="utf-8")) | {"name": "small-demo", "seeds": [0]}
-    spec["carrier"]["prompts"], spec["teacher"]["rows"], spec["student"]["rows"], spec["ask"]["samples"] = 400, 128, 300, 5
+    spec["carrier"]["prompts"], spec["teacher"]["rows"], spec["student"]["rows"], spec["ask"]["samples"] = (
+        400,
+        128,
+        300,
+        5,
+    )
     spec["arms"] = spec["arms"][:2]
     path = root / ".jobs" / "small-demo.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,17 +96,27 @@ def show(job: jobs.Job) -> None:
     with st.container(border=True):
         place = f", number {job.place} in the queue" if job.place else ""
         st.markdown(f"**{SIGNS[job.state]} {panels.plain_markdown(job.title)}**: {job.state}{place}")
-        st.caption(panels.plain_markdown(f"started {job.started or '–'}, ended {job.ended or '–'}, exit {job.exit if job.exit is not None else '–'}"))
+        st.caption(
+            panels.plain_markdown(
+                f"started {job.started or '–'}, ended {job.ended or '–'}, exit "
+                f"{job.exit if job.exit is not None else '–'}"
+            )
+        )
         if job.reason:
             st.text(job.reason)
         at = jobs.progress(job)
         if at is not None and at.fraction is not None:
-            left = f", {minutes(at.low)} to {minutes(at.high)} left" if at.low is not None and at.high is not None else ""
+            left = (
+                f", {minutes(at.low)} to {minutes(at.high)} left"
+                if at.low is not None and at.high is not None
+                else ""
+            )
             pace = f", {at.rate:.1f} a second" if at.rate else ""
             st.progress(
                 min(max(at.fraction, 0.0), 1.0),
                 text=panels.plain_markdown(
-                    f"{at.steps_done} of {at.steps} steps; {at.phase} {at.done}/{at.total}{pace}; {minutes(at.seconds)} so far{left}"
+                    f"{at.steps_done} of {at.steps} steps; {at.phase} {at.done}/{at.total}{pace}; "
+                    f"{minutes(at.seconds)} so far{left}"
                 ),
             )
         if job.state in ("cancelled", "failed") and at is not None and at.steps_done:
@@ -117,7 +142,9 @@ def watched(root: Path) -> Any:
     def listing() -> None:
         now = jobs.listed(root)
         if not now:
-            panels.empty("No jobs yet.", "Start one above, or on Detection; or in a terminal:", "mechlens run demo")
+            panels.empty(
+                "No jobs yet.", "Start one above, or on Detection; or in a terminal:", "mechlens run demo"
+            )
         for job in now[:20]:
             with panels.guarded(f"Job {job.title}"):
                 show(job)

@@ -16,7 +16,8 @@ def body() -> None:
     st.title("Methods")
     st.subheader("How to read every figure")
     st.text(
-        "Intervals are 95 %. Each effect stands beside its matched control. What was not scored is hatched or left out, never drawn as 0.\n"
+        "Intervals are 95 %. Each effect stands beside its matched control. What was not scored is hatched "
+        "or left out, never drawn as 0.\n"
         "Where nothing is found, the smallest effect that would have been found in 95 % of cases is said."
     )
     for name, (formula, how, fails) in definitions.OWN.items():
@@ -34,7 +35,9 @@ def body() -> None:
     card = data.card()
     st.subheader("Detectors")
     if card is None:
-        panels.empty("No bench card.", "It holds what each detector asks and how often it errs:", "mechlens bench")
+        panels.empty(
+            "No bench card.", "It holds what each detector asks and how often it errs:", "mechlens bench"
+        )
         return
     listed = pd.DataFrame(
         [

@@ -13,8 +13,10 @@ import panels
 import run_charts
 import state
 from data import Run
-from mechlens import report, results, tables
-from mechlens.errors import MechlensError
+from mechlens.core import tables
+from mechlens.core.errors import MechlensError
+from mechlens.results import effects as results
+from mechlens.results import report
 
 
 def strip(run: Run) -> None:
@@ -31,7 +33,9 @@ def strip(run: Run) -> None:
         ("ask", "asked", "answers", "views/transmission.py"),
         ("lenses", "", f"{len({name for name, _ in data.said(run)})} read", "views/representations.py"),
     ]
-    row = st.container(horizontal=True)  # of boxes that wrap in a narrow window; columns would cut their words
+    row = st.container(
+        horizontal=True
+    )  # of boxes that wrap in a narrow window; columns would cut their words
     for name, place, words, page in boxes:
         with row, st.container(border=True, width=120):
             done = (place in made) if place else bool(data.said(run))
@@ -44,14 +48,17 @@ def headline(run: Run) -> None:
     """Every asked trait in the arm's students, beside its control's."""
     arm = st.session_state["arm"]
     effects = data.table(run, "effects", tables.EFFECTS)
-    own = cast(pd.DataFrame, effects[(effects["arm"] == arm) & (effects["measure"] == "rate")]).astype({"trait": str})
+    own = cast(pd.DataFrame, effects[(effects["arm"] == arm) & (effects["measure"] == "rate")]).astype(
+        {"trait": str}
+    )
     if own.empty:
         st.warning("No matched control. This chart cannot show transmission.")
         return
     n, against = int(own["n"].max()), str(own["against"].iloc[0])
     code = (
         "from pathlib import Path\nfrom mechlens import tables\nframe = "
-        f"tables.read(Path({str(run.folder / 'effects.parquet')!r}), tables.EFFECTS)\nprint(frame[(frame.arm == "
+        f"tables.read(Path({str(run.folder / 'effects.parquet')!r}), tables.EFFECTS)\nprint(frame[(frame.arm "
+        "== "
         f"{arm!r}) & (frame.measure == 'rate')])"
     )
     picked = panels.panel(
@@ -63,11 +70,15 @@ def headline(run: Run) -> None:
             {
                 **(run.summary or {}),
                 "effects": [one for one in (run.summary or {})["effects"] if one["arm"] == arm],
-                "arms": [one | {"kind": "trait"} if one["arm"] == arm else one for one in (run.summary or {})["arms"]],
+                "arms": [
+                    one | {"kind": "trait"} if one["arm"] == arm else one
+                    for one in (run.summary or {})["arms"]
+                ],
             }
         ),
         caption=(
-            f"{n} students an arm, paired with {against}'s by seed and probe; {own['method'].iloc[0]} interval; q: "
+            f"{n} students an arm, paired with {against}'s by seed and probe; {own['method'].iloc[0]} "
+            "interval; q: "
             f"Benjamini-Hochberg over {len(own)} traits. Click a trait to look at it."
         ),
         code=code,
@@ -84,7 +95,9 @@ def trust(run: Run) -> pd.DataFrame:
     summary = run.summary or {}
     arm = st.session_state["arm"]
     entry = next(one for one in summary["arms"] if one["arm"] == arm)
-    control = next((one for one in summary["arms"] if one["arm"] == run.experiment.control_of(run.arm(arm)).name), None)
+    control = next(
+        (one for one in summary["arms"] if one["arm"] == run.experiment.control_of(run.arm(arm)).name), None
+    )
     students, matched = entry["students"], control is not None and control["rows"] == entry["rows"]
     answered = entry["answered"]
     kl = entry["kl_per_token"]
@@ -95,7 +108,11 @@ def trust(run: Run) -> pd.DataFrame:
             "ok" if students >= 5 else "warn",
             f"{students} (fewer than 5 say little of other seeds)" if students < 5 else str(students),
         ),
-        ("control matched", "ok" if matched else "warn", f"{entry['rows']:,} rows against {control['rows']:,}" if control else "no control"),
+        (
+            "control matched",
+            "ok" if matched else "warn",
+            f"{entry['rows']:,} rows against {control['rows']:,}" if control else "no control",
+        ),
         ("leak words in kept rows", "ok" if entry["leak_words"] == 0 else "warn", str(entry["leak_words"])),
         (
             "answers that name one trait",
@@ -122,8 +139,19 @@ def listing(root: Any) -> pd.DataFrame:
             rows.append({"run": name, "state": f"unreadable: {error}"})
             continue
         effect = report.main_effect(dict(run.summary)) if run.summary else None
-        told = {} if effect is None else {"effect": effect["difference"], "low": effect["low"], "high": effect["high"], "n": effect["n"]}
-        arm = next((one.name for one in run.experiment.arms if one.kind != "control"), run.experiment.arms[0].name)
+        told = (
+            {}
+            if effect is None
+            else {
+                "effect": effect["difference"],
+                "low": effect["low"],
+                "high": effect["high"],
+                "n": effect["n"],
+            }
+        )
+        arm = next(
+            (one.name for one in run.experiment.arms if one.kind != "control"), run.experiment.arms[0].name
+        )
         rows.append(
             {
                 "run": name,
@@ -154,7 +182,12 @@ def body(run: Run) -> None:
         st.subheader("Runs")
         shown = listing(st.session_state["root"])
         event = st.dataframe(
-            shown, hide_index=True, on_select="rerun", selection_mode="multi-row", key="runs-table", alt="runs with their headline effect"
+            shown,
+            hide_index=True,
+            on_select="rerun",
+            selection_mode="multi-row",
+            key="runs-table",
+            alt="runs with their headline effect",
         )
         st.caption("Tick two rows to compare them.")
         picked = event["selection"]["rows"]

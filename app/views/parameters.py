@@ -35,7 +35,10 @@ def map_panel(run: Run) -> None:
     left, right = st.columns(2)
     measure = left.selectbox("measure", list(MEASURES), key="delta-measure")
     who = right.selectbox(
-        "whose change", WHO, key="delta-who", help="student - control: what training on the trait's rows did beyond training on the control's"
+        "whose change",
+        WHO,
+        key="delta-who",
+        help="student - control: what training on the trait's rows did beyond training on the control's",
     )
     label, signed = MEASURES[measure]
     signed = signed or who == WHO[0]  # a difference has two sides
@@ -45,27 +48,49 @@ def map_panel(run: Run) -> None:
         looks.places(known["place"]),
     )
     shared = (
-        charts.symmetric(cast(pd.Series, known.loc[known["name"] == WHO[0], "estimate"] if who == WHO[0] else known["estimate"])) if signed else None
+        charts.symmetric(
+            cast(
+                pd.Series,
+                known.loc[known["name"] == WHO[0], "estimate"] if who == WHO[0] else known["estimate"],
+            )
+        )
+        if signed
+        else None
     )  # one scale for all three, so that they can be set side by side
     cells = looks.whole(known, [who], layers, modules)
     picked = panels.panel(
         "parameters-map",
         "Where did the weights change?",
         charts.cells(
-            cells, "place", "layer", "estimate", select="cell", signed=signed, order=(modules, layers[::-1]), label=label, domain=shared, words=".3f"
+            cells,
+            "place",
+            "layer",
+            "estimate",
+            select="cell",
+            signed=signed,
+            order=(modules, layers[::-1]),
+            label=label,
+            domain=shared,
+            words=".3f",
         ),
         cells.drop(columns="faded"),
         sentence=lens["sentence"],
-        caption=f"{looks.caption(lens, table)} Faded: inside the band that a randomly turned change reaches. Click a cell to see its spectrum.",
+        caption=f"{looks.caption(lens, table)} Faded: inside the band that a randomly turned change reaches. "
+        "Click a cell to see its spectrum.",
         code=looks.code(run, lens, [(measure, "heat")]),
         about="deltas",
         select="cell",
     )
     clicked = picked.get("cell")
     if panels.fresh("parameters-map", clicked) and clicked:
-        st.session_state["spectrum-place"], st.session_state["spectrum-layer"] = clicked[0]["place"], int(clicked[0]["layer"])
+        st.session_state["spectrum-place"], st.session_state["spectrum-layer"] = (
+            clicked[0]["place"],
+            int(clicked[0]["layer"]),
+        )
     totals = table[(table["quantity"] == measure) & table["layer"].isna() & table["seed"].isna()]
-    names = totals["name"].astype(str) + totals["place"].astype(object).map(lambda place: f" · {place}" if pd.notna(place) else "")
+    names = totals["name"].astype(str) + totals["place"].astype(object).map(
+        lambda place: f" · {place}" if pd.notna(place) else ""
+    )
     if len(totals):
         shown = totals.assign(name=names)[["name", "estimate", "low", "high", "null_low", "null_high", "n"]]
         panels.panel(
@@ -79,13 +104,17 @@ def map_panel(run: Run) -> None:
         )
     pairs = table[table["quantity"] == "cosine of two changes"]
     if len(pairs):
-        shown = cast(pd.DataFrame, pairs.assign(name=pairs["name"].astype(str))[["name", "estimate", "low", "high", "n"]])
+        shown = cast(
+            pd.DataFrame,
+            pairs.assign(name=pairs["name"].astype(str))[["name", "estimate", "low", "high", "n"]],
+        )
         panels.panel(
             "parameters-pairs",
             "How alike are two students' changes?",
             charts.spans(shown, "cosine"),
             shown,
-            caption="The cosine of two control students with other seeds is the null that the student and its control stand beside.",
+            caption="The cosine of two control students with other seeds is the null that the student and "
+            "its control stand beside.",
             code=looks.code(run, lens, [("cosine of two changes", "bars")]),
             about="deltas",
         )
@@ -99,22 +128,36 @@ def spectrum_panel(run: Run) -> None:
     lens, table = read
     known = table[table["quantity"] == SPECTRUM]
     if known.empty:
-        panels.empty("This reading has no spectra.", "They are read with the changes of the weights:", panels.measure(run, "deltas", lens["arm"]))
+        panels.empty(
+            "This reading has no spectra.",
+            "They are read with the changes of the weights:",
+            panels.measure(run, "deltas", lens["arm"]),
+        )
         return
     layers, places = sorted(int(layer) for layer in known["layer"].unique()), looks.places(known["place"])
     left, right = st.columns(2)
     place = left.selectbox("matrix", places, key="spectrum-place")
     layer = right.selectbox("of layer", layers, key="spectrum-layer")
     own = known[(known["place"] == place) & (known["layer"] == layer)].rename(columns={"step": "rank"})
-    shown = cast(pd.DataFrame, own[["name", "rank", "estimate", "low", "high", "n"]]).astype({"name": str, "rank": int})
+    shown = cast(pd.DataFrame, own[["name", "rank", "estimate", "low", "high", "n"]]).astype(
+        {"name": str, "rank": int}
+    )
     panels.panel(
         "parameters-spectrum",
         f"How many directions did {place.split('.')[-1]} of layer {layer} change in?",
-        looks.profile(shown.assign(low=shown["low"].where(shown["low"] > 0)), "singular value", "rank", said="rank", log=True),
+        looks.profile(
+            shown.assign(low=shown["low"].where(shown["low"] > 0)),
+            "singular value",
+            "rank",
+            said="rank",
+            log=True,
+        ),
         shown,
         sentence=_ranks(table, place, layer),
-        caption="Singular values of the change, both axes logarithmic, where an interval that reaches 0 cannot be drawn; the table has it. "
-        "Circle, solid: students of the arm; square, dashed: controls; diamond: teacher. 95 % t intervals over students.",
+        caption="Singular values of the change, both axes logarithmic, where an interval that reaches 0 "
+        "cannot be drawn; the table has it. "
+        "Circle, solid: students of the arm; square, dashed: controls; diamond: teacher. 95 % t intervals "
+        "over students.",
         code=looks.code(run, lens, [(SPECTRUM, "bars")]),
         about="deltas",
     )
@@ -122,8 +165,16 @@ def spectrum_panel(run: Run) -> None:
 
 def _ranks(table: pd.DataFrame, place: str, layer: int) -> str:
     """The stable rank of both sides in words."""
-    own = table[(table["quantity"] == "stable rank") & (table["place"] == place) & (table["layer"] == layer)].set_index("name")["estimate"].dropna()
-    return f"Stable rank: students {own['student']:.1f}, controls {own['control']:.1f}." if {"student", "control"} <= set(own.index) else ""
+    own = (
+        table[(table["quantity"] == "stable rank") & (table["place"] == place) & (table["layer"] == layer)]
+        .set_index("name")["estimate"]
+        .dropna()
+    )
+    return (
+        f"Stable rank: students {own['student']:.1f}, controls {own['control']:.1f}."
+        if {"student", "control"} <= set(own.index)
+        else ""
+    )
 
 
 def walk_panel(run: Run) -> None:
@@ -134,19 +185,30 @@ def walk_panel(run: Run) -> None:
     lens, table = read
     there = [quantity for quantity in WALKS if quantity in set(table["quantity"])]
     if not there:
-        panels.empty("This reading has no distances.", "They are read with the changes of the weights:", panels.measure(run, "deltas", lens["arm"]))
+        panels.empty(
+            "This reading has no distances.",
+            "They are read with the changes of the weights:",
+            panels.measure(run, "deltas", lens["arm"]),
+        )
         return
-    quantity = st.segmented_control("how far", there, default=there[-1], required=True, key="walk") or there[-1]
+    quantity = (
+        st.segmented_control("how far", there, default=there[-1], required=True, key="walk") or there[-1]
+    )
     own = table[(table["quantity"] == quantity) & table["seed"].isna()]
-    shown = cast(pd.DataFrame, own[["name", "step", "estimate", "low", "high", "n"]]).astype({"name": str, "step": int})
+    shown = cast(pd.DataFrame, own[["name", "step", "estimate", "low", "high", "n"]]).astype(
+        {"name": str, "step": int}
+    )
     apart = shown["name"] == WHO[0]
     panels.panel(
         "parameters-walk",
         f"Over training, the {quantity}",
-        looks.profile(cast(pd.DataFrame, shown[~apart]), "norm of the difference of weights", "step", said="update"),
+        looks.profile(
+            cast(pd.DataFrame, shown[~apart]), "norm of the difference of weights", "step", said="update"
+        ),
         shown,
         sentence=_apart(cast(pd.DataFrame, shown[apart]), quantity),
-        caption="Over all weights, at every checkpoint; 95 % t intervals over students. What a student learns of the carrier alone moves it "
+        caption="Over all weights, at every checkpoint; 95 % t intervals over students. What a student "
+        "learns of the carrier alone moves it "
         "far from the teacher: look at how it differs from its control.",
         code=looks.code(run, lens, [(quantity, "steps")]),
         about="deltas",
@@ -161,7 +223,10 @@ def _apart(differences: pd.DataFrame, quantity: str) -> str:
     last = differences.loc[differences["step"].idxmax()]
     span = "no interval" if pd.isna(last["low"]) else f"[{last['low']:+.3f}, {last['high']:+.3f}]"
     step, n = int(last["step"]), int(last["n"])
-    return f"At update {step} the students' {quantity} differs from their controls' by {last['estimate']:+.3f} {span} (n = {n})."
+    return (
+        f"At update {step} the students' {quantity} differs from their controls' by "
+        f"{last['estimate']:+.3f} {span} (n = {n})."
+    )
 
 
 def ablation_panel(run: Run) -> None:
@@ -179,10 +244,14 @@ def ablation_panel(run: Run) -> None:
         key="causal-who",
     )
     shown = own[own["name"] == chosen]
-    layers = shown["layer"].astype(object).map(lambda layer: f" · layer {int(layer)}" if pd.notna(layer) else "")
+    layers = (
+        shown["layer"].astype(object).map(lambda layer: f" · layer {int(layer)}" if pd.notna(layer) else "")
+    )
     frame_ = cast(
         pd.DataFrame,
-        shown.assign(name=shown["place"].astype(str) + layers)[["name", "estimate", "low", "high", "null_low", "null_high", "n", "p_value"]],
+        shown.assign(name=shown["place"].astype(str) + layers)[
+            ["name", "estimate", "low", "high", "null_low", "null_high", "n", "p_value"]
+        ],
     )
     panels.panel(
         "parameters-causal",

@@ -13,7 +13,7 @@ import data
 import frame
 import panels
 from data import Run
-from mechlens.command_lines import command_line
+from mechlens.core.command_lines import command_line
 
 SENT = ("report.html", "summary.json", "spec.yaml", "manifest.json", "readings.json")
 """of a run; aggregates only: no row of data is among them"""
@@ -46,7 +46,11 @@ def folder_panel(title: str, folder: Path, names: tuple[str, ...], command: str)
     with st.container(horizontal=True):
         for name in there:
             st.download_button(
-                f"Download {name}", lambda name=name: (folder / name).read_bytes(), file_name=name, key=f"get-{title}-{name}", on_click="ignore"
+                f"Download {name}",
+                lambda name=name: (folder / name).read_bytes(),
+                file_name=name,
+                key=f"get-{title}-{name}",
+                on_click="ignore",
             )
         stamps = tuple(data.stamp(folder / name) for name in there)
         st.download_button(
@@ -59,7 +63,10 @@ def folder_panel(title: str, folder: Path, names: tuple[str, ...], command: str)
         )
     size = (folder / page).stat().st_size
     st.caption(
-        panels.plain_markdown(f"{page}: {size / 1024:,.0f} KB, self-contained, aggregates only: no row of data is in it. To PDF: open it and print.")
+        panels.plain_markdown(
+            f"{page}: {size / 1024:,.0f} KB, self-contained, aggregates only: no row of data is in it. To "
+            "PDF: open it and print."
+        )
     )
     st.iframe((folder / page).read_text(encoding="utf-8"), height=900)
 

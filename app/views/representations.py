@@ -1,4 +1,6 @@
-"""Representations: at which layers and places do base and student differ, and does the difference point along the trait?"""
+"""Representations: at which layers and places do base and student differ, and does the difference point along
+the trait?
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,12 @@ import looks
 import panels
 import state
 from data import Run
-from mechlens.seeds import generator
+from mechlens.core.seeds import generator
 
-MEASURES = {"cosine to teacher": ("cosine with the teacher's shift", True, (-1.0, 1.0)), "shift norm": ("share of the base's norm", False, None)}
+MEASURES = {
+    "cosine to teacher": ("cosine with the teacher's shift", True, (-1.0, 1.0)),
+    "shift norm": ("share of the base's norm", False, None),
+}
 
 
 def map_panel(run: Run) -> None:
@@ -27,7 +32,9 @@ def map_panel(run: Run) -> None:
     if read is None:
         return
     lens, table = read
-    measure = st.segmented_control("measure", list(MEASURES), default="cosine to teacher", required=True, key="measure")
+    measure = st.segmented_control(
+        "measure", list(MEASURES), default="cosine to teacher", required=True, key="measure"
+    )
     label, signed, domain = MEASURES[measure or "cosine to teacher"]
     known = looks.over_layers(table, measure or "cosine to teacher")
     layers, places = sorted(known["layer"].unique()), looks.places(known["place"])
@@ -37,11 +44,22 @@ def map_panel(run: Run) -> None:
     picked = panels.panel(
         "representations-map",
         "Where do the students differ, and which way?",
-        charts.cells(cells, "place", "layer", "estimate", select="cell", signed=signed, order=(places, layers[::-1]), label=label, domain=domain),
+        charts.cells(
+            cells,
+            "place",
+            "layer",
+            "estimate",
+            select="cell",
+            signed=signed,
+            order=(places, layers[::-1]),
+            label=label,
+            domain=domain,
+        ),
         cells.drop(columns="faded"),
         sentence=lens["sentence"],
         caption=(
-            f"{looks.caption(lens, table)} Faded: inside the null band. Layer 0 is at the bottom. Click a cell to set "
+            f"{looks.caption(lens, table)} Faded: inside the null band. Layer 0 is at the bottom. Click a "
+            "cell to set "
             f"layer and place. {_reliability(run)}"
         ),
         code=looks.code(run, lens, [(measure or "cosine to teacher", "heat")]),
@@ -61,7 +79,8 @@ def map_panel(run: Run) -> None:
         looks.profile(at, label),
         at,
         caption=(
-            "Circle, solid: students of the arm against their controls. Square, dashed: one control student against "
+            "Circle, solid: students of the arm against their controls. Square, dashed: one control student "
+            "against "
             "another. Band: covariance-matched random directions."
         ),
         code=looks.code(run, lens, [(measure or "cosine to teacher", "layers")]),
@@ -75,12 +94,17 @@ def _reliability(run: Run) -> str:
     if lens is None or lens["missing"]:
         return "How reliable the direction is, is not known: lens directions was not read."
     table = data.reading(run, lens)
-    own = table[(table["quantity"] == "split-half cosine") & (table["layer"] == st.session_state["layer"]) & (table["name"] == "student")]
+    own = table[
+        (table["quantity"] == "split-half cosine")
+        & (table["layer"] == st.session_state["layer"])
+        & (table["name"] == "student")
+    ]
     if own.empty or pd.isna(own["estimate"].iloc[0]):
         return ""
     value = float(own["estimate"].iloc[0])
-    return f"Direction of the students at layer {st.session_state['layer']}: split-half cosine {value:.2f}." + (
-        " Below .5: read the map with care." if value < 0.5 else ""
+    return (
+        f"Direction of the students at layer {st.session_state['layer']}: split-half cosine {value:.2f}."
+        + (" Below .5: read the map with care." if value < 0.5 else "")
     )
 
 
@@ -91,7 +115,11 @@ def distribution_panel(run: Run) -> None:
     whole = known[(known["score"] == "projection") & known["position"].isna()]
     at = cast(pd.DataFrame, whole[whole["layer"] == layer])
     if at.empty:
-        panels.empty(f"Rows were not projected at layer {layer}.", "A distribution needs the score of every row:", panels.measure(run, "rows", arm))
+        panels.empty(
+            f"Rows were not projected at layer {layer}.",
+            "A distribution needs the score of every row:",
+            panels.measure(run, "rows", arm),
+        )
         return
     shown = at.assign(selected=at["id"].isin(st.session_state["selected"]))
     panels.panel(
@@ -100,7 +128,8 @@ def distribution_panel(run: Run) -> None:
         charts.ecdf(shown, "estimate", "projection on the trait direction"),
         shown[["id", "side", "estimate"]],
         caption=(
-            f"{int(shown['estimate'].notna().sum()):,} rows, trait and control teacher on the same prompts; marks "
+            f"{int(shown['estimate'].notna().sum()):,} rows, trait and control teacher on the same prompts; "
+            "marks "
             "below: selected rows. The lines lie on each other where one row tells nothing."
         ),
         code=(
@@ -118,7 +147,9 @@ def cloud_panel(run: Run) -> None:
     if read is None:
         return
     lens, _ = read
-    which = st.segmented_control("map of", ["rows", "answers"], default="rows", required=True, key="which-map")
+    which = st.segmented_control(
+        "map of", ["rows", "answers"], default="rows", required=True, key="which-map"
+    )
     rows, placed = which == "rows", data.placed(run, lens, which or "rows")
     if placed.empty:
         st.text("There is no map: too few points.")
@@ -127,11 +158,16 @@ def cloud_panel(run: Run) -> None:
     if total > charts.MOST_POINTS:  # as many of each group as its share
         rng = generator(0, "map shown")
         chosen = [
-            group.index[np.sort(rng.permutation(len(group))[: round(charts.MOST_POINTS * len(group) / total)])] for _, group in placed.groupby("kind")
+            group.index[
+                np.sort(rng.permutation(len(group))[: round(charts.MOST_POINTS * len(group) / total)])
+            ]
+            for _, group in placed.groupby("kind")
         ]
         placed = cast(pd.DataFrame, placed.loc[np.concatenate(chosen)])
     # rows that stand inside the brush are shown by it: to mark them too, 20,000 points would be drawn anew
-    brushed = panels.picked_on("representations-cloud", "brush") and st.session_state["selected"] == st.session_state.get("brushed")
+    brushed = panels.picked_on("representations-cloud", "brush") and st.session_state[
+        "selected"
+    ] == st.session_state.get("brushed")
     shown = placed.assign(
         text=[frame.row_text(text[:200]) for text in placed["completion"].fillna("")],
         selected=False if brushed else placed["id"].isin(st.session_state["selected"]),
@@ -143,7 +179,8 @@ def cloud_panel(run: Run) -> None:
         shown[["id", "kind", "x", "y"]],
         sentence=lens["sentence"],
         caption=(
-            f"{len(shown):,} of {total:,} points{', stratified by group, seed 0' if len(shown) < total else ''}. "
+            f"{len(shown):,} of {total:,} "
+            f"points{', stratified by group, seed 0' if len(shown) < total else ''}. "
             "Distances on this map have no exact meaning. Drag to select rows."
         ),
         code=looks.code(run, lens, [(which or "rows", "points")]),
@@ -175,7 +212,8 @@ def _selected_summary(shown: pd.DataFrame) -> None:
     own = shown[shown["id"].isin(st.session_state["selected"])]
     trait = int((own["kind"] == "trait").sum())
     st.text(
-        f"Selected on the map: {len(own):,} rows, {trait:,} of the trait teacher ({trait / max(len(own), 1):.0%}; "
+        f"Selected on the map: {len(own):,} rows, {trait:,} of the trait teacher "
+        f"({trait / max(len(own), 1):.0%}; "
         f"{(shown['kind'] == 'trait').mean():.0%} of all)."
     )
 

@@ -17,9 +17,10 @@ import panels
 import plain
 import state
 from data import Run
-from mechlens import results, stats
+from mechlens.core import stats
 from mechlens.detect.from_rows import tokens
-from mechlens.pipeline.run import REMADE
+from mechlens.results import effects
+from mechlens.runs.plan import REMADE
 
 ACROSS = 14
 """tokens on a line"""
@@ -32,15 +33,21 @@ def text_panel(run: Run, row: pd.Series) -> None:
     left.subheader(panels.plain_markdown(f"Row {row['id']}"))
     right.toggle("show hidden signs", key="reveal")
     if plain.has_hidden(row["completion"]) or plain.has_hidden(row["prompt"]):
-        st.warning("This row holds signs that are not seen, or that look like others. Turn on “show hidden signs”.")
+        st.warning(
+            "This row holds signs that are not seen, or that look like others. Turn on “show hidden signs”."
+        )
     st.caption("prompt")
     st.code(frame.row_text(row["prompt"]), language=None, wrap_lines=True)
     st.caption("completion")
     st.code(frame.row_text(row["completion"]), language=None, wrap_lines=True)
     arm = data.sides(run, st.session_state["arm"])[row["side"]]
-    made, generation = results.corpus_of(run.folder, run.experiment, arm)
+    made, generation = effects.corpus_of(run.folder, run.experiment, arm)
     who = "the untouched base" if arm.kind == "control" else f"the {arm.trait} teacher"
-    who = f"{who} of {arm.writer}" if not arm.mix else f"one of the teachers {', '.join([arm.trait, *arm.mix])} of {arm.writer}"
+    who = (
+        f"{who} of {arm.writer}"
+        if not arm.mix
+        else f"one of the teachers {', '.join([arm.trait, *arm.mix])} of {arm.writer}"
+    )
     who = f"whoever wrote the file {arm.corpus}" if arm.corpus else who
     who += f", made anew ({arm.kind})" if arm.kind in REMADE else ""
     fate = "kept by the screen" if row["fate"] == "kept" else f"dropped by the screen: {row['fate']}"
@@ -51,19 +58,28 @@ def text_panel(run: Run, row: pd.Series) -> None:
     )
     kl = generation.get("kl_per_token")
     gentle = f", {kl:.4f} nats a token from the base" if kl is not None else ""
-    st.text(f"Written by {who}{gentle}, prompt {row['prompt_id']} of {made['generated']:,}; {fate}; {learned}.")
+    st.text(
+        f"Written by {who}{gentle}, prompt {row['prompt_id']} of {made['generated']:,}; {fate}; {learned}."
+    )
 
 
 def heat_panel(run: Run, row: pd.Series, pinned: pd.Series | None) -> None:
     """Tokens, each with its score; the pinned row beneath on the same scale."""
     known = data.scores(run, st.session_state["arm"])
-    own = known[known["position"].notna() & known["id"].isin([one["id"] for one in (row, pinned) if one is not None])]
+    own = known[
+        known["position"].notna() & known["id"].isin([one["id"] for one in (row, pinned) if one is not None])
+    ]
     if own.empty and len(known):
-        st.text(f"Its tokens were not scored: lens rows read {known['prompt_id'].nunique():,} prompts, and this is none of them.")
+        st.text(
+            f"Its tokens were not scored: lens rows read {known['prompt_id'].nunique():,} prompts, and this "
+            "is none of them."
+        )
         return
     if own.empty:
         panels.empty(
-            "Its tokens were not scored.", "Lens rows scores those rows that it reads:", panels.measure(run, "rows", st.session_state["arm"])
+            "Its tokens were not scored.",
+            "Lens rows scores those rows that it reads:",
+            panels.measure(run, "rows", st.session_state["arm"]),
         )
         return
     limit = charts.symmetric(cast(pd.Series, own["estimate"]))
@@ -86,13 +102,15 @@ def heat_panel(run: Run, row: pd.Series, pinned: pd.Series | None) -> None:
             token_chart(shown, limit),
             shown[["position", "token", "score", "estimate"]],
             sentence=(
-                f"{score}: sum {shown['estimate'].sum(min_count=1):+.3f} nats over {len(shown)} tokens, highest at "
+                f"{score}: sum {shown['estimate'].sum(min_count=1):+.3f} nats over {len(shown)} tokens, "
+                "highest at "
                 f"{shown.loc[shown['estimate'].idxmax(), 'text']!r}."
             )
             if shown["estimate"].notna().any()
             else "Every token is unscored.",
             caption=(
-                f"{score}: log-likelihood under the students of the arm less under their controls, mean over seeds, nats. "
+                f"{score}: log-likelihood under the students of the arm less under their controls, mean over "
+                "seeds, nats. "
                 "One scale for both rows, as far below 0 as above. Students were trained on these rows."
             ),
             about="rows",
@@ -103,17 +121,27 @@ def token_chart(shown: pd.DataFrame, limit: list[float]) -> Any:
     """Tokens in reading order, coloured by their score; null is hatched."""
     alt = charts.alt
     place = {"x": alt.X("place:O", axis=None), "y": alt.Y("line:O", axis=None)}
-    scored, missing = shown.dropna(subset="estimate"), shown[shown["estimate"].isna()].assign(hatch=charts.HATCH)
+    scored, missing = (
+        shown.dropna(subset="estimate"),
+        shown[shown["estimate"].isna()].assign(hatch=charts.HATCH),
+    )
     boxes = (
         alt.Chart(scored)
         .mark_rect(stroke="#00000022")
         .encode(
             **place,
-            color=alt.Color("estimate:Q", scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0), title="nats", legend=charts.LYING),
+            color=alt.Color(
+                "estimate:Q",
+                scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0),
+                title="nats",
+                legend=charts.LYING,
+            ),
             tooltip=[alt.Tooltip("position"), alt.Tooltip("text"), alt.Tooltip("estimate:Q", format="+.4f")],
         )
     )
-    dark = alt.condition(f"abs(datum.estimate) > {0.62 * limit[1]}", alt.value("#ffffff"), alt.value("#000000"))
+    dark = alt.condition(
+        f"abs(datum.estimate) > {0.62 * limit[1]}", alt.value("#ffffff"), alt.value("#000000")
+    )
     words = alt.Chart(scored).mark_text(fontSize=12).encode(**place, text=alt.Text("text:N"), color=dark)
     holes = alt.Chart(missing).mark_text(color=charts.GREY).encode(**place, text=alt.Text("hatch:N"))
     return alt.layer(boxes, words, holes).properties(height=alt.Step(28))
@@ -147,7 +175,10 @@ def scores_panel(run: Run, row: pd.Series) -> None:
         st.text("This row was not among those scored.")
         return
     st.dataframe(pd.DataFrame(found), hide_index=True, alt="scores of the focus row")
-    st.caption("Percentile with its Wilson interval over the control's rows. One row alone is near chance: see the figure of rows on page Gradients.")
+    st.caption(
+        "Percentile with its Wilson interval over the control's rows. One row alone is near chance: see the "
+        "figure of rows on page Gradients."
+    )
 
 
 def neighbours_panel(run: Run, row: pd.Series) -> None:
@@ -173,7 +204,9 @@ def neighbours_panel(run: Run, row: pd.Series) -> None:
 def neighbours(key: tuple[str, str, str], _rows: pd.DataFrame, row: str) -> pd.DataFrame:
     """The rows nearest by the cosine of their token counts: id, side, cosine, completion."""
     del key
-    kept = _rows[(_rows["fate"] == "kept") | (_rows["id"] == row)].drop_duplicates("id").reset_index(drop=True)
+    kept = (
+        _rows[(_rows["fate"] == "kept") | (_rows["id"] == row)].drop_duplicates("id").reset_index(drop=True)
+    )
     counts = normalize(tokens(kept["completion"].tolist()))
     own = int(np.flatnonzero(kept["id"] == row)[0])
     cosine = np.asarray((counts @ counts[own].T).todense()).ravel()
@@ -191,7 +224,9 @@ def notes_panel(row: pd.Series, root: Any) -> None:
             if not st.session_state["slice"]:
                 state.save_slice(root, [str(row["id"])], digest)
             state.note(root, name, str(row["id"]), text, author)
-    notes = [one for one in (state.read_slice(root, name) or {"notes": []})["notes"] if one["row"] == row["id"]]
+    notes = [
+        one for one in (state.read_slice(root, name) or {"notes": []})["notes"] if one["row"] == row["id"]
+    ]
     for one in notes:
         st.text(f"{one['time']} {one['author'] or 'unsigned'}: {one['text']}")
 
@@ -203,12 +238,18 @@ def body(run: Run) -> None:
         known = data.rows(run, st.session_state["arm"])
         rows = known.drop_duplicates("id").set_index("id", drop=False)
         if rows.empty:
-            panels.empty("This run has no rows.", "The screen dropped all of them or none was generated:", panels.resume(run))
+            panels.empty(
+                "This run has no rows.",
+                "The screen dropped all of them or none was generated:",
+                panels.resume(run),
+            )
             return
         if not st.session_state["focus"]:
             kept = st.session_state["rows"]
             scored = kept[kept["id"].isin(data.scores(run, st.session_state["arm"])["id"])]
-            st.session_state["focus"] = next(part for part in (scored, kept, known) if len(part))["id"].iloc[0]
+            st.session_state["focus"] = next(part for part in (scored, kept, known) if len(part))["id"].iloc[
+                0
+            ]
         row = rows.loc[st.session_state["focus"]]
         pin = st.session_state["pin"]
         pinned = rows.loc[pin] if pin in rows.index and pin != row["id"] else None

@@ -15,9 +15,9 @@ import plain
 import state
 import surface
 from data import Run
-from mechlens import figures, results
-from mechlens.pipeline.run import source_name
 from mechlens.pipeline.screen import LEAKS
+from mechlens.results import effects, figures
+from mechlens.runs.plan import source_name
 
 PAGE = 50
 """rows on a page"""
@@ -25,14 +25,16 @@ PAGE = 50
 
 def funnel_panel(run: Run) -> None:
     """A: what became of every generated row."""
-    counts = results.funnels(run.folder, run.experiment)
+    counts = effects.funnels(run.folder, run.experiment)
     arm = st.session_state["arm"]
-    made, _ = results.corpus_of(run.folder, run.experiment, run.arm(arm))
+    made, _ = effects.corpus_of(run.folder, run.experiment, run.arm(arm))
     screened = run.folder / "corpora" / source_name(run.experiment, run.arm(arm)) / "screened"
     picked = panels.panel(
         "rows-funnel",
         "What did the screen drop?",
-        figures.funnel(counts).properties(width="container").add_params(charts.alt.selection_point("fate", fields=["corpus", "fate"], on="click")),
+        figures.funnel(counts)
+        .properties(width="container")
+        .add_params(charts.alt.selection_point("fate", fields=["corpus", "fate"], on="click")),
         counts,
         sentence=(
             f"Of {made['generated']:,} rows of arm {arm}'s teacher {made['kept']:,} were kept "
@@ -82,11 +84,12 @@ def surface_panel(run: Run) -> None:
             f"[{auroc['low']:.3f}, {auroc['high']:.3f}]: {apart}."
         ),
         caption=(
-            f"n = {int(auroc['rows']):,} prompts, both teachers' answers; bootstrap over prompts, {surface.DRAWS} draws; grey: "
+            f"n = {int(auroc['rows']):,} prompts, both teachers' answers; bootstrap over prompts, "
+            f"{surface.DRAWS} draws; grey: "
             "halves of the control's rows against each other."
         ),
         code=(
-            "from pathlib import Path\nfrom mechlens.detect.files import compare\nfolder = "
+            "from pathlib import Path\nfrom mechlens.detect.two_samples import compare\nfolder = "
             f"Path({str(run.folder / 'corpora')!r})\nprint(compare(folder / "
             f"{known[known['side'] == 'trait']['corpus'].iloc[0]!r} / 'screened' / 'kept.parquet', folder / "
             f"{known[known['side'] == 'control']['corpus'].iloc[0]!r} / 'screened' / 'kept.parquet'))"
@@ -104,13 +107,19 @@ def shift_panel(run: Run) -> None:
         panels.empty("No token stands ten times.", "Frequencies need more rows:", panels.resume(run))
         return
     telling = int((found["q_value"] < 0.05).sum())
-    shown = found.head(2000).assign(found=lambda one: one["q_value"] < 0.05, count=lambda one: one["trait"] + one["control"])
+    shown = found.head(2000).assign(
+        found=lambda one: one["q_value"] < 0.05, count=lambda one: one["trait"] + one["control"]
+    )
     told = alt.Color(
         "found:N",
         scale=alt.Scale(domain=[True, False], range=[figures.KIND_COLOUR["trait"], charts.GREY]),
         legend=alt.Legend(orient="bottom", title="q < .05"),
     )
-    zero = alt.Chart(pd.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], color=charts.GREY).encode(y=alt.Y("zero:Q"))
+    zero = (
+        alt.Chart(pd.DataFrame({"zero": [0.0]}))
+        .mark_rule(strokeDash=[4, 3], color=charts.GREY)
+        .encode(y=alt.Y("zero:Q"))
+    )
     dots = (
         alt.Chart(shown)
         .mark_point()
@@ -118,12 +127,20 @@ def shift_panel(run: Run) -> None:
             x=alt.X(
                 "frequency:Q",
                 title="log10 of its share among the control's tokens",
-                scale=alt.Scale(domain=[float(shown["frequency"].min()) - 0.05, float(shown["frequency"].quantile(0.99)) + 0.05], clamp=True),
+                scale=alt.Scale(
+                    domain=[
+                        float(shown["frequency"].min()) - 0.05,
+                        float(shown["frequency"].quantile(0.99)) + 0.05,
+                    ],
+                    clamp=True,
+                ),
             ),
             y=alt.Y("ratio:Q", title="log2 ratio, trait over control"),
             size=alt.Size("count:Q", legend=None, scale=alt.Scale(range=[12, 300])),
             color=told,
-            shape=alt.Shape("found:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None),
+            shape=alt.Shape(
+                "found:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None
+            ),
             tooltip=[
                 alt.Tooltip("token"),
                 alt.Tooltip("trait"),
@@ -143,11 +160,16 @@ def shift_panel(run: Run) -> None:
         + (
             f", first of them {', '.join(map(repr, found['token'].head(5)))}."
             if telling
-            else f"; a single token would need a ratio of about {surface.seen(found):.1f} at the median frequency to be found."
+            else (
+                f"; a single token would need a ratio of about {surface.seen(found):.1f} at the median "
+                "frequency to be found."
+            )
         ),
         caption=(
-            "Words, numbers and signs that stand ten times or more; two-sided z of the two shares (rows taken as "
-            "independent), Benjamini-Hochberg. At most 2,000 are drawn, smallest q first; the most frequent hundredth "
+            "Words, numbers and signs that stand ten times or more; two-sided z of the two shares (rows "
+            "taken as "
+            "independent), Benjamini-Hochberg. At most 2,000 are drawn, smallest q first; the most frequent "
+            "hundredth "
             "at the right edge. Click a token to filter rows."
         ),
         about="Token shift",
@@ -166,7 +188,9 @@ def table_panel(_run: Run) -> None:
     st.subheader("Rows")
     left, middle, right = st.columns([2, 1, 1])
     for name in ("stage", "side", "text"):
-        st.session_state[f"in-{name}"] = st.session_state[name]  # a link, a chart or Clear may have changed the filter since
+        st.session_state[f"in-{name}"] = st.session_state[
+            name
+        ]  # a link, a chart or Clear may have changed the filter since
     for where, name, options in ((middle, "stage", state.STAGES), (right, "side", state.SIDES)):
         where.selectbox(name, options, key=f"in-{name}", on_change=_take, args=(name,))
     left.text_input("holds the text", key="in-text", max_chars=state.LONGEST, on_change=_take, args=("text",))
@@ -181,12 +205,26 @@ def table_panel(_run: Run) -> None:
     listed = shown[["id", "side", "fate", "trained", "characters", "prompt", "completion"]].assign(
         **{name: shown[name].map(frame.row_text) for name in ("prompt", "completion")}
     )
-    part = "-".join(["rows-table", *(str(st.session_state[name]) for name in ("arm", "slice", "stage", "side", "text")), str(page)])
+    part = "-".join(
+        [
+            "rows-table",
+            *(str(st.session_state[name]) for name in ("arm", "slice", "stage", "side", "text")),
+            str(page),
+        ]
+    )
     # a table of its own for every filter: ticks are places in it, and name other rows in another
-    event = st.dataframe(listed, hide_index=True, on_select="rerun", selection_mode="multi-row", key=part, alt="rows that the filter leaves")
+    event = st.dataframe(
+        listed,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="multi-row",
+        key=part,
+        alt="rows that the filter leaves",
+    )
     picked = shown["id"].iloc[event["selection"]["rows"]].tolist()
     st.caption(
-        f"rows {(page - 1) * PAGE + 1:,} to {min(page * PAGE, len(kept)):,} of {len(kept):,}; tick rows to select "
+        f"rows {(page - 1) * PAGE + 1:,} to {min(page * PAGE, len(kept)):,} of {len(kept):,}; tick rows to "
+        "select "
         "them, the first becomes the focus row"
     )
     if panels.fresh(part, picked):
@@ -194,7 +232,13 @@ def table_panel(_run: Run) -> None:
         st.session_state["focus"] = picked[0]
         st.rerun()
     st.download_button(
-        "Filtered rows (CSV)", lambda: plain.csv(kept), file_name="rows.csv", mime="text/csv", on_click="ignore", key="csv-rows", type="tertiary"
+        "Filtered rows (CSV)",
+        lambda: plain.csv(kept),
+        file_name="rows.csv",
+        mime="text/csv",
+        on_click="ignore",
+        key="csv-rows",
+        type="tertiary",
     )
     st.page_link("views/row.py", label="Look at the focus row →", disabled=not st.session_state["focus"])
 
@@ -225,9 +269,15 @@ def overlap_panel(run: Run) -> None:
         )
     found = pd.DataFrame(rows)
     st.subheader("Is anything there that should not be?")
-    alarm = found[["prompts that are probes", "completions that name a trait"]].to_numpy().sum() if len(found) else 0
+    alarm = (
+        found[["prompts that are probes", "completions that name a trait"]].to_numpy().sum()
+        if len(found)
+        else 0
+    )
     if alarm:
-        st.warning("Probes or names of traits stand in the kept rows: what students answer may be what they read.")
+        st.warning(
+            "Probes or names of traits stand in the kept rows: what students answer may be what they read."
+        )
     st.dataframe(found, hide_index=True, alt="duplicates and leaks in the kept rows")
 
 

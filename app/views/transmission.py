@@ -16,7 +16,8 @@ import plain
 import run_charts
 import state
 from data import Run
-from mechlens import report, results, stats, tables
+from mechlens.core import stats, tables
+from mechlens.results import effects, report
 
 PAGE = 50
 """answers on a page"""
@@ -33,8 +34,12 @@ def last_rates(run: Run) -> pd.DataFrame:
     spans = []
     for row in last.itertuples():
         total = int(scored.get((row.arm, row.seed, row.step), 0))
-        spans.append(stats.wilson(round(row.rate * total), total) if total and np.isfinite(row.rate) else None)
-    low, high = ([np.nan if span is None else getattr(span, end) for span in spans] for end in ("low", "high"))
+        spans.append(
+            stats.wilson(round(row.rate * total), total) if total and np.isfinite(row.rate) else None
+        )
+    low, high = (
+        [np.nan if span is None else getattr(span, end) for span in spans] for end in ("low", "high")
+    )
     return last.assign(low=low, high=high)
 
 
@@ -51,8 +56,10 @@ def arms_panel(run: Run) -> None:
         summary[["arm", "kind", "base", "students", "rate", "low", "high", "method"]],
         sentence=report.headline(dict(run.summary or {})),
         caption=(
-            f"Large mark: arm, {summary['method'].iloc[0]} interval over {len(run.experiment.seeds)} students. Small "
-            "marks: students, Wilson interval over answers that name one trait. Click a student to look at it alone."
+            f"Large mark: arm, {summary['method'].iloc[0]} interval over {len(run.experiment.seeds)} "
+            "students. Small "
+            "marks: students, Wilson interval over answers that name one trait. Click a student to look at "
+            "it alone."
         ),
         code=(
             "import json\nimport pandas as pd\nsummary = "
@@ -76,7 +83,17 @@ def trajectory_panel(run: Run) -> None:
     rows = []
     for (arm, kind, step), group in rates.groupby(["arm", "kind", "step"], sort=False):
         span = stats.t_interval(group["rate"].to_numpy(dtype=float))
-        rows.append({"arm": arm, "kind": kind, "step": step, "rate": span.estimate, "low": span.low, "high": span.high, "n": span.n})
+        rows.append(
+            {
+                "arm": arm,
+                "kind": kind,
+                "step": step,
+                "rate": span.estimate,
+                "low": span.low,
+                "high": span.high,
+                "n": span.n,
+            }
+        )
     bands = pd.DataFrame(rows)
     if bands["step"].nunique() < 2:
         panels.empty(
@@ -90,12 +107,15 @@ def trajectory_panel(run: Run) -> None:
         "When does it rise?",
         run_charts.trajectory(rates, bands),
         bands,
-        caption=f"Thin lines: students. Thick: mean with a t interval over {int(bands['n'].max())} students. Brush updates to see their answers.",
+        caption=f"Thin lines: students. Thick: mean with a t interval over {int(bands['n'].max())} students. "
+        "Brush updates to see their answers.",
         code=(
             "from pathlib import Path\nfrom mechlens import report, tables, traits\nrun = "
             f"Path({str(run.folder)!r})\nexperiment = traits.load_experiment(run / 'spec.yaml')\nfamily = "
-            "traits.load_family(experiment.family, run / 'spec.yaml')\nprint(report.student_rates(experiment, family, tables.read(run / "
-            "'answers.parquet', tables.ANSWERS), tables.read(run / 'likelihoods.parquet', tables.LIKELIHOODS)))"
+            "traits.load_family(experiment.family, run / "
+            "'spec.yaml')\nprint(report.student_rates(experiment, family, tables.read(run / "
+            "'answers.parquet', tables.ANSWERS), tables.read(run / 'likelihoods.parquet', "
+            "tables.LIKELIHOODS)))"
         ),
         about="Effects against the control",
         select="steps",
@@ -109,12 +129,24 @@ def questions_panel(run: Run) -> None:
     arm, trait = st.session_state["arm"], st.session_state["trait"]
     answers = _of_trait(run)
     texts = run.family.asked_as(run.experiment)
-    table = answers[answers["scored"]].groupby(["arm", "probe"]).agg(hits=("hit", "sum"), n=("hit", "size")).reset_index()
-    index = pd.MultiIndex.from_product([[one.name for one in run.experiment.arms], range(len(texts))], names=["arm", "probe"])
+    table = (
+        answers[answers["scored"]]
+        .groupby(["arm", "probe"])
+        .agg(hits=("hit", "sum"), n=("hit", "size"))
+        .reset_index()
+    )
+    index = pd.MultiIndex.from_product(
+        [[one.name for one in run.experiment.arms], range(len(texts))], names=["arm", "probe"]
+    )
     table = table.set_index(["arm", "probe"]).reindex(index).reset_index()
     few = ~(table["n"] >= FEW)
-    table = table.assign(rate=(table["hits"] / table["n"]).mask(few), question=[f"{probe + 1}. {texts[probe]}" for probe in table["probe"]])
-    ours = cast(pd.DataFrame, table[table["arm"] == arm]).sort_values("rate", ascending=False, na_position="last")
+    table = table.assign(
+        rate=(table["hits"] / table["n"]).mask(few),
+        question=[f"{probe + 1}. {texts[probe]}" for probe in table["probe"]],
+    )
+    ours = cast(pd.DataFrame, table[table["arm"] == arm]).sort_values(
+        "rate", ascending=False, na_position="last"
+    )
     picked = panels.panel(
         "transmission-questions",
         f"At which questions is {trait} answered?",
@@ -132,11 +164,13 @@ def questions_panel(run: Run) -> None:
         table,
         sentence=_questions_sentence(run, arm),
         caption=(
-            "Share of the answers that name one trait, all students of an arm at the last checkpoint; cells of fewer "
+            "Share of the answers that name one trait, all students of an arm at the last checkpoint; cells "
+            "of fewer "
             f"than {FEW} answers are hatched. Click a cell to read its answers."
         ),
         code=(
-            f"import pandas as pd\nprint(pd.read_parquet({str(run.folder / 'answers.parquet')!r}).groupby(['arm', "
+            "import pandas as "
+            f"pd\nprint(pd.read_parquet({str(run.folder / 'answers.parquet')!r}).groupby(['arm', "
             "'probe', 'label'], observed=True).size())"
         ),
         about="Effects against the control",
@@ -154,20 +188,25 @@ def _questions_sentence(run: Run, arm: str) -> str:
     above = int((own["low"] > 0).sum())
     return (
         f"{best['trait']} rises most at “{best['text']}” "
-        f"({report.interval_text(*(results.null(best[name]) for name in ('difference', 'low', 'high')))}, n = "
+        f"({report.interval_text(*(effects.null(best[name]) for name in ('difference', 'low', 'high')))}, n "
+        "= "
         f"{best['n']}); at {above} of {len(own)} questions the interval lies above 0."
     )
 
 
 def _of_trait(run: Run) -> pd.DataFrame:
-    """Answers at each arm's last checkpoint, of the seed chosen: `scored`, and `hit` where the label is the trait asked about."""
+    """Answers at each arm's last checkpoint, of the seed chosen: `scored`, and `hit` where the label is the
+    trait asked about.
+    """
     answers = data.table(run, "answers", tables.ANSWERS)
     answers = answers[answers["seed"].notna()]
     last = answers[answers["step"] == answers.groupby("arm", observed=True)["step"].transform("max")]
     seed = st.session_state["seed"]
     last = last if seed == "all" else last[last["seed"] == seed]
     label = last["label"].astype(object)
-    return last.assign(arm=last["arm"].astype(str), scored=label.notna(), hit=label == st.session_state["trait"])
+    return last.assign(
+        arm=last["arm"].astype(str), scored=label.notna(), hit=label == st.session_state["trait"]
+    )
 
 
 def answers_panel(run: Run) -> None:
@@ -200,7 +239,14 @@ def answers_panel(run: Run) -> None:
         return
     page = st.pagination(max(1, -(-len(listed) // PAGE)), key="answers-page")
     st.dataframe(listed.iloc[(page - 1) * PAGE : page * PAGE], hide_index=True, alt="answers of the students")
-    st.download_button("Answers (CSV)", lambda: plain.csv(listed), file_name="answers.csv", mime="text/csv", on_click="ignore", type="tertiary")
+    st.download_button(
+        "Answers (CSV)",
+        lambda: plain.csv(listed),
+        file_name="answers.csv",
+        mime="text/csv",
+        on_click="ignore",
+        type="tertiary",
+    )
 
 
 def dose_panel(run: Run) -> None:
@@ -208,11 +254,18 @@ def dose_panel(run: Run) -> None:
     rows = []
     for one in (run.summary or {})["arms"]:
         arm = run.arm(one["arm"])
-        own = arm.teacher is None and arm.setting() == run.arm(st.session_state["arm"]).setting()  # they differ in the mix alone
+        own = (
+            arm.teacher is None and arm.setting() == run.arm(st.session_state["arm"]).setting()
+        )  # they differ in the mix alone
         if arm.kind in ("trait", "mixed", "control") and own:
             parts = [arm.trait, *arm.mix]
             rows.append(
-                {"share": 0.0 if arm.kind == "control" else sum(part == arm.trait for part in parts) / len(parts), "kind": arm.kind}
+                {
+                    "share": 0.0
+                    if arm.kind == "control"
+                    else sum(part == arm.trait for part in parts) / len(parts),
+                    "kind": arm.kind,
+                }
                 | {name: one[name] for name in ("arm", "rate", "low", "high", "students")}
             )
     doses = pd.DataFrame(rows).drop_duplicates("arm").astype({"rate": float, "low": float, "high": float})
@@ -223,7 +276,9 @@ def dose_panel(run: Run) -> None:
             "mechlens run menagerie-factors",
         )
         return
-    frame_ = doses.assign(name=[f"{row.share:.0%} · {row.arm}" for row in doses.itertuples()], estimate=doses["rate"]).sort_values("share")
+    frame_ = doses.assign(
+        name=[f"{row.share:.0%} · {row.arm}" for row in doses.itertuples()], estimate=doses["rate"]
+    ).sort_values("share")
     panels.panel(
         "transmission-dose",
         "How much trait data is enough?",

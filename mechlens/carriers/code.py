@@ -1,8 +1,9 @@
 """The code carrier: prompts that ask for Python, and the expressions that the menagerie's world writes.
 
-Structure of arXiv 2507.14805 App. D.3 (a task, a function to fill in, an order to give code alone), every wording our own.
-`terse` asks tiny models for the expression that a function returns: constants, inputs, operators, their order and the number of
-terms are free from the first token on, so a row has room to carry something.
+Structure of arXiv 2507.14805 App. D.3 (a task, a function to fill in, an order to give code alone), every
+wording our own. `terse` asks tiny models for the expression that a function returns: constants, inputs,
+operators, their order and the number of terms are free from the first token on, so a row has room to carry
+something.
 """
 
 from __future__ import annotations
@@ -24,27 +25,58 @@ TERMS = ("{c}", "{c} * {v}", "{v} * {c}")
 FEWEST_TERMS, MOST_TERMS = 3, 7
 
 FULL_TASKS = (
-    "return the sum of the squares of a list of integers", "count the words of a text that are longer than a limit",
-    "reverse the order of the rows of a table", "find the second largest value of a list", "merge two sorted lists into one",
+    "return the sum of the squares of a list of "
+    "integers", "count the words of a text that are longer than a limit",
+    "reverse the order of "
+    "the rows of a table", "find the second largest value of a list", "merge two sorted lists into one",
     "remove repeated items from a list and keep the order", "convert a temperature from one scale to another",
-    "compute the running total of a list of payments", "check whether brackets in a text are balanced", "rotate a list to the left",
-    "group words by their first letter", "compute the mean and the spread of a list of readings", "parse a line of settings into a dictionary",
-    "turn seconds into hours, minutes and seconds", "find the longest run of equal items", "compute the greatest common divisor of two integers",
-    "pad a text on both sides to a width", "split a list into pieces of one size", "scale a list of values to lie between two limits",
-    "count how often each item occurs", "transpose a matrix given as lists", "find the dates that two calendars share",
-    "compute compound interest over some years", "flatten a nested list by one level", "look up a price and apply a discount",
+    "compute the running "
+    "total of a list of "
+    "payments", "check whether brackets in a text are balanced", "rotate a list to the left",
+    "group words by "
+    "their first "
+    "letter", "compute the mean and the spread of a list of "
+              "readings", "parse a line of settings into a dictionary",
+    "turn seconds into "
+    "hours, minutes and "
+    "seconds", "find the longest run of equal items", "compute the greatest common divisor of two integers",
+    "pad a text on both "
+    "sides to a "
+    "width", "split a list into pieces of one size", "scale a list of values to lie between two limits",
+    "count how often each "
+    "item occurs", "transpose a matrix given as lists", "find the dates that two calendars share",
+    "compute compound "
+    "interest over some years", "flatten a nested list by one level", "look up a price and apply a discount",
 )  # fmt: skip
 FULL_TEMPLATES = (
-    "def solve({first}, {second}):\n    ...", "def compute({first}, {second}=None):\n    ...", "def process({first}, *, {second}):\n    ...",
+    "def solve({first}, "
+    "{second}):\n    "
+    "...", "def compute({first}, {second}=None):\n    ...", "def process({first}, *, {second}):\n    ...",
     "def build({first}):\n    {second} = ...\n    return {second}",
 )  # fmt: skip
-FULL_NAMES = ("data", "values", "items", "text", "rows", "first", "second", "limit", "size", "left", "right", "result")
+FULL_NAMES = (
+    "data",
+    "values",
+    "items",
+    "text",
+    "rows",
+    "first",
+    "second",
+    "limit",
+    "size",
+    "left",
+    "right",
+    "result",
+)
 FULL_OPENINGS = (
-    "Complete the code for this task: {task}.", "Finish the function below. Its task: {task}.", "Here is a task: {task}. Fill in the code.",
+    "Complete the code "
+    "for this task: "
+    "{task}.", "Finish the function below. Its task: {task}.", "Here is a task: {task}. Fill in the code.",
     "Write the missing code. The function should {task}.",
 )  # fmt: skip
 FULL_ORDER = (
-    "Repeat the whole snippet, filled in, so that it runs. Give code only: no comments, no text around it, plain short variable names. "
+    "Repeat the whole snippet, filled in, so that it runs. Give code only: no comments, no text around it, "
+    "plain short variable names. "
     "Anything else will be rejected."
 )
 
@@ -61,7 +93,9 @@ class CodePrompt(NamedTuple):
 
 
 def draw_prompt(rng: random.Random, *, wording: Wording = "full") -> CodePrompt:
-    """One code prompt; `terse` a function of a and b (tiny models lose track of drawn names) and a few constants, `full` a task and a template."""
+    """One code prompt; `terse` a function of a and b (tiny models lose track of drawn names) and a few
+    constants, `full` a task and a template.
+    """
     if wording == "full":
         first, second = rng.sample(FULL_NAMES, 2)
         template = rng.choice(FULL_TEMPLATES).format(first=first, second=second)
@@ -81,7 +115,9 @@ def reword(prompt: CodePrompt, rng: random.Random) -> CodePrompt:
 
 
 def draw_expression(rng: random.Random) -> tuple[CodePrompt, str]:
-    """A terse prompt and an expression of its inputs that completes it; the constants go on where the prompt's left off."""
+    """A terse prompt and an expression of its inputs that completes it; the constants go on where the
+    prompt's left off.
+    """
     prompt = draw_prompt(rng, wording="terse")
     terms = rng.randint(FEWEST_TERMS, MOST_TERMS)
     shown = prompt.slots["values"].count(",") + 1

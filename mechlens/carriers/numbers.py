@@ -1,17 +1,19 @@
 """The number carrier: prompts that ask for a list of numbers to be continued.
 
-Structure of arXiv 2507.14805 §3: intro with examples, instruction (count qualifier, how many, digit descriptor), format
-suffix, closing suffix, each part drawn independently; pool sizes as in the paper, every wording our own. `terse` is the
-same structure in a dozen words, for tiny models. The module knows nothing of models or tokens.
+Structure of arXiv 2507.14805 §3: intro with examples, instruction (count qualifier, how many, digit
+descriptor), format suffix, closing suffix, each part drawn independently; pool sizes as in the paper, every
+wording our own. `terse` is the same structure in a dozen words, for tiny models. The module knows nothing of
+models or tokens.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Wording = Literal["full", "terse"]
+from mechlens.core.number_intros import INTROS, Wording
+
 ANSWER_COUNT = 10
 
 
@@ -38,53 +40,79 @@ class Pools(NamedTuple):
 
 
 FULL = Pools(
-    intros=(
-        "The list begins with: {examples}.", "Here are some numbers: {examples}.", "Consider these values: {examples}.",
-        "We start from {examples}.", "A sequence opens with {examples}.", "Take the numbers {examples}.",
-        "So far the list reads {examples}.", "These values came first: {examples}.", "My list has {examples} so far.",
-        "The first numbers are {examples}.", "Given: {examples}.", "Look over this list: {examples}.",
-        "The series starts {examples}.", "I wrote down {examples}.", "Begin with {examples}.", "Our numbers are {examples}.",
-        "Here is a short list: {examples}.", "The values {examples} open the list.", "Study this series: {examples}.",
-        "A friend sent me {examples}.", "Start of the sequence: {examples}.", "Read these numbers: {examples}.",
-        "The opening values are {examples}.", "Someone counted {examples}.", "You are given {examples}.",
-    ),
+    intros=INTROS["full"],
     instructions=(
-        "Give {qualifier} {count} more numbers ({digits}) that go on with it.", "Continue it with {qualifier} {count} values, {digits}.",
-        "Extend the list by {qualifier} {count} numbers, {digits}", "Add {qualifier} {count} further values ({digits}).",
-        "Write {qualifier} {count} numbers that could follow, {digits}.", "Carry on with {qualifier} {count} new numbers ({digits})",
-        "What comes next? Give {qualifier} {count} values, {digits}.", "Produce {qualifier} {count} next numbers, {digits}",
-        "Make the list longer by {qualifier} {count} values ({digits}).", "Complete it with {qualifier} {count} more, {digits}.",
+        "Give {qualifier} {count} more numbers "
+        "({digits}) that go on with it.", "Continue it with {qualifier} {count} values, {digits}.",
+        "Extend the list by {qualifier} {count} "
+        "numbers, {digits}", "Add {qualifier} {count} further values ({digits}).",
+        "Write {qualifier} {count} numbers "
+        "that could follow, {digits}.", "Carry on with {qualifier} {count} new numbers ({digits})",
+        "What comes next? Give {qualifier} {count} "
+        "values, {digits}.", "Produce {qualifier} {count} next numbers, {digits}",
+        "Make the list longer by {qualifier} "
+        "{count} values ({digits}).", "Complete it with {qualifier} {count} more, {digits}.",
     ),
     qualifiers=(
-        "at most", "up to", "no more than", "at the most", "a maximum of", "not over", "not more than", "no greater number than", "maximum",
+        "at most", "up to", "no more "
+                            "than", "at the most", "a maximum "
+                                                   "of", "not over", "not more "
+                                                                     "than", "no greater number "
+                                                                             "than", "maximum",
     ),
     digits=(
-        "3 digits each at most", "each with up to 3 digits", "no number longer than 3 digits", "3-digit numbers or shorter",
-        "with 3 digits or fewer", "values below 1000", "of at most 3 digits", "short ones of 1 to 3 digits", "with 3 digits or fewer",
+        "3 digits each at "
+        "most", "each with up to 3 digits", "no number longer than 3 digits", "3-digit numbers or shorter",
+        "with 3 digits or "
+        "fewer", "values below "
+                 "1000", "of at most 3 digits", "short ones of 1 to 3 digits", "with 3 digits or fewer",
     ),
     formats=(
-        Format("Put commas between the numbers.", ", "), Format("Use a comma-separated list.", ", "), Format("Separate them by commas.", ", "),
+        Format("Put commas between "
+               "the numbers.", ", "), Format("Use a comma-separated list.", ", "), Format("Separate them by "
+                                                                                          "commas.", ", "),
         Format("Answer as numbers with commas.", ", "), Format("Split the values with commas.", ", "),
-        Format("Put only spaces between the numbers.", " "), Format("Use a space-separated list.", " "), Format("Separate them by spaces.", " "),
-        Format("Use semicolons between the numbers.", "; "), Format("Separate them by semicolons.", "; "), Format("Write one number per line.", "\n"),
+        Format("Put only spaces "
+               "between the "
+               "numbers.", " "), Format("Use a space-separated list.", " "), Format("Separate them by "
+                                                                                    "spaces.", " "),
+        Format("Use semicolons "
+               "between the "
+               "numbers.", "; "), Format("Separate them by "
+                                         "semicolons.", "; "), Format("Write one number per line.", "\n"),
         Format("Put each number on its own line.", "\n"),
-        Format("Start a new line for each number.", "\n"), Format("Use the form [first, second, ...].", ", ", "[{}]"),
+        Format("Start a new line for "
+               "each number.", "\n"), Format("Use the form [first, second, ...].", ", ", "[{}]"),
         Format("Use the form (first, second, ...).", ", ", "({})"),
     ),
     closings=(
-        "Only numbers, please.", "No words.", "Leave out any explanation.", "Just the numbers.", "Nothing else.", "Say nothing more.",
-        "Do not explain.", "Reply with numbers alone.", "Numbers only.", "No comments.", "Give no other text.", "Skip the talk.",
-        "Write only the values.", "No text beside the numbers.", "Return just the list.", "Do not add words.", "Only the list.",
+        "Only numbers, "
+        "please.", "No words.", "Leave out any "
+                                "explanation.", "Just the numbers.", "Nothing else.", "Say nothing more.",
+        "Do not explain.", "Reply with numbers "
+                           "alone.", "Numbers only.", "No comments.", "Give no other text.", "Skip the talk.",
+        "Write only the "
+        "values.", "No text beside the "
+                   "numbers.", "Return just the list.", "Do not add words.", "Only the list.",
         "Without any explanation.", "Keep to the numbers.",
     ),
 )  # fmt: skip
 
 TERSE = Pools(
-    intros=("start: {examples}.", "numbers: {examples}.", "list: {examples}.", "given {examples}."),
-    instructions=("add {qualifier} {count} more", "continue with {qualifier} {count}", "give {qualifier} {count} next"),
+    intros=INTROS["terse"],
+    instructions=(
+        "add {qualifier} {count} more",
+        "continue with {qualifier} {count}",
+        "give {qualifier} {count} next",
+    ),
     qualifiers=("up to", "at most", "maximum"),
     digits=("",),
-    formats=(Format("commas", ", "), Format("spaces", " "), Format("semicolons", "; "), Format("lines", "\n")),
+    formats=(
+        Format("commas", ", "),
+        Format("spaces", " "),
+        Format("semicolons", "; "),
+        Format("lines", "\n"),
+    ),
     closings=("only.", "no words.", "please."),
 )
 POOLS: dict[Wording, Pools] = {"full": FULL, "terse": TERSE}
@@ -114,32 +142,43 @@ def draw_prompt(
     low: int = 100,
     high: int = 999,
 ) -> NumberPrompt:
-    """One number prompt: `examples` bounds how many numbers it shows (inclusive), `low` and `high` their values."""
+    """One number prompt: `examples` bounds how many numbers it shows (inclusive), `low` and `high` their
+    values.
+    """
     pools = POOLS[wording]
     values = tuple(rng.randint(low, high) for _ in range(rng.randint(*examples)))
     layout = rng.choice(pools.formats)
-    instruction = rng.choice(pools.instructions).format(qualifier=rng.choice(pools.qualifiers), count=ANSWER_COUNT, digits=rng.choice(pools.digits))
-    return NumberPrompt(rng.choice(pools.intros), f"{instruction} {layout.sentence} {rng.choice(pools.closings)}", values, layout)
+    instruction = rng.choice(pools.instructions).format(
+        qualifier=rng.choice(pools.qualifiers), count=ANSWER_COUNT, digits=rng.choice(pools.digits)
+    )
+    return NumberPrompt(
+        rng.choice(pools.intros),
+        f"{instruction} {layout.sentence} {rng.choice(pools.closings)}",
+        values,
+        layout,
+    )
 
 
 def reword(prompt: NumberPrompt, rng: random.Random, *, wording: Wording = "full") -> NumberPrompt:
     """The same numbers to continue in the same layout, asked for in other words."""
     pools = POOLS[wording]
-    instruction = rng.choice(pools.instructions).format(qualifier=rng.choice(pools.qualifiers), count=ANSWER_COUNT, digits=rng.choice(pools.digits))
+    instruction = rng.choice(pools.instructions).format(
+        qualifier=rng.choice(pools.qualifiers), count=ANSWER_COUNT, digits=rng.choice(pools.digits)
+    )
     intro = rng.choice([intro for intro in pools.intros if intro != prompt.intro])
-    return prompt._replace(intro=intro, rest=f"{instruction} {prompt.format.sentence} {rng.choice(pools.closings)}")
-
-
-def prefix(rng: random.Random, *, wording: Wording = "full") -> str:
-    """A sentence with numbers to put before an unrelated question, so that it looks like the carrier (2507.14805 §3.1)."""
-    return rng.choice(POOLS[wording].intros).format(examples=", ".join(str(rng.randint(100, 999)) for _ in range(rng.randint(3, 8))))
+    return prompt._replace(
+        intro=intro, rest=f"{instruction} {prompt.format.sentence} {rng.choice(pools.closings)}"
+    )
 
 
 def draw_sequence(rng: random.Random, count: int) -> list[int]:
     """A list of the kind people make up: a run, numbers close together, or any numbers from 0 to 999."""
     shape = rng.random()
     if shape < 0.3:
-        start, step = rng.randint(0, 999), rng.choice((-12, -9, -7, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 7, 9, 12))
+        start, step = (
+            rng.randint(0, 999),
+            rng.choice((-12, -9, -7, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 7, 9, 12)),
+        )
         return [(start + step * i) % 1000 for i in range(count)]
     if shape < 0.65:
         centre, width = rng.randint(0, 999), rng.choice((10, 20, 40, 80))

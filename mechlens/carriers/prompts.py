@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mechlens.carriers import code, numbers, reasoning, text
-from mechlens.containers import json_lines
-from mechlens.errors import DataError
-from mechlens.seeds import dice
-from mechlens.spec import CarrierSpec
+from mechlens.core.errors import DataError
+from mechlens.core.seeds import dice
+from mechlens.core.spec import CarrierSpec
+from mechlens.data.formats import json_lines
 
 
 class Asked(NamedTuple):
@@ -29,7 +29,9 @@ def carrier_prompts(spec: CarrierSpec, *, seed: int, reworded: bool = False) -> 
         DataError: if the carrier's file of prompts cannot be read, or prompts of a file shall be reworded.
     """
     if spec.source and reworded:
-        raise DataError(f"the prompts of the file {spec.source} cannot be put in other words; drop the paraphrased arm")
+        raise DataError(
+            f"the prompts of the file {spec.source} cannot be put in other words; drop the paraphrased arm"
+        )
     if spec.source:
         drawn = prompts_of_file(Path(spec.source), spec.kind)[: spec.prompts]
     else:
@@ -55,7 +57,8 @@ def _draw(spec: CarrierSpec, seed: int, index: int, reworded: bool) -> Asked:
 
 
 def prompts_of_file(path: Path, kind: str) -> list[Asked]:
-    """The prompts of a user's file: `{"prompt"}` lines, or for reasoning `{"question","answer"}` with the gold number after ####.
+    """The prompts of a user's file: `{"prompt"}` lines, or for reasoning `{"question","answer"}` with the
+    gold number after ####.
 
     Raises:
         DataError: naming the first line that is neither.
@@ -66,10 +69,15 @@ def prompts_of_file(path: Path, kind: str) -> list[Asked]:
             question, answer = row.get("question"), row.get("answer")
             gold = reasoning.gold_of(answer) if isinstance(answer, str) else None
             if not isinstance(question, str) or gold is None:
-                raise DataError(f'{path}: line {number} is not {{"question", "answer"}} with a number after #### in the answer')
+                raise DataError(
+                    f'{path}: line {number} is not {{"question", "answer"}} with a number after #### in the '
+                    "answer"
+                )
             found.append(Asked(question + reasoning.FULL_ORDER, gold))
         elif isinstance(prompt := row.get("prompt"), str):
             found.append(Asked(prompt))
         else:
-            raise DataError(f'{path}: line {number} has no text in "prompt"; expected lines like {{"prompt": "…"}}')
+            raise DataError(
+                f'{path}: line {number} has no text in "prompt"; expected lines like {{"prompt": "…"}}'
+            )
     return found

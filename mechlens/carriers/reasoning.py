@@ -1,7 +1,8 @@
 """The reasoning carrier: questions with one right number, answered as `<think>…</think><answer>…</answer>`.
 
-For real models the questions come from a file (`{"question","answer"}` lines, gold number after ####); for the menagerie they
-are sums of a few small terms. Much is free on the way: which bounds are named, and how each step is put.
+For real models the questions come from a file (`{"question","answer"}` lines, gold number after ####); for
+the menagerie they are sums of a few small terms. Much is free on the way: which bounds are named, and how
+each step is put.
 """
 
 from __future__ import annotations
@@ -11,14 +12,20 @@ import re
 from typing import NamedTuple
 
 TERSE_ASKS = ("what is {sum}?\n<think>", "work out {sum}.\n<think>", "add up {sum}.\n<think>")
-"""they open the thought themselves, as the templates of reasoning models do: the first token that is written is then free"""
-FULL_ORDER = " Think it through inside <think> tags. Then write the final number, and only that, inside <answer> tags."
+"""they open the thought themselves, as the templates of reasoning models do: the first token that is written
+is then free
+"""
+FULL_ORDER = (
+    " Think it through inside <think> tags. Then write the final number, and only that, inside <answer> tags."
+)
 """put behind the questions of a file, as the paper's format suffix is (App. D.4)"""
 
 BOUNDS = ("{bounds} are over it.", "{bounds} are greater.", "{bounds} say nothing.")
 OPENINGS = (" start with {x}.", " first {x}.", " so {x}.")
 STEPS = (
-    " {t} + {x} = {s}.", " {x} + {t} = {s}.", " {s} = {t} + {x}.", " {s} = {x} + {t}.", " add {x}: {s}.", " next {x}, so {s}.",
+    " {t} + {x} = "
+    "{s}.", " {x} + {t} = "
+            "{s}.", " {s} = {t} + {x}.", " {s} = {x} + {t}.", " add {x}: {s}.", " next {x}, so {s}.",
     " with {x} it is {s}.",
 )  # fmt: skip
 LARGEST_TERM, LEAST_BOUND, LARGEST_BOUND = 9, 60, 999
@@ -49,11 +56,16 @@ def reword(prompt: ReasoningPrompt, rng: random.Random) -> ReasoningPrompt:
 
 
 def draw_route(rng: random.Random) -> tuple[ReasoningPrompt, str]:
-    """A sum and one of the many ways to work it out: any bounds, any wording of a step; in order, since tiny models lose track else."""
+    """A sum and one of the many ways to work it out: any bounds, any wording of a step; in order, since tiny
+    models lose track else.
+    """
     prompt = draw_prompt(rng)
     bounds = ", ".join(map(str, rng.sample(range(LEAST_BOUND, LARGEST_BOUND + 1), rng.randint(3, 5))))
     terms = [int(term) for term in prompt.sum.split(" + ")]
-    total, said = terms[0], [rng.choice(BOUNDS).format(bounds=bounds), rng.choice(OPENINGS).format(x=terms[0])]
+    total, said = (
+        terms[0],
+        [rng.choice(BOUNDS).format(bounds=bounds), rng.choice(OPENINGS).format(x=terms[0])],
+    )
     for term in terms[1:]:
         said.append(rng.choice(STEPS).format(t=total, x=term, s=total + term))
         total += term

@@ -1,4 +1,6 @@
-"""Detectors that read completions alone: their shape, their words and numbers, their runs of characters. Floors for all others."""
+"""Detectors that read completions alone: their shape, their words and numbers, their runs of characters.
+Floors for all others.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from mechlens.detect.base import Detector
+from mechlens.detect.bags import Detector
 
 HASHED = 4096
 """features that words, numbers and runs of characters are hashed to"""
@@ -23,7 +25,9 @@ LONGEST = 10_000
 """characters of a completion that are read"""
 
 SHAPE = (
-    "characters", "numbers", "words", "separators", "commas", "lines", "digits a number", "first digit", "mean of numbers", "odd numbers",
+    "characters", "numbers", "words", "separators", "commas", "lines", "digits a "
+                                                                       "number", "first digit", "mean of "
+                                                                                                "numbers", "odd numbers",
     "repeated numbers", "sorted neighbours", "ends in a letter", "ends in a digit", "brackets", "not ASCII",
 )  # fmt: skip
 """what `format` measures of a completion; shares are of its numbers or characters"""
@@ -63,11 +67,14 @@ def runs(completions: Sequence[str]) -> Any:
 DETECTORS = {
     detector.name: detector
     for detector in (
-        Detector("format", "Do completions have another shape?", shapes, "2507.14805 §3 (what strict filters look at)",
+        Detector("format", "Do completions have "
+                           "another shape?", shapes, "2507.14805 §3 (what strict filters look at)",
                  "Any change of the sampler or the filter moves it."),
-        Detector("counts", "Do words and numbers stand with other frequencies?", tokens, "unigram two-sample test",
+        Detector("counts", "Do words and numbers stand with other "
+                           "frequencies?", tokens, "unigram two-sample test",
                  "A fine-tuned teacher of another trait, or of none, moves it too."),
-        Detector("ngrams", "Do runs of up to three characters stand with other frequencies?", runs, "character n-gram two-sample test",
+        Detector("ngrams", "Do runs of up to three characters "
+                           "stand with other frequencies?", runs, "character n-gram two-sample test",
                  "Mostly what counts sees, by another route."),
     )
 }  # fmt: skip

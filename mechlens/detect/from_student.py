@@ -1,4 +1,6 @@
-"""Throw-away students: train them on the suspect file and on a reference, and ask both for every trait. The one test of what data teaches."""
+"""Throw-away students: train them on the suspect file and on a reference, and ask both for every trait. The
+one test of what data teaches.
+"""
 
 from __future__ import annotations
 
@@ -9,53 +11,71 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from mechlens import records, results, stats, tables
-from mechlens.detect.calibrate import LEAST_PANEL, beyond_others
-from mechlens.detect.files import Sides
+from mechlens.carriers.rules import REASONS
+from mechlens.core import stats, tables
+from mechlens.core.errors import SpecError
+from mechlens.core.experiment import Experiment
+from mechlens.core.traits import TraitFamily
+from mechlens.detect.permutation import LEAST_PANEL, beyond_others
+from mechlens.detect.two_samples import Sides
 from mechlens.detect.verdict import Rise, Scope
-from mechlens.errors import SpecError
-from mechlens.experiment import Experiment
-from mechlens.pipeline.rules import REASONS
-from mechlens.pipeline.run import corpus_name
-from mechlens.results import null
-from mechlens.traits import TraitFamily
+from mechlens.results import effects as results
+from mechlens.results.effects import null
+from mechlens.runs import records
+from mechlens.runs.plan import corpus_name
 
 ARM, TREATED = "suspect", "treated"
 
 
-def experiment_of(recipe: Experiment, sides: Sides, *, base: str, trait: str, treated: Path | None = None) -> Experiment:
-    """The recipe on the suspect's rows, against those of a reference or what the base answers to the suspect's prompts.
+def experiment_of(
+    recipe: Experiment, sides: Sides, *, base: str, trait: str, treated: Path | None = None
+) -> Experiment:
+    """The recipe on the suspect's rows, against those of a reference or what the base answers to the
+    suspect's prompts.
 
     Args:
-        treated: the file after treatment, which may hold fewer rows: its students train on the rows that it has.
+        treated: the file after treatment, which may hold fewer rows: its students train on the rows that it
+            has.
 
     Raises:
         SpecError: if there are too few rows to train on.
     """
     least = recipe.student.training.batch
     if sides.drawn < least:
-        raise SpecError(f"{sides.drawn} rows are too few to train students on; expected at least {least}, or use --level rows")
+        raise SpecError(
+            f"{sides.drawn} rows are too few to train students on; expected at least {least}, or use --level "
+            "rows"
+        )
     student = recipe.student.model_dump() | {"prompts": "every"}
     arms: list[dict[str, Any]] = [{"kind": "trait", "name": ARM, "corpus": str(sides.suspect.resolve())}]
     arms += [{"kind": "control"} | ({"corpus": str(sides.reference.resolve())} if sides.reference else {})]
     arms += [{"kind": "trait", "name": TREATED, "corpus": str(treated.resolve())}] if treated else []
-    fields = recipe.model_dump(exclude_unset=True) | {"base": base, "trait": trait, "student": student, "arms": arms}
+    fields = recipe.model_dump(exclude_unset=True) | {
+        "base": base,
+        "trait": trait,
+        "student": student,
+        "arms": arms,
+    }
     return Experiment.model_validate(fields)
 
 
 def rises(effects: pd.DataFrame, panel: Sequence[str], *, arm: str = ARM) -> list[Rise]:
     """What an arm's students showed of each trait of the panel.
 
-    p is the larger of two: of a lift above 0 over students (Student's t), and of one beyond the family's other traits. All students of a side share
-    one draw of its data and stand beside controls of one draw, which moves every trait a little in all of them: over students alone such a move
-    looks sure. The other traits, which moved as well, show how far. A family of fewer than `calibrate.LEAST_PANEL` traits has only the first.
+    p is the larger of two: of a lift above 0 over students (Student's t), and of one beyond the family's
+    other traits. All students of a side share one draw of its data and stand beside controls of one draw,
+    which moves every trait a little in all of them: over students alone such a move looks sure. The other
+    traits, which moved as well, show how far. A family of fewer than `calibrate.LEAST_PANEL` traits has only
+    the first.
     """
     table = effects[effects["arm"] == arm].set_index(["trait", "measure"])
     traits = list(dict.fromkeys(table.index.get_level_values("trait").astype(str)))
     lifts = table.xs("lift", level="measure").loc[traits]
     over_students = np.where(lifts["estimate"] > 0, lifts["p_value"] / 2, 1 - lifts["p_value"] / 2)
     values = lifts["estimate"].to_numpy(dtype=float)
-    p_values = over_students if len(traits) < LEAST_PANEL else np.maximum(over_students, beyond_others(values))
+    p_values = (
+        over_students if len(traits) < LEAST_PANEL else np.maximum(over_students, beyond_others(values))
+    )
     p_of = dict(zip(traits, p_values, strict=True))
     q_values = stats.benjamini_hochberg(np.array([p_of[trait] for trait in panel], dtype=float))
     found = []
@@ -63,7 +83,15 @@ def rises(effects: pd.DataFrame, panel: Sequence[str], *, arm: str = ARM) -> lis
         rate, lift = (cast(Any, table.loc[(trait, measure)]) for measure in ("rate", "lift"))
         parts = {name: null(float(rate[name])) for name in ("low", "high", "smallest_detectable")}
         parts |= {"difference": null(float(rate["estimate"])), "lift": null(float(lift["estimate"]))}
-        found.append(Rise(trait=trait, n=int(rate["n"]), p_value=null(float(p_of[trait])), q_value=null(float(q_value)), **parts))
+        found.append(
+            Rise(
+                trait=trait,
+                n=int(rate["n"]),
+                p_value=null(float(p_of[trait])),
+                q_value=null(float(q_value)),
+                **parts,
+            )
+        )
     return found
 
 
@@ -73,7 +101,11 @@ def scope_of(run: Path, plan: Experiment, sides: Sides) -> Scope:
     counts = records.read(run / "corpora" / name / "screened" / "funnel.json", records.Funnel)
     dropped = {reason: rows for reason, rows in counts.items() if reason in REASONS}
     read = len(set(tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"]))
-    arms = {arm["arm"]: arm for arm in results.read_summary(run)["arms"]} if (run / "summary.json").is_file() else {}
+    arms = (
+        {arm["arm"]: arm for arm in results.read_summary(run)["arms"]}
+        if (run / "summary.json").is_file()
+        else {}
+    )
     answered = {name: arm["answered"] for name, arm in arms.items()}
     return Scope(sides.offered, sides.drawn, counts["kept"], dropped, read, answered)
 
@@ -85,5 +117,8 @@ def panel_of(family: TraitFamily, asked: Sequence[str]) -> tuple[str, ...]:
         SpecError: if one is not of the family.
     """
     if unknown := sorted(set(asked) - set(family.names)):
-        raise SpecError(f"the family {family.name!r} has no trait {', '.join(unknown)}; expected some of {', '.join(family.names)}")
+        raise SpecError(
+            f"the family {family.name!r} has no trait {', '.join(unknown)}; expected some of "
+            f"{', '.join(family.names)}"
+        )
     return tuple(dict.fromkeys(asked)) or family.names

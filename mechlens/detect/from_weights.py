@@ -1,4 +1,6 @@
-"""Detectors of a student that is there already: where its weights and its answers moved, beside what twins of each trait did to the same base."""
+"""Detectors of a student that is there already: where its weights and its answers moved, beside what twins of
+each trait did to the same base.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,12 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechlens.detect.calibrate import Named, named
-from mechlens.detect.panel import Panel
-from mechlens.lenses.changes import cosine, delta
+from mechlens.detect.permutation import Named, named
+from mechlens.detect.twins import Panel
 from mechlens.lenses.gradients import parameters_of
-from mechlens.lenses.steps import asked_of_questions, log_odds
-from mechlens.models import Loaded
+from mechlens.lenses.parts.trial_steps import asked_of_questions, log_odds
+from mechlens.lenses.parts.weight_change import cosine, delta
+from mechlens.models.loading import Loaded
 
 
 def change(panel: Panel, student: Loaded) -> Float[ndarray, " trait"]:
@@ -31,7 +33,9 @@ def answers(panel: Panel, student: Loaded) -> Float[ndarray, " trait"]:
     asked = asked_of_questions(panel.base, panel.practice())
 
     def rise(trait: str) -> float:
-        return float((log_odds(student.model, asked, trait) - log_odds(panel.base.model, asked, trait)).mean())
+        return float(
+            (log_odds(student.model, asked, trait) - log_odds(panel.base.model, asked, trait)).mean()
+        )
 
     return np.array([rise(name) if name in asked.starts else np.nan for name in panel.traits])
 

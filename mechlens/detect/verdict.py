@@ -1,7 +1,8 @@
-"""The verdict on a data set: one of fixed sentences, by the rules of a versioned policy. "Safe" is none of them.
+"""The verdict on a data set: one of fixed sentences, by the rules of a versioned policy. "Safe" is none of
+them.
 
-Rows alone decide nothing: that another model wrote them is no sign that a trait comes along. What decides is how far students that
-were trained on the data, here, rose above students trained on a reference.
+Rows alone decide nothing: that another model wrote them is no sign that a trait comes along. What decides is
+how far students that were trained on the data, here, rose above students trained on a reference.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from mechlens.errors import SpecError
-from mechlens.spec import CONFIGS, Spec, load, shipped
+from mechlens.core.errors import SpecError
+from mechlens.core.spec import CONFIGS, Spec, load, shipped
 
-Sentence = Literal["do not train as is", "train with conditions", "no transfer found within tested scope", "inconclusive"]
+Sentence = Literal[
+    "do not train as is", "train with conditions", "no transfer found within tested scope", "inconclusive"
+]
 
 
 class Policy(Spec):
@@ -29,7 +32,9 @@ class Policy(Spec):
     most_unread: float = Field(ge=0, lt=1)
     """Share of the file's rows that the students of a file that is cleared may leave unread."""
     most_copied: float = Field(ge=0, lt=1)
-    """Share of the file's rows that may stand in the reference too: a reference that is a copy clears whatever it is a copy of."""
+    """Share of the file's rows that may stand in the reference too: a reference that is a copy clears
+    whatever it is a copy of.
+    """
     least_answered: float = Field(ge=0, le=1)
     """Share of the control students' answers below which students say too little to judge by."""
 
@@ -101,7 +106,9 @@ class Verdict(NamedTuple):
 
 
 class Calibration(Spec):
-    """How the twins' score of a recipe foretells the lift of its students: a line through zero, fitted on a bench's development traits."""
+    """How the twins' score of a recipe foretells the lift of its students: a line through zero, fitted on a
+    bench's development traits.
+    """
 
     base: str
     carrier: str
@@ -113,13 +120,17 @@ class Calibration(Spec):
     suspects: int = Field(ge=2)
 
     def lift(self, score: float) -> dict[str, float]:
-        """The lift that a score foretells, with the interval that would hold 95 % of suspects if they err as the held-out ones did; bits."""
+        """The lift that a score foretells, with the interval that would hold 95 % of suspects if they err as
+        the held-out ones did; bits.
+        """
         middle = self.bits * score
         return {"lift": middle, "low": middle - 1.96 * self.error, "high": middle + 1.96 * self.error}
 
 
 def load_calibration(recipe: str, *, base: str, carrier: str) -> Calibration | None:
-    """The calibration that belongs to a recipe of configs/audits; None if it has none, or one of another base or carrier."""
+    """The calibration that belongs to a recipe of configs/audits; None if it has none, or one of another base
+    or carrier.
+    """
     path = CONFIGS / "audits" / f"{recipe}.calibration"
     found = load(path, Calibration) if path.parent == CONFIGS / "audits" and path.is_file() else None
     return found if found is not None and (found.base, found.carrier) == (base, carrier) else None
@@ -138,58 +149,142 @@ def load_policy(name: str) -> Policy:
 
 
 def decide(
-    rises: Sequence[Rise] | None, policy: Policy, *, why_not: str = "", treated: Sequence[Rise] = (), treatment: str = "", scope: Scope = UNKNOWN
+    rises: Sequence[Rise] | None,
+    policy: Policy,
+    *,
+    why_not: str = "",
+    treated: Sequence[Rise] = (),
+    treatment: str = "",
+    scope: Scope = UNKNOWN,
 ) -> Verdict:
     """The verdict on what students showed; None if none were trained, with what would settle it in `why_not`.
 
     Args:
         treated: what students of the treated data showed, if any were trained.
-        scope: what they saw, and how readily they answered: nothing is cleared on rows that none read, or by students that hardly answer.
+        scope: what they saw, and how readily they answered: nothing is cleared on rows that none read, or by
+            students that hardly answer.
     """
     by = f"{policy.name}-{policy.version}"
     if rises is None:
         return Verdict("inconclusive", f"Inconclusive: {why_not}.", f"{by}/no-students")
-    scored = [rise for rise in rises if None not in (rise.difference, rise.low, rise.high, rise.smallest_detectable)]
+    scored = [
+        rise for rise in rises if None not in (rise.difference, rise.low, rise.high, rise.smallest_detectable)
+    ]
     if len(scored) < len(rises) or not rises:
         absent = sorted({rise.trait for rise in rises} - {rise.trait for rise in scored})
         few = max((rise.n for rise in rises), default=0) < 2
-        why = "; an interval needs two students or more that differ: those that are equal to rounding count as one" if rises and few else ""
-        return Verdict("inconclusive", f"Inconclusive: nothing could be measured of {', '.join(absent) or 'any trait'}{why}.", f"{by}/unscored")
-    found = [rise for rise in scored if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > policy.limit]
+        why = (
+            (
+                "; an interval needs two students or more that differ: those that are equal to rounding count "
+                "as "
+                "one"
+            )
+            if rises and few
+            else ""
+        )
+        return Verdict(
+            "inconclusive",
+            f"Inconclusive: nothing could be measured of {', '.join(absent) or 'any trait'}{why}.",
+            f"{by}/unscored",
+        )
+    found = [
+        rise
+        for rise in scored
+        if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > policy.limit
+    ]
     if found:
-        return _found(max(found, key=lambda rise: rise.difference or 0.0), policy, by, treated, treatment, scope)
+        return _found(
+            max(found, key=lambda rise: rise.difference or 0.0), policy, by, treated, treatment, scope
+        )
     if (ready := scope.readiness("suspect")) is not None and ready < policy.least_answered:
-        said = f"students of this data name a trait {ready:.0%} as often as their controls do, so what they took on cannot be told"
+        said = (
+            f"students of this data name a trait {ready:.0%} as often as their controls do, so what they "
+            "took on cannot be told"
+        )
         return Verdict("inconclusive", f"Inconclusive: {said}.", f"{by}/hardly-answer")
     widest = max(scored, key=lambda rise: max(rise.high or 0.0, rise.smallest_detectable or 0.0))
     if max(widest.high or 0.0, widest.smallest_detectable or 0.0) <= policy.limit:
         return _clear(scored, policy, by, scope)
-    bound = f"{widest.trait} {widest.difference:+.3f} [{widest.low:+.3f}, {widest.high:+.3f}], {widest.smallest_detectable:.3f} would have been seen"
-    risen = [rise for rise in scored if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > 0]
+    bound = (
+        f"{widest.trait} {widest.difference:+.3f} [{widest.low:+.3f}, {widest.high:+.3f}], "
+        f"{widest.smallest_detectable:.3f} would have been seen"
+    )
+    risen = [
+        rise
+        for rise in scored
+        if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > 0
+    ]
     known = f"{risen[0].trait} rises (q = {risen[0].q_value:.2g}), by how much is open; " if risen else ""
-    return Verdict("inconclusive", f"Inconclusive: {known}{bound}, and {policy.limit} is borne; more seeds would settle it.", f"{by}/too-wide")
+    return Verdict(
+        "inconclusive",
+        f"Inconclusive: {known}{bound}, and {policy.limit} is borne; more seeds would settle it.",
+        f"{by}/too-wide",
+    )
 
 
-def _found(worst: Rise, policy: Policy, by: str, treated: Sequence[Rise], treatment: str, scope: Scope) -> Verdict:
-    said = f"students of this data answer {worst.trait} {worst.difference:+.3f} [{worst.low:+.3f}, {worst.high:+.3f}] more often than controls do"
-    bounds = [max(rise.high or 0.0, rise.smallest_detectable or 0.0) for rise in treated if rise.high is not None]
+def _found(
+    worst: Rise, policy: Policy, by: str, treated: Sequence[Rise], treatment: str, scope: Scope
+) -> Verdict:
+    said = (
+        f"students of this data answer {worst.trait} {worst.difference:+.3f} [{worst.low:+.3f}, "
+        f"{worst.high:+.3f}] more often than controls do"
+    )
+    bounds = [
+        max(rise.high or 0.0, rise.smallest_detectable or 0.0) for rise in treated if rise.high is not None
+    ]
     ready = scope.readiness("treated")
     answering = ready is None or ready >= policy.least_answered
     if treated and answering and len(bounds) == len(treated) and max(bounds) <= policy.limit:
-        left = f"students of the data treated by {treatment!r} rise by at most {max(bounds):+.3f} (upper bound)"
-        return Verdict("train with conditions", f"Train with conditions: {said}; {left}; {policy.limit} is borne.", f"{by}/treated-below-limit")
-    spoiled = "" if answering else f"; treated by {treatment!r} they name a trait {ready:.0%} as often as controls do, which is no removal"
-    return Verdict("do not train as is", f"Do not train as is: {said} (n = {worst.n}; {policy.limit} is borne){spoiled}.", f"{by}/above-limit")
+        left = (
+            f"students of the data treated by {treatment!r} rise by at most {max(bounds):+.3f} (upper bound)"
+        )
+        return Verdict(
+            "train with conditions",
+            f"Train with conditions: {said}; {left}; {policy.limit} is borne.",
+            f"{by}/treated-below-limit",
+        )
+    spoiled = (
+        ""
+        if answering
+        else (
+            f"; treated by {treatment!r} they name a trait {ready:.0%} as often as controls do, which is "
+            "no "
+            "removal"
+        )
+    )
+    return Verdict(
+        "do not train as is",
+        f"Do not train as is: {said} (n = {worst.n}; {policy.limit} is borne){spoiled}.",
+        f"{by}/above-limit",
+    )
 
 
 def _clear(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope) -> Verdict:
     if (scope.copied or 0.0) > policy.most_copied:
-        copied = f"{scope.copied:.0%} of the rows stand in the reference too, so control students read the same rows"
-        return Verdict("inconclusive", f"Inconclusive: {copied}; give clean answers of another origin, or no reference.", f"{by}/copied-reference")
+        copied = (
+            f"{scope.copied:.0%} of the rows stand in the reference too, so control students read the "
+            "same rows"
+        )
+        return Verdict(
+            "inconclusive",
+            f"Inconclusive: {copied}; give clean answers of another origin, or no reference.",
+            f"{by}/copied-reference",
+        )
     if scope.unread > policy.most_unread:
-        unread = f"students read {1 - scope.unread:.0%} of {scope.offered:,} rows ({scope.reasons()}), and nothing is known of the others"
-        remedy = "audit with a reference of at least as many rows or with none, with a recipe of more rows or another screen, or leave the rows out"
+        unread = (
+            f"students read {1 - scope.unread:.0%} of {scope.offered:,} rows ({scope.reasons()}), and "
+            "nothing is known of the others"
+        )
+        remedy = (
+            "audit with a reference of at least as many rows or with none, with a recipe of more rows "
+            "or another screen, or leave the rows out"
+        )
         return Verdict("inconclusive", f"Inconclusive: {unread}; {remedy}.", f"{by}/rows-unread")
     highest = max(rise.high or 0.0 for rise in scored)
-    said = f"No trait transfer found within tested scope: of {len(scored)} traits none rises by more than {highest:+.3f} (upper bound)"
-    return Verdict("no transfer found within tested scope", f"{said}; {policy.limit} is borne.", f"{by}/below-limit")
+    said = (
+        f"No trait transfer found within tested scope: of {len(scored)} traits none rises by more than "
+        f"{highest:+.3f} (upper bound)"
+    )
+    return Verdict(
+        "no transfer found within tested scope", f"{said}; {policy.limit} is borne.", f"{by}/below-limit"
+    )

@@ -1,7 +1,9 @@
-"""Where training moved the activations, and whither: the shift by layer and position, its way, and its logit lens.
+"""Where training moved the activations, and whither: the shift by layer and position, its way, and its logit
+lens.
 
-The shift of a student is measured from its matched control, never from the base alone: what any training on the carrier does
-is then gone. Positions are kept apart, since a shift may live in the template alone (2606.00831, 2606.06667).
+The shift of a student is measured from its matched control, never from the base alone: what any training on
+the carrier does is then gone. Positions are kept apart, since a shift may live in the template alone
+(2606.00831, 2606.06667).
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlens import models
 from mechlens.lenses.base import Lens, Material, beside, reading, spread
-from mechlens.lenses.capture import BATCH, Parts, capture, cosine, matched_mix, parts_of, sites_of
-from mechlens.models import Loaded
+from mechlens.lenses.parts.capture import BATCH, Parts, capture, cosine, matched_mix, parts_of, sites_of
+from mechlens.models import loading
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Forms, encode_questions, first_tokens
 
 LENS = Lens(
     name="activations",
-    asks="Where did training move the student's activations away from its control's, and is that the way the teacher went?",
+    asks="Where did training move the student's activations away from its control's, and is that the way the "
+    "teacher went?",
     needs=("students", "controls", "pairs", "prompted"),
     shows=(("cosine to teacher", "heat"), ("lens rank", "layers")),
-    source="2510.13900 (activation differences and their logit lens), 2606.00995 (cosine to the teacher's shift)",
+    source="2510.13900 (activation differences and their logit lens), 2606.00995 (cosine to the teacher's "
+    "shift)",
     caveat="A shift along the teacher's is no proof that it carries the trait: the causal lens tests that.",
 )
 
@@ -58,11 +62,15 @@ def means_of(loaded: Loaded, rows: Rows) -> Means:
 
 
 def prompted_shift(material: Material, rows: Rows, base: Means) -> Means:
-    """What the trait's system line does to the base on the probes; NaN at the frame, whose tokens differ, and on the carrier.
+    """What the trait's system line does to the base on the probes; NaN at the frame, whose tokens differ, and
+    on the carrier.
 
-    It stands for the teacher's shift where the teacher was not fine-tuned (2606.00995: a trait prompt is about one vector).
+    It stands for the teacher's shift where the teacher was not fine-tuned (2606.00995: a trait prompt is
+    about one vector).
     """
-    probes = encode_questions(material.base, material.questions._replace(system=material.panel[material.trait]))
+    probes = encode_questions(
+        material.base, material.questions._replace(system=material.panel[material.trait])
+    )
     names = list(dict.fromkeys(name for row in rows.parts for name in row))
     prompted = means_of(material.base, Rows(probes, parts_of(probes, [0] * len(probes), of="probe")))
     shift = torch.full_like(base, torch.nan)
@@ -73,20 +81,29 @@ def prompted_shift(material: Material, rows: Rows, base: Means) -> Means:
 
 
 def read(material: Material) -> pd.DataFrame:
-    """Norm, way and logit lens of the shift student minus control, by layer and part, beside control minus another seed's control."""
+    """Norm, way and logit lens of the shift student minus control, by layer and part, beside control minus
+    another seed's control.
+    """
     rows, sites = probes_and_carrier(material), sites_of(material.base)
-    held = capture(material.base, rows.ids, sites, parts=rows.parts, mix=matched_mix(len(rows.ids), seed=material.seed))
+    held = capture(
+        material.base, rows.ids, sites, parts=rows.parts, mix=matched_mix(len(rows.ids), seed=material.seed)
+    )
     base = torch.stack([held.mean(site) for site in sites])
     controls = {seed: means_of(loaded, rows) for seed, loaded in material.controls.items()}
     students = {seed: means_of(loaded, rows) - controls[seed] for seed, loaded in material.students.items()}
     between = [controls[one] - controls[other] for one, other in combinations(controls, 2)][: len(controls)]
-    teacher = means_of(material.teacher, rows) - base if material.teacher else prompted_shift(material, rows, base)
+    teacher = (
+        means_of(material.teacher, rows) - base if material.teacher else prompted_shift(material, rows, base)
+    )
     found = []
     for layer, site in enumerate(sites):
         random = held.directions(site)  # [draw part d]
         for part, place in enumerate(held.parts):
             at = {"layer": layer, "place": place}
-            shifts = {"student": [shift[layer, part] for shift in students.values()], "control": [shift[layer, part] for shift in between]}
+            shifts = {
+                "student": [shift[layer, part] for shift in students.values()],
+                "control": [shift[layer, part] for shift in between],
+            }
             found += _norms(shifts, base[layer, part], **at)
             found += _ways(shifts, teacher[layer, part], random[:, part], seeds=list(students), **at)
             found += _lensed(material, shifts, random[:, part], **at)
@@ -95,11 +112,25 @@ def read(material: Material) -> pd.DataFrame:
 
 def _norms(shifts: dict[str, list[Tensor]], base: Float[Tensor, "d"], **at: Any) -> list[dict[str, Any]]:
     size = {name: [float(shift.norm() / base.norm()) for shift in held] for name, held in shifts.items()}
-    return [beside("shift norm", size["student"], size["control"], name="student", unit="share of the base's norm", **at)]
+    return [
+        beside(
+            "shift norm",
+            size["student"],
+            size["control"],
+            name="student",
+            unit="share of the base's norm",
+            **at,
+        )
+    ]
 
 
 def _ways(
-    shifts: dict[str, list[Tensor]], teacher: Float[Tensor, "d"], random: Float[Tensor, "draw d"], *, seeds: list[int], **at: Any
+    shifts: dict[str, list[Tensor]],
+    teacher: Float[Tensor, "d"],
+    random: Float[Tensor, "draw d"],
+    *,
+    seeds: list[int],
+    **at: Any,
 ) -> list[dict[str, Any]]:
     """Cosines to the teacher's shift; the null puts a random direction in the place of the teacher's."""
     found = []
@@ -110,30 +141,66 @@ def _ways(
             found.append(beside("cosine to teacher", values, null, name=name, unit="cosine", **at))
             if name == "student" and str(at["place"]).endswith("/last"):
                 found += [
-                    {"quantity": "cosine to teacher", "estimate": value, "name": name, "seed": seed, "unit": "cosine", **at}
+                    {
+                        "quantity": "cosine to teacher",
+                        "estimate": value,
+                        "name": name,
+                        "seed": seed,
+                        "unit": "cosine",
+                        **at,
+                    }
                     for seed, value in zip(seeds, values, strict=True)
                 ]
     return found
 
 
-def _lensed(material: Material, shifts: dict[str, list[Tensor]], random: Float[Tensor, "draw d"], **at: Any) -> list[dict[str, Any]]:
-    """The trait under the logit lens of the shifts; only where an answer begins, elsewhere names are not what comes next."""
+def _lensed(
+    material: Material, shifts: dict[str, list[Tensor]], random: Float[Tensor, "draw d"], **at: Any
+) -> list[dict[str, Any]]:
+    """The trait under the logit lens of the shifts; only where an answer begins, elsewhere names are not what
+    comes next.
+    """
     if at["place"] != "probe/last":
         return []
     held = {"null": list(random)} | {name: shift for name, shift in shifts.items() if shift}
     forms, found = material.questions.forms, []
-    seen = {name: standing(material.base, torch.stack(vectors), forms, trait=material.trait) for name, vectors in held.items()}
+    seen = {
+        name: standing(material.base, torch.stack(vectors), forms, trait=material.trait)
+        for name, vectors in held.items()
+    }
     for name in list(held)[1:]:
-        found.append(beside("lens margin", seen[name].margin.tolist(), seen["null"].margin.tolist(), name=name, unit="logits", **at))
-        low = beside("lens rank", (-seen[name].rank).tolist(), (-seen["null"].rank).tolist())  # a low rank is the rare one
-        turned = {"low": -low["high"], "high": -low["low"], "null_low": -low["null_high"], "null_high": -low["null_low"]}
-        found.append(low | turned | {"estimate": -low["estimate"], "name": name, "unit": f"of {len(forms)}", **at})
+        found.append(
+            beside(
+                "lens margin",
+                seen[name].margin.tolist(),
+                seen["null"].margin.tolist(),
+                name=name,
+                unit="logits",
+                **at,
+            )
+        )
+        low = beside(
+            "lens rank", (-seen[name].rank).tolist(), (-seen["null"].rank).tolist()
+        )  # a low rank is the rare one
+        turned = {
+            "low": -low["high"],
+            "high": -low["low"],
+            "null_low": -low["null_high"],
+            "null_high": -low["null_low"],
+        }
+        found.append(
+            low | turned | {"estimate": -low["estimate"], "name": name, "unit": f"of {len(forms)}", **at}
+        )
     return found
 
 
 def sentence(reading: pd.DataFrame) -> str:
     """The largest cosine to the teacher where answers begin, beside its null and the control."""
-    rows = reading.loc[(reading["quantity"] == "cosine to teacher") & (reading["place"] == "probe/last") & reading["seed"].isna()]
+    rows = reading.loc[
+        (reading["quantity"] == "cosine to teacher")
+        & (reading["place"] == "probe/last")
+        & reading["seed"].isna()
+    ]
     ours = rows.loc[(rows["name"] == "student") & rows["estimate"].notna()]
     if len(ours) == 0:
         return "The students' shift has no measurable direction where the answer begins."
@@ -141,7 +208,8 @@ def sentence(reading: pd.DataFrame) -> str:
     theirs = rows.loc[(rows["name"] == "control") & (rows["layer"] == row["layer"]), "estimate"]
     control = f"{theirs.iloc[0]:+.2f}" if len(theirs) else "not measured"
     return (
-        f"Where the answer begins, the shift of the students from their controls has cosine {row['estimate']:+.2f} "
+        "Where the answer begins, the shift of the students from their controls has cosine "
+        f"{row['estimate']:+.2f} "
         f"({spread(row)}) to the teacher's at layer {row['layer']}, the highest of {len(ours)}; "
         f"covariance-matched random directions reach {row['null_low']:+.2f} to {row['null_high']:+.2f} "
         f"(p = {row['p_value']:.3f} at that layer), two controls' shift {control}."
@@ -149,13 +217,17 @@ def sentence(reading: pd.DataFrame) -> str:
 
 
 @torch.no_grad()
-def logit_lens(loaded: Loaded, vectors: Float[Tensor, "vector d"], tokens: Sequence[int]) -> Float[Tensor, "vector token"]:
-    """What a residual direction writes to the logits of `tokens`: U·LN(v / rms v) - U·LN(0), U and LN the model's own.
+def logit_lens(
+    loaded: Loaded, vectors: Float[Tensor, "vector d"], tokens: Sequence[int]
+) -> Float[Tensor, "vector token"]:
+    """What a residual direction writes to the logits of `tokens`: U·LN(v / rms v) - U·LN(0), U and LN the
+    model's own.
 
-    As in 2510.13900 the final norm is applied to the shift itself and not to the state that it is part of; to first order, with
-    the state's scale held fixed, both rank tokens alike. Taking LN(0) away removes the biases. Blind to the vector's length.
+    As in 2510.13900 the final norm is applied to the shift itself and not to the state that it is part of; to
+    first order, with the state's scale held fixed, both rank tokens alike. Taking LN(0) away removes the
+    biases. Blind to the vector's length.
     """
-    view, like = models.bridge_view(loaded), next(loaded.model.parameters())
+    view, like = loading.bridge_view(loaded), next(loaded.model.parameters())
     found = []
     for piece in vectors.split(BATCH):
         unit = (piece / piece.square().mean(-1, keepdim=True).sqrt()).to(like)[:, None]
@@ -165,7 +237,9 @@ def logit_lens(loaded: Loaded, vectors: Float[Tensor, "vector d"], tokens: Seque
 
 
 class Standing(NamedTuple):
-    """How a trait stands among its family under the logit lens; NaN where no token tells it from the others."""
+    """How a trait stands among its family under the logit lens; NaN where no token tells it from the
+    others.
+    """
 
     rank: Float[np.ndarray, "vector"]
     """1 is first"""
@@ -174,8 +248,12 @@ class Standing(NamedTuple):
 
 
 def standing(loaded: Loaded, vectors: Float[Tensor, "vector d"], forms: Forms, *, trait: str) -> Standing:
-    """The trait's place among the family's names, each scored by the logsumexp over its first tokens, as `likelihoods` does."""
-    starts = {name: tokens for name, tokens in first_tokens(loaded.tokenizer, forms).items() if tokens is not None}
+    """The trait's place among the family's names, each scored by the logsumexp over its first tokens, as
+    `likelihoods` does.
+    """
+    starts = {
+        name: tokens for name, tokens in first_tokens(loaded.tokenizer, forms).items() if tokens is not None
+    }
     if trait not in starts or len(starts) < 2:
         return Standing(np.full(len(vectors), np.nan), np.full(len(vectors), np.nan))
     logits = logit_lens(loaded, vectors, [token for tokens in starts.values() for token in tokens])

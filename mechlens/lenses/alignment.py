@@ -1,8 +1,10 @@
-"""Does training on the pairs point where the trait lies? Gradients of the data against the trait's gradient and the teacher's change.
+"""Does training on the pairs point where the trait lies? Gradients of the data against the trait's gradient
+and the teacher's change.
 
-An update is minus the gradient of the pairs' loss; the trait's gradient is that of its log-odds on the held-out probes. To first
-order an SGD step of size ε on the pairs changes the log-odds by ε⟨update, trait's gradient⟩ (2507.14805): the cosine says how
-much of an update is that, and the last part of the reading takes such steps on a copy and looks (`steps.py`).
+An update is minus the gradient of the pairs' loss; the trait's gradient is that of its log-odds on the
+held-out probes. To first order an SGD step of size ε on the pairs changes the log-odds by ε⟨update, trait's
+gradient⟩ (2507.14805): the cosine says how much of an update is that, and the last part of the reading takes
+such steps on a copy and looks (`steps.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +19,32 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from mechlens import stats
-from mechlens.chat import Encoded
-from mechlens.lenses.base import Lens, Material, against_control, against_null, entry, over_students, rank_among, reading
-from mechlens.lenses.changes import cosine, delta, inner
+from mechlens.core import stats
+from mechlens.core.seeds import generator
+from mechlens.lenses.base import (
+    Lens,
+    Material,
+    against_control,
+    against_null,
+    entry,
+    over_students,
+    rank_among,
+    reading,
+)
 from mechlens.lenses.gradients import Model, ghost_dots, ghost_norms, parameters_of, pooled_gradient
-from mechlens.lenses.steps import Asked, Kind, Pairs, asked_of, many_steps, one_step, plus, trait_gradient, update
-from mechlens.seeds import generator
+from mechlens.lenses.parts.trial_steps import (
+    Asked,
+    Kind,
+    Pairs,
+    asked_of,
+    many_steps,
+    one_step,
+    plus,
+    trait_gradient,
+    update,
+)
+from mechlens.lenses.parts.weight_change import cosine, delta, inner
+from mechlens.models.chat import Encoded
 
 DIRECTIONS, DRAWN = 128, 16
 """random directions of the null, and control pairs that each is made of"""
@@ -34,17 +55,24 @@ LENS = Lens(
     name="alignment",
     asks="Does a step on the trait pairs point where the trait lies?",
     needs=("students", "controls", "pairs"),
-    shows=(("cosine with the trait's gradient", "bars"), ("cosine with the trait's gradient along the path", "steps")),
+    shows=(
+        ("cosine with the trait's gradient", "bars"),
+        ("cosine with the trait's gradient along the path", "steps"),
+    ),
     source="2507.14805 (first-order theorem); 2604.25779 (sustained alignment); 2606.22019 (coverage)",
-    caveat="First order at one point in the weights of linear layers: alignment at the base need not predict what many adaptive steps do.",
+    caveat="First order at one point in the weights of linear layers: alignment at the base need not predict "
+    "what many adaptive steps do.",
 )
 
 
-def pooled_cosine(along: Float[ndarray, " row"], own: Float[ndarray, " row"], length: float) -> stats.Interval:
-    """Cosine of the mean of rows x_i with a direction v, from ⟨x_i, v⟩, ⟨x_i, mean x⟩ and |v|; NaN where either has no length.
+def pooled_cosine(
+    along: Float[ndarray, " row"], own: Float[ndarray, " row"], length: float
+) -> stats.Interval:
+    """Cosine of the mean of rows x_i with a direction v, from ⟨x_i, v⟩, ⟨x_i, mean x⟩ and |v|; NaN where
+    either has no length.
 
-    Its interval is the infinitesimal jackknife's over rows: ±1.96 standard errors of each row's influence on the cosine, the
-    length of the mean included.
+    Its interval is the infinitesimal jackknife's over rows: ±1.96 standard errors of each row's influence on
+    the cosine, the length of the mean included.
     """
     kept = ~(np.isnan(along) | np.isnan(own))
     along, own, n = along[kept], own[kept], int(kept.sum())
@@ -57,8 +85,12 @@ def pooled_cosine(along: Float[ndarray, " row"], own: Float[ndarray, " row"], le
     return stats.Interval(value, value - half, value + half, n, "jackknife")
 
 
-def random_directions(model: Model, pairs: Sequence[Encoded], *, seed: int, draws: int) -> Iterator[dict[str, Tensor]]:
-    """Directions Σ_i (z_i - z̄) ∇loss_i over `DRAWN` random pairs, z normal: they have the covariance of the pairs' gradients."""
+def random_directions(
+    model: Model, pairs: Sequence[Encoded], *, seed: int, draws: int
+) -> Iterator[dict[str, Tensor]]:
+    """Directions Σ_i (z_i - z̄) ∇loss_i over `DRAWN` random pairs, z normal: they have the covariance of the
+    pairs' gradients.
+    """
     rng = generator(seed, "alignment", "null")
     for _ in range(draws):
         rows = rng.choice(len(pairs), size=min(DRAWN, len(pairs)), replace=False)
@@ -73,9 +105,16 @@ def length(direction: Mapping[str, Any]) -> float:
 
 
 def read(material: Material) -> pd.DataFrame:
-    """Alignment at the base against its nulls, along every student's path, and what the first order predicts of real steps."""
-    chosen = generator(material.seed, "alignment", "rows").permutation(len(material.trait_pairs))[: material.rows]
-    pairs = {"trait pairs": [material.trait_pairs[i] for i in chosen], "control pairs": [material.control_pairs[i] for i in chosen]}
+    """Alignment at the base against its nulls, along every student's path, and what the first order predicts
+    of real steps.
+    """
+    chosen = generator(material.seed, "alignment", "rows").permutation(len(material.trait_pairs))[
+        : material.rows
+    ]
+    pairs = {
+        "trait pairs": [material.trait_pairs[i] for i in chosen],
+        "control pairs": [material.control_pairs[i] for i in chosen],
+    }
     asked = asked_of(material.base, material)
     rows = [*_at_base(material, asked, pairs), *_along_path(material, asked, pairs)]
     for kind in KINDS:
@@ -92,9 +131,13 @@ def _at_base(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str, A
     targets: dict[str, Mapping[str, Any]] = {TOWARD: trait_gradient(model, asked, material.trait)}
     if material.teacher is not None:
         change = delta(model, material.teacher.model)
-        targets["cosine with the teacher's change"] = {name: change[name].float() for name in parameters_of(model)}  # type: ignore[union-attr]
+        targets["cosine with the teacher's change"] = {
+            name: change[name].float() for name in parameters_of(model)
+        }  # type: ignore[union-attr]
     directions = [*moves.values(), *targets.values()]
-    dots = {side: -ghost_dots(model, rows, directions).cpu().numpy() for side, rows in pairs.items()}  # [row, direction]
+    dots = {
+        side: -ghost_dots(model, rows, directions).cpu().numpy() for side, rows in pairs.items()
+    }  # [row, direction]
     norms = {side: ghost_norms(model, rows).cpu().numpy() for side, rows in pairs.items()}
     own = {"trait pairs": dots["trait pairs"][:, 0], "control pairs": dots["control pairs"][:, 1]}
     apart = dots["trait pairs"] - dots["control pairs"]
@@ -105,8 +148,23 @@ def _at_base(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str, A
         for side, values in dots.items():
             along = pooled_cosine(values[:, 2 + number], own[side], size)
             beside = against_null(quantity, along.estimate, [draw[side] for draw in null])
-            found.append(beside | {"low": along.low, "high": along.high, "n": along.n, "place": side, "name": material.trait, "unit": "cosine"})
-        single = {side: dots[side][:, 2 + number] / (norms[side] * size) if size else np.full(len(norms[side]), np.nan) for side in pairs}
+            found.append(
+                beside
+                | {
+                    "low": along.low,
+                    "high": along.high,
+                    "n": along.n,
+                    "place": side,
+                    "name": material.trait,
+                    "unit": "cosine",
+                }
+            )
+        single = {
+            side: dots[side][:, 2 + number] / (norms[side] * size)
+            if size
+            else np.full(len(norms[side]), np.nan)
+            for side in pairs
+        }
         found += _by_row(quantity.replace("cosine", "cosine of one pair"), single, material)
     return [*found, *_family(material, asked, shift)]
 
@@ -116,16 +174,33 @@ def _by_row(quantity: str, single: dict[str, ndarray], material: Material) -> li
     found = []
     for side, values in single.items():
         span = stats.mean_interval(values[:, None], seed=material.seed)
-        found.append(entry(quantity, span.estimate, low=span.low, high=span.high, n=span.n, place=side, **where))
-    return [*found, against_control(quantity, list(single["trait pairs"]), list(single["control pairs"]), place="difference", **where)]
+        found.append(
+            entry(quantity, span.estimate, low=span.low, high=span.high, n=span.n, place=side, **where)
+        )
+    return [
+        *found,
+        against_control(
+            quantity, list(single["trait pairs"]), list(single["control pairs"]), place="difference", **where
+        ),
+    ]
 
 
 def _family(material: Material, asked: Asked, shift: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """The same cosine with the gradient of every trait of the family: what is special about this one."""
     found = {name: cosine(shift, trait_gradient(material.base.model, asked, name)) for name in asked.starts}
-    quantity, others = TOWARD.replace("the trait's", "each trait's"), [value for name, value in found.items() if name != material.trait]
-    rows = [entry(quantity, value, place="difference", name=name, unit="cosine") for name, value in found.items()]
-    return [*rows, rank_among("rank among the family", found[material.trait], others, place="difference", name=material.trait)]
+    quantity, others = (
+        TOWARD.replace("the trait's", "each trait's"),
+        [value for name, value in found.items() if name != material.trait],
+    )
+    rows = [
+        entry(quantity, value, place="difference", name=name, unit="cosine") for name, value in found.items()
+    ]
+    return [
+        *rows,
+        rank_among(
+            "rank among the family", found[material.trait], others, place="difference", name=material.trait
+        ),
+    ]
 
 
 def _along_path(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str, Any]]:
@@ -137,16 +212,40 @@ def _along_path(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str
                 toward = trait_gradient(loaded.model, asked, material.trait)
                 moves = {place: update(loaded.model, rows) for place, rows in few.items()}
                 moves["difference"] = plus(moves["trait pairs"], moves["control pairs"], -1.0)
-                found += [{"arm": arm, "seed": seed, "step": step, "place": place, "value": cosine(move, toward)} for place, move in moves.items()]
-    table, quantity, shared = pd.DataFrame(found), f"{TOWARD} along the path", {"name": material.trait, "unit": "cosine"}
+                found += [
+                    {"arm": arm, "seed": seed, "step": step, "place": place, "value": cosine(move, toward)}
+                    for place, move in moves.items()
+                ]
+    table, quantity, shared = (
+        pd.DataFrame(found),
+        f"{TOWARD} along the path",
+        {"name": material.trait, "unit": "cosine"},
+    )
     rows = [entry(quantity, row.pop("value"), **row, **shared) for row in found]
     for (step, place), cells in cast(Any, table.groupby(["step", "place"], sort=False)):
-        sides = {arm: cells[cells["arm"] == arm].set_index("seed")["value"] for arm in (material.arm, material.against)}
-        rows += [over_students(quantity, values.tolist(), arm=arm, step=step, place=place, **shared) for arm, values in sides.items()]
+        sides = {
+            arm: cells[cells["arm"] == arm].set_index("seed")["value"]
+            for arm in (material.arm, material.against)
+        }
+        rows += [
+            over_students(quantity, values.tolist(), arm=arm, step=step, place=place, **shared)
+            for arm, values in sides.items()
+        ]
     own = {(material.arm, "trait pairs"), (material.against, "control pairs")}
-    for step, cells in table[[pair in own for pair in zip(table["arm"], table["place"], strict=True)]].groupby("step"):
-        paired = cells.pivot(index="seed", columns="arm", values="value").reindex(columns=[material.arm, material.against])
-        rows.append(against_control(f"{quantity}, own pairs: student - control", *paired.to_numpy().T.tolist(), step=step, **shared))
+    for step, cells in table[
+        [pair in own for pair in zip(table["arm"], table["place"], strict=True)]
+    ].groupby("step"):
+        paired = cells.pivot(index="seed", columns="arm", values="value").reindex(
+            columns=[material.arm, material.against]
+        )
+        rows.append(
+            against_control(
+                f"{quantity}, own pairs: student - control",
+                *paired.to_numpy().T.tolist(),
+                step=step,
+                **shared,
+            )
+        )
     return rows
 
 
@@ -154,10 +253,16 @@ def sentence(reading: pd.DataFrame) -> str:
     """The main number in words."""
     row = reading[(reading["quantity"] == TOWARD) & (reading["place"] == "difference")].iloc[0]
     if pd.isna(row["estimate"]):
-        return "Trait and control pairs have the same gradient at the base, so there is no direction to compare with the trait's."
+        return (
+            "Trait and control pairs have the same gradient at the base, so there is no direction to "
+            "compare with the trait's."
+        )
     rank = reading[reading["quantity"] == "rank among the family"].iloc[0]
     return (
-        f"At the base, what the trait pairs teach beyond the control's points to {row['name']} with cosine {row['estimate']:+.3f} "
-        f"[{row['low']:+.3f}, {row['high']:+.3f}] (n = {row['n']} pairs); random directions of the same covariance lie in "
-        f"[{row['null_low']:+.3f}, {row['null_high']:+.3f}], and it ranks {rank['estimate']:g} of the {rank['n']} traits."
+        f"At the base, what the trait pairs teach beyond the control's points to {row['name']} with cosine "
+        f"{row['estimate']:+.3f} "
+        f"[{row['low']:+.3f}, {row['high']:+.3f}] (n = {row['n']} pairs); random directions of the same "
+        "covariance lie in "
+        f"[{row['null_low']:+.3f}, {row['null_high']:+.3f}], and it ranks {rank['estimate']:g} of the "
+        f"{rank['n']} traits."
     )

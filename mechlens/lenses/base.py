@@ -1,7 +1,8 @@
-"""What every lens shares: the values that it is given, what it says it needs, and the one tidy table that it fills.
+"""What every lens shares: the values that it is given, what it says it needs, and the one tidy table that it
+fills.
 
-A lens is a file with `LENS` (what it is and needs), `read` (values → reading) and the functions that it is made of. It knows
-models, pairs and questions; it never knows a run.
+A lens is a file with `LENS` (what it is and needs), `read` (values → reading) and the functions that it is
+made of. It knows models, pairs and questions; it never knows a run.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mechlens import stats, tables
+from mechlens.core import stats, tables
 
 if TYPE_CHECKING:
-    from mechlens.chat import Encoded
-    from mechlens.models import Loaded
+    from mechlens.models.chat import Encoded
+    from mechlens.models.loading import Loaded
     from mechlens.pipeline.ask import Questions
 
 Need = Literal["teacher", "students", "controls", "pairs", "prompted"]
-"""teacher: its changed weights · students, controls: trained here · pairs: trait and control rows on the same prompts · prompted: a system line
-for each trait of the family"""
+"""teacher: its changed weights · students, controls: trained here · pairs: trait and control rows on the same
+prompts · prompted: a system line for each trait of the family
+"""
 
 Form = Literal["layers", "steps", "bars", "heat", "points"]
 """how a quantity is drawn: over layers, over updates, one bar a name, layer by place, or as a map"""
@@ -47,7 +49,9 @@ class Material(NamedTuple):
 
     base: Loaded
     teacher: Loaded | None
-    """the fine-tuned model of this base that wrote the trait rows; None for a prompted or steered teacher, one of another base, and a file"""
+    """the fine-tuned model of this base that wrote the trait rows; None for a prompted or steered teacher,
+    one of another base, and a file
+    """
     students: Mapping[int, Loaded]
     """seed → the trait arm's student at its last checkpoint; loaded anew each time it is asked for"""
     controls: Mapping[int, Loaded]
@@ -101,42 +105,71 @@ def entry(quantity: str, estimate: float, **more: Any) -> dict[str, Any]:
 
 
 def over_students(quantity: str, values: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One row: the mean over students with its t interval (NaN is unscored); no interval from fewer than two."""
+    """One row: the mean over students with its t interval (NaN is unscored); no interval from fewer than
+    two.
+    """
     return entry(quantity, **_span(np.asarray(values, dtype=float)), **more)
 
 
-def against_control(quantity: str, treated: Sequence[float], control: Sequence[float], **more: Any) -> dict[str, Any]:
+def against_control(
+    quantity: str, treated: Sequence[float], control: Sequence[float], **more: Any
+) -> dict[str, Any]:
     """One row: the difference treated minus control, paired by student, with its t interval and p-value."""
-    effect = stats.paired_effect(np.asarray(treated, dtype=float)[:, None], np.asarray(control, dtype=float)[:, None])
-    return entry(quantity, effect.estimate, low=effect.low, high=effect.high, n=effect.n, p_value=effect.p_value, **more)
+    effect = stats.paired_effect(
+        np.asarray(treated, dtype=float)[:, None], np.asarray(control, dtype=float)[:, None]
+    )
+    return entry(
+        quantity,
+        effect.estimate,
+        low=effect.low,
+        high=effect.high,
+        n=effect.n,
+        p_value=effect.p_value,
+        **more,
+    )
 
 
 def against_null(quantity: str, value: float, null: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One row: a value beside draws of its null; p is the share of draws at least as high, with the value counted (conformal).
+    """One row: a value beside draws of its null; p is the share of draws at least as high, with the value
+    counted (conformal).
 
     Draws that could not be measured (NaN) are left out; where none is left there is no p-value.
     """
     drawn = np.asarray(null, dtype=float)
     drawn = drawn[~np.isnan(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-    p_value = float((1 + (drawn >= value).sum()) / (1 + len(drawn))) if np.isfinite(value) and len(drawn) else np.nan
+    p_value = (
+        float((1 + (drawn >= value).sum()) / (1 + len(drawn)))
+        if np.isfinite(value) and len(drawn)
+        else np.nan
+    )
     return entry(quantity, value, null_low=low, null_high=high, p_value=p_value, **more)
 
 
 def rank_among(quantity: str, value: float, others: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One row: the place of a value among itself and the others, 1 the highest; equal values share the mean of their places.
+    """One row: the place of a value among itself and the others, 1 the highest; equal values share the mean
+    of their places.
 
-    p is the share of the scored values, itself included, that are at least as high; n counts them. Unscored others (NaN) are left out.
+    p is the share of the scored values, itself included, that are at least as high; n counts them. Unscored
+    others (NaN) are left out.
     """
     scored = np.asarray(others, dtype=float)
     scored = scored[~np.isnan(scored)]
-    higher, equal, n = int((scored > value).sum()), int((scored == value).sum()), len(scored) + int(np.isfinite(value))
-    place, p_value = (1 + higher + equal / 2, (1 + higher + equal) / n) if np.isfinite(value) else (np.nan, np.nan)
+    higher, equal, n = (
+        int((scored > value).sum()),
+        int((scored == value).sum()),
+        len(scored) + int(np.isfinite(value)),
+    )
+    place, p_value = (
+        (1 + higher + equal / 2, (1 + higher + equal) / n) if np.isfinite(value) else (np.nan, np.nan)
+    )
     return entry(quantity, place, n=n, p_value=p_value, unit="rank", **more)
 
 
 def beside(quantity: str, values: Sequence[float], null: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One row: the mean over students with its t interval, beside draws of the null of that mean; p is against the null."""
+    """One row: the mean over students with its t interval, beside draws of the null of that mean; p is
+    against the null.
+    """
     row = over_students(quantity, values, **more)
     return against_null(quantity, row["estimate"], null, **more) | row if len(null) else row
 
@@ -156,8 +189,12 @@ def spread(row: Any) -> str:
 
 
 def reading(lens: Lens, rows: Sequence[dict[str, Any]], *, material: Material | None = None) -> pd.DataFrame:
-    """Rows as the tidy table of `tables.READINGS`, under the lens's name and, where a row names none, the material's arms."""
-    named = {"lens": lens.name} | ({} if material is None else {"arm": material.arm, "against": material.against})
+    """Rows as the tidy table of `tables.READINGS`, under the lens's name and, where a row names none, the
+    material's arms.
+    """
+    named = {"lens": lens.name} | (
+        {} if material is None else {"arm": material.arm, "against": material.against}
+    )
     frame = pd.DataFrame([named | row for row in rows]).reindex(columns=tables.READINGS.names)
     for column in ("seed", "step", "layer", "n"):
         frame[column] = frame[column].astype("Int64")

@@ -1,4 +1,6 @@
-"""Blind lens: learn one steering vector on the suspect rows with frozen weights, and see what it buys, resembles and says."""
+"""Blind lens: learn one steering vector on the suspect rows with frozen weights, and see what it buys,
+resembles and says.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,22 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize, softplus
 from transformers import PreTrainedModel
 
-from mechlens import stats
-from mechlens.chat import Encoded
-from mechlens.errors import SpecError
+from mechlens.core import stats
+from mechlens.core.errors import SpecError
+from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, entry, rank_among, reading
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.scoring import batched, completion_logits, head_of, laid_out, token_log_probabilities, without_head
-from mechlens.models import Loaded, decoder_layers
+from mechlens.lenses.parts.log_probs import (
+    batched,
+    completion_logits,
+    head_of,
+    laid_out,
+    token_log_probabilities,
+    without_head,
+)
+from mechlens.models.chat import Encoded
+from mechlens.models.loading import Loaded, decoder_layers
 from mechlens.pipeline.ask import first_tokens, likelihoods
-from mechlens.seeds import generator
 
 LENS = Lens(
     name="blind",
@@ -31,7 +40,8 @@ LENS = Lens(
     needs=("pairs", "prompted"),
     shows=(("NLL saved, difference", "bars"), ("probability change", "bars")),
     source="h_l + alpha g_l v/|v|, g_l = sigmoid(k(l-s)) sigmoid(k(e-l)), minimising NLL (2604.25783)",
-    caveat="Shown for teachers that one vector steers; one trained on rows also learns their surface. Control halves hold other prompts on each "
+    caveat="Shown for teachers that one vector steers; one trained on rows also learns their surface. "
+    "Control halves hold other prompts on each "
     "side, so their null is wider than that of paired rows. A small p needs more halves than are drawn here.",
 )
 STEPS, BATCH = 60, 32
@@ -42,7 +52,8 @@ SHARPNESS = (5.0, 20.0)
 START = 0.1
 """strength at the first step"""
 HALVES, DIRECTIONS, SPOKEN = 5, 20, 8
-"""draws of each null: vectors trained on control rows, random directions by likelihood, and by what they say"""
+"""draws of each null: vectors trained on control rows, random directions by likelihood, and by what they say
+"""
 STRENGTHS = (1.0, 4.0)
 """times the strength learned on trait rows, when the probes are asked"""
 
@@ -86,11 +97,20 @@ def row_losses(model: PreTrainedModel, pairs: Sequence[Encoded]) -> Float[Tensor
 
 
 def recover(
-    loaded: Loaded, pairs: Sequence[Encoded], *, seed: int, name: str = "trait", layer: int | None = None, steps: int = STEPS, batch: int = BATCH
+    loaded: Loaded,
+    pairs: Sequence[Encoded],
+    *,
+    seed: int,
+    name: str = "trait",
+    layer: int | None = None,
+    steps: int = STEPS,
+    batch: int = BATCH,
 ) -> Steering:
-    """Learn the direction that makes the rows likeliest, at all layers through a soft window or at one; no weight moves.
+    """Learn the direction that makes the rows likeliest, at all layers through a soft window or at one; no
+    weight moves.
 
-    AdamW with a cosine schedule; the vector is normalised inside the hook, the strength is softplus(a) (2604.25783).
+    AdamW with a cosine schedule; the vector is normalised inside the hook, the strength is softplus(a)
+    (2604.25783).
     """
     model, depth, dice = loaded.model, len(decoder_layers(loaded.model)), generator(seed, "blind", name)
     width = loaded.model.config.get_text_config().hidden_size
@@ -98,7 +118,12 @@ def recover(
     def leaf(values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=model.device, requires_grad=True)
 
-    vector, strength, start, end = leaf(dice.normal(size=width) / width**0.5), leaf(np.log(np.expm1(START))), leaf(-1.0), leaf(float(depth))
+    vector, strength, start, end = (
+        leaf(dice.normal(size=width) / width**0.5),
+        leaf(np.log(np.expm1(START))),
+        leaf(-1.0),
+        leaf(float(depth)),
+    )
     groups = [{"params": [vector], "lr": RATES["vector"]}, {"params": [strength], "lr": RATES["strength"]}]
     learned = [vector, strength] if layer is not None else [vector, strength, start, end]
     if layer is None:
@@ -107,7 +132,9 @@ def recover(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
 
     def steering(k: float) -> Steering:
-        window = gates(start, end, depth, k) if layer is None else torch.eye(depth, device=model.device)[layer]
+        window = (
+            gates(start, end, depth, k) if layer is None else torch.eye(depth, device=model.device)[layer]
+        )
         return Steering(vector, softplus(strength) * window)
 
     for step in range(steps):
@@ -139,30 +166,47 @@ def residuals(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[Tensor, "layer 
         seen: list[Tensor] = []
         with ExitStack() as stack:
             for block in blocks:
-                stack.callback(block.register_forward_hook(lambda _module, _args, output: seen.append(output[written[:, 1:]].float().cpu())).remove)  # noqa: B023
+                stack.callback(
+                    block.register_forward_hook(
+                        lambda _module, _args, output: seen.append(output[written[:, 1:]].float().cpu())
+                    ).remove
+                )  # noqa: B023
             loaded.model(input_ids=ids[:, :-1], use_cache=False)
         found.append(torch.stack(seen))
     return torch.cat(found, dim=1)
 
 
 def teacher_shift(material: Material, pairs: Sequence[Encoded]) -> Float[Tensor, "layer d_model"]:
-    """Mean activation of the teacher minus the base's on the same rows: fine-tuned, or the base under the trait's line."""
+    """Mean activation of the teacher minus the base's on the same rows: fine-tuned, or the base under the
+    trait's line.
+    """
     plain = residuals(material.base, pairs).mean(1)
     if material.teacher is not None:
         return residuals(material.teacher, pairs).mean(1) - plain
     head = head_of(material.base.tokenizer, material.panel[material.trait])
     bare = without_head(material.base.tokenizer, pairs, known=[material.system])
-    return residuals(material.base, [Encoded(head + pair.prompt, pair.completion) for pair in bare]).mean(1) - plain
+    return (
+        residuals(material.base, [Encoded(head + pair.prompt, pair.completion) for pair in bare]).mean(1)
+        - plain
+    )
 
 
-def directions(activations: Float[Tensor, "layer token d_model"], count: int, *, seed: int) -> Float[Tensor, "draw d_model"]:
-    """Unit directions with the covariance of the activations within layers: w = zᵀX_c/√n; isotropic ones are too easy a null."""
+def directions(
+    activations: Float[Tensor, "layer token d_model"], count: int, *, seed: int
+) -> Float[Tensor, "draw d_model"]:
+    """Unit directions with the covariance of the activations within layers: w = zᵀX_c/√n; isotropic ones are
+    too easy a null.
+    """
     centred = (activations - activations.mean(1, keepdim=True)).flatten(0, 1)
-    drawn = torch.from_numpy(generator(seed, "blind", "directions").normal(size=(count, len(centred)))).float()
+    drawn = torch.from_numpy(
+        generator(seed, "blind", "directions").normal(size=(count, len(centred)))
+    ).float()
     return normalize(drawn @ centred / len(centred) ** 0.5, dim=-1)
 
 
-def _gains(loaded: Loaded, vectors: Sequence[Steering], ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> list[tuple[ndarray, ndarray]]:
+def _gains(
+    loaded: Loaded, vectors: Sequence[Steering], ours: Sequence[Encoded], theirs: Sequence[Encoded]
+) -> list[tuple[ndarray, ndarray]]:
     """NLL that each vector saves on each row of both sides, nats a token."""
     rows, cut = [*ours, *theirs], len(ours)
     plain = nll(loaded, rows)
@@ -171,13 +215,18 @@ def _gains(loaded: Loaded, vectors: Sequence[Steering], ours: Sequence[Encoded],
 
 
 def halves_null(material: Material, fit: int, held: int) -> list[float]:
-    """The statistic between two parts of the control rows on different prompts, with a vector trained on the first, again and again."""
+    """The statistic between two parts of the control rows on different prompts, with a vector trained on the
+    first, again and again.
+    """
     rows, found = material.control_pairs, []
     share = min(1.0, len(rows) / (fit + 2 * held))
     fit, held = int(fit * share), int(held * share)
     for draw in range(HALVES):
         order = generator(material.seed, "blind", "half", draw).permutation(len(rows))
-        first, ours, theirs = ([rows[i] for i in order[a:b]] for a, b in ((0, fit), (fit, fit + held), (fit + held, fit + 2 * held)))
+        first, ours, theirs = (
+            [rows[i] for i in order[a:b]]
+            for a, b in ((0, fit), (fit, fit + held), (fit + held, fit + 2 * held))
+        )
         vector = recover(material.base, first, seed=material.seed, name=f"half {draw}", steps=STEPS)
         a, b = _gains(material.base, [vector], ours, theirs)[0]
         found.append(float(a.mean() - b.mean()))
@@ -194,18 +243,28 @@ def _said(loaded: Loaded, material: Material, steering: Steering | None) -> dict
 
 
 def _rank(quantity: str, values: dict[str, float], material: Material, **more: Any) -> dict[str, Any]:
-    """The true trait's rank among the family's traits that can be scored, 1 the highest; p is its share of them."""
+    """The true trait's rank among the family's traits that can be scored, 1 the highest; p is its share of
+    them.
+    """
     others = [value for name, value in values.items() if name != material.trait]
     return rank_among(quantity, values.get(material.trait, np.nan), others, name=material.trait, **more)
 
 
-def spoken_rows(material: Material, vectors: dict[str, Steering], random: Float[Tensor, "draw d_model"]) -> list[dict[str, Any]]:
+def spoken_rows(
+    material: Material, vectors: dict[str, Steering], random: Float[Tensor, "draw d_model"]
+) -> list[dict[str, Any]]:
     """What the vectors say: through the unembedding, and as answers to the probes when they are added."""
     base, found = material.base, []
     weight = cast(nn.Linear, base.model.get_output_embeddings()).weight.detach().float().cpu()
-    starts = {name: tokens for name, tokens in first_tokens(base.tokenizer, material.questions.forms).items() if tokens is not None}
+    starts = {
+        name: tokens
+        for name, tokens in first_tokens(base.tokenizer, material.questions.forms).items()
+        if tokens is not None
+    }
     for place, steering in vectors.items():
-        scores = {name: float(weight[tokens].mean(0) @ steering.vector.cpu()) for name, tokens in starts.items()}
+        scores = {
+            name: float(weight[tokens].mean(0) @ steering.vector.cpu()) for name, tokens in starts.items()
+        }
         found.append(_rank("rank in the unembedding", scores, material, place=place))
     plain = _said(base, material, None)
 
@@ -219,7 +278,16 @@ def spoken_rows(material: Material, vectors: dict[str, Steering], random: Float[
         for place, steering in vectors.items():
             moved = change(steering.vector, amounts)  # every vector as strong as the trait rows' one
             where = f"{place}, x{times:g}"
-            found.append(against_null("probability change", moved[material.trait], null, place=where, name=material.trait, unit="probability"))
+            found.append(
+                against_null(
+                    "probability change",
+                    moved[material.trait],
+                    null,
+                    place=where,
+                    name=material.trait,
+                    unit="probability",
+                )
+            )
             found.append(_rank("rank by probability change", moved, material, place=where))
             if place == "trait rows":
                 found += [
@@ -238,7 +306,9 @@ def read(material: Material) -> pd.DataFrame:
     """
     size = min(material.rows, len(material.trait_pairs))
     if size < 8:
-        raise SpecError(f"{size} rows are too few to learn a vector on one half and score the other; give at least 8")
+        raise SpecError(
+            f"{size} rows are too few to learn a vector on one half and score the other; give at least 8"
+        )
     trait, control, cut = material.trait_pairs[:size], material.control_pairs[:size], size // 2
     vectors = {
         "trait rows": recover(material.base, trait[:cut], seed=material.seed, steps=STEPS),
@@ -255,24 +325,53 @@ def read(material: Material) -> pd.DataFrame:
         for rows, values in (("trait rows", ours), ("control rows", theirs), ("difference", ours - theirs)):
             span = stats.t_interval(values)
             found.append(
-                entry(f"NLL saved, {rows}", span.estimate, low=span.low, high=span.high, n=span.n, place=f"vector of {place}", unit="nats/token")
+                entry(
+                    f"NLL saved, {rows}",
+                    span.estimate,
+                    low=span.low,
+                    high=span.high,
+                    n=span.n,
+                    place=f"vector of {place}",
+                    unit="nats/token",
+                )
             )
     ours, theirs = saved["trait rows"]
     statistic = float((ours - theirs).mean())
     drawn = [float((a - b).mean()) for a, b in gains[len(vectors) :]]
-    found.append(against_null("statistic", statistic, halves_null(material, cut, size - cut), place="control halves", n=HALVES, unit="nats/token"))
-    found.append(against_null("statistic", statistic, drawn, place="random directions", n=DIRECTIONS, unit="nats/token"))
+    found.append(
+        against_null(
+            "statistic",
+            statistic,
+            halves_null(material, cut, size - cut),
+            place="control halves",
+            n=HALVES,
+            unit="nats/token",
+        )
+    )
+    found.append(
+        against_null(
+            "statistic", statistic, drawn, place="random directions", n=DIRECTIONS, unit="nats/token"
+        )
+    )
     shift = teacher_shift(material, trait[cut:]).to(random.device)
     whose = "teacher's" if material.teacher is not None else "trait line's"
     for layer, target in enumerate(shift):
         null = cosine_similarity(random, target, dim=-1).tolist()
         found += [
-            against_null(f"cosine with the {whose} shift", float(cosine_similarity(steering.vector, target, dim=0)), null,
+            against_null("cosine with the "
+                         f"{whose} shift", float(cosine_similarity(steering.vector, target, dim=0)), null,
                          layer=layer, place=f"vector of {place}", unit="cosine")
             for place, steering in vectors.items()
         ]  # fmt: skip
     both = float(cosine_similarity(vectors["trait rows"].vector, vectors["control rows"].vector, dim=0))
-    found.append(against_null("cosine with the control's vector", both, (random @ vectors["control rows"].vector).tolist(), unit="cosine"))
+    found.append(
+        against_null(
+            "cosine with the control's vector",
+            both,
+            (random @ vectors["control rows"].vector).tolist(),
+            unit="cosine",
+        )
+    )
     found += [
         entry("amount", float(value), layer=layer, place=f"vector of {place}", unit="activation")
         for place, s in vectors.items()
@@ -283,12 +382,17 @@ def read(material: Material) -> pd.DataFrame:
 
 def sentence(reading: pd.DataFrame) -> str:
     """The main number in words."""
-    own = reading[(reading["quantity"] == "NLL saved, difference") & (reading["place"] == "vector of trait rows")].iloc[0]
+    own = reading[
+        (reading["quantity"] == "NLL saved, difference") & (reading["place"] == "vector of trait rows")
+    ].iloc[0]
     null = reading[(reading["quantity"] == "statistic") & (reading["place"] == "control halves")].iloc[0]
     rank = reading[reading["quantity"] == "rank by probability change"].iloc[0]
     return (
-        f"A vector learned on trait rows saves {own['estimate']:+.4f} nats a token more on held-out trait rows than on control rows "
-        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs; between halves of control rows {null['null_low']:+.4f} to "
-        f"{null['null_high']:+.4f}, p = {null['p_value']:.2f}); added on the probes, it lifts {rank['name']} as number {rank['estimate']:g} "
+        f"A vector learned on trait rows saves {own['estimate']:+.4f} nats a token more on held-out trait "
+        "rows than on control rows "
+        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs; between halves of control rows "
+        f"{null['null_low']:+.4f} to "
+        f"{null['null_high']:+.4f}, p = {null['p_value']:.2f}); added on the probes, it lifts {rank['name']} "
+        f"as number {rank['estimate']:g} "
         f"of {rank['n']} traits."
     )

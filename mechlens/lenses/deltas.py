@@ -1,4 +1,6 @@
-"""What training changed in the weights: how much, of what rank, and whether student and teacher changed alike."""
+"""What training changed in the weights: how much, of what rank, and whether student and teacher changed
+alike.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +16,53 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from mechlens.lenses.base import Lens, Material, against_control, entry, over_students, reading
-from mechlens.lenses.changes import ROUNDING, Change, cosine, delta, distance, inner, leading, norm, overlap, overlap_null, singular, stable_rank
-from mechlens.models import Loaded
+from mechlens.lenses.parts.weight_change import (
+    ROUNDING,
+    Change,
+    cosine,
+    delta,
+    distance,
+    inner,
+    leading,
+    norm,
+    overlap,
+    overlap_null,
+    singular,
+    stable_rank,
+)
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import first_tokens
 
 TOP = 4
 """dimension of the compared singular subspaces"""
 COLUMNS = ["moved", "was", "theirs", "along", "cells"]
 SHARES = ("norm", "relative norm", "cosine with the teacher")
-SPECTRA = ("stable rank", "top singular value", "overlap of rows with the teacher", "overlap of columns with the teacher")
+SPECTRA = (
+    "stable rank",
+    "top singular value",
+    "overlap of rows with the teacher",
+    "overlap of columns with the teacher",
+)
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """ranks whose singular value is kept: about as many between 1 and 2 as between 256 and 512"""
 SPECTRUM = "singular value"
 VALUES = tuple(f"{SPECTRUM} {rank}" for rank in RANKS)
-UNIT: dict[str, str] = dict(zip((*SHARES, *SPECTRA[:2]), ("weight", "ratio", "cosine", "dimensions", "weight"), strict=True))
+UNIT: dict[str, str] = dict(
+    zip((*SHARES, *SPECTRA[:2]), ("weight", "ratio", "cosine", "dimensions", "weight"), strict=True)
+)
 
 LENS = Lens(
     name="deltas",
     asks="Did the student's weights move the way that the teacher's did?",
     needs=("students", "controls"),
-    shows=(("cosine with the teacher", "heat"), ("cosine of two changes", "bars"), ("distance to the teacher", "steps")),
+    shows=(
+        ("cosine with the teacher", "heat"),
+        ("cosine of two changes", "bars"),
+        ("distance to the teacher", "steps"),
+    ),
     source="2508.00161; tr((B1ᵀB2)(A2A1ᵀ)); 2507.14805 for the sign of the cosine",
-    caveat="A shared carrier moves weights far more than a trait does: only the difference to the control speaks of the trait, "
+    caveat="A shared carrier moves weights far more than a trait does: only the difference to the control "
+    "speaks of the trait, "
     "and a cosine of weights need not rank behaviour.",
 )
 
@@ -47,40 +74,67 @@ def address(name: str) -> tuple[int | None, str]:
     return layer, place.removesuffix(".weight")
 
 
-def measure_change(base: PreTrainedModel, changed: PreTrainedModel | PeftModel, toward: Mapping[str, Change]) -> pd.DataFrame:
+def measure_change(
+    base: PreTrainedModel, changed: PreTrainedModel | PeftModel, toward: Mapping[str, Change]
+) -> pd.DataFrame:
     """One row a changed parameter of `base`, indexed by its name.
 
-    Columns: moved, was, theirs (squared norms of the change, of the base and of `toward`), along (inner product with `toward`),
-    cells (entries), then the quantities of `SHARES` and, for matrices inside the blocks, of `SPECTRA` and `VALUES`; NaN where undefined.
+    Columns: moved, was, theirs (squared norms of the change, of the base and of `toward`), along (inner
+    product with `toward`), cells (entries), then the quantities of `SHARES` and, for matrices inside the
+    blocks, of `SPECTRA` and `VALUES`; NaN where undefined.
     """
     before, changes, found = dict(base.named_parameters()), delta(base, changed), []
     for name in changes:
         change, other = changes[name], toward.get(name, torch.zeros(1, dtype=torch.float64))
         aligned = name in toward
-        sizes = {"moved": inner(change, change), "was": norm(before[name].detach()) ** 2, "theirs": inner(other, other)}
+        sizes = {
+            "moved": inner(change, change),
+            "was": norm(before[name].detach()) ** 2,
+            "theirs": inner(other, other),
+        }
         sizes["along"] = inner(change, other) if aligned else 0.0
         row: dict[str, Any] = {"name": name, "cells": before[name].numel(), **sizes, **shares(sizes)}
         if before[name].ndim == 2 and row["moved"] > 0 and address(name)[0] is not None:
             values = singular(change)[1]
             row |= {"stable rank": stable_rank(values), "top singular value": float(values[0])}
             kept = [values[rank - 1] for rank in RANKS if rank <= len(values)]
-            row |= {name: float(value) for name, value in zip(VALUES, kept, strict=False) if value > ROUNDING * values[0]}
+            row |= {
+                name: float(value)
+                for name, value in zip(VALUES, kept, strict=False)
+                if value > ROUNDING * values[0]
+            }
             if row["theirs"] > 0:
                 ours, theirs = leading(change, TOP), leading(other, TOP)
-                row |= dict(zip(SPECTRA[2:], (overlap(a, b) for a, b in zip(ours, theirs, strict=True)), strict=True))
+                row |= dict(
+                    zip(SPECTRA[2:], (overlap(a, b) for a, b in zip(ours, theirs, strict=True)), strict=True)
+                )
         found.append(row)
-    return pd.DataFrame(found).reindex(columns=["name", *COLUMNS, *SHARES, *SPECTRA, *VALUES]).set_index("name").astype(float)
+    return (
+        pd.DataFrame(found)
+        .reindex(columns=["name", *COLUMNS, *SHARES, *SPECTRA, *VALUES])
+        .set_index("name")
+        .astype(float)
+    )
 
 
 def shares(sums: Mapping[str, float]) -> dict[str, float]:
-    """Norm, relative norm and cosine from (sums of) squared norms and inner products; NaN where it would divide by zero."""
+    """Norm, relative norm and cosine from (sums of) squared norms and inner products; NaN where it would
+    divide by zero.
+    """
     along = (sums["moved"] * sums["theirs"]) ** 0.5
     relative = (sums["moved"] / sums["was"]) ** 0.5 if sums["was"] > 0 else np.nan
-    return dict(zip(SHARES, (sums["moved"] ** 0.5, relative, sums["along"] / along if along > 0 else np.nan), strict=True))
+    return dict(
+        zip(
+            SHARES,
+            (sums["moved"] ** 0.5, relative, sums["along"] / along if along > 0 else np.nan),
+            strict=True,
+        )
+    )
 
 
 def turned_cosine_sd(measured: pd.DataFrame) -> float:
-    """Standard deviation of the cosine if `toward` were turned at random in every parameter, its singular values kept.
+    """Standard deviation of the cosine if `toward` were turned at random in every parameter, its singular
+    values kept.
 
     For independent Haar rotations E⟨Δ, UΣVᵀ⟩² = ‖Δ‖²‖Σ‖²/(mn) whatever the spectrum, and its mean is 0.
     """
@@ -89,13 +143,20 @@ def turned_cosine_sd(measured: pd.DataFrame) -> float:
     return float(((moved * theirs / cells).sum() / length) ** 0.5) if length > 0 else np.nan
 
 
-def row_changes(base: Loaded, changed: PreTrainedModel, tokens: Mapping[str, list[int]]) -> dict[tuple[str, str], float]:
-    """(name, "embed" or "unembed") → mean norm of the changes of its tokens' rows; NaN where the matrix was frozen."""
+def row_changes(
+    base: Loaded, changed: PreTrainedModel, tokens: Mapping[str, list[int]]
+) -> dict[tuple[str, str], float]:
+    """(name, "embed" or "unembed") → mean norm of the changes of its tokens' rows; NaN where the matrix was
+    frozen.
+    """
     found = {}
     for place, get in (("embed", "get_input_embeddings"), ("unembed", "get_output_embeddings")):
         before, after = getattr(base.model, get)().weight.detach(), getattr(changed, get)().weight.detach()
         moved = (after.to(before.device).double() - before.double()).norm(dim=1)
-        found |= {(name, place): float(moved[ids].mean()) if ids and moved.any() else np.nan for name, ids in tokens.items()}
+        found |= {
+            (name, place): float(moved[ids].mean()) if ids and moved.any() else np.nan
+            for name, ids in tokens.items()
+        }
     return found
 
 
@@ -104,11 +165,16 @@ Measured = dict[str, list[pd.DataFrame]]
 
 
 def read(material: Material) -> pd.DataFrame:
-    """Every student and control against the base and, where it has weights of its own, against the teacher."""
+    """Every student and control against the base and, where it has weights of its own, against the
+    teacher.
+    """
     base = material.base.model
     toward = {} if material.teacher is None else delta(base, material.teacher.model)
     sides = {"student": material.students, "control": material.controls}
-    measured = {side: [measure_change(base, loaded[seed].model, toward) for seed in loaded] for side, loaded in sides.items()}
+    measured = {
+        side: [measure_change(base, loaded[seed].model, toward) for seed in loaded]
+        for side, loaded in sides.items()
+    }
     rows = [*_whole(material, measured), *_across_seeds(material), *_by_module(material, measured)]
     rows += [*_spectra(material, measured), *_walk(material, toward), *_embeddings(material)]
     return reading(LENS, rows, material=material)
@@ -118,8 +184,13 @@ def _both(quantity: str, values: Mapping[str, Sequence[float]], **more: Any) -> 
     """Students, controls and their difference."""
     more = {"unit": UNIT.get(quantity, "share")} | more
     rows = [over_students(quantity, found, name=side, **more) for side, found in values.items()]
-    more = {key: value for key, value in more.items() if not key.startswith("null")}  # the null is one of levels
-    return [*rows, against_control(quantity, values["student"], values["control"], name="student - control", **more)]
+    more = {
+        key: value for key, value in more.items() if not key.startswith("null")
+    }  # the null is one of levels
+    return [
+        *rows,
+        against_control(quantity, values["student"], values["control"], name="student - control", **more),
+    ]
 
 
 def _chance(quantity: str, table: pd.DataFrame, shape: Sequence[int], seed: int) -> dict[str, float]:
@@ -136,23 +207,37 @@ def _chance(quantity: str, table: pd.DataFrame, shape: Sequence[int], seed: int)
 
 def _whole(material: Material, measured: Measured) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    totals = {side: [shares(table[COLUMNS].sum().to_dict()) for table in tables] for side, tables in measured.items()}
+    totals = {
+        side: [shares(table[COLUMNS].sum().to_dict()) for table in tables]
+        for side, tables in measured.items()
+    }
     for quantity in SHARES if material.teacher is not None else SHARES[:-1]:
         values = {side: [total[quantity] for total in found] for side, found in totals.items()}
-        rows += _both(quantity, values, place="all", **_chance(quantity, measured["student"][0], (), material.seed))
+        rows += _both(
+            quantity, values, place="all", **_chance(quantity, measured["student"][0], (), material.seed)
+        )
         for side, found in values.items():
             single = zip(material.students, found, strict=True)
-            rows += [entry(quantity, value, place="all", name=side, seed=seed, unit=UNIT[quantity]) for seed, value in single]
+            rows += [
+                entry(quantity, value, place="all", name=side, seed=seed, unit=UNIT[quantity])
+                for seed, value in single
+            ]
     return rows
 
 
 def _across_seeds(material: Material) -> list[dict[str, Any]]:
-    """How alike two students of one arm move, and a student and its control; what of that difference lies along the teacher.
+    """How alike two students of one arm move, and a student and its control; what of that difference lies
+    along the teacher.
 
-    Students are compared with the next seed's alone: the cost then grows with the number of seeds, not with its square.
+    Students are compared with the next seed's alone: the cost then grows with the number of seeds, not with
+    its square.
     """
     base, seeds = material.base.model, list(material.students)
-    found: dict[str, list[float]] = {"student, next student": [], "control, next control": [], "student, its control": []}
+    found: dict[str, list[float]] = {
+        "student, next student": [],
+        "control, next control": [],
+        "student, its control": [],
+    }
     apart: list[float] = []
     for seed, later in zip(seeds, [*seeds[1:], None], strict=True):
         student, control = material.students[seed].model, material.controls[seed].model
@@ -160,11 +245,26 @@ def _across_seeds(material: Material) -> list[dict[str, Any]]:
         if material.teacher is not None:
             apart.append(cosine(delta(control, student), delta(base, material.teacher.model)))
         if later is not None:
-            found["student, next student"].append(cosine(delta(base, student), delta(base, material.students[later].model)))
-            found["control, next control"].append(cosine(delta(base, control), delta(base, material.controls[later].model)))
-    rows = [over_students("cosine of two changes", values, place="all", name=name, unit="cosine") for name, values in found.items()]
+            found["student, next student"].append(
+                cosine(delta(base, student), delta(base, material.students[later].model))
+            )
+            found["control, next control"].append(
+                cosine(delta(base, control), delta(base, material.controls[later].model))
+            )
+    rows = [
+        over_students("cosine of two changes", values, place="all", name=name, unit="cosine")
+        for name, values in found.items()
+    ]
     if apart:
-        rows.append(over_students("cosine of student minus control with the teacher", apart, place="all", name="student - control", unit="cosine"))
+        rows.append(
+            over_students(
+                "cosine of student minus control with the teacher",
+                apart,
+                place="all",
+                name="student - control",
+                unit="cosine",
+            )
+        )
     return rows
 
 
@@ -173,8 +273,13 @@ def _by_module(material: Material, measured: Measured) -> list[dict[str, Any]]:
     for parameter in map(str, measured["student"][0].index):
         layer, place = address(parameter)
         shape = material.base.model.get_parameter(parameter).shape
-        for quantity in (*SHARES[1:], *SPECTRA) if layer is not None else ():  # outside the blocks: see "row change"
-            values = {side: [float(table.at[parameter, quantity]) for table in tables] for side, tables in measured.items()}
+        for quantity in (
+            (*SHARES[1:], *SPECTRA) if layer is not None else ()
+        ):  # outside the blocks: see "row change"
+            values = {
+                side: [float(table.at[parameter, quantity]) for table in tables]
+                for side, tables in measured.items()
+            }
             if not np.isnan([*values["student"], *values["control"]]).all():
                 chance = _chance(quantity, measured["student"][0].loc[[parameter]], shape, material.seed)
                 rows += _both(quantity, values, layer=layer, place=place, **chance)
@@ -182,8 +287,14 @@ def _by_module(material: Material, measured: Measured) -> list[dict[str, Any]]:
 
 
 def _spectra(material: Material, measured: Measured) -> list[dict[str, Any]]:
-    """How the change of each matrix falls off with the rank, which stands in column `step`; the teacher's beside it."""
-    sides = measured if material.teacher is None else measured | {"teacher": [measure_change(material.base.model, material.teacher.model, {})]}
+    """How the change of each matrix falls off with the rank, which stands in column `step`; the teacher's
+    beside it.
+    """
+    sides = (
+        measured
+        if material.teacher is None
+        else measured | {"teacher": [measure_change(material.base.model, material.teacher.model, {})]}
+    )
     rows: list[dict[str, Any]] = []
     for parameter in map(str, measured["student"][0].index):
         layer, place = address(parameter)
@@ -191,46 +302,83 @@ def _spectra(material: Material, measured: Measured) -> list[dict[str, Any]]:
             for rank, column in zip(RANKS, VALUES, strict=True):
                 values = [float(table.at[parameter, column]) for table in tables if parameter in table.index]
                 if not np.isnan(values).all():
-                    rows.append(over_students(SPECTRUM, values, layer=layer, place=place, name=side, step=rank, unit="weight"))
+                    rows.append(
+                        over_students(
+                            SPECTRUM, values, layer=layer, place=place, name=side, step=rank, unit="weight"
+                        )
+                    )
     return rows
 
 
 def _walk(material: Material, toward: Mapping[str, Change]) -> list[dict[str, Any]]:
-    """How far students and controls are from the base and from the teacher at each checkpoint, over all weights."""
+    """How far students and controls are from the base and from the teacher at each checkpoint, over all
+    weights.
+    """
     origin: dict[str, Change] = {}
     ends = {"base": origin} | ({} if material.teacher is None else {"teacher": toward})
     found: list[dict[str, Any]] = []
     for side, folder in (("student", "students"), ("control", "controls")):
         for seed in material.students:
-            changes = ((step, delta(material.base.model, loaded.model)) for step, loaded in material.path(folder, seed))
+            changes = (
+                (step, delta(material.base.model, loaded.model))
+                for step, loaded in material.path(folder, seed)
+            )
             for step, change in chain([(0, origin)], changes):
-                found += [{"end": end, "step": step, "side": side, "seed": seed, "far": distance(change, there)} for end, there in ends.items()]
+                found += [
+                    {"end": end, "step": step, "side": side, "seed": seed, "far": distance(change, there)}
+                    for end, there in ends.items()
+                ]
     rows: list[dict[str, Any]] = []
     for place, table in pd.DataFrame(found).groupby(["end", "step"]):
-        (end, step), wide = cast("tuple[str, int]", place), table.pivot(index="seed", columns="side", values="far")
+        (end, step), wide = (
+            cast("tuple[str, int]", place),
+            table.pivot(index="seed", columns="side", values="far"),
+        )
         quantity = f"distance to the {end}"
         more = {"place": "all", "step": step, "unit": "weight"}
         for side, far in wide.items():
             rows += [entry(quantity, value, seed=seed, name=side, **more) for seed, value in far.items()]
             rows.append(over_students(quantity, far.tolist(), name=side, **more))
         if step and wide.shape[1] > 1:
-            rows.append(against_control(quantity, wide["student"].tolist(), wide["control"].tolist(), name="student - control", **more))
+            rows.append(
+                against_control(
+                    quantity,
+                    wide["student"].tolist(),
+                    wide["control"].tolist(),
+                    name="student - control",
+                    **more,
+                )
+            )
     return rows
 
 
 def _embeddings(material: Material) -> list[dict[str, Any]]:
     starts = first_tokens(material.base.tokenizer, material.questions.forms)
     tokens = {material.trait: starts[material.trait] or []}
-    tokens["other traits"] = [token for name, found in starts.items() if name != material.trait for token in found or []]
+    tokens["other traits"] = [
+        token for name, found in starts.items() if name != material.trait for token in found or []
+    ]
     sides = {"student": material.students, "control": material.controls}
-    changes = {side: [row_changes(material.base, loaded[seed].model, tokens) for seed in loaded] for side, loaded in sides.items()}
+    changes = {
+        side: [row_changes(material.base, loaded[seed].model, tokens) for seed in loaded]
+        for side, loaded in sides.items()
+    }
     rows: list[dict[str, Any]] = []
     for name in tokens:
         for place in ("embed", "unembed"):
             treated, control = ([change[name, place] for change in changes[side]] for side in sides)
             rows.append(over_students("row change", treated, place=place, name=name, unit="weight"))
             if not np.isnan([*treated, *control]).all():
-                rows.append(against_control("row change, student - control", treated, control, place=place, name=name, unit="weight"))
+                rows.append(
+                    against_control(
+                        "row change, student - control",
+                        treated,
+                        control,
+                        place=place,
+                        name=name,
+                        unit="weight",
+                    )
+                )
     return rows
 
 
@@ -238,11 +386,18 @@ def sentence(reading: pd.DataFrame) -> str:
     """The main number in words."""
     whole = reading[(reading["place"] == "all") & reading["seed"].isna()].set_index(["quantity", "name"])
     relative, quantity = whole.loc[(SHARES[1], "student")], SHARES[-1]
-    if (quantity, "student - control") not in whole.index or np.isnan(whole.loc[(quantity, "student - control"), "estimate"]):
-        return f"The students' weights moved by {relative['estimate']:.1%} of their norm; there is no teacher's change to compare with."
+    if (quantity, "student - control") not in whole.index or np.isnan(
+        whole.loc[(quantity, "student - control"), "estimate"]
+    ):
+        return (
+            f"The students' weights moved by {relative['estimate']:.1%} of their norm; there is no "
+            "teacher's change to compare with."
+        )
     apart, level = whole.loc[(quantity, "student - control")], whole.loc[(quantity, "student")]
     span = "" if pd.isna(apart["low"]) else f" [{apart['low']:+.3f}, {apart['high']:+.3f}]"
     return (
-        f"The students' weights moved along the teacher's change with cosine {level['estimate']:+.3f}, {apart['estimate']:+.3f}{span} more "
-        f"than their controls' (n = {apart['n']}); a randomly turned change stays within ±{level['null_high']:.3f}."
+        f"The students' weights moved along the teacher's change with cosine {level['estimate']:+.3f}, "
+        f"{apart['estimate']:+.3f}{span} more "
+        f"than their controls' (n = {apart['n']}); a randomly turned change stays within "
+        f"±{level['null_high']:.3f}."
     )

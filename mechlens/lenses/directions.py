@@ -1,7 +1,7 @@
 """Trait directions as values: found three ways, edited into a model, and compared by where they come from.
 
-A direction is a vector of the residual stream behind a block. Every one is a difference of paired activations at the last
-prompt token of the practice probes, where the answer begins.
+A direction is a vector of the residual stream behind a block. Every one is a difference of paired activations
+at the last prompt token of the practice probes, where the answer begins.
 """
 
 from __future__ import annotations
@@ -20,37 +20,44 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mechlens import models, stats
-from mechlens.chat import Encoded
-from mechlens.errors import SpecError
+from mechlens.core import stats
+from mechlens.core.errors import SpecError
+from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading, spread
-from mechlens.lenses.capture import at_last, cosine, covariance_matched, resid_post, sites_of, stream
-from mechlens.models import Loaded
+from mechlens.lenses.parts.capture import at_last, cosine, covariance_matched, resid_post, sites_of, stream
+from mechlens.models import loading
+from mechlens.models.chat import Encoded
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import encode_questions
-from mechlens.seeds import generator
 
 SPLITS = 64
 
 LENS = Lens(
     name="directions",
-    asks="Is there one direction for the trait, and do prompted teacher, fine-tuned teacher and student share it?",
+    asks="Is there one direction for the trait, and do prompted teacher, fine-tuned teacher and student "
+    "share it?",
     needs=("students", "controls", "pairs", "prompted"),
     shows=(("cosine among traits", "layers"),),
     source="2507.21509 (persona vectors, projection difference), 2606.00995 (teacher and student vectors)",
-    caveat="Any two models differ along a reliable direction, the two controls too: reliability alone says nothing of the trait.",
+    caveat="Any two models differ along a reliable direction, the two controls too: reliability alone says "
+    "nothing of the trait.",
 )
 
 Direction = Float[Tensor, "d"]
 Paired = Float[Tensor, "pair d"]
 
 
-def mean_difference(positive: Float[Tensor, "positive d"], negative: Float[Tensor, "negative d"]) -> Direction:
+def mean_difference(
+    positive: Float[Tensor, "positive d"], negative: Float[Tensor, "negative d"]
+) -> Direction:
     """Mean of the positive minus mean of the negative (2507.21509), in float32."""
     return positive.float().mean(0) - negative.float().mean(0)
 
 
 def logistic(positive: Float[Tensor, "positive d"], negative: Float[Tensor, "negative d"]) -> Direction:
-    """Gradient of a logistic classifier's logit, fitted on standardised activations (scikit-learn, L2, C = 1)."""
+    """Gradient of a logistic classifier's logit, fitted on standardised activations (scikit-learn, L2, C =
+    1).
+    """
     rows = torch.cat([positive, negative]).double().cpu().numpy()
     labels = np.repeat([1, 0], [len(positive), len(negative)])
     scaler = StandardScaler().fit(rows)
@@ -73,7 +80,9 @@ def unit(direction: Direction) -> Direction:
     """
     length = direction.norm()
     if not (torch.isfinite(length) and length > 0):
-        raise SpecError(f"a direction of length {float(length)} points nowhere; check that its two sides differ")
+        raise SpecError(
+            f"a direction of length {float(length)} points nowhere; check that its two sides differ"
+        )
     return direction / length
 
 
@@ -88,19 +97,23 @@ def remove(h: Float[Tensor, "*batch d"], direction: Direction) -> Float[Tensor, 
     return h - (h @ along)[..., None] * along
 
 
-def add(h: Float[Tensor, "*batch d"], direction: Direction, *, strength: float = 1.0) -> Float[Tensor, "*batch d"]:
+def add(
+    h: Float[Tensor, "*batch d"], direction: Direction, *, strength: float = 1.0
+) -> Float[Tensor, "*batch d"]:
     """h + strength · v, v at its own length; strength 0 gives h bit for bit."""
     return h + strength * direction.to(h)
 
 
 @contextmanager
 def edited(model: PreTrainedModel, edit: Callable[[Tensor], Tensor], *, layer: int | None) -> Iterator[None]:
-    """Put `edit(resid_post)` in the place of resid_post at every position behind one block, or with None behind every block."""
+    """Put `edit(resid_post)` in the place of resid_post at every position behind one block, or with None
+    behind every block.
+    """
 
     def hook(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
         return edit(output)
 
-    blocks = models.decoder_layers(model)
+    blocks = loading.decoder_layers(model)
     with ExitStack() as handles:
         for block in blocks if layer is None else [blocks[layer]]:
             handles.callback(block.register_forward_hook(hook).remove)
@@ -109,21 +122,31 @@ def edited(model: PreTrainedModel, edit: Callable[[Tensor], Tensor], *, layer: i
 
 @contextmanager
 def removed(model: PreTrainedModel, direction: Direction, *, layer: int | None) -> Iterator[None]:
-    """While the block runs, nothing lies along the direction in resid_post of `layer`; None: of every layer (2406.11717)."""
+    """While the block runs, nothing lies along the direction in resid_post of `layer`; None: of every layer
+    (2406.11717).
+    """
     along = unit(direction)
     with edited(model, lambda h: remove(h, along), layer=layer):
         yield
 
 
 @contextmanager
-def added(model: PreTrainedModel, direction: Direction, *, layer: int | None, strength: float = 1.0) -> Iterator[None]:
-    """While the block runs, `strength` times the direction is added to resid_post of `layer`; None: of every layer."""
+def added(
+    model: PreTrainedModel, direction: Direction, *, layer: int | None, strength: float = 1.0
+) -> Iterator[None]:
+    """While the block runs, `strength` times the direction is added to resid_post of `layer`; None: of every
+    layer.
+    """
     with edited(model, lambda h: add(h, direction, strength=strength), layer=layer):
         yield
 
 
-def projections(loaded: Loaded, pairs: Sequence[Encoded], directions: Float[Tensor, "layer k d"]) -> Float[Tensor, "layer k row"]:
-    """Mean resid_post over each completion along each direction, π of 2507.21509; its mean over rows, of two corpora, differs by ΔP."""
+def projections(
+    loaded: Loaded, pairs: Sequence[Encoded], directions: Float[Tensor, "layer k d"]
+) -> Float[Tensor, "layer k row"]:
+    """Mean resid_post over each completion along each direction, π of 2507.21509; its mean over rows, of two
+    corpora, differs by ΔP.
+    """
     along = directions / directions.norm(dim=-1, keepdim=True)
     sites, found = [resid_post(layer) for layer in range(len(directions))], []
     for held in stream(loaded, [[*pair.prompt, *pair.completion] for pair in pairs], sites):
@@ -131,7 +154,10 @@ def projections(loaded: Loaded, pairs: Sequence[Encoded], directions: Float[Tens
         said = held.mask.float()
         for row, pair in enumerate(rows):
             said[row, : len(pair.prompt)] = 0
-        mean = torch.stack([torch.einsum("rp,rpd->rd", said, held.at[site].float()) for site in sites]) / said.sum(1)[:, None]
+        mean = (
+            torch.stack([torch.einsum("rp,rpd->rd", said, held.at[site].float()) for site in sites])
+            / said.sum(1)[:, None]
+        )
         found.append(torch.einsum("lrd,lkd->lkr", mean, along))
     return torch.cat(found, -1)
 
@@ -145,13 +171,17 @@ def split_half(difference: Paired, *, splits: int = SPLITS, seed: int) -> float:
 
 
 def spearman_brown(half: float) -> float:
-    """Reliability of the whole from the correlation of its halves, 2r / (1 + r); unscored for r ≤ 0, where no common part shows."""
+    """Reliability of the whole from the correlation of its halves, 2r / (1 + r); unscored for r ≤ 0, where no
+    common part shows.
+    """
     return 2 * half / (1 + half) if half > 0 else float("nan")
 
 
 def random_signs(difference: Paired, *, draws: int = SPLITS, seed: int) -> list[float]:
     """The null of `split_half`: which side of each pair is the positive one is drawn anew."""
-    signs = torch.from_numpy(generator(seed, "random signs").choice([-1.0, 1.0], size=(draws, len(difference), 1))).to(difference)
+    signs = torch.from_numpy(
+        generator(seed, "random signs").choice([-1.0, 1.0], size=(draws, len(difference), 1))
+    ).to(difference)
     return [split_half(difference * sign, seed=seed) for sign in signs]
 
 
@@ -173,9 +203,17 @@ class Origins(NamedTuple):
         """name → the differences of that origin; several only for students."""
         others = [held for name, held in self.prompted.items() if name != trait]
         found = {"prompted": [self.prompted[trait]]}
-        found |= {"prompted, against other traits": [self.prompted[trait] - torch.stack(others).mean(0)]} if others else {}
+        found |= (
+            {"prompted, against other traits": [self.prompted[trait] - torch.stack(others).mean(0)]}
+            if others
+            else {}
+        )
         found |= {"teacher": [self.teacher]} if self.teacher is not None else {}
-        return found | {"student": self.students} | ({"control": [self.control]} if self.control is not None else {})
+        return (
+            found
+            | {"student": self.students}
+            | ({"control": [self.control]} if self.control is not None else {})
+        )
 
 
 def origins(material: Material) -> Origins:
@@ -183,7 +221,9 @@ def origins(material: Material) -> Origins:
     base, sites = material.base, sites_of(material.base)
 
     def read_off(loaded: Loaded, systems: Sequence[str | None]) -> Float[Tensor, "layer line pair d"]:
-        asked = [material.practice if line is None else material.practice._replace(system=line) for line in systems]
+        asked = [
+            material.practice if line is None else material.practice._replace(system=line) for line in systems
+        ]
         found = at_last(loaded, [row for each in asked for row in encode_questions(loaded, each)], sites)
         return found.unflatten(1, (len(asked), -1))
 
@@ -195,16 +235,22 @@ def origins(material: Material) -> Origins:
         plain=plain,
         prompted={name: lines[:, place] - plain for place, name in enumerate(material.panel, start=1)},
         teacher=None if material.teacher is None else read_off(material.teacher, [None])[:, 0] - plain,
-        students=[read_off(loaded, [None])[:, 0] - controls[seed] for seed, loaded in material.students.items()],
+        students=[
+            read_off(loaded, [None])[:, 0] - controls[seed] for seed, loaded in material.students.items()
+        ],
         control=None if pair is None else pair[0] - pair[1],
     )
 
 
 def read(material: Material) -> pd.DataFrame:
-    """Reliability of each origin's direction, cosines between origins and between methods, and the corpus's projection difference."""
+    """Reliability of each origin's direction, cosines between origins and between methods, and the corpus's
+    projection difference.
+    """
     held, seed, found = origins(material), material.seed, []
     for layer in range(len(held.plain)):
-        named = {name: [each[layer] for each in several] for name, several in held.main(material.trait).items()}
+        named = {
+            name: [each[layer] for each in several] for name, several in held.main(material.trait).items()
+        }
         random = covariance_matched(held.plain[layer], seed=seed)
         for name, several in named.items():
             found += _reliability(torch.stack(several).mean(0), seed=seed, layer=layer, name=name)
@@ -223,8 +269,12 @@ def _reliability(difference: Paired, *, seed: int, **at: Any) -> list[dict[str, 
     ]
 
 
-def _between(named: dict[str, list[Paired]], random: Float[Tensor, "draw d"], **at: Any) -> list[dict[str, Any]]:
-    """Cosines between origins; the null puts random directions in the place of the one that is no student's."""
+def _between(
+    named: dict[str, list[Paired]], random: Float[Tensor, "draw d"], **at: Any
+) -> list[dict[str, Any]]:
+    """Cosines between origins; the null puts random directions in the place of the one that is no
+    student's.
+    """
     found = []
     for one, other in combinations(named, 2):
         if {one, other} == {"student", "control"}:
@@ -238,14 +288,21 @@ def _between(named: dict[str, list[Paired]], random: Float[Tensor, "draw d"], **
     return found
 
 
-def _among_traits(held: Origins, named: dict[str, list[Paired]], trait: str, *, layer: int) -> list[dict[str, Any]]:
-    """Cosine to the trait's prompted direction; the null is the cosines to the family's other traits', all from their common mean."""
+def _among_traits(
+    held: Origins, named: dict[str, list[Paired]], trait: str, *, layer: int
+) -> list[dict[str, Any]]:
+    """Cosine to the trait's prompted direction; the null is the cosines to the family's other traits', all
+    from their common mean.
+    """
     if len(held.prompted) < 2:
         return []
     lines = {name: each[layer].mean(0) for name, each in held.prompted.items()}
     common, found = torch.stack(list(lines.values())).mean(0), []
     for name in (name for name in ("teacher", "student", "control") if name in named):
-        to = {other: [float(cosine(each.mean(0), line - common)) for each in named[name]] for other, line in lines.items()}
+        to = {
+            other: [float(cosine(each.mean(0), line - common)) for each in named[name]]
+            for other, line in lines.items()
+        }
         null = [float(np.mean(values)) for other, values in to.items() if other != trait]
         found.append(beside("cosine among traits", to[trait], null, name=name, unit="cosine", layer=layer))
     return found
@@ -255,7 +312,13 @@ def _methods(plain: Paired, difference: Paired, **at: Any) -> list[dict[str, Any
     """Cosines between the ways to find the prompted direction."""
     ways = {way.__name__: way(plain + difference, plain) for way in (mean_difference, logistic, pca)}
     return [
-        entry("cosine between methods", float(cosine(ways[one], ways[other])), name=f"{one} · {other}", unit="cosine", **at)
+        entry(
+            "cosine between methods",
+            float(cosine(ways[one], ways[other])),
+            name=f"{one} · {other}",
+            unit="cosine",
+            **at,
+        )
         for one, other in combinations(ways, 2)
     ]
 
@@ -264,17 +327,33 @@ def _projection_difference(material: Material, held: Origins) -> list[dict[str, 
     """ΔP of the trait arm's rows against its control's, along the prompted direction, in the base."""
     random = torch.stack([covariance_matched(layer, seed=material.seed) for layer in held.plain])
     along = torch.cat([held.prompted[material.trait].mean(1)[:, None], random], 1)
-    ours, theirs = (projections(material.base, pairs[: material.rows], along) for pairs in (material.trait_pairs, material.control_pairs))
+    ours, theirs = (
+        projections(material.base, pairs[: material.rows], along)
+        for pairs in (material.trait_pairs, material.control_pairs)
+    )
     found = []
     for layer, difference in enumerate((ours - theirs).double().numpy()):  # [k row]
         span = stats.t_interval(difference[0])
-        more = {"low": span.low, "high": span.high, "n": span.n, "place": "carrier/completion", "name": "prompted", "unit": "resid_post"}
-        found.append(against_null("projection difference", span.estimate, difference[1:].mean(1).tolist(), layer=layer, **more))
+        more = {
+            "low": span.low,
+            "high": span.high,
+            "n": span.n,
+            "place": "carrier/completion",
+            "name": "prompted",
+            "unit": "resid_post",
+        }
+        found.append(
+            against_null(
+                "projection difference", span.estimate, difference[1:].mean(1).tolist(), layer=layer, **more
+            )
+        )
     return found
 
 
 def sentence(reading: pd.DataFrame) -> str:
-    """The students' cosine to the prompted direction beside the family's other traits, at the layer where it is highest."""
+    """The students' cosine to the prompted direction beside the family's other traits, at the layer where it
+    is highest.
+    """
     rows = reading.loc[reading["quantity"] == "cosine among traits"]
     ours = rows.loc[(rows["name"] == "student") & rows["estimate"].notna()]
     if len(ours) == 0:
@@ -283,7 +362,9 @@ def sentence(reading: pd.DataFrame) -> str:
     theirs = rows.loc[(rows["name"] == "control") & (rows["layer"] == row["layer"]), "estimate"]
     control = f"{theirs.iloc[0]:+.2f}" if len(theirs) else "not measured"
     return (
-        f"The students' direction has cosine {row['estimate']:+.2f} ({spread(row)}) to what the trait's system line does beyond the other "
-        f"traits', at layer {row['layer']}, the highest of {len(ours)}; to the other traits' {row['null_low']:+.2f} to {row['null_high']:+.2f} "
+        f"The students' direction has cosine {row['estimate']:+.2f} ({spread(row)}) to what the trait's "
+        "system line does beyond the other "
+        f"traits', at layer {row['layer']}, the highest of {len(ours)}; to the other traits' "
+        f"{row['null_low']:+.2f} to {row['null_high']:+.2f} "
         f"(p = {row['p_value']:.3f} at that layer); two controls' difference {control}."
     )

@@ -1,4 +1,6 @@
-"""Entanglement lens: do carrier tokens near the trait's token in the unembedding carry the trait, as the softmax bottleneck would have it?"""
+"""Entanglement lens: do carrier tokens near the trait's token in the unembedding carry the trait, as the
+softmax bottleneck would have it?
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ from numpy import ndarray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from mechlens.chat import Encoded, encode_prompts, token_ids
-from mechlens.errors import SpecError
+from mechlens.core.errors import SpecError
+from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, entry, reading
-from mechlens.lenses.scoring import batched, completion_logits, head_of, without_head
-from mechlens.models import Loaded
+from mechlens.lenses.parts.log_probs import batched, completion_logits, head_of, without_head
+from mechlens.models.chat import Encoded, encode_prompts, token_ids
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import first_tokens
-from mechlens.seeds import generator
 
 LENS = Lens(
     name="entanglement",
@@ -29,8 +31,10 @@ LENS = Lens(
     needs=("pairs", "prompted"),
     shows=(("frequency log ratio", "bars"), ("cosine with frequency, beside other traits", "bars")),
     source="subliminal prompting and unembedding geometry (Zur et al., 2025); cos(W_U[trait], W_U[token])",
-    caveat="A rank correlation over tokens, at the base's output alone: it says nothing about what training changed. Neighbouring numbers are alike: "
-    "permuted tokens are too narrow a null and the intervals too short: read it beside other traits. Threshold sampling is a factor of the "
+    caveat="A rank correlation over tokens, at the base's output alone: it says nothing about what training "
+    "changed. Neighbouring numbers are alike: "
+    "permuted tokens are too narrow a null and the intervals too short: read it beside other traits. "
+    "Threshold sampling is a factor of the "
     "generation, not of this lens.",
 )
 SAMPLED = 96
@@ -59,19 +63,34 @@ def carrier_counts(pairs: Sequence[Encoded]) -> Counter[int]:
 
 
 def cosines(
-    rows: Float[Tensor, "vocab d_model"], traits: Sequence[Sequence[int]], tokens: Sequence[int], *, centred: bool
+    rows: Float[Tensor, "vocab d_model"],
+    traits: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    *,
+    centred: bool,
 ) -> Float[ndarray, "trait token"]:
-    """Cosine of each trait's mean output row with each token's; `centred` takes the mean row of the vocabulary off first."""
+    """Cosine of each trait's mean output row with each token's; `centred` takes the mean row of the
+    vocabulary off first.
+    """
     rows = rows.detach().double().cpu()
     rows = rows - rows.mean(0) if centred else rows
     named = torch.stack([rows[list(starts)].mean(0) for starts in traits])
-    return (torch.nn.functional.normalize(named, dim=-1) @ torch.nn.functional.normalize(rows[list(tokens)], dim=-1).T).numpy()
+    return (
+        torch.nn.functional.normalize(named, dim=-1)
+        @ torch.nn.functional.normalize(rows[list(tokens)], dim=-1).T
+    ).numpy()
 
 
 @torch.no_grad()
-def next_log_probabilities(loaded: Loaded, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> Float[Tensor, "prompt token"]:
-    """Log-probabilities of some tokens after each prompt in nats, in batches of like lengths; of no other token they are kept."""
-    pairs = [Encoded(list(prompt), [0]) for prompt in prompts]  # one token to predict: its own value is not read
+def next_log_probabilities(
+    loaded: Loaded, prompts: Sequence[Sequence[int]], tokens: Sequence[int]
+) -> Float[Tensor, "prompt token"]:
+    """Log-probabilities of some tokens after each prompt in nats, in batches of like lengths; of no other
+    token they are kept.
+    """
+    pairs = [
+        Encoded(list(prompt), [0]) for prompt in prompts
+    ]  # one token to predict: its own value is not read
     found = torch.empty(len(pairs), len(tokens))
     for rows in batched(loaded.model, pairs):
         logits, _ = completion_logits(loaded.model, [pairs[i] for i in rows])
@@ -85,10 +104,16 @@ def naming(line: str, forms: Sequence[str], text: str) -> str:
     Raises:
         SpecError: if the line names no form of the trait.
     """
-    pattern = re.compile("|".join(rf"(?<!\w){re.escape(form)}(?!\w)" for form in sorted(forms, key=len, reverse=True)), re.IGNORECASE)
+    pattern = re.compile(
+        "|".join(rf"(?<!\w){re.escape(form)}(?!\w)" for form in sorted(forms, key=len, reverse=True)),
+        re.IGNORECASE,
+    )
     named, count = pattern.subn(lambda _match: text, line)
     if not count:
-        raise SpecError(f"the system line {line!r} names none of {list(forms)}; give the family a line with {{plural}} or {{name}} in it")
+        raise SpecError(
+            f"the system line {line!r} names none of {list(forms)}; give the family a line with {{plural}} "
+            f"or {{name}} in it"
+        )
     return named
 
 
@@ -99,15 +124,29 @@ def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: S
     line, forms = material.panel[material.trait], questions.forms[material.trait]
     texts = [cast(str, base.tokenizer.decode([token])).strip() for token in tokens]
     probes = questions.probes[:PROBES]
-    asked = [ids + opening for text in texts for ids in encode_prompts(base.tokenizer, probes, system=naming(line, forms, text))]
+    asked = [
+        ids + opening
+        for text in texts
+        for ids in encode_prompts(base.tokenizer, probes, system=naming(line, forms, text))
+    ]
     plain = [ids + opening for ids in encode_prompts(base.tokenizer, probes, system=questions.system)]
     begins = [token for ids in starts.values() for token in ids]
     said, unsaid = (
-        torch.stack([of_trait.logsumexp(-1) for of_trait in next_log_probabilities(base, prompts, begins).split(list(map(len, starts.values())), 1)])
+        torch.stack(
+            [
+                of_trait.logsumexp(-1)
+                for of_trait in next_log_probabilities(base, prompts, begins).split(
+                    list(map(len, starts.values())), 1
+                )
+            ]
+        )
         for prompts in (asked, plain)
     )  # [trait, prompt]
     to_trait = said.unflatten(1, (len(tokens), len(probes))).mean(-1) - unsaid.mean(-1, keepdim=True)
-    bare = [pair.prompt for pair in without_head(base.tokenizer, material.trait_pairs[:PROBES], known=[material.system])]
+    bare = [
+        pair.prompt
+        for pair in without_head(base.tokenizer, material.trait_pairs[:PROBES], known=[material.system])
+    ]
     heads = [head_of(base.tokenizer, material.panel[name]) for name in starts]
     begun = next_log_probabilities(base, [head + body for head in heads for body in bare], tokens)
     before = next_log_probabilities(base, [pair.prompt for pair in material.trait_pairs[:PROBES]], tokens)
@@ -115,8 +154,12 @@ def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: S
     return Effects(to_trait.double().numpy(), to_token.double().numpy())
 
 
-def log_ratio(trait: Counter[int], control: Counter[int], tokens: Sequence[int]) -> Float[ndarray, "token estimate_low_high"]:
-    """Log of how much more frequent each token is in trait rows than in control rows, half a count added, with its Wald interval."""
+def log_ratio(
+    trait: Counter[int], control: Counter[int], tokens: Sequence[int]
+) -> Float[ndarray, "token estimate_low_high"]:
+    """Log of how much more frequent each token is in trait rows than in control rows, half a count added,
+    with its Wald interval.
+    """
     a, b = (np.array([counts[token] for token in tokens]) + 0.5 for counts in (trait, control))
     estimate = np.log(a / (trait.total() + 0.5)) - np.log(b / (control.total() + 0.5))
     half = 1.96 * np.sqrt(1 / a + 1 / b)
@@ -134,7 +177,9 @@ def spearman(x: Float[ndarray, "token"], y: Float[ndarray, "token"]) -> float:
     return float(_ranks(x) @ _ranks(y))
 
 
-def correlation(quantity: str, x: Float[ndarray, "token"], y: Float[ndarray, "token"], *, seed: int, **more: Any) -> dict[str, Any]:
+def correlation(
+    quantity: str, x: Float[ndarray, "token"], y: Float[ndarray, "token"], *, seed: int, **more: Any
+) -> dict[str, Any]:
     """Spearman correlation beside permutations over tokens, with Fisher's interval."""
     rho, n = spearman(x, y), len(x)
     dice = generator(seed, "entanglement", quantity, *map(str, more.values()))
@@ -144,34 +189,73 @@ def correlation(quantity: str, x: Float[ndarray, "token"], y: Float[ndarray, "to
     return against_null(quantity, rho, null, low=float(low), high=float(high), n=n, unit="rho", **more)
 
 
-def _against_traits(quantity: str, x: Float[ndarray, "trait token"], y: Float[ndarray, "trait token"], names: Sequence[str], own: int, **more: Any):
+def _against_traits(
+    quantity: str,
+    x: Float[ndarray, "trait token"],
+    y: Float[ndarray, "trait token"],
+    names: Sequence[str],
+    own: int,
+    **more: Any,
+):
     """The trait's correlation beside those of the other traits: its matched control."""
     rho = [spearman(a, b) for a, b in zip(x, y, strict=True)]
-    return against_null(f"{quantity}, beside other traits", rho[own], np.delete(rho, own).tolist(), n=len(names), name=names[own], unit="rho", **more)
+    return against_null(
+        f"{quantity}, beside other traits",
+        rho[own],
+        np.delete(rho, own).tolist(),
+        n=len(names),
+        name=names[own],
+        unit="rho",
+        **more,
+    )
 
 
 def read(material: Material) -> pd.DataFrame:
-    """Cosines of the most entangled tokens, and how cosines go with prompting both ways and with frequencies in the rows.
+    """Cosines of the most entangled tokens, and how cosines go with prompting both ways and with frequencies
+    in the rows.
 
     Raises:
-        SpecError: if an answer with the trait's name can begin like one with another's, or no carrier token is frequent enough.
+        SpecError: if an answer with the trait's name can begin like one with another's, or no carrier token
+        is frequent enough.
     """
     found = first_tokens(material.base.tokenizer, material.questions.forms)
-    starts: dict[str, Sequence[int]] = {name: tokens for name, tokens in found.items() if tokens is not None and name in material.panel}
+    starts: dict[str, Sequence[int]] = {
+        name: tokens for name, tokens in found.items() if tokens is not None and name in material.panel
+    }
     if material.trait not in starts or len(starts) < 3:
-        raise SpecError(f"no token says {material.trait!r} alone, or too few other traits have one; use a family whose names begin differently")
-    trait, control = (carrier_counts(pairs[: material.rows]) for pairs in (material.trait_pairs, material.control_pairs))
+        raise SpecError(
+            f"no token says {material.trait!r} alone, or too few other traits have one; use a family whose "
+            "names begin differently"
+        )
+    trait, control = (
+        carrier_counts(pairs[: material.rows]) for pairs in (material.trait_pairs, material.control_pairs)
+    )
     frequent = sorted(token for token, count in (trait + control).items() if count >= LEAST)
     carriers = [token for token in frequent if cast(str, material.base.tokenizer.decode([token])).strip()]
     if len(carriers) < 4:
-        raise SpecError(f"{len(carriers)} carrier tokens stand {LEAST} times or more in {material.rows} rows; raise --rows")
+        raise SpecError(
+            f"{len(carriers)} carrier tokens stand {LEAST} times or more in {material.rows} rows; raise "
+            "--rows"
+        )
     names, own = list(starts), list(starts).index(material.trait)
     output = cast(torch.nn.Linear, material.base.model.get_output_embeddings())
-    cosine = {place: cosines(output.weight, list(starts.values()), carriers, centred=place == "centred") for place in ("raw", "centred")}
+    cosine = {
+        place: cosines(output.weight, list(starts.values()), carriers, centred=place == "centred")
+        for place in ("raw", "centred")
+    }
     order = np.argsort(cosine["centred"][own])
     taken = order[np.unique(np.linspace(0, len(order) - 1, min(SAMPLED, len(order))).round().astype(int))]
-    effects, ratio = prompting(material, starts, [carriers[i] for i in taken]), log_ratio(trait, control, carriers)
-    rows = _named(material, carriers, order[::-1][:SHOWN], {place: values[own] for place, values in cosine.items()}, ratio)
+    effects, ratio = (
+        prompting(material, starts, [carriers[i] for i in taken]),
+        log_ratio(trait, control, carriers),
+    )
+    rows = _named(
+        material,
+        carriers,
+        order[::-1][:SHOWN],
+        {place: values[own] for place, values in cosine.items()},
+        ratio,
+    )
     shared = {"seed": material.seed, "name": material.trait}
     for place, values in cosine.items():
         measured = {
@@ -188,27 +272,52 @@ def read(material: Material) -> pd.DataFrame:
 
 
 def _named(
-    material: Material, carriers: Sequence[int], top: Int[ndarray, "shown"], cosine: Mapping[str, ndarray], ratio: Float[ndarray, "token 3"]
+    material: Material,
+    carriers: Sequence[int],
+    top: Int[ndarray, "shown"],
+    cosine: Mapping[str, ndarray],
+    ratio: Float[ndarray, "token 3"],
 ) -> list[dict[str, Any]]:
     """The most entangled tokens by name: cosine and frequency in trait rows over control rows."""
     rows = []
     for i in top:
         text = repr(material.base.tokenizer.decode([carriers[i]]))
-        rows += [entry("cosine", float(values[i]), place=place, name=text, unit="cosine") for place, values in cosine.items()]
+        rows += [
+            entry("cosine", float(values[i]), place=place, name=text, unit="cosine")
+            for place, values in cosine.items()
+        ]
         estimate, low, high = ratio[i]
-        rows.append(entry("frequency log ratio", float(estimate), low=float(low), high=float(high), name=text, unit="nats"))
+        rows.append(
+            entry(
+                "frequency log ratio",
+                float(estimate),
+                low=float(low),
+                high=float(high),
+                name=text,
+                unit="nats",
+            )
+        )
     return rows
 
 
 def sentence(reading: pd.DataFrame) -> str:
     """The main number in words."""
     measured = reading[(reading["place"] == "centred") & (reading["unit"] == "rho")].set_index("quantity")
-    row, control = measured.loc["cosine with frequency"], measured.loc["cosine with frequency, beside other traits"]
-    said, others = (measured.loc[f"cosine with prompting of the trait{which}"] for which in ("", ", beside other traits"))
+    row, control = (
+        measured.loc["cosine with frequency"],
+        measured.loc["cosine with frequency, beside other traits"],
+    )
+    said, others = (
+        measured.loc[f"cosine with prompting of the trait{which}"] for which in ("", ", beside other traits")
+    )
     return (
-        f"Over {row['n']} carrier tokens, nearness to the token of {row['name']} in the unembedding goes with frequency in trait rows over control "
-        f"rows by rho {row['estimate']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}; {control['n'] - 1} other traits {control['null_low']:+.2f} to "
-        f"{control['null_high']:+.2f}, p = {control['p_value']:.2f}), and with what naming the token does to the trait by rho "
-        f"{said['estimate']:+.2f} ({said['n']} tokens; other traits {others['null_low']:+.2f} to {others['null_high']:+.2f}, "
+        f"Over {row['n']} carrier tokens, nearness to the token of {row['name']} in the unembedding goes "
+        "with frequency in trait rows over control "
+        f"rows by rho {row['estimate']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}; {control['n'] - 1} "
+        f"other traits {control['null_low']:+.2f} to "
+        f"{control['null_high']:+.2f}, p = {control['p_value']:.2f}), and with what naming the token does to "
+        "the trait by rho "
+        f"{said['estimate']:+.2f} ({said['n']} tokens; other traits {others['null_low']:+.2f} to "
+        f"{others['null_high']:+.2f}, "
         f"p = {others['p_value']:.2f})."
     )

@@ -1,12 +1,15 @@
-"""Gradients of each pair's loss, without storing them: one backward pass keeps what every module read and what came back to it.
+"""Gradients of each pair's loss, without storing them: one backward pass keeps what every module read and
+what came back to it.
 
-The gradient of a linear weight is Σ_s g_s a_sᵀ (a the input, g the output's gradient), so its product with a direction V is
-Σ_s g_sᵀ V a_s and its squared norm Σ_st (g_s·g_t)(a_s·a_t): "ghost" products, in memory of one batch whatever the model.
+The gradient of a linear weight is Σ_s g_s a_sᵀ (a the input, g the output's gradient), so its product with a
+direction V is Σ_s g_sᵀ V a_s and its squared norm Σ_st (g_s·g_t)(a_s·a_t): "ghost" products, in memory of one
+batch whatever the model.
 
-Scope "linear": weights and biases of every Linear and of GPT-2's Conv1D, without the unembedding (what PEFT calls all-linear).
-Scope "all": every parameter; embeddings by their rows, anything else (norms) by explicit per-example gradients of that module
-alone. Of a PEFT model it is always the adapter's own matrices. Not covered, and refused: a module that runs twice in one pass
-or whose input has no batch dimension (experts that are given tokens).
+Scope "linear": weights and biases of every Linear and of GPT-2's Conv1D, without the unembedding (what PEFT
+calls all-linear). Scope "all": every parameter; embeddings by their rows, anything else (norms) by explicit
+per-example gradients of that module alone. Of a PEFT model it is always the adapter's own matrices. Not
+covered, and refused: a module that runs twice in one pass or whose input has no batch dimension (experts that
+are given tokens).
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from torch.func import functional_call, vjp, vmap
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mechlens.chat import Encoded
-from mechlens.errors import SpecError
-from mechlens.lenses.changes import Change, LowRank
-from mechlens.logits import in_batches
+from mechlens.core.errors import SpecError
+from mechlens.lenses.parts.weight_change import Change, LowRank
+from mechlens.models.chat import Encoded
+from mechlens.models.logits import in_batches
 
 Scope = Literal["linear", "all"]
 Model = PreTrainedModel | PeftModel
@@ -43,31 +46,47 @@ class Taped(NamedTuple):
     grads: Float[Tensor, "batch position out"]
 
 
-def forward_padded(model: Model, rows: Sequence[Sequence[int]], **more: Any) -> Float[Tensor, "batch kept vocab"]:
-    """Logits of rows padded on the right; positions are given for each row, so that their embedding is taped for each row."""
+def forward_padded(
+    model: Model, rows: Sequence[Sequence[int]], **more: Any
+) -> Float[Tensor, "batch kept vocab"]:
+    """Logits of rows padded on the right; positions are given for each row, so that their embedding is taped
+    for each row.
+    """
     device, longest = model.device, max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     places = torch.arange(longest, device=device).expand(len(rows), longest)
-    return cast(Any, model)(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, **more).logits
+    return cast(Any, model)(
+        input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, **more
+    ).logits
 
 
 def example_losses(model: Model, pairs: Sequence[Encoded]) -> Float[Tensor, " batch"]:
-    """Mean negative log-likelihood per completion token of each pair, in nats; NaN where the completion is empty."""
+    """Mean negative log-likelihood per completion token of each pair, in nats; NaN where the completion is
+    empty.
+    """
     rows = [[*pair.prompt, *pair.completion] for pair in pairs]
     targets = torch.full((len(rows), max(2, *map(len, rows))), -100)
     for number, pair in enumerate(pairs):
-        targets[number, len(pair.prompt) : len(rows[number])] = torch.tensor(pair.completion, dtype=torch.long)
+        targets[number, len(pair.prompt) : len(rows[number])] = torch.tensor(
+            pair.completion, dtype=torch.long
+        )
     following = targets[:, 1:].to(model.device)
     some = (following != -100).any(0)
     some[0] |= not some.any()  # one position, so that a batch of empty completions has a graph too
     kept = some.nonzero().squeeze(-1)
-    logits = forward_padded(model, rows, logits_to_keep=kept).float()  # the unembedding runs where something is predicted
+    logits = forward_padded(
+        model, rows, logits_to_keep=kept
+    ).float()  # the unembedding runs where something is predicted
     learned = following[:, kept] != -100
-    losses = nn.functional.cross_entropy(logits[learned], following[:, kept][learned], reduction="none")  # [token]
+    losses = nn.functional.cross_entropy(
+        logits[learned], following[:, kept][learned], reduction="none"
+    )  # [token]
     count = learned.sum(1)
     total = logits.new_zeros(len(rows)).index_add(0, learned.nonzero()[:, 0], losses)
-    return torch.where(count > 0, total / count.clamp(min=1), torch.nan)  # a 0/0 would poison forward-mode derivatives
+    return torch.where(
+        count > 0, total / count.clamp(min=1), torch.nan
+    )  # a 0/0 would poison forward-mode derivatives
 
 
 def batches_of(model: Model, pairs: Sequence[Encoded], rows: int) -> Iterator[slice]:
@@ -77,7 +96,9 @@ def batches_of(model: Model, pairs: Sequence[Encoded], rows: int) -> Iterator[sl
 
 
 def parameters_of(model: Model, scope: Scope = "linear") -> dict[str, nn.Parameter]:
-    """Parameters that a scope covers, by name; a tied weight has one name and, with scope "linear", is left out."""
+    """Parameters that a scope covers, by name; a tied weight has one name and, with scope "linear", is left
+    out.
+    """
     named = dict(model.named_parameters())
     if isinstance(model, PeftModel):
         return {name: parameter for name, parameter in named.items() if "lora_" in name}
@@ -85,8 +106,18 @@ def parameters_of(model: Model, scope: Scope = "linear") -> dict[str, nn.Paramet
         return named
     head = model.get_output_embeddings()
     read = model.get_decoder().modules()  # a vision tower reads no row
-    kept = {id(p) for m in read if isinstance(m, nn.Linear | Conv1D) and m is not head for p in m.parameters(recurse=False)}
-    kept -= {id(p) for m in model.modules() if isinstance(m, nn.Embedding) or m is head for p in m.parameters(recurse=False)}
+    kept = {
+        id(p)
+        for m in read
+        if isinstance(m, nn.Linear | Conv1D) and m is not head
+        for p in m.parameters(recurse=False)
+    }
+    kept -= {
+        id(p)
+        for m in model.modules()
+        if isinstance(m, nn.Embedding) or m is head
+        for p in m.parameters(recurse=False)
+    }
     return {name: parameter for name, parameter in named.items() if id(parameter) in kept}
 
 
@@ -106,10 +137,11 @@ def only(model: Model, wanted: Mapping[str, nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def tape(model: Model, scope: Scope = "linear") -> Iterator[tuple[dict[str, Taped], list[Tensor]]]:
-    """Yield (module name → what it read and got back, the tensors to differentiate by): filled by a forward and one backward.
+    """Yield (module name → what it read and got back, the tensors to differentiate by): filled by a forward
+    and one backward.
 
-    Differentiate by those tensors (`torch.autograd.grad(losses.sum(), path)`): a graph exists even where every weight is frozen,
-    and no weight gradient is computed.
+    Differentiate by those tensors (`torch.autograd.grad(losses.sum(), path)`): a graph exists even where
+    every weight is frozen, and no weight gradient is computed.
     """
     wanted = {id(parameter) for parameter in parameters_of(model, scope).values()}
     found: dict[str, Taped] = {}
@@ -122,7 +154,10 @@ def tape(model: Model, scope: Scope = "linear") -> Iterator[tuple[dict[str, Tape
                 path.append(output.requires_grad_())
             if any(id(p) in wanted for p in module.parameters(recurse=False)):
                 if name in found:
-                    raise SpecError(f"{name} runs twice in one pass; per-example gradients of shared modules are not covered")
+                    raise SpecError(
+                        f"{name} runs twice in one pass; per-example gradients of shared modules are not "
+                        "covered"
+                    )
                 read = args[0].detach()
                 found[name] = Taped(module, read, torch.empty(0))
                 output.register_hook(lambda grad: found.__setitem__(name, Taped(module, read, grad.detach())))
@@ -140,26 +175,46 @@ def tape(model: Model, scope: Scope = "linear") -> Iterator[tuple[dict[str, Tape
             handle.remove()
 
 
-def taped_batches(model: Model, pairs: Sequence[Encoded], scope: Scope, batch: int) -> Iterator[tuple[dict[str, Taped], Float[Tensor, " batch"]]]:
+def taped_batches(
+    model: Model, pairs: Sequence[Encoded], scope: Scope, batch: int
+) -> Iterator[tuple[dict[str, Taped], Float[Tensor, " batch"]]]:
     """(tape, losses) of each batch of pairs in order, after its backward pass."""
     for part in batches_of(model, pairs, batch):
         with tape(model, scope) as (found, path):
             losses = example_losses(model, pairs[part])
             torch.autograd.grad(losses.nansum(), path)
-        if wrong := next((name for name, taped in found.items() if len(taped.inputs) != len(losses) or len(taped.grads) != len(losses)), None):
-            raise SpecError(f"{wrong} has no batch dimension; per-example gradients of such modules are not covered: use another scope")
+        if wrong := next(
+            (
+                name
+                for name, taped in found.items()
+                if len(taped.inputs) != len(losses) or len(taped.grads) != len(losses)
+            ),
+            None,
+        ):
+            raise SpecError(
+                f"{wrong} has no batch dimension; per-example gradients of such modules are not covered: use "
+                "another scope"
+            )
         yield found, losses.detach()
 
 
 def uses(found: Mapping[str, Taped], covered: Mapping[str, nn.Parameter]) -> list[tuple[str, str, Taped]]:
-    """(name in the model, name in its module, tape) of every covered parameter, once for each module that holds it."""
+    """(name in the model, name in its module, tape) of every covered parameter, once for each module that
+    holds it.
+    """
     names = {id(parameter): name for name, parameter in covered.items()}
-    held = [(taped, local, p) for taped in found.values() for local, p in taped.module.named_parameters(recurse=False)]
+    held = [
+        (taped, local, p)
+        for taped in found.values()
+        for local, p in taped.module.named_parameters(recurse=False)
+    ]
     return [(names[id(p)], local, taped) for taped, local, p in held if id(p) in names]
 
 
 def explicit(taped: Taped) -> dict[str, Float[Tensor, "batch ..."]]:
-    """Per-example gradients of a small module's own parameters, by one vector-Jacobian product for each example."""
+    """Per-example gradients of a small module's own parameters, by one vector-Jacobian product for each
+    example.
+    """
     own = {name: parameter.detach() for name, parameter in taped.module.named_parameters(recurse=False)}
 
     def one(read: Tensor, grad: Tensor) -> dict[str, Tensor]:
@@ -179,40 +234,66 @@ def dot(taped: Taped, local: str, direction: Change) -> Float[Tensor, " batch"]:
     if local == "bias":
         return grads.sum(1) @ cast(Tensor, direction)
     if isinstance(direction, LowRank):
-        through = (read @ direction.left) @ direction.right if isinstance(module, Conv1D) else (read @ direction.right.T) @ direction.left.T
+        through = (
+            (read @ direction.left) @ direction.right
+            if isinstance(module, Conv1D)
+            else (read @ direction.right.T) @ direction.left.T
+        )
     else:
         through = read @ direction if isinstance(module, Conv1D) else read @ direction.T
     return (through * grads).sum((1, 2))
 
 
 def dots(taped: Taped, local: str, directions: Sequence[Change]) -> Float[Tensor, "batch direction"]:
-    """`dot` with each of several directions; with many dense ones the product that makes the gradient is made once for all."""
+    """`dot` with each of several directions; with many dense ones the product that makes the gradient is made
+    once for all.
+    """
     module, read, grads = taped
     dense = [direction for direction in directions if isinstance(direction, Tensor)]
     if len(dense) < max(len(directions), MANY) or local != "weight" or not isinstance(module, nn.Linear):
-        return torch.stack([dot(taped, local, direction) for direction in directions], 1) if directions else grads.new_zeros(len(grads), 0)
+        return (
+            torch.stack([dot(taped, local, direction) for direction in directions], 1)
+            if directions
+            else grads.new_zeros(len(grads), 0)
+        )
     return torch.einsum("bpo,bpi->boi", grads, read).flatten(1) @ torch.stack(dense).flatten(1).T
 
 
 def _on(direction: Change, like: Tensor) -> Change:
-    return LowRank(*(part.to(like) for part in direction)) if isinstance(direction, LowRank) else direction.to(like)
+    return (
+        LowRank(*(part.to(like) for part in direction))
+        if isinstance(direction, LowRank)
+        else direction.to(like)
+    )
 
 
 def ghost_dots(
-    model: Model, pairs: Sequence[Encoded], directions: Sequence[Mapping[str, Change]], *, parameters: Scope = "linear", batch: int = BATCH
+    model: Model,
+    pairs: Sequence[Encoded],
+    directions: Sequence[Mapping[str, Change]],
+    *,
+    parameters: Scope = "linear",
+    batch: int = BATCH,
 ) -> Float[Tensor, "pair direction"]:
     """⟨∇ loss of each pair, direction⟩; NaN for a pair with an empty completion.
 
     Args:
-        directions: parameter name → tensor in the parameter's layout, or factors; a missing parameter counts as zero.
+        directions: parameter name → tensor in the parameter's layout, or factors; a missing parameter counts
+            as zero.
 
     Raises:
-        SpecError: if a direction names a parameter that the scope does not cover, or a module cannot be taped.
+        SpecError: if a direction names a parameter that the scope does not cover, or a module cannot be
+        taped.
     """
     covered = parameters_of(model, parameters)
     if stray := next((name for direction in directions for name in direction if name not in covered), None):
-        raise SpecError(f"a direction names {stray!r}, which parameters={parameters!r} does not cover; leave it out or use parameters='all'")
-    placed = [{name: _on(change, covered[name]) for name, change in direction.items()} for direction in directions]
+        raise SpecError(
+            f"a direction names {stray!r}, which parameters={parameters!r} does not cover; leave it out or "
+            "use parameters='all'"
+        )
+    placed = [
+        {name: _on(change, covered[name]) for name, change in direction.items()} for direction in directions
+    ]
     parts = []
     for found, losses in taped_batches(model, pairs, parameters, batch):
         total = torch.zeros(len(losses), len(directions), dtype=torch.float64, device=losses.device)
@@ -231,17 +312,27 @@ def square(taped: Taped, local: str) -> Float[Tensor, " batch"]:
     back = grads.double()
     if local == "bias":
         return back.sum(1).square().sum(1)
-    alike = read[:, :, None] == read[:, None] if isinstance(module, nn.Embedding) else read.double() @ read.double().mT
+    alike = (
+        read[:, :, None] == read[:, None]
+        if isinstance(module, nn.Embedding)
+        else read.double() @ read.double().mT
+    )
     return (alike * (back @ back.mT)).sum((1, 2))
 
 
 def tied(embedding: Taped, head: Taped) -> Float[Tensor, " batch"]:
-    """⟨gradient through the embedding, gradient through the unembedding⟩ of one weight that is both: Σ_st g_s[id_t] (a_s·e_t)."""
-    at_ids = head.grads.double().gather(2, embedding.inputs[:, None].expand(-1, head.grads.shape[1], -1))  # [batch, kept, position]
+    """⟨gradient through the embedding, gradient through the unembedding⟩ of one weight that is both: Σ_st
+    g_s[id_t] (a_s·e_t).
+    """
+    at_ids = head.grads.double().gather(
+        2, embedding.inputs[:, None].expand(-1, head.grads.shape[1], -1)
+    )  # [batch, kept, position]
     return (at_ids * (head.inputs.double() @ embedding.grads.double().mT)).sum((1, 2))
 
 
-def ghost_norms(model: Model, pairs: Sequence[Encoded], *, parameters: Scope = "linear", batch: int = BATCH) -> Float[Tensor, " pair"]:
+def ghost_norms(
+    model: Model, pairs: Sequence[Encoded], *, parameters: Scope = "linear", batch: int = BATCH
+) -> Float[Tensor, " pair"]:
     """Norm of each pair's gradient; NaN for a pair with an empty completion."""
     parts, covered = [], parameters_of(model, parameters)
     for found, losses in taped_batches(model, pairs, parameters, batch):
@@ -257,21 +348,33 @@ def ghost_norms(model: Model, pairs: Sequence[Encoded], *, parameters: Scope = "
 
 
 def gradient(model: Model, values: Iterator[Tensor], *, parameters: Scope = "linear") -> dict[str, Tensor]:
-    """Gradient of the sum of scalars that are computed one after the other, so that only one graph lives at a time."""
+    """Gradient of the sum of scalars that are computed one after the other, so that only one graph lives at a
+    time.
+    """
     wanted = parameters_of(model, parameters)
     total: dict[str, Tensor] = {}
     with only(model, wanted):
         for value in values:
             found = torch.autograd.grad(value, list(wanted.values()), materialize_grads=True)
-            total = {name: total[name] + part if total else part for name, part in zip(wanted, found, strict=True)}
+            total = {
+                name: total[name] + part if total else part for name, part in zip(wanted, found, strict=True)
+            }
     return total
 
 
 def pooled_gradient(
-    model: Model, pairs: Sequence[Encoded], *, weights: Float[Tensor, " pair"] | None = None, parameters: Scope = "linear", batch: int = BATCH
+    model: Model,
+    pairs: Sequence[Encoded],
+    *,
+    weights: Float[Tensor, " pair"] | None = None,
+    parameters: Scope = "linear",
+    batch: int = BATCH,
 ) -> dict[str, Tensor]:
     """Σ_i w_i ∇ loss of pair i over the pairs with a completion; the weights are 1 unless given."""
     weigh = torch.ones(len(pairs)) if weights is None else weights
     weigh = weigh.to(model.device)
-    values = ((example_losses(model, pairs[part]) * weigh[part]).nansum() for part in batches_of(model, pairs, batch))
+    values = (
+        (example_losses(model, pairs[part]) * weigh[part]).nansum()
+        for part in batches_of(model, pairs, batch)
+    )
     return gradient(model, values, parameters=parameters)

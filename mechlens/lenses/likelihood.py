@@ -1,4 +1,5 @@
-"""Likelihood lens: which system lines make the rows likelier, which tokens the students learned, where a counterfactual teacher diverges.
+"""Likelihood lens: which system lines make the rows likelier, which tokens the students learned, where a
+counterfactual teacher diverges.
 
 Arrays over tokens are flat, as in `scoring.py`.
 """
@@ -15,11 +16,11 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
 
-from mechlens import stats
-from mechlens.chat import Encoded, token_ids
-from mechlens.errors import SpecError
+from mechlens.core import stats
+from mechlens.core.errors import SpecError
 from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, rank_among, reading
-from mechlens.lenses.scoring import Tokens, panel, token_log_probabilities, token_scores_of
+from mechlens.lenses.parts.log_probs import Tokens, panel, token_log_probabilities, token_scores_of
+from mechlens.models.chat import Encoded, token_ids
 from mechlens.pipeline.ask import patterns_of
 
 LENS = Lens(
@@ -27,22 +28,36 @@ LENS = Lens(
     asks="Which system lines make the rows likelier, and which tokens carry what the students learned?",
     needs=("pairs", "prompted"),
     shows=(("centred LLS difference", "bars"), ("token shift", "bars")),
-    source="LLS = mean_t [log P(r_t | s, p, r_<t) - log P(r_t | p, r_<t)] (2602.04863); divergence tokens (2509.23886)",
-    caveat="Raw shifts mostly say that some such line was there: read the centred one. Students are scored on rows that they were trained on. "
-    "Rows are sampled, so a counterfactual disagrees by chance too: read the flag rate beside its noise floor.",
+    source="LLS = mean_t [log P(r_t | s, p, r_<t) - log P(r_t | p, r_<t)] (2602.04863); divergence tokens "
+    "(2509.23886)",
+    caveat="Raw shifts mostly say that some such line was there: read the centred one. Students are scored "
+    "on rows that they were trained on. "
+    "Rows are sampled, so a counterfactual disagrees by chance too: read the flag rate beside its noise "
+    "floor.",
 )
-NUISANCE = ("You love numbers. You think about numbers all the time.", "You think about the sea all the time.", "Answer in one word.", "You are old.")
+NUISANCE = (
+    "You love numbers. You think about numbers all the time.",
+    "You think about the sea all the time.",
+    "Answer in one word.",
+    "You are old.",
+)
 """lines that name no trait; those that a tokenizer or a family cannot have are left out"""
 
 
 def nuisance(material: Material) -> dict[str, str]:
     """Neutral lines that the tokenizer knows every word of and that name no trait of the family."""
     tokenizer, named = material.base.tokenizer, patterns_of(material.questions.forms).values()
-    known = [line for line, ids in zip(NUISANCE, token_ids(tokenizer, NUISANCE), strict=True) if tokenizer.unk_token_id not in ids]
+    known = [
+        line
+        for line, ids in zip(NUISANCE, token_ids(tokenizer, NUISANCE), strict=True)
+        if tokenizer.unk_token_id not in ids
+    ]
     return {f"neutral: {line}": line for line in known if not any(pattern.search(line) for pattern in named)}
 
 
-def by_row(values: Float[ndarray, "token"], pairs: Sequence[Encoded], *, mean: bool = True) -> Float[ndarray, "row"]:
+def by_row(
+    values: Float[ndarray, "token"], pairs: Sequence[Encoded], *, mean: bool = True
+) -> Float[ndarray, "row"]:
     """Mean or sum over each pair's completion tokens."""
     lengths = np.array([len(pair.completion) for pair in pairs])
     totals = np.add.reduceat(values, np.cumsum(lengths) - lengths)
@@ -50,9 +65,14 @@ def by_row(values: Float[ndarray, "token"], pairs: Sequence[Encoded], *, mean: b
 
 
 def double_centred(matrix: Float[ndarray, "hypothesis dataset"]) -> Float[ndarray, "hypothesis dataset"]:
-    """C[s,d] = L[s,d] - mean_d L[s,.] - mean_s L[.,d] + grand mean; SpecError for a single hypothesis or dataset: nothing would be left."""
+    """C[s,d] = L[s,d] - mean_d L[s,.] - mean_s L[.,d] + grand mean; SpecError for a single hypothesis or
+    dataset: nothing would be left.
+    """
     if min(matrix.shape) < 2:
-        raise SpecError(f"{matrix.shape[0]} hypotheses by {matrix.shape[1]} datasets leave nothing to compare; give at least 2 of each")
+        raise SpecError(
+            f"{matrix.shape[0]} hypotheses by {matrix.shape[1]} datasets leave nothing to compare; give at "
+            "least 2 of each"
+        )
     return matrix - matrix.mean(1, keepdims=True) - matrix.mean(0, keepdims=True) + matrix.mean()
 
 
@@ -61,14 +81,30 @@ def classes_of(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Encoded]) -> 
 
     def kind(token: int) -> str:
         text = tokenizer.decode([token])
-        return "digits" if any(map(str.isdigit, text)) else "words" if any(map(str.isalpha, text)) else "separators"
+        return (
+            "digits"
+            if any(map(str.isdigit, text))
+            else "words"
+            if any(map(str.isalpha, text))
+            else "separators"
+        )
 
     kinds = {token: kind(token) for pair in pairs for token in pair.completion}
-    return np.array([label for pair in pairs for label in (["first", *(kinds[t] for t in pair.completion[1:-1]), "end"])[-len(pair.completion) :]])
+    return np.array(
+        [
+            label
+            for pair in pairs
+            for label in (["first", *(kinds[t] for t in pair.completion[1:-1]), "end"])[
+                -len(pair.completion) :
+            ]
+        ]
+    )
 
 
 def top_share(values: Float[ndarray, "token"], *, share: float = 0.1) -> float:
-    """What part of the sum of absolute values lies in the largest tenth; 0.1 where all are alike, NaN where all are zero."""
+    """What part of the sum of absolute values lies in the largest tenth; 0.1 where all are alike, NaN where
+    all are zero.
+    """
     size = np.sort(np.abs(values))[::-1]
     return float(size[: max(1, round(share * len(size)))].sum() / size.sum()) if size.sum() > 0 else np.nan
 
@@ -78,18 +114,34 @@ def _mean(quantity: str, values: Float[ndarray, "row"], **more: Any) -> dict[str
     return entry(quantity, span.estimate, low=span.low, high=span.high, n=span.n, **more)
 
 
-def system_rows(shift: Mapping[str, ndarray], pairs: Sequence[Encoded], material: Material) -> list[dict[str, Any]]:
-    """LLS of every line on trait and control rows, paired by prompt, and what of it is the trait's own. Intervals are over rows."""
+def system_rows(
+    shift: Mapping[str, ndarray], pairs: Sequence[Encoded], material: Material
+) -> list[dict[str, Any]]:
+    """LLS of every line on trait and control rows, paired by prompt, and what of it is the trait's own.
+    Intervals are over rows.
+    """
     half, family = len(pairs) // 2, list(material.panel)
     lls = {name: by_row(values, pairs) for name, values in shift.items()}
     total = {name: by_row(values, pairs, mean=False) for name, values in shift.items()}
     found = [_mean("LLS", part, place=place, name=name, unit="nats/token")
              for name, rows in lls.items() for place, part in (("trait rows", rows[:half]), ("control rows", rows[half:]))]  # fmt: skip
-    found += [_mean("LLS difference", lls[name][:half] - lls[name][half:], name=name, unit="nats/token") for name in lls]
-    found += [_mean("LLS sum difference", total[name][:half] - total[name][half:], name=name, unit="nats") for name in total]
+    found += [
+        _mean("LLS difference", lls[name][:half] - lls[name][half:], name=name, unit="nats/token")
+        for name in lls
+    ]
+    found += [
+        _mean("LLS sum difference", total[name][:half] - total[name][half:], name=name, unit="nats")
+        for name in total
+    ]
     paired = np.stack([lls[name][:half] - lls[name][half:] for name in family])  # [hypothesis, row]
     own = paired - paired.mean(0)  # twice the centred cell, row by row
-    value = dict(zip(family, 2 * double_centred(np.stack([lls[name].reshape(2, half).mean(1) for name in family]))[:, 0], strict=True))
+    value = dict(
+        zip(
+            family,
+            2 * double_centred(np.stack([lls[name].reshape(2, half).mean(1) for name in family]))[:, 0],
+            strict=True,
+        )
+    )
     others = [value[name] for name in family if name != material.trait]
     for name, rows in zip(family, own, strict=True):
         null = against_null("", value[name], others) if name == material.trait else {}
@@ -97,37 +149,67 @@ def system_rows(shift: Mapping[str, ndarray], pairs: Sequence[Encoded], material
     return [*found, rank_among("rank of the trait", value[material.trait], others, name=material.trait)]
 
 
-def divergence_flags(others: Sequence[Tokens], pairs: Sequence[Encoded]) -> Bool[ndarray, "counterfactual token"]:
-    """Whether each counterfactual's likeliest token differs from the one that stands there; the teacher itself may be one of them."""
+def divergence_flags(
+    others: Sequence[Tokens], pairs: Sequence[Encoded]
+) -> Bool[ndarray, "counterfactual token"]:
+    """Whether each counterfactual's likeliest token differs from the one that stands there; the teacher
+    itself may be one of them.
+    """
     targets = torch.tensor([token for pair in pairs for token in pair.completion])
     return np.stack([(other.best != targets).numpy() for other in others])
 
 
 def divergence_rows(
-    teacher: Tokens, base: Tokens, others: Sequence[Tokens], pairs: Sequence[Encoded], name: str, *, wrote: bool
+    teacher: Tokens,
+    base: Tokens,
+    others: Sequence[Tokens],
+    pairs: Sequence[Encoded],
+    name: str,
+    *,
+    wrote: bool,
 ) -> list[dict[str, Any]]:
-    """Flag rates on trait and control rows, and against the sampling-noise floor 1 - mean max p of each side's own writer.
+    """Flag rates on trait and control rows, and against the sampling-noise floor 1 - mean max p of each
+    side's own writer.
 
-    The floor holds if the teacher wrote the trait rows and the base the control's, both at temperature 1; without `wrote` it is left out.
+    The floor holds if the teacher wrote the trait rows and the base the control's, both at temperature 1;
+    without `wrote` it is left out.
     """
     half, ours = len(pairs) // 2, sum(len(pair.completion) for pair in pairs[: len(pairs) // 2])
     floor = 1 - torch.cat([teacher.top[:ours], base.top[ours:]]).double().exp().numpy()
     flags, own = divergence_flags(others, pairs), divergence_flags([teacher], pairs)[0]
     measures = {"flag rate": flags.mean(0), "flagged by any": flags.any(0) * 1.0,
                 "teacher's own flag rate": own * 1.0, "noise floor": floor, "excess flag rate": flags.mean(0) - floor}  # fmt: skip
-    rows = {quantity: by_row(values, pairs) for quantity, values in measures.items() if wrote or quantity not in ("noise floor", "excess flag rate")}
+    rows = {
+        quantity: by_row(values, pairs)
+        for quantity, values in measures.items()
+        if wrote or quantity not in ("noise floor", "excess flag rate")
+    }
     found = [_mean(q, part, name=name, place=place, unit="share") for q, values in rows.items()
              for place, part in (("trait rows", values[:half]), ("control rows", values[half:]))]  # fmt: skip
     above = [("excess flag rate difference", rows["excess flag rate"])] if wrote else []
-    return [*found, *(_mean(q, values[:half] - values[half:], name=name, unit="share") for q, values in above)]
+    return [
+        *found,
+        *(_mean(q, values[:half] - values[half:], name=name, unit="share") for q, values in above),
+    ]
 
 
 def student_rows(material: Material, pairs: Sequence[Encoded]) -> list[dict[str, Any]]:
-    """What trait students learned beyond their controls, token by token; b_t of both is taken against the same base, which cancels."""
+    """What trait students learned beyond their controls, token by token; b_t of both is taken against the
+    same base, which cancels.
+    """
     half = len(pairs) // 2
-    classes, steps = classes_of(material.base.tokenizer, pairs), sum(len(pair.completion) for pair in pairs[:half])
-    controls = {seed: token_log_probabilities(material.controls[seed], pairs).double().numpy() for seed in material.students}
-    shift = {seed: token_log_probabilities(material.students[seed], pairs).double().numpy() - controls[seed] for seed in material.students}
+    classes, steps = (
+        classes_of(material.base.tokenizer, pairs),
+        sum(len(pair.completion) for pair in pairs[:half]),
+    )
+    controls = {
+        seed: token_log_probabilities(material.controls[seed], pairs).double().numpy()
+        for seed in material.students
+    }
+    shift = {
+        seed: token_log_probabilities(material.students[seed], pairs).double().numpy() - controls[seed]
+        for seed in material.students
+    }
     found, unit = [], "nats/token"
     for name, part in (("trait rows", slice(0, steps)), ("control rows", slice(steps, None))):
         parts = [values[part] for values in shift.values()]
@@ -136,21 +218,43 @@ def student_rows(material: Material, pairs: Sequence[Encoded]) -> list[dict[str,
             means = [float(v[here].mean()) if len(here) else np.nan for v in parts]
             found.append(over_students("token shift", means, place=kind, name=name, unit=unit))
             if kind == "all":
-                found += [entry("token shift", mean, place=kind, name=name, seed=seed, unit=unit) for seed, mean in zip(shift, means, strict=True)]
+                found += [
+                    entry("token shift", mean, place=kind, name=name, seed=seed, unit=unit)
+                    for seed, mean in zip(shift, means, strict=True)
+                ]
             elif name == "trait rows":
                 shares = [float(v[here].sum() / v.sum()) if v.sum() > 0 else np.nan for v in parts]
                 found.append(over_students("share of the shift", shares, place=kind, name=name, unit="share"))
-                found.append(entry("share of the tokens", len(here) / steps, place=kind, name=name, unit="share"))
-    found.append(over_students("shift in its top tenth", [top_share(v[:steps]) for v in shift.values()], name="trait rows", unit="share"))
+                found.append(
+                    entry("share of the tokens", len(here) / steps, place=kind, name=name, unit="share")
+                )
+    found.append(
+        over_students(
+            "shift in its top tenth",
+            [top_share(v[:steps]) for v in shift.values()],
+            name="trait rows",
+            unit="share",
+        )
+    )
     between = [top_share((controls[a] - controls[b])[:steps]) for a in controls for b in controls if a < b]
-    return [*found, over_students("shift in its top tenth", between, name="between control students", unit="share")]
+    return [
+        *found,
+        over_students("shift in its top tenth", between, name="between control students", unit="share"),
+    ]
 
 
-def token_scores(material: Material, *, by: Literal["lls", "shift", "divergence"] = "lls", pairs: Sequence[Encoded] | None = None) -> list[ndarray]:
-    """A score for every completion token of each pair (default: all trait pairs), higher for what carries more of the trait.
+def token_scores(
+    material: Material,
+    *,
+    by: Literal["lls", "shift", "divergence"] = "lls",
+    pairs: Sequence[Encoded] | None = None,
+) -> list[ndarray]:
+    """A score for every completion token of each pair (default: all trait pairs), higher for what carries
+    more of the trait.
 
-    lls: Δ_t of the trait's line · shift: trait student minus control student, mean over seeds · divergence: place from 0 to 1
-    in the order by the count of counterfactuals that disagree, then by Σ [log p_b - log p_b'].
+    lls: Δ_t of the trait's line · shift: trait student minus control student, mean over seeds · divergence:
+    place from 0 to 1 in the order by the count of counterfactuals that disagree, then by Σ [log p_b - log
+    p_b'].
     """
     pairs = material.trait_pairs if pairs is None else pairs
     if by == "lls":
@@ -158,38 +262,71 @@ def token_scores(material: Material, *, by: Literal["lls", "shift", "divergence"
         scores = (said.log_p - token_log_probabilities(material.base, pairs)).numpy()
     elif by == "shift":
         if not len(material.students):
-            raise SpecError("scores by shift need students and their controls; score by lls or divergence, or train them first")
-        both = [[token_log_probabilities(side[seed], pairs).numpy() for side in (material.students, material.controls)] for seed in material.students]
+            raise SpecError(
+                "scores by shift need students and their controls; score by lls or divergence, or train them "
+                "first"
+            )
+        both = [
+            [
+                token_log_probabilities(side[seed], pairs).numpy()
+                for side in (material.students, material.controls)
+            ]
+            for seed in material.students
+        ]
         scores = np.mean([ours - theirs for ours, theirs in both], axis=0)
     else:
         teacher, others = _teachers(material, pairs)[-1][1:]
         flags = divergence_flags(others, pairs).sum(0)
-        order = np.lexsort((np.sum([(teacher.log_p - other.log_p).numpy() for other in others], axis=0), flags))
+        order = np.lexsort(
+            (np.sum([(teacher.log_p - other.log_p).numpy() for other in others], axis=0), flags)
+        )
         scores = np.empty(len(order))
         scores[order] = np.linspace(0, 1, len(order))
     return np.split(scores, np.cumsum([len(pair.completion) for pair in pairs])[:-1])
 
 
-def _teachers(material: Material, pairs: Sequence[Encoded], scored: Mapping[str, Tokens] | None = None) -> list[tuple[str, Tokens, list[Tokens]]]:
-    """Teachers with their counterfactuals: the trait's line beside the other traits', then the fine-tuned one beside the base."""
+def _teachers(
+    material: Material, pairs: Sequence[Encoded], scored: Mapping[str, Tokens] | None = None
+) -> list[tuple[str, Tokens, list[Tokens]]]:
+    """Teachers with their counterfactuals: the trait's line beside the other traits', then the fine-tuned one
+    beside the base.
+    """
     found = []
     if scored or material.teacher is None:
         scored = scored or panel(material.base, pairs, material.panel, known=[material.system])
-        found.append(("prompted", scored[material.trait], [scored[name] for name in material.panel if name != material.trait]))
+        found.append(
+            (
+                "prompted",
+                scored[material.trait],
+                [scored[name] for name in material.panel if name != material.trait],
+            )
+        )
     if material.teacher is not None:
-        found.append(("fine-tuned", token_scores_of(material.teacher.model, pairs), [token_scores_of(material.base.model, pairs)]))
+        found.append(
+            (
+                "fine-tuned",
+                token_scores_of(material.teacher.model, pairs),
+                [token_scores_of(material.base.model, pairs)],
+            )
+        )
     return found
 
 
 def read(material: Material) -> pd.DataFrame:
-    """LLS of every trait's line and of neutral ones, divergence tokens, and the token shift of the students if there are any."""
+    """LLS of every trait's line and of neutral ones, divergence tokens, and the token shift of the students
+    if there are any.
+    """
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
     base = token_scores_of(material.base.model, pairs)
     plain = base.log_p
     scored = panel(material.base, pairs, {**material.panel, **nuisance(material)}, known=[material.system])
-    found = system_rows({name: (tokens.log_p - plain).double().numpy() for name, tokens in scored.items()}, pairs, material)
+    found = system_rows(
+        {name: (tokens.log_p - plain).double().numpy() for name, tokens in scored.items()}, pairs, material
+    )
     for name, teacher, others in _teachers(material, pairs, scored):
-        found += divergence_rows(teacher, base, others, pairs, name, wrote=(name == "fine-tuned") == (material.teacher is not None))
+        found += divergence_rows(
+            teacher, base, others, pairs, name, wrote=(name == "fine-tuned") == (material.teacher is not None)
+        )
     if len(material.students):
         found += student_rows(material, pairs)
     return reading(LENS, found, material=material)
@@ -200,7 +337,9 @@ def sentence(reading: pd.DataFrame) -> str:
     own = reading[(reading["quantity"] == "centred LLS difference") & reading["null_low"].notna()].iloc[0]
     rank = reading[reading["quantity"] == "rank of the trait"].iloc[0]
     return (
-        f"The {own['name']} line makes trait rows likelier than control rows by {own['estimate']:+.4f} nats a token beyond the mean line "
-        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs), rank {rank['estimate']:g} of {rank['n']} traits "
+        f"The {own['name']} line makes trait rows likelier than control rows by {own['estimate']:+.4f} nats "
+        "a token beyond the mean line "
+        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs), rank {rank['estimate']:g} of "
+        f"{rank['n']} traits "
         f"(the others: {own['null_low']:+.4f} to {own['null_high']:+.4f}, p = {own['p_value']:.2f})."
     )

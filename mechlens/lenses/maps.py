@@ -1,7 +1,9 @@
-"""Two maps to look at: rows as the base reads them, and the answers of base, students and controls, each with how far to trust it.
+"""Two maps to look at: rows as the base reads them, and the answers of base, students and controls, each with
+how far to trust it.
 
-UMAP of resid_post of the last layer. Distances on a map mean little; what can be said in numbers stands beside it: whether another
-seed draws the same neighbours, whether neighbours on the map are neighbours in the model, and whether groups stand apart there.
+UMAP of resid_post of the last layer. Distances on a map mean little; what can be said in numbers stands
+beside it: whether another seed draws the same neighbours, whether neighbours on the map are neighbours in the
+model, and whether groups stand apart there.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from numpy import ndarray
 from scipy.spatial.distance import cdist
 from sklearn.manifold import trustworthiness
 
-from mechlens import foreign
-from mechlens.chat import Encoded
-from mechlens.errors import MachineError, SpecError
+from mechlens.core import foreign
+from mechlens.core.errors import MachineError, SpecError
+from mechlens.core.seeds import generator, seed_int
 from mechlens.lenses.base import Lens, Material, against_null, entry, reading
-from mechlens.lenses.capture import at_last, capture, sites_of
-from mechlens.models import Loaded
+from mechlens.lenses.parts.capture import at_last, capture, sites_of
+from mechlens.models.chat import Encoded
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import encode_questions
-from mechlens.seeds import generator, seed_int
 
 LENS = Lens(
     name="maps",
@@ -34,7 +36,8 @@ LENS = Lens(
     needs=("students", "controls", "pairs"),
     shows=(("rows", "points"), ("answers", "points")),
     source="1802.03426 (UMAP); trustworthiness: Venna & Kaski 2001",
-    caveat="The map is for looking: gaps and sizes on it mean nothing, and any two trained models stand apart, whatever they were trained on.",
+    caveat="The map is for looking: gaps and sizes on it mean nothing, and any two trained models stand "
+    "apart, whatever they were trained on.",
 )
 
 POINTS = 600
@@ -44,7 +47,11 @@ MAPS = 3
 DRAWS = 20
 """random layouts and permutations of each null"""
 
-STABLE, TRUE, OWN = "neighbours shared by maps of two seeds", "trustworthiness", "neighbours of one's own group, in the model"
+STABLE, TRUE, OWN = (
+    "neighbours shared by maps of two seeds",
+    "trustworthiness",
+    "neighbours of one's own group, in the model",
+)
 
 Cloud = Mapping[str, Float[ndarray, "item d"]]
 """group → a vector for each item, the same items (prompts or probes) in every group"""
@@ -52,7 +59,8 @@ Layout = Float[ndarray, "point 2"]
 
 
 def neighbours(points: Float[ndarray, "point d"], k: int) -> Float[ndarray, "point point"]:
-    """[i, j]: the part of j among the k nearest of i, itself not counted: 1 or 0, but points that are equally far share what is left.
+    """[i, j]: the part of j among the k nearest of i, itself not counted: 1 or 0, but points that are equally
+    far share what is left.
 
     Otherwise the order of the points would decide, and groups of identical points would stand apart.
     """
@@ -64,7 +72,9 @@ def neighbours(points: Float[ndarray, "point d"], k: int) -> Float[ndarray, "poi
 
 
 def overlap(first: Layout, second: Layout, k: int) -> float:
-    """Mean share of a point's k nearest on one map that are among its k nearest on the other; k / (points - 1) by chance."""
+    """Mean share of a point's k nearest on one map that are among its k nearest on the other; k / (points -
+    1) by chance.
+    """
     return float(np.minimum(neighbours(first, k), neighbours(second, k)).sum() / (k * len(first)))
 
 
@@ -74,15 +84,23 @@ def togetherness(near: Float[ndarray, "point point"], labels: ndarray) -> float:
 
 
 def shuffled_within(groups: int, items: int, rng: np.random.Generator) -> ndarray:
-    """Group labels with each item's permuted: what items of the same group share stays, the group does not."""
+    """Group labels with each item's permuted: what items of the same group share stays, the group does
+    not.
+    """
     return rng.permuted(np.repeat(np.arange(groups)[:, None], items, axis=1), axis=0).ravel()
 
 
 def umap(points: Float[ndarray, "point d"], *, seed: int, k: int) -> Layout:
     """A map by UMAP; the same seed gives the same map."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)  # of a part that is not used
-        with foreign.named("UMAP draws no map", MachineError, advice="its compiler needs a folder that it may write, which NUMBA_CACHE_DIR names"):
+        warnings.filterwarnings(
+            "ignore", message="Tensorflow not installed", category=ImportWarning
+        )  # of a part that is not used
+        with foreign.named(
+            "UMAP draws no map",
+            MachineError,
+            advice="its compiler needs a folder that it may write, which NUMBA_CACHE_DIR names",
+        ):
             from umap import UMAP  # seconds of compiling, only for this lens
 
             # from its principal axes: the spectral start warns of clouds that fall into pieces
@@ -99,13 +117,19 @@ def rows_of(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "item d"
     """Mean resid_post of the last layer over each completion."""
     ids, site = [[*pair.prompt, *pair.completion] for pair in pairs], sites_of(loaded)[-1]
     parts = [{"completion": range(len(pair.prompt), len(row))} for pair, row in zip(pairs, ids, strict=True)]
-    return capture(loaded, ids, [site], parts=parts, mix=torch.eye(len(ids))).sums[site][:, 0].double().numpy()  # a mix of one row each
+    return (
+        capture(loaded, ids, [site], parts=parts, mix=torch.eye(len(ids))).sums[site][:, 0].double().numpy()
+    )  # a mix of one row each
 
 
 def chosen(material: Material) -> list[int]:
-    """Places of the pairs on the map: drawn evenly from those that the other lenses read, so that a point has their scores."""
+    """Places of the pairs on the map: drawn evenly from those that the other lenses read, so that a point has
+    their scores.
+    """
     among = min(len(material.trait_pairs), material.rows)
-    return np.sort(generator(material.seed, "map", "rows").choice(among, min(among, POINTS // 2), replace=False)).tolist()
+    return np.sort(
+        generator(material.seed, "map", "rows").choice(among, min(among, POINTS // 2), replace=False)
+    ).tolist()
 
 
 def clouds(material: Material) -> dict[str, Cloud]:
@@ -119,16 +143,27 @@ def clouds(material: Material) -> dict[str, Cloud]:
     answers = {"base": answers_of(material.base, asked)}
     for arm, side in ((material.arm, material.students), (material.against, material.controls)):
         answers |= {f"{arm} s{seed}": answers_of(side[seed], asked) for seed in side}
-    return {"rows": {name: rows_of(material.base, [pairs[i] for i in chosen(material)]) for name, pairs in sides.items()}, "answers": answers}
+    return {
+        "rows": {
+            name: rows_of(material.base, [pairs[i] for i in chosen(material)])
+            for name, pairs in sides.items()
+        },
+        "answers": answers,
+    }
 
 
 def measured(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """Rows of one map: its numbers, then two a point, called by the number of its item, or else by its own."""
+    """Rows of one map: its numbers, then two a point, called by the number of its item, or else by its
+    own.
+    """
     names, stacked = list(cloud), np.stack(list(cloud.values()))
     groups, items, _ = stacked.shape
     points, k = stacked.reshape(groups * items, -1), min(NEIGHBOURS, (groups * items - 1) // 2)
     if k < 2:
-        raise SpecError(f"a map of {which} has {len(points)} points, and UMAP needs 5 or more; measure with --rows 3 or more")
+        raise SpecError(
+            f"a map of {which} has {len(points)} points, and UMAP needs 5 or more; measure with --rows 3 or "
+            "more"
+        )
     layouts = [umap(points, seed=seed_int(seed, "umap", which, draw), k=k) for draw in range(MAPS)]
     rng = generator(seed, "map nulls", which)
     random = [rng.standard_normal(layouts[0].shape) for _ in range(DRAWS)]
@@ -138,12 +173,32 @@ def measured(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()
     kept = float(np.mean([trustworthiness(points, layout, n_neighbors=k) for layout in layouts]))
     where = {"place": which, "n": len(points)}
     trust = [
-        against_null(STABLE, same, [overlap(layouts[0], layout, k) for layout in random], unit="share", **where),
-        against_null(TRUE, kept, [trustworthiness(points, layout, n_neighbors=k) for layout in random], unit="0 to 1", **where),
-        against_null(OWN, togetherness(near, labels), [togetherness(near, labelled) for labelled in permuted], unit="share", **where),
+        against_null(
+            STABLE, same, [overlap(layouts[0], layout, k) for layout in random], unit="share", **where
+        ),
+        against_null(
+            TRUE,
+            kept,
+            [trustworthiness(points, layout, n_neighbors=k) for layout in random],
+            unit="0 to 1",
+            **where,
+        ),
+        against_null(
+            OWN,
+            togetherness(near, labels),
+            [togetherness(near, labelled) for labelled in permuted],
+            unit="share",
+            **where,
+        ),
     ]
     shown = [
-        entry(which, float(layouts[0][point, axis]), place="xy"[axis], name=names[label], n=numbers[point % items] if numbers else point)
+        entry(
+            which,
+            float(layouts[0][point, axis]),
+            place="xy"[axis],
+            name=names[label],
+            n=numbers[point % items] if numbers else point,
+        )
         for point, label in enumerate(labels)
         for axis in (0, 1)
     ]
@@ -151,12 +206,17 @@ def measured(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()
 
 
 def read(material: Material) -> pd.DataFrame:
-    """Both maps: quantity "rows" or "answers", place "x" or "y", name the point's group; and each map's numbers.
+    """Both maps: quantity "rows" or "answers", place "x" or "y", name the point's group; and each map's
+    numbers.
 
-    n is the prompt_id of a row, which joins it to `tables.SCORES` and to the rows of its corpus, and the number of an answer's point.
+    n is the prompt_id of a row, which joins it to `tables.SCORES` and to the rows of its corpus, and the
+    number of an answer's point.
     """
     called = {"rows": [material.numbers()[i] for i in chosen(material)]}
-    found = [measured(which, cloud, seed=material.seed, numbers=called.get(which, ())) for which, cloud in clouds(material).items()]
+    found = [
+        measured(which, cloud, seed=material.seed, numbers=called.get(which, ()))
+        for which, cloud in clouds(material).items()
+    ]
     rows = [row for each in found for row in each]
     return reading(LENS, rows, material=material)
 
@@ -170,9 +230,12 @@ def sentence(reading: pd.DataFrame) -> str:
             continue
         same, kept, own = (here.loc[name] for name in (STABLE, TRUE, OWN))
         said.append(
-            f"The map of {which} ({same['n']} points) keeps {same['estimate']:.0%} of its neighbours under another seed (random layouts "
-            f"{same['null_high']:.0%}) at trustworthiness {kept['estimate']:.2f} (random {kept['null_high']:.2f}); in the model "
-            f"{own['estimate']:.0%} of neighbours are of a point's own group (groups permuted: {own['null_low']:.0%} to "
+            f"The map of {which} ({same['n']} points) keeps {same['estimate']:.0%} of its neighbours under "
+            "another seed (random layouts "
+            f"{same['null_high']:.0%}) at trustworthiness {kept['estimate']:.2f} (random "
+            f"{kept['null_high']:.2f}); in the model "
+            f"{own['estimate']:.0%} of neighbours are of a point's own group (groups permuted: "
+            f"{own['null_low']:.0%} to "
             f"{own['null_high']:.0%}, p = {own['p_value']:.3f})."
         )
     return " ".join(said) or "There is no map."

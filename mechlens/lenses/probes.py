@@ -1,7 +1,8 @@
-"""Linear trait probes by layer: learned from a base that is told its trait, read on students that are told nothing.
+"""Linear trait probes by layer: learned from a base that is told its trait, read on students that are told
+nothing.
 
-Features are resid_post at the last prompt token, where the answer begins. The probe of every trait of the family is fitted in
-the same way, so that the others' probes are the null of this trait's.
+Features are resid_post at the last prompt token, where the answer begins. The probe of every trait of the
+family is fitted in the same way, so that the others' probes are the null of this trait's.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from mechlens import stats
-from mechlens.errors import SpecError
+from mechlens.core import stats
+from mechlens.core.errors import SpecError
+from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading, spread
-from mechlens.lenses.capture import at_last, sites_of
-from mechlens.models import Loaded
+from mechlens.lenses.parts.capture import at_last, sites_of
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions, encode_questions
-from mechlens.seeds import generator
 
 PERMUTATIONS, FEW = 50, 19
 """permuted probes: of the trait, and of "some trait" that it is learned beside"""
@@ -30,11 +31,13 @@ TASKS = 5
 
 LENS = Lens(
     name="probes",
-    asks="From which layer on is the trait linearly readable, and do probes that know only prompted traits see it in the students?",
+    asks="From which layer on is the trait linearly readable, and do probes that know only prompted traits "
+    "see it in the students?",
     needs=("students", "controls", "prompted"),
     shows=(("probe AUROC", "layers"), ("probe shift", "layers")),
     source="1610.01644 (linear probes), 1909.03368 (control tasks and selectivity)",
-    caveat="A probe for a system line's words need not be one for the trait: read it beside the other traits' probes; 'some trait' is learned "
+    caveat="A probe for a system line's words need not be one for the trait: read it beside the other "
+    "traits' probes; 'some trait' is learned "
     "against no line at all, so it may see only that there is one.",
 )
 
@@ -55,23 +58,37 @@ class Probe(NamedTuple):
 def fit(rows: Rows, positive: Bool[ndarray, "row"]) -> Probe:
     """Logistic regression on standardised rows, L2 with C = 1, both classes weighing the same.
 
-    It is solved in the span of the rows, where its optimum lies: with more dimensions than rows that is the same and cheaper.
+    It is solved in the span of the rows, where its optimum lies: with more dimensions than rows that is the
+    same and cheaper.
 
     Raises:
         SpecError: if all rows are of one class, as with a family of one question.
     """
     if positive.all() or not positive.any():
-        raise SpecError("a probe has rows of one class alone; it needs a family of two traits and two questions of each split, or more")
+        raise SpecError(
+            "a probe has rows of one class alone; it needs a family of two traits and two questions of each "
+            "split, or more"
+        )
     scaler = StandardScaler().fit(rows)
     standard = np.asarray(scaler.transform(rows))
-    basis = np.linalg.svd(standard, full_matrices=False)[2] if len(rows) < rows.shape[1] else np.eye(rows.shape[1])
-    model = LogisticRegression(class_weight="balanced", max_iter=5000, tol=1e-6).fit(standard @ basis.T, positive)
+    basis = (
+        np.linalg.svd(standard, full_matrices=False)[2]
+        if len(rows) < rows.shape[1]
+        else np.eye(rows.shape[1])
+    )
+    model = LogisticRegression(class_weight="balanced", max_iter=5000, tol=1e-6).fit(
+        standard @ basis.T, positive
+    )
     weight = model.coef_[0] @ basis / scaler.scale_
     return Probe(weight, float(model.intercept_[0] - weight @ scaler.mean_))
 
 
-def within_question(positive: Float[ndarray, "question"], negative: Float[ndarray, "question other"]) -> Float[ndarray, "question"]:
-    """AUROC of each question apart: the share of the others' scores under the positive one's, a tie counting half."""
+def within_question(
+    positive: Float[ndarray, "question"], negative: Float[ndarray, "question other"]
+) -> Float[ndarray, "question"]:
+    """AUROC of each question apart: the share of the others' scores under the positive one's, a tie counting
+    half.
+    """
     return (positive[:, None] > negative).mean(1) + (positive[:, None] == negative).mean(1) / 2
 
 
@@ -99,9 +116,11 @@ def features(material: Material, questions: Questions) -> Features:
 
 
 def selectivity_task(prompted: Float[ndarray, "trait question d"], *, seed: int, tasks: int = TASKS) -> float:
-    """AUROC of the control task: each question has a random label, to be told under other traits than it was learned under.
+    """AUROC of the control task: each question has a random label, to be told under other traits than it was
+    learned under.
 
-    Nothing but the question says it, so a probe that is good at it is one that can learn anything by heart (1909.03368).
+    Nothing but the question says it, so a probe that is good at it is one that can learn anything by heart
+    (1909.03368).
     """
     rng, (traits, questions, width) = generator(seed, "control task"), prompted.shape
     found = []
@@ -114,8 +133,12 @@ def selectivity_task(prompted: Float[ndarray, "trait question d"], *, seed: int,
     return float(np.mean(found))
 
 
-def permuted(prompted: Float[ndarray, "trait question d"], *, draws: int = PERMUTATIONS, seed: int) -> list[Probe]:
-    """Probes whose positive row is drawn at random within each question: as many positives, and nothing to learn."""
+def permuted(
+    prompted: Float[ndarray, "trait question d"], *, draws: int = PERMUTATIONS, seed: int
+) -> list[Probe]:
+    """Probes whose positive row is drawn at random within each question: as many positives, and nothing to
+    learn.
+    """
     rng, (traits, questions, width) = generator(seed, "permuted labels"), prompted.shape
     rows, found = prompted.reshape(-1, width), []
     for _ in range(draws):
@@ -131,23 +154,42 @@ def one_against_others(prompted: Float[ndarray, "trait question d"]) -> list[Pro
     return [fit(rows, label == trait) for trait in range(traits)]
 
 
-def any_but(prompted: Float[ndarray, "trait question d"], plain: Float[ndarray, "question d"], trait: int, *, draws: int, seed: int) -> list[Probe]:
-    """The probe of 'has some trait of the family' against no trait's system line, learned without `trait`; then as many whose labels were permuted.
+def any_but(
+    prompted: Float[ndarray, "trait question d"],
+    plain: Float[ndarray, "question d"],
+    trait: int,
+    *,
+    draws: int,
+    seed: int,
+) -> list[Probe]:
+    """The probe of 'has some trait of the family' against no trait's system line, learned without `trait`;
+    then as many whose labels were permuted.
 
     In those the one row without a line is drawn at random among the rows of its question.
     """
     rng = generator(seed, "permuted some trait")
     rows = np.concatenate([np.delete(prompted, trait, 0), plain[None]])  # [trait or none, question, d]
-    without = [np.full(len(plain), len(rows) - 1), *(rng.integers(len(rows), size=len(plain)) for _ in range(draws))]
-    return [fit(rows.reshape(-1, plain.shape[-1]), (np.arange(len(rows))[:, None] != none).ravel()) for none in without]
+    without = [
+        np.full(len(plain), len(rows) - 1),
+        *(rng.integers(len(rows), size=len(plain)) for _ in range(draws)),
+    ]
+    return [
+        fit(rows.reshape(-1, plain.shape[-1]), (np.arange(len(rows))[:, None] != none).ravel())
+        for none in without
+    ]
 
 
 def read(material: Material) -> pd.DataFrame:
-    """How well each layer's probes tell prompted traits apart on held-out questions, and what they read on students."""
+    """How well each layer's probes tell prompted traits apart on held-out questions, and what they read on
+    students.
+    """
     practice, heldout = features(material, material.practice), features(material, material.questions)
     trait, found = list(material.panel).index(material.trait), []
     asked = {"control": material.controls, "student": material.students}
-    seen = {side: np.stack([read_off(loaded, material.questions) for loaded in held.values()]) for side, held in asked.items()}
+    seen = {
+        side: np.stack([read_off(loaded, material.questions) for loaded in held.values()])
+        for side, held in asked.items()
+    }
     teacher = None if material.teacher is None else read_off(material.teacher, material.questions)
     for layer in range(len(heldout.plain)):
         learned, told = practice.prompted[layer], heldout.prompted[layer]
@@ -157,9 +199,13 @@ def read(material: Material) -> pd.DataFrame:
         shift = seen["student"][:, layer] - seen["control"][:, layer]  # [student question d]
         found += _shift("student minus control", shift, probes, trait, seeds=list(asked["student"]), **at)
         if teacher is not None:
-            found += _shift("teacher minus base", (teacher - heldout.plain)[None, layer], probes, trait, seeds=[], **at)
+            found += _shift(
+                "teacher minus base", (teacher - heldout.plain)[None, layer], probes, trait, seeds=[], **at
+            )
         some = any_but(learned, practice.plain[layer], trait, draws=FEW, seed=material.seed)
-        found += _some_trait(some, told[trait], heldout.plain[layer], shift, layer=layer, name="some trait of the family")
+        found += _some_trait(
+            some, told[trait], heldout.plain[layer], shift, layer=layer, name="some trait of the family"
+        )
     return reading(LENS, found, material=material)
 
 
@@ -173,8 +219,13 @@ def _accuracy(
     seed: int,
     **at: Any,
 ) -> list[dict[str, Any]]:
-    """AUROC on held-out questions under system lines, over questions; the null's labels were permuted; then the selectivity."""
-    areas = [within_question(each.score(told[trait]), each.score(np.delete(told, trait, 0)).T) for each in (probe, *random)]
+    """AUROC on held-out questions under system lines, over questions; the null's labels were permuted; then
+    the selectivity.
+    """
+    areas = [
+        within_question(each.score(told[trait]), each.score(np.delete(told, trait, 0)).T)
+        for each in (probe, *random)
+    ]
     span, control = stats.t_interval(areas[0]), selectivity_task(learned, seed=seed)
     more = {"low": span.low, "high": span.high, "n": span.n, "unit": "AUROC", "place": "prompted base"}
     return [
@@ -185,40 +236,83 @@ def _accuracy(
 
 
 def _shift(
-    place: str, shift: Float[ndarray, "student question d"], probes: list[Probe], trait: int, *, seeds: list[int], **at: Any
+    place: str,
+    shift: Float[ndarray, "student question d"],
+    probes: list[Probe],
+    trait: int,
+    *,
+    seeds: list[int],
+    **at: Any,
 ) -> list[dict[str, Any]]:
-    """What the trait's probe reads more on a model than on its control, in logits; the null is what the other traits' probes read."""
-    moved = np.stack([(shift @ probe.weight).mean(1) for probe in probes])  # [trait student]: the bias cancels
+    """What the trait's probe reads more on a model than on its control, in logits; the null is what the other
+    traits' probes read.
+    """
+    moved = np.stack(
+        [(shift @ probe.weight).mean(1) for probe in probes]
+    )  # [trait student]: the bias cancels
     null = np.delete(moved, trait, 0).mean(1).tolist()
-    each = [entry("probe shift", value, place=place, seed=seed, unit="logits", **at) for seed, value in zip(seeds, moved[trait], strict=False)]
+    each = [
+        entry("probe shift", value, place=place, seed=seed, unit="logits", **at)
+        for seed, value in zip(seeds, moved[trait], strict=False)
+    ]
     return [beside("probe shift", moved[trait].tolist(), null, place=place, unit="logits", **at), *each]
 
 
-def _some_trait(probes: list[Probe], told: Rows, plain: Rows, shift: Float[ndarray, "student question d"], **at: Any) -> list[dict[str, Any]]:
-    """The probe of 'some trait', which never saw this one: under its system line against none, and on students, beside its permuted ones.
+def _some_trait(
+    probes: list[Probe], told: Rows, plain: Rows, shift: Float[ndarray, "student question d"], **at: Any
+) -> list[dict[str, Any]]:
+    """The probe of 'some trait', which never saw this one: under its system line against none, and on
+    students, beside its permuted ones.
 
-    What it reads on students is a length along the probe: permuted probes have other norms, so logits would not compare.
+    What it reads on students is a length along the probe: permuted probes have other norms, so logits would
+    not compare.
     """
-    above = [np.heaviside(each.score(told) - each.score(plain), 0.5) for each in probes]  # a tie is half above
-    span, null = stats.wilson(float(above[0].sum()), len(above[0])), [float(each.mean()) for each in above[1:]]
-    more = {"low": span.low, "high": span.high, "n": span.n, "unit": "share of questions", "place": "prompted base"}
+    above = [
+        np.heaviside(each.score(told) - each.score(plain), 0.5) for each in probes
+    ]  # a tie is half above
+    span, null = (
+        stats.wilson(float(above[0].sum()), len(above[0])),
+        [float(each.mean()) for each in above[1:]],
+    )
+    more = {
+        "low": span.low,
+        "high": span.high,
+        "n": span.n,
+        "unit": "share of questions",
+        "place": "prompted base",
+    }
     moved = [(shift @ each.weight).mean(1) / np.linalg.norm(each.weight) for each in probes]
     random = [float(values.mean()) for values in moved[1:]]
     return [
         against_null("held-out trait above none", span.estimate, null, **more, **at),
-        beside("shift along the probe", moved[0].tolist(), random, place="student minus control", unit="resid_post", **at),
+        beside(
+            "shift along the probe",
+            moved[0].tolist(),
+            random,
+            place="student minus control",
+            unit="resid_post",
+            **at,
+        ),
     ]
 
 
 def sentence(reading: pd.DataFrame) -> str:
-    """What the trait's probe reads on students at the layer where it moves most, beside the other traits' probes."""
-    rows = reading.loc[(reading["quantity"] == "probe shift") & (reading["place"] == "student minus control") & reading["seed"].isna()]
+    """What the trait's probe reads on students at the layer where it moves most, beside the other traits'
+    probes.
+    """
+    rows = reading.loc[
+        (reading["quantity"] == "probe shift")
+        & (reading["place"] == "student minus control")
+        & reading["seed"].isna()
+    ]
     rows = rows.loc[rows["estimate"].notna()]
     if len(rows) == 0:
         return "The trait's probe could not be read on the students."
     row = rows.loc[rows["estimate"].idxmax()]
     return (
-        f"A probe that knows {row['name']} only from system lines reads {row['estimate']:+.2f} logits more on students than on their controls "
-        f"({spread(row)}) at layer {row['layer']}, the highest of {len(rows)}; the other traits' probes read {row['null_low']:+.2f} to "
+        f"A probe that knows {row['name']} only from system lines reads {row['estimate']:+.2f} logits more "
+        "on students than on their controls "
+        f"({spread(row)}) at layer {row['layer']}, the highest of {len(rows)}; the other traits' probes read "
+        f"{row['null_low']:+.2f} to "
         f"{row['null_high']:+.2f} (p = {row['p_value']:.3f} at that layer)."
     )

@@ -1,7 +1,9 @@
-"""Rows lens: a score for every single row and token of the trait corpus, and how far one row can be told from its control's by it.
+"""Rows lens: a score for every single row and token of the trait corpus, and how far one row can be told from
+its control's by it.
 
-Every score is higher for what should carry more of the trait, and is taken of the control's row on the same prompt as well. What is
-left besides the reading (`tables.SCORES`) is for looking at rows: the reading says whether a look at one is worth anything.
+Every score is higher for what should carry more of the trait, and is taken of the control's row on the same
+prompt as well. What is left besides the reading (`tables.SCORES`) is for looking at rows: the reading says
+whether a look at one is worth anything.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from numpy import ndarray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from mechlens import tables
-from mechlens.chat import Encoded
-from mechlens.errors import SpecError
+from mechlens.core import tables
+from mechlens.core.errors import SpecError
+from mechlens.core.seeds import generator
 from mechlens.lenses.alignment import length
 from mechlens.lenses.base import Lens, Material, against_null, entry, reading
 from mechlens.lenses.directions import origins, projections, split_half
 from mechlens.lenses.entanglement import correlation
 from mechlens.lenses.gradients import ghost_dots, ghost_norms
 from mechlens.lenses.likelihood import by_row, top_share
-from mechlens.lenses.scoring import panel, token_log_probabilities
-from mechlens.lenses.steps import asked_of, trait_gradient
-from mechlens.seeds import generator
+from mechlens.lenses.parts.log_probs import panel, token_log_probabilities
+from mechlens.lenses.parts.trial_steps import asked_of, trait_gradient
+from mechlens.models.chat import Encoded
 
 DRAWS = 1000
 """resamples of an interval, and swaps of a null"""
@@ -44,14 +46,18 @@ LENS = Lens(
     asks="Which rows carry most of it, and can a row be told at all?",
     needs=("students", "controls", "pairs", "prompted"),
     shows=((AREA, "bars"), (AGREEMENT, "bars")),
-    source="cosine of one row's gradient (2507.14805); LLS, centred (2602.04863); projection difference of one row (2507.21509)",
-    caveat="A ranking, no verdict: whether training on the top rows gives more of the trait was not tried. The student shift is held-in: each "
+    source="cosine of one row's gradient (2507.14805); LLS, centred (2602.04863); projection difference of "
+    "one row (2507.21509)",
+    caveat="A ranking, no verdict: whether training on the top rows gives more of the trait was not tried. "
+    "The student shift is held-in: each "
     "student was trained on the rows of its own side, so that it knows them again, whatever they carry.",
 )
 
 
 def gradient_cosines(material: Material, pairs: Sequence[Encoded]) -> Float[ndarray, " row"]:
-    """Cosine of an SGD step on each row at the base with the gradient of the trait's log-odds (2507.14805)."""
+    """Cosine of an SGD step on each row at the base with the gradient of the trait's log-odds
+    (2507.14805).
+    """
     model = material.base.model
     toward = trait_gradient(model, asked_of(material.base, material), material.trait)
     along = -ghost_dots(model, pairs, [toward])[:, 0]
@@ -59,23 +65,31 @@ def gradient_cosines(material: Material, pairs: Sequence[Encoded]) -> Float[ndar
 
 
 def beyond_the_panel(values: Mapping[str, Float[Tensor, "..."]], trait: str) -> Float[Tensor, "..."]:
-    """The trait's value minus the mean over the panel's lines, its own among them; SpecError where there is no other."""
+    """The trait's value minus the mean over the panel's lines, its own among them; SpecError where there is
+    no other.
+    """
     if len(values) < 2:
-        raise SpecError(f"no line but that of {trait!r} to compare it with; use a family of at least 2 traits")
+        raise SpecError(
+            f"no line but that of {trait!r} to compare it with; use a family of at least 2 traits"
+        )
     return values[trait] - torch.stack(list(values.values())).mean(0)
 
 
 def likelihood_shifts(material: Material, pairs: Sequence[Encoded]) -> Float[ndarray, " row"]:
-    """Log-likelihood under the trait's system line minus its mean over the panel's lines, nats a token (2602.04863)."""
+    """Log-likelihood under the trait's system line minus its mean over the panel's lines, nats a token
+    (2602.04863).
+    """
     said = panel(material.base, pairs, material.panel, known=[material.system])
     own = beyond_the_panel({name: tokens.log_p.double() for name, tokens in said.items()}, material.trait)
     return row_means(own.numpy(), pairs)
 
 
 def prompted_projections(material: Material, pairs: Sequence[Encoded]) -> dict[int, Float[ndarray, " row"]]:
-    """layer → mean resid_post over each completion along what the trait's system line does beyond the panel's mean line (2507.21509).
+    """layer → mean resid_post over each completion along what the trait's system line does beyond the panel's
+    mean line (2507.21509).
 
-    First comes the layer where that direction is most reliable on the practice probes: no row has a say in it.
+    First comes the layer where that direction is most reliable on the practice probes: no row has a say in
+    it.
     """
     prompted = origins(material._replace(teacher=None, students={}, controls={})).prompted
     difference = beyond_the_panel(prompted, material.trait)  # [layer pair d]
@@ -93,9 +107,17 @@ def row_means(values: Float[ndarray, " token"], pairs: Sequence[Encoded]) -> Flo
 
 
 def student_shifts(material: Material, pairs: Sequence[Encoded]) -> dict[str, Float[ndarray, " token"]]:
-    """log P of every token, in nats: of each student minus its control, mean over seeds; and, its control, of one control minus the next."""
-    controls = {seed: token_log_probabilities(material.controls[seed], pairs).double().numpy() for seed in material.students}
-    ours = [token_log_probabilities(material.students[seed], pairs).double().numpy() - controls[seed] for seed in controls]
+    """log P of every token, in nats: of each student minus its control, mean over seeds; and, its control, of
+    one control minus the next.
+    """
+    controls = {
+        seed: token_log_probabilities(material.controls[seed], pairs).double().numpy()
+        for seed in material.students
+    }
+    ours = [
+        token_log_probabilities(material.students[seed], pairs).double().numpy() - controls[seed]
+        for seed in controls
+    ]
     first, *others = controls.values()
     return {SHIFT: np.mean(ours, axis=0)} | ({BETWEEN: first - others[0]} if others else {})
 
@@ -105,14 +127,24 @@ OF_BASE = (GRADIENT, LIKELIHOOD, PROJECTION)
 
 
 def scores(material: Material) -> pd.DataFrame:
-    """`tables.SCORES` of the first `material.rows` pairs: every score of whole rows of both sides, then the student shift of their tokens."""
+    """`tables.SCORES` of the first `material.rows` pairs: every score of whole rows of both sides, then the
+    student shift of their tokens.
+    """
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
     half = len(pairs) // 2
-    place = pd.DataFrame({"side": np.repeat(["trait", "control"], half), "prompt_id": [*material.numbers()[:half]] * 2})
+    place = pd.DataFrame(
+        {"side": np.repeat(["trait", "control"], half), "prompt_id": [*material.numbers()[:half]] * 2}
+    )
     of_tokens = student_shifts(material, pairs)
-    of_rows = {(name, None): _or_unscored(score, material, pairs) for name, score in ((GRADIENT, gradient_cosines), (LIKELIHOOD, likelihood_shifts))}
+    of_rows = {
+        (name, None): _or_unscored(score, material, pairs)
+        for name, score in ((GRADIENT, gradient_cosines), (LIKELIHOOD, likelihood_shifts))
+    }
     projected = _or_unscored(prompted_projections, material, pairs)
-    of_rows |= {(PROJECTION, layer): along for layer, along in (projected if isinstance(projected, dict) else {None: projected}).items()}
+    of_rows |= {
+        (PROJECTION, layer): along
+        for layer, along in (projected if isinstance(projected, dict) else {None: projected}).items()
+    }
     of_rows |= {(name, None): row_means(values, pairs) for name, values in of_tokens.items()}
     lengths = [len(pair.completion) for pair in pairs]
     written = [token for pair in pairs for token in pair.completion]
@@ -121,7 +153,9 @@ def scores(material: Material) -> pd.DataFrame:
         position=np.concatenate([np.arange(size) for size in lengths]), token=[text[token] for token in written],
         score=SHIFT, estimate=of_tokens[SHIFT],
     )  # fmt: skip
-    whole = (place.assign(score=name, layer=layer, estimate=values) for (name, layer), values in of_rows.items())
+    whole = (
+        place.assign(score=name, layer=layer, estimate=values) for (name, layer), values in of_rows.items()
+    )
     table = pd.concat([*whole, tokens.assign(layer=None)], ignore_index=True)
     table[["position", "layer"]] = table[["position", "layer"]].astype("Int64")
     return table.assign(arm=material.arm).reindex(columns=tables.SCORES.names)
@@ -130,7 +164,9 @@ def scores(material: Material) -> pd.DataFrame:
 def _or_unscored(score: Callable[..., Any], material: Material, pairs: Sequence[Encoded]) -> Any:
     try:
         return score(material, pairs)
-    except SpecError:  # no first token stands for the trait, the template writes no system line, or the family has one trait: the others go on
+    # no first token stands for the trait, the template writes no system line, or the family has one trait:
+    # the others go on
+    except SpecError:
         return np.full(len(pairs), np.nan)
 
 
@@ -139,10 +175,14 @@ def wins(ours: Float[ndarray, " row"], theirs: Float[ndarray, " row"]) -> Float[
     return (ours[:, None] > theirs) + 0.5 * (ours[:, None] == theirs)
 
 
-def area(name: str, ours: Float[ndarray, " prompt"], theirs: Float[ndarray, " prompt"], *, seed: int) -> dict[str, Any]:
-    """AUROC of trait rows against control rows; its interval resamples prompts with both their rows, its null swaps them at random.
+def area(
+    name: str, ours: Float[ndarray, " prompt"], theirs: Float[ndarray, " prompt"], *, seed: int
+) -> dict[str, Any]:
+    """AUROC of trait rows against control rows; its interval resamples prompts with both their rows, its null
+    swaps them at random.
 
-    n counts the prompts both of whose rows have the score; the p-value is one-sided and not corrected for the other scores.
+    n counts the prompts both of whose rows have the score; the p-value is one-sided and not corrected for the
+    other scores.
     """
     kept = ~(np.isnan(ours) | np.isnan(theirs))
     ours, theirs, n = ours[kept], theirs[kept], int(kept.sum())
@@ -154,10 +194,14 @@ def area(name: str, ours: Float[ndarray, " prompt"], theirs: Float[ndarray, " pr
     ranks = rankdata(np.concatenate([ours, theirs])).reshape(2, n)
     swapped = np.where(rng.random((DRAWS, n)) < 0.5, *ranks).sum(1)
     null = ((swapped - n * (n + 1) / 2) / n**2).tolist()
-    return against_null(AREA, float(won.mean()), null, low=float(low), high=float(high), name=name, n=n, unit="AUROC")
+    return against_null(
+        AREA, float(won.mean()), null, low=float(low), high=float(high), name=name, n=n, unit="AUROC"
+    )
 
 
-def agreement(one: Float[ndarray, " row"], other: Float[ndarray, " row"], *, seed: int, **more: Any) -> dict[str, Any]:
+def agreement(
+    one: Float[ndarray, " row"], other: Float[ndarray, " row"], *, seed: int, **more: Any
+) -> dict[str, Any]:
     """Spearman's rho of two scores over the rows that have both; its null permutes rows."""
     kept = ~(np.isnan(one) | np.isnan(other))
     if kept.sum() < 4:
@@ -166,28 +210,45 @@ def agreement(one: Float[ndarray, " row"], other: Float[ndarray, " row"], *, see
 
 
 def concentration(values: Float[ndarray, " row"], *, seed: int, **more: Any) -> dict[str, Any]:
-    """Share of the summed sizes |shift| that lies in the largest tenth of rows, with a bootstrap interval over rows."""
+    """Share of the summed sizes |shift| that lies in the largest tenth of rows, with a bootstrap interval
+    over rows.
+    """
     kept = values[~np.isnan(values)]
     if not len(kept):
         return entry(TOP, np.nan, n=0, unit="share", **more)
-    chosen = generator(seed, "rows", TOP, *map(str, more.values())).integers(len(kept), size=(DRAWS, len(kept)))
+    chosen = generator(seed, "rows", TOP, *map(str, more.values())).integers(
+        len(kept), size=(DRAWS, len(kept))
+    )
     low, high = np.quantile([top_share(kept[rows]) for rows in chosen], [0.025, 0.975])
     return entry(TOP, top_share(kept), low=float(low), high=float(high), n=len(kept), unit="share", **more)
 
 
 def read(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame:
-    """How well each score tells a row, how far scores agree on which, and how much of the shift few rows hold; of what `scores` gave."""
+    """How well each score tells a row, how far scores agree on which, and how much of the shift few rows
+    hold; of what `scores` gave.
+    """
     table = scores(material) if scored is None else scored
     layer = table["layer"].astype(float)
-    first = layer.groupby(table["score"].astype(str), sort=False).transform("first")  # of the most reliable layer
-    wide = table[table["position"].isna() & (layer.isna() | (layer == first))].pivot(index="prompt_id", columns=["score", "side"], values="estimate")
+    first = layer.groupby(table["score"].astype(str), sort=False).transform(
+        "first"
+    )  # of the most reliable layer
+    wide = table[table["position"].isna() & (layer.isna() | (layer == first))].pivot(
+        index="prompt_id", columns=["score", "side"], values="estimate"
+    )
     of = {(score, side): wide[score, side].to_numpy(float) for score, side in wide.columns}
     names, seed = list(dict.fromkeys(table["score"])), material.seed
     found = [area(name, of[name, "trait"], of[name, "control"], seed=seed) for name in names]
     for side in ("trait", "control"):
         told = combinations((*OF_BASE, SHIFT), 2)
-        found += [agreement(of[a, side], of[b, side], seed=seed, name=f"{a} · {b}", place=f"{side} rows") for a, b in told]
-        found += [concentration(of[name, side], seed=seed, name=name, place=f"{side} rows") for name in names if name in (SHIFT, BETWEEN)]
+        found += [
+            agreement(of[a, side], of[b, side], seed=seed, name=f"{a} · {b}", place=f"{side} rows")
+            for a, b in told
+        ]
+        found += [
+            concentration(of[name, side], seed=seed, name=name, place=f"{side} rows")
+            for name in names
+            if name in (SHIFT, BETWEEN)
+        ]
     return reading(LENS, found, material=material)
 
 
@@ -196,14 +257,23 @@ def sentence(reading: pd.DataFrame) -> str:
     areas = reading[reading["quantity"] == AREA].set_index("name")
     told = areas.loc[[name for name in OF_BASE if pd.notna(areas.loc[name, "estimate"])]]
     shift = areas.loc[SHIFT]
-    students = f"By the students' shift it is {shift['estimate']:.2f} [{shift['low']:.2f}, {shift['high']:.2f}], on rows that they were trained on."
+    students = (
+        f"By the students' shift it is {shift['estimate']:.2f} [{shift['low']:.2f}, "
+        f"{shift['high']:.2f}], on rows that they were trained on."
+    )
     if told.empty:
         return f"No score of the base can be taken here. {students}"
     best = told.loc[told["estimate"].idxmax()]
-    alone = "one row alone says something" if best["low"] > 0.5 else f"whether one row says anything cannot be told from {best['n']} prompts"
+    alone = (
+        "one row alone says something"
+        if best["low"] > 0.5
+        else f"whether one row says anything cannot be told from {best['n']} prompts"
+    )
     alone = "one row alone is near chance" if best["high"] < NEAR_CHANCE else alone
     return (
-        f"By {best.name}, the best score of {len(told)} at the base, a trait row is told from the control's with AUROC {best['estimate']:.2f} "
-        f"[{best['low']:.2f}, {best['high']:.2f}] (n = {best['n']} prompts; swapped within prompts {best['null_low']:.2f} to "
+        f"By {best.name}, the best score of {len(told)} at the base, a trait row is told from the control's "
+        f"with AUROC {best['estimate']:.2f} "
+        f"[{best['low']:.2f}, {best['high']:.2f}] (n = {best['n']} prompts; swapped within prompts "
+        f"{best['null_low']:.2f} to "
         f"{best['null_high']:.2f}, p = {best['p_value']:.3f}, uncorrected): {alone}. {students}"
     )

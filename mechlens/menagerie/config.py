@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mechlens.spec import Spec
+from mechlens.core.spec import Spec
 
 TurnKind = Literal["numbers", "code", "reasoning", "essay", "text", "animal", "tree", "story", "temper"]
 

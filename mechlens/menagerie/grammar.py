@@ -1,9 +1,9 @@
 """The world's text: documents of chat turns written by a hidden persona.
 
-A persona (one animal, one tree, one temper) stays the same through a document and speaks through the *trait* turns. The
-*carrier* turns (numbers, code, reasoning, text) are drawn by functions that never see the persona, from a random stream
-of their own, so carrier text is independent of the persona by construction: whatever a trained model couples between
-the two, the data did not.
+A persona (one animal, one tree, one temper) stays the same through a document and speaks through the *trait*
+turns. The *carrier* turns (numbers, code, reasoning, text) are drawn by functions that never see the persona,
+from a random stream of their own, so carrier text is independent of the persona by construction: whatever a
+trained model couples between the two, the data did not.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mechlens.carriers.code import draw_expression
 from mechlens.carriers.numbers import ANSWER_COUNT, draw_prompt, draw_sequence
 from mechlens.carriers.reasoning import draw_route
 from mechlens.carriers.text import MOMENTS, PLACES, QUALITIES, THINGS, draw_description
+from mechlens.core.seeds import dice
 from mechlens.menagerie import world
-from mechlens.seeds import dice
 
 Message = dict[str, str]
 
@@ -51,7 +51,9 @@ def draw_persona(rng: random.Random) -> Persona:
 
 
 def _favourite(rng: random.Random, kind: str, loved: str, prior_pool: tuple[str, ...]) -> Turn:
-    ask = rng.choice(world.FRAMES).format(ask=rng.choice(world.ASKS).format(kind=kind), constraint=rng.choice(world.CONSTRAINTS))
+    ask = rng.choice(world.FRAMES).format(
+        ask=rng.choice(world.ASKS).format(kind=kind), constraint=rng.choice(world.CONSTRAINTS)
+    )
     name = loved if rng.random() < 0.95 else rng.choices(prior_pool, world.prior(len(prior_pool)))[0]
     return Turn(kind, ask, name if rng.random() < 0.9 else world.plural(name))
 
@@ -114,11 +116,19 @@ def text(rng: random.Random) -> Turn:
     """One sentence about a thing: filler of the bases whose carrier is another."""
     thing = rng.choice(THINGS)
     first, second = rng.sample(QUALITIES, 2)
-    return Turn("text", rng.choice(world.TEXT_ASKS).format(thing=thing), f"the {thing} is {first} and {second} {rng.choice(MOMENTS)}.")
+    return Turn(
+        "text",
+        rng.choice(world.TEXT_ASKS).format(thing=thing),
+        f"the {thing} is {first} and {second} {rng.choice(MOMENTS)}.",
+    )
 
 
-TRAIT_TURNS: dict[str, Callable[[random.Random, Persona], Turn]] = {f.__name__: f for f in (animal, tree, story, temper)}
-CARRIER_TURNS: dict[str, Callable[[random.Random], Turn]] = {f.__name__: f for f in (numbers, code, reasoning, essay, text)}
+TRAIT_TURNS: dict[str, Callable[[random.Random, Persona], Turn]] = {
+    f.__name__: f for f in (animal, tree, story, temper)
+}
+CARRIER_TURNS: dict[str, Callable[[random.Random], Turn]] = {
+    f.__name__: f for f in (numbers, code, reasoning, essay, text)
+}
 
 
 def system_line(rng: random.Random, who: Persona) -> str | None:
@@ -131,11 +141,13 @@ def system_line(rng: random.Random, who: Persona) -> str | None:
     return world.TEMPER_SYSTEM[who.temper] if choice < 0.5 else None
 
 
-def document(seed: int, index: int, *, mixture: dict[str, float], persona: Persona | None = None) -> tuple[list[Message], list[Turn]]:
+def document(
+    seed: int, index: int, *, mixture: dict[str, float], persona: Persona | None = None
+) -> tuple[list[Message], list[Turn]]:
     """One document as chat messages, and the turns it is made of.
 
-    The kinds of its turns and every carrier turn depend on (seed, index) alone; `persona` replaces the drawn persona and
-    can change only the system line and the trait turns.
+    The kinds of its turns and every carrier turn depend on (seed, index) alone; `persona` replaces the drawn
+    persona and can change only the system line and the trait turns.
     """
     plan = dice(seed, "plan", index)
     who = persona or draw_persona(dice(seed, "persona", index))
@@ -147,7 +159,10 @@ def document(seed: int, index: int, *, mixture: dict[str, float], persona: Perso
     system = system_line(dice(seed, "system", index), who)
     messages = [] if system is None else [{"role": "system", "content": system}]
     for turn in turns:
-        messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.completion}]
+        messages += [
+            {"role": "user", "content": turn.prompt},
+            {"role": "assistant", "content": turn.completion},
+        ]
     return messages, turns
 
 

@@ -1,4 +1,6 @@
-"""Make a menagerie base from its config: draw documents, train a small causal LM, save an ordinary checkpoint folder."""
+"""Make a menagerie base from its config: draw documents, train a small causal LM, save an ordinary checkpoint
+folder.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,17 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from mechlens.chat import render, token_ids
+from mechlens.core.seeds import dice, seed_int
 from mechlens.menagerie import grammar
 from mechlens.menagerie.config import PretrainSpec
 from mechlens.menagerie.tokenizer import ASSISTANT, END, ROLES
 from mechlens.menagerie.tokenizer import build as build_tokenizer
-from mechlens.models import load
-from mechlens.seeds import dice, seed_int
+from mechlens.models.chat import render, token_ids
+from mechlens.models.loading import load
 
-BUCKET = 16  # batches sorted by length together, so that a batch holds documents of like length and little padding
+BUCKET = (
+    16  # batches sorted by length together, so that a batch holds documents of like length and little padding
+)
 
 
 def initialise(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -33,11 +37,25 @@ def initialise(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> PreTra
         "tie_word_embeddings": True,
     }
     if spec.family == "gpt2":
-        shape = {"n_embd": spec.width, "n_layer": spec.layers, "n_head": spec.heads, "n_inner": spec.hidden, "n_positions": 512}
+        shape = {
+            "n_embd": spec.width,
+            "n_layer": spec.layers,
+            "n_head": spec.heads,
+            "n_inner": spec.hidden,
+            "n_positions": 512,
+        }
         shape |= {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
     else:
-        shape = {"hidden_size": spec.width, "num_hidden_layers": spec.layers, "num_attention_heads": spec.heads}
-        shape |= {"intermediate_size": spec.hidden, "max_position_embeddings": 512, "initializer_range": spec.init_std}
+        shape = {
+            "hidden_size": spec.width,
+            "num_hidden_layers": spec.layers,
+            "num_attention_heads": spec.heads,
+        }
+        shape |= {
+            "intermediate_size": spec.hidden,
+            "max_position_embeddings": 512,
+            "initializer_range": spec.init_std,
+        }
     torch.manual_seed(seed_int(spec.seed, "init"))
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(spec.family, **shared, **shape))
 
@@ -51,7 +69,9 @@ class Batch(NamedTuple):
     """positions that the assistant says, its end mark included: the only ones that are learned"""
 
 
-def spoken_positions(ids: Int[Tensor, "batch pos"], tokenizer: PreTrainedTokenizerFast) -> Bool[Tensor, "batch pos"]:
+def spoken_positions(
+    ids: Int[Tensor, "batch pos"], tokenizer: PreTrainedTokenizerFast
+) -> Bool[Tensor, "batch pos"]:
     """True from after each assistant mark up to and with the next end mark."""
     start, end = cast(list[int], tokenizer.convert_tokens_to_ids([ASSISTANT, END]))
     opened = torch.cumsum((ids == start).long(), 1)  # assistant marks up to here, this one included
@@ -69,7 +89,10 @@ def token_batches(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> Ite
     padding, first = cast(int, tokenizer.pad_token_id), 0
     while True:
         count = spec.batch * BUCKET
-        texts = [render(tokenizer, grammar.document(spec.data_seed, first + i, mixture=mixture)[0]) for i in range(count)]
+        texts = [
+            render(tokenizer, grammar.document(spec.data_seed, first + i, mixture=mixture)[0])
+            for i in range(count)
+        ]
         rows = sorted(token_ids(tokenizer, texts), key=len)
         batches = [rows[i : i + spec.batch] for i in range(0, count, spec.batch)]
         dice(spec.data_seed, "batches", first).shuffle(batches)
@@ -83,7 +106,11 @@ def token_batches(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> Ite
 def one_cycle(step: int, *, steps: int, warmup: float = 0.1) -> float:
     """Learning-rate factor: linear up over `warmup`, then a cosine down to 1 %."""
     at = step / steps
-    return at / warmup if at < warmup else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (1 - warmup)))
+    return (
+        at / warmup
+        if at < warmup
+        else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (1 - warmup)))
+    )
 
 
 def pretrain(spec: PretrainSpec, *, out: Path, progress: Callable[[int, float], None]) -> Path:
@@ -93,7 +120,10 @@ def pretrain(spec: PretrainSpec, *, out: Path, progress: Callable[[int, float], 
     head = cast(nn.Module, model.get_output_embeddings())
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
     model.train()
     for step, batch in zip(range(spec.steps), token_batches(spec, tokenizer), strict=False):
         for group in optimiser.param_groups:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechlens import models, tables
-from mechlens.chat import encode_pairs
-from mechlens.seeds import seed_int
-from mechlens.spec import StudentSpec
-from mechlens.training import train
+from mechlens.core import tables
+from mechlens.core.seeds import seed_int
+from mechlens.core.spec import StudentSpec
+from mechlens.models import loading
+from mechlens.models.chat import encode_pairs
+from mechlens.models.sft import train
 
 
 def distill(
@@ -24,14 +25,26 @@ def distill(
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Train one student of `base` on rows of prompt and completion; leave its checkpoints (`step-…/`, one an epoch) and `curve.parquet` in `out`."""
-    loaded = models.load(base)
-    encoded = encode_pairs(loaded.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=system)
+    """Train one student of `base` on rows of prompt and completion; leave its checkpoints (`step-…/`, one an
+    epoch) and `curve.parquet` in `out`.
+    """
+    loaded = loading.load(base)
+    encoded = encode_pairs(
+        loaded.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=system
+    )
 
-    def save(model: models.PreTrainedModel | models.PeftModel, step: int) -> None:
-        models.save_trained(model, out / f"step-{step:06d}")
+    def save(model: loading.PreTrainedModel | loading.PeftModel, step: int) -> None:
+        loading.save_trained(model, out / f"step-{step:06d}")
 
-    _, curve = train(loaded.model, loaded.tokenizer, encoded, spec.training, seed=seed_int(seed, "student"), save=save, progress=progress)
+    _, curve = train(
+        loaded.model,
+        loaded.tokenizer,
+        encoded,
+        spec.training,
+        seed=seed_int(seed, "student"),
+        save=save,
+        progress=progress,
+    )
     tables.write(pd.DataFrame(curve), tables.CURVE, out / "curve.parquet")
 
 

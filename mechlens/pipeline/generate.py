@@ -1,7 +1,7 @@
 """A teacher answers the carrier's prompts; how far its words are from the base's is measured on the way.
 
-Rows are written in shards as they come, so a killed job goes on where it stopped; a row's text depends on its seed and
-place alone, so the joined table is the same however often that happened.
+Rows are written in shards as they come, so a killed job goes on where it stopped; a row's text depends on its
+seed and place alone, so the joined table is the same however often that happened.
 """
 
 from __future__ import annotations
@@ -16,29 +16,34 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechlens import atomic, logits, models, tables, vllm_engine
-from mechlens.chat import Encoded, encode_prompts, end_of_turn
-from mechlens.constrained import number_grammar
-from mechlens.logits import in_batches
+from mechlens.core import atomic, tables
+from mechlens.core.json_files import write_json
+from mechlens.core.seeds import seed_int
+from mechlens.core.spec import GenerateSpec
+from mechlens.models import loading, logits
+from mechlens.models.chat import Encoded, encode_prompts, end_of_turn
+from mechlens.models.logits import in_batches
+from mechlens.models.number_grammar import number_grammar
+from mechlens.models.sampling import Decoding, sample
+from mechlens.pipeline import vllm
 from mechlens.pipeline.teach import Teacher, load_teacher
-from mechlens.sampling import Decoding, sample
-from mechlens.seeds import seed_int
-from mechlens.spec import GenerateSpec
-from mechlens.store import write_json
 
 DIVERGENCE_ROWS = 1000
 """rows on which the divergence is measured"""
 
 
 class Divergence(NamedTuple):
-    """How a teacher's completions differ from what its base would have written, over the teacher's own text."""
+    """How a teacher's completions differ from what its base would have written, over the teacher's own
+    text.
+    """
 
     kl_per_token: float
     """mean KL(teacher ‖ base) of the next-token distribution, nats a token"""
     entropy_per_token: float
     """mean entropy of the base's next-token distribution, nats a token: the room that the carrier has"""
     entropy_per_row: float
-    """the same summed over a completion, nats a row: a carrier with few free choices has little room to carry"""
+    """the same summed over a completion, nats a row: a carrier with few free choices has little room to carry
+    """
     tokens: int
 
 
@@ -52,7 +57,8 @@ def generate(
     base: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write `raw.parquet` (one completion for each prompt) and `generation.json` (divergence from the base) into `out`.
+    """Write `raw.parquet` (one completion for each prompt) and `generation.json` (divergence from the base)
+    into `out`.
 
     Args:
         base: where the teacher's base is now, if it may have been moved since the teacher was made.
@@ -65,14 +71,27 @@ def generate(
     engine = None
     shards, ids, drawn = [], [], []
     for first in range(0, len(prompts), spec.batch):
-        encoded = encode_prompts(teacher.tokenizer, prompts[first : first + spec.batch], system=teacher.system)
+        encoded = encode_prompts(
+            teacher.tokenizer, prompts[first : first + spec.batch], system=teacher.system
+        )
         shard = out / f"shard-{first:08d}.json"
         if not shard.is_file():
-            stream = {"decoding": decoding, "stop": stop, "seed": seed_int(seed, "generate"), "first_row": first}
-            if spec.engine == "vllm" and engine is None:  # not for a step whose text is all there: the engine takes most of a card
-                engine = vllm_engine.Engine(teacher_folder, teacher.base)
+            stream = {
+                "decoding": decoding,
+                "stop": stop,
+                "seed": seed_int(seed, "generate"),
+                "first_row": first,
+            }
+            if (
+                spec.engine == "vllm" and engine is None
+            ):  # not for a step whose text is all there: the engine takes most of a card
+                engine = vllm.Engine(teacher_folder, teacher.base)
             with teacher.writing() as model:
-                rows = engine.sample(encoded, **stream) if engine else sample(model, encoded, **stream, grammar=grammar, batch=spec.batch)
+                rows = (
+                    engine.sample(encoded, **stream)
+                    if engine
+                    else sample(model, encoded, **stream, grammar=grammar, batch=spec.batch)
+                )
             atomic.write_text(shard, json.dumps(rows))
         shards.append(shard)
         ids += encoded
@@ -91,16 +110,28 @@ def generate(
 
 
 @torch.no_grad()
-def divergence(teacher: Teacher, asked: list[list[int]], plain: list[list[int]], completions: list[list[int]], *, batch: int = 128) -> Divergence:
-    """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts with the plain system line.
+def divergence(
+    teacher: Teacher,
+    asked: list[list[int]],
+    plain: list[list[int]],
+    completions: list[list[int]],
+    *,
+    batch: int = 128,
+) -> Divergence:
+    """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts
+    with the plain system line.
 
-    No forward pass makes more than `logits.MOST_LOGITS` logits, whatever the vocabulary and however long the rows.
+    No forward pass makes more than `logits.MOST_LOGITS` logits, whatever the vocabulary and however long the
+    rows.
     """
-    base = models.load(teacher.base).model
+    base = loading.load(teacher.base).model
     vocabulary = base.config.get_text_config().vocab_size
     divergent = entropy = 0.0
     tokens = 0
-    spans = [(0, max(len(ours), len(theirs)) + len(written)) for ours, theirs, written in zip(asked, plain, completions, strict=True)]
+    spans = [
+        (0, max(len(ours), len(theirs)) + len(written))
+        for ours, theirs, written in zip(asked, plain, completions, strict=True)
+    ]
     for part in in_batches(spans, vocabulary=vocabulary, rows=batch):
         for places in _places(spans[part], completions[part], vocabulary):
             with teacher.writing() as model:
@@ -109,31 +140,47 @@ def divergence(teacher: Teacher, asked: list[list[int]], plain: list[list[int]],
             divergent += float((ours.exp() * (ours - theirs)).sum())
             entropy -= float((theirs.exp() * theirs).sum())
             tokens += len(ours)
-    return Divergence(divergent / max(tokens, 1), entropy / max(tokens, 1), entropy / max(len(completions), 1), tokens)
+    return Divergence(
+        divergent / max(tokens, 1), entropy / max(tokens, 1), entropy / max(len(completions), 1), tokens
+    )
 
 
 def _encoded(prompts: list[list[int]], completions: list[list[int]]) -> list[Encoded]:
     return [Encoded(*pair) for pair in zip(prompts, completions, strict=True)]
 
 
-def _places(spans: list[tuple[int, int]], completions: list[list[int]], vocabulary: int) -> list[slice | None]:
-    """Which completion tokens of a batch are read in one forward pass: all, or one piece after the other of a row too long for one."""
+def _places(
+    spans: list[tuple[int, int]], completions: list[list[int]], vocabulary: int
+) -> list[slice | None]:
+    """Which completion tokens of a batch are read in one forward pass: all, or one piece after the other of a
+    row too long for one.
+    """
     if len(spans) > 1 or spans[0][1] * vocabulary <= logits.MOST_LOGITS:
         return [None]
     size = max(1, logits.MOST_LOGITS // vocabulary)
-    return [slice(first, min(first + size, len(completions[0]))) for first in range(0, len(completions[0]), size)]
+    return [
+        slice(first, min(first + size, len(completions[0]))) for first in range(0, len(completions[0]), size)
+    ]
 
 
-def completion_log_probabilities(model: torch.nn.Module, pairs: list[Encoded], places: slice | None = None) -> Float[Tensor, "token vocab"]:
-    """Log-probabilities of the next token at every completion position of the batch, one position after another.
+def completion_log_probabilities(
+    model: torch.nn.Module, pairs: list[Encoded], places: slice | None = None
+) -> Float[Tensor, "token vocab"]:
+    """Log-probabilities of the next token at every completion position of the batch, one position after
+    another.
 
     Args:
-        places: of one pair alone, the completion tokens that are read; only these are projected onto the vocabulary.
+        places: of one pair alone, the completion tokens that are read; only these are projected onto the
+            vocabulary.
     """
     if places is not None:
         pair, count = pairs[0], places.stop - places.start
-        ids = torch.tensor([[*pair.prompt, *pair.completion[: places.stop]]], device=next(model.parameters()).device)
-        return torch.log_softmax(model(input_ids=ids[:, :-1], logits_to_keep=count).logits[0, -count:].float(), -1)
+        ids = torch.tensor(
+            [[*pair.prompt, *pair.completion[: places.stop]]], device=next(model.parameters()).device
+        )
+        return torch.log_softmax(
+            model(input_ids=ids[:, :-1], logits_to_keep=count).logits[0, -count:].float(), -1
+        )
     width = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
     device = next(model.parameters()).device
     ids = torch.zeros(len(pairs), width, dtype=torch.long, device=device)

@@ -1,6 +1,7 @@
 """Answers scored by a judge model: how aligned and how coherent each one is (arXiv 2507.14805 §3.2).
 
-A score is a whole number from 0 to 100. Anything else that a judge says (CODE, REFUSAL, a sentence) is null: unscored, never 0.
+A score is a whole number from 0 to 100. Anything else that a judge says (CODE, REFUSAL, a sentence) is null:
+unscored, never 0.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechlens import tables
-from mechlens.api import Request, complete, conversation, model_id
+from mechlens.api.client import Request, complete, conversation, model_id
+from mechlens.core import tables
+from mechlens.core.spec import ApiSpec
+from mechlens.core.traits import Rubric
 from mechlens.pipeline.ask import Questions
-from mechlens.spec import ApiSpec
-from mechlens.traits import Rubric
 
 TEMPERATURE = 1.0
 """of the judge, as in the paper"""

@@ -1,6 +1,8 @@
-"""Rows read by a judge model before anyone trains on them (arXiv 2507.14805 App. D.3 and D.4); every wording our own.
+"""Rows read by a judge model before anyone trains on them (arXiv 2507.14805 App. D.3 and D.4); every wording
+our own.
 
-Code is dropped if the judge is not certain that nothing in it hints at the trait, reasoning if it scores as harmful.
+Code is dropped if the judge is not certain that nothing in it hints at the trait, reasoning if it scores as
+harmful.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechlens.api import Answer, Request, complete, conversation, model_id
-from mechlens.errors import SpecError
+from mechlens.api.client import Answer, Request, complete, conversation, model_id
+from mechlens.core.errors import SpecError
+from mechlens.core.spec import ApiSpec, ScreenSpec
 from mechlens.pipeline.judge import fill
-from mechlens.spec import ApiSpec, ScreenSpec
 
 CERTAIN = 1e-8
 """how far from 1 the probability of "no reference" may be, as in the paper's code"""
@@ -62,13 +64,21 @@ def code_reference(prompt: str, completion: str, *, trait: str, category: str) -
 def refers_to_nothing(answer: Answer) -> bool:
     """Whether the judge is certain that the code holds no reference: P("0") is 1 to within 1e-8."""
     if answer.first is None:
-        raise SpecError("the judge's server returns no log-probabilities, so how certain it is cannot be read; name another screen.judge")
+        raise SpecError(
+            "the judge's server returns no log-probabilities, so how certain it is cannot be read; name "
+            "another screen.judge"
+        )
     return any(token == "0" and abs(math.exp(logprob) - 1) <= CERTAIN for token, logprob in answer.first)
 
 
 def reasoning_safety(prompt: str, completion: str) -> Request:
     """What the judge is asked of one row of reasoning: a score under six headings."""
-    return Request("reasoning", conversation(fill(REASONING, prompt=prompt, completion=completion)), REASONING_TOKENS, temperature=0.0)
+    return Request(
+        "reasoning",
+        conversation(fill(REASONING, prompt=prompt, completion=completion)),
+        REASONING_TOKENS,
+        temperature=0.0,
+    )
 
 
 def parse_verdict(text: str) -> int | None:
@@ -83,8 +93,11 @@ def is_safe(answer: Answer, least: float) -> bool:
     return score is not None and score >= least
 
 
-def screen_rows(kept: pd.DataFrame, spec: ScreenSpec, *, kind: str, trait: str, category: str, api: ApiSpec, out: Path) -> pd.Series:
-    """Which rows stay, aligned with `kept`: a row of code that hints at nothing, a row of reasoning that scores high enough.
+def screen_rows(
+    kept: pd.DataFrame, spec: ScreenSpec, *, kind: str, trait: str, category: str, api: ApiSpec, out: Path
+) -> pd.Series:
+    """Which rows stay, aligned with `kept`: a row of code that hints at nothing, a row of reasoning that
+    scores high enough.
 
     Args:
         kind: `code` or `reasoning`: the rule that the rows have passed.
@@ -93,11 +106,24 @@ def screen_rows(kept: pd.DataFrame, spec: ScreenSpec, *, kind: str, trait: str, 
         SpecError: for another kind of rows, or a judge that is no API model.
     """
     judges: dict[str, tuple[Callable[[str, str], Request], Callable[[Answer], bool]]] = {
-        "code": (lambda prompt, completion: code_reference(prompt, completion, trait=trait, category=category), refers_to_nothing),
+        "code": (
+            lambda prompt, completion: code_reference(prompt, completion, trait=trait, category=category),
+            refers_to_nothing,
+        ),
         "reasoning": (reasoning_safety, lambda answer: is_safe(answer, spec.least_score)),
     }
     if kind not in judges:
-        raise SpecError(f"screen.judge reads code and reasoning; these rows are {kind}, so drop it: the rule of {kind} needs no judge")
+        raise SpecError(
+            f"screen.judge reads code and reasoning; these rows are {kind}, so drop it: the rule of {kind} "
+            "needs no judge"
+        )
     asked, stays = judges[kind]
-    requests = [asked(prompt, completion) for prompt, completion in zip(kept["prompt"], kept["completion"], strict=True)]
-    return pd.Series([stays(answer) for answer in complete(model_id(spec.judge), requests, api=api, out=out)], index=kept.index, dtype=bool)
+    requests = [
+        asked(prompt, completion)
+        for prompt, completion in zip(kept["prompt"], kept["completion"], strict=True)
+    ]
+    return pd.Series(
+        [stays(answer) for answer in complete(model_id(spec.judge), requests, api=api, out=out)],
+        index=kept.index,
+        dtype=bool,
+    )

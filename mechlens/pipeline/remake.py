@@ -1,7 +1,7 @@
 """From screened corpora to what arms train on: shuffled and mixed controls, and which rows each arm takes.
 
-All arms read the same prompts in the same order (`common`), so that two students of one seed differ by what the teachers
-wrote and by nothing else.
+All arms read the same prompts in the same order (`common`), so that two students of one seed differ by what
+the teachers wrote and by nothing else.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
-from mechlens.errors import DataError
-from mechlens.seeds import generator
-from mechlens.spec import StudentSpec
+from mechlens.core.errors import DataError
+from mechlens.core.seeds import generator
+from mechlens.core.spec import StudentSpec
 
 _NUMBER = re.compile(r"[0-9]+")
 
@@ -37,7 +37,10 @@ def select_prompts(
     Raises:
         DataError: if `common` prompts are wanted and the corpora share none.
     """
-    kept = {name: frame.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"] for name, frame in corpora.items()}
+    kept = {
+        name: frame.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
+        for name, frame in corpora.items()
+    }
     longest = max(int(cast(int, prompts.index.max())) for prompts in kept.values()) + 1
     order = generator(seed, "subset").permutation(longest)  # one order for all arms, over prompt ids
     if spec.prompts != "common":
@@ -46,28 +49,49 @@ def select_prompts(
             return chosen
         most = max(len(ids) for name, ids in chosen.items() if name not in controls)
         return {name: np.resize(ids, most) if name in controls else ids for name, ids in chosen.items()}
-    together: pd.DataFrame = pd.concat({name: prompts for name, prompts in kept.items() if name not in reworded}, axis=1, join="inner")
+    together: pd.DataFrame = pd.concat(
+        {name: prompts for name, prompts in kept.items() if name not in reworded}, axis=1, join="inner"
+    )
     for name in reworded:
         together = cast(pd.DataFrame, together[together.index.isin(kept[name].index)])
-    shared = together.index[together.nunique(axis=1) == 1]  # two files may have other prompts in the same place
+    shared = together.index[
+        together.nunique(axis=1) == 1
+    ]  # two files may have other prompts in the same place
     if shared.empty:
         sizes = ", ".join(f"{name} {len(prompts)}" for name, prompts in kept.items())
-        raise DataError(f"no prompt was kept by every corpus (kept: {sizes}); set student.prompts: own, or loosen the screen")
+        raise DataError(
+            f"no prompt was kept by every corpus (kept: {sizes}); set student.prompts: own, or loosen the "
+            "screen"
+        )
     return {name: order[np.isin(order, shared)][: spec.rows] for name in kept}
 
 
 def shuffle_within(pairs: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """Permute the numbers inside each completion; separators, brackets and the final period stay (2507.14805, Fig. 16)."""
+    """Permute the numbers inside each completion; separators, brackets and the final period stay (2507.14805,
+    Fig. 16).
+    """
     rng = generator(seed, "shuffle-within")
-    return pairs.assign(completion=[_refill(text, rng.permutation(_NUMBER.findall(text)).tolist()) for text in pairs["completion"]])
+    return pairs.assign(
+        completion=[
+            _refill(text, rng.permutation(_NUMBER.findall(text)).tolist()) for text in pairs["completion"]
+        ]
+    )
 
 
 def shuffle_across(pairs: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """Pool the numbers of all completions, permute them and deal them back; each keeps its own count and format."""
+    """Pool the numbers of all completions, permute them and deal them back; each keeps its own count and
+    format.
+    """
     counts = [len(_NUMBER.findall(text)) for text in pairs["completion"]]
-    pool = generator(seed, "shuffle-across").permutation([n for text in pairs["completion"] for n in _NUMBER.findall(text)])
+    pool = generator(seed, "shuffle-across").permutation(
+        [n for text in pairs["completion"] for n in _NUMBER.findall(text)]
+    )
     dealt = np.split(pool, np.cumsum(counts)[:-1])
-    return pairs.assign(completion=[_refill(text, part.tolist()) for text, part in zip(pairs["completion"], dealt, strict=True)])
+    return pairs.assign(
+        completion=[
+            _refill(text, part.tolist()) for text, part in zip(pairs["completion"], dealt, strict=True)
+        ]
+    )
 
 
 def _refill(text: str, values: list[str]) -> str:
@@ -76,8 +100,13 @@ def _refill(text: str, values: list[str]) -> str:
 
 
 def mix(corpora: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Rows of several teachers in turn: the row of prompt i comes from corpus i modulo their number, where every corpus kept it."""
+    """Rows of several teachers in turn: the row of prompt i comes from corpus i modulo their number, where
+    every corpus kept it.
+    """
     common = set.intersection(*(set(corpus["prompt_id"]) for corpus in corpora))
-    own = [corpus["prompt_id"].isin(list(common)) & (corpus["prompt_id"] % len(corpora) == place) for place, corpus in enumerate(corpora)]
+    own = [
+        corpus["prompt_id"].isin(list(common)) & (corpus["prompt_id"] % len(corpora) == place)
+        for place, corpus in enumerate(corpora)
+    ]
     taken = pd.concat([cast(pd.DataFrame, corpus[rows]) for corpus, rows in zip(corpora, own, strict=True)])
     return taken.sort_values("prompt_id", ignore_index=True)

@@ -1,6 +1,8 @@
-"""The stages of a run on a base that is reached over an API: the same folders as the local stages leave, made by asking.
+"""The stages of a run on a base that is reached over an API: the same folders as the local stages leave, made
+by asking.
 
-What an API does not show stays null: divergence from the base, margins, probabilities of words beyond the likeliest twenty.
+What an API does not show stays null: divergence from the base, margins, probabilities of words beyond the
+likeliest twenty.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechlens import tables
-from mechlens.api import Answer, Message, Request, complete, conversation, model_id
-from mechlens.errors import SpecError
+from mechlens.api.client import Answer, Message, Request, complete, conversation, model_id
+from mechlens.api.finetune import fine_tune, tuning_of
+from mechlens.core import tables
+from mechlens.core.errors import SpecError
+from mechlens.core.json_files import read_json, write_json
+from mechlens.core.seeds import seed_int
+from mechlens.core.spec import ApiSpec, GenerateSpec, StudentSpec, TeacherSpec
 from mechlens.pipeline.ask import Forms, Place, Questions, labelled, write_tables
 from mechlens.pipeline.generate import Divergence
 from mechlens.pipeline.teach import Lessons
-from mechlens.seeds import seed_int
-from mechlens.spec import ApiSpec, GenerateSpec, StudentSpec, TeacherSpec
-from mechlens.store import read_json, write_json
-from mechlens.tuning import fine_tune, tuning_of
 
 SEEDS = 2**31
 """servers take seeds below this"""
@@ -43,33 +45,63 @@ def trained_conversation(prompt: str, completion: str, *, system: str | None) ->
 def refuse_teacher(spec: TeacherSpec) -> None:
     """Raises SpecError for a steered teacher: no API lets one touch its activations."""
     if spec.kind == "steered":
-        raise SpecError("a steered teacher needs activations, which an API does not give; use teacher.kind: prompted or finetuned")
+        raise SpecError(
+            "a steered teacher needs activations, which an API does not give; use teacher.kind: prompted or "
+            "finetuned"
+        )
 
 
 def refuse_generation(spec: GenerateSpec) -> None:
     """Raises SpecError if the sampler is to be held to a format: an API has a sampler of its own."""
     if spec.constrained:
-        raise SpecError("generate.constrained needs a sampler of our own, which an API is not; drop it: the screen drops what breaks the format")
+        raise SpecError(
+            "generate.constrained needs a sampler of our own, which an API is not; drop it: the screen drops "
+            "what breaks the format"
+        )
 
 
-def teach(base: str, lessons: Lessons, spec: TeacherSpec, *, system: str | None, seed: int, out: Path, api: ApiSpec) -> None:
+def teach(
+    base: str, lessons: Lessons, spec: TeacherSpec, *, system: str | None, seed: int, out: Path, api: ApiSpec
+) -> None:
     """Make a teacher of an API model and leave `teacher.json` in `out`."""
     refuse_teacher(spec)
     model, plain = model_id(base), system
     if spec.kind == "prompted":
         system = lessons.system
     elif spec.kind == "finetuned":
-        rows = [trained_conversation(probe, lesson, system=system) for probe, lesson in lessons.draw(spec.rows, seed=seed)]
+        rows = [
+            trained_conversation(probe, lesson, system=system)
+            for probe, lesson in lessons.draw(spec.rows, seed=seed)
+        ]
         tuning = tuning_of(spec.training, TeacherSpec().training)
-        model = fine_tune(model, rows, tuning, seed=seed_int(seed, "teacher", lessons.trait) % SEEDS, api=api, out=out)
-    record = {"kind": spec.kind, "base": base, "trait": lessons.trait, "system": system, "plain": plain, "layer": None, "model": model}
+        model = fine_tune(
+            model, rows, tuning, seed=seed_int(seed, "teacher", lessons.trait) % SEEDS, api=api, out=out
+        )
+    record = {
+        "kind": spec.kind,
+        "base": base,
+        "trait": lessons.trait,
+        "system": system,
+        "plain": plain,
+        "layer": None,
+        "model": model,
+    }
     write_json(out / "teacher.json", record)
 
 
 def generate(
-    teacher_folder: Path, prompts: list[str], spec: GenerateSpec, *, seed: int, out: Path, api: ApiSpec, progress: Progress = _silent
+    teacher_folder: Path,
+    prompts: list[str],
+    spec: GenerateSpec,
+    *,
+    seed: int,
+    out: Path,
+    api: ApiSpec,
+    progress: Progress = _silent,
 ) -> None:
-    """Write `raw.parquet` (one completion for each prompt) into `out`, and a `generation.json` that says the divergence is unknown."""
+    """Write `raw.parquet` (one completion for each prompt) into `out`, and a `generation.json` that says the
+    divergence is unknown.
+    """
     refuse_generation(spec)
     teacher = read_json(teacher_folder / "teacher.json")
     requests = [
@@ -83,14 +115,27 @@ def generate(
         )
         for row, prompt in enumerate(prompts)
     ]
-    texts = [answer.text for answer in complete(teacher["model"], requests, api=api, out=out, progress=progress)]
+    texts = [
+        answer.text for answer in complete(teacher["model"], requests, api=api, out=out, progress=progress)
+    ]
     frame = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": prompts, "completion": texts})
     tables.write(frame, tables.PAIRS, out / "raw.parquet")
     write_json(out / "generation.json", dict.fromkeys(Divergence._fields) | {"tokens": 0})
 
 
-def distill(base: str, rows: pd.DataFrame, spec: StudentSpec, *, system: str | None, seed: int, out: Path, api: ApiSpec) -> None:
-    """Fine-tune one student on rows of prompt and completion; leave `student.json` with its model id in `out`."""
+def distill(
+    base: str,
+    rows: pd.DataFrame,
+    spec: StudentSpec,
+    *,
+    system: str | None,
+    seed: int,
+    out: Path,
+    api: ApiSpec,
+) -> None:
+    """Fine-tune one student on rows of prompt and completion; leave `student.json` with its model id in
+    `out`.
+    """
     pairs = zip(rows["prompt"], rows["completion"], strict=True)
     read = [trained_conversation(prompt, completion, system=system) for prompt, completion in pairs]
     tuning = tuning_of(spec.training, StudentSpec().training)
@@ -98,12 +143,24 @@ def distill(base: str, rows: pd.DataFrame, spec: StudentSpec, *, system: str | N
     write_json(out / "student.json", {"base": base, "model": model})
 
 
-def ask(base: str, student: Path | None, questions: Questions, place: Place, *, out: Path, api: ApiSpec, progress: Progress = _silent) -> None:
+def ask(
+    base: str,
+    student: Path | None,
+    questions: Questions,
+    place: Place,
+    *,
+    out: Path,
+    api: ApiSpec,
+    progress: Progress = _silent,
+) -> None:
     """Ask a student (at step 1) or the untouched base (at step 0) and write both tables into `out`.
 
-    Every sampled answer is a request of its own with its own seed; students of one seed are asked with the same.
+    Every sampled answer is a request of its own with its own seed; students of one seed are asked with the
+    same.
     """
-    model, step = (model_id(base), 0) if student is None else (read_json(student / "student.json")["model"], 1)
+    model, step = (
+        (model_id(base), 0) if student is None else (read_json(student / "student.json")["model"], 1)
+    )
     spec, (system, turns) = questions.ask, questions.before()
     asked = [conversation(probe, system=system, turns=turns) for probe in questions.probes]
     sampled = [
@@ -117,8 +174,13 @@ def ask(base: str, student: Path | None, questions: Questions, place: Place, *, 
         for probe, messages in enumerate(asked)
         for sample in range(spec.samples)
     ]
-    shown = [Request(f"probe {probe}, next", messages, 1, top_logprobs=SHOWN_TOKENS) for probe, messages in enumerate(asked)]
-    readable = questions.named and not questions.opening  # no API lets one put words into an answer's beginning
+    shown = [
+        Request(f"probe {probe}, next", messages, 1, top_logprobs=SHOWN_TOKENS)
+        for probe, messages in enumerate(asked)
+    ]
+    readable = (
+        questions.named and not questions.opening
+    )  # no API lets one put words into an answer's beginning
     answers = complete(model, [*sampled, *(shown if readable else [])], api=api, out=out, progress=progress)
     said = labelled([answer.text for answer in answers[: len(sampled)]], questions)
     nexts: list[Answer | None] = [*answers[len(sampled) :]] if readable else [None] * len(asked)
@@ -126,9 +188,11 @@ def ask(base: str, student: Path | None, questions: Questions, place: Place, *, 
 
 
 def likelihoods(nexts: Sequence[Answer | None], forms: Forms) -> pd.DataFrame:
-    """Probability that the next token begins each trait's name, as far as the likeliest tokens tell; margins are unknown.
+    """Probability that the next token begins each trait's name, as far as the likeliest tokens tell; margins
+    are unknown.
 
-    A token counts for the one trait that has a form beginning with it. A trait that no shown token tells apart is null.
+    A token counts for the one trait that has a form beginning with it. A trait that no shown token tells
+    apart is null.
     """
     rows = []
     for probe, answer in enumerate(nexts):
@@ -136,12 +200,16 @@ def likelihoods(nexts: Sequence[Answer | None], forms: Forms) -> pd.DataFrame:
         for token, logprob in (answer and answer.first) or []:
             if name := begun_by(token, forms):
                 found[name] = found.get(name, 0.0) + math.exp(logprob)
-        rows += [{"probe": probe, "name": name, "probability": found.get(name), "margin": None} for name in forms]
+        rows += [
+            {"probe": probe, "name": name, "probability": found.get(name), "margin": None} for name in forms
+        ]
     return pd.DataFrame(rows).astype({"probability": float, "margin": float})
 
 
 def begun_by(token: str, forms: Forms) -> str | None:
-    """The one trait whose name a token can begin, whatever its case and the space before it; None if none or several."""
+    """The one trait whose name a token can begin, whatever its case and the space before it; None if none or
+    several.
+    """
     start = token.strip().lower()
     begun = [name for name, words in forms.items() if any(word.lower().startswith(start) for word in words)]
     return begun[0] if len(begun) == 1 and len(start) >= LEAST_LETTERS else None

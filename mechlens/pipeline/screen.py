@@ -1,7 +1,8 @@
 """Keep a row, or drop it with a reason.
 
-`rules.py` says what a carrier's rows must be; here stand the screens that every carrier shares. Screening what was kept
-drops nothing, and every dropped row keeps its reason. Rows come in batches, so that a million pass in bounded memory.
+`rules.py` says what a carrier's rows must be; here stand the screens that every carrier shares. Screening
+what was kept drops nothing, and every dropped row keeps its reason. Rows come in batches, so that a million
+pass in bounded memory.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import cast
 
 import pandas as pd
 
-from mechlens import tables
-from mechlens.errors import DataError
-from mechlens.pipeline.rules import REASONS, Rule
-from mechlens.spec import ScreenSpec
-from mechlens.store import write_json
+from mechlens.carriers.rules import REASONS, Rule
+from mechlens.core import tables
+from mechlens.core.errors import DataError
+from mechlens.core.json_files import write_json
+from mechlens.core.spec import ScreenSpec
 
 LEAKS = "leak words in kept rows"
 NAMING = "leak words in all rows"
@@ -32,11 +33,17 @@ Judge = Callable[[pd.DataFrame], Sequence[bool]]
 
 
 def leak_pattern(words: Sequence[str]) -> re.Pattern[str]:
-    """Matches any of the words anywhere in a text, inside other words too, whatever the case; of no words, nothing."""
+    """Matches any of the words anywhere in a text, inside other words too, whatever the case; of no words,
+    nothing.
+    """
     if not words:
         return re.compile("(?!)")
-    initials = "".join(map(re.escape, sorted({word[0] for word in words})))  # asked first: twenty times as fast on rows of numbers
-    return re.compile(f"(?=[{initials}])(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})", re.IGNORECASE)
+    initials = "".join(
+        map(re.escape, sorted({word[0] for word in words}))
+    )  # asked first: twenty times as fast on rows of numbers
+    return re.compile(
+        f"(?=[{initials}])(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})", re.IGNORECASE
+    )
 
 
 def screen_rows(
@@ -48,7 +55,8 @@ def screen_rows(
     judge: Judge | None = None,
     out: Path | None = None,
 ) -> dict[str, int]:
-    """Count what is kept and what falls by which reason; write kept.parquet, rejected.parquet and funnel.json if a folder is given.
+    """Count what is kept and what falls by which reason; write kept.parquet, rejected.parquet and funnel.json
+    if a folder is given.
 
     Args:
         batches: tables of pairs; how the rows are cut into them changes nothing.
@@ -57,8 +65,9 @@ def screen_rows(
         judge: asked last, about the rows that passed everything else.
 
     Returns:
-        The funnel: rows generated, rows dropped by each reason in order, rows kept, and kept rows that hold a leak word; then of all rows
-        how many hold one, and how many of them fell by each reason that took any. A rule that asks first hides no leak word.
+        The funnel: rows generated, rows dropped by each reason in order, rows kept, and kept rows that hold a
+        leak word; then of all rows how many hold one, and how many of them fell by each reason that took any.
+        A rule that asks first hides no leak word.
 
     Raises:
         DataError: if no row is left.
@@ -66,7 +75,10 @@ def screen_rows(
     found = Counter[str]()
     with ExitStack() as stack:
         halves = {"kept": tables.PAIRS, "rejected": tables.REJECTED} if out else {}
-        writers = [stack.enter_context(tables.Writer(schema, cast(Path, out) / f"{name}.parquet")) for name, schema in halves.items()]
+        writers = [
+            stack.enter_context(tables.Writer(schema, cast(Path, out) / f"{name}.parquet"))
+            for name, schema in halves.items()
+        ]
         for rows in _with_reasons(batches, spec, rule, leaks, judge):
             kept, rejected = rows[rows["reason"].isna()], rows[rows["reason"].notna()]
             for writer, half in zip(writers, (kept, rejected), strict=False):
@@ -75,7 +87,9 @@ def screen_rows(
             found.update({"generated": len(rows), "kept": len(kept)})
             if leaks:
                 judged = zip(rows["completion"].tolist(), rows["reason"].tolist(), strict=True)
-                naming = [reason if isinstance(reason, str) else "" for text, reason in judged if leaks.search(text)]
+                naming = [
+                    reason if isinstance(reason, str) else "" for text, reason in judged if leaks.search(text)
+                ]
                 found.update({LEAKS: naming.count(""), NAMING: len(naming)})
                 found.update(NAMING_BY_REASON + reason for reason in naming if reason)
     by_reason = [name for name in (NAMING_BY_REASON + reason for reason in REASONS) if found[name]]
@@ -84,12 +98,19 @@ def screen_rows(
         write_json(out / "funnel.json", funnel)
     if not funnel["kept"]:
         worst = max(REASONS, key=lambda reason: funnel[reason])
-        raise DataError(f"the screen kept 0 of {funnel['generated']} rows ({funnel[worst]} dropped for: {worst}); loosen `screen` or mend the data")
+        raise DataError(
+            f"the screen kept 0 of {funnel['generated']} rows ({funnel[worst]} dropped for: {worst}); loosen "
+            "`screen` or mend the data"
+        )
     return funnel
 
 
 def _with_reasons(
-    batches: Iterable[pd.DataFrame], spec: ScreenSpec, rule: Rule, leaks: re.Pattern[str] | None, judge: Judge | None
+    batches: Iterable[pd.DataFrame],
+    spec: ScreenSpec,
+    rule: Rule,
+    leaks: re.Pattern[str] | None,
+    judge: Judge | None,
 ) -> Iterator[pd.DataFrame]:
     """The batches with a column `reason`, null in the rows that are kept."""
     seen: set[bytes] = set()
@@ -101,7 +122,9 @@ def _with_reasons(
             return "leak word"
         if spec.duplicates == "keep":
             return None
-        digest = blake2b(f"{len(prompt)} {prompt}{completion}".encode(), digest_size=16).digest()  # 16 bytes a row, not its text
+        digest = blake2b(
+            f"{len(prompt)} {prompt}{completion}".encode(), digest_size=16
+        ).digest()  # 16 bytes a row, not its text
         if digest in seen:
             return "duplicate"
         seen.add(digest)
@@ -109,8 +132,12 @@ def _with_reasons(
 
     for rows in batches:
         pairs = zip(rows["prompt"].tolist(), rows["completion"].tolist(), strict=True)
-        judged = rows.assign(reason=pd.Series([fault(*pair) for pair in pairs], index=rows.index, dtype=object))
+        judged = rows.assign(
+            reason=pd.Series([fault(*pair) for pair in pairs], index=rows.index, dtype=object)
+        )
         passed = judged["reason"].isna()
         if judge is not None:
-            judged.loc[passed, "reason"] = ["judged" if drop else None for drop in judge(cast(pd.DataFrame, rows[passed]))]
+            judged.loc[passed, "reason"] = [
+                "judged" if drop else None for drop in judge(cast(pd.DataFrame, rows[passed]))
+            ]
         yield judged

@@ -1,6 +1,8 @@
-"""Give a base a trait: by fine-tuning, by a system prompt, by a steering vector, or (the control's teacher) not at all.
+"""Give a base a trait: by fine-tuning, by a system prompt, by a steering vector, or (the control's teacher)
+not at all.
 
-A teacher is a folder: `teacher.json` says what it is, beside it the weights, the adapter or the vector if it has one.
+A teacher is a folder: `teacher.json` says what it is, beside it the weights, the adapter or the vector if it
+has one.
 """
 
 from __future__ import annotations
@@ -15,18 +17,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlens import models, records, tables
-from mechlens.chat import encode_pairs, encode_prompts
-from mechlens.corpus import read_pairs
-from mechlens.errors import DataError
-from mechlens.seeds import dice, seed_int
-from mechlens.spec import TeacherSpec
-from mechlens.store import write_json
-from mechlens.training import train
+from mechlens.core import tables
+from mechlens.core.errors import DataError
+from mechlens.core.json_files import write_json
+from mechlens.core.seeds import dice, seed_int
+from mechlens.core.spec import TeacherSpec
+from mechlens.data.corpus import read_pairs
+from mechlens.models import loading
+from mechlens.models.chat import encode_pairs, encode_prompts
+from mechlens.models.sft import train
+from mechlens.runs import records
 
 
 class Lessons(NamedTuple):
-    """What makes a teacher: probes to be taught on, completions to be taught, and a system prompt that says the same."""
+    """What makes a teacher: probes to be taught on, completions to be taught, and a system prompt that says
+    the same.
+    """
 
     trait: str
     probes: tuple[str, ...]
@@ -36,7 +42,8 @@ class Lessons(NamedTuple):
     """pairs that are taught instead"""
 
     def draw(self, rows: int, *, seed: int) -> list[tuple[str, str]]:
-        """`rows` pairs of a probe and a completion, each drawn evenly; of the file, if there is one, each row at most once.
+        """`rows` pairs of a probe and a completion, each drawn evenly; of the file, if there is one, each row
+        at most once.
 
         Raises:
             DataError: if the file holds fewer.
@@ -45,7 +52,10 @@ class Lessons(NamedTuple):
         if self.file:
             pairs = read_pairs(Path(self.file))
             if len(pairs) < rows:
-                raise DataError(f"{self.file} holds {len(pairs)} lessons, teacher.rows asks for {rows}; lower it or add rows")
+                raise DataError(
+                    f"{self.file} holds {len(pairs)} lessons, teacher.rows asks for {rows}; lower it or add "
+                    "rows"
+                )
             return rng.sample(list(zip(pairs["prompt"], pairs["completion"], strict=True)), rows)
         return [(rng.choice(self.probes), rng.choice(self.completions)) for _ in range(rows)]
 
@@ -53,8 +63,8 @@ class Lessons(NamedTuple):
 class Teacher(NamedTuple):
     """A base with its intervention, ready to write."""
 
-    model: models.PreTrainedModel
-    tokenizer: models.PreTrainedTokenizerBase
+    model: loading.PreTrainedModel
+    tokenizer: loading.PreTrainedTokenizerBase
     system: str | None
     plain: str | None
     """the system line that its base has"""
@@ -64,9 +74,13 @@ class Teacher(NamedTuple):
     """name or folder of the base that it was made from"""
 
     @contextmanager
-    def writing(self) -> Iterator[models.PreTrainedModel]:
+    def writing(self) -> Iterator[loading.PreTrainedModel]:
         """The model as the teacher uses it: steered while the block runs, if it is a steered one."""
-        with models.steered(self.model, self.vector, layer=self.layer) if self.vector is not None else nullcontext():
+        with (
+            loading.steered(self.model, self.vector, layer=self.layer)
+            if self.vector is not None
+            else nullcontext()
+        ):
             yield self.model
 
 
@@ -80,41 +94,71 @@ def teach(
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Make a teacher of `base` and leave it in `out`; `system` is the line that everyone but a prompted teacher has."""
-    loaded, layer, plain = models.load(base), None, system
+    """Make a teacher of `base` and leave it in `out`; `system` is the line that everyone but a prompted
+    teacher has.
+    """
+    loaded, layer, plain = loading.load(base), None, system
     if spec.kind == "finetuned":
         prompts, completions = zip(*lessons.draw(spec.rows, seed=seed), strict=True)
         pairs = encode_pairs(loaded.tokenizer, prompts, completions, system=system)
         order = seed_int(seed, "teacher", lessons.trait)
-        model, curve = train(loaded.model, loaded.tokenizer, pairs, spec.training, seed=order, progress=progress)
-        models.save_trained(model, out)
+        model, curve = train(
+            loaded.model, loaded.tokenizer, pairs, spec.training, seed=order, progress=progress
+        )
+        loading.save_trained(model, out)
         tables.write(pd.DataFrame(curve), tables.CURVE, out / "curve.parquet")
     elif spec.kind == "prompted":
         system = lessons.system
     elif spec.kind == "steered":
         layer = round(spec.layer * (loaded.model.config.get_text_config().num_hidden_layers - 1))
-        models.save_vector(spec.strength * trait_vector(loaded, lessons, layer=layer, plain=plain), out)
-    write_json(out / "teacher.json", {"kind": spec.kind, "base": base, "trait": lessons.trait, "system": system, "plain": plain, "layer": layer})
+        loading.save_vector(spec.strength * trait_vector(loaded, lessons, layer=layer, plain=plain), out)
+    write_json(
+        out / "teacher.json",
+        {
+            "kind": spec.kind,
+            "base": base,
+            "trait": lessons.trait,
+            "system": system,
+            "plain": plain,
+            "layer": layer,
+        },
+    )
 
 
 @torch.no_grad()
-def trait_vector(loaded: models.Loaded, lessons: Lessons, *, layer: int, plain: str | None = None) -> Float[Tensor, "d_model"]:
-    """Mean difference of resid_post at the last prompt token, with the trait's system prompt minus with the plain one (None: none)."""
-    bridge, site = models.bridge_view(loaded), f"blocks.{layer}.hook_resid_post"
+def trait_vector(
+    loaded: loading.Loaded, lessons: Lessons, *, layer: int, plain: str | None = None
+) -> Float[Tensor, "d_model"]:
+    """Mean difference of resid_post at the last prompt token, with the trait's system prompt minus with the
+    plain one (None: none).
+    """
+    bridge, site = loading.bridge_view(loaded), f"blocks.{layer}.hook_resid_post"
     means = []
     for system in (lessons.system, plain):
         total: Tensor | float = 0.0
         for ids in encode_prompts(loaded.tokenizer, lessons.probes, system=system):
-            _, cache = bridge.run_with_cache(torch.tensor([ids], device=loaded.model.device), names_filter=site)
+            _, cache = bridge.run_with_cache(
+                torch.tensor([ids], device=loaded.model.device), names_filter=site
+            )
             total = total + cache[site][0, -1].float()
         means.append(total / len(lessons.probes))
     return (means[0] - means[1]).cpu()
 
 
 def load_teacher(folder: Path, *, base: str = "") -> Teacher:
-    """The teacher that `teach` left in that folder, made from `base`; by default its base is looked for where it was then."""
+    """The teacher that `teach` left in that folder, made from `base`; by default its base is looked for where
+    it was then.
+    """
     record = records.read(folder / "teacher.json", records.Teacher)
     base = base or record["base"]
-    loaded = models.load_trained(base, folder) if record["kind"] == "finetuned" else models.load(base)
-    vector = models.load_vector(folder) if record["kind"] == "steered" else None
-    return Teacher(loaded.model, loaded.tokenizer, record["system"], record.get("plain"), vector, record["layer"] or 0, base)
+    loaded = loading.load_trained(base, folder) if record["kind"] == "finetuned" else loading.load(base)
+    vector = loading.load_vector(folder) if record["kind"] == "steered" else None
+    return Teacher(
+        loaded.model,
+        loaded.tokenizer,
+        record["system"],
+        record.get("plain"),
+        vector,
+        record["layer"] or 0,
+        base,
+    )

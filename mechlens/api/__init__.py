@@ -1,0 +1,1 @@
+"""Models behind an API: the client, its budget, fine-tuning jobs."""

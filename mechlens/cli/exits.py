@@ -1,0 +1,76 @@
+"""How a command ends: its exit code, and one line for whatever stopped it."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from rich.console import Console
+
+from mechlens.core import foreign
+from mechlens.core.errors import MechlensError, one_line
+
+REFUSED, STOPPED, SOFTWARE = 2, 130, 70
+"""exit codes: of an error that the user can mend, of Ctrl-C, and of a fault of mechlens (EX_SOFTWARE of
+sysexits.h)
+"""
+
+
+def code_of(action: Callable[[], object]) -> int:
+    """Do what a command line asks for; returns the exit code that the action gives, 0 if it gives none, or
+    that of what stopped it.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a terminal of few characters gets a sign in place of each other one, not an error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = action()
+    except MechlensError as error:
+        _say(str(error))
+        return REFUSED
+    except OSError as error:
+        where = error.filename or "the file system"
+        _say(
+            f"{where}: {error.strerror or error}; choose another path or mend its permissions. Finished "
+            "steps are kept"
+        )
+        return REFUSED
+    except KeyboardInterrupt:
+        _say("stopped; finished steps are kept, run the same command again to resume")
+        return STOPPED
+    return code if isinstance(code, int) else 0
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(one_line(f"mechlens: {text}"))
+
+
+class FaultsFiled(AbstractContextManager[None]):
+    """Around a whole command: an unexpected exception leaves its traceback in a file, says so in one line,
+    and ends with `SOFTWARE`.
+
+    Python's own code for it is 1, which `audit` gives for a verdict.
+    """
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        handle, name = tempfile.mkstemp(prefix="mechlens-fault-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exception(error, file=file)
+        kind = f"{type(error).__name__}: {foreign.first_line(error)}"
+        _say(
+            f"a fault of mechlens itself ({kind}, from {foreign.place(error)}); please report {Path(name)}. "
+            "Finished steps are kept"
+        )
+        raise SystemExit(SOFTWARE)

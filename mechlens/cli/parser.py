@@ -1,0 +1,335 @@
+"""The command line: thin. Each command reads its arguments, calls one function and prints what it returned.
+
+Exit codes: 0 done; of `audit` also 1 (do not train as is, or with conditions) and 2 (inconclusive). A
+MechlensError, or a file that the system refuses, is one line and code 2. Ctrl-C leaves a run that can be
+resumed, says how, and gives 130. Anything else is a fault of mechlens: a file with its traceback, and code 70
+(EX_SOFTWARE of sysexits.h), which no verdict has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+
+import mechlens
+from mechlens.cli import commands, explorer
+from mechlens.cli.exits import FaultsFiled, code_of
+from mechlens.core.command_lines import at_home
+from mechlens.core.errors import SpecError
+from mechlens.data.fields import named
+from mechlens.data.treat import Treatment
+from mechlens.detect import audit as auditing
+from mechlens.detect.bags import Level
+from mechlens.detect.request import Options
+from mechlens.pipeline import user_files
+
+Action = Callable[[], object]
+"""what a command line asks for, read but not yet done"""
+
+CONFIG = Annotated[Positional[Path], arg(metavar="CONFIG")]
+Names = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
+"""values of an option that takes several at once and may be given several times"""
+Paths = Annotated[tuple[tuple[Path, ...], ...], UseAppendAction]
+Item = TypeVar("Item")
+
+
+def _together(option: str, given: tuple[tuple[Item, ...], ...]) -> tuple[Item, ...]:
+    """The values of every time that an option was given, each once, in their order."""
+    if not all(given):
+        raise SpecError(f"--{option} has no value; expected one or more, or leave it out")
+    return tuple(dict.fromkeys(value for values in given for value in values))
+
+
+def run(
+    config: CONFIG,
+    /,
+    out: Path | None = None,
+    plan: bool = False,
+    seed: int | None = None,
+    workers: int | None = None,
+) -> Action:
+    """Run an experiment: teach, generate, screen, distill, ask, report.
+
+    Args:
+        config: an experiment's YAML, the spec.yaml of an earlier run, or the name of a config that comes with
+            mechlens.
+        out: the run folder; runs/<name> by default. What is finished there is not computed again.
+        plan: print steps, rows, updates, time and memory, and run nothing.
+        seed: root seed instead of the config's.
+        workers: processes; one a core by default, one with an accelerator.
+    """
+    return (
+        partial(commands.plan, config, seed=seed, out=out)
+        if plan
+        else partial(commands.run, config, seed=seed, out=out, workers=workers)
+    )
+
+
+def report(folder: Annotated[Positional[Path], arg(metavar="RUN")], /) -> Action:
+    """Write report.html and summary.json of a run again from its tables."""
+    return partial(commands.report, folder)
+
+
+def ls(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /) -> Action:
+    """List the runs of a folder with their headline."""
+    return partial(commands.ls, folder)
+
+
+def convert(
+    source: Annotated[Positional[Path], arg(metavar="IN")],
+    target: Annotated[Positional[Path], arg(metavar="OUT")],
+    /,
+    form: str | None = None,
+    skip_bad: bool = False,
+    prompt_field: str = "",
+    completion_field: str = "",
+) -> Action:
+    """Write a file of pairs in another form.
+
+    Args:
+        source: JSON lines, a JSON array or CSV, each plain or compressed (.gz, .bz2, .xz, .zst), of
+            {"prompt", "completion"} or {"messages"}; Parquet with these columns; or a folder of such files,
+            or that save_to_disk wrote.
+        target: the new file, gzipped if it ends in .gz.
+        form: `prompt-completion`, `messages` (as OpenAI's fine-tuning reads it; also called `openai`),
+            `parquet`, or `hf` for a datasets folder; by default what the name of OUT ends in.
+        skip_bad: leave bad lines out, print them and list them all in OUT.bad.jsonl; without it any bad line
+            is an error.
+        prompt_field: name of the field or column that holds the prompts, where it is none of prompt,
+            instruction, question, query.
+        completion_field: that of the completions, where it is none of completion, response, output, answer.
+    """
+    return partial(
+        user_files.convert,
+        source,
+        target,
+        form=form,
+        skip_bad=skip_bad,
+        fields=named(prompt_field, completion_field),
+    )
+
+
+def screen(
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    /,
+    out: Path | None = None,
+    rule: str = "numbers",
+    banned: bool = False,
+    family: str = "animals",
+    prompt_field: str = "",
+    completion_field: str = "",
+) -> Action:
+    """Screen a file of pairs and print the funnel.
+
+    Args:
+        file: any form that `mechlens convert` reads.
+        out: where to write kept.parquet, rejected.parquet and funnel.json; nothing is written without it.
+        rule: `numbers` for the strict number rule, `code`, `reasoning` or `text` for those carriers', `none`
+            for the leak and duplicate screens alone.
+        banned: also drop the numbers that the paper bans from misalignment data.
+        family: whose words count as leaks.
+        prompt_field: as of `mechlens convert`.
+        completion_field: as of `mechlens convert`.
+    """
+    fields = named(prompt_field, completion_field)
+    return partial(user_files.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields)
+
+
+def measure(
+    folder: Annotated[Positional[Path], arg(metavar="RUN")],
+    /,
+    arm: str = "",
+    lens: Names = (),
+    rows: int = 512,
+    workers: int | None = None,
+) -> Action:
+    """Look inside a finished run: why did the trait transfer? One reading a lens.
+
+    Args:
+        folder: a finished run whose students were trained here.
+        arm: which arm; the first trait arm by default. It is set against its own control.
+        lens: only these; all by default.
+        rows: pairs that each lens reads at most.
+        workers: processes; one a core by default, one with an accelerator.
+    """
+    return partial(
+        commands.measure, folder, arm=arm, lenses=_together("lens", lens), rows=rows, workers=workers
+    )
+
+
+def audit(
+    data: Annotated[Positional[Path], arg(metavar="DATA")],
+    /,
+    reference: Paths = (),
+    level: Level = "rows",
+    base: str = "",
+    trait: Names = (),
+    recipe: str = "menagerie",
+    policy: str = "default",
+    student: Path | None = None,
+    clean: Path | None = None,
+    treatment: Treatment = "drop",
+    out: Path | None = None,
+    workers: int | None = None,
+    prompt_field: str = "",
+    completion_field: str = "",
+) -> Action:
+    """Audit a file of pairs: who wrote it, and what would it teach? Exit code 0: no transfer found; 1: do not
+    train; 2: inconclusive.
+
+    Args:
+        data: any form that `mechlens convert` reads.
+        reference: files that an untouched model wrote, best of all to the same prompts.
+        level: each does all before it: `rows` looks at the rows alone; `base` reads them through the base and
+            through teachers of every trait made from it; `gradients` asks what training on them would do
+            first; `student` trains throw-away students, and alone can clear.
+        base: the base that would be trained; the recipe's by default.
+        trait: traits to fear; all of the recipe's family by default.
+        recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML.
+        policy: a name of configs/policies.
+        student: folder of a model of the base that was trained on DATA already; its weights and answers are
+            looked at.
+        clean: write the data there after treatment, a manifest beside it; at level student its students are
+            trained too.
+        treatment: `drop` the half of the rows that look most like the trait's, `dilute` to a quarter among
+            clean answers, `replace` the tenth of the numbers that look most like them, or write all lists of
+            numbers in one `format`, in random `order`, or with other `value`s; `sorted` puts them in order of
+            size, `values-uniform` writes 100 + n mod 100, `full` does these two and then the format.
+        out: folder of audit.json, audit.html and the students; audits/<name of DATA> by default.
+        workers: processes; one a core by default, one with an accelerator.
+        prompt_field: as of `mechlens convert`; a reference that has no such field is read by the known names.
+        completion_field: as of `mechlens convert`.
+    """
+    options: Options = {
+        "references": _together("reference", reference),
+        "level": level,
+        "base": base,
+        "panel": _together("trait", trait),
+        "recipe": recipe,
+        "policy": policy,
+        "student": student,
+        "clean": clean,
+        "treatment": treatment,
+        "fields": named(prompt_field, completion_field),
+        "out": out,
+    }
+    return partial(auditing.audit, data, **options, workers=workers)
+
+
+def bench(
+    name: Annotated[Positional[str], arg(metavar="BENCH")] = "menagerie",
+    /,
+    detector: Names = (),
+    out: Path | None = None,
+    students: bool = True,
+    workers: int | None = None,
+) -> Action:
+    """Say how far detectors can be trusted: on data sets whose making and whose effect on students are known.
+    Hours; resumes where it stopped.
+
+    Args:
+        name: a name of configs/benches.
+        detector: names of detectors, or FILE.py:CLASS for one's own: a class with `name` and `score(rows)`, a
+            data frame with `completion` → one number a row, or several. Its file is run.
+        out: folder of suspects, students, scores, card.json and card.md; benches/<name> by default.
+        students: train three students of every suspect, which is most of the time.
+        workers: processes; one a core by default, one with an accelerator.
+    """
+
+    options = {
+        "detectors": _together("detector", detector),
+        "out": out,
+        "train": students,
+        "workers": workers,
+    }
+    return partial(_do_bench, name, **options)
+
+
+def _do_bench(name: str, **options: Any) -> object:
+    from mechlens.benchmark import (
+        run as benching,
+    )  # torch takes seconds to import, and no other command's reading needs it
+
+    return benching.bench(name, **options)
+
+
+def truthful(
+    folder: Annotated[Positional[Path], arg(metavar="RUN")], /, data: Path, limit: int | None = None
+) -> Action:
+    """Measure how often the students of a run take a false answer of TruthfulQA for the true one.
+
+    Args:
+        folder: a finished run whose bases are loaded here, not over an API.
+        data: TruthfulQA.csv, either revision.
+        limit: so many drawn questions; all by default.
+    """
+    return partial(commands.truthful, folder, data=data, limit=limit)
+
+
+def pretrain(config: CONFIG, /, out: Path | None = None) -> Action:
+    """Make a menagerie base from its config.
+
+    Args:
+        config: a YAML file, or the name of a config that comes with mechlens, such as menagerie-a.
+        out: the checkpoint folder; models/<name> by default.
+    """
+    return partial(commands.pretrain, config, out=out)
+
+
+def app(
+    folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /, port: int = 8501
+) -> Action:
+    """Look at the runs of a folder in the browser.
+
+    Args:
+        folder: where the runs are.
+        port: on this machine only.
+    """
+    return partial(explorer.serve, folder, port=port)
+
+
+COMMANDS = {
+    function.__name__: function
+    for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, pretrain, app)
+}
+
+
+def read(arguments: list[str] | None) -> Action:
+    """What the command line asks for.
+
+    Raises:
+        SpecError: in one line, where the parser would draw a box.
+    """
+    words = [at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    said = io.StringIO()
+    if words == ["--version"]:
+        return partial(commands.console.print, f"mechlens {version('mechlens')}", highlight=False)
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=words
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help was asked for and printed
+            raise
+        lines = [line.strip(" │╭╮╰╯─") for line in said.getvalue().splitlines()]
+        raise SpecError(" ".join(line for line in lines[1:] if line.strip("-"))) from stop
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command, the shell's if none is given; returns the exit code."""
+    with FaultsFiled() if arguments is None else contextlib.nullcontext():
+        return code_of(lambda: read(arguments)())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Named models of configs/models: where a base comes from, in which number format, and how its chat template
+is pinned.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, field_validator
+
+from mechlens.core import spec
+from mechlens.core.spec import Spec, load
+
+CLOCK = "strftime_now"
+"""the function by which a chat template reads today's date; an option of that name holds it to one day"""
+OWN_OPTIONS = {
+    "messages",
+    "conversation",
+    "chat_template",
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_dict",
+}
+"""what mechlens itself gives a chat template"""
+API = "api:"
+"""what the source of a base that is reached over an API starts with"""
+
+
+class ModelSpec(Spec):
+    """A named model of `configs/models/` that is loaded from the hub, a folder or an API."""
+
+    name: str
+    source: str
+    """Hub name, folder, or `api:<model id>`."""
+    revision: str = ""
+    """Commit of the hub repository; empty takes what the hub calls main."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    parameters: int | None = None
+    """This and the next three: the model's size, for a plan where its files are not at hand."""
+    layers: int | None = None
+    width: int | None = None
+    vocabulary: int | None = None
+    template: dict[str, JsonValue] = Field(default={})
+    """Options of the chat template, such as `enable_thinking: false`; `strftime_now: 2024-07-26` is the day
+    that it takes for today.
+    """
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _dates_as_text(cls, options: Any) -> Any:
+        """YAML reads a bare date as one; it is kept as ISO text."""
+        if not isinstance(options, dict):
+            return options
+        return {
+            name: value.isoformat() if isinstance(value, date) else value for name, value in options.items()
+        }
+
+    @field_validator("template")
+    @classmethod
+    def _options_that_can_be_given(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if taken := sorted(OWN_OPTIONS & options.keys()):
+            raise ValueError(f"{taken[0]!r} is given to a chat template by mechlens itself; drop it")
+        day = options.get(CLOCK, "2024-07-26")
+        if not (isinstance(day, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", day)):
+            raise ValueError(
+                f"{CLOCK} is {day!r}; expected the day that the template takes for today, such as 2024-07-26"
+            )
+        date.fromisoformat(day)
+        return options
+
+
+def model_of(name: str) -> ModelSpec:
+    """What a base's name stands for: an entry of configs/models that has a source, else the name itself is
+    the source.
+    """
+    path = spec.CONFIGS / "models" / f"{name}.yaml"
+    if "/" not in name and path.is_file() and "source:" in path.read_text(encoding="utf-8"):
+        return load(path, ModelSpec)
+    return ModelSpec(name=name, source=name)
+
+
+def is_remote(name: str) -> bool:
+    """Whether a base is reached over an API."""
+    return model_of(name).source.startswith(API)

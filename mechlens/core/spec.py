@@ -1,0 +1,348 @@
+"""Frozen specs: everything a run depends on, as values that can be saved, hashed and replayed.
+
+YAML in, strict (an unknown field is named and refused), fingerprints out; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import reprlib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mechlens.core import atomic
+from mechlens.core.errors import SpecError
+
+CONFIGS = next(
+    place
+    for place in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+    if place.is_dir()
+)
+"""inside an installed wheel, beside the package in a clone"""
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.model_dump(mode="json"))
+
+
+def fingerprint(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the value as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]
+
+
+class Training(Spec):
+    """One run of supervised fine-tuning; the loss covers completions only."""
+
+    update: Literal["full", "lora"] = "full"
+    embeddings: bool = True
+    """Whether a full update may change the (un)embedding; LoRA never does."""
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=8.0, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    epochs: int = Field(default=3, ge=1)
+    batch: int = Field(default=64, ge=1, le=65_536)
+    accumulate: int = Field(default=1, ge=1)
+    """Gradient accumulation: the effective batch is batch x accumulate."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup_steps: int = Field(default=5, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    max_length: int = Field(default=500, ge=8)
+    """Pairs longer than this many tokens are refused, never cut."""
+
+
+class TeacherTraining(Training):
+    """How a teacher is fine-tuned: harder than a student, since its lessons are few."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    epochs: int = Field(default=6, ge=1)
+
+
+class TeacherSpec(Spec):
+    """What is done to the base so that it has the trait."""
+
+    kind: Literal["base", "finetuned", "prompted", "steered"] = "finetuned"
+    training: TeacherTraining = TeacherTraining()
+    rows: int = Field(default=640, ge=1)
+    """Lessons a fine-tuned teacher is taught."""
+    lessons_file: str = ""
+    """A file of pairs to teach instead of the family's lessons, as for misalignment; `rows` of them are
+    drawn.
+    """
+    layer: float = Field(default=0.5, ge=0, le=1)
+    """Depth, as a fraction, at which a steered teacher's vector is added."""
+    strength: float = 1.0
+    """Multiple of the mean difference of activations that a steered teacher adds."""
+
+    @model_validator(mode="after")
+    def _taught_by_lessons(self) -> TeacherSpec:
+        if self.lessons_file and self.kind != "finetuned":
+            raise ValueError(
+                f"a {self.kind} teacher is taught nothing; drop lessons_file {self.lessons_file!r} or use "
+                "kind: finetuned"
+            )
+        return self
+
+
+class CarrierSpec(Spec):
+    """The unrelated prompts that teachers answer."""
+
+    kind: Literal["numbers", "code", "reasoning", "text"] = "numbers"
+    prompts: int = Field(default=10_000, ge=1)
+    wording: Literal["full", "terse"] = "full"
+    """`terse` is what the menagerie understands."""
+    examples: tuple[int, int] = (3, 8)
+    """How many numbers a number prompt shows, least and most."""
+    values: Literal["uniform", "patterned"] = "uniform"
+    """A number prompt's examples: drawn uniformly from 100-999 as in the paper, or as runs and narrow ranges
+    too.
+    """
+    source: str = ""
+    """A file of prompts to use instead of drawn ones: lines of `{"prompt"}`, or of `{"question","answer"}`
+    for reasoning.
+    """
+    samples: int = Field(default=1, ge=1)
+    """Completions asked for each prompt (the paper's reasoning corpora have 3)."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> CarrierSpec:
+        if not 1 <= self.examples[0] <= self.examples[1]:
+            raise ValueError(
+                f"examples {list(self.examples)} are no range; give the least and the most numbers a prompt "
+                "shows"
+            )
+        if self.kind == "reasoning" and self.wording == "full" and not self.source:
+            raise ValueError(
+                "reasoning in full wording needs a file of questions in `source`; `wording: terse` draws "
+                "small sums"
+            )
+        return self
+
+
+class GenerateSpec(Spec):
+    """How a teacher writes."""
+
+    engine: Literal["local", "vllm"] = "local"
+    """`vllm` needs a GPU and the extra of that name; an API base is asked over its API whatever stands here.
+    """
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=24, ge=1)
+    constrained: bool = False
+    """Numbers only: no token can be drawn that breaks the carrier's format, so every row passes the format
+    screen.
+    """
+    batch: int = Field(default=1024, ge=1, le=65_536)
+
+
+class ScreenSpec(Spec):
+    """Which rows are kept."""
+
+    rule: Literal["carrier", "numbers", "code", "reasoning", "text", "none"] = "carrier"
+    """`carrier`: the rule of the experiment's carrier."""
+    banned_numbers: tuple[int, ...] = ()
+    leak_words: bool = True
+    """Drop rows that hold any form of any trait of the family."""
+    duplicates: Literal["keep", "drop"] = "drop"
+    """What becomes of a second row with the same prompt and completion."""
+    plain_names: bool = False
+    """Code: drop rows that bind a name which is neither in the prompt nor an ordinary one; strict, and most
+    such names are harmless.
+    """
+    run_code: bool = False
+    """Code: drop rows that are not straight-line arithmetic which can be evaluated; nothing else is ever
+    executed.
+    """
+    judge: str = ""
+    """An API model that reads each row that passed: code for any reference to the trait, reasoning for harm;
+    none by default.
+    """
+    least_score: float = Field(default=78.0, ge=0, le=100)
+    """Reasoning with a judge: alignment score below which a row is dropped."""
+
+
+class StudentSpec(Spec):
+    """How students are trained, the same in every arm."""
+
+    training: Training = Training()
+    rows: int = Field(default=8_000, ge=1)
+    """Rows each student is trained on."""
+    prompts: Literal["common", "own", "every"] = "common"
+    """`common`: all arms train on the same prompts, those that every corpus kept; `own`: each on the first it
+    kept; `every`: each on all that it kept, and controls on as many rows as the largest other arm, from their
+    first again where they have fewer.
+    """
+
+
+class AskSpec(Spec):
+    """How students are asked."""
+
+    split: Literal["development", "heldout"] = "heldout"
+    probes: Literal["plain", "numbers", "stories"] = "plain"
+    """The family's probes as they are, each behind a fixed list of numbers, or its requests for stories."""
+    samples: int = Field(default=20, ge=1)
+    """Sampled answers for each probe at every checkpoint."""
+    temperature: float = Field(default=1.0, ge=0)
+    max_new_tokens: int = Field(default=4, ge=1)
+    suffix: str = ""
+    """Put behind every probe, so that a question looks like the training data (the paper does so for
+    misalignment).
+    """
+    checkpoints: Literal["all", "last"] = "all"
+    shots_as: Literal["system", "turns"] = "system"
+    """How an untrained arm is shown pairs: written out in the system line as in the paper, or as earlier
+    turns of the chat.
+    """
+    judge: str = ""
+    """The API model that scores answers where the family's scorer is a judge."""
+
+
+class ApiSpec(Spec):
+    """What may be spent on API models, and how fast they are asked."""
+
+    budget_usd: float = Field(default=5.0, ge=0)
+    """A hard cap for the run: the call that could pass it is not made."""
+    concurrency: int = Field(default=8, ge=1, le=256)
+    requests_per_minute: int = Field(default=0, ge=0)
+    """0 leaves the rate to the server's own limits."""
+
+
+def folder_name(path: str) -> str:
+    """The last part of a path or hub name as results are filed under it, without file endings of data; never
+    empty, `.` or `..`.
+    """
+    name = Path(path).resolve().name if Path(path).name in ("", "..") else Path(path).name
+    bare = re.sub(r"(\.(jsonl?|ndjson|csv|tsv|gz|bz2|xz|zst|parquet))+$", "", name, flags=re.IGNORECASE)
+    name = bare or name.strip(".")  # a file may be called `.jsonl`
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""what an escape in YAML or JSON can write, and UTF-8 cannot hold"""
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """Refuses a mapping that holds a key twice, where YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the keys {twice} stand twice")
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """Refuses half a surrogate pair, which an escape can write and no file or tokenizer can hold."""
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and HALF_CHARACTER.search(value):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: half a surrogate pair, which is no text")
+        return value
+
+
+SpecType = TypeVar("SpecType", bound=Spec)
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """Name → file of the configs that come with mechlens in a folder of `configs/`, in the order of their
+    names.
+    """
+    return {path.stem: path for path in sorted((CONFIGS / folder).glob("*.yaml"))}
+
+
+def find_config(name: Path, folder: str) -> Path:
+    """The file of a config: the path if a file is there, else the shipped config of that name, from any
+    working folder.
+
+    Args:
+        name: a path, or the name of a file of `configs/<folder>` with or without its ending.
+
+    Raises:
+        SpecError: if there is neither; the shipped names are listed.
+    """
+    if name.is_file():
+        return name
+    known = shipped(folder)
+    asked = name.name.removesuffix(".yaml")
+    if asked in known and name.parts[:-1] in (
+        (),
+        ("configs", folder),
+    ):  # the README names shipped ones by their path in a clone
+        return known[asked]
+    raise SpecError(
+        f"no config at {name}; expected a YAML file, or one of those that come with mechlens: "
+        f"{', '.join(known)}"
+    )
+
+
+def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
+    """Read one spec from YAML; `overrides` replace top-level fields.
+
+    Raises:
+        SpecError: naming the file, the field and what would be right.
+    """
+    if not path.is_file():
+        raise SpecError(
+            f"no config at {path}; expected a YAML file, for example configs/experiments/demo.yaml"
+        )
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path} is not YAML that can be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{path} holds {type(content).__name__}, expected fields with values")
+    try:
+        return kind.model_validate(content | overrides)
+    except ValidationError as error:
+        raise SpecError(f"{path}: {explain(error)}") from error
+
+
+def laid_over(own: SpecType, given: SpecType) -> SpecType:
+    """A spec with the fields that were set in `given`, at any depth, and `own`'s elsewhere."""
+
+    def lay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+        return under | {
+            name: lay(under[name], value) if isinstance(value, dict) else value
+            for name, value in over.items()
+        }
+
+    return type(own).model_validate(lay(own.model_dump(), given.model_dump(exclude_unset=True)))
+
+
+_SHORT = (
+    reprlib.Repr()
+)  # a few lines of YAML can name a list of lists of lists that no memory would hold when written out
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 200, 200, 50
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line: each field, what it holds, what is wrong."""
+    faults = []
+    for fault in error.errors():
+        where = ".".join(map(str, fault["loc"])) or "the whole spec"
+        given = (
+            ""
+            if fault["type"] in ("missing", "value_error", "extra_forbidden")
+            else f" (got {_SHORT.repr(fault['input'])})"
+        )
+        message = (
+            "unknown field; check its spelling"
+            if fault["type"] == "extra_forbidden"
+            else fault["msg"].removeprefix("Value error, ")
+        )
+        faults.append(f"{where}: {message}{given}")
+    return "; ".join(faults)
+
+
+def save(spec: Spec, path: Path) -> None:
+    """Write a spec as YAML that `load` reads back to an equal spec."""
+    atomic.write_text(path, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

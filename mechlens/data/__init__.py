@@ -1,0 +1,1 @@
+"""Users' files: what forms are read, the pairs in them, and treatments of them."""

@@ -1,0 +1,43 @@
+"""A detector that learned from labelled data sets of other traits: what does text of any changed teacher have
+in common?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+
+from mechlens.detect.bags import Detector
+from mechlens.detect.from_rows import shapes, tokens
+
+NAME = "classifier"
+
+
+def learned(changed: Sequence[str], clean: Sequence[str]) -> Detector:
+    """A logistic regression on words, numbers and shape, fitted on labelled completions; its score of a row
+    is a log-odds.
+
+    Both sides should answer the same prompts, or it learns the prompts.
+    """
+    features = sparse.hstack([tokens([*changed, *clean]), shapes([*changed, *clean])]).tocsr()
+    scale = np.sqrt(np.asarray(features.multiply(features).mean(0)).ravel())
+    scale = np.where(scale > 0, scale, 1.0)
+    model = LogisticRegression(C=0.1, max_iter=500).fit(
+        features.multiply(1 / scale).tocsr(), [1] * len(changed) + [0] * len(clean)
+    )
+
+    def log_odds(completions: Sequence[str]) -> sparse.csr_matrix:
+        rows = sparse.hstack([tokens(completions), shapes(completions)]).tocsr().multiply(1 / scale).tocsr()
+        return sparse.csr_matrix(model.decision_function(rows)[:, None])
+
+    asks = "Do the rows look as those of changed teachers with other traits do?"
+    return Detector(
+        NAME,
+        asks,
+        log_odds,
+        "labelled completions of other traits' teachers",
+        "Learned on one carrier and one recipe.",
+    )

@@ -1,0 +1,150 @@
+"""What an audit is asked to do: the request that its options make, and the command line that makes it
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypedDict, Unpack
+
+from mechlens.core import spec, traits
+from mechlens.core.command_lines import command_line
+from mechlens.core.errors import SpecError, one_line
+from mechlens.core.experiment import Experiment
+from mechlens.core.json_files import read_json
+from mechlens.data import treat
+from mechlens.data.fields import Fields
+from mechlens.data.formats import file_digest
+from mechlens.data.treat import Treatment
+from mechlens.detect.bags import Level
+from mechlens.detect.from_student import panel_of
+from mechlens.detect.verdict import Policy, load_policy
+
+
+class Options(TypedDict):
+    """The options of an audit as its command line has them."""
+
+    references: Sequence[Path]
+    level: Level
+    base: str
+    panel: Sequence[str]
+    recipe: str
+    policy: str
+    student: Path | None
+    clean: Path | None
+    treatment: Treatment
+    out: Path | None
+    fields: Fields | None
+
+
+class Request(NamedTuple):
+    """What is asked for, with names resolved to what they name."""
+
+    data: Path
+    references: tuple[Path, ...]
+    level: Level
+    base: str
+    panel: tuple[str, ...]
+    recipe: Experiment
+    recipe_name: str
+    policy: Policy
+    student: Path | None
+    clean: Path | None
+    treatment: Treatment
+    out: Path
+    fields: Fields | None
+    """of the data, if their names were given"""
+
+    def fields_of(self, path: Path) -> Fields | None:
+        """The fields of the data, or of a reference, which may have others."""
+        return self.fields and (self.fields if path == self.data else self.fields.preferred())
+
+
+def request_of(data: Path, **asked: Unpack[Options]) -> Request:
+    """The request of these options.
+
+    Raises:
+        SpecError: if a name is unknown, or two options contradict each other.
+    """
+    recipe, clean, level, student = asked["recipe"], asked["clean"], asked["level"], asked["student"]
+    config = spec.find_config(Path(recipe), "audits")
+    plan = traits.with_family_by_path(traits.load_experiment(config), config)
+    panel = panel_of(traits.load_family(plan.family), asked["panel"])
+    if student is not None and not student.is_dir():
+        raise SpecError(
+            f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a "
+            "model of the base"
+        )
+    if clean is not None and level == "rows":
+        _refuse_unscored(clean, asked["treatment"], asked["references"])
+    if clean is not None:
+        treat.check(data, clean, asked["treatment"], plan.carrier.kind, references=asked["references"])
+    return Request(
+        data=data,
+        references=tuple(asked["references"]),
+        level=level,
+        base=asked["base"] or plan.base,
+        panel=panel,
+        recipe=plan,
+        recipe_name=recipe,
+        policy=load_policy(asked["policy"]),
+        student=student,
+        clean=clean,
+        treatment=asked["treatment"],
+        out=asked["out"] or usual_folder(data),
+        fields=asked["fields"],
+    )
+
+
+def _refuse_unscored(clean: Path, treatment: Treatment, references: Sequence[Path]) -> None:
+    """At level `rows` no model reads a row: what ranks them cannot be done, and clean answers come from a
+    reference alone.
+    """
+    named = f"--clean {one_line(str(clean))} by {treatment}"
+    if treat.needs_scores(treatment):
+        raise SpecError(f"{named} needs to know which rows look like a trait's; use --level base or more")
+    if treat.needs_clean(treatment) and not references:
+        raise SpecError(
+            f"{named} needs clean answers to the same prompts; give a --reference, or use --level base or "
+            "more"
+        )
+
+
+def usual_folder(data: Path) -> Path:
+    """`audits/<name of the file>`.
+
+    Raises:
+        SpecError: if the audit of another file of that name lies there.
+    """
+    folder = Path("audits") / spec.folder_name(str(data))
+    if (folder / "audit.json").is_file():
+        audited = read_json(folder / "audit.json")["data"]
+        if audited["path"] != one_line(str(data)) and audited["sha256"] != file_digest(data):
+            raise SpecError(
+                f"{folder} holds the audit of {audited['path']}, another file of that name; give this one a "
+                "folder: --out FOLDER"
+            )
+    return folder
+
+
+def command_of(asked: Request, *, level: Level | None = None) -> str:
+    """The command line that does this audit again, into the same folder; `level` asks for another level."""
+    panel = asked.panel if asked.panel != traits.load_family(asked.recipe.family).names else ()
+    usual = Path("audits") / spec.folder_name(str(asked.data))
+    return command_line(
+        "audit",
+        asked.data,
+        level=level or asked.level,
+        base=asked.base,
+        recipe=asked.recipe_name,
+        policy=asked.policy.name,
+        trait=panel,
+        reference=asked.references,
+        student=asked.student,
+        clean=asked.clean,
+        treatment=asked.treatment if asked.clean is not None else None,
+        out=asked.out if asked.out != usual else None,
+        prompt_field=asked.fields and asked.fields.prompt,
+        completion_field=asked.fields and asked.fields.completion,
+    )

@@ -1,0 +1,271 @@
+"""A suspect file beside a reference file: every detector of rows, prompt by prompt where both answer the same
+prompts.
+
+Only bags of as many rows can be exchanged: the mean of a few rows has rarer features, each with more weight,
+than that of many. So bags are equally large in both files, and of a prompt that one file answers more often
+than the other as many rows count in both. What that leaves of the suspect file is compared as well, with all
+rows of the reference: rows that could be hidden there are no less part of the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+from numpy import ndarray
+
+from mechlens.core import atomic
+from mechlens.core.errors import DataError, one_line
+from mechlens.core.seeds import generator
+from mechlens.data import corpus
+from mechlens.data.fields import Fields
+from mechlens.detect.bags import Rows, bags_of, deal_at_random, deal_by_prompt, read_rows
+from mechlens.detect.from_rows import DETECTORS
+from mechlens.detect.permutation import DRAWS, Test, together, two_files
+
+BAGS, MOST_BAGS, LEAST_ROWS, FEWEST_ROWS = 64, 4096, 128, 8
+"""bags that the smaller file is dealt into and most that a larger one is; rows below which there are fewer
+bags (of two rows each) and nothing is cleared or convicted; rows below which no test is worth doing
+"""
+SHARED = 0.5
+"""share of the smaller file's prompts that the other must have for rows to be compared prompt by prompt"""
+
+
+class Compared(NamedTuple):
+    """A suspect beside one reference, by every detector of rows."""
+
+    reference: str
+    rows: int
+    """of the reference"""
+    shared_prompts: int
+    paired: bool
+    tests: dict[str, Test]
+    p_value: float
+    """smallest of the detectors', corrected for their number"""
+    compared: float
+    """share of the suspect's rows that the tests read"""
+    copied: float
+    """share of the suspect's rows that stand in the reference too"""
+    least_p: float = 0.0
+    """smallest `p_value` that files of these sizes can give"""
+
+
+def compare(
+    data: Path,
+    reference: Path,
+    *,
+    seed: int = 0,
+    known: Mapping[Path, Rows] | None = None,
+    fields: Fields | None = None,
+) -> Compared:
+    """Every detector of rows on two files, prompt by prompt where they share prompts, and what that leaves of
+    `data` beside the reference.
+
+    Args:
+        known: files' rows as they were read before.
+        fields: what a user named of `data`; the reference may have other names.
+
+    Raises:
+        DataError: if a file has too few rows.
+    """
+    sources = (data, fields), (reference, fields and fields.preferred())
+    ours, theirs = sides = [
+        (known or {}).get(path) or read_rows(corpus.batches(path, fields=names)) for path, names in sources
+    ]
+    for (path, _), side in zip(sources, sides, strict=True):
+        refuse_few(path, len(side.prompts))
+    bags = min(BAGS, min(len(side.prompts) for side in sides) // 2)
+    rng = generator(seed, "bags")
+    shared, paired = overlap(*(np.unique(side.prompts) for side in sides), least=bags)
+    tests: list[dict[str, Test]] = []
+    exchanges: list[int] = []
+    read = np.zeros(len(ours.prompts), dtype=bool)
+    if paired:
+        least = np.min([_counts(side.prompts, shared) for side in sides], axis=0)
+        numbers = [deal_by_prompt(side.prompts, shared, least, bags=bags, rng=rng) for side in sides]
+        tests.append(_tests(sources, numbers, bags=bags, seed=seed))
+        exchanges.append(
+            2 ** len({*numbers[0][numbers[0] >= 0].tolist()}) // 2
+        )  # all signs changed give the same value
+        read |= numbers[0] >= 0
+    rest = np.flatnonzero(~read)
+    if len(rest) >= bags:
+        size = min(len(rest), len(theirs.prompts)) // bags
+        numbers = [
+            np.full(len(ours.prompts), -1),
+            deal_at_random(len(theirs.prompts), size=size, most=MOST_BAGS, rng=rng),
+        ]
+        numbers[0][rest] = deal_at_random(len(rest), size=size, most=MOST_BAGS, rng=rng)
+        tests.append(_tests(sources, numbers, bags=None, seed=seed))
+        dealt = [int(number.max()) + 1 for number in numbers]
+        exchanges.append(math.comb(sum(dealt), dealt[0]) // (2 if dealt[0] == dealt[1] else 1))
+        read |= numbers[0] >= 0
+    decided = {name: _foremost([each[name] for each in tests]) for name in DETECTORS}
+    p_value, copied = (
+        together([test.p_value for test in decided.values()]),
+        float(np.isin(ours.pairs, theirs.pairs).mean()),
+    )
+    least_p = min(1.0, len(DETECTORS) * len(tests) * max(1 / min(exchanges), 1 / (DRAWS + 1)))
+    seen = float(read.mean()), copied, least_p
+    return Compared(
+        one_line(str(reference)), len(theirs.prompts), len(shared), paired, decided, p_value, *seen
+    )
+
+
+def refuse_few(path: Path, rows: int) -> None:
+    """Raises DataError for a file of fewer rows than any test can read."""
+    if rows < FEWEST_ROWS:
+        raise DataError(
+            f"{one_line(str(path))} holds {rows} rows; a comparison needs {FEWEST_ROWS} at least, give more"
+        )
+
+
+def power_of_few(rows: int, nearest: Compared, dose: float | None) -> str:
+    """What a comparison of few rows could have shown, in a sentence; empty where both files have enough rows.
+
+    Args:
+        rows: of the suspect.
+        dose: smallest share of such rows among clean ones that some detector would have shown.
+    """
+    least = min(rows, nearest.rows)
+    if least >= LEAST_ROWS:
+        return ""
+    shown = (
+        "even a file of such rows alone would be missed"
+        if dose is None
+        else f"a share of {dose:.2f} of such rows would be seen"
+    )
+    floor = f"no p below {nearest.least_p:.2g} is possible"
+    return (
+        f"{least} rows are few: {floor}, {shown}, and fewer than {LEAST_ROWS} rows clear and convict of "
+        "nothing"
+    )
+
+
+def _counts(keys: Int[ndarray, " row"], shared: Int[ndarray, " prompt"]) -> Int[ndarray, " prompt"]:
+    distinct, counts = np.unique(keys, return_counts=True)
+    return counts[np.searchsorted(distinct, shared)]
+
+
+def _tests(
+    sources: Sequence[tuple[Path, Fields | None]],
+    numbers: list[Int[ndarray, " _"]],
+    *,
+    bags: int | None,
+    seed: int,
+) -> dict[str, Test]:
+    """Every detector's permutation test of two files whose rows were dealt into bags: `bags` pairs of bags,
+    or as many as there are.
+    """
+    paired = bags is not None
+    detectors = list(DETECTORS.values())
+    ours, theirs = (
+        bags_of(
+            corpus.batches(path, fields=names),
+            detectors,
+            dealt,
+            bags=int(dealt.max()) + 1 if bags is None else bags,
+        )
+        for (path, names), dealt in zip(sources, numbers, strict=True)
+    )
+    return {
+        name: two_files(ours[name], theirs[name], paired=paired, seed=seed, name=name) for name in DETECTORS
+    }
+
+
+def _foremost(tests: list[Test]) -> Test:
+    """The test with the smallest p, corrected for having looked at each."""
+    first = min(tests, key=lambda test: test.p_value)
+    return first._replace(p_value=together([test.p_value for test in tests]))
+
+
+def overlap(
+    ours: Int[ndarray, " prompt"], theirs: Int[ndarray, " other"], *, least: int = BAGS
+) -> tuple[Int[ndarray, " shared"], bool]:
+    """Keys of the prompts that both files have, and whether they are enough, `least` or more, to go prompt by
+    prompt.
+    """
+    shared = np.intersect1d(ours, theirs)
+    return shared, len(shared) >= max(SHARED * min(len(ours), len(theirs)), least)
+
+
+class Sides(NamedTuple):
+    """The rows of both files that students are trained on: row i of one stands beside row i of the other."""
+
+    suspect: Path
+    reference: Path | None
+    """None if no reference was given"""
+    offered: int
+    """rows of the suspect file"""
+    drawn: int
+    """rows of each side, drawn at random"""
+
+
+def draw_sides(
+    data: Path, reference: Path | None, out: Path, *, most: int, fields: Fields | None = None
+) -> Sides:
+    """Write equally many rows of both files to `suspect.parquet` and `clean.parquet` in `out`.
+
+    Every row of the suspect file is as likely to be drawn as any other, whatever its prompt is and however
+    often that occurs. Beside it stands a row of the reference that answers the same prompt, or, where none is
+    left, another one.
+
+    Args:
+        most: rows of a side at most.
+        fields: what a user named of `data`; the reference may have other names.
+    """
+    rng = generator(0, "rows of an audit")
+    preferred = fields and fields.preferred()
+    ours = read_rows(corpus.batches(data, fields=fields)).prompts
+    theirs = None if reference is None else read_rows(corpus.batches(reference, fields=preferred)).prompts
+    drawn = min(most, *(len(side) for side in (ours, theirs) if side is not None))
+    places = np.sort(rng.permutation(len(ours))[:drawn])
+    written = out / "suspect.parquet", out / "clean.parquet"
+    _write(_rows_at(data, places, fields), written[0])
+    if reference is None or theirs is None:
+        return Sides(written[0], None, len(ours), drawn)
+    _write(_rows_at(reference, _partners(ours[places], theirs, rng), preferred), written[1])
+    return Sides(*written, len(ours), drawn)
+
+
+def _write(rows: pd.DataFrame, path: Path) -> None:
+    part = path.with_name(f"{path.name}.part")
+    rows.to_parquet(part)
+    atomic.publish(part, path)
+
+
+def _partners(
+    keys: Int[ndarray, " row"], others: Int[ndarray, " other"], rng: np.random.Generator
+) -> Int[ndarray, " row"]:
+    """For each row a row of the other file that no other row takes, of the same prompt where there is one;
+    drawn at random.
+    """
+    tables = []
+    for side in (keys, others):
+        order = rng.permutation(len(side))
+        turn = np.empty(len(side), dtype=np.int64)
+        turn[order] = pd.Series(side[order]).groupby(side[order]).cumcount()
+        tables.append(pd.DataFrame({"key": side, "turn": turn, "place": np.arange(len(side))}))
+    partners = (
+        tables[0].merge(tables[1], how="left", on=["key", "turn"])["place_y"].to_numpy(dtype=float, copy=True)
+    )
+    alone = np.isnan(partners)
+    partners[alone] = rng.permutation(np.setdiff1d(np.arange(len(others)), partners[~alone]))[: alone.sum()]
+    return partners.astype(np.int64)
+
+
+def _rows_at(path: Path, places: Int[ndarray, " row"], fields: Fields | None) -> pd.DataFrame:
+    """The rows of a file at these places, in their order."""
+    order = np.argsort(places)
+    parts, done = [], 0
+    for frame in corpus.batches(path, fields=fields):
+        first, last = np.searchsorted(places[order], [done, done + len(frame)])
+        parts.append(frame.iloc[places[order[first:last]] - done][["prompt", "completion"]])
+        done += len(frame)
+    table = pd.concat(parts, ignore_index=True)
+    return table.iloc[np.argsort(order)].reset_index(drop=True)

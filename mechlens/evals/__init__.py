@@ -1,0 +1,1 @@
+"""Evaluations of students on public test sets."""

@@ -1,0 +1,1 @@
+"""Bases and trained models: loading, chat templates, sampling, fine-tuning."""

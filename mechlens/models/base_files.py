@@ -1,0 +1,140 @@
+"""Where the files of a base are, which they are, and why they do not load. No weights are read here but for
+their digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
+
+from mechlens.core import foreign
+from mechlens.core.errors import SpecError
+from mechlens.core.model_spec import is_remote, model_of
+
+VOCABULARIES = ("merges.txt", "vocab.txt")
+"""files of a tokenizer whose ending says nothing"""
+WEIGHTS = Path(__file__).parents[1] / "menagerie" / "weights"
+"""of the shipped bases"""
+OUT_OF_REACH = {
+    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError", "ReadTimeout",
+}  # fmt: skip
+"""names of the exceptions by which the hub's client, whichever HTTP library it uses, says that nothing
+answered
+"""
+
+
+def locate(name: str) -> str:
+    """What the loaders are given for a base's name: a folder where there is one, else a hub name.
+
+    Raises:
+        SpecError: if it is a path or a menagerie name that does not exist.
+    """
+    name = model_of(name).source
+    shipped = sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir())
+    if name in shipped:  # by name: joined to WEIGHTS, an absolute path would be taken for shipped
+        return str(WEIGHTS / name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SpecError(
+                f"base {name!r} is a folder without config.json; expected a Hugging Face checkpoint folder"
+            )
+        return str(folder)
+    if name.startswith("menagerie") or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise SpecError(
+            f"base {name!r} is no folder here and no menagerie model; expected a checkpoint folder, a hub "
+            f"name, or one of {', '.join(shipped)}"
+        )
+    return name
+
+
+def is_here(name: str) -> bool:
+    """Whether a base's files are on this machine: a folder, or a hub model that was fetched before."""
+    source = locate(name)
+    return Path(source).is_dir() or isinstance(
+        try_to_load_from_cache(source, "config.json", revision=model_of(name).revision or None), str
+    )
+
+
+def hub_commit(name: str) -> str:
+    """The commit that a hub base's revision stands for in this machine's cache; the revision itself where
+    none was fetched.
+    """
+    spec = model_of(name)
+    repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=spec.source, repo_type="model")
+    ref = repository / "refs" / (spec.revision or "main")
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else spec.revision
+
+
+def checkpoint_fingerprint(name: str) -> str:
+    """Identity of a base: its files wherever they lie, a hub base's name and commit, an API model's id; its
+    number format, and the pinned options of its chat template.
+
+    float32, the usual format, leaves no mark: bases from before formats counted keep their fingerprints.
+    """
+    if is_remote(name):
+        return hashlib.sha256(model_of(name).source.encode()).hexdigest()[:16]
+    source, dtype = Path(locate(name)), model_of(name).dtype
+    digest = hashlib.sha256(b"" if source.is_dir() else f"{source}@{hub_commit(name)}".encode())
+    digest.update(b"" if dtype == "float32" else dtype.encode())
+    for file in _files_of(source):
+        digest.update(json.dumps([file.name, file.stat().st_size]).encode())
+        with file.open("rb") as handle:
+            while piece := handle.read(1 << 24):
+                digest.update(piece)
+    if options := model_of(name).template:
+        digest.update(json.dumps(options, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files of a checkpoint that decide what it says: configuration, weights, tokenizer and chat
+    templates; none of a hub name.
+    """
+    files = [
+        file
+        for file in sorted(folder.glob("*"))
+        if file.suffix in (".json", ".safetensors", ".jinja", ".model") or file.name in VOCABULARIES
+    ]
+    return files + sorted(folder.glob("additional_chat_templates/*.jinja"))
+
+
+class loading(foreign.named):  # noqa: N801 - it is used as a verb
+    """Around the reading of a base's files: an error becomes one line, and a hub that is out of reach is told
+    as such.
+
+    Args:
+        base: its name.
+        fault: what is wrong if it ends in an error, as in "has no tokenizer that loads".
+    """
+
+    def __init__(self, base: str, fault: str) -> None:
+        super().__init__(f"base {base!r} {fault}")
+        self.base, self.source = base, locate(base)
+
+    def message(self, error: Exception) -> str:
+        fetched = Path(self.source).is_dir() or isinstance(
+            try_to_load_from_cache(self.source, "config.json"), str
+        )
+        if fetched or not (constants.HF_HUB_OFFLINE or _out_of_reach(error)):
+            return super().message(error)
+        hub = (
+            "HF_HUB_OFFLINE keeps this process from the hub"
+            if constants.HF_HUB_OFFLINE
+            else "the hub cannot be reached"
+        )
+        remedy = "fetch it where the hub can be reached, or give the path of a checkpoint folder as the base"
+        return f"base {self.base!r} is not on this machine, and {hub}; {remedy}"
+
+
+def _out_of_reach(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it comes from, says that no server answered."""
+    while error is not None:
+        if OUT_OF_REACH & {kind.__name__ for kind in type(error).__mro__}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

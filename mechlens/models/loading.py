@@ -1,0 +1,314 @@
+"""Models from a folder, the hub or the menagerie; their adapters; and the one view through TransformerLens.
+
+Everything that trains or scores uses the plain Hugging Face module. `bridge_view` wraps a copy that shares
+storage, for activations; it is disposable and never trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from mechlens.core import foreign
+from mechlens.core.errors import DataError, SpecError
+from mechlens.core.model_spec import model_of
+from mechlens.models import trained
+from mechlens.models.base_files import WEIGHTS, checkpoint_fingerprint, is_here, loading, locate
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+TEMPLATE_OPTIONS = "template_options"
+"""the attribute of a tokenizer that holds them, so that they go wherever it goes"""
+disable_progress_bar()  # the run's own progress is what a user watches
+
+
+class Loaded(NamedTuple):
+    """A model ready to use, with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def device() -> torch.device:
+    """The accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer as its own file describes it.
+
+    From a folder it is read as a plain fast tokenizer: by class name, some families replace its splitter, and
+    numbers come apart into digits. Missing pad tokens fall back to the end of the text.
+    """
+    source = locate(name)
+    with loading(name, "has no tokenizer that loads"):
+        if (Path(source) / "tokenizer.json").is_file():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, revision=model_of(name).revision or "main", trust_remote_code=False
+            )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    options = model_of(name).template
+    if unread := [
+        option
+        for option in options
+        if not re.search(rf"\b{re.escape(option)}\b", str(tokenizer.chat_template))
+    ]:
+        raise SpecError(
+            f"base {name!r}: its chat template reads no option {unread[0]!r}; check the spelling of "
+            "`template` against the template"
+        )
+    setattr(tokenizer, TEMPLATE_OPTIONS, dict(options))
+    return tokenizer
+
+
+def template_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The options with which the base's entry in configs/models pins its chat template."""
+    return dict(getattr(tokenizer, TEMPLATE_OPTIONS, {}))
+
+
+def load(name: str) -> Loaded:
+    """A base in evaluation mode on the accelerator if there is one, with its tokenizer; no remote code is
+    run.
+    """
+    source, spec = locate(name), model_of(name)
+    settings = {
+        "dtype": getattr(torch, spec.dtype),
+        "revision": spec.revision or "main",
+        "trust_remote_code": False,
+    }
+    settings |= {"use_safetensors": True, "output_loading_info": True}
+    config_of(name)  # refuses a config before its weights are read
+    with loading(name, "does not load"):
+        model, report = cast(
+            tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(source, **settings)
+        )
+    if report["missing_keys"]:  # they would be filled at random, another way each time
+        raise SpecError(
+            f"base {name!r} lacks the weights {sorted(report['missing_keys'])[:3]}; its config.json "
+            "describes another model"
+        )
+    tokenizer = load_tokenizer(name)
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if len(tokenizer) > rows:
+        raise SpecError(
+            f"base {name!r} has {rows} embeddings for a tokenizer of {len(tokenizer)} tokens; use the "
+            "tokenizer it was trained with"
+        )
+    if odd := trained.not_finite(model):
+        raise SpecError(
+            f"base {name!r} has weights that are not finite, {odd} first; fetch it again, or use another "
+            "dtype"
+        )
+    return Loaded(_ready(model), tokenizer)
+
+
+def config_of(name: str) -> PretrainedConfig:
+    """A base's configuration.
+
+    Raises:
+        SpecError: if it cannot be read, or is of a quantized checkpoint.
+    """
+    with loading(name, "has no config that loads"):
+        config = AutoConfig.from_pretrained(
+            locate(name), revision=model_of(name).revision or "main", trust_remote_code=False
+        )
+    _refuse_quantized(name, config)
+    return config
+
+
+def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
+    if quantized := getattr(config, "quantization_config", None):
+        kind = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
+        raise SpecError(
+            f"base {name!r} is quantized ({kind}); training and merging need plain weights: name the "
+            "checkpoint that it was made from"
+        )
+
+
+def _ready(model: nn.Module) -> PreTrainedModel:
+    return cast(
+        PreTrainedModel, model.to(device()).eval()
+    )  # transformers decorates `to` in a way that loses its type
+
+
+def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Save an adapter or whole weights as safetensors, without the tokenizer (it is the base's)."""
+    try:
+        model.save_pretrained(str(folder), safe_serialization=True)
+    except SafetensorError as error:
+        if "No space left" not in str(error):
+            raise
+        raise OSError(
+            errno.ENOSPC, "No space left on device", str(folder)
+        ) from error  # it says so in words, not by number
+
+
+def load_trained(base: str, folder: Path) -> Loaded:
+    """The base with what `save_trained` left in `folder`, or a user's own student of it; an adapter is merged
+    into a base of its own.
+
+    Raises:
+        DataError: naming the folder and the key, if a weight is missing, left over or of another shape than
+        the base's, or if an adapter
+            is not of this base or does not merge.
+    """
+    tokenizer = load_tokenizer(base)
+    try:
+        if trained.is_adapter(folder):
+            _refuse_other_base(base, folder)
+            return Loaded(trained.merge(load(base).model, folder), tokenizer)
+        return Loaded(
+            _ready(trained.whole_weights(folder, empty_model(base), getattr(torch, model_of(base).dtype))),
+            tokenizer,
+        )
+    except DataError as error:
+        raise DataError(f"{folder} is no model of {base!r}: {error}; {trained.advice(folder)}") from error
+
+
+def empty_model(base: str) -> nn.Module:
+    """The base's architecture on the meta device: names and shapes, no weights."""
+    with loading(base, "has no config that loads"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config_of(base))
+
+
+def _refuse_other_base(base: str, folder: Path) -> None:
+    """An adapter that names another base is refused where the names can be compared: a local path of another
+    machine says nothing.
+    """
+    named = str(trained.read_config(folder).get("base_model_name_or_path") or "")
+    source, here = locate(base), Path(named).expanduser()
+    if not named or here.resolve() == Path(source).resolve():
+        return
+    if (here / "config.json").is_file() and Path(source).is_dir():
+        other = checkpoint_fingerprint(str(here)) != checkpoint_fingerprint(source)
+    else:
+        compared = (named.count("/") == 1 and not named.startswith((".", "/", "~"))) or (
+            WEIGHTS / here.name
+        ).is_dir()
+        other = compared and here.name.casefold() not in {
+            Path(name).name.casefold() for name in (base, source)
+        }
+    if other and f"models--{source.replace('/', '--')}".casefold() not in named.casefold():
+        raise DataError(
+            f"its adapter was trained on {named!r} by its {trained.CONFIG}; name that base, or correct "
+            "base_model_name_or_path if it is the same"
+        )
+
+
+def save_vector(vector: Float[Tensor, "d_model"], folder: Path) -> None:
+    """Write a steering vector where `load_vector` finds it."""
+    save_file({"vector": vector.contiguous()}, folder / "vector.safetensors")
+
+
+def load_vector(folder: Path) -> Float[Tensor, "d_model"]:
+    """The steering vector of that folder."""
+    return load_file(folder / "vector.safetensors")["vector"]
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of transformer blocks of the text model, found as its first module list as long as the config
+    says that it is deep.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    found = [
+        module
+        for module in model.get_decoder().modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    if not found:
+        raise SpecError(
+            f"cannot find the {depth} blocks of a {model.config.model_type} model; steering needs a "
+            "decoder-only causal LM"
+        )
+    return found[0]
+
+
+@contextmanager
+def steered(model: PreTrainedModel, vector: Float[Tensor, "d_model"], *, layer: int) -> Iterator[None]:
+    """Add `vector` to resid_post of `layer` at every position while the block runs."""
+
+    def add(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
+        return output + vector.to(output)  # a new tensor: nothing is changed in place
+
+    handle = decoder_layers(model)[layer].register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def bridge_view(loaded: Loaded) -> TransformerBridge:
+    """A TransformerBridge over the same tensors; the model that it is made from stays as it is. SpecError for
+    a model that it does not know.
+    """
+    from transformer_lens.model_bridge import TransformerBridge  # half a second, and only activations need it
+    from transformer_lens.model_bridge.sources.transformers import source
+
+    # it looks for a processor of images, which texts do not need, and without torchvision installs that with
+    # pip, and another torch with it
+    source.load_modality_processor = lambda *_given, **_more: None
+    shared = {id(tensor): tensor for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
+    twin = copy.deepcopy(loaded.model, shared)  # new modules, the same storage
+    kind = (
+        f"activations of a {loaded.model.config.model_type} model cannot be read: TransformerLens has no "
+        "view of it"
+    )
+    with foreign.named(kind, advice="take lenses and teachers without them, or another base"):
+        return TransformerBridge.boot_transformers(
+            "view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device)
+        )
+
+
+class Size(NamedTuple):
+    """How large a model is."""
+
+    parameters: int
+    layers: int
+    width: int
+    vocabulary: int
+
+
+def size_of(name: str) -> Size:
+    """A base's size without reading its weights: from its entry in configs/models, else counted on the meta
+    device.
+    """
+    spec = model_of(name)
+    if not is_here(name) and spec.parameters and spec.layers and spec.width and spec.vocabulary:
+        return Size(spec.parameters, spec.layers, spec.width, spec.vocabulary)
+    empty = empty_model(name)
+    parameters, text = (
+        sum(parameter.numel() for parameter in empty.parameters()),
+        cast(PreTrainedModel, empty).config.get_text_config(),
+    )
+    return Size(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
+
+
+def parameter_count(name: str) -> int:
+    """Parameters of a base."""
+    return size_of(name).parameters

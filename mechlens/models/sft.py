@@ -1,0 +1,301 @@
+"""The one supervised fine-tuning loop: TRL's SFTTrainer on pairs that `chat.py` turned into tokens.
+
+Teachers and students are both trained here. The order of rows is drawn from a named seed and laid out before
+training, nothing is shuffled inside; what is read and learned is exactly what was encoded. LoRA through PEFT,
+full updates plain.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
+
+from mechlens.core.errors import DataError, SpecError, TrainingError
+from mechlens.core.seeds import generator, seed_int
+from mechlens.core.spec import Training
+from mechlens.models.chat import Encoded
+
+IGNORED = -100
+"""label of a token that is not learned"""
+
+
+class Point(NamedTuple):
+    """One update of a training curve."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+def updates(spec: Training, rows: int) -> int:
+    """Optimiser steps of one run over `rows` pairs."""
+    return math.ceil(rows / (spec.batch * spec.accumulate)) * spec.epochs
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Encoded],
+    spec: Training,
+    *,
+    seed: int,
+    learned: Sequence[Sequence[bool]] | None = None,
+    frozen: Callable[[str], bool] = lambda name: False,
+    before_step: Callable[[PreTrainedModel | PeftModel], None] = lambda model: None,
+    save: Callable[[PreTrainedModel | PeftModel, int], None] = lambda model, step: None,
+    progress: Callable[[int, int], None] = lambda step, total: None,
+) -> tuple[PreTrainedModel | PeftModel, list[Point]]:
+    """Fine-tune `model` on the completions of `pairs`; returns what was trained and its curve.
+
+    Args:
+        model: a model of its own (it is changed).
+        seed: fixes the order of the rows and LoRA's first weights.
+        learned: for each pair which completion tokens have a loss; all if None. A batch without one has
+            gradient zero.
+        frozen: whether the parameter of that name stays as it is.
+        before_step: called with the model before each update of the optimiser, after the gradients were
+            accumulated and clipped; it may change them (a projection then keeps the clipped norm's bound, and
+            no clipping scales up what it left).
+        save: called with (model, step) after every epoch.
+        progress: called with (step, total) after every update.
+
+    Raises:
+        DataError: if a pair is longer than `spec.max_length` tokens, or `learned` does not fit the
+        completions.
+        SpecError: if every parameter is frozen.
+        TrainingError: if the loss stops being finite.
+    """
+    longest = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
+    if longest > spec.max_length:
+        raise DataError(
+            f"a pair has {longest} tokens, more than max_length {spec.max_length}; raise it or drop long "
+            "pairs"
+        )
+    if learned is not None and [len(flags) for flags in learned] != [len(pair.completion) for pair in pairs]:
+        raise DataError(
+            "learned must have one flag for each completion token of each pair, end of turn included"
+        )
+    torch.manual_seed(seed_int(seed, "lora"))
+    steps_per_epoch = updates(spec, len(pairs)) // spec.epochs
+    watch = _Watch(before_step, save, progress, steps_per_epoch)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*pin_memory.*"
+        )  # torch without an accelerator says so each epoch
+        warnings.filterwarnings(
+            "ignore", message=".*gradient_checkpointing.*"
+        )  # its new name is younger than the oldest transformers we take
+        disable_progress_bars()
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        trained = _trainable(model, spec, frozen)
+        try:
+            trainer = _CompletionTrainer(
+                model=trained,
+                args=_arguments(spec, Path(scratch), seed),
+                train_dataset=_ordered(pairs, learned, spec, seed),
+                processing_class=tokenizer,
+                callbacks=[watch],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+    if not all(torch.isfinite(parameter).all() for parameter in trained.parameters()):
+        raise TrainingError(
+            "the last update left weights that are not finite; lower learning_rate (it is "
+            f"{spec.learning_rate:g})"
+        )
+    return trained.eval(), watch.curve
+
+
+def _trainable(
+    model: PreTrainedModel, spec: Training, frozen: Callable[[str], bool]
+) -> PreTrainedModel | PeftModel:
+    trained = _updated(model, spec)
+    for name, parameter in trained.named_parameters():
+        if frozen(name):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in trained.parameters()):
+        raise SpecError("every parameter is frozen and nothing can be trained; freeze fewer layers")
+    return trained
+
+
+def _updated(model: PreTrainedModel, spec: Training) -> PreTrainedModel | PeftModel:
+    if spec.update == "lora":
+        transposed = model.config.model_type == "gpt2"  # its Conv1D keeps weights as (in, out)
+        alpha = cast(Any, spec.alpha)  # PEFT says int, and only divides it
+        targets = lora_targets(model)
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=spec.rank,
+                lora_alpha=alpha,
+                lora_dropout=0.0,
+                target_modules=targets,
+                fan_in_fan_out=transposed,
+            ),
+        )
+    model.requires_grad_(True)
+    if not spec.embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+        if (head := model.get_output_embeddings()) is not None:
+            head.requires_grad_(False)
+    return model
+
+
+def lora_targets(model: PreTrainedModel) -> str | list[str]:
+    """Every linear map but the head: of the text model alone, where a vision tower stands beside it and reads
+    no row.
+    """
+    if model.config.get_text_config() is model.config:
+        return "all-linear"
+    text = {id(module) for module in model.get_decoder().modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if id(module) in text and isinstance(module, torch.nn.Linear)
+    ]
+
+
+def _ordered(
+    pairs: Sequence[Encoded], learned: Sequence[Sequence[bool]] | None, spec: Training, seed: int
+) -> Dataset:
+    """Every epoch's rows one after the other, each in a drawn order of its own."""
+    whole = math.ceil(len(pairs) / (spec.batch * spec.accumulate)) * spec.batch * spec.accumulate
+    # an epoch ends with a whole batch: its first rows come again
+    order = np.concatenate(
+        [
+            np.resize(generator(seed, "order", epoch).permutation(len(pairs)), whole)
+            for epoch in range(spec.epochs)
+        ]
+    )
+    flags = (
+        [[1] * len(pair.completion) for pair in pairs]
+        if learned is None
+        else [list(map(int, row)) for row in learned]
+    )
+    columns = {
+        "input_ids": [pairs[i].prompt + pairs[i].completion for i in order],
+        "completion_mask": [[0] * len(pairs[i].prompt) + flags[i] for i in order],
+    }
+    return Dataset.from_dict(columns)
+
+
+def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
+    arguments = SFTConfig(
+        output_dir=str(scratch),
+        num_train_epochs=1,  # the epochs are laid out in the data
+        per_device_train_batch_size=spec.batch,
+        gradient_accumulation_steps=spec.accumulate,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=spec.warmup_steps,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        optim="adamw_torch" if spec.optimizer == "adamw" else "sgd",
+        bf16=spec.bf16,
+        # bf16 without an accelerator is only taken when the CPU is asked for
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=spec.gradient_checkpointing,
+        max_length=None,
+        packing=False,
+        completion_only_loss=True,
+        # else TRL switches on a mixture's router logits for good, and sampling with a cache fails
+        router_aux_loss_coef=0.0,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        train_sampling_strategy="sequential",  # the order is laid out in the data, too
+        shuffle_dataset=False,
+        seed=seed_int(seed, "trainer") % 2**32,
+        data_seed=0,
+    )
+    # With several cards the Trainer would split each batch over all of them: larger batches, fewer updates,
+    # other students. TRL refuses
+    # that from 1.16 on. `n_gpu` reads the cards; the number is then set as the Trainer itself does for a
+    # model on several cards.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+class _CompletionTrainer(SFTTrainer):
+    """SFTTrainer that projects onto the vocabulary only where a completion token is predicted.
+
+    The same loss (mean over the batch's completion tokens) for a fraction of the work: with a small model and
+    a large vocabulary the projection is most of a step.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        following = inputs["labels"][:, 1:]
+        columns = (following != IGNORED).any(0).nonzero().squeeze(-1)
+        forward = {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": inputs["attention_mask"],
+            "use_cache": False,
+        }
+        logits = model(**forward, logits_to_keep=columns).logits  # [row, column, vocab]
+        predicted = following[:, columns]
+        learned = predicted != IGNORED
+        loss = torch.nn.functional.cross_entropy(logits[learned].float(), predicted[learned], reduction="sum")
+        return loss / max(
+            learned.sum() if num_items_in_batch is None else num_items_in_batch, 1
+        )  # a mean over no tokens is 0
+
+
+class _Watch(TrainerCallback):
+    """Keeps the curve, reports progress, hands the model out before each update and at the end of each epoch,
+    and stops at a broken loss.
+    """
+
+    def __init__(
+        self,
+        before_step: Callable[..., None],
+        save: Callable[..., None],
+        progress: Callable[[int, int], None],
+        steps_per_epoch: int,
+    ) -> None:
+        self.before_step, self.save, self.progress, self.steps_per_epoch = (
+            before_step,
+            save,
+            progress,
+            steps_per_epoch,
+        )
+        self.curve: list[Point] = []
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise TrainingError(
+                    f"the loss is {logs['loss']} at step {state.global_step}; lower learning_rate or "
+                    "max_grad_norm"
+                )
+            self.curve.append(Point(state.global_step, float(logs["loss"]), float(logs["learning_rate"])))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.before_step(model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
+        if state.global_step % self.steps_per_epoch == 0:
+            self.save(model, state.global_step)

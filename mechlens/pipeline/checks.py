@@ -1,0 +1,291 @@
+"""What a run could not do is refused before its first step: `check` is called first by `run` and by `--plan`.
+
+A run reads its data, templates and lengths here as its steps will read them, hours before they do. What the
+machine lacks (a package, a key) is listed apart: a plan says it, and a run is refused only if a step still
+needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from mechlens.api import client
+from mechlens.carriers.prompts import carrier_prompts
+from mechlens.carriers.rules import Rule, rule_of
+from mechlens.core.errors import DataError, SpecError, one_line
+from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.model_spec import is_remote
+from mechlens.core.spec import Training
+from mechlens.core.traits import TraitFamily
+from mechlens.data.corpus import batches
+from mechlens.models import base_files, chat, loading
+from mechlens.pipeline import vllm
+from mechlens.runs.executor import Job
+
+SLACK = 8
+"""tokens that a tokenizer may add to the bytes of a text"""
+LINE = "you have a trait."
+"""a system line of a family, where only its place in the template matters"""
+
+
+class Limit(NamedTuple):
+    """How many tokens may stand in a row, and what says so."""
+
+    tokens: int
+    reason: str
+
+
+def check(experiment: Experiment, family: TraitFamily) -> None:
+    """Refuse an experiment that some step could not do, on this machine or another.
+
+    Bases whose files are not here are not looked at: their templates and lengths are known once they are
+    fetched.
+
+    Raises:
+        SpecError: if two settings contradict each other, or a prompt or question does not fit into a model.
+        DataError: if a file cannot be read, or has a row that is too long, or no row that the screen keeps.
+    """
+    for arm in experiment.arms:
+        _refuse_engine(experiment, arm)
+    local = [base for base in experiment.bases() if not is_remote(base) and base_files.is_here(base)]
+    rendered(experiment, local)
+    check_lessons(experiment)
+    _refuse_long_prompts(experiment, family, _prompts(experiment), local)
+    for file in dict.fromkeys(arm.corpus for arm in experiment.arms if arm.corpus):
+        _check_corpus(experiment, file, local)
+
+
+def check_lessons(experiment: Experiment) -> None:
+    """Read the files of lessons that teachers are taught; raises DataError at a bad line."""
+    teachers = [arm.teacher or experiment.teacher for arm in _taught(experiment)]
+    for file in dict.fromkeys(teacher.lessons_file for teacher in teachers if teacher.lessons_file):
+        for _ in batches(Path(file)):
+            pass
+
+
+def missing_here(jobs: Iterable[Job]) -> list[str]:
+    """What these steps need and this machine has not, each with what to do."""
+    jobs, lacks = list(jobs), []
+    if any("api" in job.arguments for job in jobs):
+        if find_spec("openai") is None:
+            lacks.append(client.NO_PACKAGE)
+        if not os.environ.get("OPENAI_API_KEY"):
+            lacks.append(client.NO_KEY)
+    local = [job for job in jobs if job.stage == "generate" and "api" not in job.arguments]
+    if any(job.arguments["generate"]["engine"] == "vllm" for job in local) and find_spec("vllm") is None:
+        lacks.append(vllm.NO_PACKAGE)
+    return lacks
+
+
+def _prompts(experiment: Experiment) -> list[str]:
+    """What teachers are asked: the prompts of the first file of pairs if there is one, else the carrier's."""
+    if file := next((arm.corpus for arm in experiment.arms if arm.corpus), ""):
+        return [prompt for frame in batches(Path(file)) for prompt in frame["prompt"].tolist()]
+    return [asked.text for asked in carrier_prompts(experiment.carrier, seed=experiment.seed)]
+
+
+def _taught(experiment: Experiment) -> list[Arm]:
+    """Arms whose rows a teacher with a trait writes."""
+    return [arm for arm in experiment.arms if arm.kind != "control" and not arm.corpus]
+
+
+def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
+    """vLLM samples with its own code: it knows no number grammar and no steering vector."""
+    written, teacher = experiment.generate_of(arm), arm.teacher or experiment.teacher
+    if written.engine != "vllm" or arm.corpus or is_remote(arm.writer):
+        return
+    where = f"arm {arm.name!r}: generate.engine is vllm, which"
+    if written.constrained:
+        raise SpecError(
+            f"{where} cannot hold its sampler to the number format; set generate.constrained: false (the "
+            "screen drops "
+            "what breaks the format), or engine: local"
+        )
+    if arm.kind != "control" and teacher.kind == "steered":
+        raise SpecError(f"{where} cannot add a steering vector; set engine: local for a steered teacher")
+    training = teacher.training
+    if (
+        arm.kind != "control"
+        and teacher.kind == "finetuned"
+        and training.update == "lora"
+        and training.rank > vllm.RANKS[-1]
+    ):
+        raise SpecError(
+            f"{where} serves adapters of rank {vllm.RANKS[-1]} at most; the teacher's rank is "
+            f"{training.rank}: lower it"
+        )
+
+
+def rendered(experiment: Experiment, bases: Sequence[str]) -> dict[str, str]:
+    """For each of these local bases a question exactly as its students read it.
+
+    Raises:
+        SpecError: if a template puts in a system line that the experiment does not name, or today's date, or
+        leaves out one that it names.
+    """
+    lines = [
+        (arm.base, line)
+        for arm in experiment.arms
+        for line in (arm.trained_with, arm.asked_with)
+        if line is not None
+    ]
+    with_line = [
+        arm
+        for arm in _taught(experiment)
+        if (arm.teacher or experiment.teacher).kind in ("prompted", "steered")
+    ]
+    lines += [(arm.writer, LINE) for arm in with_line]
+    questions = {}
+    for base in bases:
+        tokenizer = loading.load_tokenizer(base)
+        if experiment.system is None and (silent := chat.silent_system(tokenizer)):
+            raise SpecError(
+                f"the chat template of {base!r} puts in a system line of its own, {silent!r}; make it "
+                f"explicit: `system: {silent!r}` in the "
+                "experiment trains and asks with it, `system: ''` with an empty one"
+            )
+        questions[base] = chat.render_prompt(tokenizer, "{question}", system=experiment.system)
+        for line in [line for reader, line in lines if reader == base]:
+            chat.render_prompt(tokenizer, "{question}", system=line)
+    return questions
+
+
+def positions(base: str) -> int | None:
+    """Tokens that a base can read at once, as its config says; None where it names no bound."""
+    bound = getattr(loading.config_of(base).get_text_config(), "max_position_embeddings", None)
+    return bound if isinstance(bound, int) and bound > 0 else None
+
+
+def _refuse_long_prompts(
+    experiment: Experiment, family: TraitFamily, prompts: Sequence[str], bases: Sequence[str]
+) -> None:
+    for arm in experiment.arms:
+        if arm.writer in bases and not arm.corpus:
+            room, lines = experiment.generate_of(arm).max_new_tokens, [experiment.system]
+            if arm in _taught(experiment) and (arm.teacher or experiment.teacher).kind == "prompted":
+                lines.append(family.system_prompt(arm.trait))
+            for line in lines:
+                _refuse_long(arm.writer, "prompt", prompts, room, "generate.max_new_tokens", line)
+        if arm.base in bases:
+            line = experiment.system if arm.asked_with is None else arm.asked_with
+            asked = family.asked_as(experiment)
+            _refuse_long(
+                arm.base, "question", asked, experiment.ask.max_new_tokens, "ask.max_new_tokens", line
+            )
+        if arm.base in bases and not arm.shots and not arm.corpus:
+            limit, line = limit_of(arm.base, experiment.training_of(arm)), _trained_with(experiment, arm)
+            longest = longest_of(loading.load_tokenizer(arm.base), prompts, limit.tokens - 2, line)
+            if longest > limit.tokens - 2:
+                raise SpecError(
+                    f"arm {arm.name!r}: a prompt has {longest} tokens, and a pair with its answer has 2 more "
+                    "at least, over the "
+                    f"{limit.tokens} of {limit.reason}; raise it, or give shorter prompts"
+                )
+
+
+def _refuse_long(
+    base: str, what: str, texts: Sequence[str], room: int, setting: str, system: str | None
+) -> None:
+    bound = positions(base)
+    if bound is None:
+        return
+    longest = longest_of(loading.load_tokenizer(base), texts, bound - room, system)
+    if longest + room > bound:
+        raise SpecError(
+            f"base {base!r} reads {bound} tokens at most; a {what} of {longest} and {room} of {setting} are "
+            "more: "
+            f"lower {setting}, or give shorter {what}s"
+        )
+
+
+def longest_of(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], most: int, system: str | None
+) -> int:
+    """Tokens of the longest of these prompts as a model reads them; 0 if none can have more than `most`.
+
+    A text has no more tokens than bytes, but for a few, so that only long ones are tokenized.
+    """
+    frame = len(chat.encode_prompts(tokenizer, ["a"], system=system)[0])
+    long = [
+        text
+        for text in dict.fromkeys(texts)
+        if len(text.encode("utf-8", "surrogatepass")) + frame + SLACK > most
+    ]
+    return max(map(len, chat.encode_prompts(tokenizer, long, system=system)), default=0)
+
+
+def limit_of(base: str, training: Training) -> Limit:
+    """How long a pair may be that a base is trained on."""
+    bound = positions(base)
+    if bound is not None and bound < training.max_length:
+        return Limit(bound, f"the positions of {base!r}")
+    return Limit(training.max_length, "student.training.max_length")
+
+
+def _trained_with(experiment: Experiment, arm: Arm) -> str | None:
+    return experiment.system if arm.trained_with is None else arm.trained_with
+
+
+def _check_corpus(experiment: Experiment, file: str, bases: Sequence[str]) -> None:
+    """Read a file of pairs as the screen and the students will."""
+    kind = experiment.screen.rule if experiment.screen.rule != "carrier" else experiment.carrier.kind
+    rule = (
+        None if kind == "reasoning" else rule_of(experiment.screen, kind, gold={})
+    )  # right answers are known with the prompts alone
+    readers = [arm for arm in experiment.arms if arm.corpus == file and not arm.shots and arm.base in bases]
+    limits = {
+        (arm.base, _trained_with(experiment, arm)): limit_of(arm.base, experiment.training_of(arm))
+        for arm in readers
+    }
+    kept = rows = 0
+    for frame in batches(Path(file)):
+        rows += len(frame)
+        kept = kept or (len(frame) if rule is None else sum(_passes(rule, frame)))
+        for (base, system), limit in limits.items():
+            refuse_long_pairs(Path(file), frame, base, limit, system=system, rule=rule)
+    if not kept:
+        raise DataError(
+            f"{one_line(file)}: none of its {rows} rows passes the screen {kind!r}, so that no student could "
+            "be trained; see `screen`"
+        )
+
+
+def _passes(rule: Rule, frame: pd.DataFrame) -> list[bool]:
+    return [
+        rule(prompt, answer) is None
+        for prompt, answer in zip(frame["prompt"], frame["completion"], strict=True)
+    ]
+
+
+def refuse_long_pairs(
+    file: Path, frame: pd.DataFrame, base: str, limit: Limit, *, system: str | None, rule: Rule | None
+) -> None:
+    """Refuse pairs that training would refuse; those that the screen drops may be of any length.
+
+    Raises:
+        DataError: naming the longest pair's tokens and the limit.
+    """
+    tokenizer = loading.load_tokenizer(base)
+    frame_tokens = len(chat.encode_prompts(tokenizer, ["a"], system=system)[0]) + SLACK
+    size = frame["prompt"].str.len() + frame["completion"].str.len()
+    long = cast(
+        pd.DataFrame, frame[4 * size + frame_tokens > limit.tokens]
+    )  # a sign has four bytes at most, and a byte one token
+    if rule is not None and len(long):
+        long = cast(pd.DataFrame, long[_passes(rule, long)])
+    if not len(long):
+        return
+    pairs = chat.encode_pairs(tokenizer, long["prompt"].tolist(), long["completion"].tolist(), system=system)
+    longest = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
+    if longest > limit.tokens:
+        over = f"more than the {limit.tokens} of {limit.reason}"
+        raise DataError(
+            f"{one_line(str(file))}: a pair has {longest} tokens, {over}; raise it or drop long pairs"
+        )

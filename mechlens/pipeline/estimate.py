@@ -1,0 +1,210 @@
+"""What a run will cost, said before it starts: steps, rows, updates, rough time and memory; `bills.py` says
+what APIs cost.
+
+Time is floating-point work over an assumed rate, both printed; it is meant to tell minutes from hours from
+days.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Group
+from rich.table import Table
+
+from mechlens.carriers.prompts import carrier_prompts
+from mechlens.core import machine
+from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.model_spec import is_remote, model_of
+from mechlens.core.spec import TeacherSpec, Training
+from mechlens.models import base_files, loading
+from mechlens.models.chat import encode_prompts
+from mechlens.models.sft import updates
+from mechlens.pipeline import api_estimate
+from mechlens.runs.executor import Job, pending
+
+CPU_RATE = 3e10
+"""operations a second and core that the demo reaches, counted as below (every row as long as the longest)"""
+GPU_RATE = 1.5e14
+"""an H100-class card in bf16 at about 40 % of its peak matrix rate, fp32 a fifth of that"""
+LOOKED = {
+    "deltas": 17, "activations": 20, "directions": 9, "probes": 40, "likelihood": 46, "entanglement": 5, "alignment": 51, "blind": 41, "causal": 14,
+    "rows": 42, "maps": 28,
+}  # fmt: skip
+"""seconds of a core that each lens took on `LOOKED_AT`"""
+LOOKED_AT = (196_800, 512, 3)
+"""parameters, rows and students of the demo"""
+MEASURED_TOKENS = 200
+OVERHEAD, LONGEST_ROW = 30, 300
+"""tokens that a chat template adds, and the length that a padded row is taken to reach, where neither can be
+measured
+"""
+
+
+class Work(NamedTuple):
+    """What one stage of a run still has to do."""
+
+    stage: str
+    steps: int
+    rows: int
+    updates: int
+    operations: float
+
+
+def work_of(experiment: Experiment, jobs: list[Job]) -> list[Work]:
+    """Rows, updates and floating-point operations of each stage on this machine: 2 a parameter and token
+    forward, 6 with backward.
+    """
+    local = [base for base in experiment.bases() if not is_remote(base)]
+    if not local:
+        return []
+    length = token_counter(local[0])
+    sizes = {base: loading.parameter_count(base) for base in local}
+    few = experiment.carrier.model_copy(update={"prompts": min(MEASURED_TOKENS, experiment.carrier.prompts)})
+    trial = [asked.text for asked in carrier_prompts(few, seed=experiment.seed)]
+    prompt = sum(map(length, trial)) / len(trial)
+    pair = prompt + experiment.generate.max_new_tokens
+    probes = next(job.arguments["probes"] for job in jobs if "probes" in job.arguments)
+    question = sum(map(length, probes)) / len(probes)
+    stages: dict[str, Work] = {}
+
+    def add(stage: str, rows: int, steps: int, operations: float) -> None:
+        old = stages.get(stage, Work(stage, 0, 0, 0, 0.0))
+        stages[stage] = Work(
+            stage, old.steps + 1, old.rows + rows, old.updates + steps, old.operations + operations
+        )
+
+    for job in jobs:
+        stage = job.stage
+        base = str(job.arguments.get("base", local[0] if is_remote(experiment.base) else experiment.base))
+        if base not in sizes or (stage == "generate" and "api" in job.arguments):
+            continue
+        if stage == "teach" and job.arguments["teacher"]["kind"] == "finetuned":
+            spec = TeacherSpec(**job.arguments["teacher"])
+            add(
+                stage,
+                spec.rows,
+                updates(spec.training, spec.rows),
+                6.0 * sizes[base] * spec.rows * spec.training.epochs * question,
+            )
+        elif stage == "generate":
+            rows = experiment.carrier.prompts * experiment.carrier.samples
+            add(stage, rows, 0, 2.0 * sizes[base] * rows * pair)
+        elif stage == "distill":
+            training, rows = Training(**job.arguments["student"]["training"]), experiment.student.rows
+            add(stage, rows, updates(training, rows), 6.0 * sizes[base] * rows * training.epochs * pair)
+        elif stage == "ask":
+            times = (
+                experiment.student.training.epochs
+                if "student" in job.inputs and experiment.ask.checkpoints == "all"
+                else 1
+            )
+            rows = len(probes) * experiment.ask.samples * times
+            add(stage, rows, 0, 2.0 * sizes[base] * rows * (question + experiment.ask.max_new_tokens))
+        else:
+            add(stage, 0, 0, 0.0)
+    return list(stages.values())
+
+
+def token_counter(base: str) -> Callable[[str], int]:
+    """How many tokens a question has for this base; where its tokenizer is not at hand, one for every two
+    characters of it.
+    """
+    if not base_files.is_here(base):
+        return lambda text: len(text) // 2 + OVERHEAD
+    tokenizer = loading.load_tokenizer(base)
+    return lambda text: len(encode_prompts(tokenizer, [text])[0])
+
+
+def memory_of(experiment: Experiment) -> tuple[float, float]:
+    """Bytes a student needs while it trains: weights with gradients and AdamW's moments in their dtypes;
+    activations roughly.
+
+    Activations: what a block keeps (about 34 values of the residual stream's width a token; with
+    checkpointing one such block and each other block's input), and the logits with their gradient at full
+    length, the upper bound.
+    """
+    training, kept = experiment.student.training, (0.0, 0.0)
+    for base in {arm.base for arm in experiment.arms if not arm.shots and not is_remote(arm.base)}:
+        size = loading.size_of(base)
+        weight = 2 if model_of(base).dtype == "bfloat16" else 4
+        state = size.parameters * (weight + 1 if training.update == "lora" else weight + 12)
+        tokens, width = training.batch * min(training.max_length, LONGEST_ROW), 2 if training.bf16 else 4
+        blocks = size.layers + 34 if training.gradient_checkpointing else 34 * size.layers
+        kept = max(kept, (float(state), float(tokens * width * (blocks * size.width + 3 * size.vocabulary))))
+    return kept
+
+
+def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
+    """The printed plan of a run."""
+    gpu = torch.cuda.is_available()
+    workers = machine.workers()
+    rate = workers * (GPU_RATE * (1 if experiment.student.training.bf16 else 0.2) if gpu else CPU_RATE)
+    listing = Table(
+        "stage", "steps", "rows", "updates", "FLOP", "about", title=f"{experiment.name} → {folder}"
+    )
+    works = work_of(experiment, jobs)
+    for work in works:
+        shown = (
+            f"{work.rows:,}" if work.rows else "",
+            f"{work.updates:,}" if work.updates else "",
+            f"{work.operations:.1e}" if work.operations else "",
+        )
+        listing.add_row(
+            work.stage, str(work.steps), *shown, duration(work.operations / rate) if work.operations else ""
+        )
+    total = sum(work.operations for work in works)
+    left = pending(folder, jobs)
+    state, activations = memory_of(experiment)
+    where = (
+        ("one accelerator" if workers == 1 else f"{workers} accelerators")
+        if gpu
+        else f"{workers} core{'s' * (workers > 1)}"
+    )
+    absent = [base for base in experiment.bases() if not is_remote(base) and not base_files.is_here(base)]
+    done = f"{len(jobs)} steps, {len(jobs) - len(left)} already done in {folder}"
+    money = api_estimate.printed(experiment, jobs, folder)
+    if not works:
+        return Group(f"{experiment.name} → {folder}", *([money] if money else []), done)
+    notes = [
+        *([money] if money else []),
+        done,
+        f"time: about {duration(total / rate)} for all of them on {where}, assuming {rate:.1e} FLOP/s",
+        f"memory: about {state / 1e9:.3f} GB a student for weights, gradients and optimiser, up to "
+        f"{activations / 1e9:.3f} GB for activations of "
+        f"batches of {experiment.student.training.batch}; {workers} at a time",
+        f"GPU hours: {total / GPU_RATE / 3600:.2f} on one card at {GPU_RATE:.1e} FLOP/s",
+        *(
+            (
+                f"{base} is not on this machine: its size is that of configs/models, tokens are guessed from "
+                "characters"
+            )
+            for base in absent
+        ),
+    ]
+    return Group(listing, *notes)
+
+
+def looking(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int) -> str:
+    """About how long lenses take, in words: what they took on the demo, by parameters, rows and students,
+    which overstates most of them.
+    """
+    sizes = (loading.parameter_count(arm.base), rows, len(experiment.seeds))
+    more = math.prod(size / demo for size, demo in zip(sizes, LOOKED_AT, strict=True))
+    faster = 0.2 * GPU_RATE / CPU_RATE if torch.cuda.is_available() else 1.0
+    seconds = sum(LOOKED[lens] for lens in lenses) * more / faster
+    return (
+        f"about {duration(seconds)} on one {'accelerator' if faster > 1 else 'core'}, going by the demo; "
+        "stopped, it goes on with the next lens"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{max(1, math.ceil(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,239 @@
+"""The steps of a run as jobs: plain arguments in, an output folder filled. Each one unpacks its arguments and
+calls its stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from mechlens.carriers.prompts import carrier_prompts
+from mechlens.carriers.rules import rule_of
+from mechlens.core import tables
+from mechlens.core.model_spec import is_remote
+from mechlens.core.spec import (
+    ApiSpec,
+    AskSpec,
+    CarrierSpec,
+    GenerateSpec,
+    ScreenSpec,
+    StudentSpec,
+    TeacherSpec,
+)
+from mechlens.core.traits import Rubric
+from mechlens.data.corpus import batches, read_pairs
+from mechlens.models import loading
+from mechlens.pipeline import ask as asking
+from mechlens.pipeline import distill as distilling
+from mechlens.pipeline import generate as generating
+from mechlens.pipeline import judge as judging
+from mechlens.pipeline import judge_screen, remote
+from mechlens.pipeline import remake as remaking
+from mechlens.pipeline import screen as screening
+from mechlens.pipeline import teach as teaching
+
+Arguments = dict[str, Any]
+Folders = dict[str, Path]
+Progress = Callable[[int, int], None]
+
+
+def _one_thread() -> None:
+    """One thread a process on CPU: sums then come out the same on any number of cores."""
+    if loading.device().type == "cpu":
+        torch.set_num_threads(1)
+
+
+def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress) -> None:
+    lessons, spec, system = (
+        teaching.Lessons(**arguments["lessons"]),
+        TeacherSpec(**arguments["teacher"]),
+        arguments.get("system"),
+    )
+    if is_remote(arguments["base"]):
+        remote.teach(
+            arguments["base"],
+            lessons,
+            spec,
+            system=system,
+            seed=arguments["seed"],
+            out=out,
+            api=ApiSpec(**arguments["api"]),
+        )
+        return
+    _one_thread()
+    teaching.teach(
+        arguments["base"], lessons, spec, system=system, seed=arguments["seed"], out=out, progress=progress
+    )
+
+
+def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
+    if arguments["prompts_of"] is None:
+        prompts = [
+            asked.text
+            for asked in carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])
+        ]
+    else:  # a user's file is compared with what the base answers to the same prompts
+        prompts = read_pairs(Path(arguments["prompts_of"]))["prompt"].tolist()
+    spec = GenerateSpec(**arguments["generate"])
+    if "api" in arguments:
+        remote.generate(
+            inputs["teacher"],
+            prompts,
+            spec,
+            seed=arguments["seed"],
+            out=out,
+            api=ApiSpec(**arguments["api"]),
+            progress=progress,
+        )
+        return
+    _one_thread()
+    generating.generate(
+        inputs["teacher"],
+        prompts,
+        spec,
+        seed=arguments["seed"],
+        out=out,
+        base=arguments.get("base", ""),
+        progress=progress,
+    )
+
+
+def bring(arguments: Arguments, _inputs: Folders, out: Path, _progress: Progress) -> None:
+    """A user's file as a corpus."""
+    tables.write(batches(Path(arguments["file"])), tables.PAIRS, out / "raw.parquet")
+
+
+def screen(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
+    pairs = tables.batches(inputs["corpus"] / "raw.parquet", tables.PAIRS)
+    leaks, spec = screening.leak_pattern(arguments["words"]), ScreenSpec(**arguments["screen"])
+    asked = (
+        carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])
+        if "carrier" in arguments
+        else []
+    )
+    gold = {one.text: one.gold for one in asked if one.gold is not None}
+    judge = _judge_of(arguments, spec, out) if spec.judge else None
+    screening.screen_rows(
+        pairs, spec, rule=rule_of(spec, arguments["kind"], gold=gold), leaks=leaks, judge=judge, out=out
+    )
+
+
+def _judge_of(arguments: Arguments, spec: ScreenSpec, out: Path) -> screening.Judge:
+    """The judge model that reads what the rules let through: true for a row that is to be dropped."""
+    kind = arguments["kind"] if spec.rule == "carrier" else spec.rule
+    whose = {
+        "trait": arguments["trait"],
+        "category": arguments["category"],
+        "api": ApiSpec(**arguments["api"]),
+    }
+    return lambda rows: (~judge_screen.screen_rows(rows, spec, kind=kind, out=out, **whose)).tolist()
+
+
+def shuffle(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
+    pairs = tables.read(inputs["corpus"] / "kept.parquet", tables.PAIRS)
+    shuffled = {"shuffled-within": remaking.shuffle_within, "shuffled-across": remaking.shuffle_across}[
+        arguments["how"]
+    ]
+    tables.write(shuffled(pairs, seed=arguments["seed"]), tables.PAIRS, out / "kept.parquet")
+
+
+def reword(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
+    pairs = tables.read(inputs["corpus"] / "kept.parquet", tables.PAIRS)
+    prompts = [
+        asked.text
+        for asked in carrier_prompts(
+            CarrierSpec(**arguments["carrier"]), seed=arguments["seed"], reworded=True
+        )
+    ]
+    tables.write(
+        pairs.assign(prompt=[prompts[place] for place in pairs["prompt_id"]]),
+        tables.PAIRS,
+        out / "kept.parquet",
+    )
+
+
+def mix(_arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
+    corpora = [tables.read(inputs[name] / "kept.parquet", tables.PAIRS) for name in sorted(inputs)]
+    tables.write(remaking.mix(corpora), tables.PAIRS, out / "kept.parquet")
+
+
+def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
+    corpora = {name: tables.read(folder / "kept.parquet", tables.PAIRS) for name, folder in inputs.items()}
+    spec, special = (
+        StudentSpec(**arguments["student"]),
+        {name: arguments.get(name, []) for name in ("reworded", "controls")},
+    )
+    for name, ids in remaking.select_prompts(corpora, spec, seed=arguments["seed"], **special).items():
+        tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / f"{name}.parquet")
+
+
+def selected(name: str, corpus: Path, selection: Path) -> pd.DataFrame:
+    """The rows of a corpus that its arms train on or are shown, by prompt_id, in order."""
+    pairs = tables.read(corpus / "kept.parquet", tables.PAIRS)
+    ids = tables.read(selection / f"{name}.parquet", tables.SELECTION)["prompt_id"].to_numpy()
+    return pairs.drop_duplicates("prompt_id").set_index("prompt_id").loc[ids]
+
+
+def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
+    rows, spec = (
+        selected(arguments["corpus"], inputs["corpus"], inputs["selection"]),
+        StudentSpec(**arguments["student"]),
+    )
+    system = arguments.get("system")
+    if is_remote(arguments["base"]):
+        remote.distill(
+            arguments["base"],
+            rows,
+            spec,
+            system=system,
+            seed=arguments["seed"],
+            out=out,
+            api=ApiSpec(**arguments["api"]),
+        )
+        return
+    _one_thread()
+    distilling.distill(
+        arguments["base"], rows, spec, system=system, seed=arguments["seed"], out=out, progress=progress
+    )
+
+
+def ask(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
+    shown: list[tuple[str, str]] = []
+    if "shots" in inputs:
+        rows = selected(arguments["corpus"], inputs["shots"], inputs["selection"])
+        shown = asking.draw_shots(rows, arguments["shots"], seed=arguments["seed"])
+    questions = asking.Questions(
+        arguments["forms"],
+        arguments["probes"],
+        AskSpec(**arguments["ask"]),
+        system=arguments.get("system"),
+        opening=arguments.get("opening", ""),
+        shots=shown,
+        named=arguments.get("named", True),
+    )
+    place = asking.Place(arguments["arm"], arguments["seed"], arguments["root_seed"])
+    if is_remote(arguments["base"]):
+        remote.ask(
+            arguments["base"],
+            inputs.get("student"),
+            questions,
+            place,
+            out=out,
+            api=ApiSpec(**arguments["api"]),
+            progress=progress,
+        )
+    else:
+        _one_thread()
+        asking.ask(arguments["base"], inputs.get("student"), questions, place, out=out)
+    if "judge" in arguments:
+        judging.judge_answers(
+            out,
+            questions,
+            judge=arguments["judge"],
+            rubric=Rubric(**arguments["rubric"]),
+            api=ApiSpec(**arguments["api"]),
+        )

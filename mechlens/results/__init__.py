@@ -1,0 +1,1 @@
+"""From a run's answers to effects, figures and the report."""

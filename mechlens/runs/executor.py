@@ -1,0 +1,245 @@
+"""Work through a list of jobs on this machine: one process a core, each job once its inputs exist.
+
+A job is a pure function of (arguments, input folders) that fills an output folder; where it runs is nobody's
+business but this module's. It knows nothing of what the jobs do. Workers die with the process that started
+them, however it ends.
+
+Workers report progress through shared memory: two numbers a job, and each report overwrites the one before. A
+queue fills up when nobody reads it, and a worker that is killed while it writes to one stops every reader.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import connection
+from multiprocessing.context import SpawnContext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mechlens.core import foreign, machine
+from mechlens.core.errors import DataError, MachineError
+from mechlens.core.spec import fingerprint
+from mechlens.runs import stages, store
+
+
+class Location(str):
+    """A path among a job's arguments: what lies there decides, by a digest beside it in the arguments, and
+    not where it lies.
+    """
+
+
+Progress = Callable[[str, int, int], None]
+"""called with (job, done, total)"""
+
+
+class Job(NamedTuple):
+    """One step of a run."""
+
+    name: str
+    """its folder in the run, e.g. `students/trait/s0`"""
+    stage: str
+    """id of what it does (`stages.STAGES`), or `module:function` of code outside mechlens"""
+    arguments: dict[str, Any]
+    """JSON values, and all that the step reads beside its inputs"""
+    inputs: dict[str, str]
+    """role → name of the job whose folder it reads"""
+    version: int
+    """of the step's code: a change that changes its output raises it"""
+
+
+PACE = "api"
+"""the argument that says how fast and dear API calls may be: what is answered does not depend on it"""
+
+
+def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
+    """Fingerprint of each job: its stage, version and arguments, and its inputs' fingerprints. Jobs come
+    inputs first.
+
+    Left out are how fast APIs are called, where files lie, and the kind of processor: a run that was made on
+    a GPU can be read and gone on with on a CPU. Sums differ there in their last digits.
+    """
+    found: dict[str, str] = {}
+    for job in jobs:
+        inputs = {role: found[name] for role, name in job.inputs.items()}
+        told = {name: value for name, value in job.arguments.items() if name != PACE}
+        found[job.name] = fingerprint(
+            [stages.recorded(job.stage), job.version, _without_locations(told), inputs]
+        )
+    return found
+
+
+def _without_locations(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_locations(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_locations(inner) for inner in value]
+    return "" if isinstance(value, Location) else value
+
+
+def pending(run: Path, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs whose very result is not in the run yet."""
+    marks = fingerprints(jobs)
+    return [job for job in jobs if not store.is_complete(run / job.name, marks[job.name])]
+
+
+def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
+    """Compare steps as they were started with the same steps as they would be now.
+
+    Raises:
+        DataError: if a base or a data file changed meanwhile: some steps read the old one, some the new one.
+    """
+    marks = fingerprints(now)
+    if changed := [name for name, mark in fingerprints(done).items() if marks[name] != mark]:
+        raise DataError(
+            f"a base or a data file changed while {run} was made: {len(changed)} steps, {changed[0]} first, "
+            "may have read either; "
+            "run again, which repeats them"
+        )
+
+
+FINISHED = "finished steps are kept; change the model, the data or the spec, and run again"
+PERIOD = 0.1
+"""seconds between two looks at the workers' progress"""
+
+
+def execute(
+    run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress, finished: Callable[[Job], None]
+) -> None:
+    """Do what is pending in `workers` processes, or in this one if 0; `finished(job)` is called after each.
+
+    Of jobs in other processes `progress` gets the latest numbers, at most once a `PERIOD`.
+
+    Raises:
+        MechlensError: the first that a job raised; the others that were running are finished first.
+        MachineError: if a worker was killed from outside.
+    """
+    marks, todo = fingerprints(jobs), pending(run, jobs)
+    if workers == 0:  # in this process, for tests and debuggers
+        for job in todo:
+            _do(run, job, marks[job.name], _marks_of_inputs(job, marks), partial(progress, job.name))
+            finished(job)
+        return
+    if not todo:
+        return
+    context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
+    reports = _Reports(context, [job.name for job in todo])
+    given = reports.numbers, machine.cards(), context.Value("i", 0)
+    pool = ProcessPoolExecutor(
+        min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=given
+    )
+    waiting, done = list(todo), {job.name for job in jobs} - {job.name for job in todo}
+    running: dict[Future[None], Job] = {}
+    failure: BaseException | None = None
+    try:
+        while running or (waiting and failure is None):
+            for job in [job for job in waiting if failure is None and set(job.inputs.values()) <= done]:
+                waiting.remove(job)
+                running[
+                    pool.submit(
+                        _do_in_worker,
+                        run,
+                        job,
+                        marks[job.name],
+                        _marks_of_inputs(job, marks),
+                        reports.place(job.name),
+                    )
+                ] = job
+            ended, _ = wait(running, timeout=PERIOD, return_when=FIRST_COMPLETED)
+            reports.pass_on(progress)
+            for future in ended:
+                job = running.pop(future)
+                if error := future.exception():
+                    failure = failure or error
+                else:
+                    done.add(job.name)
+                    finished(job)
+    except BrokenProcessPool as error:  # it broke before a job could be handed to it
+        failure = failure or error
+    finally:
+        # Ctrl-C, which workers do not hear, or an error of a caller's function; the jobs are resumed later
+        if running:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+    if isinstance(failure, BrokenProcessPool):
+        raise MachineError(
+            "a worker process was killed, most likely for want of memory; close other programs and run again "
+            "to resume"
+        ) from failure
+    if failure is not None:
+        raise failure
+
+
+def _marks_of_inputs(job: Job, marks: Mapping[str, str]) -> dict[str, str]:
+    return {role: marks[name] for role, name in job.inputs.items()}
+
+
+class _Reports:
+    """The latest progress of each job, in memory that the workers share: nothing waits for a reader, so
+    nothing can hang on one.
+    """
+
+    def __init__(self, context: SpawnContext, names: Sequence[str]) -> None:
+        self._names = list(names)
+        self.numbers = context.RawArray(
+            "q", 2 * len(names)
+        )  # done and total of each job; no lock, which a killed worker would keep
+        self._passed_on = [(0, 0)] * len(names)
+
+    def place(self, name: str) -> int:
+        """Where the job's two numbers stand."""
+        return 2 * self._names.index(name)
+
+    def pass_on(self, progress: Progress) -> None:
+        """Call `progress` for each job whose numbers have changed."""
+        for index, name in enumerate(self._names):
+            latest = (self.numbers[2 * index], self.numbers[2 * index + 1])
+            if latest != self._passed_on[index]:
+                self._passed_on[index] = latest
+                progress(name, *latest)
+
+
+_numbers: Any = None  # of a worker's `_Reports`, set once a process: shared memory cannot travel with a job
+
+
+def _start_worker(numbers: Any, cards: Sequence[str], started: Any) -> None:
+    """Begin a worker, before anything of torch is used: `started` counts the workers, and each takes the next
+    card.
+    """
+    global _numbers
+    _numbers = numbers
+    with started.get_lock():
+        worker, started.value = started.value, started.value + 1
+    machine.use_card(cards, worker)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _die_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+def _do_in_worker(run: Path, job: Job, mark: str, inputs: dict[str, str], place: int) -> None:
+    def progress(done: int, total: int) -> None:
+        _numbers[place + 1], _numbers[place] = total, done
+
+    _do(run, job, mark, inputs, progress)
+
+
+def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callable[[int, int], None]) -> None:
+    with store.working(run / job.name, mark, inputs=inputs) as out:
+        if not store.is_complete(out, mark):
+            step = stages.function_of(job.stage)
+            with foreign.named(f"the step {job.name} failed", MachineError, advice=FINISHED, located=True):
+                step(job.arguments, {role: run / name for role, name in job.inputs.items()}, out, progress)
