@@ -13,9 +13,9 @@ from mechlens.detect import summary
 from mechlens.detect.plausible import MOST_RATIO, ratio, surprise_and_entropy, why_not_readable
 from mechlens.detect.score_rows import READERS, Seen
 from mechlens.detect.twins import Panel
-from mechlens.lenses.parts.log_probs import completion_logits
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, end_of_turn
+from mechlens.models.log_probs import completion_logits
 from mechlens.models.sampling import Decoding, sample
 
 PROMPTS = [

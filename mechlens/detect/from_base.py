@@ -12,14 +12,14 @@ from numpy import ndarray
 
 from mechlens.detect.twins import Panel, Reader, Sides
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.parts.log_probs import panel as under_lines
-from mechlens.lenses.parts.log_probs import token_log_probabilities
+from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import token_log_probs
 
 
 def _sums(loaded: Loaded, pairs: Sequence[Encoded], *, mean: bool = False) -> Float[ndarray, " row"]:
-    return by_row(token_log_probabilities(loaded, pairs).double().numpy(), pairs, mean=mean)
+    return by_row(token_log_probs(loaded, pairs).double().numpy(), pairs, mean=mean)
 
 
 def perplexity(panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> Sides:
@@ -35,7 +35,7 @@ def prompts(panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]) ->
         SpecError: if the base's template writes no system line.
     """
     pairs, lines = [*ours, *theirs], {name: panel.family.system_prompt(name) for name in panel.traits}
-    scored = under_lines(panel.base, pairs, lines, known=(panel.system, None, ""))
+    scored = log_probs_under(panel.base, pairs, lines, known=(panel.system, None, ""))
     plain = _sums(panel.base, pairs, mean=True)
     both = np.stack(
         [by_row(scored[name].log_p.double().numpy(), pairs) - plain for name in panel.traits], axis=1

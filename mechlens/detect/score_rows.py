@@ -24,10 +24,10 @@ from mechlens.detect.bags import LEVELS, Level
 from mechlens.detect.permutation import Named, Test, paired_rows, pointed
 from mechlens.detect.plausible import why_not_readable
 from mechlens.detect.twins import Panel, Reader, Twins, twin_jobs
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_pairs
+from mechlens.models.log_probs import token_log_probs
 from mechlens.runs.executor import fingerprints, make
 
 READERS: dict[str, Reader] = {**from_base.READERS, **from_gradients.READERS}
@@ -130,7 +130,7 @@ def number_scores(panel: Panel, rows: pd.DataFrame, trait: str) -> list[list[flo
     pairs = encode_pairs(
         panel.base.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=panel.system
     )
-    gained = token_log_probabilities(panel.twins[trait], pairs) - token_log_probabilities(panel.base, pairs)
+    gained = token_log_probs(panel.twins[trait], pairs) - token_log_probs(panel.base, pairs)
     return of_numbers(
         panel.base.tokenizer,
         rows["completion"].tolist(),
