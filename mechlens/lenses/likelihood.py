@@ -46,7 +46,7 @@ NUISANCE = (
 
 def nuisance(material: Material) -> dict[str, str]:
     """Neutral lines that the tokenizer knows every word of and that name no trait of the family."""
-    tokenizer, named = material.base.tokenizer, patterns_of(material.questions.forms).values()
+    tokenizer, named = material.base.tokenizer, patterns_of(material.heldout_probes.forms).values()
     known = [
         line
         for line, ids in zip(NUISANCE, token_ids(tokenizer, NUISANCE), strict=True)
@@ -120,7 +120,7 @@ def system_rows(
     """LLS of every line on trait and control rows, paired by prompt, and what of it is the trait's own.
     Intervals are over rows.
     """
-    half, family = len(pairs) // 2, list(material.panel)
+    half, family = len(pairs) // 2, list(material.system_lines)
     lls = {name: by_row(values, pairs) for name, values in shift.items()}
     total = {name: by_row(values, pairs, mean=False) for name, values in shift.items()}
     found = [_mean("LLS", part, place=place, name=name, unit="nats/token")
@@ -258,7 +258,9 @@ def token_scores(
     """
     pairs = material.trait_pairs if pairs is None else pairs
     if by == "lls":
-        said = panel(material.base, pairs, {"": material.panel[material.trait]}, known=[material.system])[""]
+        said = panel(
+            material.base, pairs, {"": material.system_lines[material.trait]}, known=[material.system]
+        )[""]
         scores = (said.log_p - token_log_probabilities(material.base, pairs)).numpy()
     elif by == "shift":
         if not len(material.students):
@@ -293,12 +295,12 @@ def _teachers(
     """
     found = []
     if scored or material.teacher is None:
-        scored = scored or panel(material.base, pairs, material.panel, known=[material.system])
+        scored = scored or panel(material.base, pairs, material.system_lines, known=[material.system])
         found.append(
             (
                 "prompted",
                 scored[material.trait],
-                [scored[name] for name in material.panel if name != material.trait],
+                [scored[name] for name in material.system_lines if name != material.trait],
             )
         )
     if material.teacher is not None:
@@ -312,14 +314,16 @@ def _teachers(
     return found
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_likelihood(material: Material) -> pd.DataFrame:
     """LLS of every trait's line and of neutral ones, divergence tokens, and the token shift of the students
     if there are any.
     """
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
     base = token_scores_of(material.base.model, pairs)
     plain = base.log_p
-    scored = panel(material.base, pairs, {**material.panel, **nuisance(material)}, known=[material.system])
+    scored = panel(
+        material.base, pairs, {**material.system_lines, **nuisance(material)}, known=[material.system]
+    )
     found = system_rows(
         {name: (tokens.log_p - plain).double().numpy() for name, tokens in scored.items()}, pairs, material
     )
@@ -332,7 +336,7 @@ def read(material: Material) -> pd.DataFrame:
     return reading(LENS, found, material=material)
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def likelihood_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     own = reading[(reading["quantity"] == "centred LLS difference") & reading["null_low"].notna()].iloc[0]
     rank = reading[reading["quantity"] == "rank of the trait"].iloc[0]
