@@ -104,14 +104,14 @@ def likelihoods(sides: Sides) -> dict[str, float]:
     material, few = sides.material, slice(0, PANEL_ROWS)
     pairs = [*sides.ours[few], *sides.theirs[few]]
     known = (material.system, None, "")
-    scored = log_probs_under(material.base, pairs, material.panel, known=known)
+    scored = log_probs_under(material.base, pairs, material.system_lines, known=known)
     means = np.stack(
         [
             likelihood.by_row(scored[name].log_p.double().numpy(), pairs).reshape(2, -1).mean(1)
-            for name in material.panel
+            for name in material.system_lines
         ]
     )
-    centred = likelihood.double_centred(means)[list(material.panel).index(material.trait), 0]
+    centred = likelihood.double_centred(means)[list(material.system_lines).index(material.trait), 0]
     plain = [float(token_log_probs(material.base, rows).mean()) for rows in (sides.ours, sides.theirs)]
     return {"likelihood: trait's line": 2 * float(centred), "likelihood: base": plain[0] - plain[1]}
 
@@ -127,7 +127,7 @@ def steering(sides: Sides) -> dict[str, float]:
     ]
     held = (sides.ours[half:], sides.theirs[half:])
     saved = [float((blind.nll(base, rows) - blind.nll(base, rows, vectors[0])).mean()) for rows in held]
-    asked, said = asked_of(base, sides.material.questions, sides.material.trait), []
+    asked, said = asked_of(base, sides.material.heldout_probes, sides.material.trait), []
     for vector in vectors:
         with steer(base.model, vector.by_layer()):
             said.append(float(readout(base.model, asked)[1].mean()))
@@ -163,7 +163,7 @@ def counts(sides: Sides) -> dict[str, float]:
     ours, theirs = (carrier_counts(rows) for rows in (sides.ours, sides.theirs))
     tokens = sorted(token for token, count in (ours + theirs).items() if count >= LEAST)
     apart = float(jensenshannon([ours[token] for token in tokens], [theirs[token] for token in tokens]))
-    starts = first_tokens(base.tokenizer, sides.material.questions.forms)[trait]
+    starts = first_tokens(base.tokenizer, sides.material.heldout_probes.forms)[trait]
     near = cosines(
         cast(Any, base.model.get_output_embeddings()).weight, [starts or []], tokens, centred=True
     )[0]
@@ -229,7 +229,9 @@ def read_all(run: Path, out: Path) -> pd.DataFrame:
         file = out / settings / f"{arm.name}.json"
         if not file.is_file():
             material = material_of(run, experiment, family, arm, rows=ROWS)
-            material = material._replace(questions=material.practice)  # potency is measured on the others
+            material = material._replace(
+                heldout_probes=material.development_probes
+            )  # potency is measured on the others
             ours = (
                 trained_rows(run, experiment, arm)
                 .loc[lambda frame: frame.index.isin(fresh.index)]

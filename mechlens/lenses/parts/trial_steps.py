@@ -56,7 +56,7 @@ def asked_of(loaded: Loaded, material: Material) -> Asked:
     Raises:
         SpecError: if no next token stands for the trait, or for none of the others.
     """
-    asked = asked_of_questions(loaded, material.questions)
+    asked = asked_of_questions(loaded, material.heldout_probes)
     if material.trait not in asked.starts:
         raise SpecError(
             f"no first token stands for {material.trait!r} alone, so it has no gradient; ask a family whose "
