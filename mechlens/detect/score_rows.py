@@ -14,7 +14,6 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
 
-from mechlens.cli import commands
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment
 from mechlens.core.spec import fingerprint
@@ -30,7 +29,7 @@ from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import Encoded, encode_pairs
-from mechlens.runs.executor import fingerprints
+from mechlens.runs.executor import fingerprints, make
 
 DETECTORS: dict[str, ModelDetector] = {
     name: detector for name, detector in built_in().items() if isinstance(detector, ModelDetector)
@@ -68,7 +67,7 @@ def make_twins(
     )
     mark = fingerprint(fingerprints(jobs))
     folder = folder.with_name(f"{folder.name}-{mark[:8]}")
-    commands.make(folder, jobs, workers=workers)
+    make(folder, jobs, workers=workers)
     models = TwinModels(base, folder, family.names)
     return Twins(loaded, family, family.names, models, recipe.system, recipe.seed, mark)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mechlens.core.json_files import null
 from mechlens.detect.permutation import ALPHA, PermutationTest, TraitScore, combine_p_values
 from mechlens.detect.two_samples import Comparison
 from mechlens.detect.verdict import Calibration, Rise
-from mechlens.results.effects import null
 
 if TYPE_CHECKING:
     from mechlens.detect.score_rows import DetectorResult
