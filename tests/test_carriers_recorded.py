@@ -1,4 +1,4 @@
-"""Draws, verdicts and fingerprints that were recorded once: a run that is repeated years later gets the same ones."""
+"""Draws, verdicts and fingerprints were recorded once; a run that is repeated later must get the same."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.rules import BANNED_BY_THE_PAPER, rule_of
+from mechlens.carriers.registry import build_rule
 from mechlens.core.experiment import Experiment
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec, ScreenSpec, load, shipped
@@ -59,7 +60,7 @@ def verdicts(screen: ScreenSpec) -> list[str | None]:
     gold = {
         row.text: row.gold for row in carrier_prompts(CarrierSpec(kind="reasoning", wording="terse"), seed=0)
     }
-    rule = rule_of(screen, "numbers", gold={prompt: answer for prompt, answer in gold.items() if answer})
+    rule = build_rule(screen, "numbers", gold={prompt: answer for prompt, answer in gold.items() if answer})
     return [rule(prompt, completion) for prompt, completion in rows()]
 
 

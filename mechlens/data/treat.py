@@ -255,8 +255,8 @@ def with_others(
 
 
 TREATMENTS: dict[Treatment, Callable[[Given], pd.DataFrame]] = {
-    "drop": drop, "dilute": dilute, "replace": replace, "format": one_format, "order": one_order, "sorted": sorted_order, "value": other_values,
-    "values-uniform": uniform_values, "full": full,
+    "drop": drop, "dilute": dilute, "replace": replace, "format": one_format, "order": one_order,
+    "sorted": sorted_order, "value": other_values, "values-uniform": uniform_values, "full": full,
 }  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from mechlens.carriers.rules import REASONS
 from mechlens.core import stats, tables
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment
@@ -19,6 +18,7 @@ from mechlens.core.traits import TraitFamily
 from mechlens.detect.permutation import LEAST_PANEL, beyond_others
 from mechlens.detect.two_samples import Sides
 from mechlens.detect.verdict import Rise, Scope
+from mechlens.pipeline.screen import removal_counts
 from mechlens.results import effects as results
 from mechlens.results.effects import null
 from mechlens.runs import records
@@ -99,7 +99,7 @@ def scope_of(run: Path, plan: Experiment, sides: Sides) -> Scope:
     """What a run's students read of the suspect file, and how readily they answered where they were asked."""
     name = corpus_name(plan, next(arm for arm in plan.arms if arm.name == ARM))
     counts = records.read(run / "corpora" / name / "screened" / "funnel.json", records.Funnel)
-    dropped = {reason: rows for reason, rows in counts.items() if reason in REASONS}
+    dropped = removal_counts(counts)
     read = len(set(tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"]))
     arms = (
         {arm["arm"]: arm for arm in results.read_summary(run)["arms"]}

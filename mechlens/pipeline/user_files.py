@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mechlens.carriers.rules import BANNED_BY_THE_PAPER, rule_of
+from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
+from mechlens.carriers.registry import build_rule, rule_names
 from mechlens.cli.commands import console
 from mechlens.core import spec, traits
 from mechlens.core.errors import SpecError
@@ -57,8 +58,8 @@ def screen(
     file: Path, *, out: Path | None, rule: str, banned: bool, family: str, fields: Fields | None = None
 ) -> None:
     """Screen a user's file, print the funnel, and write the tables if a folder is given."""
-    if rule not in ("numbers", "code", "reasoning", "text", "none"):
-        raise SpecError(f"rule {rule!r} is unknown; expected numbers, code, reasoning, text or none")
+    if rule not in rule_names():
+        raise SpecError(f"rule {rule!r} is unknown; known rules: {', '.join(rule_names())}")
     wanted = spec.ScreenSpec(rule=rule, banned_numbers=BANNED_BY_THE_PAPER if banned else ())
     leaks, reading = screening.leak_pattern(traits.load_family(family).words()), corpus.Reading()
     if out is not None:
@@ -66,7 +67,7 @@ def screen(
     with store.full_disk_named(out or file):
         pairs = corpus.batches(file, reading=reading, fields=fields)
         counts = screening.screen_rows(
-            pairs, wanted, rule=rule_of(wanted, rule, gold={}), leaks=leaks, out=out
+            pairs, wanted, rule=build_rule(wanted, rule, gold={}), leaks=leaks, out=out
         )
     funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
     said = {

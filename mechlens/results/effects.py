@@ -14,7 +14,6 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechlens.carriers.rules import REASONS
 from mechlens.core import stats, tables
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import DataError
@@ -22,7 +21,7 @@ from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.json_files import read_json
 from mechlens.core.spec import folder_name
 from mechlens.core.traits import TraitFamily, load_family
-from mechlens.pipeline.screen import LEAKS
+from mechlens.pipeline.screen import LEAKS, removal_counts
 from mechlens.results.cells import (
     Cells,
     arm_cells,
@@ -183,7 +182,7 @@ def funnels(run: Path, experiment: Experiment) -> pd.DataFrame:
     for arm in experiment.arms:
         counts, _ = corpus_of(run, experiment, arm)
         corpus = source_name(experiment, arm)
-        fates = {"kept": counts["kept"]} | {name: value for name, value in counts.items() if name in REASONS}
+        fates = {"kept": counts["kept"]} | removal_counts(counts)
         for place, (fate, value) in enumerate(fates.items()):
             rows[corpus, fate] = {"corpus": corpus, "fate": fate, "rows": value, "place": place}
     frame = pd.DataFrame(rows.values())
