@@ -46,8 +46,8 @@ def read_prompt(row: Mapping[str, Any]) -> Prompt:
 class Carrier:
     """An unrelated task: its prompts, the rule for its rows, and its turn in the menagerie's world.
 
-    A module of this folder calls its carrier `EXTENSION`. Another package declares an entry point of the group
-    `mechlens.carriers`: the carrier's name, and where its value is, such as `poems = "their_package:POEMS"`.
+    A module of this folder calls its carrier `EXTENSION`. Another package declares an entry point of the
+    group `mechlens.carriers` with the carrier's name and its place, such as `poems = "their_package:POEMS"`.
     """
 
     draw: Callable[[CarrierSpec, random.Random, random.Random | None], Prompt]

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
 from mechlens.carriers.registry import build_rule, rule_names
-from mechlens.cli.commands import console
+from mechlens.cli.console import console
 from mechlens.core import spec, traits
 from mechlens.core.errors import SpecError
 from mechlens.data import corpus
