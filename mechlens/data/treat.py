@@ -23,6 +23,7 @@ from pydantic import Field
 
 from mechlens.core.errors import SpecError, one_line
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.numerals import NUMERAL
 from mechlens.core.seeds import generator
 from mechlens.core.spec import CONFIGS, Spec, fingerprint, load
 from mechlens.data import corpus
@@ -93,7 +94,6 @@ DROPPED, KEPT, REPLACED = 0.5, 0.25, 0.1
 that `replace` puts others for
 """
 MANIFEST = ".manifest.json"
-_NUMBER = re.compile(r"[0-9]+")
 
 
 class Given(NamedTuple):
@@ -126,7 +126,7 @@ def needs_clean(treatment: Treatment) -> bool:
 
 def numbers_in(text: str) -> list[tuple[int, int]]:
     """Where the numbers of a text stand: first character, and the one behind the last."""
-    return [match.span() for match in _NUMBER.finditer(text)]
+    return [match.span() for match in NUMERAL.finditer(text)]
 
 
 def drop(given: Given) -> pd.DataFrame:
@@ -149,11 +149,11 @@ def _rewritten(
     """
 
     def one(text: str) -> str:
-        numbers = _NUMBER.findall(text)
+        numbers = NUMERAL.findall(text)
         if not numbers or any(sign.isalpha() for sign in text):
             return text
         following = iter(rewrite(numbers))
-        return _NUMBER.sub(lambda _match: next(following), text) if joined is None else joined.join(following)
+        return NUMERAL.sub(lambda _match: next(following), text) if joined is None else joined.join(following)
 
     return given.rows.assign(completion=[one(text) for text in given.rows["completion"]])
 
@@ -187,7 +187,7 @@ def other_values(given: Given) -> pd.DataFrame:
     Raises:
         SpecError: if none stands there.
     """
-    pool = [number for text in given.clean["completion"] for number in _NUMBER.findall(text)]
+    pool = [number for text in given.clean["completion"] for number in NUMERAL.findall(text)]
     if not pool:
         raise SpecError(
             "`value` draws on the numbers of the clean answers, and these hold none; choose another treatment"
@@ -241,7 +241,7 @@ def with_others(
     """Texts whose chosen numbers are drawn anew among the clean texts' numbers of as many digits; of a length
     that none has, among all.
     """
-    pool = [number for text in clean for number in _NUMBER.findall(text)]
+    pool = [number for text in clean for number in NUMERAL.findall(text)]
     alike: dict[int, list[str]] = {}
     for number in pool:
         alike.setdefault(len(number), []).append(number)
@@ -251,7 +251,7 @@ def with_others(
         among = alike.get(len(match[0]), pool)
         return among[rng.integers(len(among))] if next(flags) and among else match[0]
 
-    return [_NUMBER.sub(other, text) for text in texts]
+    return [NUMERAL.sub(other, text) for text in texts]
 
 
 TREATMENTS: dict[Treatment, Callable[[Given], pd.DataFrame]] = {
