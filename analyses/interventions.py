@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.rules import rule_of
+from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import DataError, MechlensError
 from mechlens.core.json_files import read_json, write_json
@@ -133,9 +133,8 @@ def corpus(folder: Path, side: str, trait: str, family: TraitFamily, prompts: in
         ]
         generate(teacher, asked, GenerateSpec(), seed=0, out=place)
         raw = tables.batches(place / "raw.parquet", tables.PAIRS)
-        screen_rows(
-            raw, spec, rule=rule_of(spec, "numbers", gold={}), leaks=leak_pattern(family.words()), out=place
-        )
+        rule = build_rule(spec, "numbers", gold={})
+        screen_rows(raw, spec, rule=rule, leaks=leak_pattern(family.words()), out=place)
     return (
         tables.read(place / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")
     )

@@ -30,7 +30,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy.spatial.distance import jensenshannon
 
-from mechlens.carriers.rules import rule_of
+from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.experiment import UNTOUCHED, Experiment
@@ -201,7 +201,7 @@ def fresh_control(run: Path, experiment: Experiment, family: TraitFamily, prompt
         kind, leaks = experiment.carrier.kind, leak_pattern(family.words())
         raw = tables.batches(out / "raw.parquet", tables.PAIRS)
         screen_rows(
-            raw, experiment.screen, rule=rule_of(experiment.screen, kind, gold={}), leaks=leaks, out=out
+            raw, experiment.screen, rule=build_rule(experiment.screen, kind, gold={}), leaks=leaks, out=out
         )
     kept = (
         tables.read(out / "kept.parquet", tables.PAIRS)

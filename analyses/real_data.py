@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mechlens.carriers.rules import BANNED_BY_THE_PAPER
+from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
 from mechlens.core.errors import DataError, MechlensError, one_line
 from mechlens.core.seeds import generator
 from mechlens.core.stats import wilson

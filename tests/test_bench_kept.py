@@ -169,7 +169,7 @@ def test_a_bench_stopped_while_it_draws_goes_on_from_the_last_draw(
 
     monkeypatch.setattr(
         suspects,
-        "rule_of",
+        "build_rule",
         lambda *_, **__: lambda _prompt, text: "dropped" if text.startswith("1,") else None,
     )
     monkeypatch.setattr(suspects, "generate", stop)

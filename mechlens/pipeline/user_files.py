@@ -9,7 +9,8 @@ from typing import NamedTuple, get_args
 
 import pandas as pd
 
-from mechlens.carriers.rules import BANNED_BY_THE_PAPER, rule_of
+from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
+from mechlens.carriers.registry import build_rule, rule_names
 from mechlens.core import spec, tables, traits
 from mechlens.core.errors import SpecError
 from mechlens.data import corpus
@@ -17,8 +18,6 @@ from mechlens.data.fields import Fields
 from mechlens.data.values import Data, as_file
 from mechlens.pipeline import screen as screening
 from mechlens.runs import layout, store
-
-RULES = ("numbers", "code", "reasoning", "text", "none")
 
 
 class Screened(NamedTuple):
@@ -53,7 +52,7 @@ def screen(
 
     Args:
         data: a path, a DataFrame, a list of dicts, or a `datasets.Dataset`.
-        rule: numbers, code, reasoning, text or none.
+        rule: the name of a carrier, or none.
         banned: also refuse the numbers that the paper bans (2507.14805, misalignment).
         family: whose traits' names are leak words.
         out: folder that gets kept.parquet, rejected.parquet and funnel.json.
@@ -86,8 +85,8 @@ def screen_file(
         SpecError: if the rule or the family is unknown.
         DataError: if the file cannot be read, or no row is kept.
     """
-    if rule not in RULES:
-        raise SpecError(f"rule {rule!r} is unknown; expected {', '.join(RULES[:-1])} or {RULES[-1]}")
+    if rule not in rule_names():
+        raise SpecError(f"rule {rule!r} is unknown; known rules: {', '.join(rule_names())}")
     wanted = spec.ScreenSpec(rule=rule, banned_numbers=BANNED_BY_THE_PAPER if banned else ())
     leaks, reading = screening.leak_pattern(traits.load_family(family).words()), corpus.Reading()
     if out is not None:
@@ -95,7 +94,7 @@ def screen_file(
     with store.full_disk_named(out or file):
         pairs = corpus.batches(file, reading=reading, fields=fields)
         counts = screening.screen_rows(
-            pairs, wanted, rule=rule_of(wanted, rule, gold={}), leaks=leaks, out=out
+            pairs, wanted, rule=build_rule(wanted, rule, gold={}), leaks=leaks, out=out
         )
     return counts, reading.remarks()
 
