@@ -1,8 +1,8 @@
 """Parts of Markdown pages that analyses write.
 
-A page such as RESULTS.md is prose with marked parts. The mark names the part and the command that remakes it:
-`<!-- part carriers: python analyses/carriers.py --write -->` up to `<!-- end carriers -->`. `write_part` replaces
-what is between the two marks and leaves the rest of the page alone.
+A page such as RESULTS.md is prose with marked parts. The mark names the part and the command that remakes
+it: `<!-- part carriers: python analyses/carriers.py --write -->`, up to `<!-- end carriers -->`. `write_part`
+replaces what is between the two marks and leaves the rest of the page alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.table import Table
 
 from mechlens.core.errors import DataError
@@ -28,6 +29,19 @@ class Part(NamedTuple):
 
     command: str
     text: str
+
+
+class PageConsole(Console):
+    """A console that also keeps the tables and sentences that it prints, for a part of a page."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__(width=width, markup=False, highlight=False)
+        self.blocks: list[Table | str] = []
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print tables and sentences, and keep them."""
+        self.blocks += [item if isinstance(item, Table) else str(item) for item in objects]
+        super().print(*objects, **options)
 
 
 def parts_of(page: Path) -> dict[str, Part]:
@@ -70,7 +84,8 @@ def write_part(page: Path, name: str, *blocks: Table | str | Sequence[Sequence[A
 def table_text(table: Table | Sequence[Sequence[Any]]) -> str:
     """Return a table as Markdown."""
     if isinstance(table, Table):
+        title = f"**{table.title}**\n\n" if table.title else ""
         columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
-        table = list(zip(*columns, strict=True))
+        return title + table_text(list(zip(*columns, strict=True)))
     header, *rows = ([str(cell).replace("|", "\\|") for cell in row] for row in table)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))

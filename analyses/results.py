@@ -1,8 +1,9 @@
-"""Write the parts of the results pages that come from files in this repository: `python analyses/results.py`.
+"""Write the parts of the results pages that come from files of this repository:
+`python analyses/results.py`.
 
-Reads the demo run (app/demo), the shipped audit (app/audits), the bench cards (analyses/bench) and the configs;
-trains nothing and takes seconds. Writes parts of RESULTS.md and LENSES.md, and the README's figure demo.svg. The
-other parts are written by the analyses that their marks name.
+Reads the demo run (app/demo), the shipped audit (app/audits), the bench cards (analyses/bench) and the
+configs; trains nothing and takes seconds. Writes parts of RESULTS.md and LENSES.md, and the README's figure
+demo.svg. The other parts are written by the analyses that their marks name.
 """
 
 from __future__ import annotations
