@@ -179,16 +179,20 @@ def heldout_table() -> list[list[str]]:
     return rows
 
 
-def main() -> int:
-    """Write the parts and the figure."""
-    summary = effects.read_summary(DEMO)
+def write_parts() -> None:
+    """Write this module's parts of the pages."""
     cards = [read_json(path) for path in sorted(CARDS.glob("*/card.json"))]
-    pages.write_part(pages.RESULTS, "demo", *demo_tables(summary))
+    pages.write_part(pages.RESULTS, "demo", *demo_tables(effects.read_summary(DEMO)))
     pages.write_part(pages.RESULTS, "heldout-looks", heldout_table())
     pages.write_part(pages.RESULTS, "benches", bench_table(cards))
     pages.write_part(pages.RESULTS, "audit", audit_table(read_json(AUDIT / "audit.json")))
     pages.write_part(pages.LENSES, "lenses", *lens_tables(read_json(DEMO / "readings.json")))
-    FIGURE.write_text(demo_figure(DEMO, summary), encoding="utf-8")
+
+
+def main() -> int:
+    """Write the parts and the figure."""
+    write_parts()
+    FIGURE.write_text(demo_figure(DEMO, effects.read_summary(DEMO)), encoding="utf-8")
     print(f"wrote parts of {pages.RESULTS.name} and {pages.LENSES.name}, and {FIGURE.relative_to(ROOT)}")
     return 0
 
