@@ -17,11 +17,13 @@ import pandas as pd
 import yaml
 
 import pages
-from mechlens.core import tables, traits
+from mechlens.core import traits
 from mechlens.core.json_files import read_json
 from mechlens.core.spec import shipped
-from mechlens.results import effects, figures
-from mechlens.results.report import interval_text, student_rates
+from mechlens.results import figures
+from mechlens.results.report import student_rates
+from mechlens.results.run import Run
+from mechlens.results.wording import interval_text
 
 ROOT = Path(__file__).parents[1]
 DEMO, AUDIT, CARDS = ROOT / "app/demo", ROOT / "app/audits/fox-gentle", ROOT / "analyses/bench"
@@ -79,16 +81,12 @@ def demo_tables(summary: dict[str, Any]) -> Iterator[list[list[str]]]:
     ]
 
 
-def demo_figure(run: Path, summary: dict[str, Any]) -> str:
+def demo_figure(run: Run) -> str:
     """Return the rates of a run's arms as SVG: mean, interval and every student."""
-    experiment = traits.load_experiment(run / "spec.yaml")
-    family = traits.load_family(experiment.family, run / "spec.yaml")
-    answers = tables.read(run / "answers.parquet", tables.ANSWERS)
-    likelihoods = tables.read(run / "likelihoods.parquet", tables.LIKELIHOODS)
-    rates = student_rates(experiment, family, answers, likelihoods)
+    rates = student_rates(run.experiment, run.family, run.answers, run.likelihoods)
     last = rates[rates["step"] == rates.groupby("arm")["step"].transform("max")]
-    arms = pd.DataFrame(summary["arms"])
-    title = f"share of answers that name {experiment.trait}"
+    arms = pd.DataFrame(run.summary["arms"])
+    title = f"share of answers that name {run.experiment.trait}"
     return figures.svg(
         figures.forest(arms.assign(label=arms["arm"]), last.assign(label=last["arm"]), title=title)
     )
@@ -182,7 +180,7 @@ def heldout_table() -> list[list[str]]:
 def write_parts() -> None:
     """Write this module's parts of the pages."""
     cards = [read_json(path) for path in sorted(CARDS.glob("*/card.json"))]
-    pages.write_part(pages.RESULTS, "demo", *demo_tables(effects.read_summary(DEMO)))
+    pages.write_part(pages.RESULTS, "demo", *demo_tables(Run(DEMO).summary))
     pages.write_part(pages.RESULTS, "heldout-looks", heldout_table())
     pages.write_part(pages.RESULTS, "benches", bench_table(cards))
     pages.write_part(pages.RESULTS, "audit", audit_table(read_json(AUDIT / "audit.json")))
@@ -192,7 +190,7 @@ def write_parts() -> None:
 def main() -> int:
     """Write the parts and the figure."""
     write_parts()
-    FIGURE.write_text(demo_figure(DEMO, effects.read_summary(DEMO)), encoding="utf-8")
+    FIGURE.write_text(demo_figure(Run(DEMO)), encoding="utf-8")
     print(f"wrote parts of {pages.RESULTS.name} and {pages.LENSES.name}, and {FIGURE.relative_to(ROOT)}")
     return 0
 

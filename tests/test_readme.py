@@ -18,7 +18,7 @@ import results
 from mechlens import cli
 from mechlens.core.errors import DataError
 from mechlens.core.spec import find_config
-from mechlens.results import effects
+from mechlens.results.run import Run
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -165,7 +165,7 @@ def test_the_figure_of_the_readme_is_small_and_of_the_shipped_run() -> None:
     text = results.FIGURE.read_text(encoding="utf-8")
     assert len(text) < 60_000
     assert "share of answers that name eagle" in text
-    assert all(arm["arm"] in text for arm in effects.read_summary(results.DEMO)["arms"])
+    assert all(arm["arm"] in text for arm in Run(results.DEMO).summary["arms"])
 
 
 def test_a_part_is_replaced_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
