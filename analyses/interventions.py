@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import pages
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
@@ -374,9 +375,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=2000, help="that each student learns")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these, beside plain")
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     torch.set_num_threads(1)
     try:
-        run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
+        options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
+        run(options, console)
+        if options.write:
+            pages.write_part(pages.RESULTS, "interventions", *console.blocks)
     except (MechlensError, OSError) as error:
         print(f"interventions: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -30,6 +30,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy.spatial.distance import jensenshannon
 
+import pages
 from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
@@ -441,6 +442,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=Path("runs/analyses/potency"),
         help="folder for readings, table and figure",
     )
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
@@ -449,7 +451,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"potency: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     found = table_of(frame)
-    show(frame, found, Console(width=190, highlight=False))
+    console = pages.PageConsole(width=190)
+    show(frame, found, console)
+    if asked.write:
+        pages.write_part(pages.RESULTS, "potency", *console.blocks)
     frame.to_parquet(asked.out / "datasets.parquet")
     found.to_parquet(asked.out / "correlations.parquet")
     (asked.out / "potency.svg").write_text(figures.svg(figure(frame, found)), encoding="utf-8")

@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+import pages
 from interventions import (
     BASE,
     FAMILY,
@@ -202,9 +203,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     torch.set_num_threads(1)
     try:
-        run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
+        options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
+        run(options, console)
+        if options.write:
+            pages.write_part(pages.RESULTS, "treatments", *console.blocks)
     except (MechlensError, OSError) as error:
         print(f"treatments: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
