@@ -11,15 +11,16 @@ from typing import Any, NamedTuple, cast
 import pandas as pd
 import streamlit as st
 
-from mechlens.core import tables, traits
+from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.json_files import read_json
 from mechlens.core.traits import TraitFamily
 from mechlens.data.formats import file_digest
-from mechlens.results import captions, effects, report
+from mechlens.results import captions, report
 from mechlens.results import per_probe as questions
-from mechlens.runs.plan import corpus_name, source_name
+from mechlens.results.run import Run as OpenedRun
+from mechlens.runs.layout import corpus_name, source_name
 
 HERE = Path(__file__).parent
 SHIPPED = "demo (shipped)"
@@ -80,13 +81,11 @@ def opened(name: str, folder: Path) -> Run:
 @st.cache_data(max_entries=32, show_spinner=False)
 def _opened(name: str, folder: Path, *stamps: int) -> Run:
     del stamps  # they renew the cache, here and below: a name that begins with _ would not
-    experiment = traits.load_experiment(folder / "spec.yaml")
-    family = traits.load_family(experiment.family, folder / "spec.yaml")
-    unfinished = not (folder / "summary.json").is_file() or effects.is_unfinished(folder, experiment)
+    opened = OpenedRun(folder)
+    experiment, family = opened.experiment, opened.family
+    unfinished = not (folder / "summary.json").is_file() or opened.is_unfinished()
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
-    return Run(
-        name, folder, experiment, family, None if unfinished else effects.read_summary(folder), manifest
-    )
+    return Run(name, folder, experiment, family, None if unfinished else opened.summary, manifest)
 
 
 def table(run: Run, name: str, schema: Any) -> pd.DataFrame:

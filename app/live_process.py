@@ -20,7 +20,6 @@ from typing import IO, Any, NamedTuple
 import torch
 from pydantic import Field, ValidationError
 
-from mechlens.cli import commands
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import MechlensError, SpecError, one_line
 from mechlens.core.experiment import Arm, Experiment
@@ -32,9 +31,9 @@ from mechlens.lenses.directions import added
 from mechlens.models import loading
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
-from mechlens.pipeline.distill import checkpoints
+from mechlens.results.run import Run
 from mechlens.runs import records
-from mechlens.runs.plan import teacher_name
+from mechlens.runs.layout import checkpoints, teacher_name
 
 MODELS = ("base", "teacher", "control", "student")
 TOP = 10
@@ -81,7 +80,8 @@ class Asked(NamedTuple):
 @cache
 def opened(folder: Path) -> Opened:
     """The run of that folder."""
-    experiment, family = commands.open_run(folder)
+    opened = Run.finished(folder)
+    experiment, family = opened.experiment, opened.family
     return Opened(folder, experiment, family, measure.main_arm(experiment))
 
 

@@ -23,6 +23,7 @@ import pace
 import uploads
 from mechlens.core.errors import SpecError
 from mechlens.runs import progress as progressing
+from mechlens.runs.progress import Event
 
 APP = Path(jobs.__file__).parent
 
@@ -276,21 +277,22 @@ def test_a_step_is_written_once_a_second_and_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(progressing.FILE, str(tmp_path / "p"))
-    note, end = progressing.recorder(2)
+    log = progressing.Log()
+    log(Event("begin", "", 0, 2))
     for done in range(100):
-        note("a", done, 100)
-        note("b", done, 50)
-    end("a")
-    note("a", 100, 100)
-    end("c")
+        log(Event("step", "a", done, 100))
+        log(Event("step", "b", done, 50))
+    log(Event("end", "a"))
+    log(Event("step", "a", 100, 100))
+    log(Event("end", "c"))
     lines = [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()]
     assert [(line["step"], line["done"], line["total"], line["steps_done"], line["steps"]) for line in lines] == [
         ("", 0, 0, 0, 2), ("a", 0, 100, 0, 2), ("b", 0, 50, 0, 2), ("a", 100, 100, 1, 2), ("c", 1, 1, 2, 2),
     ]  # fmt: skip
     monkeypatch.delenv(progressing.FILE)
-    note, end = progressing.recorder(2)
-    note("a", 1, 2)
-    end("a")
+    log = progressing.Log()
+    log(Event("begin", "", 0, 2))
+    log(Event("end", "a"))
     assert len((tmp_path / "p").read_text().splitlines()) == len(lines)
 
 

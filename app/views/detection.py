@@ -21,7 +21,7 @@ from mechlens.core.command_lines import command_line
 from mechlens.core.errors import one_line
 from mechlens.core.seeds import generator
 from mechlens.detect.permutation import DRAWS
-from mechlens.results import report
+from mechlens.results import wording
 
 VERDICTS = {
     "do not train as is": "■",
@@ -227,13 +227,13 @@ def identity_panel(found: dict[str, Any]) -> None:
     if predicted and predicted.get("lift") is not None:
         st.text(
             f"Predicted: {predicted['trait']} would rise by "
-            f"{report.interval_text(predicted['lift'], predicted.get('low'), predicted.get('high'), digits=2)} bits, "
+            f"{wording.interval_text(predicted['lift'], predicted.get('low'), predicted.get('high'), digits=2)} bits, "
             "from the twins' score alone."
         )
     if measured and measured["difference"] is not None:
         st.text(
             f"Measured on students: {measured['trait']} "
-            f"{report.interval_text(measured['difference'], measured['low'], measured['high'])}, n = "
+            f"{wording.interval_text(measured['difference'], measured['low'], measured['high'])}, n = "
             f"{measured['n']} "
             "students."
         )

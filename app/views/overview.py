@@ -15,15 +15,15 @@ import state
 from data import Run
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
-from mechlens.results import effects as results
-from mechlens.results import report
+from mechlens.results import wording
+from mechlens.results.run import Run as OpenedRun
 
 
 def strip(run: Run) -> None:
     """The pipeline as boxes, each with its state and the page that looks at it."""
     steps = run.manifest.get("steps", {})
     arm = run.arm(st.session_state["arm"])
-    counts: dict[str, Any] = results.corpus_of(run.folder, run.experiment, arm)[0] if run.summary else {}
+    counts: dict[str, Any] = OpenedRun(run.folder).funnel(arm) if run.summary else {}
     made = {name.split("/")[0] for name in steps}
     boxes = [
         ("teacher", "teachers", f"{arm.trait or run.experiment.trait}", "views/methods.py"),
@@ -66,7 +66,7 @@ def headline(run: Run) -> None:
         f"Which traits rose in the students of arm {arm}?",
         run_charts.traits(own),
         own,
-        sentence=report.headline(
+        sentence=wording.headline(
             {
                 **(run.summary or {}),
                 "effects": [one for one in (run.summary or {})["effects"] if one["arm"] == arm],
@@ -138,7 +138,7 @@ def listing(root: Any) -> pd.DataFrame:
         except (MechlensError, OSError) as error:
             rows.append({"run": name, "state": f"unreadable: {error}"})
             continue
-        effect = report.main_effect(dict(run.summary)) if run.summary else None
+        effect = wording.main_effect(dict(run.summary)) if run.summary else None
         told = (
             {}
             if effect is None

@@ -19,8 +19,8 @@ import state
 from data import Run
 from mechlens.core import stats
 from mechlens.detect.from_rows import tokens
-from mechlens.results import effects
-from mechlens.runs.plan import REMADE
+from mechlens.results.run import Run as OpenedRun
+from mechlens.runs.layout import REMADE
 
 ACROSS = 14
 """tokens on a line"""
@@ -41,7 +41,8 @@ def text_panel(run: Run, row: pd.Series) -> None:
     st.caption("completion")
     st.code(frame.row_text(row["completion"]), language=None, wrap_lines=True)
     arm = data.sides(run, st.session_state["arm"])[row["side"]]
-    made, generation = effects.corpus_of(run.folder, run.experiment, arm)
+    opened = OpenedRun(run.folder)
+    made, generation = opened.funnel(arm), opened.generation(arm)
     who = "the untouched base" if arm.kind == "control" else f"the {arm.trait} teacher"
     who = (
         f"{who} of {arm.writer}"

@@ -16,8 +16,9 @@ import state
 import surface
 from data import Run
 from mechlens.pipeline.screen import LEAKS
-from mechlens.results import effects, figures
-from mechlens.runs.plan import source_name
+from mechlens.results import figures, summary
+from mechlens.results.run import Run as OpenedRun
+from mechlens.runs.layout import source_name
 
 PAGE = 50
 """rows on a page"""
@@ -25,9 +26,9 @@ PAGE = 50
 
 def funnel_panel(run: Run) -> None:
     """A: what became of every generated row."""
-    counts = effects.funnels(run.folder, run.experiment)
+    counts = summary.funnels(OpenedRun(run.folder))
     arm = st.session_state["arm"]
-    made, _ = effects.corpus_of(run.folder, run.experiment, run.arm(arm))
+    made = OpenedRun(run.folder).funnel(run.arm(arm))
     screened = run.folder / "corpora" / source_name(run.experiment, run.arm(arm)) / "screened"
     picked = panels.panel(
         "rows-funnel",

@@ -17,7 +17,8 @@ import run_charts
 import state
 from data import Run
 from mechlens.core import stats, tables
-from mechlens.results import effects, report
+from mechlens.core.json_files import null
+from mechlens.results import wording
 
 PAGE = 50
 """answers on a page"""
@@ -54,7 +55,7 @@ def arms_panel(run: Run) -> None:
         "How often is the trait answered?",
         run_charts.arms(summary, students, whole=whole),
         summary[["arm", "kind", "base", "students", "rate", "low", "high", "method"]],
-        sentence=report.headline(dict(run.summary or {})),
+        sentence=wording.headline(dict(run.summary or {})),
         caption=(
             f"Large mark: arm, {summary['method'].iloc[0]} interval over {len(run.experiment.seeds)} "
             "students. Small "
@@ -188,7 +189,7 @@ def _questions_sentence(run: Run, arm: str) -> str:
     above = int((own["low"] > 0).sum())
     return (
         f"{best['trait']} rises most at “{best['text']}” "
-        f"({report.interval_text(*(effects.null(best[name]) for name in ('difference', 'low', 'high')))}, n "
+        f"({wording.interval_text(*(null(best[name]) for name in ('difference', 'low', 'high')))}, n "
         "= "
         f"{best['n']}); at {above} of {len(own)} questions the interval lies above 0."
     )
