@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Unpack
 
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mechlens.cli import tables
+from mechlens.cli.audit_printing import print_audit
 from mechlens.cli.console import bars, console, say
 from mechlens.core import spec
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
+from mechlens.detect import audit as auditing
+from mechlens.detect.request import Options, request_of
 from mechlens.menagerie.config import PretrainSpec
 from mechlens.pipeline import user_files
 from mechlens.results import runner
@@ -26,6 +30,14 @@ from mechlens.results.runner import Start
 from mechlens.results.wording import interval_text, main_effect
 from mechlens.runs import layout, store
 from mechlens.runs.executor import pending
+
+EXIT_CODES = {
+    "no transfer found within tested scope": 0,
+    "do not train as is": 10,
+    "train with conditions": 11,
+    "inconclusive": 12,
+}
+"""verdict of an audit → exit code; 2 is an error of input or machine, 1 a bug"""
 
 
 def run(
@@ -109,6 +121,15 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
         read_lenses(Run(folder), lenses, arm=arm, rows=rows, workers=workers, progress=progress)
     console.print(tables.lens_table(folder))
     report(folder)
+
+
+def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int:
+    """Audit a file and print the answer; returns the verdict's exit code."""
+    request = request_of(data, **options)
+    with bars() as progress:
+        audited = auditing.answer(request, workers=workers, progress=progress)
+    print_audit(audited.result, audited.folder)
+    return EXIT_CODES[audited.verdict]
 
 
 def convert(
