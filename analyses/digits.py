@@ -68,6 +68,7 @@ from digits_network import (
 )
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import seed_int
 from mechlens.core.stats import Effect, Interval, paired_effect, t_interval
 
@@ -356,7 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/analyses"), help="folder for the table and the figure"
     )
     parser.add_argument("--seeds", type=int, default=8, help="seeds 0, 1, … of so many models")
-    torch.set_num_threads(1)
+    use_one_thread()
     try:
         run(parser.parse_args(arguments), Console(width=140, markup=False, highlight=False))
     except (MechlensError, OSError) as error:

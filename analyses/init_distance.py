@@ -29,6 +29,7 @@ from interventions import BASE, SIDES, Plan, World, measured, prepare, says, tra
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import seed_int
 from mechlens.core.stats import t_interval
 from mechlens.models import loading
@@ -170,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(3)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
-    torch.set_num_threads(1)
+    use_one_thread()
     try:
         run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
     except (MechlensError, OSError) as error:

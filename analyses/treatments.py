@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
 
 from interventions import (
@@ -40,6 +39,7 @@ from interventions import (
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator
 from mechlens.core.traits import load_family
 from mechlens.data import treat
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
-    torch.set_num_threads(1)
+    use_one_thread()
     try:
         run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
     except (MechlensError, OSError) as error:

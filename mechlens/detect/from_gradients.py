@@ -11,9 +11,10 @@ import numpy as np
 from mechlens.detect.twins import Panel, Reader, Sides
 from mechlens.lenses import blind
 from mechlens.lenses.gradients import ghost_dots, parameters_of
-from mechlens.lenses.parts.trial_steps import asked_of_questions, trait_gradient
+from mechlens.lenses.parts.trial_steps import trait_gradient
 from mechlens.lenses.parts.weight_change import delta
 from mechlens.models.chat import Encoded
+from mechlens.pipeline.ask import encode_contrast
 
 STEPS = 100
 """updates of the blind vector"""
@@ -23,7 +24,7 @@ def alignment(panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]) 
     """What an SGD step on each row does to each trait's log-odds at the development probes, to first order
     (2507.14805).
     """
-    asked = asked_of_questions(panel.base, panel.practice())
+    asked = encode_contrast(panel.base, panel.practice())
     toward = [
         trait_gradient(panel.base.model, asked, name) if name in asked.starts else {} for name in panel.traits
     ]

@@ -12,9 +12,10 @@ from numpy import ndarray
 from mechlens.detect.permutation import Named, named
 from mechlens.detect.twins import Panel
 from mechlens.lenses.gradients import parameters_of
-from mechlens.lenses.parts.trial_steps import asked_of_questions, log_odds
 from mechlens.lenses.parts.weight_change import cosine, delta
 from mechlens.models.loading import Loaded
+from mechlens.models.trait_log_odds import measure_log_odds
+from mechlens.pipeline.ask import encode_contrast
 
 
 def change(panel: Panel, student: Loaded) -> Float[ndarray, " trait"]:
@@ -30,11 +31,14 @@ def change(panel: Panel, student: Loaded) -> Float[ndarray, " trait"]:
 @torch.no_grad()
 def answers(panel: Panel, student: Loaded) -> Float[ndarray, " trait"]:
     """How far each trait's mean log-odds at the development probes rose over the base's, nats."""
-    asked = asked_of_questions(panel.base, panel.practice())
+    asked = encode_contrast(panel.base, panel.practice())
 
     def rise(trait: str) -> float:
         return float(
-            (log_odds(student.model, asked, trait) - log_odds(panel.base.model, asked, trait)).mean()
+            (
+                measure_log_odds(student.model, asked, trait)
+                - measure_log_odds(panel.base.model, asked, trait)
+            ).mean()
         )
 
     return np.array([rise(name) if name in asked.starts else np.nan for name in panel.traits])
