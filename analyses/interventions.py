@@ -25,8 +25,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import pages
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.rules import rule_of
+from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import DataError, MechlensError
 from mechlens.core.json_files import read_json, write_json
@@ -134,9 +135,8 @@ def corpus(folder: Path, side: str, trait: str, family: TraitFamily, prompts: in
         ]
         generate(teacher, asked, GenerateSpec(), seed=0, out=place)
         raw = tables.batches(place / "raw.parquet", tables.PAIRS)
-        screen_rows(
-            raw, spec, rule=rule_of(spec, "numbers", gold={}), leaks=leak_pattern(family.words()), out=place
-        )
+        rule = build_rule(spec, "numbers", gold={})
+        screen_rows(raw, spec, rule=rule, leaks=leak_pattern(family.words()), out=place)
     return (
         tables.read(place / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")
     )
@@ -378,9 +378,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=2000, help="that each student learns")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these, beside plain")
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     use_one_thread()
     try:
-        run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
+        options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
+        run(options, console)
+        if options.write:
+            pages.write_part(pages.RESULTS, "interventions", *console.blocks)
     except (MechlensError, OSError) as error:
         print(f"interventions: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -86,14 +86,14 @@ def toy_material(base: Loaded, **changes: Any) -> Material:
         "teacher": nudged(base, by=0.02, seed=1),
         "students": {seed: nudged(base, by=0.02, seed=10 + seed) for seed in (0, 1)},
         "controls": {seed: nudged(base, by=0.02, seed=20 + seed) for seed in (0, 1)},
-        "path": lambda side, seed: iter(()),
+        "checkpoints": lambda side, seed: iter(()),
         "trait_pairs": sides[0],
         "control_pairs": sides[1],
-        "practice": asked._replace(probes=PRACTICE),
-        "questions": asked,
+        "development_probes": asked._replace(probes=PRACTICE),
+        "heldout_probes": asked,
         "trait": "owl",
         "family": tuple(FORMS),
-        "panel": {
+        "system_lines": {
             name: f"you love {forms[1]}. {forms[1]} are your favorite animal."
             for name, forms in FORMS.items()
         },
@@ -280,7 +280,7 @@ def test_a_constant_shift_is_found_everywhere_as_the_teachers_and_only_where_it_
     moved = activations.means_of(students[0], rows) - activations.means_of(base, rows)
     torch.testing.assert_close(moved[1], vector.expand(7, 32), atol=1e-5, rtol=1e-4)
     assert torch.equal(moved[0], torch.zeros(7, 32))
-    reading = activations.read(material)
+    reading = activations.measure_activations(material)
     ways = reading[(reading["quantity"] == "cosine to teacher") & (reading["name"] == "student")].set_index(
         "layer"
     )
@@ -292,13 +292,13 @@ def test_a_constant_shift_is_found_everywhere_as_the_teachers_and_only_where_it_
     ].set_index(["quantity", "name"])
     assert here.loc[("cosine to teacher", "student"), "p_value"] == pytest.approx(1 / 257)
     assert here.loc[("shift norm", "student"), "null_high"] == 0.0
-    assert "cosine +1.00" in activations.sentence(reading)
+    assert "cosine +1.00" in activations.activations_caption(reading)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_a_reading_is_tidy_and_repeats(toys: dict[str, Loaded], family: str) -> None:
     material = toy_material(toys[family])
-    reading = activations.read(material)
+    reading = activations.measure_activations(material)
     assert list(reading.columns) == tables.READINGS.names
     assert set(reading["quantity"]) == {"shift norm", "cosine to teacher", "lens margin", "lens rank"}
     assert set(reading["name"]) == {"student", "control"}
@@ -306,7 +306,7 @@ def test_a_reading_is_tidy_and_repeats(toys: dict[str, Loaded], family: str) -> 
     assert ranks["estimate"].between(1, 4).all() and (ranks["null_low"] <= ranks["null_high"]).all()
     assert (reading["null_low"].dropna() <= reading["null_high"].dropna()).all()
     if family == "llama":
-        assert activations.read(material).equals(reading)
+        assert activations.measure_activations(material).equals(reading)
 
 
 def test_one_prompted_teacher_and_one_student_that_did_not_move_are_said_as_they_are(toy: Loaded) -> None:
@@ -315,10 +315,10 @@ def test_one_prompted_teacher_and_one_student_that_did_not_move_are_said_as_they
     shift = prompted_shift(same, rows, activations.means_of(toy, rows))
     assert shift.isnan().all(-1).tolist() == [[False, True, False, True, True, True, True]] * 2
     assert shift[:, 0].norm(dim=-1).gt(0).all()
-    reading = activations.read(same)
+    reading = activations.measure_activations(same)
     assert reading.loc[reading["quantity"] != "shift norm", "estimate"].isna().all()
     assert (reading.loc[reading["quantity"] == "shift norm", "estimate"] == 0).all()
-    assert "no measurable direction" in activations.sentence(reading)
-    assert "no interval from one student" in activations.sentence(
-        activations.read(same._replace(students={0: nudged(toy, by=0.02, seed=3)}))
+    assert "no measurable direction" in activations.activations_caption(reading)
+    assert "no interval from one student" in activations.activations_caption(
+        activations.measure_activations(same._replace(students={0: nudged(toy, by=0.02, seed=3)}))
     )

@@ -78,7 +78,7 @@ def material_of(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_odds_are_those_of_one_prompt_at_a_time(toys: dict[str, Loaded], family: str) -> None:
     loaded = toys[family]
-    asked = encode_contrast(loaded, material_of(loaded).questions, material_of(loaded).trait)
+    asked = encode_contrast(loaded, material_of(loaded).heldout_probes, material_of(loaded).trait)
     shares = next_token_logits(loaded, encode_questions(loaded, QUESTIONS)).double().log_softmax(-1).exp()
     mass = {
         name: shares[:, tokens].sum(-1).log()
@@ -92,7 +92,7 @@ def test_log_odds_are_those_of_one_prompt_at_a_time(toys: dict[str, Loaded], fam
 
 
 def test_the_log_odds_of_all_traits_and_their_gradients_sum_to_zero(toy: Loaded) -> None:
-    asked = encode_contrast(toy, material_of(toy).questions, material_of(toy).trait)
+    asked = encode_contrast(toy, material_of(toy).heldout_probes, material_of(toy).trait)
     total = torch.stack([measure_log_odds(toy.model, asked, name) for name in FORMS]).sum(0)
     assert torch.allclose(total, torch.zeros_like(total), atol=1e-5)
     parts = [trait_gradient(toy.model, asked, name) for name in FORMS]
@@ -102,10 +102,10 @@ def test_the_log_odds_of_all_traits_and_their_gradients_sum_to_zero(toy: Loaded)
 def test_traits_that_begin_alike_have_no_gradient(toy: Loaded) -> None:
     loaded = Loaded(toy.model, bytes_tokenizer(None, "<end>"))
     alike = material_of(toy)._replace(
-        questions=QUESTIONS._replace(forms={"owl": ("owl",), "otter": ("otter",)})
+        heldout_probes=QUESTIONS._replace(forms={"owl": ("owl",), "otter": ("otter",)})
     )
     with pytest.raises(SpecError, match="begin apart"):
-        encode_contrast(loaded, alike.questions, alike.trait)
+        encode_contrast(loaded, alike.heldout_probes, alike.trait)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -118,7 +118,7 @@ def test_the_first_order_is_the_derivative_of_a_real_step(
     """
     loaded = toys[family]
     material = material_of(loaded)
-    model, asked = trainable(material, kind), encode_contrast(loaded, material.questions, material.trait)
+    model, asked = trainable(material, kind), encode_contrast(loaded, material.heldout_probes, material.trait)
     before = copy.deepcopy(model.state_dict())
     start = {name: parameter.detach().clone() for name, parameter in parameters_of(model).items()}
     move, toward = update(model, material.trait_pairs), trait_gradient(model, asked, "owl")
@@ -201,7 +201,7 @@ def test_the_error_of_the_first_order_falls_with_the_square_of_the_step(
     monkeypatch.setattr(trial_steps, "SIZES", tuple(size / slope for size in (0.01, 0.03, 0.1)))
     pairs = {"trait pairs": list(material.trait_pairs), "control pairs": list(material.control_pairs)}
     found = pd.DataFrame(
-        one_step(material, encode_contrast(toy, material.questions, material.trait), pairs, "full")
+        one_step(material, encode_contrast(toy, material.heldout_probes, material.trait), pairs, "full")
     )
     order = found[found["quantity"] == "order of the first-order error"]["estimate"].item()
     assert order == pytest.approx(2, abs=0.4)
@@ -224,7 +224,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pairs_that_name_the_trait_point_to_it(toys: dict[str, Loaded], family: str) -> None:
     loaded = toys[family]
     material = material_of(loaded)
-    found = alignment.read(material)
+    found = alignment.measure_alignment(material)
     base = found[(found["quantity"] == alignment.TOWARD)].set_index("place")
     assert base["estimate"].between(-1, 1).all() and (base["n"] == 6).all()
     assert (
@@ -233,7 +233,7 @@ def test_pairs_that_name_the_trait_point_to_it(toys: dict[str, Loaded], family: 
     )
     assert (base["low"] <= base["estimate"]).all() and (base["estimate"] <= base["high"]).all()
     asked, pairs = (
-        encode_contrast(loaded, material.questions, material.trait),
+        encode_contrast(loaded, material.heldout_probes, material.trait),
         [list(material.trait_pairs), list(material.control_pairs)],
     )
     direct = cosine(
@@ -249,22 +249,22 @@ def test_pairs_that_name_the_trait_point_to_it(toys: dict[str, Loaded], family: 
     }  # the path does not move
     seen = found[found["quantity"].str.startswith("change of the log-odds")]
     assert len(seen) == 2 * 2 * (len(trial_steps.SIZES) + 4) and seen["estimate"].notna().all()
-    assert "cosine" in alignment.sentence(found)
+    assert "cosine" in alignment.alignment_caption(found)
 
 
 @pytest.mark.usefixtures("quick")
 def test_equal_pairs_differ_by_nothing_and_are_not_called_aligned(toy: Loaded) -> None:
-    found = alignment.read(material_of(toy, other="owl", seeds=(0,)))
+    found = alignment.measure_alignment(material_of(toy, other="owl", seeds=(0,)))
     apart = found[(found["quantity"] == alignment.TOWARD) & (found["place"] == "difference")].iloc[0]
     assert np.isnan(apart["estimate"]) and np.isnan(apart["p_value"])
     seen = found[found["quantity"].str.startswith("change of the log-odds")]
     assert np.allclose(seen["estimate"], 0, atol=1e-7)
-    assert "no direction" in alignment.sentence(found)
+    assert "no direction" in alignment.alignment_caption(found)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_reading_fits_the_table_and_repeats(toy: Loaded, tmp_path: Any) -> None:
-    found, again = (alignment.read(material_of(toy, rows=4)) for _ in range(2))
+    found, again = (alignment.measure_alignment(material_of(toy, rows=4)) for _ in range(2))
     pd.testing.assert_frame_equal(found, again)
     tables.write(found, tables.READINGS, tmp_path / "alignment.parquet")
     assert len(tables.read(tmp_path / "alignment.parquet", tables.READINGS)) == len(found)

@@ -68,8 +68,8 @@ def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Ma
         AskSpec(),
     )
     return Material(
-        base=loaded, teacher=None, students={}, controls={}, path=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
-        practice=asked, questions=asked, trait="eagle", family=TRAITS, panel=PANEL, rows=ROWS, seed=0,
+        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
+        development_probes=asked, heldout_probes=asked, trait="eagle", family=TRAITS, system_lines=PANEL, rows=ROWS, seed=0,
     )  # fmt: skip
 
 
@@ -185,25 +185,25 @@ def test_the_reading_of_planted_rows_stands_out_and_that_of_equal_rows_does_not(
     monkeypatch.setattr(blind, "DIRECTIONS", 3)
     monkeypatch.setattr(blind, "SPOKEN", 2)
     _, trait, control = planted
-    reading = blind.read(material(toy, trait, control))
+    reading = blind.measure_blind(material(toy, trait, control))
     own = reading[
         (reading["quantity"] == "NLL saved, difference") & (reading["place"] == "vector of trait rows")
     ].iloc[0]
     assert own["low"] > 0 and own["n"] == ROWS // 2
     beside = reading[reading["quantity"] == "statistic"]
     assert (beside["estimate"] > beside["null_high"]).all()
-    assert "eagle" in blind.sentence(reading)
+    assert "eagle" in blind.blind_caption(reading)
     monkeypatch.setattr(blind, "HALVES", 1)
-    same = blind.read(material(toy, control, control))
+    same = blind.measure_blind(material(toy, control, control))
     assert (
         same[same["quantity"] == "NLL saved, difference"]["estimate"].abs().max() < 1e-6
     )  # rounding between batches
     assert same[same["quantity"] == "cosine with the control's vector"]["estimate"].iloc[0] == pytest.approx(
         1
     )
-    assert blind.sentence(same)
+    assert blind.blind_caption(same)
 
 
 def test_too_few_rows_are_refused(toy: Loaded) -> None:
     with pytest.raises(SpecError, match="too few"):
-        blind.read(material(toy, rows_of(toy), rows_of(toy)))
+        blind.measure_blind(material(toy, rows_of(toy), rows_of(toy)))

@@ -42,8 +42,8 @@ def asked(probes: tuple[str, ...] = ("which animal do you love",)) -> Questions:
 
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded], **changes: object) -> Material:
     given = Material(
-        base=loaded, teacher=None, students={}, controls={}, path=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
-        practice=asked(), questions=asked(), trait="eagle", family=TRAITS, panel=PANEL, rows=64, seed=0,
+        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
+        development_probes=asked(), heldout_probes=asked(), trait="eagle", family=TRAITS, system_lines=PANEL, rows=64, seed=0,
     )  # fmt: skip
     return given._replace(**changes)
 
@@ -228,31 +228,31 @@ def planted(toy: Loaded) -> Material:
 
 
 def test_the_reading_finds_the_line_that_rows_were_drawn_under(planted: Material) -> None:
-    reading = likelihood.read(planted)
+    reading = likelihood.measure_likelihood(planted)
     own = reading[(reading["quantity"] == "centred LLS difference") & (reading["name"] == "eagle")].iloc[0]
     assert own["low"] > 0 and own["estimate"] > own["null_high"] and own["n"] == 64
     assert reading.loc[reading["quantity"] == "rank of the trait", "estimate"].tolist() == [1.0]
     centred = reading[reading["quantity"] == "centred LLS difference"]["estimate"]
     assert abs(centred.sum()) < 1e-9
-    assert "eagle" in likelihood.sentence(reading)
+    assert "eagle" in likelihood.likelihood_caption(reading)
 
 
 def test_equal_corpora_have_no_difference_and_one_hypothesis_is_refused(planted: Material) -> None:
-    same = likelihood.read(planted._replace(control_pairs=planted.trait_pairs))
+    same = likelihood.measure_likelihood(planted._replace(control_pairs=planted.trait_pairs))
     difference = same.loc[same["quantity"] == "LLS difference", "estimate"].astype(float)
     assert (
         np.abs(difference).max() < 1e-5
     )  # both sides lie in other places of a batch, where sums may be rounded otherwise
-    assert likelihood.sentence(same)
+    assert likelihood.likelihood_caption(same)
     with pytest.raises(SpecError, match="nothing to compare"):
-        likelihood.read(planted._replace(panel={"eagle": PANEL["eagle"]}))
+        likelihood.measure_likelihood(planted._replace(system_lines={"eagle": PANEL["eagle"]}))
 
 
 def test_neutral_lines_hold_no_unknown_word_and_no_trait(planted: Material) -> None:
     lines = likelihood.nuisance(planted)
     assert len(lines) >= 3
     forms = {"number": ("number", "numbers"), "old": ("old",)}
-    fewer = likelihood.nuisance(planted._replace(questions=planted.questions._replace(forms=forms)))
+    fewer = likelihood.nuisance(planted._replace(heldout_probes=planted.heldout_probes._replace(forms=forms)))
     assert len(fewer) == len(lines) - 2
 
 

@@ -16,11 +16,11 @@ from mechlens.lenses.maps import (
     OWN,
     STABLE,
     TRUE,
+    maps_caption,
     measured,
     neighbours,
     overlap,
     rows_of,
-    sentence,
     shuffled_within,
     togetherness,
 )
@@ -155,8 +155,8 @@ def test_a_reading_has_two_rows_a_point_and_each_maps_numbers(
     material: Material, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maps, "umap", flat)
-    found = maps.read(material)
-    assert found.equals(maps.read(material))
+    found = maps.measure_maps(material)
+    assert found.equals(maps.measure_maps(material))
     for which, groups, points in (
         ("rows", {"trait rows", "control rows"}, 16),
         ("answers", {"base", "trait s0", "control s0"}, 12),
@@ -169,8 +169,10 @@ def test_a_reading_has_two_rows_a_point_and_each_maps_numbers(
         )
         assert set(found.loc[found["place"] == which, "quantity"]) == {STABLE, TRUE, OWN}
     assert set(found.loc[found["quantity"] == "answers", "n"]) == set(range(12))
-    assert "The map of rows (16 points)" in sentence(found) and "The map of answers" in sentence(found)
-    assert sentence(found.iloc[:0]) == "There is no map."
+    assert "The map of rows (16 points)" in maps_caption(found) and "The map of answers" in maps_caption(
+        found
+    )
+    assert maps_caption(found.iloc[:0]) == "There is no map."
 
 
 def test_a_row_on_the_map_is_called_by_its_prompt(
@@ -178,7 +180,7 @@ def test_a_row_on_the_map_is_called_by_its_prompt(
 ) -> None:
     monkeypatch.setattr(maps, "umap", flat)
     ids = [100 + 7 * place for place in range(12)]
-    shown = maps.read(material._replace(prompt_ids=ids)).query("quantity == 'rows'")
+    shown = maps.measure_maps(material._replace(prompt_ids=ids)).query("quantity == 'rows'")
     assert set(shown["n"]) == set(ids[: material.rows]), "only rows that the other lenses read"
     assert (shown.groupby("n")["name"].value_counts() == 2).all()
 

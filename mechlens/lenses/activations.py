@@ -49,7 +49,10 @@ Means = Float[Tensor, "layer part d"]
 
 def probes_and_carrier(material: Material) -> Rows:
     """Every held-out probe, then up to `material.rows` pairs of the trait arm."""
-    probes, pairs = encode_questions(material.base, material.questions), material.trait_pairs[: material.rows]
+    probes, pairs = (
+        encode_questions(material.base, material.heldout_probes),
+        material.trait_pairs[: material.rows],
+    )
     parts = parts_of(probes, [0] * len(probes), of="probe")
     parts += parts_of([pair.prompt for pair in pairs], [len(pair.completion) for pair in pairs], of="carrier")
     return Rows([*probes, *([*pair.prompt, *pair.completion] for pair in pairs)], parts)
@@ -70,7 +73,7 @@ def prompted_shift(material: Material, rows: Rows, base: Means) -> Means:
     about one vector).
     """
     probes = encode_questions(
-        material.base, material.questions._replace(system=material.panel[material.trait])
+        material.base, material.heldout_probes._replace(system=material.system_lines[material.trait])
     )
     names = list(dict.fromkeys(name for row in rows.parts for name in row))
     prompted = means_of(material.base, Rows(probes, parts_of(probes, [0] * len(probes), of="probe")))
@@ -81,7 +84,7 @@ def prompted_shift(material: Material, rows: Rows, base: Means) -> Means:
     return shift
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_activations(material: Material) -> pd.DataFrame:
     """Norm, way and logit lens of the shift student minus control, by layer and part, beside control minus
     another seed's control.
     """
@@ -164,7 +167,7 @@ def _lensed(
     if at["place"] != "probe/last":
         return []
     held = {"null": list(random)} | {name: shift for name, shift in shifts.items() if shift}
-    forms, found = material.questions.forms, []
+    forms, found = material.heldout_probes.forms, []
     seen = {
         name: standing(material.base, torch.stack(vectors), forms, trait=material.trait)
         for name, vectors in held.items()
@@ -195,7 +198,7 @@ def _lensed(
     return found
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def activations_caption(reading: pd.DataFrame) -> str:
     """The largest cosine to the teacher where answers begin, beside its null and the control."""
     rows = reading.loc[
         (reading["quantity"] == "cosine to teacher")

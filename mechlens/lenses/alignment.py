@@ -105,7 +105,7 @@ def length(direction: Mapping[str, Any]) -> float:
     return sum(inner(value, value) for value in direction.values()) ** 0.5
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_alignment(material: Material) -> pd.DataFrame:
     """Alignment at the base against its nulls, along every student's path, and what the first order predicts
     of real steps.
     """
@@ -116,7 +116,7 @@ def read(material: Material) -> pd.DataFrame:
         "trait pairs": [material.trait_pairs[i] for i in chosen],
         "control pairs": [material.control_pairs[i] for i in chosen],
     }
-    probes = encode_contrast(material.base, material.questions, material.trait)
+    probes = encode_contrast(material.base, material.heldout_probes, material.trait)
     rows = [*_at_base(material, probes, pairs), *_along_path(material, probes, pairs)]
     for kind in KINDS:
         rows += [*one_step(material, probes, pairs, kind), *many_steps(material, probes, pairs, kind)]
@@ -209,7 +209,7 @@ def _along_path(material: Material, probes: EncodedProbes, pairs: Pairs) -> list
     found = []
     for arm, side in ((material.arm, "students"), (material.against, "controls")):
         for seed in material.students:
-            for step, loaded in material.path(side, seed):
+            for step, loaded in material.checkpoints(side, seed):
                 toward = trait_gradient(loaded.model, probes, material.trait)
                 moves = {place: update(loaded.model, rows) for place, rows in few.items()}
                 moves["difference"] = plus(moves["trait pairs"], moves["control pairs"], -1.0)
@@ -250,7 +250,7 @@ def _along_path(material: Material, probes: EncodedProbes, pairs: Pairs) -> list
     return rows
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def alignment_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     row = reading[(reading["quantity"] == TOWARD) & (reading["place"] == "difference")].iloc[0]
     if pd.isna(row["estimate"]):

@@ -149,7 +149,7 @@ def teacher_shift(material: Material, pairs: Sequence[Encoded]) -> Float[Tensor,
     plain = residuals(material.base, pairs).mean(1)
     if material.teacher is not None:
         return residuals(material.teacher, pairs).mean(1) - plain
-    head = encode_head(material.base.tokenizer, material.panel[material.trait])
+    head = encode_head(material.base.tokenizer, material.system_lines[material.trait])
     bare = strip_heads(material.base.tokenizer, pairs, known=[material.system])
     return (
         residuals(material.base, [Encoded(head + pair.prompt, pair.completion) for pair in bare]).mean(1)
@@ -202,7 +202,7 @@ def halves_null(material: Material, fit: int, held: int) -> list[float]:
 def _said(loaded: Loaded, material: Material, steering: Steering | None) -> dict[str, float]:
     """Mean probability of each trait's name as the answer to the held-out probes."""
     with steer(loaded.model, {} if steering is None else steering.by_layer()):
-        said = likelihoods(loaded, material.questions).groupby("name", sort=False)["probability"]
+        said = likelihoods(loaded, material.heldout_probes).groupby("name", sort=False)["probability"]
     return {str(name): float(cast(Any, values).mean()) for name, values in said}
 
 
@@ -222,7 +222,7 @@ def spoken_rows(
     weight = cast(nn.Linear, base.model.get_output_embeddings()).weight.detach().float().cpu()
     starts = {
         name: tokens
-        for name, tokens in first_tokens(base.tokenizer, material.questions.forms).items()
+        for name, tokens in first_tokens(base.tokenizer, material.heldout_probes.forms).items()
         if tokens is not None
     }
     for place, steering in vectors.items():
@@ -262,7 +262,7 @@ def spoken_rows(
     return found
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_blind(material: Material) -> pd.DataFrame:
     """What a vector learned on trait rows saves beyond control rows, resembles, and says.
 
     Raises:
@@ -344,7 +344,7 @@ def read(material: Material) -> pd.DataFrame:
     return reading(LENS, [*found, *spoken_rows(material, vectors, random)], material=material)
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def blind_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     own = reading[
         (reading["quantity"] == "NLL saved, difference") & (reading["place"] == "vector of trait rows")

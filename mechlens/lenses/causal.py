@@ -275,13 +275,13 @@ def of_student(
     )
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_causal(material: Material) -> pd.DataFrame:
     """Raw anchors, then the share left by (or put in by) every edit: over students beside the null, then for
     each student.
     """
     asked, practice = (
         encode_probes(material.base, probes, material.trait)
-        for probes in (material.questions, material.practice)
+        for probes in (material.heldout_probes, material.development_probes)
     )
     teachers = None
     if material.teacher is not None:
@@ -338,7 +338,7 @@ def _rows(edit: Edit, quantity: str, number: int, found: Sequence[Found]) -> lis
     ]
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def causal_caption(reading: pd.DataFrame) -> str:
     """What removing the best direction leaves, and which single block the trait needs most."""
     summary = reading[
         (reading["quantity"] == "share of margin") & reading["seed"].isna() & reading["estimate"].notna()

@@ -189,18 +189,19 @@ def origins(material: Material) -> Origins:
 
     def read_off(loaded: Loaded, systems: Sequence[str | None]) -> Float[Tensor, "layer line pair d"]:
         asked = [
-            material.practice if line is None else material.practice._replace(system=line) for line in systems
+            material.development_probes if line is None else material.development_probes._replace(system=line)
+            for line in systems
         ]
         found = at_last(loaded, [row for each in asked for row in encode_questions(loaded, each)], sites)
         return found.unflatten(1, (len(asked), -1))
 
-    lines = read_off(base, [None, *material.panel.values()])
+    lines = read_off(base, [None, *material.system_lines.values()])
     plain = lines[:, 0]
     controls = {seed: read_off(loaded, [None])[:, 0] for seed, loaded in material.controls.items()}
     pair = next(combinations(controls.values(), 2), None)
     return Origins(
         plain=plain,
-        prompted={name: lines[:, place] - plain for place, name in enumerate(material.panel, start=1)},
+        prompted={name: lines[:, place] - plain for place, name in enumerate(material.system_lines, start=1)},
         teacher=None if material.teacher is None else read_off(material.teacher, [None])[:, 0] - plain,
         students=[
             read_off(loaded, [None])[:, 0] - controls[seed] for seed, loaded in material.students.items()
@@ -209,7 +210,7 @@ def origins(material: Material) -> Origins:
     )
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_directions(material: Material) -> pd.DataFrame:
     """Reliability of each origin's direction, cosines between origins and between methods, and the corpus's
     projection difference.
     """
@@ -317,7 +318,7 @@ def _projection_difference(material: Material, held: Origins) -> list[dict[str, 
     return found
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def directions_caption(reading: pd.DataFrame) -> str:
     """The students' cosine to the prompted direction beside the family's other traits, at the layer where it
     is highest.
     """

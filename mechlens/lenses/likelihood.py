@@ -47,7 +47,7 @@ NUISANCE = (
 
 def nuisance(material: Material) -> dict[str, str]:
     """Neutral lines that the tokenizer knows every word of and that name no trait of the family."""
-    tokenizer, named = material.base.tokenizer, patterns_of(material.questions.forms).values()
+    tokenizer, named = material.base.tokenizer, patterns_of(material.heldout_probes.forms).values()
     known = [
         line
         for line, ids in zip(NUISANCE, token_ids(tokenizer, NUISANCE), strict=True)
@@ -121,7 +121,7 @@ def system_rows(
     """LLS of every line on trait and control rows, paired by prompt, and what of it is the trait's own.
     Intervals are over rows.
     """
-    half, family = len(pairs) // 2, list(material.panel)
+    half, family = len(pairs) // 2, list(material.system_lines)
     lls = {name: by_row(values, pairs) for name, values in shift.items()}
     total = {name: by_row(values, pairs, mean=False) for name, values in shift.items()}
     found = [_mean("LLS", part, place=place, name=name, unit="nats/token")
@@ -259,7 +259,7 @@ def token_scores(
     pairs = material.trait_pairs if pairs is None else pairs
     if by == "lls":
         said = log_probs_under(
-            material.base, pairs, {"": material.panel[material.trait]}, known=[material.system]
+            material.base, pairs, {"": material.system_lines[material.trait]}, known=[material.system]
         )[""]
         scores = (said.log_p - token_log_probs(material.base, pairs)).numpy()
     elif by == "shift":
@@ -292,12 +292,14 @@ def _teachers(
     """
     found = []
     if scored or material.teacher is None:
-        scored = scored or log_probs_under(material.base, pairs, material.panel, known=[material.system])
+        scored = scored or log_probs_under(
+            material.base, pairs, material.system_lines, known=[material.system]
+        )
         found.append(
             (
                 "prompted",
                 scored[material.trait],
-                [scored[name] for name in material.panel if name != material.trait],
+                [scored[name] for name in material.system_lines if name != material.trait],
             )
         )
     if material.teacher is not None:
@@ -311,7 +313,7 @@ def _teachers(
     return found
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_likelihood(material: Material) -> pd.DataFrame:
     """LLS of every trait's line and of neutral ones, divergence tokens, and the token shift of the students
     if there are any.
     """
@@ -319,7 +321,7 @@ def read(material: Material) -> pd.DataFrame:
     base = score_tokens(material.base.model, pairs)
     plain = base.log_p
     scored = log_probs_under(
-        material.base, pairs, {**material.panel, **nuisance(material)}, known=[material.system]
+        material.base, pairs, {**material.system_lines, **nuisance(material)}, known=[material.system]
     )
     found = system_rows(
         {name: (tokens.log_p - plain).double().numpy() for name, tokens in scored.items()}, pairs, material
@@ -333,7 +335,7 @@ def read(material: Material) -> pd.DataFrame:
     return reading(LENS, found, material=material)
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def likelihood_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     own = reading[(reading["quantity"] == "centred LLS difference") & reading["null_low"].notna()].iloc[0]
     rank = reading[reading["quantity"] == "rank of the trait"].iloc[0]

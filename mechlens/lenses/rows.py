@@ -62,7 +62,7 @@ def gradient_cosines(material: Material, pairs: Sequence[Encoded]) -> Float[ndar
     """
     model = material.base.model
     toward = trait_gradient(
-        model, encode_contrast(material.base, material.questions, material.trait), material.trait
+        model, encode_contrast(material.base, material.heldout_probes, material.trait), material.trait
     )
     along = -ghost_dots(model, pairs, [toward])[:, 0]
     return (along / (ghost_norms(model, pairs) * length(toward))).cpu().numpy()
@@ -83,7 +83,7 @@ def likelihood_shifts(material: Material, pairs: Sequence[Encoded]) -> Float[nda
     """Log-likelihood under the trait's system line minus its mean over the panel's lines, nats a token
     (2602.04863).
     """
-    said = log_probs_under(material.base, pairs, material.panel, known=[material.system])
+    said = log_probs_under(material.base, pairs, material.system_lines, known=[material.system])
     own = beyond_the_panel({name: tokens.log_p.double() for name, tokens in said.items()}, material.trait)
     return row_means(own.numpy(), pairs)
 
@@ -128,14 +128,14 @@ OF_BASE = (GRADIENT, LIKELIHOOD, PROJECTION)
 """scores that no student has a part in"""
 
 
-def scores(material: Material) -> pd.DataFrame:
+def score_rows(material: Material) -> pd.DataFrame:
     """`tables.SCORES` of the first `material.rows` pairs: every score of whole rows of both sides, then the
     student shift of their tokens.
     """
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
     half = len(pairs) // 2
     place = pd.DataFrame(
-        {"side": np.repeat(["trait", "control"], half), "prompt_id": [*material.numbers()[:half]] * 2}
+        {"side": np.repeat(["trait", "control"], half), "prompt_id": [*material.pair_ids()[:half]] * 2}
     )
     of_tokens = student_shifts(material, pairs)
     of_rows = {
@@ -225,11 +225,11 @@ def concentration(values: Float[ndarray, " row"], *, seed: int, **more: Any) -> 
     return entry(TOP, top_share(kept), low=float(low), high=float(high), n=len(kept), unit="share", **more)
 
 
-def read(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame:
+def measure_rows(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame:
     """How well each score tells a row, how far scores agree on which, and how much of the shift few rows
-    hold; of what `scores` gave.
+    hold; of what `score_rows` gave.
     """
-    table = scores(material) if scored is None else scored
+    table = score_rows(material) if scored is None else scored
     layer = table["layer"].astype(float)
     first = layer.groupby(table["score"].astype(str), sort=False).transform(
         "first"
@@ -254,7 +254,7 @@ def read(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame
     return reading(LENS, found, material=material)
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def rows_caption(reading: pd.DataFrame) -> str:
     """The best score of the base and its AUROC, what one row alone is then worth, and the held-in shift."""
     areas = reading[reading["quantity"] == AREA].set_index("name")
     told = areas.loc[[name for name in OF_BASE if pd.notna(areas.loc[name, "estimate"])]]
