@@ -18,6 +18,7 @@ from mechlens.cli.console import bars, console, say
 from mechlens.core import spec
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
+from mechlens.core.machine import use_one_thread
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
 from mechlens.detect import audit as auditing
@@ -188,13 +189,12 @@ def truthful(folder: Path, *, data: Path, limit: int | None) -> None:
 
 def pretrain(config: Path, *, out: Path | None) -> None:
     """Make a menagerie base and print how its loss went."""
-    import torch
 
     from mechlens.menagerie.pretrain import pretrain as train
 
     wanted = spec.load(spec.find_config(config, "models"), PretrainSpec)
     folder = out or Path("models") / wanted.name
-    torch.set_num_threads(1)  # the same weights on any number of cores
+    use_one_thread()
     started = time.perf_counter()
     with Progress(
         *Progress.get_default_columns(),
