@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
-from mechlens.lenses.base import Lens, Material, against_null, entry, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, reading_table
 from mechlens.lenses.parts.log_probs import batched, completion_logits, head_of, without_head
 from mechlens.models.chat import Encoded, encode_prompts, token_ids
 from mechlens.models.loading import Loaded
@@ -36,6 +36,9 @@ LENS = Lens(
     "permuted tokens are too narrow a null and the intervals too short: read it beside other traits. "
     "Threshold sampling is a factor of the "
     "generation, not of this lens.",
+    measure="mechlens.lenses.entanglement:measure_entanglement",
+    caption="mechlens.lenses.entanglement:entanglement_caption",
+    cost=5,
 )
 SAMPLED = 96
 """carrier tokens that are prompted with, evenly spaced by cosine"""
@@ -268,7 +271,7 @@ def measure_entanglement(material: Material) -> pd.DataFrame:
             rows.append(_against_traits(quantity, x, y, names, own, place=place))
     rows.append(correlation("prompting both ways", effects.to_trait[own], effects.to_token[own], **shared))
     rows.append(_against_traits("prompting both ways", effects.to_trait, effects.to_token, names, own))
-    return reading(LENS, rows, material=material)
+    return reading_table(LENS, rows, material=material)
 
 
 def _named(
