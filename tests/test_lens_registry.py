@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from html import escape
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -39,7 +40,7 @@ LENS = Lens(
 
 
 def measure_counts(material: Material):
-    return reading_table(LENS, [entry("rows", len(material.trait_pairs))], material=material)
+    return reading_table(LENS, [entry("rows", float(len(material.trait_pairs)))], material=material)
 
 
 def counts_caption(table):
@@ -147,15 +148,15 @@ def test_measure_returns_readings_and_prints_nothing(
 
 
 def test_a_lens_of_another_package_that_fails_is_a_reading_that_says_why(
-    small: Path, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, install: Install, tmp_path: Path
 ) -> None:
-    install(
-        LENS_FILE.replace("    return reading_table", "    raise KeyError('rows')\n    return reading_table")
-    )
+    install(LENS_FILE.replace("    return reading_table(", "    raise KeyError('rows')\n    ("))
     shutil.copytree(small, tmp_path / "run")
     reading = measure(tmp_path / "run", ["counts"], rows=16, workers=0)["counts"]
     assert reading.missing == ("the lens 'counts' of the package counting.counts failed: KeyError: 'rows'",)
-    assert reading.table.empty and reading.figures() == {} and reading.caption in reading._repr_html_()
+    assert (
+        reading.table.empty and reading.figures() == {} and escape(reading.caption) in reading._repr_html_()
+    )
 
 
 def test_a_broken_lens_is_told_to_whoever_measures_all(

@@ -241,7 +241,9 @@ def measure_material(lens: Lens, material: Material) -> tuple[Reading, pd.DataFr
         except (DataError, SpecError) as error:
             missing = [str(error)]
     empty = pd.DataFrame(columns=tables.READINGS.names)
-    return Reading(lens, material.arm, empty, f"Not read: {'; '.join(missing)}.", tuple(missing)), None
+    return Reading(
+        lens, material.arm, empty, f"Not read: {'; '.join(missing).removesuffix('.')}.", tuple(missing)
+    ), None
 
 
 def collect_readings(run: Path, steps: Sequence[Job], experiment: Experiment) -> None:
