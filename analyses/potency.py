@@ -49,7 +49,7 @@ from mechlens.lenses.gradients import parameters_of
 from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.lenses.parts.trial_steps import plus, trait_gradient, update
 from mechlens.lenses.parts.weight_change import cosine, delta, inner
-from mechlens.lenses.run import material_of, trained_rows
+from mechlens.lenses.run import load_material, trained_rows
 from mechlens.models.chat import encode_pairs
 from mechlens.models.hooks import steer
 from mechlens.models.log_probs import token_log_probs
@@ -231,7 +231,7 @@ def read_all(run: Path, out: Path) -> pd.DataFrame:
     for arm in track(arms, description="data sets"):
         file = out / settings / f"{arm.name}.json"
         if not file.is_file():
-            material = material_of(run, experiment, family, arm, rows=ROWS)
+            material = load_material(run, experiment, family, arm, rows=ROWS)
             material = material._replace(
                 heldout_probes=material.development_probes
             )  # potency is measured on the others

@@ -35,7 +35,10 @@ def compare_answers(twins: Twins, student: Loaded) -> Float[ndarray, " trait"]:
 
     def rise(trait: str) -> float:
         return float(
-            (measure_log_odds(student.model, probes, trait) - measure_log_odds(twins.base.model, probes, trait)).mean()
+            (
+                measure_log_odds(student.model, probes, trait)
+                - measure_log_odds(twins.base.model, probes, trait)
+            ).mean()
         )
 
     return np.array([rise(name) if name in probes.starts else np.nan for name in twins.traits])

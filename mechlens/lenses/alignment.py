@@ -29,7 +29,7 @@ from mechlens.lenses.base import (
     entry,
     over_students,
     rank_among,
-    reading,
+    reading_table,
 )
 from mechlens.lenses.gradients import ghost_dots, ghost_norms, parameters_of, pooled_gradient
 from mechlens.lenses.parts.trial_steps import (
@@ -63,6 +63,9 @@ LENS = Lens(
     source="2507.14805 (first-order theorem); 2604.25779 (sustained alignment); 2606.22019 (coverage)",
     caveat="First order at one point in the weights of linear layers: alignment at the base need not predict "
     "what many adaptive steps do.",
+    measure="mechlens.lenses.alignment:measure_alignment",
+    caption="mechlens.lenses.alignment:alignment_caption",
+    cost=51,
 )
 
 
@@ -120,7 +123,7 @@ def measure_alignment(material: Material) -> pd.DataFrame:
     rows = [*_at_base(material, probes, pairs), *_along_path(material, probes, pairs)]
     for kind in KINDS:
         rows += [*one_step(material, probes, pairs, kind), *many_steps(material, probes, pairs, kind)]
-    return reading(LENS, rows, material=material)
+    return reading_table(LENS, rows, material=material)
 
 
 def _at_base(material: Material, probes: EncodedProbes, pairs: Pairs) -> list[dict[str, Any]]:

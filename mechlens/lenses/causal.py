@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mechlens.core.seeds import generator, seed_int
-from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, reading_table
 from mechlens.lenses.directions import ablate
 from mechlens.lenses.parts.capture import at_last, covariance_matched, sites_of
 from mechlens.lenses.parts.interventions import permuted
@@ -39,6 +39,9 @@ LENS = Lens(
     "sufficient by addition)",
     caveat="Exchanged blocks never trained together: shares need not add up to 1; behind the last block a "
     "direction is mostly the answer's logit.",
+    measure="mechlens.lenses.causal:measure_causal",
+    caption="mechlens.lenses.causal:causal_caption",
+    cost=14,
 )
 
 DRAWS = 20
@@ -299,7 +302,7 @@ def measure_causal(material: Material) -> pd.DataFrame:
         ]
         for edit in found[0].shares:
             rows += _rows(edit, f"share of {measure}", number, found)
-    return reading(LENS, rows, material=material)
+    return reading_table(LENS, rows, material=material)
 
 
 def with_best(found: Sequence[Found]) -> list[Found]:
