@@ -180,7 +180,7 @@ def jobs_of(
     wanted |= {f"corpora/{corpus_name(experiment, one)}/screened" for one in (arm, control)}
     wanted |= {f"students/{one.name}/s{seed}" for one in (arm, control) for seed in experiment.seeds}
     inputs = {job.name: job.name for job in steps if job.name in wanted}
-    told = {"experiment": experiment.model_dump(mode="json"), "arm": arm.name, "rows": rows}
+    told = {"experiment": experiment.recorded(), "arm": arm.name, "rows": rows}
     return [
         Job(
             f"lenses/{arm.name}/{lens}",
