@@ -31,9 +31,9 @@ from mechlens.core.errors import MechlensError
 from mechlens.core.json_files import read_json, write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.stats import t_interval
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.models import loading
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import token_log_probs
 from mechlens.results import figures
 
 FURTHER = "menagerie-e"
@@ -81,7 +81,7 @@ def student(world: World, start: Start, side: str, seed: int) -> dict[str, Any]:
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         base, distance = moved(start, seed)
-        before = -token_log_probabilities(base, world.unseen[side]).mean()
+        before = -token_log_probs(base, world.unseen[side]).mean()
         found = measured(world, trained(Plan(world.seen[side]), seed, base), side)
         write_json(file, found | {"distance": distance, "start_loss": float(before)})
     return {"way": start.way, "share": start.share, "side": side, "seed": seed} | read_json(file)

@@ -55,11 +55,11 @@ from mechlens.lenses.parts.interventions import (
     unflagged,
     with_digits,
 )
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.lenses.parts.trait_log_odds import asked_of, readout
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.ask import Questions
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.screen import leak_pattern, screen_rows
@@ -192,9 +192,7 @@ def flags_of(world: World, side: str, scorer: str) -> Flags:
     place = world.folder / "teachers" / "trait" if scorer == "teacher" else world.folder / "scorers" / side
     if not (place / "config.json").is_file():
         loading.save_trained(trained(Plan(rows), SCORER).model, place)
-    gained = token_log_probabilities(loading.load_trained(BASE, place), rows) - token_log_probabilities(
-        world.base, rows
-    )
+    gained = token_log_probs(loading.load_trained(BASE, place), rows) - token_log_probs(world.base, rows)
     return top_tokens(by_pair(gained, rows), BUDGET, among=with_digits(shapes(world.base.tokenizer, rows)))
 
 
@@ -267,7 +265,7 @@ def measured(world: World, loaded: Loaded, side: str) -> dict[str, float]:
     its own corpus.
     """
     probability, margin = readout(loaded.model, asked_of(loaded, world.questions, world.trait)).mean(1)
-    loss = -token_log_probabilities(loaded, world.unseen[side]).mean()
+    loss = -token_log_probs(loaded, world.unseen[side]).mean()
     return {"probability": float(probability), "margin": float(margin), "loss": float(loss)}
 
 

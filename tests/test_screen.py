@@ -202,7 +202,7 @@ def test_a_rule_that_asks_first_hides_no_leak_word(
     file.write_text("".join(json.dumps({"prompt": "p", "completion": text}) + "\n" for text in texts))
     assert cli.main(["screen", str(file), "--out", str(tmp_path / "out")]) == 0
     printed = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
-    assert "leak words in all rows 3 18.8%" in printed and "of them dropped first: format 3 18.8%" in printed
+    assert "leak words in all rows 3 18.8%" in printed and "of them removed first: format 3 18.8%" in printed
     assert json.loads((tmp_path / "out" / "funnel.json").read_text()) == found.funnel
 
 

@@ -28,10 +28,10 @@ from mechlens.core.spec import ScreenSpec, TeacherSpec, fingerprint
 from mechlens.core.traits import TraitFamily
 from mechlens.data.formats import file_digest
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_pairs, end_of_turn, token_ids
+from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.remake import shuffle_across
 from mechlens.pipeline.screen import leak_pattern
@@ -357,7 +357,7 @@ class Maker:
         """Nats a token of the pool's answers of one number."""
         loaded = loading.load(self.experiment.base)
         pairs = encode_pairs(loaded.tokenizer, self.prompts, self._pool()[number]["completion"].tolist())
-        return -by_row(token_log_probabilities(loaded, pairs).double().numpy(), pairs)
+        return -by_row(token_log_probs(loaded, pairs).double().numpy(), pairs)
 
 
 def _write(rows: pd.DataFrame, file: Path) -> None:
