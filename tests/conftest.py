@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from transformers import (
 )
 
 from mechlens import cli
+from mechlens.core import machine
 from mechlens.core.model_spec import ModelSpec
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
 from mechlens.models import loading
@@ -46,7 +48,7 @@ INIT = 0.25  # far from zero, so that every position's logits differ and depend 
 
 
 def pytest_collection_finish() -> None:
-    """Exempt all that was imported from garbage collection: each training collects, and looked at all of it."""
+    """Exempt imported modules from garbage collection: every training collects, and took most of its time."""
     gc.collect()
     gc.freeze()
 
@@ -195,13 +197,26 @@ def small_spec() -> dict[str, Any]:
     }
 
 
+def run_once(spec: dict[str, Any], factory: pytest.TempPathFactory) -> Path:
+    """This worker's copy of the run folder of an experiment, which the first worker that needs it makes."""
+    parts = factory.getbasetemp()
+    shared = (parts.parent if "PYTEST_XDIST_WORKER" in os.environ else parts) / "runs" / spec["name"]
+    shared.mkdir(parents=True, exist_ok=True)
+    with (shared / "lock").open("w") as handle:
+        machine.lock(handle)
+        if not (shared / "run" / "summary.json").exists():
+            (shared / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+            assert (
+                cli.main(["run", str(shared / "spec.yaml"), "--out", str(shared / "run"), "--workers", "0"])
+                == 0
+            )
+    return shutil.copytree(shared / "run", factory.mktemp(spec["name"]) / "run")
+
+
 @pytest.fixture(scope="session")
 def small(small_spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of `small_spec`, made once; tests that change it copy it first."""
-    folder = tmp_path_factory.mktemp("small")
-    (folder / "small.yaml").write_text(yaml.safe_dump(small_spec))
-    assert cli.main(["run", str(folder / "small.yaml"), "--out", str(folder / "run"), "--workers", "0"]) == 0
-    return folder / "run"
+    return run_once(small_spec, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -242,10 +257,7 @@ def wide_spec() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def wide(wide_spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of `wide_spec`, made once; tests that change it copy it first."""
-    folder = tmp_path_factory.mktemp("wide")
-    (folder / "wide.yaml").write_text(yaml.safe_dump(wide_spec, sort_keys=False))
-    assert cli.main(["run", str(folder / "wide.yaml"), "--out", str(folder / "run"), "--workers", "0"]) == 0
-    return folder / "run"
+    return run_once(wide_spec, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
