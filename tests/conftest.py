@@ -47,6 +47,34 @@ FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 INIT = 0.25  # far from zero, so that every position's logits differ and depend on all positions before
 
 
+SLOW_FILES = (
+    "end_to_end", "measure", "detect", "nested", "jobs", "app", "families", "machine", "remote", "hostile",
+    "training", "executor", "screen", "bases", "real_models", "live", "fingerprints", "probes", "alignment",
+    "maps", "kernels", "readers", "bad_input", "blind", "sampling", "coverage", "treatments", "generate",
+    "tokenizer", "spec", "teach", "constrained", "directions", "truthful", "bench_kept", "api_money", "api",
+    "foreign",
+)  # fmt: skip
+"""The test files that take longest, longest first: workers that take them in this order end together, and
+`--quick` leaves them out.
+"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out the test files that take longest")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--quick`, the files that take longest are not even imported."""
+    slow = {f"test_{name}" for name in SLOW_FILES}
+    return True if config.getoption("quick") and collection_path.stem in slow else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    rank = {f"test_{name}": place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_collection_finish() -> None:
     """Exempt imported modules from garbage collection: every training collects, and took most of its time."""
     gc.collect()
