@@ -66,10 +66,12 @@ EVERY_KIND: list[dict[str, Any]] = [
     {**CONTROL, "trained_with": "you are kind.", "asked_with": ""},
 ]
 NAMES = [
-    "trait", "control", "twin-wolf", "twin-cat", "shuffled-within", "shuffled-across", "paraphrased", "mixed-wolf-untouched", "foreign-two",
-    "control-two", "trait-from-two", "control-from-two", "trait-8-shots", "control-8-shots", "trait-update-lora-rank-2-learning_rate-1e-05",
-    "control-update-lora-rank-2-learning_rate-1e-05", "trait-temperature-0.5-constrained-True", "control-temperature-0.5-constrained-True",
-    "trait-trained-with-asked-with", "control-trained-with-asked-with",
+    "trait", "control", "twin-wolf", "twin-cat", "shuffled-within", "shuffled-across", "paraphrased",
+    "mixed-wolf-untouched", "foreign-two", "control-two", "trait-from-two", "control-from-two",
+    "trait-8-shots", "control-8-shots", "trait-update-lora-rank-2-learning_rate-1e-05",
+    "control-update-lora-rank-2-learning_rate-1e-05", "trait-temperature-0.5-constrained-True",
+    "control-temperature-0.5-constrained-True", "trait-trained-with-asked-with",
+    "control-trained-with-asked-with",
 ]  # fmt: skip
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from test_jobs import children, is_gone, until
 
 import jobs
+from mechlens import cli
 from mechlens.cli.console import console
 from mechlens.cli.tables import plan_tables
-from mechlens import cli
 from mechlens.core import machine
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.pipeline import estimate
