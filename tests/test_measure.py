@@ -170,10 +170,8 @@ def test_material_holds_the_rows_that_the_arms_trained_on(small: Path) -> None:
         == []
     )
     bare = material._replace(teacher=None, system_lines={}, students={}, control_pairs=[])
-    assert bare.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), (), "",
-    "")) == [
-        "teacher", "students", "pairs", "prompted",
-    ]  # fmt: skip
+    lens = base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), (), "", "")
+    assert bare.missing(lens) == ["teacher", "students", "pairs", "prompted"]
 
 
 FORMS = ("layers", "steps", "bars", "heat", "points")
