@@ -103,9 +103,8 @@ def test_repeated_options_are_all_kept_in_both_forms(lenses: list[str], more: li
 
 
 @pytest.mark.parametrize(("command", "option", "where"), [
-    ("audit DATA", "reference", "references"), ("audit DATA", "trait", "panel"), ("measure "
-                                                                                  "RUN", "lens", "lenses"),
-    ("bench", "detector", "detectors"),
+    ("audit DATA", "reference", "references"), ("audit DATA", "trait", "panel"),
+    ("measure RUN", "lens", "lenses"), ("bench", "detector", "detectors"),
 ])  # fmt: skip
 def test_an_option_given_twice_or_with_two_values_has_both(command: str, option: str, where: str) -> None:
     def values(line: str) -> list[str]:
@@ -137,8 +136,9 @@ def test_an_audits_printed_commands_ask_for_the_same_audit(
     (tmp_path / "~").mkdir()
     (tmp_path / "~" / "student").mkdir()
     options: dict[str, Any] = {
-        "references": tuple(references), "level": "base", "base": "-my base", "panel": ("owl", "fox"), "recipe": "menagerie", "policy": "default",
-        "student": Path("~/student"), "clean": Path("-clean.jsonl"), "treatment": "dilute", "out": Path("None"),
+        "references": tuple(references), "level": "base", "base": "-my base", "panel": ("owl", "fox"),
+        "recipe": "menagerie", "policy": "default", "student": Path("~/student"),
+        "clean": Path("-clean.jsonl"), "treatment": "dilute", "out": Path("None"),
         "fields": Fields("a question", "-answer"),
     }  # fmt: skip
     usual = options | {
