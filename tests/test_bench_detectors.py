@@ -20,7 +20,7 @@ from mechlens.benchmark.run import bench, remake_command
 from mechlens.core.errors import SpecError
 from mechlens.core.traits import load_family
 from mechlens.detect import registry
-from mechlens.detect.registry import SuspectRows, built_in, load_detector, score_with
+from mechlens.detect.registry import SuspectRows, list_built_in, load_detector, score_with
 from mechlens.detect.twins import Twins
 from mechlens.lenses.likelihood import by_row
 from mechlens.lenses.parts.log_probs import token_log_probabilities
@@ -143,7 +143,7 @@ def test_a_users_detectors_read_the_base_and_the_reference_and_the_bench_prints_
 
 
 def test_every_detector_of_the_package_is_listed_by_level() -> None:
-    assert list(built_in()) == [
+    assert list(list_built_in()) == [
         *("format", "counts", "ngrams"),
         *("perplexity", "prompts", "twins"),
         *("alignment", "twin alignment", "vector"),
@@ -156,7 +156,7 @@ def test_one_file_adds_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "DETECTORS = {'new': RowDetector('new', '?', len, 'source', 'caveat')}\n"
     )
     monkeypatch.setattr(registry.detect, "__path__", [*registry.detect.__path__, str(tmp_path)])
-    assert "new" in built_in()
+    assert "new" in list_built_in()
 
 
 def test_a_package_adds_a_detector_by_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:

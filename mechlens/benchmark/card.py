@@ -23,7 +23,7 @@ from mechlens.benchmark.performance import (
     measure_performance,
 )
 from mechlens.benchmark.plan import CLASSES, CLEAN, BenchSpec, Suspect
-from mechlens.benchmark.scores import DEAR_ROWS, AnyDetector, Scorer
+from mechlens.benchmark.scores import SLOW_ROWS, AnyDetector, Scorer
 from mechlens.core import atomic
 from mechlens.core.json_files import read_json, write_json
 from mechlens.detect.bags import RowDetector
@@ -127,7 +127,7 @@ def measure_detectors(
         "base": experiment.base,
         "carrier": experiment.carrier.kind,
         "alarm rows": ALARM_ROWS,
-        "dear rows": DEAR_ROWS,
+        "dear rows": SLOW_ROWS,
         "negatives": [kind for kind in plan.negatives if kind != "N6"],
         "clean": [kind for kind in CLEAN if kind in plan.negatives],
         "counts": {

@@ -15,7 +15,7 @@ from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError
 from mechlens.detect import learned, score_rows
 from mechlens.detect.bags import RowDetector
-from mechlens.detect.registry import Detector, built_in, load_detector
+from mechlens.detect.registry import Detector, list_built_in, load_detector
 from mechlens.detect.twins import ModelDetector
 from mechlens.results import runner
 from mechlens.results.run import Run
@@ -24,7 +24,7 @@ from mechlens.runs.progress import Event, Progress, silent
 
 RECIPE = "menagerie"
 """recipe of configs/audits by which the twins are taught"""
-SLOW = ("prompts", "vector")
+ON_REQUEST = ("prompts", "vector")
 """detectors that are used only if they are named: the two take as long as all others together"""
 
 Choice = str | Detector | type[Detector]
@@ -45,7 +45,7 @@ def bench(
     Writes card.json and card.md. What was made, trained or scored before is not done again.
 
     Args:
-        name: a name of configs/benches, or a bench of one's own.
+        name: a name of configs/benches, or a `BenchSpec`.
         detectors: names, FILE.py:CLASS, instances or classes; by default all but the slow ones. A detector
             has `name` and `score(suspect)`: one number a row, higher for rows that look more like a changed
             teacher's, or one a row and trait. See `mechlens.detect.registry.SuspectRows`.
@@ -81,8 +81,8 @@ def bench(
 
 def _choose(detectors: Sequence[Choice]) -> list[AnyDetector | str]:
     """The detectors, by default this package's; only the name of the one that is fitted on suspects."""
-    known = built_in()
-    wanted = detectors or [*(name for name in known if name not in SLOW), learned.NAME]
+    known = list_built_in()
+    wanted = detectors or [*(name for name in known if name not in ON_REQUEST), learned.NAME]
     chosen: list[AnyDetector | str] = []
     for each in wanted:
         if isinstance(each, str) and each == learned.NAME:
@@ -98,8 +98,7 @@ def _choose(detectors: Sequence[Choice]) -> list[AnyDetector | str]:
     for each in chosen:
         if not isinstance(each, str | RowDetector | ModelDetector) and each.name in taken:
             raise SpecError(
-                f"a detector of one's own is called {each.name!r}, as one of this package; give it another "
-                "name"
+                f"your detector is called {each.name!r}, as one of this package; give it another name"
             )
     return chosen
 

@@ -31,9 +31,9 @@ from mechlens.models.loading import Loaded
 from mechlens.runs import store
 from mechlens.runs.progress import Event, Progress, silent
 
-ROWS, DEAR_ROWS = 1000, 256
+ROWS, SLOW_ROWS = 1000, 256
 """rows of a suspect that are scored, and by a detector that needs many passes"""
-DEAR = ("prompts", "twins", "alignment", "twin alignment", "vector")
+SLOW = ("prompts", "twins", "alignment", "twin alignment", "vector")
 """detectors that need many passes"""
 REFERENCE, SCORES = "reference", "scores.npz"
 DETECTOR_REFERENCE = "detector-reference"
@@ -47,8 +47,8 @@ def rows_for(detector: str, suspect: Suspect) -> int:
     """Number of rows that a detector scores: fewer if it needs many passes, but all of whole trait data under
     the twins.
     """
-    many = detector not in DEAR or (is_whole(suspect) and detector.startswith("twin"))
-    return ROWS if many else DEAR_ROWS
+    many = detector not in SLOW or (is_whole(suspect) and detector.startswith("twin"))
+    return ROWS if many else SLOW_ROWS
 
 
 class Scorer:
@@ -86,9 +86,9 @@ class Scorer:
         return self.score(detector, suspect).ours.shape[1] == len(self.traits) > 1
 
     def measure_seconds(self, detector: AnyDetector, suspect: Suspect) -> float:
-        """Processor time to score `DEAR_ROWS` rows and as many clean ones on this machine."""
+        """Processor time to score `SLOW_ROWS` rows and as many clean ones on this machine."""
         frames = [
-            frame.iloc[:DEAR_ROWS] for frame in (self.maker.suspect(suspect), self.maker.clean(REFERENCE))
+            frame.iloc[:SLOW_ROWS] for frame in (self.maker.suspect(suspect), self.maker.clean(REFERENCE))
         ]
         started = time.process_time()
         if isinstance(detector, ModelDetector):

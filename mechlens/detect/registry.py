@@ -83,7 +83,7 @@ class Detector(Protocol):
         ...
 
 
-def built_in() -> dict[str, RowDetector | ModelDetector]:
+def list_built_in() -> dict[str, RowDetector | ModelDetector]:
     """Name → detector of every module `mechlens.detect.from_*` that has `DETECTORS`, ordered by level."""
     names = sorted(info.name for info in pkgutil.iter_modules(detect.__path__))
     modules = [import_module(f"{detect.__name__}.{name}") for name in names if name.startswith("from_")]
@@ -92,7 +92,7 @@ def built_in() -> dict[str, RowDetector | ModelDetector]:
     return {detector.name: detector for detector in ordered}
 
 
-def from_packages() -> dict[str, Any]:
+def list_entry_points() -> dict[str, Any]:
     """Name → entry point of every detector that an installed package adds."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
@@ -108,7 +108,7 @@ def load_detector(given: str | Detector | type[Detector], *, known: tuple[str, .
     """
     if not isinstance(given, str):
         return _instance(given, f"{given!r}")
-    if given in (entries := from_packages()):
+    if given in (entries := list_entry_points()):
         return _instance(entries[given].load(), f"the entry point {given!r}")
     file, colon, class_name = given.rpartition(":")
     if not colon:
