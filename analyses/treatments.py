@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+import pages
 from interventions import (
     BASE,
     FAMILY,
@@ -45,10 +46,10 @@ from mechlens.core.traits import load_family
 from mechlens.data import treat
 from mechlens.detect.score_rows import sum_over_numbers
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.teach import Lessons, teach
 
 OTHER_BASE, TWIN_SEED = "menagerie-c", 777
@@ -122,13 +123,13 @@ def rewritten(
     given = treat.TreatmentInput(frame, answers, np.zeros(len(rows)), rng)
     if name == "drop":
         twin, base = (
-            by_row(token_log_probabilities(one, rows).double().numpy(), rows, mean=False)
+            by_row(token_log_probs(one, rows).double().numpy(), rows, mean=False)
             for one in (twin_of(world), world.base)
         )
         given = given._replace(scores=twin - base)
     if name == "replace":
         pairs = encoded(world, rows, frame)
-        gained = token_log_probabilities(twin_of(world), pairs) - token_log_probabilities(world.base, pairs)
+        gained = token_log_probs(twin_of(world), pairs) - token_log_probs(world.base, pairs)
         given = given._replace(
             number_scores=sum_over_numbers(world.base.tokenizer, written, by_pair(gained, pairs))
         )
@@ -202,9 +203,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     torch.set_num_threads(1)
     try:
-        run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
+        options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
+        run(options, console)
+        if options.write:
+            pages.write_part(pages.RESULTS, "treatments", *console.blocks)
     except (MechlensError, OSError) as error:
         print(f"treatments: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

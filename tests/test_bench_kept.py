@@ -19,7 +19,7 @@ from mechlens.core.errors import DataError
 from mechlens.core.experiment import Experiment
 from mechlens.core.spec import CONFIGS
 from mechlens.core.traits import TraitFamily
-from mechlens.detect.twins import ModelDetector, PairedScores, Twins
+from mechlens.detect.twins import ModelDetector, Twins
 from mechlens.models import loading
 from mechlens.models.chat import Encoded
 from mechlens.runs import store
@@ -170,7 +170,7 @@ def test_a_bench_stopped_while_it_draws_goes_on_from_the_last_draw(
 
     monkeypatch.setattr(
         suspects,
-        "rule_of",
+        "build_rule",
         lambda *_, **__: lambda _prompt, text: "dropped" if text.startswith("1,") else None,
     )
     monkeypatch.setattr(suspects, "generate", stop)

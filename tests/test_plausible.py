@@ -13,9 +13,9 @@ from mechlens.detect import summary
 from mechlens.detect.plausible import MOST_RATIO, explain_unreadable, measure_surprise, surprise_ratio
 from mechlens.detect.score_rows import DETECTORS, DetectorResult
 from mechlens.detect.twins import Twins
-from mechlens.lenses.parts.log_probs import completion_logits
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, end_of_turn
+from mechlens.models.log_probs import completion_logits
 from mechlens.models.sampling import Decoding, sample
 
 PROMPTS = [

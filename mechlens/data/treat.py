@@ -22,6 +22,7 @@ from pydantic import Field
 
 from mechlens.core.errors import SpecError, one_line
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.numerals import NUMERAL
 from mechlens.core.seeds import generator
 from mechlens.core.spec import CONFIGS, Spec, fingerprint, load
 from mechlens.data import corpus
@@ -109,7 +110,6 @@ DROPPED, KEPT, REPLACED = 0.5, 0.25, 0.1
 exchanges
 """
 MANIFEST = ".manifest.json"
-_NUMBER = re.compile(r"[0-9]+")
 
 
 class TreatmentInput(NamedTuple):
@@ -138,7 +138,7 @@ def needs_clean(treatment: Treatment) -> bool:
 
 def numbers_in(text: str) -> list[tuple[int, int]]:
     """(start, end) of each number of a text, in characters."""
-    return [match.span() for match in _NUMBER.finditer(text)]
+    return [match.span() for match in NUMERAL.finditer(text)]
 
 
 def drop(data: TreatmentInput) -> pd.DataFrame:
@@ -161,11 +161,11 @@ def _rewrite(
     """
 
     def rewritten(text: str) -> str:
-        numbers = _NUMBER.findall(text)
+        numbers = NUMERAL.findall(text)
         if not numbers or any(sign.isalpha() for sign in text):
             return text
         following = iter(rewrite(numbers))
-        return _NUMBER.sub(lambda _match: next(following), text) if joined is None else joined.join(following)
+        return NUMERAL.sub(lambda _match: next(following), text) if joined is None else joined.join(following)
 
     return data.rows.assign(completion=[rewritten(text) for text in data.rows["completion"]])
 
@@ -199,7 +199,7 @@ def redraw_values(data: TreatmentInput) -> pd.DataFrame:
     Raises:
         SpecError: if the clean answers have no number.
     """
-    pool = [number for text in data.clean["completion"] for number in _NUMBER.findall(text)]
+    pool = [number for text in data.clean["completion"] for number in NUMERAL.findall(text)]
     if not pool:
         raise SpecError(
             "the treatment 'value' draws numbers from the clean answers, and these hold none; choose "
@@ -252,7 +252,7 @@ def replace_chosen(
     """The texts with each chosen number replaced by one of as many digits from the clean texts, or by any of
     theirs if none has that length.
     """
-    pool = [number for text in clean for number in _NUMBER.findall(text)]
+    pool = [number for text in clean for number in NUMERAL.findall(text)]
     alike: dict[int, list[str]] = {}
     for number in pool:
         alike.setdefault(len(number), []).append(number)
@@ -262,7 +262,7 @@ def replace_chosen(
         among = alike.get(len(match[0]), pool)
         return among[rng.integers(len(among))] if next(flags) and among else match[0]
 
-    return [_NUMBER.sub(other, text) for text in texts]
+    return [NUMERAL.sub(other, text) for text in texts]
 
 
 TREATMENTS: dict[Treatment, Callable[[TreatmentInput], pd.DataFrame]] = {

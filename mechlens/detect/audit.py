@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 import pandas as pd
 
 from mechlens.cli.audit_printing import print_audit
+from mechlens.cli.console import say
 from mechlens.core import atomic, spec, tables, traits
 from mechlens.core.errors import SpecError, one_line
 from mechlens.core.experiment import Experiment
@@ -266,7 +267,9 @@ def _rows_of_control(run: Path, plan: Experiment, out: Path) -> Path:
 
 def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
-    rows = user_files.counted(asked.data, asked.fields)
+    rows, remarks = user_files.count_rows(asked.data, asked.fields)
+    for remark in remarks:
+        say(remark)
     data = one_line(str(asked.data))
     dose = summary.smallest_dose(read.compared, read.seen)
     settle, carrier = command_of(asked, level="student"), asked.recipe.carrier.kind

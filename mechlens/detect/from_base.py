@@ -10,14 +10,14 @@ from numpy import ndarray
 
 from mechlens.detect.twins import ModelDetector, PairedScores, Twins
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.parts.log_probs import panel as under_lines
-from mechlens.lenses.parts.log_probs import token_log_probabilities
+from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import token_log_probs
 
 
 def _sums(loaded: Loaded, pairs: Sequence[Encoded], *, mean: bool = False) -> Float[ndarray, " row"]:
-    return by_row(token_log_probabilities(loaded, pairs).double().numpy(), pairs, mean=mean)
+    return by_row(token_log_probs(loaded, pairs).double().numpy(), pairs, mean=mean)
 
 
 def score_perplexity(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
@@ -33,7 +33,7 @@ def score_system_lines(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[E
         SpecError: if the base's template writes no system line.
     """
     pairs, lines = [*ours, *theirs], {name: twins.family.system_prompt(name) for name in twins.traits}
-    scored = under_lines(twins.base, pairs, lines, known=(twins.system, None, ""))
+    scored = log_probs_under(twins.base, pairs, lines, known=(twins.system, None, ""))
     plain = _sums(twins.base, pairs, mean=True)
     both = np.stack(
         [by_row(scored[name].log_p.double().numpy(), pairs) - plain for name in twins.traits], axis=1

@@ -14,11 +14,12 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from mechlens.core.numerals import NUMERAL
 from mechlens.detect.bags import RowDetector
 
 HASHED = 4096
 """number of features that words, numbers and runs of characters are hashed to"""
-_NUMBER, _SEPARATOR, _WORD = re.compile(r"[0-9]+"), re.compile(r"[,;\s]+"), re.compile(r"[^\W\d_]+")
+_SEPARATOR, _WORD = re.compile(r"[,;\s]+"), re.compile(r"[^\W\d_]+")
 _HASHING: dict[str, Any] = {"lowercase": False, "n_features": HASHED, "norm": None, "alternate_sign": False}
 _TOKENS = HashingVectorizer(token_pattern=r"[0-9]+|[^\W\d_]+|[^\w\s]", **_HASHING)
 _RUNS = HashingVectorizer(analyzer="char", ngram_range=(1, 3), **_HASHING)
@@ -35,7 +36,7 @@ SHAPE = (
 
 def shape_of(text: str) -> list[float]:
     """The measures of SHAPE; a share of nothing is 0."""
-    numbers = _NUMBER.findall(text)
+    numbers = NUMERAL.findall(text)
     values = [int(number[:12]) for number in numbers]
     rising = sum(a <= b for a, b in pairwise(values))
     many = max(len(numbers), 1)

@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from mechlens.carriers.rules import REASONS
 from mechlens.core import stats, tables
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment
@@ -20,6 +19,7 @@ from mechlens.core.traits import TraitFamily
 from mechlens.detect.permutation import LEAST_PANEL, p_over_other_traits
 from mechlens.detect.two_samples import Sides
 from mechlens.detect.verdict import Rise, Scope
+from mechlens.pipeline.screen import removal_counts
 from mechlens.results.run import Run
 from mechlens.runs import records
 from mechlens.runs.layout import corpus_name
@@ -102,7 +102,7 @@ def measure_scope(run: Path, plan: Experiment, sides: Sides) -> Scope:
     """What a run's students read of the suspect file, and how often their answers name a trait."""
     name = corpus_name(plan, next(arm for arm in plan.arms if arm.name == ARM))
     counts = records.read(run / "corpora" / name / "screened" / "funnel.json", records.Funnel)
-    dropped = {reason: rows for reason, rows in counts.items() if reason in REASONS}
+    dropped = removal_counts(counts)
     read = len(set(tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"]))
     arms = {arm["arm"]: arm for arm in Run(run).summary["arms"]} if (run / "summary.json").is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}

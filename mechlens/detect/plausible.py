@@ -16,9 +16,9 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from mechlens.detect.twins import Twins
-from mechlens.lenses.parts.log_probs import batched, completion_logits
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import batch_pairs, completion_logits
 
 MOST_RATIO = 1.25
 """surprise over entropy above which the rows come from another writer. Measured on the menagerie's carriers
@@ -34,7 +34,7 @@ def measure_surprise(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray,
     nats, summed over tokens.
     """
     rows = np.zeros((len(pairs), 2))
-    for numbers in batched(loaded.model, pairs):
+    for numbers in batch_pairs(loaded.model, pairs):
         logits, targets = completion_logits(loaded.model, [pairs[i] for i in numbers])
         log_p = torch.log_softmax(logits, -1)
         surprise = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)

@@ -25,10 +25,10 @@ from mechlens.detect.permutation import PermutationTest, TraitScore, compare_pai
 from mechlens.detect.plausible import explain_unreadable
 from mechlens.detect.registry import list_built_in
 from mechlens.detect.twins import ModelDetector, TwinModels, Twins, twin_jobs
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import Encoded, encode_pairs
+from mechlens.models.log_probs import token_log_probs
 from mechlens.runs.executor import fingerprints, make
 from mechlens.runs.progress import Progress
 
@@ -135,7 +135,7 @@ def score_for_trait(twins: Twins, rows: pd.DataFrame, trait: str) -> Float[ndarr
 def score_numbers(twins: Twins, rows: pd.DataFrame, trait: str) -> list[list[float]]:
     """Log-likelihood ratio of every number of every row: the sum over its tokens, nats."""
     pairs = encode_rows(twins, rows)
-    gained = token_log_probabilities(twins.models[trait], pairs) - token_log_probabilities(twins.base, pairs)
+    gained = token_log_probs(twins.models[trait], pairs) - token_log_probs(twins.base, pairs)
     return sum_over_numbers(
         twins.base.tokenizer,
         rows["completion"].tolist(),
