@@ -135,9 +135,12 @@ def _at_base(material: Material, probes: EncodedProbes, pairs: Pairs) -> list[di
     targets: dict[str, Mapping[str, Any]] = {TOWARD: trait_gradient(model, probes, material.trait)}
     if material.teacher is not None:
         change = delta(model, material.teacher.model)
+        dense = cast(
+            "dict[str, Tensor]", change
+        )  # a fine-tuned teacher's parameters change as whole matrices
         targets["cosine with the teacher's change"] = {
-            name: change[name].float() for name in parameters_of(model)
-        }  # type: ignore[union-attr]
+            name: dense[name].float() for name in parameters_of(model)
+        }
     directions = [*moves.values(), *targets.values()]
     dots = {
         side: -ghost_dots(model, rows, directions).cpu().numpy() for side, rows in pairs.items()
