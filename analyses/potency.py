@@ -129,7 +129,10 @@ def steering(sides: Sides) -> dict[str, float]:
         for rows in (sides.ours, sides.theirs)
     ]
     held = (sides.ours[half:], sides.theirs[half:])
-    saved = [float((blind.nll(base, rows) - blind.nll(base, rows, vectors[0])).mean()) for rows in held]
+    saved = [
+        float((blind.measure_nll(base, rows) - blind.measure_nll(base, rows, vectors[0])).mean())
+        for rows in held
+    ]
     asked, said = encode_probes(base, sides.material.heldout_probes, sides.material.trait), []
     for vector in vectors:
         with steer(base.model, vector.by_layer()):

@@ -57,7 +57,7 @@ def score_vector(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded
     for fitted, scored in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
         learned = blind.recover(twins.base, ours[fitted], seed=twins.seed, steps=STEPS)
         for saved, rows in ((ours_saved, ours), (theirs_saved, theirs)):
-            saved[scored, 0] = blind.nll(twins.base, rows[scored]) - blind.nll(
+            saved[scored, 0] = blind.measure_nll(twins.base, rows[scored]) - blind.measure_nll(
                 twins.base, rows[scored], learned
             )
     return PairedScores(ours_saved, theirs_saved)
