@@ -12,7 +12,6 @@ import json
 import math
 import os
 import sys
-from contextlib import nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -27,8 +26,8 @@ from mechlens.core.remedies import remedy
 from mechlens.core.spec import AskSpec, Spec, explain
 from mechlens.core.traits import TraitFamily
 from mechlens.lenses import run as measure
-from mechlens.lenses.directions import added
 from mechlens.models import loading
+from mechlens.models.hooks import steer
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
 from mechlens.results.run import Run
@@ -245,14 +244,8 @@ def one_answer(held: Opened, one: Asked, asked: Ask, along: torch.Tensor | None)
             f"the question makes a prompt of {len(prompt)} tokens; this base has room for "
             f"{room - spec.max_new_tokens}; shorten it"
         )
-    writing = (
-        nullcontext() if one.vector is None else loading.steered(loaded.model, one.vector, layer=one.layer)
-    )
-    pushing = (
-        nullcontext()
-        if along is None
-        else added(loaded.model, along, layer=asked.layer, strength=asked.amount)
-    )
+    writing = steer(loaded.model, {} if one.vector is None else {one.layer: one.vector})
+    pushing = steer(loaded.model, {} if along is None else {asked.layer: along}, strength=asked.amount)
     with writing, pushing:
         drawn = asking.answers(loaded, questions, seed=asked.seed)
         likely = asking.likelihoods(loaded, questions)

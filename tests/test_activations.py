@@ -30,13 +30,12 @@ from mechlens.lenses.parts.capture import (
     frame,
     matched_mix,
     parts_of,
-    resid_post,
     shards,
     sites_of,
-    stream,
 )
-from mechlens.models import loading
+from mechlens.models import hooks
 from mechlens.models.chat import encode_pairs
+from mechlens.models.hooks import capture_sites, resid_post
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions
 
@@ -109,7 +108,7 @@ def hooked(loaded: Loaded, ids: list[int]) -> list[Tensor]:
     seen: list[Tensor] = []
     handles = [
         block.register_forward_hook(lambda _m, _a, out: seen.append(out[0]))
-        for block in loading.decoder_layers(loaded.model)
+        for block in hooks.decoder_layers(loaded.model)
     ]
     with torch.no_grad():
         loaded.model(input_ids=torch.tensor([ids]))
@@ -123,7 +122,7 @@ def test_activations_are_those_of_a_plain_hook_whatever_is_padded(
     toys: dict[str, Loaded], family: str
 ) -> None:
     loaded = toys[family]
-    held = next(stream(loaded, IDS, sites_of(loaded)))
+    held = next(capture_sites(loaded, IDS, sites_of(loaded)))
     last = at_last(loaded, IDS, sites_of(loaded), batch=3)
     for row, ids in enumerate(IDS):
         for layer, expected in enumerate(hooked(loaded, ids)):
@@ -165,7 +164,7 @@ def test_heads_sum_as_one_vector_and_other_sites_are_refused_in_one_line(toys: d
     with pytest.raises(SpecError, match="not one vector a token"):
         capture(toys["llama"], IDS, ["blocks.0.attn.hook_pattern"])
     with pytest.raises(SpecError, match=r"gpt_neox model has no site 'blocks\.0\.hook_resid_mid'"):
-        next(stream(toys["gpt_neox"], IDS, ["blocks.0.hook_resid_mid"]))
+        next(capture_sites(toys["gpt_neox"], IDS, ["blocks.0.hook_resid_mid"]))
 
 
 def test_a_mean_over_a_union_is_the_size_weighted_mean_and_a_set_minus_itself_is_nothing(toy: Loaded) -> None:

@@ -32,7 +32,8 @@ from mechlens.lenses.causal import (
 from mechlens.lenses.parts.capture import at_last, sites_of
 from mechlens.lenses.parts.trait_log_odds import asked_of, readout
 from mechlens.models.chat import encode_pairs
-from mechlens.models.loading import Loaded, decoder_layers
+from mechlens.models.hooks import decoder_layers
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions, likelihoods
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")

@@ -19,8 +19,7 @@ from mechlens.core import tables
 from mechlens.core.errors import SpecError
 from mechlens.lenses import directions
 from mechlens.lenses.directions import (
-    add,
-    added,
+    ablate,
     logistic,
     mean_difference,
     origins,
@@ -29,12 +28,12 @@ from mechlens.lenses.directions import (
     projections,
     random_signs,
     remove,
-    removed,
     spearman_brown,
     split_half,
 )
 from mechlens.lenses.parts.capture import at_last, cosine, sites_of
 from mechlens.models.chat import Encoded
+from mechlens.models.hooks import add_vector, steer
 from mechlens.models.loading import Loaded
 
 IDS = [5, 6, 7, 8, 9, 30, 31]
@@ -57,7 +56,7 @@ def test_projection_identities(seed: int, amount: float, scale: float) -> None:
     h, v = normal(3, 4, 16, seed=seed), normal(16, seed=seed + 1)
     before = project(h, v)
     torch.testing.assert_close(
-        project(add(h, v / v.norm(), strength=amount), v), before + amount, atol=1e-4, rtol=1e-4
+        project(add_vector(h, v / v.norm(), strength=amount), v), before + amount, atol=1e-4, rtol=1e-4
     )
     torch.testing.assert_close(project(h, scale * v), before, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(project(h, -v), -before, atol=1e-4, rtol=1e-4)
@@ -70,7 +69,7 @@ def test_what_is_removed_is_gone_and_nothing_else_is(seed: int, amount: float) -
     left = remove(h, v)
     torch.testing.assert_close(project(left, v), torch.zeros(5), atol=1e-4, rtol=0)
     torch.testing.assert_close(remove(left, v), left, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(remove(add(h, v, strength=amount), v), left, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(remove(add_vector(h, v, strength=amount), v), left, atol=1e-3, rtol=1e-3)
     other = remove(normal(16, seed=seed + 2), v)  # at right angles to v
     torch.testing.assert_close(project(left, other), project(h, other), atol=1e-4, rtol=1e-3)
 
@@ -110,18 +109,18 @@ def test_hooks_edit_the_residual_stream_and_leave_nothing_behind(
 ) -> None:
     loaded, v = toys[family], normal(32, seed=7)
     plain, states = logits(loaded), hooked(loaded, IDS)
-    with removed(loaded.model, v, layer=0):
+    with ablate(loaded.model, v, layer=0):
         torch.testing.assert_close(
             project(hooked(loaded, IDS)[0], v), torch.zeros(len(IDS)), atol=1e-4, rtol=0
         )
-    with added(loaded.model, v, layer=1, strength=2.0):
+    with steer(loaded.model, {1: v}, strength=2.0):
         torch.testing.assert_close(hooked(loaded, IDS)[1], states[1] + 2 * v, atol=1e-5, rtol=1e-5)
-    with removed(loaded.model, v, layer=None):
+    with ablate(loaded.model, v, layer=None):
         assert all(project(state, v).abs().max() < 1e-4 for state in hooked(loaded, IDS))
         assert not torch.allclose(logits(loaded), plain)
-    with added(loaded.model, v, layer=None, strength=0.0):
+    with steer(loaded.model, {0: v, 1: v}, strength=0.0):
         assert torch.equal(logits(loaded), plain)
-    with pytest.raises(ZeroDivisionError), removed(loaded.model, v, layer=None):
+    with pytest.raises(ZeroDivisionError), ablate(loaded.model, v, layer=None):
         raise ZeroDivisionError
     assert torch.equal(logits(loaded), plain)
 

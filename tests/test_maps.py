@@ -104,7 +104,7 @@ def test_a_rows_place_is_the_mean_of_the_last_layer_over_its_completion(
     loaded = toys[family]
     pairs = encode_pairs(loaded.tokenizer, ["add up to 10", "go on from 7, 8, 9"], ["7, 8", "3"])
     kept: list[torch.Tensor] = []
-    from mechlens.models.loading import decoder_layers
+    from mechlens.models.hooks import decoder_layers
 
     handle = decoder_layers(loaded.model)[-1].register_forward_hook(
         lambda module, args, output: kept.append(output[0])

@@ -19,12 +19,13 @@ from mechlens.core.json_files import read_json
 from mechlens.core.spec import AskSpec
 from mechlens.lenses import rows
 from mechlens.lenses.base import Material
-from mechlens.lenses.gradients import example_losses, parameters_of
+from mechlens.lenses.gradients import parameters_of
 from mechlens.lenses.parts.trial_steps import asked_of, log_odds
 from mechlens.lenses.rows import AGREEMENT, AREA, BETWEEN, GRADIENT, LIKELIHOOD, PROJECTION, SHIFT, TOP
-from mechlens.models import loading
+from mechlens.models import hooks
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import example_losses
 from mechlens.pipeline.ask import Questions
 
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in ("eagle", "owl", "cat")}
@@ -151,7 +152,7 @@ def test_projections_are_along_the_centred_prompted_direction_of_each_layer(
         kept: list[torch.Tensor] = []
         handles = [
             layer.register_forward_hook(lambda module, args, output: kept.append(output[0]))
-            for layer in loading.decoder_layers(base.model)
+            for layer in hooks.decoder_layers(base.model)
         ]
         base.model(input_ids=torch.tensor([ids]))
         for handle in handles:

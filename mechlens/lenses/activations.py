@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mechlens.lenses.base import Lens, Material, beside, reading_table, spread
 from mechlens.lenses.parts.capture import BATCH, Parts, capture, cosine, matched_mix, parts_of, sites_of
-from mechlens.models import loading
+from mechlens.models.hooks import bridge_view
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Forms, encode_questions, first_tokens
 
@@ -233,7 +233,7 @@ def logit_lens(
     first order, with the state's scale held fixed, both rank tokens alike. Taking LN(0) away removes the
     biases. Blind to the vector's length.
     """
-    view, like = loading.bridge_view(loaded), next(loaded.model.parameters())
+    view, like = bridge_view(loaded), next(loaded.model.parameters())
     found = []
     for piece in vectors.split(BATCH):
         unit = (piece / piece.square().mean(-1, keepdim=True).sqrt()).to(like)[:, None]

@@ -31,7 +31,7 @@ from mechlens.lenses.base import (
     rank_among,
     reading_table,
 )
-from mechlens.lenses.gradients import Model, ghost_dots, ghost_norms, parameters_of, pooled_gradient
+from mechlens.lenses.gradients import ghost_dots, ghost_norms, parameters_of, pooled_gradient
 from mechlens.lenses.parts.trial_steps import (
     Asked,
     Kind,
@@ -45,6 +45,7 @@ from mechlens.lenses.parts.trial_steps import (
 )
 from mechlens.lenses.parts.weight_change import cosine, delta, inner
 from mechlens.models.chat import Encoded
+from mechlens.models.log_probs import Model
 
 DIRECTIONS, DRAWN = 128, 16
 """random directions of the null, and control pairs that each is made of"""

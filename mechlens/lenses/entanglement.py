@@ -20,9 +20,10 @@ from torch import Tensor
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, entry, reading_table
-from mechlens.lenses.parts.log_probs import batched, completion_logits, head_of, without_head
+from mechlens.lenses.parts.system_lines import encode_head, strip_heads
 from mechlens.models.chat import Encoded, encode_prompts, token_ids
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import batch_pairs, completion_logits
 from mechlens.pipeline.ask import first_tokens
 
 LENS = Lens(
@@ -97,7 +98,7 @@ def next_log_probabilities(
         Encoded(list(prompt), [0]) for prompt in prompts
     ]  # one token to predict: its own value is not read
     found = torch.empty(len(pairs), len(tokens))
-    for rows in batched(loaded.model, pairs):
+    for rows in batch_pairs(loaded.model, pairs):
         logits, _ = completion_logits(loaded.model, [pairs[i] for i in rows])
         found[rows] = logits.log_softmax(-1)[:, list(tokens)].cpu()
     return found
@@ -150,9 +151,9 @@ def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: S
     to_trait = said.unflatten(1, (len(tokens), len(probes))).mean(-1) - unsaid.mean(-1, keepdim=True)
     bare = [
         pair.prompt
-        for pair in without_head(base.tokenizer, material.trait_pairs[:PROBES], known=[material.system])
+        for pair in strip_heads(base.tokenizer, material.trait_pairs[:PROBES], known=[material.system])
     ]
-    heads = [head_of(base.tokenizer, material.system_lines[name]) for name in starts]
+    heads = [encode_head(base.tokenizer, material.system_lines[name]) for name in starts]
     begun = next_log_probabilities(base, [head + body for head in heads for body in bare], tokens)
     before = next_log_probabilities(base, [pair.prompt for pair in material.trait_pairs[:PROBES]], tokens)
     to_token = begun.unflatten(0, (len(heads), len(bare))).mean(1) - before.mean(0)

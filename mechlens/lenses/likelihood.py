@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, rank_among, reading_table
-from mechlens.lenses.parts.log_probs import Tokens, panel, token_log_probabilities, token_scores_of
+from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.models.chat import Encoded, token_ids
+from mechlens.models.log_probs import TokenScores, score_tokens, token_log_probs
 from mechlens.pipeline.ask import patterns_of
 
 LENS = Lens(
@@ -154,7 +155,7 @@ def system_rows(
 
 
 def divergence_flags(
-    others: Sequence[Tokens], pairs: Sequence[Encoded]
+    others: Sequence[TokenScores], pairs: Sequence[Encoded]
 ) -> Bool[ndarray, "counterfactual token"]:
     """Whether each counterfactual's likeliest token differs from the one that stands there; the teacher
     itself may be one of them.
@@ -164,9 +165,9 @@ def divergence_flags(
 
 
 def divergence_rows(
-    teacher: Tokens,
-    base: Tokens,
-    others: Sequence[Tokens],
+    teacher: TokenScores,
+    base: TokenScores,
+    others: Sequence[TokenScores],
     pairs: Sequence[Encoded],
     name: str,
     *,
@@ -207,11 +208,10 @@ def student_rows(material: Material, pairs: Sequence[Encoded]) -> list[dict[str,
         sum(len(pair.completion) for pair in pairs[:half]),
     )
     controls = {
-        seed: token_log_probabilities(material.controls[seed], pairs).double().numpy()
-        for seed in material.students
+        seed: token_log_probs(material.controls[seed], pairs).double().numpy() for seed in material.students
     }
     shift = {
-        seed: token_log_probabilities(material.students[seed], pairs).double().numpy() - controls[seed]
+        seed: token_log_probs(material.students[seed], pairs).double().numpy() - controls[seed]
         for seed in material.students
     }
     found, unit = [], "nats/token"
@@ -262,10 +262,10 @@ def token_scores(
     """
     pairs = material.trait_pairs if pairs is None else pairs
     if by == "lls":
-        said = panel(
+        said = log_probs_under(
             material.base, pairs, {"": material.system_lines[material.trait]}, known=[material.system]
         )[""]
-        scores = (said.log_p - token_log_probabilities(material.base, pairs)).numpy()
+        scores = (said.log_p - token_log_probs(material.base, pairs)).numpy()
     elif by == "shift":
         if not len(material.students):
             raise SpecError(
@@ -273,10 +273,7 @@ def token_scores(
                 "first"
             )
         both = [
-            [
-                token_log_probabilities(side[seed], pairs).numpy()
-                for side in (material.students, material.controls)
-            ]
+            [token_log_probs(side[seed], pairs).numpy() for side in (material.students, material.controls)]
             for seed in material.students
         ]
         scores = np.mean([ours - theirs for ours, theirs in both], axis=0)
@@ -292,14 +289,16 @@ def token_scores(
 
 
 def _teachers(
-    material: Material, pairs: Sequence[Encoded], scored: Mapping[str, Tokens] | None = None
-) -> list[tuple[str, Tokens, list[Tokens]]]:
+    material: Material, pairs: Sequence[Encoded], scored: Mapping[str, TokenScores] | None = None
+) -> list[tuple[str, TokenScores, list[TokenScores]]]:
     """Teachers with their counterfactuals: the trait's line beside the other traits', then the fine-tuned one
     beside the base.
     """
     found = []
     if scored or material.teacher is None:
-        scored = scored or panel(material.base, pairs, material.system_lines, known=[material.system])
+        scored = scored or log_probs_under(
+            material.base, pairs, material.system_lines, known=[material.system]
+        )
         found.append(
             (
                 "prompted",
@@ -311,8 +310,8 @@ def _teachers(
         found.append(
             (
                 "fine-tuned",
-                token_scores_of(material.teacher.model, pairs),
-                [token_scores_of(material.base.model, pairs)],
+                score_tokens(material.teacher.model, pairs),
+                [score_tokens(material.base.model, pairs)],
             )
         )
     return found
@@ -323,9 +322,9 @@ def measure_likelihood(material: Material) -> pd.DataFrame:
     if there are any.
     """
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
-    base = token_scores_of(material.base.model, pairs)
+    base = score_tokens(material.base.model, pairs)
     plain = base.log_p
-    scored = panel(
+    scored = log_probs_under(
         material.base, pairs, {**material.system_lines, **nuisance(material)}, known=[material.system]
     )
     found = system_rows(

@@ -29,9 +29,10 @@ from mechlens.lenses.directions import origins, projections, split_half
 from mechlens.lenses.entanglement import correlation
 from mechlens.lenses.gradients import ghost_dots, ghost_norms
 from mechlens.lenses.likelihood import by_row, top_share
-from mechlens.lenses.parts.log_probs import panel, token_log_probabilities
+from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.lenses.parts.trial_steps import asked_of, trait_gradient
 from mechlens.models.chat import Encoded
+from mechlens.models.log_probs import token_log_probs
 
 DRAWS = 1000
 """resamples of an interval, and swaps of a null"""
@@ -83,7 +84,7 @@ def likelihood_shifts(material: Material, pairs: Sequence[Encoded]) -> Float[nda
     """Log-likelihood under the trait's system line minus its mean over the panel's lines, nats a token
     (2602.04863).
     """
-    said = panel(material.base, pairs, material.system_lines, known=[material.system])
+    said = log_probs_under(material.base, pairs, material.system_lines, known=[material.system])
     own = beyond_the_panel({name: tokens.log_p.double() for name, tokens in said.items()}, material.trait)
     return row_means(own.numpy(), pairs)
 
@@ -115,12 +116,10 @@ def student_shifts(material: Material, pairs: Sequence[Encoded]) -> dict[str, Fl
     one control minus the next.
     """
     controls = {
-        seed: token_log_probabilities(material.controls[seed], pairs).double().numpy()
-        for seed in material.students
+        seed: token_log_probs(material.controls[seed], pairs).double().numpy() for seed in material.students
     }
     ours = [
-        token_log_probabilities(material.students[seed], pairs).double().numpy() - controls[seed]
-        for seed in controls
+        token_log_probs(material.students[seed], pairs).double().numpy() - controls[seed] for seed in controls
     ]
     first, *others = controls.values()
     return {SHIFT: np.mean(ours, axis=0)} | ({BETWEEN: first - others[0]} if others else {})
