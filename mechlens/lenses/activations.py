@@ -22,7 +22,8 @@ from mechlens.lenses.base import Lens, Material, beside, reading_table, spread
 from mechlens.lenses.parts.capture import BATCH, Parts, capture, cosine, matched_mix, parts_of, sites_of
 from mechlens.models.hooks import bridge_view
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Forms, encode_questions, first_tokens
+from mechlens.models.trait_log_odds import Forms, first_tokens
+from mechlens.pipeline.ask import encode_questions
 
 LENS = Lens(
     name="activations",

@@ -25,7 +25,8 @@ from mechlens.models.chat import Encoded
 from mechlens.models.hooks import decoder_layers, record_residuals, steer
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, pad_pairs, row_losses, token_log_probs
-from mechlens.pipeline.ask import first_tokens, likelihoods
+from mechlens.models.trait_log_odds import first_tokens
+from mechlens.pipeline.ask import likelihoods
 
 LENS = Lens(
     name="blind",

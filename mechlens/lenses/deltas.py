@@ -31,7 +31,7 @@ from mechlens.lenses.parts.weight_change import (
     stable_rank,
 )
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import first_tokens
+from mechlens.models.trait_log_odds import first_tokens
 
 TOP = 4
 """dimension of the compared singular subspaces"""

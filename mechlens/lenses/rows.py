@@ -30,9 +30,10 @@ from mechlens.lenses.entanglement import correlation
 from mechlens.lenses.gradients import ghost_dots, ghost_norms
 from mechlens.lenses.likelihood import by_row, top_share
 from mechlens.lenses.parts.system_lines import log_probs_under
-from mechlens.lenses.parts.trial_steps import asked_of, trait_gradient
+from mechlens.lenses.parts.trial_steps import trait_gradient
 from mechlens.models.chat import Encoded
 from mechlens.models.log_probs import token_log_probs
+from mechlens.pipeline.ask import encode_contrast
 
 DRAWS = 1000
 """resamples of an interval, and swaps of a null"""
@@ -64,7 +65,9 @@ def gradient_cosines(material: Material, pairs: Sequence[Encoded]) -> Float[ndar
     (2507.14805).
     """
     model = material.base.model
-    toward = trait_gradient(model, asked_of(material.base, material), material.trait)
+    toward = trait_gradient(
+        model, encode_contrast(material.base, material.heldout_probes, material.trait), material.trait
+    )
     along = -ghost_dots(model, pairs, [toward])[:, 0]
     return (along / (ghost_norms(model, pairs) * length(toward))).cpu().numpy()
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from mechlens.core import foreign, tables
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.machine import use_one_thread
 from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
 from mechlens.core.wording import duration_text
@@ -203,7 +203,7 @@ def measure_lens(
     rows where the lens has them.
     """
     if loading.device().type == "cpu":
-        torch.set_num_threads(1)  # sums come out the same on any number of cores
+        use_one_thread()
     lens = find_lens(arguments["lens"])
     experiment = Experiment.model_validate(arguments["experiment"])
     arm = next(arm for arm in experiment.arms if arm.name == arguments["arm"])
