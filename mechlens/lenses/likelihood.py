@@ -154,8 +154,11 @@ def system_rows(
     half, family = len(pairs) // 2, list(material.system_lines)
     lls = {name: by_row(values, pairs) for name, values in shift.items()}
     total = {name: by_row(values, pairs, mean=False) for name, values in shift.items()}
-    found = [_mean("LLS", part, place=place, name=name, unit="nats/token")
-             for name, rows in lls.items() for place, part in (("trait rows", rows[:half]), ("control rows", rows[half:]))]  # fmt: skip
+    found = [
+        _mean("LLS", part, place=place, name=name, unit="nats/token")
+        for name, rows in lls.items()
+        for place, part in (("trait rows", rows[:half]), ("control rows", rows[half:]))
+    ]
     found += [
         _mean("LLS difference", lls[name][:half] - lls[name][half:], name=name, unit="nats/token")
         for name in lls
@@ -208,15 +211,23 @@ def divergence_rows(
     half, ours = len(pairs) // 2, sum(len(pair.completion) for pair in pairs[: len(pairs) // 2])
     floor = 1 - torch.cat([teacher.top[:ours], base.top[ours:]]).double().exp().numpy()
     flags, own = divergence_flags(others, pairs), divergence_flags([teacher], pairs)[0]
-    measures = {"flag rate": flags.mean(0), "flagged by any": flags.any(0) * 1.0,
-                "teacher's own flag rate": own * 1.0, "noise floor": floor, "excess flag rate": flags.mean(0) - floor}  # fmt: skip
+    measures = {
+        "flag rate": flags.mean(0),
+        "flagged by any": flags.any(0) * 1.0,
+        "teacher's own flag rate": own * 1.0,
+        "noise floor": floor,
+        "excess flag rate": flags.mean(0) - floor,
+    }
     rows = {
         quantity: by_row(values, pairs)
         for quantity, values in measures.items()
         if wrote or quantity not in ("noise floor", "excess flag rate")
     }
-    found = [_mean(q, part, name=name, place=place, unit="share") for q, values in rows.items()
-             for place, part in (("trait rows", values[:half]), ("control rows", values[half:]))]  # fmt: skip
+    found = [
+        _mean(quantity, part, name=name, place=place, unit="share")
+        for quantity, values in rows.items()
+        for place, part in (("trait rows", values[:half]), ("control rows", values[half:]))
+    ]
     above = [("excess flag rate difference", rows["excess flag rate"])] if wrote else []
     return [
         *found,

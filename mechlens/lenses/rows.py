@@ -156,9 +156,11 @@ def score_rows(material: Material) -> pd.DataFrame:
     written = [token for pair in pairs for token in pair.completion]
     text = {token: material.base.tokenizer.decode([token]) for token in set(written)}
     tokens = place.loc[np.repeat(place.index, lengths)].assign(
-        position=np.concatenate([np.arange(size) for size in lengths]), token=[text[token] for token in written],
-        score=SHIFT, estimate=of_tokens[SHIFT],
-    )  # fmt: skip
+        position=np.concatenate([np.arange(size) for size in lengths]),
+        token=[text[token] for token in written],
+        score=SHIFT,
+        estimate=of_tokens[SHIFT],
+    )
     whole = (
         place.assign(score=name, layer=layer, estimate=values) for (name, layer), values in of_rows.items()
     )
