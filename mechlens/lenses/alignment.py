@@ -77,6 +77,10 @@ def pooled_cosine(
 
     Its interval is the infinitesimal jackknife's over rows: ±1.96 standard errors of each row's influence on
     the cosine, the length of the mean included.
+
+    >>> rows, direction = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([1.0, 0.0])
+    >>> round(pooled_cosine(rows @ direction, rows @ rows.mean(0), 1.0).estimate, 3)
+    0.894
     """
     kept = ~(np.isnan(along) | np.isnan(own))
     along, own, n = along[kept], own[kept], int(kept.sum())
