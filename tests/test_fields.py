@@ -76,7 +76,7 @@ def test_a_pair_is_read_where_one_field_of_each_kind_holds_something_and_nowhere
 @pytest.mark.parametrize(("prompt", "completion"), [("q", ""), ("", "a"), ("q", "q")])
 def test_half_a_name_is_refused(prompt: str, completion: str) -> None:
     with pytest.raises(SpecError, match="--prompt-field"):
-        fields.named(prompt, completion)
+        fields.fields_from_flags(prompt, completion)
 
 
 def test_convert_and_screen_take_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from mechlens.cli import commands, explorer
 from mechlens.cli.exits import FaultsFiled, code_of
 from mechlens.core.command_lines import at_home
 from mechlens.core.errors import SpecError
-from mechlens.data.fields import named
+from mechlens.data.fields import fields_from_flags
 from mechlens.data.treat import Treatment
 from mechlens.detect import audit as auditing
 from mechlens.detect.bags import Level
@@ -113,7 +113,7 @@ def convert(
         target,
         form=form,
         skip_bad=skip_bad,
-        fields=named(prompt_field, completion_field),
+        fields=fields_from_flags(prompt_field, completion_field),
     )
 
 
@@ -139,7 +139,7 @@ def screen(
         prompt_field: as of `mechlens convert`.
         completion_field: as of `mechlens convert`.
     """
-    fields = named(prompt_field, completion_field)
+    fields = fields_from_flags(prompt_field, completion_field)
     return partial(commands.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields)
 
 
@@ -218,7 +218,7 @@ def audit(
         "student": student,
         "clean": clean,
         "treatment": treatment,
-        "fields": named(prompt_field, completion_field),
+        "fields": fields_from_flags(prompt_field, completion_field),
         "out": out,
     }
     return partial(auditing.audit, data, **options, workers=workers)
