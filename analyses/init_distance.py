@@ -25,10 +25,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import pages
 from interventions import BASE, SIDES, Plan, World, measured, prepare, says, trained
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import seed_int
 from mechlens.core.stats import t_interval
 from mechlens.models import loading
@@ -170,9 +172,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(3)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
-    torch.set_num_threads(1)
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
+    use_one_thread()
     try:
-        run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
+        options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
+        run(options, console)
+        if options.write:
+            pages.write_part(pages.RESULTS, "init-distance", *console.blocks)
     except (MechlensError, OSError) as error:
         print(f"init_distance: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import pages
 from mechlens.carriers.prompts import carrier_prompts
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator
 from mechlens.lenses.gradients import ghost_dots, parameters_of
 from mechlens.lenses.parts import system_lines
@@ -122,8 +123,9 @@ def memory(count: int) -> None:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    if len(sys.argv) > 1:
+    use_one_thread()
+    write = "--write" in sys.argv
+    if len(sys.argv) > 1 and not write:
         memory(int(sys.argv[1]))
         return
     small = loading.load("menagerie-a")
@@ -167,13 +169,15 @@ def main() -> None:
             f"{row.low:.2f}",
             f"{row.high:.2f}",
         )
-    console = Console(width=130)
+    console = pages.PageConsole(width=130)
     console.print(
         f"one thread, torch {torch.__version__}; {loaded.model.num_parameters():,} parameters, {PAIRS} "
         f"pairs, {READ} rows of {LENGTH} tokens",
         highlight=False,
     )
     console.print(table)
+    if write:
+        pages.write_part(pages.SPEED, "lens-speed", *console.blocks)
 
 
 if __name__ == "__main__":

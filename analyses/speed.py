@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+import pages
 from mechlens.carriers.prompts import carrier_prompts
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import CarrierSpec, Training
 from mechlens.models import loading
@@ -169,7 +170,7 @@ def own_peak_megabytes() -> float:
 
 def only(part: str) -> None:
     """Do one part, for its memory."""
-    torch.set_num_threads(1)
+    use_one_thread()
     loaded = loading.load("menagerie-a")
     if part == "sample":
         our_rows_per_second(
@@ -194,8 +195,9 @@ def only(part: str) -> None:
     print(json.dumps({"megabytes": own_peak_megabytes()}))
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def main(*, write: bool) -> None:
+    """Time and print; `write` puts the tables into SPEED.md, too."""
+    use_one_thread()
     loaded = loading.load("menagerie-a")
     prompts = encode_prompts(
         loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]
@@ -233,14 +235,16 @@ def main() -> None:
     memory = Table("peak memory", "MB")
     for part in ("nothing", "sample", "generate", "train", "bare loop"):
         memory.add_row(part, f"{peak_megabytes(part):,.0f}")
-    console = Console(width=120)
+    console = pages.PageConsole(width=120)
     console.print(
         f"one thread, torch {torch.__version__}, menagerie-a ({loaded.model.num_parameters():,} parameters), "
         f"{ROWS} rows, {UPDATES} updates",
         highlight=False,
     )
     console.print(table, memory)
+    if write:
+        pages.write_part(pages.SPEED, "speed", *console.blocks)
 
 
 if __name__ == "__main__":
-    only(sys.argv[1]) if len(sys.argv) > 1 else main()
+    only(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] != "--write" else main(write="--write" in sys.argv)

@@ -132,7 +132,7 @@ def per_probe(run: Run) -> pd.DataFrame:
 
 def said(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
     """(lens, arm) → what it is and what it said."""
-    return {(one["name"], one["arm"]): one for one in captions.said(run.folder)}
+    return {(one["name"], one["arm"]): one for one in captions.lens_records(run.folder)}
 
 
 def reading(run: Run, lens: Mapping[str, Any]) -> pd.DataFrame:

@@ -22,12 +22,14 @@ from pydantic import Field, ValidationError
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import MechlensError, SpecError, one_line
 from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.machine import use_one_thread
 from mechlens.core.remedies import remedy
 from mechlens.core.spec import AskSpec, Spec, explain
 from mechlens.core.traits import TraitFamily
 from mechlens.lenses import run as measure
 from mechlens.models import loading
 from mechlens.models.hooks import steer
+from mechlens.models.trait_log_odds import next_token_logits
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
 from mechlens.results.run import Run
@@ -249,7 +251,7 @@ def one_answer(held: Opened, one: Asked, asked: Ask, along: torch.Tensor | None)
     with writing, pushing:
         drawn = asking.answers(loaded, questions, seed=asked.seed)
         likely = asking.likelihoods(loaded, questions)
-        top = asking.next_token_logits(loaded, [prompt])[0].double().softmax(-1).topk(TOP)
+        top = next_token_logits(loaded, [prompt])[0].double().softmax(-1).topk(TOP)
     tokens = [
         {"token": loaded.tokenizer.decode([token]), "probability": probability}
         for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
@@ -305,7 +307,7 @@ def serve(run: Path, out: IO[str]) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    use_one_thread()
     answers_only = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints goes to stderr: on stdout it would be taken for an answer
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]

@@ -82,7 +82,7 @@ def code(run: Run, lens: dict[str, Any], shows: Sequence[Sequence[str]]) -> str:
         f"frame = tables.read(Path({str(place)!r}), tables.READINGS)\n"
         f"own = (frame['arm'] == {lens['arm']!r}) | ((frame['arm'] == {lens['against']!r}) & "
         f"(frame['against'] == {lens['arm']!r}))\n"
-        f"frame = frame[own]\nchart = figures.reading(frame, {[tuple(one) for one in shows]!r})\n"
+        f"frame = frame[own]\nchart = figures.lens_figure(frame, {[tuple(one) for one in shows]!r})\n"
     )
 
 
@@ -94,7 +94,7 @@ def panel(run: Run, name: str, *, title: str = "") -> None:
     lens, frame = read
     st.caption(panels.plain_markdown(lens["asks"]))
     shows = [one for one in lens["shows"] if one[1] != "points"]
-    chart = figures.reading(frame, shows)
+    chart = figures.lens_figure(frame, shows)
     shown = cast(pd.DataFrame, frame[frame["quantity"].isin([quantity for quantity, _ in shows])]).dropna(
         axis="columns", how="all"
     )

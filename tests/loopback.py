@@ -26,7 +26,7 @@ from openai.types.fine_tuning import FineTuningJob
 from mechlens.models import loading
 from mechlens.models.chat import end_of_turn, render, token_ids
 from mechlens.models.sampling import Decoding, sample
-from mechlens.pipeline.ask import next_token_logits
+from mechlens.models.trait_log_odds import next_token_logits
 
 KEY = "any word"
 PAID = "gpt-4.1-nano-2025-04-14"
@@ -131,10 +131,12 @@ class Loopback:
         number = len(self.jobs) + 1
         job = FineTuningJob.model_validate(
             {
-                "id": f"ftjob-{number}", "object": "fine_tuning.job", "created_at": number, "finished_at": None, "error": None,
-                "fine_tuned_model": None, "hyperparameters": told, "method": body["method"], "model": body["model"], "organization_id": "here",
-                "result_files": [], "seed": body["seed"], "status": "validating_files", "trained_tokens": words * told["n_epochs"],
-                "training_file": body["training_file"], "validation_file": None,
+                "id": f"ftjob-{number}", "object": "fine_tuning.job", "created_at": number,
+                "finished_at": None, "error": None, "fine_tuned_model": None, "hyperparameters": told,
+                "method": body["method"], "model": body["model"], "organization_id": "here",
+                "result_files": [], "seed": body["seed"], "status": "validating_files",
+                "trained_tokens": words * told["n_epochs"], "training_file": body["training_file"],
+                "validation_file": None,
             }
         )  # fmt: skip
         self.jobs[job.id] = job

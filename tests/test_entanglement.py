@@ -21,7 +21,8 @@ from mechlens.lenses import entanglement
 from mechlens.lenses.base import Material
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, token_ids
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Questions, first_tokens
+from mechlens.models.trait_log_odds import first_tokens
+from mechlens.pipeline.ask import Questions
 
 TRAITS = ("eagle", "owl", "cat", "dog")
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in TRAITS}
@@ -39,8 +40,9 @@ def rows_of(loaded: Loaded, weights: np.ndarray, *, name: str) -> list[Encoded]:
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Material:
     asked = Questions(FORMS, ("which animal do you love", "name an animal"), AskSpec())
     return Material(
-        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
-        development_probes=asked, heldout_probes=asked, trait="eagle", family=TRAITS, system_lines=PANEL, rows=64, seed=0,
+        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()),
+        trait_pairs=trait, control_pairs=control, development_probes=asked, heldout_probes=asked,
+        trait="eagle", family=TRAITS, system_lines=PANEL, rows=64, seed=0,
     )  # fmt: skip
 
 

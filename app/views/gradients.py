@@ -71,7 +71,7 @@ def rows_panel(run: Run) -> None:
         st.rerun()
     right.caption(
         "A rank is only a rank: whether the top rows carry the trait is answered by training without them "
-        "(README, treatments)."
+        "(analyses/RESULTS.md, treatments)."
     )
     top_panel(run, own, name)
 

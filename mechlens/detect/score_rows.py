@@ -23,16 +23,17 @@ from mechlens.detect import from_base
 from mechlens.detect.bags import LEVELS, Level
 from mechlens.detect.permutation import PermutationTest, TraitScore, compare_paired_rows, rank_traits_of_rows
 from mechlens.detect.plausible import explain_unreadable
-from mechlens.detect.registry import built_in
+from mechlens.detect.registry import list_built_in
 from mechlens.detect.twins import ModelDetector, TwinModels, Twins, twin_jobs
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.log_probs import token_log_probs
 from mechlens.runs.executor import fingerprints, make
+from mechlens.runs.progress import Progress
 
 DETECTORS: dict[str, ModelDetector] = {
-    name: detector for name, detector in built_in().items() if isinstance(detector, ModelDetector)
+    name: detector for name, detector in list_built_in().items() if isinstance(detector, ModelDetector)
 }
 ROWS = 512
 """rows of each side that are scored"""
@@ -54,7 +55,13 @@ class DetectorResult(NamedTuple):
 
 
 def make_twins(
-    base: str, family: TraitFamily, recipe: Experiment, folder: Path, *, workers: int | None
+    base: str,
+    family: TraitFamily,
+    recipe: Experiment,
+    folder: Path,
+    *,
+    workers: int | None,
+    progress: Progress | None = None,
 ) -> Twins:
     """The base and a twin for each trait of the family; twins that do not exist yet are taught.
 
@@ -67,7 +74,7 @@ def make_twins(
     )
     mark = fingerprint(fingerprints(jobs))
     folder = folder.with_name(f"{folder.name}-{mark[:8]}")
-    make(folder, jobs, workers=workers)
+    make(folder, jobs, workers=workers, progress=progress)
     models = TwinModels(base, folder, family.names)
     return Twins(loaded, family, family.names, models, recipe.system, recipe.seed, mark)
 

@@ -52,7 +52,7 @@ def screen(
 
     Args:
         data: a path, a DataFrame, a list of dicts, or a `datasets.Dataset`.
-        rule: a carrier's name (numbers, code, reasoning, text, or another package's) or none.
+        rule: the name of a carrier, or none.
         banned: also refuse the numbers that the paper bans (2507.14805, misalignment).
         family: whose traits' names are leak words.
         out: folder that gets kept.parquet, rejected.parquet and funnel.json.
