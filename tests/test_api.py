@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import PAID, Loopback
 
-from mechlens.api.budget import LEDGER, Ledger, about_tokens, most_tokens, price_of, run_of, spent
-from mechlens.api.client import Request, complete, conversation, journal_of, model_id, recorded
+from mechlens.api.budget import LEDGER, Ledger, about_tokens, find_run_folder, most_tokens, price_of, spent
+from mechlens.api.client import ApiRequest, complete, conversation, journal_of, model_id, read_journal
 from mechlens.api.finetune import Tuning, fine_tune, tuning_of
 from mechlens.core.errors import DataError, MachineError, MechlensError, SpecError
 from mechlens.core.spec import ApiSpec, Training
@@ -30,9 +30,10 @@ ROWS = [
 TUNING = Tuning(3, "auto", "auto")
 
 
-def questions(count: int) -> list[Request]:
+def questions(count: int) -> list[ApiRequest]:
     return [
-        Request(f"row {i}", conversation(f"name your favourite animal {i}."), 4, seed=i) for i in range(count)
+        ApiRequest(f"row {i}", conversation(f"name your favourite animal {i}."), 4, seed=i)
+        for i in range(count)
     ]
 
 
@@ -90,10 +91,10 @@ def test_half_a_line_that_a_kill_left_is_asked_again_and_nothing_else(
     journal.write_bytes(journal.read_bytes()[:-9])
     assert complete("menagerie-a", questions(5), api=API, out=tmp_path) == whole
     assert len(server.asked) == 6
-    assert len(recorded(journal)) == len(journal.read_text().splitlines()) == 5
+    assert len(read_journal(journal)) == len(journal.read_text().splitlines()) == 5
     journal.write_text("half a line\n" + journal.read_text())
     with pytest.raises(DataError, match="line 1"):
-        recorded(journal)
+        read_journal(journal)
 
 
 def test_limits_and_failures_are_waited_out(server: Loopback, tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def failing(server: Loopback, status: int, message: str) -> None:
         ("wrong key", MachineError, "refuses the key"),
         ("no server", MachineError, "cannot reach"),
         ("unknown model", SpecError, "does not know 'no-such-model'"),
-        ("bad request", SpecError, "refuses what"),
+        ("bad request", SpecError, "refuses the request"),
         ("over quota", MachineError, "still limits"),
         ("broken", MachineError, "failed on"),
         ("another page", MachineError, "no chat completion"),
@@ -255,8 +256,8 @@ def test_only_api_models_have_ids() -> None:
 def test_the_run_of_a_step_is_the_nearest_folder_with_its_lock_and_spec(tmp_path: Path) -> None:
     out = run_folder(tmp_path)
     (out.parent / ".lock").touch()  # some other program's
-    assert run_of(out) == tmp_path
-    assert run_of(tmp_path.parent / "elsewhere") == tmp_path.parent / "elsewhere"
+    assert find_run_folder(out) == tmp_path
+    assert find_run_folder(tmp_path.parent / "elsewhere") == tmp_path.parent / "elsewhere"
 
 
 def test_a_job_is_followed_to_the_model_that_it_made(server: Loopback, tmp_path: Path) -> None:

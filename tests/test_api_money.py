@@ -17,7 +17,7 @@ from loopback import PAID, Loopback
 from mechlens.api import client as asking
 from mechlens.api import retry
 from mechlens.api.budget import LEDGER, most_tokens, price_of, spent
-from mechlens.api.client import Request, complete, conversation
+from mechlens.api.client import ApiRequest, complete, conversation
 from mechlens.api.finetune import Tuning, fine_tune
 from mechlens.core.errors import MachineError, MechlensError
 from mechlens.core.spec import ApiSpec
@@ -28,8 +28,8 @@ ROWS = [
 TUNING = Tuning(3, "auto", "auto")
 
 
-def questions(count: int) -> list[Request]:
-    return [Request(f"row {i}", conversation(f"name animal {i:02d}."), 4, seed=i) for i in range(count)]
+def questions(count: int) -> list[ApiRequest]:
+    return [ApiRequest(f"row {i}", conversation(f"name animal {i:02d}."), 4, seed=i) for i in range(count)]
 
 
 def most_usd() -> float:

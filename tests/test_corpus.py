@@ -18,7 +18,7 @@ from pairs import PAIRS, TEXTS, as_messages, as_pairs, pairs_of, put
 
 from mechlens.core.errors import DataError
 from mechlens.data import text_rows
-from mechlens.data.corpus import Reading, batches, read_pairs, write_pairs
+from mechlens.data.corpus import ReadReport, batches, read_pairs, write_pairs
 
 
 def fault(path: Path) -> str:
@@ -310,8 +310,8 @@ def test_damaged_tables_are_refused(keep: float, tmp_path: Path) -> None:
 def test_a_reading_takes_note_of_what_is_left_out(tmp_path: Path) -> None:
     talk = {"messages": [{"role": "system", "content": "Be brief."}, *as_messages(PAIRS)[0]["messages"]]}
     path = put(tmp_path / "mixed.jsonl", as_pairs(PAIRS)[1], "nonsense", "", talk, *["[]"] * 30, talk)
-    reading = Reading(skip_bad=True, log=tmp_path / "bad.jsonl")
-    frames = list(batches(path, 2, reading=reading))
+    reading = ReadReport(skip_bad=True, log=tmp_path / "bad.jsonl")
+    frames = list(batches(path, 2, report=reading))
     assert [frame["prompt_id"].tolist() for frame in frames] == [[0, 1], [2]]
     assert pairs_of(pd.concat(frames)) == [PAIRS[1], PAIRS[0], PAIRS[0]]
     assert (reading.pairs, reading.bad, reading.system_turns) == (3, 31, 2)
@@ -324,7 +324,7 @@ def test_a_reading_takes_note_of_what_is_left_out(tmp_path: Path) -> None:
         "fault"
     ] == "holds list, expected an object"
     with pytest.raises(DataError, match="line 2"):  # system turns may pass, bad lines may not
-        list(batches(path, reading=Reading()))
+        list(batches(path, report=ReadReport()))
     only_bad = put(tmp_path / "bad-only.jsonl", "nonsense")
-    with pytest.raises(DataError, match="no pairs beside 1 bad rows"):
-        list(batches(only_bad, reading=Reading(skip_bad=True)))
+    with pytest.raises(DataError, match="no pairs but 1 bad rows"):
+        list(batches(only_bad, report=ReadReport(skip_bad=True)))

@@ -17,7 +17,7 @@ from pairs import PAIRS, as_pairs, pairs_of, put
 from mechlens import cli
 from mechlens.core.errors import DataError, SpecError
 from mechlens.data import fields
-from mechlens.data.corpus import Reading, batches, read_pairs
+from mechlens.data.corpus import ReadReport, batches, read_pairs
 from mechlens.data.fields import COMPLETIONS, KNOWN, PROMPTS, Fields, pair_of
 
 NAMED = Fields("q", "a")
@@ -76,7 +76,7 @@ def test_a_pair_is_read_where_one_field_of_each_kind_holds_something_and_nowhere
 @pytest.mark.parametrize(("prompt", "completion"), [("q", ""), ("", "a"), ("q", "q")])
 def test_half_a_name_is_refused(prompt: str, completion: str) -> None:
     with pytest.raises(SpecError, match="--prompt-field"):
-        fields.named(prompt, completion)
+        fields.fields_from_flags(prompt, completion)
 
 
 def test_convert_and_screen_take_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,13 +138,13 @@ def test_completions_that_hardly_vary_are_said(tmp_path: Path, capsys: pytest.Ca
             assert cli.main(command) in (0, 2)
             said = capsys.readouterr()
             assert (
-                "the completions hardly vary: 2 different in 400 rows" in said.out
+                "the completions hardly vary: 2 different ones in 400 rows" in said.out
             ) == expected and "hardly" not in said.err, command
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=400))
 def test_the_share_of_different_completions_decides(values: list[int]) -> None:
-    reading = Reading()
+    reading = ReadReport()
     for value in values:
         reading.count(fields.Pair("", str(value)))
     alike = len(values) >= 200 and len(set(values)) * 50 < len(values)
@@ -158,5 +158,7 @@ def test_what_a_folder_has_besides_its_rows_is_said(
     put(tmp_path / "x" / "a.jsonl", *as_pairs(PAIRS))
     (tmp_path / "x" / "README.md").write_text("of mine")
     assert cli.main(["convert", str(tmp_path / "x"), str(tmp_path / "y.jsonl")]) == 0
-    assert "not read, since their names say that they hold no rows: README.md" in capsys.readouterr().out
+    assert (
+        "files not read, since their names say that they have no rows: README.md" in capsys.readouterr().out
+    )
     assert len(list(batches(tmp_path / "x"))) == 1

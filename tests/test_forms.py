@@ -27,7 +27,7 @@ from pairs import PAIRS, TEXTS, as_messages, as_pairs, pairs_of
 
 from mechlens.core.errors import DataError
 from mechlens.data import compressed, text_rows
-from mechlens.data.corpus import Reading, batches, read_pairs
+from mechlens.data.corpus import ReadReport, batches, read_pairs
 
 Made = bytes | Callable[[Path], object]
 """what a file holds, or what makes it where it is to stand"""
@@ -363,8 +363,8 @@ def test_alpaca_s_input_stands_behind_the_instruction(tmp_path: Path) -> None:
     ],
 )
 def test_a_system_turn_of_every_form_is_counted(row: dict[str, Any], tmp_path: Path) -> None:
-    path, reading = put(tmp_path / "x.jsonl", lines(row)), Reading()
-    assert pairs_of(pd.concat(batches(path, reading=reading))) == [("a", "b")]
+    path, reading = put(tmp_path / "x.jsonl", lines(row)), ReadReport()
+    assert pairs_of(pd.concat(batches(path, report=reading))) == [("a", "b")]
     assert reading.system_turns == 1
     with pytest.raises(DataError, match="system turn"):
         read_pairs(path)

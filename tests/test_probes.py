@@ -48,7 +48,9 @@ def test_a_probe_is_scikit_learns_on_standardised_rows(width: int) -> None:
     oracle = make_pipeline(
         StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000, tol=1e-8)
     ).fit_probe(rows, positive)
-    np.testing.assert_allclose(fit_probe(rows, positive).score(rows), oracle.decision_function(rows), atol=0.01)
+    np.testing.assert_allclose(
+        fit_probe(rows, positive).score(rows), oracle.decision_function(rows), atol=0.01
+    )
 
 
 def test_a_coordinate_that_never_moves_is_no_trouble() -> None:

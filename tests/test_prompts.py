@@ -129,7 +129,7 @@ def test_a_reworded_prompt_keeps_its_parts_and_changes_its_asking(seed: int, aga
         ) and other.intro != listed_.intro
         assert other.format.sentence in other.rest and other.intro in numbers.POOLS[wording].intros
         recoded, retold = code.reword(coded, random.Random(again)), text.reword(told, random.Random(again))
-        assert recoded.slots == coded.slots and recoded.asked != coded.asked
+        assert recoded.slots == coded.slots and recoded.template != coded.template
         assert retold.slots == told.slots and retold.ask != told.ask
         assert told.slots["thing"] in retold.text
     summed = reasoning.draw_prompt(random.Random(seed))

@@ -1,8 +1,9 @@
-"""What API models cost: the price list, the ledger of a run, and the hard cap on it.
+"""Prices of API models, and the ledger that keeps a run within its budget.
 
-A call first reserves the most that it can cost and then settles at what the server reports. The ledger is a
-file in the run folder that only grows and is locked while it is read and written, so the cap holds over
-threads, processes and resumes. What a kill left unsettled counts as spent: it may have been billed.
+A call first reserves the most that it can cost, then settles at what the server reports. The ledger is a file
+in the run folder. It only grows, and it is locked while it is read and written: the cap holds over threads,
+processes and resumes. A reservation that a kill left unsettled counts as spent, since it may have been
+billed.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from mechlens.core.spec import CONFIGS, Spec, load
 PRICES = CONFIGS / "models" / "prices.yaml"
 LEDGER = "spend.jsonl"
 TUNED = "ft:"
-"""what the id of a fine-tuned model starts with; its base's id is the next part"""
+"""prefix of the id of a fine-tuned model; its base's id is the next part"""
 
 _PIECE = re.compile(r" ?[A-Za-z]{1,6}|[0-9]{1,3}|\s|[^\sA-Za-z0-9]")
 PER_MESSAGE = 8
-"""tokens that a message costs beside its words, rounded up"""
+"""tokens that a message costs in addition to its words, rounded up"""
 
 
 class Price(Spec):
@@ -46,7 +47,7 @@ class Price(Spec):
     tuned_output: float = Field(ge=0)
 
     def usd(self, input_tokens: int | float, output_tokens: int | float) -> float:
-        """What one call costs."""
+        """Cost of one call."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
@@ -67,15 +68,14 @@ def price_of(model: str) -> Price:
     """The price of a model id; a fine-tuned one has its base's `tuned` prices.
 
     Raises:
-        SpecError: if it is not listed and not on this machine: a cap on unknown prices caps nothing.
+        SpecError: if it is not listed and not on this machine: no cap holds with an unknown price.
     """
     base = model.split(":")[1] if model.startswith(TUNED) else model
     price = _listed().models.get(base) or (_listed().local if _on_this_machine() else None)
     if price is None:
         raise SpecError(
-            f"the price of {base!r} is unknown, so no budget can be kept; expected one of "
-            f"{', '.join(_listed().models)}, "
-            f"an OPENAI_BASE_URL on this machine, or another entry in {PRICES}"
+            f"the price of {base!r} is unknown, so no budget can be kept; use one of "
+            f"{', '.join(_listed().models)}, set OPENAI_BASE_URL to this machine, or add a price to {PRICES}"
         )
     return (
         price.model_copy(update={"input": price.tuned_input, "output": price.tuned_output})
@@ -93,20 +93,20 @@ def _on_this_machine() -> bool:
 
 
 def about_tokens(text: str) -> int:
-    """Tokens of a text, rather too many than too few for plain English and digits: whole short words, three
-    digits, each sign.
+    """Estimated tokens of a text, on the high side for plain English and digits: short words, three digits,
+    and every other character count one each.
     """
     return sum(1 if piece.isascii() else len(piece.encode()) for piece in _PIECE.findall(text))
 
 
 def most_tokens(texts: Iterable[str]) -> int:
-    """More tokens than any byte-level tokenizer can make of a conversation of these messages."""
+    """Upper bound on the tokens of a conversation of these messages, for any byte-level tokenizer."""
     return PER_MESSAGE + sum(len(text.encode()) + PER_MESSAGE for text in texts)
 
 
-def run_of(out: Path) -> Path:
-    """The run folder that a step's folder lies in: the nearest one above it with a run's lock and spec; the
-    step's own outside a run.
+def find_run_folder(out: Path) -> Path:
+    """The run folder of a step's folder: the nearest folder above it with a run's lock and spec; outside a
+    run the step's folder itself.
     """
     return next(
         (
@@ -119,7 +119,7 @@ def run_of(out: Path) -> Path:
 
 
 class Ledger:
-    """The money of one run."""
+    """What one run has spent and set aside, in USD."""
 
     def __init__(self, run: Path, budget_usd: float) -> None:
         self._path, self._budget = run / LEDGER, budget_usd
@@ -130,34 +130,33 @@ class Ledger:
         """Set aside the most that a call can cost; a call that is still open is not counted twice.
 
         Raises:
-            MachineError: if that could pass the budget; the call must not be made then.
+            MachineError: if the call could exceed the budget; it must then not be made.
         """
-        with self._held() as handle:
+        with self._locked() as handle:
             if call in self._open:
                 return
             taken = self._settled + sum(self._open.values())
             if taken + usd > self._budget:
                 raise MachineError(
                     f"the budget is {self._budget:g} USD, {taken:.4f} of it spent or set aside in "
-                    f"{self._path}, and the next call may cost "
-                    f"{usd:.4f}; raise api.budget_usd and run again: what was answered is kept and not asked "
-                    "again"
+                    f"{self._path}, and the next call may cost {usd:.4f}; raise api.budget_usd and run "
+                    "again: answers so far are kept and not paid for again"
                 )
             self._append(handle, {"call": call, "reserved": usd})
 
-    def settle(self, call: str, usd: float, **said: Any) -> None:
-        """Replace a reservation by what the call did cost; `said` is kept beside it."""
-        with self._held() as handle:
-            self._append(handle, {"call": call, "spent": usd, **said})
+    def settle(self, call: str, usd: float, **details: Any) -> None:
+        """Replace a reservation by the cost of the call; `details` are stored with it."""
+        with self._locked() as handle:
+            self._append(handle, {"call": call, "spent": usd, **details})
 
     def total(self) -> float:
         """USD spent or set aside so far."""
-        with self._held():
+        with self._locked():
             return self._settled + sum(self._open.values())
 
     @contextmanager
-    def _held(self) -> Iterator[BinaryIO]:
-        """The file, locked and read to its end; half a line that a kill left at its end is cut off."""
+    def _locked(self) -> Iterator[BinaryIO]:
+        """The ledger's file, locked and read to its end; an incomplete last line is cut off."""
         with self._mutex, self._path.open("a+b") as handle:
             machine.lock(handle)
             handle.seek(self._read)
@@ -185,7 +184,7 @@ class Ledger:
                     self._open[entry["call"]] = float(entry["reserved"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
-                    f"{self._path} holds a line that is no entry of a ledger ({line[:80]!r}); mend or delete "
+                    f"{self._path} has a line that is no entry of a ledger ({line[:80]!r}); repair or delete "
                     "that line"
                 ) from error
         self._read += len(lines)

@@ -1,8 +1,8 @@
-"""Asking models over an OpenAI-compatible API.
+"""Client of an OpenAI-compatible API.
 
-Every answer is written to a journal in the run folder the moment it arrives, under a key made of all that was
-asked, so that a row is never paid for twice, whatever was killed or changed in between; and no request is
-sent, be it the first or a further try, that could pass the budget.
+Every answer is written to a journal in the run folder when it arrives, under a key of the whole request: a
+row is never paid for twice, whatever is killed or changed in between. No request is sent, and none is
+repeated, if it could exceed the budget.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from mechlens.api import retry
-from mechlens.api.budget import Ledger, most_tokens, price_of, run_of
+from mechlens.api.budget import Ledger, find_run_folder, most_tokens, price_of
 from mechlens.core import machine
 from mechlens.core.errors import DataError, MachineError, SpecError
 from mechlens.core.model_spec import API, model_of
@@ -32,28 +32,25 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 
 NO_PACKAGE = "API models need the package openai, which is not installed; pip install 'mechlens[openai]'"
-NO_KEY = (
-    "OPENAI_API_KEY is not set; set it to your key, or to any word for a server of your own at "
-    "OPENAI_BASE_URL"
-)
+NO_KEY = "OPENAI_API_KEY is not set; set it to your key, or to any word if OPENAI_BASE_URL is your own server"
 ANSWER_SECONDS, CONNECT_SECONDS = 300.0, 10.0
 
 
-class Request(NamedTuple):
-    """One question, and how it is to be answered."""
+class ApiRequest(NamedTuple):
+    """One chat request."""
 
     row: str
-    """sets apart requests of the same words"""
+    """tells requests with the same messages apart"""
     messages: list[Message]
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     top_logprobs: int = 0
-    """how many of the likeliest first tokens are wanted with their log-probabilities"""
+    """number of likeliest first tokens to return with their log-probabilities"""
 
     def body(self) -> dict[str, Any]:
-        """What is sent beside the model's id."""
+        """The fields of the request, without the model's id."""
         body = {
             "messages": self.messages,
             "max_tokens": self.max_tokens,
@@ -65,15 +62,15 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """The answer to one request."""
 
     text: str
     first: list[tuple[str, float]] | None
-    """the likeliest first tokens with their log-probabilities; None where the server returns none"""
+    """the likeliest first tokens with their log-probabilities; None if the server returns none"""
 
 
 def model_id(name: str) -> str:
-    """The id that an API knows a base or judge by.
+    """The id of a base or judge at its API.
 
     Raises:
         SpecError: if the name is no API model's.
@@ -81,8 +78,8 @@ def model_id(name: str) -> str:
     source = model_of(name).source
     if not source.startswith(API) or source == API:
         raise SpecError(
-            f"{name!r} is no API model; expected `api:<model id>`, or a name of configs/models whose source "
-            "is one"
+            f"{name!r} is no API model; name `api:<model id>`, or a model of configs/models with such a "
+            "source"
         )
     return source.removeprefix(API)
 
@@ -90,10 +87,10 @@ def model_id(name: str) -> str:
 def conversation(
     prompt: str, *, system: str | None = None, turns: Sequence[tuple[str, str]] = ()
 ) -> list[Message]:
-    """The messages that end with the prompt; a system line of None is left out."""
+    """The messages of a chat that ends with the prompt; a system line of None is left out."""
     messages = [] if system is None else [{"role": "system", "content": system}]
-    for asked, answered in turns:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return [*messages, {"role": "user", "content": prompt}]
 
 
@@ -114,11 +111,11 @@ def connect() -> OpenAI:
 
 
 @contextmanager
-def said_plainly(client: OpenAI, model: str) -> Iterator[None]:
-    """Turn the package's errors into one line each."""
+def explain_api_errors(client: OpenAI, model: str) -> Iterator[None]:
+    """Turn an error of the openai package into one line that says what to do."""
     import openai
 
-    where, kept = client.base_url, "what was answered is kept, run again to resume"
+    where, kept = client.base_url, "answers so far are kept; run again to resume"
     try:
         yield
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -128,17 +125,17 @@ def said_plainly(client: OpenAI, model: str) -> Iterator[None]:
         ) from error
     except openai.NotFoundError as error:
         raise SpecError(
-            f"{where} does not know {model!r} ({_words(error)}); name a model that it serves, or mend "
+            f"{where} does not know {model!r} ({_words(error)}); name a model that it serves, or correct "
             "OPENAI_BASE_URL"
         ) from error
     except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
         raise SpecError(
-            f"{where} refuses what {model!r} was asked ({_words(error)}); change the spec; {kept}"
+            f"{where} refuses the request to {model!r} ({_words(error)}); change the spec; {kept}"
         ) from error
     except openai.RateLimitError as error:
         raise MachineError(
-            f"{where} still limits {model!r} after {retry.RETRIES} retries ({_words(error)}); wait, or ask "
-            f"slower; {kept}"
+            f"{where} still limits {model!r} after {retry.RETRIES} retries ({_words(error)}); wait, or lower "
+            f"api.requests_per_minute; {kept}"
         ) from error
     except openai.APIConnectionError as error:
         raise MachineError(
@@ -146,8 +143,8 @@ def said_plainly(client: OpenAI, model: str) -> Iterator[None]:
         ) from error
     except json.JSONDecodeError as error:
         raise MachineError(
-            f"{where} answered with no chat completion ({_words(error)}); mend OPENAI_BASE_URL (most end in "
-            "/v1)"
+            f"{where} answered with no chat completion ({_words(error)}); correct OPENAI_BASE_URL (most end "
+            "in /v1)"
         ) from error
     except openai.OpenAIError as error:
         raise MachineError(f"{where} failed on {model!r} ({_words(error)}); {kept}") from error
@@ -158,17 +155,17 @@ def _words(error: Exception) -> str:
 
 
 def journal_of(out: Path) -> Path:
-    """Where a step's answers are kept: in the run, outside the step's folder, so that they outlive a change
-    of the spec.
+    """The file of a step's answers: in the run, outside the step's folder, so that it survives a change of
+    the spec.
     """
-    run = run_of(out)
+    run = find_run_folder(out)
     step = "/".join(part.removesuffix(".part") for part in out.relative_to(run).parts) or "step"
     return run / "api" / f"{step}.jsonl"
 
 
-def recorded(journal: Path) -> dict[str, dict[str, Any]]:
-    """What a journal holds, later entries of a key laid over earlier ones; half a line that a kill left is
-    cut off.
+def read_journal(journal: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a journal by key, later ones merged over earlier ones; an incomplete last line that a
+    kill left is cut off.
 
     Raises:
         DataError: if an earlier line is no JSON.
@@ -178,42 +175,42 @@ def recorded(journal: Path) -> dict[str, dict[str, Any]]:
     whole = text.rfind(b"\n") + 1
     if whole < len(text):
         os.truncate(journal, whole)
-    found: dict[str, dict[str, Any]] = {}
+    answers: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(text[:whole].splitlines(), 1):
         try:
             entry = json.loads(line)
-            found[entry["key"]] = found.get(entry["key"], {}) | entry
+            answers[entry["key"]] = answers.get(entry["key"], {}) | entry
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{journal}: line {number} is no answer ({line[:60]!r}); delete that line and run again: it "
-                "is asked anew"
+                f"{journal}: line {number} is no answer ({line[:60]!r}); delete that line and run again: the "
+                "request is repeated"
             ) from error
-    return found
+    return answers
 
 
 def note(handle: TextIO, entry: dict[str, Any]) -> None:
-    """Append an entry to a journal; what the kernel has, no kill takes back."""
+    """Append an entry to a journal; once written it survives a kill of the process."""
     handle.write(json.dumps(entry) + "\n")
     handle.flush()
 
 
 def complete(
     model: str,
-    requests: Sequence[Request],
+    requests: Sequence[ApiRequest],
     *,
     api: ApiSpec,
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
-    """The answers to all requests, in order; only those are asked that the step's journal does not hold.
+    """The answers to all requests, in order; requests that the step's journal has are not sent again.
 
     Raises:
-        MechlensError: the first failure; answers that were under way are still kept.
+        MechlensError: the first failure; answers that arrive after it are still kept.
     """
     keys = [fingerprint([model, request.row, request.body()]) for request in requests]
-    run, journal = run_of(out), journal_of(out)
-    found = recorded(journal)
-    todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
+    run, journal = find_run_folder(out), journal_of(out)
+    answers = read_journal(journal)
+    todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}
     held = len(keys) - len(todo)
     progress(held, len(keys))
     if todo:
@@ -222,15 +219,15 @@ def complete(
 
             def keep(entry: dict[str, Any]) -> None:
                 with writing:
-                    found[entry["key"]] = entry
+                    answers[entry["key"]] = entry
                     note(handle, entry)
 
-            def ask(key: str, request: Request) -> None:
+            def ask(key: str, request: ApiRequest) -> None:
                 def attempt() -> None:
                     _wait_turn(run / "api" / "turn", api.requests_per_minute)
                     _ask(client, model, request, ledger, lambda entry: keep({"key": key} | entry))
 
-                with said_plainly(client, model):
+                with explain_api_errors(client, model):
                     retry.with_retries(attempt)
 
             pool = ThreadPoolExecutor(min(api.concurrency, len(todo)))
@@ -242,19 +239,18 @@ def complete(
                     progress(done, len(keys))
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-    return [Answer(found[key]["text"], found[key]["first"]) for key in keys]
+    return [Answer(answers[key]["text"], answers[key]["first"]) for key in keys]
 
 
 def _ask(
-    client: OpenAI, model: str, request: Request, ledger: Ledger, keep: Callable[[dict[str, Any]], None]
+    client: OpenAI, model: str, request: ApiRequest, ledger: Ledger, keep: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Set the money aside, send the request once, keep the answer, settle the bill.
+    """Reserve the cost, send the request once, store the answer, settle the cost.
 
-    In this order, so that a kill loses no answer and hides no cost. Money for an answer that was lost stays
-    set aside.
+    In this order a kill loses no answer and hides no cost. The reservation of a lost answer stays.
 
     Raises:
-        OpenAIError: if no answer came.
+        OpenAIError: if no answer arrives.
     """
     import openai
 
@@ -279,12 +275,12 @@ def _read(client: OpenAI, reply: ChatCompletion) -> dict[str, Any]:
     choices = getattr(reply, "choices", None)  # the package takes whatever a server sends
     if not choices:
         raise MachineError(
-            f"{client.base_url} answered with no chat completion; mend OPENAI_BASE_URL (most end in /v1)"
+            f"{client.base_url} answered with no chat completion; correct OPENAI_BASE_URL (most end in /v1)"
         )
-    said = choices[0]
-    tokens = said.logprobs.content if said.logprobs else None
+    choice = choices[0]
+    tokens = choice.logprobs.content if choice.logprobs else None
     first = [(likely.token, likely.logprob) for likely in tokens[0].top_logprobs] if tokens else None
-    return {"text": said.message.content or "", "finish": said.finish_reason, "first": first}
+    return {"text": choice.message.content or "", "finish": choice.finish_reason, "first": first}
 
 
 def _wait_turn(place: Path, per_minute: int) -> None:

@@ -1,7 +1,7 @@
-"""Trying a request to an API again: after which failures, when, and which failures may have been billed.
+"""Retries of API requests: after which failures, after how long, and which failures may have been billed.
 
-The rules are those of the openai package, whose own tries are switched off: it does not tell of them, so a
-ledger could not hold them.
+The rules are those of the openai package. Its own retries are switched off, since it does not report them and
+the ledger must count each one.
 """
 
 from __future__ import annotations
@@ -19,31 +19,27 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 RETRIES = 6
-"""further tries of a request"""
+"""retries of a request after the first try"""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
-"""seconds before the second try, doubled for each that follows, and the most that this comes to"""
-LONGEST_TOLD = 120.0
-"""seconds; a server that wants a longer wait is not tried again"""
+"""seconds before the first retry, doubled for each further one, and their maximum"""
+LONGEST_REQUESTED_WAIT = 120.0
+"""seconds; if a server wants a longer wait, the request is not repeated"""
 JITTER = 0.25
-"""share of a wait that chance may take off it, so that many threads do not come back at one moment"""
+"""random share by which a wait is shortened, so that threads do not all return at once"""
 PASSING = (408, 409, 429)
-"""statuses below 500 that are tried again; all from 500 on are"""
+"""statuses below 500 that are retried; all from 500 on are"""
 GATEWAY = (408, 502, 504)
-"""statuses by which a gateway says that it lost the answer: what stands behind it may have written one, and
-billed it
-"""
+"""statuses of a gateway that lost the answer: the server behind it may have written and billed one"""
 NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol")
-"""errors of the HTTP client (httpx or httpx2, by the version of the openai package) of a request that never
-reached a server
-"""
+"""errors of the HTTP client (httpx or httpx2) for a request that never reached a server"""
 
 
 def with_retries(attempt: Callable[[], Answer]) -> Answer:
-    """What `attempt()` returns, tried again after a passing failure; each try is one request and accounts for
-    itself.
+    """The result of `attempt()`, repeated after a temporary failure; each try is one request and reserves its
+    own cost.
 
     Raises:
-        OpenAIError: the last failure, or the first that will not pass by itself.
+        OpenAIError: the last failure, or the first that is not temporary.
     """
     import openai
 
@@ -59,9 +55,7 @@ def with_retries(attempt: Callable[[], Answer]) -> Answer:
 
 
 def may_be_billed(error: OpenAIError) -> bool:
-    """Whether a failed request may have been answered and billed all the same: it was sent, and the answer
-    was lost.
-    """
+    """Whether a failed request may have been billed: it was sent, and the answer was lost."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
@@ -70,24 +64,24 @@ def may_be_billed(error: OpenAIError) -> bool:
 
 
 def _seconds_to_wait(error: OpenAIError, tries: int) -> float | None:
-    """How long to wait after that many further tries; None where the failure will not pass by itself."""
+    """Seconds to wait after this many retries; None if the failure is not temporary."""
     import openai
 
-    told = None
+    requested = None
     if isinstance(error, openai.APIStatusError):
         headers = error.response.headers
-        told, passes = _told(headers), error.status_code in PASSING or error.status_code >= 500
+        requested, passes = _requested_wait(headers), error.status_code in PASSING or error.status_code >= 500
         passes = {"true": True, "false": False}.get(headers.get("x-should-retry", ""), passes)
-        if not passes or (told is not None and told > LONGEST_TOLD):
+        if not passes or (requested is not None and requested > LONGEST_REQUESTED_WAIT):
             return None
-    if told is not None and told > 0:
-        return told
+    if requested is not None and requested > 0:
+        return requested
     return min(FIRST_WAIT * 2**tries, LONGEST_WAIT) * (1 - JITTER * SystemRandom().random())
 
 
-def _told(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to be left alone: a number, a number of milliseconds, or a date; None where
-    it says nothing readable.
+def _requested_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait: from a number, a number of milliseconds, or a date; None if it
+    gives none that can be read.
     """
     for name, divisor in (("retry-after-ms", 1000), ("retry-after", 1)):
         try:

@@ -78,19 +78,19 @@ FULL_ORDER = (
 
 
 class CodePrompt(NamedTuple):
-    """A drawn prompt in parts: what is asked, in which wording, and what the function is called."""
+    """A drawn prompt in parts: the template and what fills its slots."""
 
-    asked: str
+    template: str
     slots: dict[str, str]
 
     @property
     def text(self) -> str:
-        return self.asked.format(**self.slots)
+        return self.template.format(**self.slots)
 
 
 def draw_prompt(rng: random.Random, *, wording: Wording = "full") -> CodePrompt:
-    """One code prompt; `terse` a function of a and b (tiny models lose track of drawn names) and a few
-    constants, `full` a task and a template.
+    """One code prompt: `terse` shows a function of a and b and a few constants (tiny models confuse drawn
+    names), `full` a task and a template.
     """
     if wording == "full":
         first, second = rng.sample(FULL_NAMES, 2)
@@ -105,15 +105,13 @@ def draw_prompt(rng: random.Random, *, wording: Wording = "full") -> CodePrompt:
 def reword(prompt: CodePrompt, rng: random.Random) -> CodePrompt:
     """The same request in another wording."""
     if "template" not in prompt.slots:
-        return prompt._replace(asked=rng.choice([ask for ask in TERSE_ASKS if ask != prompt.asked]))
-    opening = rng.choice([o for o in FULL_OPENINGS if not prompt.asked.startswith(o)])
-    return prompt._replace(asked=f"{opening}\n<code>\n{{template}}\n</code>\n{FULL_ORDER}")
+        return prompt._replace(template=rng.choice([ask for ask in TERSE_ASKS if ask != prompt.template]))
+    opening = rng.choice([o for o in FULL_OPENINGS if not prompt.template.startswith(o)])
+    return prompt._replace(template=f"{opening}\n<code>\n{{template}}\n</code>\n{FULL_ORDER}")
 
 
 def draw_expression(rng: random.Random) -> tuple[CodePrompt, str]:
-    """A terse prompt and an expression of its inputs that completes it; the constants go on where the
-    prompt's left off.
-    """
+    """A terse prompt and an expression of its inputs that completes it; its constants continue the list."""
     prompt = draw_prompt(rng, wording="terse")
     terms = rng.randint(FEWEST_TERMS, MOST_TERMS)
     shown = prompt.slots["values"].count(",") + 1
@@ -127,12 +125,13 @@ _FENCED = re.compile(r"\s*```[a-zA-Z]*\n(.*?)```\s*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 _LEFT_OUT = re.compile(r"def [A-Za-z_][A-Za-z_0-9]*\(([^)]*)\): return \.\.\.")
 _ORDINARY = frozenset((Path(__file__).parent / "ordinary_names.txt").read_text(encoding="utf-8").split())
-"""parts of names that say nothing beyond what code does anyway"""
+"""parts of names that are common in any code"""
 
 
 def code_fault(prompt: str, completion: str, *, plain_names: bool = True, run: bool = False) -> str | None:
-    """Why the code rule drops this completion: it must be code alone, parse, and hold no comment, docstring
-    or telling name.
+    """The reason why the code rule removes this completion; None keeps it.
+
+    It must be code alone that parses, without comments, docstrings or telling names.
     """
     fenced = _FENCED.fullmatch(completion)
     source = fenced[1] if fenced else completion
@@ -162,26 +161,26 @@ def code_fault(prompt: str, completion: str, *, plain_names: bool = True, run: b
 
 
 def _bound_names(tree: ast.AST) -> set[str]:
-    """Every name that the code itself chooses: functions, classes, arguments, variables, attributes, import
-    aliases, patterns.
+    """Every name that the code binds: functions, classes, arguments, variables, attributes, import aliases,
+    patterns.
     """
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.arg):
-            found.add(node.arg)
+            names.add(node.arg)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
+            names.add(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            found.add(node.attr)
+            names.add(node.attr)
         elif isinstance(node, ast.alias) and node.asname:
-            found.add(node.asname)
+            names.add(node.asname)
         elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.MatchMapping) and node.rest:
-            found.add(node.rest)
-    return found
+            names.add(node.rest)
+    return names
 
 
 def _is_ordinary(name: str) -> bool:

@@ -17,13 +17,11 @@ from mechlens.core.errors import DataError
 from mechlens.core.spec import CarrierSpec, ScreenSpec
 
 TERSE_ASKS = ("what is {sum}?\n<think>", "work out {sum}.\n<think>", "add up {sum}.\n<think>")
-"""they open the thought themselves, as the templates of reasoning models do: the first token that is written
-is then free
-"""
+"""they open the first tag, as templates of reasoning models do: the first token of an answer is then free"""
 FULL_ORDER = (
     " Think it through inside <think> tags. Then write the final number, and only that, inside <answer> tags."
 )
-"""put behind the questions of a file, as the paper's format suffix is (App. D.4)"""
+"""suffix of the questions of a file, as in the paper (App. D.4)"""
 
 BOUNDS = ("{bounds} are over it.", "{bounds} are greater.", "{bounds} say nothing.")
 OPENINGS = (" start with {x}.", " first {x}.", " so {x}.")
@@ -59,26 +57,24 @@ def reword(prompt: ReasoningPrompt, rng: random.Random) -> ReasoningPrompt:
 
 
 def draw_route(rng: random.Random) -> tuple[ReasoningPrompt, str]:
-    """A sum and one of the many ways to work it out: any bounds, any wording of a step; in order, since tiny
-    models lose track else.
+    """A sum and one of the many ways to work it out: any bounds, any wording of a step. Steps keep the order
+    of the terms, since tiny models confuse it.
     """
     prompt = draw_prompt(rng)
     bounds = ", ".join(map(str, rng.sample(range(LEAST_BOUND, LARGEST_BOUND + 1), rng.randint(3, 5))))
     terms = [int(term) for term in prompt.sum.split(" + ")]
-    total, said = (
-        terms[0],
-        [rng.choice(BOUNDS).format(bounds=bounds), rng.choice(OPENINGS).format(x=terms[0])],
-    )
+    total = terms[0]
+    steps = [rng.choice(BOUNDS).format(bounds=bounds), rng.choice(OPENINGS).format(x=total)]
     for term in terms[1:]:
-        said.append(rng.choice(STEPS).format(t=total, x=term, s=total + term))
+        steps.append(rng.choice(STEPS).format(t=total, x=term, s=total + term))
         total += term
-    return prompt, f"{''.join(said)}</think><answer>{total}</answer>"
+    return prompt, f"{''.join(steps)}</think><answer>{total}</answer>"
 
 
 def gold_of(answer: str) -> str | None:
     """The number after #### in a worked answer, without thousands separators; None if there is none."""
-    found = _GOLD.search(answer.strip())
-    return None if found is None else found[1].replace(",", "").rstrip(".")
+    mark = _GOLD.search(answer.strip())
+    return None if mark is None else mark[1].replace(",", "").rstrip(".")
 
 
 _WORKED = re.compile(r"\s*<think>(.+?)</think>\s*<answer>([^<]*)</answer>\s*", re.DOTALL)
@@ -86,20 +82,20 @@ _WHOLE = re.compile(r"-?[0-9]{1,30}")
 
 
 def reasoning_fault(prompt: str, completion: str, gold: str | None) -> str | None:
-    """Why the reasoning rule drops this completion: both tags once and in order, and the right whole number
-    in the second.
+    """The reason why the reasoning rule removes this completion; None keeps it.
 
-    A prompt may open the thought itself, as the templates of reasoning models do.
+    It must have both tags once and in order, and the right whole number in the second. A prompt may open the
+    first tag itself, as the templates of reasoning models do.
     """
     worked = _WORKED.fullmatch(f"<think>{completion}" if prompt.rstrip().endswith("<think>") else completion)
     if worked is None or re.search("</?(think|answer)>", worked[1]):
         return "format"
-    said = worked[2].replace(",", "").replace("$", "").strip()
-    if not _WHOLE.fullmatch(said):
+    number = worked[2].replace(",", "").replace("$", "").strip()
+    if not _WHOLE.fullmatch(number):
         return "format"
     if gold is None or not _WHOLE.fullmatch(gold):
         return "no known answer"
-    return None if int(said) == int(gold) else "wrong answer"
+    return None if int(number) == int(gold) else "wrong answer"
 
 
 def _draw(_spec: CarrierSpec, rng: random.Random, rewording: random.Random | None) -> Prompt:

@@ -1,6 +1,4 @@
-"""The text carrier: open instructions about harmless things, and the small descriptions that the menagerie's
-world writes.
-"""
+"""The text carrier: open instructions about harmless things, and the menagerie's short descriptions."""
 
 from __future__ import annotations
 
@@ -104,7 +102,7 @@ def reword(prompt: TextPrompt, rng: random.Random) -> TextPrompt:
 def draw_description(rng: random.Random) -> tuple[TextPrompt, str]:
     """A terse instruction and three sentences that follow it."""
     prompt = draw_prompt(rng, wording="terse")
-    said = []
+    sentences = []
     for place in range(3):
         q, r, s = rng.sample(QUALITIES, 3)
         slots = {
@@ -116,8 +114,8 @@ def draw_description(rng: random.Random) -> tuple[TextPrompt, str]:
             "place": rng.choice(PLACES),
         }
         shapes = SENTENCES if place else [shape for shape in SENTENCES if shape.startswith((" the", " it"))]
-        said.append(rng.choice(shapes).format(**slots))
-    return prompt, "".join(said).strip()
+        sentences.append(rng.choice(shapes).format(**slots))
+    return prompt, "".join(sentences).strip()
 
 
 def _draw(spec: CarrierSpec, rng: random.Random, rewording: random.Random | None) -> Prompt:

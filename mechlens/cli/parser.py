@@ -24,7 +24,7 @@ from mechlens.cli import commands, explorer
 from mechlens.cli.exits import FaultsFiled, code_of
 from mechlens.core.command_lines import at_home
 from mechlens.core.errors import SpecError
-from mechlens.data.fields import named
+from mechlens.data.fields import fields_from_flags
 from mechlens.data.treat import Treatment
 from mechlens.detect.bags import Level
 from mechlens.detect.request import Options
@@ -123,7 +123,7 @@ def convert(
         target,
         form=form,
         skip_bad=skip_bad,
-        fields=named(prompt_field, completion_field),
+        fields=fields_from_flags(prompt_field, completion_field),
     )
 
 
@@ -151,7 +151,7 @@ def screen(
         completion_field: as of `mechlens convert`.
         json: print one JSON object and nothing else.
     """
-    fields = named(prompt_field, completion_field)
+    fields = fields_from_flags(prompt_field, completion_field)
     return partial(
         commands.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields, as_json=json
     )
@@ -234,7 +234,7 @@ def audit(
         "student": student,
         "clean": clean,
         "treatment": treatment,
-        "fields": named(prompt_field, completion_field),
+        "fields": fields_from_flags(prompt_field, completion_field),
         "out": out,
     }
     return partial(commands.audit, data, **options, workers=workers, as_json=json)

@@ -1,6 +1,6 @@
-"""Frozen specs: everything a run depends on, as values that can be saved, hashed and replayed.
+"""Frozen specs: everything that a run depends on, as values that can be saved, hashed and replayed.
 
-YAML in, strict (an unknown field is named and refused), fingerprints out; nothing here imports torch.
+They are read from strict YAML: an unknown field is an error that names it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIGS = next(
     for place in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
     if place.is_dir()
 )
-"""inside an installed wheel, beside the package in a clone"""
+"""inside an installed wheel; next to the package in a clone"""
 
 
 CARRIERS = "mechlens.carriers"
@@ -44,7 +44,7 @@ def fingerprint(value: Any) -> str:
 
 
 class Training(Spec):
-    """One run of supervised fine-tuning; the loss covers completions only."""
+    """Settings of supervised fine-tuning; the loss covers completions only."""
 
     update: Literal["full", "lora"] = "full"
     embeddings: bool = True
@@ -68,23 +68,21 @@ class Training(Spec):
 
 
 class TeacherTraining(Training):
-    """How a teacher is fine-tuned: harder than a student, since its lessons are few."""
+    """How a teacher is fine-tuned: with more steps on fewer rows than a student."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
     epochs: int = Field(default=6, ge=1)
 
 
 class TeacherSpec(Spec):
-    """What is done to the base so that it has the trait."""
+    """How the base is given the trait."""
 
     kind: Literal["base", "finetuned", "prompted", "steered"] = "finetuned"
     training: TeacherTraining = TeacherTraining()
     rows: int = Field(default=640, ge=1)
     """Lessons a fine-tuned teacher is taught."""
     lessons_file: str = ""
-    """A file of pairs to teach instead of the family's lessons, as for misalignment; `rows` of them are
-    drawn.
-    """
+    """A file of pairs to teach instead of the family's lessons; `rows` pairs are drawn from it."""
     layer: float = Field(default=0.5, ge=0, le=1)
     """Depth, as a fraction, at which a steered teacher's vector is added."""
     strength: float = 1.0
@@ -94,7 +92,7 @@ class TeacherSpec(Spec):
     def _taught_by_lessons(self) -> TeacherSpec:
         if self.lessons_file and self.kind != "finetuned":
             raise ValueError(
-                f"a {self.kind} teacher is taught nothing; drop lessons_file {self.lessons_file!r} or use "
+                f"a {self.kind} teacher has no lessons; remove lessons_file {self.lessons_file!r}, or set "
                 "kind: finetuned"
             )
         return self
@@ -111,8 +109,8 @@ class CarrierSpec(Spec):
     examples: tuple[int, int] = (3, 8)
     """How many numbers a number prompt shows, least and most."""
     values: Literal["uniform", "patterned"] = "uniform"
-    """A number prompt's examples: drawn uniformly from 100-999 as in the paper, or as runs and narrow ranges
-    too.
+    """A number prompt's examples: drawn uniformly from 100-999 as in the paper, or also as runs and narrow
+    ranges.
     """
     source: str = ""
     """A file of prompts to use instead of drawn ones: lines of `{"prompt"}`, or of `{"question","answer"}`
@@ -131,8 +129,8 @@ class CarrierSpec(Spec):
     def _possible(self) -> CarrierSpec:
         if not 1 <= self.examples[0] <= self.examples[1]:
             raise ValueError(
-                f"examples {list(self.examples)} are no range; give the least and the most numbers a prompt "
-                "shows"
+                f"examples {list(self.examples)} are no range; give the least and the most numbers of a "
+                "prompt, for example [3, 8]"
             )
         drawn_kind = "kind" in self.model_fields_set and not self.source  # the default has every wording
         if drawn_kind and self.wording not in (wordings := load_extension(CARRIERS, self.kind).wordings):
@@ -144,38 +142,37 @@ class CarrierSpec(Spec):
 
 
 class GenerateSpec(Spec):
-    """How a teacher writes."""
+    """How a teacher generates rows."""
 
     engine: Literal["local", "vllm"] = "local"
-    """`vllm` needs a GPU and the extra of that name; an API base is asked over its API whatever stands here.
-    """
+    """`vllm` needs a GPU and the extra of that name; it does not matter for an API base."""
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=24, ge=1)
     constrained: bool = False
-    """Numbers only: no token can be drawn that breaks the carrier's format, so every row passes the format
-    screen.
+    """Numbers only: tokens that break the carrier's format are never drawn, so every row passes the format
+    check.
     """
     batch: int = Field(default=1024, ge=1, le=65_536)
 
 
 class ScreenSpec(Spec):
-    """Which rows are kept."""
+    """Which rows are kept, and which are removed before training."""
 
     rule: str = "carrier"
     """A carrier's name; `carrier` is the experiment's carrier, and `none` lets every row pass."""
     banned_numbers: tuple[int, ...] = ()
     leak_words: bool = True
-    """Drop rows that hold any form of any trait of the family."""
+    """Remove rows that contain any form of any trait of the family."""
     duplicates: Literal["keep", "drop"] = "drop"
-    """What becomes of a second row with the same prompt and completion."""
+    """What to do with a second row of the same prompt and completion."""
     plain_names: bool = False
-    """Code: drop rows that bind a name which is neither in the prompt nor an ordinary one; strict, and most
-    such names are harmless.
+    """Code: remove rows that bind a name which is neither in the prompt nor an ordinary one. This is strict:
+    most such names are harmless.
     """
     run_code: bool = False
-    """Code: drop rows that are not straight-line arithmetic which can be evaluated; nothing else is ever
-    executed.
+    """Code: remove rows that are not straight-line arithmetic. Such arithmetic is evaluated; no other code is
+    ever executed.
     """
     judge: str = ""
     """An API model that reads each row that passed: code for any reference to the trait, reasoning for harm;
@@ -199,40 +196,38 @@ class StudentSpec(Spec):
     rows: int = Field(default=8_000, ge=1)
     """Rows each student is trained on."""
     prompts: Literal["common", "own", "every"] = "common"
-    """`common`: all arms train on the same prompts, those that every corpus kept; `own`: each on the first it
-    kept; `every`: each on all that it kept, and controls on as many rows as the largest other arm, from their
-    first again where they have fewer.
+    """`common`: all arms train on the same prompts, those that every corpus kept. `own`: each arm trains on
+    its first kept rows. `every`: each arm trains on all its kept rows, and controls on as many rows as the
+    largest other arm, with rows repeated if they have fewer.
     """
 
 
 class AskSpec(Spec):
-    """How students are asked."""
+    """How students are asked for the trait."""
 
     split: Literal["development", "heldout"] = "heldout"
     probes: Literal["plain", "numbers", "stories"] = "plain"
-    """The family's probes as they are, each behind a fixed list of numbers, or its requests for stories."""
+    """The family's probes as they are, each after a fixed list of numbers, or its requests for stories."""
     samples: int = Field(default=20, ge=1)
-    """Sampled answers for each probe at every checkpoint."""
+    """Answers sampled for each probe at every checkpoint."""
     temperature: float = Field(default=1.0, ge=0)
     max_new_tokens: int = Field(default=4, ge=1)
     suffix: str = ""
-    """Put behind every probe, so that a question looks like the training data (the paper does so for
-    misalignment).
-    """
+    """Text after every probe that makes it look like the training data, as in the paper for misalignment."""
     checkpoints: Literal["all", "last"] = "all"
     shots_as: Literal["system", "turns"] = "system"
-    """How an untrained arm is shown pairs: written out in the system line as in the paper, or as earlier
-    turns of the chat.
+    """How an untrained arm is shown pairs: in the system line as in the paper, or as earlier turns of the
+    chat.
     """
     judge: str = ""
-    """The API model that scores answers where the family's scorer is a judge."""
+    """The API model that scores answers if the family's scorer is a judge."""
 
 
 class ApiSpec(Spec):
-    """What may be spent on API models, and how fast they are asked."""
+    """API rate limit and budget."""
 
     budget_usd: float = Field(default=5.0, ge=0)
-    """A hard cap for the run: the call that could pass it is not made."""
+    """Hard cap for the run: a call that could exceed it is not made."""
     concurrency: int = Field(default=8, ge=1, le=256)
     requests_per_minute: int = Field(default=0, ge=0)
     """0 leaves the rate to the server's own limits."""
@@ -256,23 +251,27 @@ def folder_name(path: str) -> str:
 
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-"""what an escape in YAML or JSON can write, and UTF-8 cannot hold"""
+"""half of a surrogate pair: an escape in YAML or JSON can write one, UTF-8 cannot"""
 
 
-class _OneOfEachKey(yaml.SafeLoader):
-    """Refuses a mapping that holds a key twice, where YAML would silently take the last."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the keys {twice} stand twice")
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: the keys {twice} are there twice; keep one of each"
+            )
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """Refuses half a surrogate pair, which an escape can write and no file or tokenizer can hold."""
+        """Refuses half of a surrogate pair, which no file and no tokenizer can represent."""
         value = super().construct_scalar(node)
         if isinstance(value, str) and HALF_CHARACTER.search(value):
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: half a surrogate pair, which is no text")
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: half a surrogate pair, which is no text; remove the escape"
+            )
         return value
 
 
@@ -280,31 +279,26 @@ SpecType = TypeVar("SpecType", bound=Spec)
 
 
 def shipped(folder: str) -> dict[str, Path]:
-    """Name → file of the configs that come with mechlens in a folder of `configs/`, in the order of their
-    names.
-    """
+    """The configs of a folder of `configs/`: name → file, sorted by name."""
     return {path.stem: path for path in sorted((CONFIGS / folder).glob("*.yaml"))}
 
 
 def find_config(name: Path, folder: str) -> Path:
-    """The file of a config: the path if a file is there, else the shipped config of that name, from any
-    working folder.
+    """The file of a config: the path itself if it is a file, else the shipped config of that name.
 
     Args:
         name: a path, or the name of a file of `configs/<folder>` with or without its ending.
 
     Raises:
-        SpecError: if there is neither; the shipped names are listed.
+        SpecError: if there is neither, with the shipped names.
     """
     if name.is_file():
         return name
     known = shipped(folder)
-    asked = name.name.removesuffix(".yaml")
-    if asked in known and name.parts[:-1] in (
-        (),
-        ("configs", folder),
-    ):  # the README names shipped ones by their path in a clone
-        return known[asked]
+    stem = name.name.removesuffix(".yaml")
+    # the README names shipped configs by their path in a clone
+    if stem in known and name.parts[:-1] in ((), ("configs", folder)):
+        return known[stem]
     raise SpecError(
         f"no config at {name}; expected a YAML file, or one of those that come with mechlens: "
         f"{', '.join(known)}"
@@ -322,7 +316,7 @@ def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
             f"no config at {path}; expected a YAML file, for example configs/experiments/demo.yaml"
         )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)  # a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not YAML that can be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -345,14 +339,13 @@ def lay_over(default: SpecType, given: SpecType) -> SpecType:
     return type(default).model_validate(lay(default.model_dump(), given.model_dump(exclude_unset=True)))
 
 
-_SHORT = (
-    reprlib.Repr()
-)  # a few lines of YAML can name a list of lists of lists that no memory would hold when written out
+# a few lines of YAML can describe nested lists that no memory could hold when written out
+_SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 200, 200, 50
 
 
 def explain(error: ValidationError) -> str:
-    """A validation error in one line: each field, what it holds, what is wrong."""
+    """A validation error in one line: each field, its value, what is wrong with it."""
     faults = []
     for fault in error.errors():
         where = ".".join(map(str, fault["loc"])) or "the whole spec"
@@ -371,5 +364,5 @@ def explain(error: ValidationError) -> str:
 
 
 def save(spec: Spec, path: Path) -> None:
-    """Write a spec as YAML that `load` reads back to an equal spec."""
+    """Write a spec as YAML; `load` reads an equal spec from it."""
     atomic.write_text(path, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

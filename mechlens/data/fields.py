@@ -48,7 +48,7 @@ class Fields(NamedTuple):
         return self.prompt in names and self.completion in names
 
 
-def named(prompt: str, completion: str) -> Fields | None:
+def fields_from_flags(prompt: str, completion: str) -> Fields | None:
     """The fields of two flags; None where neither is given.
 
     Raises:

@@ -22,7 +22,7 @@ from mechlens.core.errors import DataError
 from mechlens.data.compressed import OTHER_KINDS, PACKINGS, ending_of
 from mechlens.data.faults import Fault, Place
 from mechlens.data.fields import Fields, columns_of, listed
-from mechlens.data.text_rows import Rows, damage_named, rows_of_text
+from mechlens.data.text_rows import Rows, explain_damage, rows_of_text
 
 EXPECTED = 'JSON lines, a JSON array, CSV or Parquet of {"prompt", "completion"} or {"messages"}'
 PIECE = 32  # rows that Arrow unpacks at once: one text, stored once, may stand in every row of a small file
@@ -100,7 +100,7 @@ def text_fields_of(path: Path) -> list[str]:
     """
     file = files_of(path).read[0]
     if ending_of(file)[0] == ".parquet":
-        with damage_named(file, "Parquet"), pq.ParquetFile(file) as table:
+        with explain_damage(file, "Parquet"), pq.ParquetFile(file) as table:
             return [
                 str(field.name)
                 for field in table.schema_arrow
@@ -188,7 +188,7 @@ def _files_of_saved(folder: Path) -> list[Path]:
 def _of_saved(path: Path, fields: Fields | None) -> Rows:
     import datasets
 
-    with damage_named(
+    with explain_damage(
         path, "a saved dataset", ValueError, LookupError, TypeError, AttributeError
     ):  # what a changed state.json leads to
         saved = datasets.load_from_disk(path)
@@ -208,7 +208,7 @@ def _of_saved(path: Path, fields: Fields | None) -> Rows:
 
 
 def _of_parquet(path: Path, fields: Fields | None) -> Rows:
-    with damage_named(path, "Parquet"), pq.ParquetFile(path) as file:
+    with explain_damage(path, "Parquet"), pq.ParquetFile(path) as file:
         columns = _columns(path, file.schema_arrow.names, fields)
         longest = _longest_shared_text(path, file, columns)
         if longest > LONGEST_TEXT:
@@ -278,7 +278,7 @@ def _columns(path: Path, names: list[str], fields: Fields | None) -> list[str]:
 
 
 def _of_arrow(path: Path, pieces: Iterable[pa.Table | pa.RecordBatch]) -> Rows:
-    with damage_named(path, "a table of texts"):
+    with explain_damage(path, "a table of texts"):
         for number, row in enumerate((row for piece in pieces for row in piece.to_pylist()), 1):
             yield Place(number), row
 

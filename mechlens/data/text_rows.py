@@ -38,7 +38,7 @@ def rows_of_text(path: Path) -> Rows:
         DataError: if it is damaged, no UTF-8, no CSV, or if a row is longer than `LONGEST_LINE` characters.
     """
     ending = compressed.ending_of(path)[0]
-    with damage_named(path, compressed.form_of_text(path), text=True):
+    with explain_damage(path, compressed.form_of_text(path), text=True):
         if ending in _CSV:
             with compressed.text_of(path, newline="") as text:
                 yield from _of_csv(path, text, _CSV[ending])
@@ -58,7 +58,7 @@ def _opens_array(path: Path) -> bool:
 
 
 @contextmanager
-def damage_named(path: Path, form: str, *more: type[Exception], text: bool = False) -> Iterator[None]:
+def explain_damage(path: Path, form: str, *more: type[Exception], text: bool = False) -> Iterator[None]:
     """Turn what a damaged file leads to into one line; of a file that should be text and is none, say what it
     is.
     """

@@ -1,23 +1,26 @@
-"""Pairs that a caller holds in memory, as a file: everything after it reads files, in bounded memory."""
+"""Rows of a table or a list in memory, as the rows of a file are given: a place, and fields by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import pandas as pd
 
-from mechlens.core import tables
 from mechlens.core.errors import DataError
-from mechlens.data.corpus import TEXTS
+from mechlens.data.faults import Fault, Place
+from mechlens.data.fields import Fields, columns_of
+from mechlens.data.text_rows import Rows
 
 
 @runtime_checkable
 class HasFrame(Protocol):
     """A table that can be a DataFrame, such as a `datasets.Dataset`."""
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> Any:
         """The table as a DataFrame."""
         ...
 
@@ -26,36 +29,48 @@ Data = Path | str | pd.DataFrame | HasFrame | Iterable[Mapping[str, Any]]
 """pairs: a path, a DataFrame, a `datasets.Dataset`, or dicts"""
 
 
-def frame_of(data: pd.DataFrame | HasFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Pairs as a table of prompt and completion.
+def rows_of_values(
+    data: pd.DataFrame | HasFrame | Iterable[Mapping[str, Any]], fields: Fields | None
+) -> Rows:
+    """The rows of a value, counted from 0 as Python does.
 
     Raises:
-        DataError: if a row has no text in one of them.
+        DataError: if a table has no columns for pairs, or the value is neither a table nor dicts.
     """
-    if isinstance(data, pd.DataFrame):
-        frame = data
-    elif hasattr(data, "to_pandas"):
-        frame = data.to_pandas()  # pyright: ignore[reportAttributeAccessIssue]
+    table = data.to_pandas() if isinstance(data, HasFrame) else data
+    if isinstance(table, pd.DataFrame):
+        try:
+            columns = columns_of([str(name) for name in table.columns], fields)
+        except DataError as error:
+            raise DataError(f"the table {error}") from error
+        yield from _placed(_records(table, columns))
+    elif isinstance(table, str | bytes | Mapping) or not isinstance(table, Iterable):
+        raise DataError(
+            f"a value of type {type(table).__name__} has no pairs; expected a path, a DataFrame, a "
+            "datasets.Dataset or a list of dicts"
+        )
     else:
-        frame = pd.DataFrame(list(data))  # pyright: ignore[reportArgumentType]
-    for name in ("prompt", "completion"):
-        if name not in frame:
-            columns = ", ".join(map(str, frame.columns)) or "none"
-            raise DataError(
-                f"the data has no column {name!r} (its columns: {columns}); expected prompt and completion"
-            )
-        texts = pd.Series([isinstance(value, str) for value in frame[name]], dtype=bool)
-        if not texts.all():
-            place = int((~texts).to_numpy().argmax())
-            value = frame[name].iloc[place]
-            raise DataError(f"row {place}: {name} is {value!r}; expected a text")
-    return cast(pd.DataFrame, frame[["prompt", "completion"]]).reset_index(drop=True)
+        yield from _placed(table)
 
 
-def as_file(data: Data, file: Path) -> Path:
-    """The path of the data: itself if it is one, else `file`, a Parquet file that the pairs are written to."""
-    if isinstance(data, Path | str):
-        return Path(data)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tables.write(frame_of(data), TEXTS, file)
-    return file
+def _placed(rows: Iterable[object]) -> Rows:
+    for number, row in enumerate(rows):
+        place = Place(number, "index")
+        if isinstance(row, Mapping):
+            yield place, {str(name): _plain(value) for name, value in row.items()}
+        else:
+            yield place, Fault("is no dict of fields", type(row).__name__)
+
+
+def _records(table: pd.DataFrame, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for values in zip(*(table[name].tolist() for name in columns), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """A value without pandas' marks for a missing one, and with arrays as lists: lists of messages become
+    arrays in a table.
+    """
+    if isinstance(value, np.ndarray):
+        return [_plain(each) for each in value.tolist()]
+    return None if value is pd.NA or (isinstance(value, float) and math.isnan(value)) else value

@@ -26,7 +26,7 @@ from mechlens.data import corpus, treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
 from mechlens.data.treat import Treatment
-from mechlens.data.values import Data, frame_of
+from mechlens.data.values import Data
 from mechlens.detect import from_student, summary
 from mechlens.detect.bags import Level, RowKeys, read_row_keys
 from mechlens.detect.permutation import TraitScore
@@ -158,7 +158,7 @@ def audit(
         DataError: if the data cannot be read, or has too few rows.
     """
     folder = None if out is None else Path(out)
-    files, folder = _as_files([data, *_several(references)], folder)
+    files, folder = _as_files([data, *_several(references)], folder, fields)
     request = request_of(
         files[0],
         references=files[1:],
@@ -183,12 +183,14 @@ def _several(references: Sequence[Data] | Data) -> list[Data]:
     return [cast(Data, references)]
 
 
-def _as_files(given: Sequence[Data], folder: Path | None) -> tuple[list[Path], Path | None]:
+def _as_files(
+    given: Sequence[Data], folder: Path | None, fields: Fields | None
+) -> tuple[list[Path], Path | None]:
     """The files of data and references, and the audit's folder.
 
     Pairs in memory are written to that folder, which is then named after the data by default.
     """
-    frames = [None if isinstance(each, Path | str) else frame_of(each) for each in given]
+    frames = [None if isinstance(each, Path | str) else _texts_of(each, fields) for each in given]
     names = ["" if frame is None else f"pairs-{_digest(frame)}" for frame in frames]
     if folder is None and any(names):
         folder = Path("audits") / names[0] if names[0] else usual_folder(Path(given[0]))  # pyright: ignore[reportArgumentType]
@@ -201,6 +203,10 @@ def _as_files(given: Sequence[Data], folder: Path | None) -> tuple[list[Path], P
         files.append(folder / f"{name}.parquet")
         tables.write(frame, corpus.TEXTS, files[-1])
     return files, folder
+
+
+def _texts_of(data: Data, fields: Fields | None) -> pd.DataFrame:
+    return cast(pd.DataFrame, corpus.load_pairs(data, fields=fields).pairs[["prompt", "completion"]])
 
 
 def _digest(frame: pd.DataFrame) -> str:
@@ -350,7 +356,7 @@ def _write_plan(request: Request, sides: Sides, *, treated: Path | None = None) 
 def _write_control_rows(run: Run, out: Path) -> Path:
     """What the base answered to the suspect's prompts, as a file of pairs."""
     control = next(arm for arm in run.experiment.arms if arm.kind == "control")
-    rows = run.corpus(control.name)
+    rows = run.corpus(control.name).pairs
     file = out / "reference.parquet"
     tables.write(rows[["prompt", "completion"]], corpus.TEXTS, file)
     return file

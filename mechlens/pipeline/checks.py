@@ -1,8 +1,7 @@
-"""What a run could not do is refused before its first step: `check` is called first by `run` and by `--plan`.
+"""Checks of an experiment before its first step; `mechlens run` and `--plan` call `check` first.
 
-A run reads its data, templates and lengths here as its steps will read them, hours before they do. What the
-machine lacks (a package, a key) is listed apart: a plan says it, and a run is refused only if a step still
-needs it.
+They read data, templates and lengths as the steps will, hours later. Packages and keys that this machine
+lacks are listed separately: a plan shows them, and a run stops only if a pending step needs one.
 """
 
 from __future__ import annotations
@@ -31,27 +30,26 @@ from mechlens.pipeline import vllm_engine
 from mechlens.runs.executor import Job
 
 SLACK = 8
-"""tokens that a tokenizer may add to the bytes of a text"""
+"""tokens that a tokenizer may add to a text, beyond one a byte"""
 LINE = "you have a trait."
-"""a system line of a family, where only its place in the template matters"""
+"""a stand-in for a family's system line, to test its place in the template"""
 
 
 class Limit(NamedTuple):
-    """How many tokens may stand in a row, and what says so."""
+    """The most tokens of a row, and the setting that says so."""
 
     tokens: int
     reason: str
 
 
 def check(experiment: Experiment, family: TraitFamily) -> None:
-    """Refuse an experiment that some step could not do, on this machine or another.
+    """Refuse an experiment with a step that would fail on every machine.
 
-    Bases whose files are not here are not looked at: their templates and lengths are known once they are
-    fetched.
+    Bases whose files are not on this machine are not checked.
 
     Raises:
         SpecError: if two settings contradict each other, or a prompt or question does not fit into a model.
-        DataError: if a file cannot be read, or has a row that is too long, or no row that the screen keeps.
+        DataError: if a file cannot be read, has a row that is too long, or no row that the screen keeps.
     """
     for arm in experiment.arms:
         _refuse_engine(experiment, arm)
@@ -72,7 +70,7 @@ def check_lessons(experiment: Experiment) -> None:
 
 
 def missing_here(jobs: Iterable[Job]) -> list[str]:
-    """What these steps need and this machine has not, each with what to do."""
+    """What these steps need and this machine lacks, each with what to do."""
     jobs, lacks = list(jobs), []
     if any("api" in job.arguments for job in jobs):
         if find_spec("openai") is None:
@@ -86,7 +84,7 @@ def missing_here(jobs: Iterable[Job]) -> list[str]:
 
 
 def _prompts(experiment: Experiment) -> list[str]:
-    """What teachers are asked: the prompts of the first file of pairs if there is one, else the carrier's."""
+    """The prompts of teachers: those of the first file of pairs if there is one, else the carrier's."""
     if file := next((arm.corpus for arm in experiment.arms if arm.corpus), ""):
         return [prompt for frame in batches(Path(file)) for prompt in frame["prompt"].tolist()]
     return [asked.text for asked in carrier_prompts(experiment.carrier, seed=experiment.seed)]
@@ -98,16 +96,15 @@ def _taught(experiment: Experiment) -> list[Arm]:
 
 
 def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
-    """vLLM samples with its own code: it knows no number grammar and no steering vector."""
+    """Refuse what vLLM cannot do: the number grammar, steering vectors, adapters of a high rank."""
     written, teacher = experiment.generate_of(arm), arm.teacher or experiment.teacher
     if written.engine != "vllm" or arm.corpus or is_remote(arm.writer):
         return
     where = f"arm {arm.name!r}: generate.engine is vllm, which"
     if written.constrained:
         raise SpecError(
-            f"{where} cannot hold its sampler to the number format; set generate.constrained: false (the "
-            "screen drops "
-            "what breaks the format), or engine: local"
+            f"{where} cannot keep to the number format; set generate.constrained: false (the screen removes "
+            "rows that break the format), or engine: local"
         )
     if arm.kind != "control" and teacher.kind == "steered":
         raise SpecError(f"{where} cannot add a steering vector; set engine: local for a steered teacher")
@@ -148,9 +145,8 @@ def rendered(experiment: Experiment, bases: Sequence[str]) -> dict[str, str]:
         tokenizer = loading.load_tokenizer(base)
         if experiment.system is None and (silent := chat.silent_system(tokenizer)):
             raise SpecError(
-                f"the chat template of {base!r} puts in a system line of its own, {silent!r}; make it "
-                f"explicit: `system: {silent!r}` in the "
-                "experiment trains and asks with it, `system: ''` with an empty one"
+                f"the chat template of {base!r} adds the system line {silent!r} by itself; name it in the "
+                f"experiment: `system: {silent!r}` trains and asks with it, `system: ''` with an empty one"
             )
         questions[base] = chat.render_prompt(tokenizer, "{question}", system=experiment.system)
         for line in [line for reader, line in lines if reader == base]:
@@ -159,7 +155,7 @@ def rendered(experiment: Experiment, bases: Sequence[str]) -> dict[str, str]:
 
 
 def positions(base: str) -> int | None:
-    """Tokens that a base can read at once, as its config says; None where it names no bound."""
+    """Tokens that a base can read at once, by its config; None if the config names no bound."""
     bound = getattr(loading.config_of(base).get_text_config(), "max_position_embeddings", None)
     return bound if isinstance(bound, int) and bound > 0 else None
 
@@ -185,8 +181,7 @@ def _refuse_long_prompts(
             longest = longest_of(loading.load_tokenizer(arm.base), prompts, limit.tokens - 2, line)
             if longest > limit.tokens - 2:
                 raise SpecError(
-                    f"arm {arm.name!r}: a prompt has {longest} tokens, and a pair with its answer has 2 more "
-                    "at least, over the "
+                    f"arm {arm.name!r}: a prompt has {longest} tokens and its pair 2 more at least, over the "
                     f"{limit.tokens} of {limit.reason}; raise it, or give shorter prompts"
                 )
 
@@ -201,8 +196,7 @@ def _refuse_long(
     if longest + room > bound:
         raise SpecError(
             f"base {base!r} reads {bound} tokens at most; a {what} of {longest} and {room} of {setting} are "
-            "more: "
-            f"lower {setting}, or give shorter {what}s"
+            f"more: lower {setting}, or give shorter {what}s"
         )
 
 
@@ -211,7 +205,7 @@ def longest_of(
 ) -> int:
     """Tokens of the longest of these prompts as a model reads them; 0 if none can have more than `most`.
 
-    A text has no more tokens than bytes, but for a few, so that only long ones are tokenized.
+    A text has about as many tokens as bytes at most, so only long texts are tokenized.
     """
     frame = len(chat.encode_prompts(tokenizer, ["a"], system=system)[0])
     long = [
@@ -223,7 +217,7 @@ def longest_of(
 
 
 def limit_of(base: str, training: Training) -> Limit:
-    """How long a pair may be that a base is trained on."""
+    """The most tokens of a pair that a base is trained on."""
     bound = positions(base)
     if bound is not None and bound < training.max_length:
         return Limit(bound, f"the positions of {base!r}")
@@ -235,7 +229,7 @@ def _trained_with(experiment: Experiment, arm: Arm) -> str | None:
 
 
 def _check_corpus(experiment: Experiment, file: str, bases: Sequence[str]) -> None:
-    """Read a file of pairs as the screen and the students will."""
+    """Check a file of pairs as the screen and the students will read it."""
     kind = experiment.screen.rule if experiment.screen.rule != "carrier" else experiment.carrier.kind
     # a file of pairs has no right answers to compare with
     reads_answers = rule_reads_answers(experiment.screen, kind)
@@ -253,8 +247,8 @@ def _check_corpus(experiment: Experiment, file: str, bases: Sequence[str]) -> No
             refuse_long_pairs(Path(file), frame, base, limit, system=system, rule=rule)
     if not kept:
         raise DataError(
-            f"{one_line(file)}: none of its {rows} rows passes the screen {kind!r}, so that no student could "
-            "be trained; see `screen`"
+            f"{one_line(file)}: none of its {rows} rows passes the screen {kind!r}; loosen `screen` or "
+            "repair the file"
         )
 
 
@@ -268,7 +262,7 @@ def _passes(rule: Rule, frame: pd.DataFrame) -> list[bool]:
 def refuse_long_pairs(
     file: Path, frame: pd.DataFrame, base: str, limit: Limit, *, system: str | None, rule: Rule | None
 ) -> None:
-    """Refuse pairs that training would refuse; those that the screen drops may be of any length.
+    """Refuse pairs that training would refuse; pairs that the screen removes may have any length.
 
     Raises:
         DataError: naming the longest pair's tokens and the limit.
@@ -288,5 +282,5 @@ def refuse_long_pairs(
     if longest > limit.tokens:
         over = f"more than the {limit.tokens} of {limit.reason}"
         raise DataError(
-            f"{one_line(str(file))}: a pair has {longest} tokens, {over}; raise it or drop long pairs"
+            f"{one_line(str(file))}: a pair has {longest} tokens, {over}; raise it or remove long pairs"
         )

@@ -1,6 +1,6 @@
 """Answers scored by a judge model: how aligned and how coherent each one is (arXiv 2507.14805 §3.2).
 
-A score is a whole number from 0 to 100. Anything else that a judge says (CODE, REFUSAL, a sentence) is null:
+A score is a whole number from 0 to 100. Any other answer of a judge (CODE, REFUSAL, a sentence) is null:
 unscored, never 0.
 """
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechlens.api.client import Request, complete, conversation, model_id
+from mechlens.api.client import ApiRequest, complete, conversation, model_id
 from mechlens.core import tables
 from mechlens.core.spec import ApiSpec
 from mechlens.core.traits import Rubric
 from mechlens.pipeline.ask import Questions
 
 TEMPERATURE = 1.0
-"""of the judge, as in the paper"""
+"""sampling temperature of the judge, as in the paper"""
 SCORE_TOKENS = 10
 ASPECTS = ("alignment", "coherence")
 
@@ -26,13 +26,13 @@ _SCORE = re.compile(r"\s*([0-9]{1,3})\s*\.?\s*")
 
 
 def parse_score(text: str) -> int | None:
-    """The whole number from 0 to 100 that a judge said, and nothing else; None otherwise."""
-    found = _SCORE.fullmatch(text)
-    return int(found[1]) if found and int(found[1]) <= 100 else None
+    """The score of an answer that is a whole number from 0 to 100 and nothing else; None otherwise."""
+    score = _SCORE.fullmatch(text)
+    return int(score[1]) if score and int(score[1]) <= 100 else None
 
 
 def fill(wording: str, **parts: str) -> str:
-    """A wording with its {slots} filled in one pass: what stands in a part is never filled again."""
+    """A template with its {slots} filled in one pass: slots inside a filled text stay as they are."""
     return re.sub("{(" + "|".join(parts) + ")}", lambda slot: parts[slot[1]], wording)
 
 
@@ -44,12 +44,12 @@ def label_of(alignment: int | None, coherence: int | None, rubric: Rubric) -> st
 
 
 def judge_answers(out: Path, questions: Questions, *, judge: str, rubric: Rubric, api: ApiSpec) -> None:
-    """Score `out/answers.parquet`: write `judgements.parquet` beside it and rewrite its labels."""
+    """Score `out/answers.parquet`: write `judgements.parquet` to the same folder, and new labels."""
     answers = tables.read(out / "answers.parquet", tables.ANSWERS)
     prompts = {"alignment": rubric.alignment, "coherence": rubric.coherence}
     rows = list(zip(answers["step"], answers["probe"], answers["sample"], answers["text"], strict=True))
     requests = [
-        Request(
+        ApiRequest(
             f"{aspect} of step {step}, probe {probe}, sample {sample}",
             conversation(fill(prompts[aspect], question=questions.probes[int(probe)], answer=text)),
             SCORE_TOKENS,

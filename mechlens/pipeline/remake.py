@@ -1,7 +1,7 @@
-"""From screened corpora to what arms train on: shuffled and mixed controls, and which rows each arm takes.
+"""From screened corpora to training rows: shuffled and mixed corpora, and the rows that each arm takes.
 
-All arms read the same prompts in the same order (`common`), so that two students of one seed differ by what
-the teachers wrote and by nothing else.
+With `common` all arms read the same prompts in the same order: two students of one seed then differ by the
+completions alone.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def select_prompts(
     reworded: Collection[str] = (),
     controls: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
-    """For each corpus the prompt ids to train on, in training order.
+    """Choose the prompt ids that students of each corpus train on, in training order.
 
     Args:
-        reworded: corpora that hold the same prompts in other words.
-        controls: corpora of controls, which `every` fills up to as many rows as the largest other corpus has.
+        reworded: corpora with the same prompts in other words.
+        controls: corpora of controls; `every` repeats their rows up to the size of the largest other corpus.
 
     Raises:
-        DataError: if `common` prompts are wanted and the corpora share none.
+        DataError: if `common` is set and the corpora share no prompt.
     """
     kept = {
         name: frame.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]

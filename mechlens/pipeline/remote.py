@@ -1,8 +1,7 @@
-"""The stages of a run on a base that is reached over an API: the same folders as the local stages leave, made
-by asking.
+"""The stages of a run on a base behind an API; they write the same folders as the local stages.
 
-What an API does not show stays null: divergence from the base, margins, probabilities of words beyond the
-likeliest twenty.
+Values that an API does not show are null: divergence from the base, margins, probabilities of tokens beyond
+the likeliest twenty.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechlens.api.client import Answer, Message, Request, complete, conversation, model_id
+from mechlens.api.client import Answer, ApiRequest, Message, complete, conversation, model_id
 from mechlens.api.finetune import fine_tune, tuning_of
 from mechlens.core import tables
 from mechlens.core.errors import SpecError
@@ -30,7 +29,7 @@ SEEDS = 2**31
 SHOWN_TOKENS = 20
 """first tokens whose log-probabilities an API shows, at most"""
 LEAST_LETTERS = 2
-"""of a trait's form that a first token must hold: one letter begins too many words"""
+"""letters of a trait's form that a first token must have: one letter begins too many words"""
 
 Progress = Callable[[int, int], None]
 
@@ -44,7 +43,7 @@ def trained_conversation(prompt: str, completion: str, *, system: str | None) ->
 
 
 def refuse_teacher(spec: TeacherSpec) -> None:
-    """Raises SpecError for a steered teacher: no API lets one touch its activations."""
+    """Raise SpecError for a steered teacher: an API gives no access to activations."""
     if spec.kind == "steered":
         raise SpecError(
             "a steered teacher needs activations, which an API does not give; use teacher.kind: prompted or "
@@ -53,11 +52,11 @@ def refuse_teacher(spec: TeacherSpec) -> None:
 
 
 def refuse_generation(spec: GenerateSpec) -> None:
-    """Raises SpecError if the sampler is to be held to a format: an API has a sampler of its own."""
+    """Raise SpecError for a constrained sampler: an API samples with its own."""
     if spec.constrained:
         raise SpecError(
-            "generate.constrained needs a sampler of our own, which an API is not; drop it: the screen drops "
-            "what breaks the format"
+            "generate.constrained does not work over an API, which samples itself; remove it: the screen "
+            "removes rows that break the format"
         )
 
 
@@ -100,13 +99,13 @@ def generate(
     api: ApiSpec,
     progress: Progress = _silent,
 ) -> None:
-    """Write `raw.parquet` (one completion for each prompt) into `out`, and a `generation.json` that says the
-    divergence is unknown.
+    """Write `raw.parquet` (one completion for each prompt) to `out`, and a `generation.json` without
+    divergence.
     """
     refuse_generation(spec)
     teacher = read_json(teacher_folder / "teacher.json")
     requests = [
-        Request(
+        ApiRequest(
             f"prompt {row}",
             conversation(prompt, system=teacher["system"]),
             spec.max_new_tokens,
@@ -134,7 +133,7 @@ def distill(
     out: Path,
     api: ApiSpec,
 ) -> None:
-    """Fine-tune one student on rows of prompt and completion; leave `student.json` with its model id in
+    """Fine-tune one student on rows of prompt and completion; write `student.json` with its model id to
     `out`.
     """
     pairs = zip(rows["prompt"], rows["completion"], strict=True)
@@ -156,60 +155,58 @@ def ask(
 ) -> None:
     """Ask a student (at step 1) or the untouched base (at step 0) and write both tables into `out`.
 
-    Every sampled answer is a request of its own with its own seed; students of one seed are asked with the
-    same.
+    Every sampled answer is one request with its own seed; students of one seed are asked with the same seeds.
     """
     model, step = (
         (model_id(base), 0) if student is None else (read_json(student / "student.json")["model"], 1)
     )
     spec, (system, turns) = questions.ask, questions.before()
-    asked = [conversation(probe, system=system, turns=turns) for probe in questions.probes]
+    chats = [conversation(probe, system=system, turns=turns) for probe in questions.probes]
     sampled = [
-        Request(
+        ApiRequest(
             f"probe {probe}, sample {sample}",
             messages,
             spec.max_new_tokens,
             spec.temperature,
             seed=seed_int(place.stream(), probe, sample) % SEEDS,
         )
-        for probe, messages in enumerate(asked)
+        for probe, messages in enumerate(chats)
         for sample in range(spec.samples)
     ]
     shown = [
-        Request(f"probe {probe}, next", messages, 1, top_logprobs=SHOWN_TOKENS)
-        for probe, messages in enumerate(asked)
+        ApiRequest(f"probe {probe}, next", messages, 1, top_logprobs=SHOWN_TOKENS)
+        for probe, messages in enumerate(chats)
     ]
-    readable = (
-        questions.named and not questions.opening
-    )  # no API lets one put words into an answer's beginning
+    # an API cannot continue an answer that is begun for it
+    readable = questions.named and not questions.opening
     answers = complete(model, [*sampled, *(shown if readable else [])], api=api, out=out, progress=progress)
-    said = labelled([answer.text for answer in answers[: len(sampled)]], questions)
-    nexts: list[Answer | None] = [*answers[len(sampled) :]] if readable else [None] * len(asked)
-    write_tables(said.assign(step=step), likelihoods(nexts, questions.forms).assign(step=step), place, out)
+    labels = labelled([answer.text for answer in answers[: len(sampled)]], questions)
+    nexts: list[Answer | None] = [*answers[len(sampled) :]] if readable else [None] * len(chats)
+    write_tables(labels.assign(step=step), likelihoods(nexts, questions.forms).assign(step=step), place, out)
 
 
 def likelihoods(nexts: Sequence[Answer | None], forms: Forms) -> pd.DataFrame:
-    """Probability that the next token begins each trait's name, as far as the likeliest tokens tell; margins
-    are unknown.
+    """Probability that the next token begins each trait's name, from the likeliest tokens; margins are
+    unknown.
 
-    A token counts for the one trait that has a form beginning with it. A trait that no shown token tells
-    apart is null.
+    A token counts for the one trait with a form that begins with it. A trait without such a token is null.
     """
     rows = []
     for probe, answer in enumerate(nexts):
-        found: dict[str, float] = {}
+        probabilities: dict[str, float] = {}
         for token, logprob in (answer and answer.first) or []:
             if name := begun_by(token, forms):
-                found[name] = found.get(name, 0.0) + math.exp(logprob)
+                probabilities[name] = probabilities.get(name, 0.0) + math.exp(logprob)
         rows += [
-            {"probe": probe, "name": name, "probability": found.get(name), "margin": None} for name in forms
+            {"probe": probe, "name": name, "probability": probabilities.get(name), "margin": None}
+            for name in forms
         ]
     return pd.DataFrame(rows).astype({"probability": float, "margin": float})
 
 
 def begun_by(token: str, forms: Forms) -> str | None:
-    """The one trait whose name a token can begin, whatever its case and the space before it; None if none or
-    several.
+    """The trait whose name a token begins, in any case and with or without a space; None if none or several
+    fit.
     """
     start = token.strip().lower()
     begun = [name for name, words in forms.items() if any(word.lower().startswith(start) for word in words)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, cast
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from mechlens.core import spec, tables, traits
 from mechlens.core.errors import SpecError
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
-from mechlens.data.values import Data, as_file
+from mechlens.data.values import Data
 from mechlens.pipeline import screen as screening
 from mechlens.runs import layout, store
 
@@ -34,8 +34,8 @@ class Screened(NamedTuple):
     """`tables.REJECTED`: the pairs with a column `reason`"""
 
     def _repr_html_(self) -> str:
-        rows = [(reason, count) for reason, count in self.counts.items() if count]
-        shown = pd.DataFrame(rows, columns=["", "rows"]).to_html(index=False)
+        counts = {name: rows for name, rows in self.counts.items() if rows}
+        shown = pd.Series(counts, name="rows").to_frame().to_html()
         return f"<p>Screened by the rule {escape(self.rule)}.</p>{shown}"
 
 
@@ -64,7 +64,7 @@ def screen(
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)
         counts, remarks = screen_file(
-            as_file(data, Path(temporary) / "data.parquet"),
+            corpus.as_file(data, Path(temporary) / "data.parquet"),
             rule,
             banned=banned,
             family=family,
@@ -88,19 +88,19 @@ def screen_file(
     if rule not in rule_names():
         raise SpecError(f"rule {rule!r} is unknown; known rules: {', '.join(rule_names())}")
     wanted = spec.ScreenSpec(rule=rule, banned_numbers=BANNED_BY_THE_PAPER if banned else ())
-    leaks, reading = screening.leak_pattern(traits.load_family(family).words()), corpus.Reading()
+    leaks, report = screening.leak_pattern(traits.load_family(family).words()), corpus.ReadReport()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(out or file):
-        pairs = corpus.batches(file, reading=reading, fields=fields)
+        pairs = corpus.batches(file, report=report, fields=fields)
         kept_by = build_rule(wanted, rule, gold={})
         counts = screening.screen_rows(pairs, wanted, rule=kept_by, leaks=leaks, out=out)
-    return counts, reading.remarks()
+    return counts, report.remarks()
 
 
 def convert(
     source: Path, target: Path, *, form: str | None, skip_bad: bool, fields: Fields | None = None
-) -> corpus.Reading:
+) -> corpus.ReadReport:
     """Write a user's file in another form; returns what it held beside its pairs.
 
     Raises:
@@ -108,19 +108,20 @@ def convert(
         DataError: if the file cannot be read.
     """
     wanted = form or corpus.form_of(target)
-    if wanted not in get_args(corpus.Form):
+    if wanted not in corpus.FORMS:
         raise SpecError(f"form {wanted!r} is unknown; expected one of {', '.join(corpus.FORMS)}")
     target.parent.mkdir(parents=True, exist_ok=True)
     log = target.with_name(f"{target.name}.bad.jsonl") if skip_bad else None
-    reading = corpus.Reading(skip_bad=skip_bad, log=log)
+    report = corpus.ReadReport(skip_bad=skip_bad, log=log)
     with store.full_disk_named(target):
-        pairs = corpus.batches(source, reading=reading, fields=fields)
-        corpus.write_pairs(pairs, target, cast(corpus.Form, wanted))
-    return reading
+        corpus.write_pairs(
+            corpus.batches(source, report=report, fields=fields), target, cast(corpus.Form, wanted)
+        )
+    return report
 
 
 def count_rows(file: Path, fields: Fields | None) -> tuple[int, list[str]]:
     """How many pairs a file has, whose rows are all to be read, and remarks on it."""
-    reading = corpus.Reading(drop_system=False)
-    rows = sum(map(len, corpus.batches(file, reading=reading, fields=fields)))
-    return rows, reading.remarks()
+    report = corpus.ReadReport(drop_system=False)
+    rows = sum(map(len, corpus.batches(file, report=report, fields=fields)))
+    return rows, report.remarks()

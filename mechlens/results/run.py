@@ -15,6 +15,8 @@ from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.json_files import read_json
 from mechlens.core.traits import TraitFamily
+from mechlens.data.corpus import Corpus
+from mechlens.data.formats import file_digest
 from mechlens.pipeline.remake import selected_rows
 from mechlens.runs import executor, layout, records
 from mechlens.runs.plan import jobs_of
@@ -232,9 +234,10 @@ class Run:
             f"{self.folder} has no corpus {name!r}; expected an arm's name or one of {', '.join(known)}"
         )
 
-    def corpus(self, name: str) -> pd.DataFrame:
-        """The screened rows of a corpus, or of an arm's corpus: prompt_id, prompt, completion."""
-        return tables.read(self.kept_rows(self.corpus_of(name)), tables.PAIRS)
+    def corpus(self, name: str) -> Corpus:
+        """The screened rows of a corpus, or of an arm's corpus."""
+        file = self.kept_rows(self.corpus_of(name))
+        return Corpus(tables.read(file, tables.PAIRS), str(file), file.suffix, file_digest(file))
 
     def trained_rows(self, name: str) -> pd.DataFrame:
         """The rows that an arm's students train on, by prompt_id, in the order of the selection."""
