@@ -84,7 +84,7 @@ def check_block(block: Block, folder: Path) -> None:
 
 
 def test_there_is_a_recipe_for_each_kind_of_extension() -> None:
-    kinds = ("trait", "family", "base", "carrier", "detector")
+    kinds = ("trait", "family", "base", "carrier", "lens", "detector")
     assert {f"Add a {kind}" for kind in kinds} <= RECIPES.keys()
     assert all(blocks for blocks in RECIPES.values())
 
