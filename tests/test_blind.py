@@ -68,8 +68,9 @@ def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Ma
         AskSpec(),
     )
     return Material(
-        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
-        development_probes=asked, heldout_probes=asked, trait="eagle", family=TRAITS, system_lines=PANEL, rows=ROWS, seed=0,
+        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()),
+        trait_pairs=trait, control_pairs=control, development_probes=asked, heldout_probes=asked,
+        trait="eagle", family=TRAITS, system_lines=PANEL, rows=ROWS, seed=0,
     )  # fmt: skip
 
 
