@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
-from mechlens import cli
+from mechlens import cli, lenses
 from mechlens.core.model_spec import ModelSpec
 from mechlens.core.spec import CONFIGS
 from mechlens.core.traits import TraitFamily
@@ -84,9 +85,16 @@ def check_block(block: Block, folder: Path) -> None:
 
 
 def test_there_is_a_recipe_for_each_kind_of_extension() -> None:
-    kinds = ("trait", "family", "base", "carrier", "detector")
+    kinds = ("trait", "family", "base", "carrier", "lens", "detector")
     assert {f"Add a {kind}" for kind in kinds} <= RECIPES.keys()
     assert all(blocks for blocks in RECIPES.values())
+
+
+@pytest.fixture(autouse=True)
+def look_for_lenses_again() -> Iterator[None]:
+    """Leave no lens of a recipe to later tests."""
+    yield
+    lenses.registry.cache_clear()
 
 
 @pytest.mark.parametrize("heading", RECIPES)
@@ -95,6 +103,7 @@ def test_a_recipe_works_as_it_stands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    lenses.registry.cache_clear()
     for block in RECIPES[heading]:
         check_block(block, tmp_path)
         for line in block.text.splitlines() if block.language == "sh" else ():

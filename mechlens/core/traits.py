@@ -89,7 +89,7 @@ class TraitFamily(Spec):
     development: tuple[str, ...]
     """Traits that may be tuned on."""
     heldout: tuple[str, ...]
-    """Traits fixed before any tuning and reported once."""
+    """Traits fixed before any tuning. Every look at their results makes them less held out."""
     system: str
     """The prompted teacher's system prompt; {plural}, {name} and {category} are filled in."""
     probes: Probes
