@@ -247,7 +247,7 @@ def test_commands_that_the_explorer_offers_name_the_run(odd_run: Path) -> None:
 @pytest.mark.parametrize("out", [Path("benches/menagerie"), Path(NAME)])
 def test_a_bench_card_names_the_command_that_remakes_it(detectors: tuple[str, ...], out: Path) -> None:
     for train in (True, False):
-        _, arguments, read = request(benching.command_of("menagerie", out, detectors, train=train))
+        _, arguments, read = request(benching.remake_command("menagerie", out, detectors, train=train))
         assert (arguments, read["detectors"], read["train"]) == (("menagerie",), detectors, train)
         assert (read["out"] or Path("benches/menagerie")) == out
 

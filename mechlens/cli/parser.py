@@ -230,13 +230,14 @@ def bench(
     students: bool = True,
     workers: int | None = None,
 ) -> Action:
-    """Say how far detectors can be trusted: on data sets whose making and whose effect on students are known.
-    Hours; resumes where it stopped.
+    """Measure how far detectors can be trusted, on data sets whose making and effect on students are known.
+    Takes hours; resumes where it stopped.
 
     Args:
         name: a name of configs/benches.
-        detector: names of detectors, or FILE.py:CLASS for one's own: a class with `name` and `score(rows)`, a
-            data frame with `completion` → one number a row, or several. Its file is run.
+        detector: names of detectors, or FILE.py:CLASS for your own: a class with `name` and `score(suspect)`
+            → one number a row, or one a row and trait. The suspect has prompts, completions, reference and
+            base. The file is run.
         out: folder of suspects, students, scores, card.json and card.md; benches/<name> by default.
         students: train three students of every suspect, which is most of the time.
         workers: processes; one a core by default, one with an accelerator.
@@ -252,11 +253,13 @@ def bench(
 
 
 def _do_bench(name: str, **options: Any) -> object:
-    from mechlens.benchmark import (
-        run as benching,
-    )  # torch takes seconds to import, and no other command's reading needs it
+    from mechlens.benchmark.run import bench as run_bench  # torch takes seconds to import
+    from mechlens.cli.console import bars, say
 
-    return benching.bench(name, **options)
+    with bars() as shown:
+        card = run_bench(name, **options, progress=shown)
+    say(card.to_markdown())
+    return card
 
 
 def truthful(

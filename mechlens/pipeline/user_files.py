@@ -93,9 +93,8 @@ def screen_file(
         out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(out or file):
         pairs = corpus.batches(file, reading=reading, fields=fields)
-        counts = screening.screen_rows(
-            pairs, wanted, rule=build_rule(wanted, rule, gold={}), leaks=leaks, out=out
-        )
+        kept_by = build_rule(wanted, rule, gold={})
+        counts = screening.screen_rows(pairs, wanted, rule=kept_by, leaks=leaks, out=out)
     return counts, reading.remarks()
 
 
