@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from mechlens.lenses.parts.log_probs import token_log_probabilities
 
 from mechlens.benchmark import run
 from mechlens.benchmark.card import Card
@@ -23,7 +24,6 @@ from mechlens.detect import registry
 from mechlens.detect.registry import SuspectRows, list_built_in, load_detector, score_with
 from mechlens.detect.twins import Twins
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.models import loading
 from mechlens.models.chat import encode_pairs
 from mechlens.runs.progress import Event
