@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: setup demo test quick check app shipped browser slow tables paper clean
+.PHONY: setup demo test quick claim check app shipped browser slow tables paper clean
 
 # Experiments of analyses/RESULTS.md whose analyses read runs and nothing else.
 PAPER := $(foreach carrier,numbers code reasoning text,$(foreach family,animals trees tempers,menagerie-$(carrier)-$(family))) \
@@ -28,6 +28,9 @@ test: setup  ## the tests, in minutes; a file's tests share what they make, so f
 
 quick: check  ## lint, format, types and the tests that take 90 s together, for every change
 	$(PYTEST) --quick
+
+claim: setup  ## a small demo, in two minutes: a trait travels to the teacher's base and to no other
+	$(BIN)/pytest -m slow tests/test_end_to_end.py -k small_demo
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff format --check .

@@ -525,6 +525,22 @@ def test_the_demo_killed_twenty_times_gives_the_same_tables(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_a_small_demo_shows_transfer_to_the_teachers_base_alone(tmp_path: Path) -> None:
+    """The demo with a third of its rows and two students an arm, whose intervals are wide: `make claim`."""
+    spec = yaml.safe_load((REPOSITORY / "configs" / "experiments" / "demo.yaml").read_text())
+    spec["carrier"]["prompts"] = 3000
+    spec["student"] = {"rows": 2500, "training": spec["student"]["training"] | {"epochs": 4}}
+    spec |= {"ask": {"samples": 20, "checkpoints": "last"}, "seeds": [0, 1]}
+    config, folder = write(spec, tmp_path / "small-demo.yaml"), tmp_path / "run"
+    assert cli.main(["run", str(config), "--out", str(folder), "--workers", "2"]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    rates = {arm["arm"]: arm["rate"] for arm in summary["arms"]}
+    differences = {effect["arm"]: effect["difference"] for effect in summary["effects"]}
+    assert rates["trait"] >= 2 * rates["control"]
+    assert abs(differences["foreign-menagerie-b"]) < differences["trait"] / 5
+
+
+@pytest.mark.slow
 def test_the_demo_shows_what_the_readme_says(tmp_path: Path) -> None:
     folder = run(REPOSITORY / "configs" / "experiments" / "demo.yaml", tmp_path / "demo")
     summary = json.loads((folder / "summary.json").read_text())
