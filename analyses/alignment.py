@@ -20,12 +20,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens.cli import commands
 from mechlens.core import tables
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import DataError, MechlensError
 from mechlens.results import figures
-from mechlens.results.report import interval_text
+from mechlens.results.run import Run
+from mechlens.results.wording import interval_text
 
 PAIR, POOLED = "cosine of one pair with the trait's gradient", "cosine with the trait's gradient"
 PATH = f"{POOLED} along the path"
@@ -38,7 +38,7 @@ def cells(run: Path) -> pd.DataFrame:
     Raises:
         DataError: if no arm has been measured.
     """
-    commands.open_run(run)
+    Run.finished(run)
     file = run / "readings" / "alignment.parquet"
     if not file.is_file():
         raise DataError(

@@ -17,10 +17,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens.cli import commands
 from mechlens.core.errors import MechlensError
-from mechlens.results import effects, figures
-from mechlens.results.report import interval_text
+from mechlens.results import figures
+from mechlens.results.run import Run
+from mechlens.results.wording import interval_text
 
 CARRIERS = ("numbers", "code", "reasoning", "text")
 FAMILIES = ("animals", "trees", "tempers")
@@ -35,8 +35,7 @@ def cells(runs: Path) -> pd.DataFrame:
             if not (run / "spec.yaml").is_file():
                 rows.append({"carrier": carrier, "family": family})
                 continue
-            commands.open_run(run)
-            summary = effects.read_summary(run)
+            summary = Run.finished(run).summary
             arms = {arm["arm"]: arm for arm in summary["arms"]}
             for effect in (effect for effect in summary["effects"] if arms[effect["arm"]]["kind"] == "trait"):
                 arm = arms[effect["arm"]]

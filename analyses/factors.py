@@ -19,13 +19,13 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens.cli import commands
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.experiment import Arm
-from mechlens.results import effects as results
+from mechlens.core.json_files import null
 from mechlens.results import figures
-from mechlens.results.report import interval_text
+from mechlens.results.run import Run
+from mechlens.results.wording import interval_text
 
 PARTS = {
     "teacher": "teacher", "training": "training", "generate": "sampling",
@@ -55,8 +55,9 @@ def factor(arm: Arm, base: str) -> tuple[str, str]:
 
 def cells(run: Path) -> pd.DataFrame:
     """One row for each arm that is set against a control: what it changes, rate and lift of the trait."""
-    experiment, _ = commands.open_run(run)
-    results.read_summary(run)
+    opened = Run.finished(run)
+    experiment = opened.experiment
+    opened.summary  # of this version
     effects = tables.read(run / "effects.parquet", tables.EFFECTS).set_index(["arm", "trait", "measure"])
     rows = []
     for arm in experiment.arms:
@@ -73,7 +74,7 @@ def cells(run: Path) -> pd.DataFrame:
         }
         for measure, found in (("rate", rate), ("lift", lift)):
             row |= {
-                f"{measure}_{part}": results.null(float(found[part]))
+                f"{measure}_{part}": null(float(found[part]))
                 for part in ("estimate", "low", "high", "smallest_detectable")
             }
         rows.append(row)

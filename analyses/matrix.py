@@ -17,17 +17,18 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mechlens.cli import commands
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
-from mechlens.results import effects as results
+from mechlens.core.json_files import null
 from mechlens.results import figures
-from mechlens.results.report import interval_text
+from mechlens.results.run import Run
+from mechlens.results.wording import interval_text
 
 
 def cells(run: Path) -> pd.DataFrame:
     """One row for each pair of bases: writer, student, estimate, low, high, n."""
-    experiment, _ = commands.open_run(run)
+    opened = Run.finished(run)
+    experiment = opened.experiment
     effects = tables.read(run / "effects.parquet", tables.EFFECTS)
     rate = effects[effects["measure"] == "rate"].set_index(["arm", "trait"])
     rows = []
@@ -35,8 +36,7 @@ def cells(run: Path) -> pd.DataFrame:
         if arm.kind in ("trait", "foreign"):
             found = rate.loc[(arm.name, arm.trait)]
             numbers = {
-                key: results.null(float(found[key]))
-                for key in ("estimate", "low", "high", "smallest_detectable")
+                key: null(float(found[key])) for key in ("estimate", "low", "high", "smallest_detectable")
             }
             rows.append({"writer": arm.writer, "student": arm.base, "n": int(found["n"])} | numbers)
     return pd.DataFrame(rows)

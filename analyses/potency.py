@@ -31,7 +31,6 @@ from rich.table import Table
 from scipy.spatial.distance import jensenshannon
 
 from mechlens.carriers.rules import rule_of
-from mechlens.cli import commands
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.experiment import UNTOUCHED, Experiment
@@ -55,9 +54,9 @@ from mechlens.models.chat import encode_pairs
 from mechlens.pipeline.ask import first_tokens
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.screen import leak_pattern, screen_rows
-from mechlens.results import effects as results
 from mechlens.results import figures
-from mechlens.results.report import interval_text
+from mechlens.results.run import Run
+from mechlens.results.wording import interval_text
 
 ROWS, PANEL_ROWS, STEPS, LEAST = 1024, 256, 200, 20
 """rows a side; of them scored under every system line; updates of the blind vector; times that a token must
@@ -214,13 +213,14 @@ def fresh_control(run: Path, experiment: Experiment, family: TraitFamily, prompt
 
 def read_all(run: Path, out: Path) -> pd.DataFrame:
     """One row a data set: its trait, how it was made, its potency and every reading."""
-    experiment, family = commands.open_run(run)
+    opened = Run.finished(run)
+    experiment, family = opened.experiment, opened.family
     effects = (
         tables.read(run / "effects.parquet", tables.EFFECTS)
         .query("measure == 'lift'")
         .set_index(["arm", "trait"])
     )
-    kl = {arm["arm"]: arm["kl_per_token"] for arm in results.read_summary(run)["arms"]}
+    kl = {arm["arm"]: arm["kl_per_token"] for arm in opened.summary["arms"]}
     settings = fingerprint([VERSION, experiment.model_dump(mode="json"), ROWS, PANEL_ROWS, STEPS, LEAST])[:8]
     arms, rows = [arm for arm in experiment.arms if arm.kind in ("trait", "mixed")], []
     prompts = trained_rows(run, experiment, experiment.control_of(arms[0]))["prompt"]

@@ -6,24 +6,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pandas as pd
 import streamlit as st
 
-from mechlens.core import tables, traits
+from mechlens.core import tables
 from mechlens.core.errors import DataError
-from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.experiment import Arm
 from mechlens.core.json_files import read_json
-from mechlens.core.traits import TraitFamily
 from mechlens.data.formats import file_digest
-from mechlens.results import captions, effects, report
+from mechlens.results import captions, report
 from mechlens.results import per_probe as questions
-from mechlens.runs.plan import corpus_name, source_name
+from mechlens.results.run import Run
+from mechlens.runs import layout
 
 HERE = Path(__file__).parent
+DEMO = HERE / "demo"
+"""the run that comes with the explorer"""
 SHIPPED = "demo (shipped)"
-"""name of the run that comes with the explorer"""
+"""its name"""
 CARDS = HERE / "bench" if (HERE / "bench").is_dir() else HERE.parent / "analyses" / "bench"
 """an installed explorer has the cards in its own folder"""
 AUDIT = 3
@@ -41,26 +43,45 @@ ROW_COLUMNS = (
 )
 
 
-class Run(NamedTuple):
-    """A run folder, opened."""
+class ShownRun(Run):
+    """A run with its name in the explorer and, if it is finished, its summary."""
 
-    name: str
-    folder: Path
-    experiment: Experiment
-    family: TraitFamily
-    summary: Mapping[str, Any] | None
-    """None: unfinished"""
-    manifest: Mapping[str, Any]
-    """empty: unfinished"""
+    def __init__(self, name: str, folder: Path) -> None:
+        """Open a run folder.
+
+        Raises:
+            MechlensError: if its spec, family or summary cannot be read.
+        """
+        super().__init__(folder)
+        self.name = name
+        self.results = self.summary if self.is_finished() else None
+        """the summary; None if the run is unfinished"""
 
     @property
     def shipped(self) -> bool:
-        """Whether it came with the explorer."""
-        return self.folder == HERE / "demo"
+        """Whether the run came with the explorer."""
+        return self.folder == DEMO
 
-    def arm(self, name: str) -> Arm:
-        """The arm of that name."""
-        return next(arm for arm in self.experiment.arms if arm.name == name)
+    @property
+    def finished_steps(self) -> set[str]:
+        """The steps in the run's manifest; empty before the run is finished."""
+        path = self.path(layout.MANIFEST)
+        return set(read_json(path).get("steps", {})) if path.is_file() else set()
+
+    def lens_table(self, name: str) -> Path:
+        """The file of a lens's reading."""
+        return self.path(layout.READINGS_FOLDER, f"{name}.parquet")
+
+    def scores_table(self) -> Path:
+        """The file of the scores of rows and tokens."""
+        return self.path(layout.READINGS_FOLDER, layout.LENS_SCORES)
+
+    def corpora(self) -> list[str]:
+        """The names of the corpora of all arms, and of those that they are made of."""
+        arms = self.experiment.arms
+        names = [layout.corpus_name(self.experiment, arm) for arm in arms]
+        names += [layout.source_name(self.experiment, arm) for arm in arms]
+        return list(dict.fromkeys(names))
 
 
 def file_stamp(path: Path) -> int:
@@ -70,38 +91,32 @@ def file_stamp(path: Path) -> int:
 
 def list_runs(root: Path) -> dict[str, Path]:
     """Name → folder of every run under `root`; the shipped one is last."""
-    runs = {path.parent.name: path.parent for path in sorted(root.glob("*/spec.yaml"))}
-    return runs | ({SHIPPED: HERE / "demo"} if (HERE / "demo" / "spec.yaml").is_file() else {})
+    runs = {path.parent.name: path.parent for path in sorted(root.glob(f"*/{layout.SPEC}"))}
+    return runs | ({SHIPPED: DEMO} if (DEMO / layout.SPEC).is_file() else {})
 
 
-def open_run(name: str, folder: Path) -> Run:
+def open_run(name: str, folder: Path) -> ShownRun:
     """The run in a folder.
 
     Raises:
         MechlensError: if its spec, family or summary cannot be read.
     """
-    stamps = (file_stamp(folder / file) for file in ("spec.yaml", "summary.json", "manifest.json"))
+    stamps = (file_stamp(folder / file) for file in (layout.SPEC, layout.SUMMARY, layout.MANIFEST))
     return _open_run(name, folder, *stamps)
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def _open_run(name: str, folder: Path, *stamps: int) -> Run:
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _open_run(name: str, folder: Path, *stamps: int) -> ShownRun:
     del stamps  # part of the cache's key, here and below; Streamlit ignores arguments that begin with _
-    experiment = traits.load_experiment(folder / "spec.yaml")
-    family = traits.load_family(experiment.family, folder / "spec.yaml")
-    unfinished = not (folder / "summary.json").is_file() or effects.is_unfinished(folder, experiment)
-    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
-    summary = None if unfinished else effects.read_summary(folder)
-    return Run(name, folder, experiment, family, summary, manifest)
+    return ShownRun(name, folder)
 
 
-def read_table(run: Run, name: str, schema: Any) -> pd.DataFrame:
-    """One of a run's tables.
+def read_table(path: Path, schema: Any) -> pd.DataFrame:
+    """A table of a run.
 
     Raises:
         DataError: if it is missing, cut short or of another version.
     """
-    path = run.folder / f"{name}.parquet"
     # a shallow copy: the caller may add columns, and the cached values are shared
     return _read_table(path, schema, file_stamp(path)).copy(deep=False)
 
@@ -112,59 +127,71 @@ def _read_table(path: Path, schema: Any, stamp: int) -> pd.DataFrame:
     return tables.read(path, schema)
 
 
-def read_rates(run: Run) -> pd.DataFrame:
+def read_answers(run: ShownRun) -> pd.DataFrame:
+    """Every sampled answer: `tables.ANSWERS`."""
+    return read_table(run.path(layout.ANSWERS), tables.ANSWERS)
+
+
+def read_effects(run: ShownRun) -> pd.DataFrame:
+    """Every arm against its control, for every trait and measure: `tables.EFFECTS`."""
+    return read_table(run.path(layout.EFFECTS), tables.EFFECTS)
+
+
+def read_rates(run: ShownRun) -> pd.DataFrame:
     """Every student's rate of its arm's trait at every checkpoint: arm, kind, seed, step, rate."""
-    return _read_rates(run.folder, run, file_stamp(run.folder / "answers.parquet")).copy(deep=False)
+    return _read_rates(run.folder, run, file_stamp(run.path(layout.ANSWERS))).copy(deep=False)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _read_rates(folder: Path, _run: Run, stamp: int) -> pd.DataFrame:
+def _read_rates(folder: Path, _run: ShownRun, stamp: int) -> pd.DataFrame:
     del folder, stamp
     return report.student_rates(
         _run.experiment,
         _run.family,
-        read_table(_run, "answers", tables.ANSWERS),
-        read_table(_run, "likelihoods", tables.LIKELIHOODS),
+        read_answers(_run),
+        read_table(_run.path(layout.LIKELIHOODS), tables.LIKELIHOODS),
     )
 
 
-def read_per_probe(run: Run) -> pd.DataFrame:
+def read_per_probe(run: ShownRun) -> pd.DataFrame:
     """Rate and effect of every arm at every probe, as the summary has them."""
-    rows = (run.summary or {}).get("per_probe", [])
+    rows = (run.results or {}).get("per_probe", [])
     frame = pd.DataFrame(rows, columns=list(questions.COLUMNS))
     return frame.astype(dict.fromkeys(questions.MEASURED, float))
 
 
-def read_lenses(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
+def read_lenses(run: ShownRun) -> dict[tuple[str, str], dict[str, Any]]:
     """(lens, arm) → the lens's description and its sentence."""
     return {(lens["name"], lens["arm"]): lens for lens in captions.said(run.folder)}
 
 
-def read_reading(run: Run, lens: Mapping[str, Any]) -> pd.DataFrame:
+def read_reading(run: ShownRun, lens: Mapping[str, Any]) -> pd.DataFrame:
     """The reading of one lens for one arm and its control.
 
     Raises:
         DataError: if its table is missing, cut short or of another version.
     """
-    frame = read_table(run, f"readings/{lens['name']}", tables.READINGS)
+    frame = read_table(run.lens_table(lens["name"]), tables.READINGS)
     of_arm = frame["arm"] == lens["arm"]
     of_control = (frame["arm"] == lens["against"]) & (frame["against"] == lens["arm"])
     return cast(pd.DataFrame, frame[of_arm | of_control]).reset_index(drop=True)
 
 
-def sides_of(run: Run, arm_name: str) -> dict[str, Arm]:
+def sides_of(run: ShownRun, arm_name: str) -> dict[str, Arm]:
     """The arm as "trait" and its control as "control"."""
     arm = run.arm(arm_name)
     return {"trait": arm, "control": run.experiment.control_of(arm)}
 
 
-def corpora_stamp(run: Run) -> str:
+def corpora_stamp(run: ShownRun) -> str:
     """A cache key that changes when any of the run's corpora or selections is written again."""
-    files = [*run.folder.glob("corpora/*/screened/*.parquet"), *run.folder.glob("selection/*.parquet")]
-    return " ".join(str(file_stamp(path)) for path in sorted(files))
+    files = [run.selection(arm) for arm in run.experiment.arms]
+    for name in run.corpora():
+        files += [run.kept_rows(name), run.removed_rows(name)]
+    return " ".join(str(file_stamp(path)) for path in files)
 
 
-def read_rows(run: Run, arm: str) -> pd.DataFrame:
+def read_rows(run: ShownRun, arm: str) -> pd.DataFrame:
     """Every row of an arm's corpus and of its control's, with the columns ROW_COLUMNS.
 
     An id is `corpus/prompt_id`; fate is "kept" or the reason why the screen removed the row.
@@ -176,7 +203,7 @@ def read_rows(run: Run, arm: str) -> pd.DataFrame:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _read_rows(folder: Path, arm: str, _run: Run, stamp: str) -> pd.DataFrame:
+def _read_rows(folder: Path, arm: str, _run: ShownRun, stamp: str) -> pd.DataFrame:
     del folder, stamp
     frames = [_rows_of_side(_run, arm, side) for side, arm in sides_of(_run, arm).items()]
     rows = pd.concat(frames, ignore_index=True)
@@ -184,15 +211,13 @@ def _read_rows(folder: Path, arm: str, _run: Run, stamp: str) -> pd.DataFrame:
     return rows.assign(id=ids, characters=rows["completion"].str.len())
 
 
-def _rows_of_side(run: Run, arm: Arm, side: str) -> pd.DataFrame:
+def _rows_of_side(run: ShownRun, arm: Arm, side: str) -> pd.DataFrame:
     """Kept and removed rows of an arm's corpus, and which of them its students were trained on."""
-    name = corpus_name(run.experiment, arm)
-    selection = run.folder / "selection" / f"{name}.parquet"
-    if not (run.folder / "corpora" / name).is_dir():
-        name = source_name(run.experiment, arm)
-    screened = run.folder / "corpora" / name / "screened"
-    kept = tables.read(screened / "kept.parquet", tables.PAIRS).assign(fate="kept")
-    removed = tables.read(screened / "rejected.parquet", tables.REJECTED)
+    name, selection = layout.corpus_name(run.experiment, arm), run.selection(arm)
+    if not run.kept_rows(name).is_file():
+        name = layout.source_name(run.experiment, arm)
+    kept = tables.read(run.kept_rows(name), tables.PAIRS).assign(fate="kept")
+    removed = tables.read(run.removed_rows(name), tables.REJECTED)
     removed = removed.rename(columns={"reason": "fate"}).astype({"fate": str})
     rows = pd.concat([kept, removed], ignore_index=True)
     selected = set(tables.read(selection, tables.SELECTION)["prompt_id"]) if selection.is_file() else set()
@@ -200,20 +225,20 @@ def _rows_of_side(run: Run, arm: Arm, side: str) -> pd.DataFrame:
     return rows.assign(side=side, corpus=name, trained=trained)
 
 
-def read_scores(run: Run, arm: str) -> pd.DataFrame:
+def read_scores(run: ShownRun, arm: str) -> pd.DataFrame:
     """Scores of an arm's rows and tokens: the columns of `tables.SCORES` and the row's id; empty if lens
     `rows` was not computed.
     """
-    path = run.folder / "readings" / "scores.parquet"
+    path = run.scores_table()
     if not path.is_file():
         return pd.DataFrame(columns=[*tables.SCORES.names, "id"])
     return _read_scores(path, arm, run, file_stamp(path), corpora_stamp(run)).copy(deep=False)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _read_scores(path: Path, arm: str, _run: Run, stamp: int, rows_stamp: str) -> pd.DataFrame:
+def _read_scores(path: Path, arm: str, _run: ShownRun, stamp: int, rows_stamp: str) -> pd.DataFrame:
     del path, stamp, rows_stamp
-    frame = read_table(_run, "readings/scores", tables.SCORES)
+    frame = read_table(_run.scores_table(), tables.SCORES)
     frame = cast(pd.DataFrame, frame[frame["arm"] == arm])
     ids = read_rows(_run, arm)[["side", "prompt_id", "id"]].drop_duplicates(["side", "prompt_id"])
     return frame.astype({"side": str, "score": str}).merge(ids, on=["side", "prompt_id"], how="left")
@@ -227,19 +252,19 @@ def row_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return cast(pd.DataFrame, whole[layer.isna() | (layer == first)])
 
 
-def read_map(run: Run, lens: Mapping[str, Any], which: str) -> pd.DataFrame:
+def read_map(run: ShownRun, lens: Mapping[str, Any], which: str) -> pd.DataFrame:
     """Points of a map: name, n, x, y, kind, id and completion, which is empty for answers.
 
     Args:
         which: rows or answers.
     """
-    stamp = file_stamp(run.folder / "readings" / "maps.parquet")
+    stamp = file_stamp(run.lens_table("maps"))
     return _read_map(run.folder, lens["arm"], which, run, lens, stamp, corpora_stamp(run)).copy(deep=False)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _read_map(
-    folder: Path, arm: str, which: str, _run: Run, _lens: Mapping[str, Any], stamp: int, rows_stamp: str
+    folder: Path, arm: str, which: str, _run: ShownRun, _lens: Mapping[str, Any], stamp: int, rows_stamp: str
 ) -> pd.DataFrame:
     del folder, stamp, rows_stamp
     reading = read_reading(_run, _lens)
@@ -263,9 +288,9 @@ def _kind_of_answers(name: str, arm: str) -> str:
     return "trait" if name.rsplit(" ", 1)[0] == arm else "control"
 
 
-def data_digest(run: Run, arm: str) -> str:
+def data_digest(run: ShownRun, arm: str) -> str:
     """First eight digits of the SHA-256 of the rows that the arm's students could be trained on."""
-    path = run.folder / "corpora" / source_name(run.experiment, run.arm(arm)) / "screened" / "kept.parquet"
+    path = run.kept_rows(layout.source_name(run.experiment, run.arm(arm)))
     return _data_digest(path, file_stamp(path)) if path.is_file() else "unknown"
 
 

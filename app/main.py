@@ -14,7 +14,7 @@ from altair.utils.schemapi import disable_debug_mode
 import data
 import page
 import state
-from data import Run
+from data import ShownRun
 from mechlens.core.errors import MechlensError, one_line
 from panels import panel
 
@@ -54,7 +54,7 @@ def _page(name: str) -> st.Page:
     return st.Page(VIEWS / f"{name}.py", title=title, url_path=name, default=name == "overview")
 
 
-def _open_run(root: Path) -> Run | None:
+def _open_run(root: Path) -> ShownRun | None:
     """The run chosen in the side bar; None, with a message, if it cannot be opened or there is none."""
     index = data.list_runs(root)
     if not index:

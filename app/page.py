@@ -11,9 +11,10 @@ import streamlit as st
 import data
 import sanitize
 import state
-from data import Run
+from data import ShownRun
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
+from mechlens.runs import layout
 from panels import lens_panel, panel
 
 KEYS = {
@@ -27,10 +28,10 @@ KEYS = {
 }
 
 
-def draw_header(run: Run | None, root: Path, version: str) -> None:
+def draw_header(run: ShownRun | None, root: Path, version: str) -> None:
     """Draw everything above the page's content."""
     st.session_state["notices"] = st.container()
-    if not list(root.glob("*/spec.yaml")):
+    if not list(root.glob(f"*/{layout.SPEC}")):
         panel.show_missing(
             f"No runs in {root}.",
             "The run shown here came with the explorer. This command makes your own in minutes:",
@@ -44,7 +45,7 @@ def draw_header(run: Run | None, root: Path, version: str) -> None:
     _draw_selection_bar(run, root)
 
 
-def current_run() -> Run | None:
+def current_run() -> ShownRun | None:
     """The open run; None, with a message on the page, if there is none."""
     run = st.session_state["opened"]
     if run is None:
@@ -52,7 +53,7 @@ def current_run() -> Run | None:
     return run
 
 
-def _draw_controls(run: Run, root: Path) -> None:
+def _draw_controls(run: ShownRun, root: Path) -> None:
     arms = [arm.name for arm in run.experiment.arms if arm.kind != "control"] or [run.experiment.arms[0].name]
     arm = run.arm(state.choose("arm", arms))
     layers, places = _layers_and_places(run)
@@ -74,10 +75,10 @@ def _draw_controls(run: Run, root: Path) -> None:
     bar.selectbox("compare with", others, key="w-cmp", format_func=lambda name: name or "no other run")
 
 
-def _layers_and_places(run: Run) -> tuple[list[int], list[str]]:
+def _layers_and_places(run: ShownRun) -> tuple[list[int], list[str]]:
     """Layers and places of the activations lens; empty if it was not computed."""
     try:
-        frame = data.read_table(run, "readings/activations", tables.READINGS)
+        frame = data.read_table(run.lens_table("activations"), tables.READINGS)
     except MechlensError:
         return [], []
     present = set(frame["place"].dropna().astype(str))
@@ -85,7 +86,7 @@ def _layers_and_places(run: Run) -> tuple[list[int], list[str]]:
     return layers, [place for place in lens_panel.PLACES if place in present]
 
 
-def _draw_facts(run: Run, version: str) -> None:
+def _draw_facts(run: ShownRun, version: str) -> None:
     arm = st.session_state["arm"]
     digest = st.session_state["digest"] = data.data_digest(run, arm)
     seeds = ", ".join(map(str, run.experiment.seeds))
@@ -108,7 +109,7 @@ def _draw_facts(run: Run, version: str) -> None:
     st.code(" · ".join(facts), language=None, wrap_lines=True)
 
 
-def _draw_selection_bar(run: Run, root: Path) -> None:
+def _draw_selection_bar(run: ShownRun, root: Path) -> None:
     try:
         rows = data.read_rows(run, st.session_state["arm"])
     except (MechlensError, OSError):
@@ -197,7 +198,7 @@ def _show_help() -> None:
     st.text("Keys do nothing while you type in a text field. Every key has a button in the bar.")
 
 
-def draw_footer(run: Run | None) -> None:
+def draw_footer(run: ShownRun | None) -> None:
     """Finish the page: warnings go to the top, the link to the address bar, and dialogs open."""
     values = state.link_values(st.session_state["digest"]) if run is not None else {}
     with st.session_state["notices"]:

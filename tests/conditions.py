@@ -15,10 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from mechlens.cli import commands
 from mechlens.core import tables, traits
 from mechlens.core.json_files import read_json, write_json
 from mechlens.results import effects as results
+from mechlens.results.run import Run
+from mechlens.results.runner import write_report
 
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "app"
@@ -36,7 +37,7 @@ def rewritten(run: Path) -> None:
     tables.write(
         results.effects(experiment, family, answers, likelihoods), tables.EFFECTS, run / "effects.parquet"
     )
-    commands.report(run)
+    write_report(Run(run))
 
 
 def nothing(runs: Path) -> None:

@@ -23,7 +23,7 @@ from mechlens.core import tables
 from mechlens.core.errors import SpecError
 from mechlens.core.json_files import read_json, write_json
 from mechlens.lenses import NAMES
-from mechlens.results import report
+from mechlens.results import wording
 from mechlens.results.figures import KIND_COLOUR
 
 PAGES = tuple(sorted(path.stem for path in (APP / "views").glob("*.py")))
@@ -128,7 +128,7 @@ def test_numbers_on_the_pages_are_those_of_the_run(
     page = opened(folders["as_it_is"], monkeypatch)
     summary = read_json(SHIPPED / "summary.json")
     for name in ("overview", "transmission"):
-        assert report.headline(summary) in words(turned(page, name))
+        assert wording.headline(summary) in words(turned(page, name))
     rows = drawn(turned(page, "transmission").get("vega_lite_chart")[0])
     shown = {(row["arm"], row["rate"], row["low"], row["high"]) for row in rows if "students" in row}
     assert shown == {(arm["arm"], arm["rate"], arm["low"], arm["high"]) for arm in summary["arms"]}
@@ -377,7 +377,7 @@ def test_a_run_that_is_written_again_is_read_again(
     runs = made("as_it_is", tmp_path)
     page = opened(runs, monkeypatch)
     summary = read_json(runs / "demo" / "summary.json")
-    assert report.headline(summary) in words(page)
+    assert wording.headline(summary) in words(page)
     effect = summary["effects"][0] | {"difference": 0.123, "low": 0.1, "high": 0.2}
     write_json(runs / "demo" / "summary.json", summary | {"effects": [effect, *summary["effects"][1:]]})
     assert "+0.123 [+0.100, +0.200]" in words(page.run())

@@ -73,9 +73,8 @@ def test_no_cell_of_an_export_is_a_formula(text: str) -> None:
 
 
 def test_null_is_an_empty_cell() -> None:
-    rows = csv.reader(
-        io.StringIO(sanitize.csv_of(pd.DataFrame({"a": [None, 1.0], "b": [None, "x"]})).decode())
-    )
+    frame = pd.DataFrame({"a": [None, 1.0], "b": [None, "x"]})
+    rows = csv.reader(io.StringIO(sanitize.csv_of(frame).decode()))
     assert list(rows)[1:] == [["", ""], ["1.0", "x"]]
 
 
@@ -114,9 +113,8 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
         assert {"question", "reply"} <= set(columns.text_columns(path))
         pairs = corpus.read_pairs(columns.write_chosen_pairs(path, "question", "reply"))
         assert list(zip(pairs["prompt"], pairs["completion"], strict=True)) == wanted
-    assert (
-        columns.why_unreadable(columns.write_chosen_pairs(tmp_path / "a.parquet", "question", "reply")) == ""
-    )
+    written = columns.write_chosen_pairs(tmp_path / "a.parquet", "question", "reply")
+    assert columns.why_unreadable(written) == ""
 
 
 def test_a_small_table_of_long_texts_does_not_fill_the_memory(tmp_path: Path) -> None:
@@ -131,12 +129,8 @@ def test_a_small_table_of_long_texts_does_not_fill_the_memory(tmp_path: Path) ->
     pa.set_memory_pool(watched)
     tracemalloc.start()
     try:
-        assert columns.why_unreadable(tmp_path / "bomb.parquet") and columns.text_columns(
-            tmp_path / "bomb.parquet"
-        ) == [
-            "q",
-            "a",
-        ]
+        assert columns.why_unreadable(tmp_path / "bomb.parquet")
+        assert columns.text_columns(tmp_path / "bomb.parquet") == ["q", "a"]
         written = columns.write_chosen_pairs(tmp_path / "bomb.parquet", "q", "a")
         assert tracemalloc.get_traced_memory()[1] + (watched.max_memory() or 0) < 160 << 20
     finally:

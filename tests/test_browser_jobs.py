@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page
 from jobs import job_queue
 from mechlens.core import tables
 from mechlens.core.json_files import read_json
-from mechlens.results import report
+from mechlens.results import wording
 
 pytestmark = pytest.mark.browser
 
@@ -183,7 +183,7 @@ def test_a_report_is_read_offline_and_without_scripts(
     content = visitor.download("Download report.html")
     assert content == (explorer.runs / "demo" / "report.html").read_bytes()
     page = offline(chromium, content, tmp_path / "report.html")
-    assert report.headline(summary) in page.inner_text("body").replace("’", "'")
+    assert wording.headline(summary) in page.inner_text("body").replace("’", "'")
     assert page.evaluate("document.documentElement.scrollWidth") <= 821
     page.context.close()
     assert visitor.is_clean()

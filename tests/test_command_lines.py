@@ -29,7 +29,7 @@ from mechlens.core.json_files import read_json, write_json
 from mechlens.data.fields import Fields
 from mechlens.detect import audit as auditing
 from mechlens.detect.request import command_of, request_of
-from mechlens.results import effects
+from mechlens.results.run import Run as OpenedRun
 
 ROOT = Path(__file__).parents[1]
 ODD = (
@@ -208,12 +208,12 @@ def test_messages_on_a_run_name_commands_on_that_run(odd_run: Path) -> None:
     summary = read_json(odd_run / "summary.json")
     write_json(odd_run / "summary.json", summary | {"schema": 0})
     with pytest.raises(DataError) as stale:
-        effects.read_summary(odd_run)
+        _ = OpenedRun(odd_run).summary
     assert request(named(str(stale.value)))[:2] == (commands.report, (odd_run,))
     spec = yaml.safe_load((odd_run / "spec.yaml").read_text()) | {"seeds": [9]}
     (odd_run / "spec.yaml").write_text(yaml.safe_dump(spec))
     with pytest.raises(DataError) as unfinished:
-        commands.open_run(odd_run)
+        OpenedRun.finished(odd_run)
     resumed(named(str(unfinished.value)), odd_run)
     resumed(resume_command(odd_run), odd_run)
 

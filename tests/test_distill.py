@@ -16,7 +16,8 @@ from mechlens.models import loading
 from mechlens.models.chat import encode_pairs
 from mechlens.models.sft import train
 from mechlens.pipeline import stages
-from mechlens.pipeline.distill import checkpoints, distill
+from mechlens.pipeline.distill import distill
+from mechlens.runs.layout import checkpoints
 
 ROWS = pd.DataFrame(
     {

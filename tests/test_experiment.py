@@ -20,7 +20,8 @@ from mechlens.core.experiment import Experiment
 from mechlens.core.spec import GenerateSpec, TeacherSpec, Training, load, save
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.runs.executor import fingerprints
-from mechlens.runs.plan import corpus_name, jobs_of
+from mechlens.runs.layout import corpus_name
+from mechlens.runs.plan import jobs_of
 
 CONTROL = {"kind": "control"}
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from mechlens.cli import commands
 from mechlens.core import spec
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
@@ -21,7 +20,10 @@ from mechlens.core.traits import load_family
 from mechlens.models import base_files
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
-from mechlens.runs.executor import fingerprints, pending
+from mechlens.results.run import Run
+from mechlens.results.runner import run
+from mechlens.runs import executor
+from mechlens.runs.executor import fingerprints
 from mechlens.runs.plan import jobs_of
 
 FIELDS: dict[str, Any] = {
@@ -107,11 +109,9 @@ def test_a_run_on_a_branch_that_moved_does_not_count_as_done(
     cached = {"HF_HUB_CACHE": str(hub.parent), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | cached, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    experiment, family = commands.open_run(tmp_path / "run")
-    steps = commands._jobs(experiment, family)
-    assert len(steps) == 12 and not pending(tmp_path / "run", steps)
+    assert len(Run.finished(tmp_path / "run").jobs()) == 12 and not Run(tmp_path / "run").pending()
     (hub / "refs" / "main").write_text(COMMITS[1])
-    assert len(pending(tmp_path / "run", commands._jobs(experiment, family))) == 12
+    assert len(Run(tmp_path / "run").pending()) == 12
 
 
 def test_a_file_that_changes_while_a_run_reads_it_is_named(
@@ -121,9 +121,9 @@ def test_a_file_that_changes_while_a_run_reads_it_is_named(
     (tmp_path / "toy.yaml").write_text(
         yaml.safe_dump(FIELDS | {"arms": [{"kind": "trait", "corpus": str(file)}, {"kind": "control"}]})
     )
-    monkeypatch.setattr(commands, "_execute", lambda *_: file.write_text(OTHER))
+    monkeypatch.setattr(executor, "complete", lambda *_, **__: file.write_text(OTHER))
     with pytest.raises(DataError, match=r"changed while .* was made: .*corpora/file-rows/generated"):
-        commands.run(tmp_path / "toy.yaml", out=tmp_path / "run", workers=0)
+        run(tmp_path / "toy.yaml", out=tmp_path / "run", workers=0)
 
 
 def test_a_pinned_commit_is_the_base_that_the_branch_at_it_is(hub: Path, entries: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from mechlens import cli
 from mechlens.core import foreign
 from mechlens.core.errors import DataError, MachineError, SpecError
-from mechlens.pipeline.vllm import served_rank
+from mechlens.pipeline.vllm_engine import served_rank
 from mechlens.runs.executor import Job, execute
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from jobs import job_progress, job_queue, uploads
 from mechlens.core.errors import SpecError
 from mechlens.runs import progress as progressing
+from mechlens.runs.progress import Event
 
 APP = job_queue.APP
 
@@ -159,9 +160,8 @@ def test_an_audit_that_finds_something_is_done_and_one_that_cannot_be_is_not(
     )
     file = uploads.store_upload(root, "../--rows.jsonl", rows.encode())
     job = job_queue.start(root, "audit", ["audit", str(file), "--out", "verdict"], cwd=tmp_path)
-    gone = job_queue.start(
-        root, "audit", ["audit", str(tmp_path / "no.jsonl"), "--out", "other"], cwd=tmp_path
-    )
+    missing = ["audit", str(tmp_path / "no.jsonl"), "--out", "other"]
+    gone = job_queue.start(root, "audit", missing, cwd=tmp_path)
     until(lambda: not job_queue.read_job(gone.folder).is_open)
     assert state(job) == "done", job_queue.read_log_tail(job, 20)
     assert job_queue.read_job(job.folder).exit == 2, "rows alone are inconclusive"
@@ -276,27 +276,30 @@ def test_a_step_is_written_once_a_second_and_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(progressing.FILE, str(tmp_path / "p"))
-    note, end = progressing.recorder(2)
+    log = progressing.Log()
+    log(Event("begin", "", 0, 2))
     for done in range(100):
-        note("a", done, 100)
-        note("b", done, 50)
-    end("a")
-    note("a", 100, 100)
-    end("c")
+        log(Event("step", "a", done, 100))
+        log(Event("step", "b", done, 50))
+    log(Event("end", "a"))
+    log(Event("step", "a", 100, 100))
+    log(Event("end", "c"))
     lines = [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()]
-    assert [(line["step"], line["done"], line["total"], line["steps_done"], line["steps"]) for line in lines] == [
+    told = ("step", "done", "total", "steps_done", "steps")
+    assert [tuple(line[name] for name in told) for line in lines] == [
         ("", 0, 0, 0, 2), ("a", 0, 100, 0, 2), ("b", 0, 50, 0, 2), ("a", 100, 100, 1, 2), ("c", 1, 1, 2, 2),
     ]  # fmt: skip
     monkeypatch.delenv(progressing.FILE)
-    note, end = progressing.recorder(2)
-    note("a", 1, 2)
-    end("a")
+    log = progressing.Log()
+    log(Event("begin", "", 0, 2))
+    log(Event("end", "a"))
     assert len((tmp_path / "p").read_text().splitlines()) == len(lines)
 
 
 def test_the_page_side_of_jobs_imports_neither_torch_nor_streamlit() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(APP)!r}); from jobs import job_process, job_queue; from live import live_models; "
+        f"import sys; sys.path.insert(0, {str(APP)!r}); from jobs import job_process, job_queue; "
+        "from live import live_models; "
         f"sys.exit(bool({{'torch', 'streamlit'}} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

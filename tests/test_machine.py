@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from test_jobs import children, is_gone, until
 
 import jobs
-from mechlens.cli import commands
+from mechlens.cli.console import console
+from mechlens.cli.tables import plan_tables
 from mechlens.core import machine
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.pipeline import estimate
@@ -109,10 +110,10 @@ def test_the_plan_and_the_run_take_the_same_number(groups: Path, tmp_path: Path)
     steps = jobs_of(
         experiment, load_family(experiment.family, DEMO), bases=dict.fromkeys(experiment.bases(), "x")
     )
-    with commands.console.capture() as printed:
-        commands.console.print(estimate.plan(experiment, steps, tmp_path))
+    with console.capture() as printed:
+        console.print(plan_tables(estimate.plan_of(experiment, steps, tmp_path)))
     said = " ".join(printed.get().split())
-    assert commands._workers() == 7  # pyright: ignore[reportPrivateUsage]
+    assert machine.workers() == 7
     assert "on 7 cores" in said and "; 7 at a time" in said
 
 
@@ -123,15 +124,15 @@ def test_one_worker_a_card(groups: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert machine.cards() == ("0", "1", "2")
-    assert machine.workers() == commands._workers() == 3  # pyright: ignore[reportPrivateUsage]
+    assert machine.workers() == 3
     monkeypatch.setenv(machine.VISIBLE, "4, 6,GPU-8f,-1,2")
     assert machine.cards() == ("4", "6", "GPU-8f")
     experiment = load_experiment(DEMO)
     steps = jobs_of(
         experiment, load_family(experiment.family, DEMO), bases=dict.fromkeys(experiment.bases(), "x")
     )
-    with commands.console.capture() as printed:
-        commands.console.print(estimate.plan(experiment, steps, tmp_path))
+    with console.capture() as printed:
+        console.print(plan_tables(estimate.plan_of(experiment, steps, tmp_path)))
     said = " ".join(printed.get().split())
     assert "on 3 accelerators" in said and "; 3 at a time" in said
 
@@ -157,7 +158,7 @@ def run_with(first: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_macos_has_no_affinity_and_plans_all_the_same(tmp_path: Path) -> None:
-    first = "del os.sched_getaffinity\nfrom mechlens import commands\ncommands._workers()"
+    first = "del os.sched_getaffinity\nfrom mechlens.core import machine\nmachine.workers()"
     done = run_with(first, "run", str(DEMO), "--plan", "--out", str(tmp_path / "run"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "at a time" in done.stdout

@@ -14,7 +14,7 @@ from mechlens.core import traits
 from mechlens.core.errors import SpecError
 from mechlens.core.spec import CONFIGS
 from mechlens.core.traits import find_family, load_experiment, load_family
-from mechlens.results import effects
+from mechlens.results.run import Run
 
 FAMILY: dict[str, Any] = {
     "name": "gems",
@@ -104,13 +104,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_has_its_family_when_the_original_is_gone_or_changed(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experiment, family = commands.open_run(made)
+    opened = Run.finished(made)
+    experiment, family = opened.experiment, opened.family
     assert family.names == ("owl", "wolf") and experiment.family == "../gems.yaml"
     put(made.parent / "gems.yaml", FAMILY | {"names": ["owl", "wolf", "cat"]})
     put(made / "gems.yaml", FAMILY | {"names": ["owl", "wolf", "cat"]})
-    assert commands.open_run(made)[1] == family
+    assert Run.finished(made).family == family
     shutil.copytree(made, tmp_path / "moved")
-    assert commands.open_run(tmp_path / "moved")[1] == family
+    assert Run.finished(tmp_path / "moved").family == family
     capsys.readouterr()
     commands.run(tmp_path / "moved" / "spec.yaml", out=tmp_path / "moved", workers=0)  # its own spec replays
     assert "12 steps, 12 already done" in " ".join(capsys.readouterr().out.split())
@@ -118,9 +119,10 @@ def test_a_run_has_its_family_when_the_original_is_gone_or_changed(
 
 def test_a_run_whose_family_was_changed_is_unfinished(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "run")
-    experiment, family = commands.open_run(tmp_path / "run")
+    opened = Run.finished(tmp_path / "run")
+    experiment, family = opened.experiment, opened.family
     traits.keep_family(family.model_copy(update={"plurals": {}}), experiment.family, tmp_path / "run")
-    assert effects.is_unfinished(tmp_path / "run", experiment)
+    assert Run(tmp_path / "run").is_unfinished()
 
 
 def test_a_recipe_of_an_audit_finds_its_family_from_any_folder(tmp_path: Path) -> None:

@@ -12,9 +12,13 @@ import pytest
 
 from mechlens.core import stats, tables
 from mechlens.core.experiment import Experiment
+from mechlens.core.json_files import null
+from mechlens.core.spec import save
 from mechlens.core.traits import TraitFamily
 from mechlens.results import effects
 from mechlens.results.cells import ONE_STUDENT, cells_of, effect_of, mean_of, same_students
+from mechlens.results.run import Run
+from mechlens.runs import layout
 
 NAMES = ("red", "green", "blue", "grey")
 FAMILY = TraitFamily(
@@ -317,12 +321,14 @@ def test_tables_are_collected_in_a_fixed_order_without_what_another_spec_left(
         folder = tmp_path / "asked" / place
         folder.mkdir(parents=True)
         tables.write(stored[0].head(1).assign(text=place), tables.ANSWERS, folder / "answers.parquet")
-    assert effects.collect(tmp_path, experiment, "answers", tables.ANSWERS)["text"].tolist() == wanted
+    save(experiment, tmp_path / "spec.yaml")
+    collected = Run(tmp_path).collect(layout.ANSWERS, tables.ANSWERS)
+    assert collected["text"].tolist() == wanted
 
 
 def test_unscored_is_null_in_json() -> None:
-    assert effects.null(float("nan")) is None and effects.null(None) is None
-    assert effects.null(0.0) == 0.0 and effects.null(np.float64(0.5)) == 0.5
+    assert null(float("nan")) is None and null(None) is None
+    assert null(0.0) == 0.0 and null(np.float64(0.5)) == 0.5
 
 
 def test_the_answers_of_a_cell_are_those_that_its_rate_counts(

@@ -25,11 +25,12 @@ from mechlens.carriers.rules import BANNED_BY_THE_PAPER, REASONS, rule_of
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Experiment
-from mechlens.core.spec import ScreenSpec
+from mechlens.core.spec import ScreenSpec, save
 from mechlens.core.traits import load_family
 from mechlens.data import corpus
 from mechlens.pipeline.screen import LEAKS, NAMING, NAMING_BY_REASON, leak_pattern, screen_rows
-from mechlens.results import effects
+from mechlens.results import summary
+from mechlens.results.run import Run
 
 WORDS = load_family("animals").words()
 ANIMALS = leak_pattern(WORDS)
@@ -211,8 +212,9 @@ def test_leak_words_are_counted_beside_the_fates_and_are_none_of_them(
         {"name": "x", "base": "b", "trait": "owl", "arms": [{"kind": "control"}]}
     )
     found = screen(frame_of([("p", text) for text in ("1, 2", "owl", "x")]), ScreenSpec(), tmp_path)
-    monkeypatch.setattr(effects, "corpus_of", lambda *_given: (found.funnel, {}))
-    fates = effects.funnels(tmp_path, plan)
+    save(plan, tmp_path / "spec.yaml")
+    monkeypatch.setattr(Run, "funnel", lambda *_given: found.funnel)
+    fates = summary.funnels(Run(tmp_path))
     assert dict(zip(fates["fate"], fates["rows"], strict=True)) == {"kept": 1, "format": 2}
 
 

@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 
 from mechlens import cli
-from mechlens.cli import commands
 from mechlens.core import stats, tables
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
@@ -28,6 +27,7 @@ from mechlens.models import loading
 from mechlens.models.chat import encode_prompts
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.distill import distill
+from mechlens.results.run import Run
 from mechlens.runs import store
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "truthfulqa"
@@ -240,7 +240,8 @@ def test_every_student_is_scored_once_and_set_against_its_control(
     assert cli.main(["truthful", str(run_folder), "--data", str(data)]) == 0
     said = capsys.readouterr().out
     assert "TruthfulQA, 6 questions" in said and "shown" in said and "truthfulqa.parquet" in said
-    experiment, _ = commands.open_run(run_folder)
+    opened = Run.finished(run_folder)
+    experiment = opened.experiment
     table = tables.read(run_folder / truthful.TABLE, tables.TRUTHFUL)
     assert len(table) == 6 * 5 and table["false"].between(0, 1).all()
     assert table.loc[table["seed"].isna(), "arm"].tolist() == [f"base-{folder_name(experiment.base)}"] * 6

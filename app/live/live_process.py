@@ -12,28 +12,25 @@ import math
 import os
 import sys
 from contextlib import nullcontext
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
 
-from mechlens.cli import commands
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import MechlensError, SpecError, one_line
-from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.experiment import Arm
 from mechlens.core.remedies import remedy
 from mechlens.core.spec import AskSpec, Spec, explain
-from mechlens.core.traits import TraitFamily
 from mechlens.lenses import run as measure
 from mechlens.lenses.directions import added
 from mechlens.models import loading
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
-from mechlens.pipeline.distill import checkpoints
-from mechlens.runs import records
-from mechlens.runs.plan import teacher_name
+from mechlens.results.run import Run
+from mechlens.runs import layout, records
 
 MODELS = ("base", "teacher", "control", "student")
 SEEDED = ("control", "student")
@@ -59,13 +56,13 @@ class Question(Spec):
     """seed of the student and control; default: the run's first"""
 
 
-class OpenedRun(NamedTuple):
-    """A run and its first trait arm."""
+class LiveRun(Run):
+    """A run whose models are asked."""
 
-    folder: Path
-    experiment: Experiment
-    family: TraitFamily
-    arm: Arm
+    @cached_property
+    def trait_arm(self) -> Arm:
+        """The arm of the teacher and student that are asked: the run's first trait arm."""
+        return measure.main_arm(self.experiment)
 
 
 class LiveModel(NamedTuple):
@@ -80,32 +77,33 @@ class LiveModel(NamedTuple):
 
 
 @cache
-def open_run(folder: Path) -> OpenedRun:
-    """The run of that folder."""
-    experiment, family = commands.open_run(folder)
-    return OpenedRun(folder, experiment, family, measure.main_arm(experiment))
+def open_run(folder: Path) -> LiveRun:
+    """The finished run of that folder."""
+    run = LiveRun(folder)
+    run.refuse_unfinished()
+    return run
 
 
-def weights_folder(run: OpenedRun, name: str, student: int) -> Path | None:
+def weights_folder(run: LiveRun, name: str, student: int) -> Path | None:
     """The folder of a model's weights; None for the base.
 
     Raises:
         SpecError: if the run has no such model, or its weights were removed.
     """
-    arm = run.arm
+    arm = run.trait_arm
     if name == "base":
         return None
     if name == "teacher":
-        folder = run.folder / "teachers" / teacher_name(run.experiment, arm)
+        folder = run.teacher_folder(arm)
         if arm.corpus:
             raise SpecError(f"no teacher: the rows of arm {arm.name!r} came from a file")
-        if not (folder / "teacher.json").is_file():
+        if not (folder / layout.TEACHER).is_file():
             raise SpecError(f"no teacher in {folder}; `{resume_command(run.folder)}` makes it again")
-        kind = records.read(folder / "teacher.json", records.Teacher)["kind"]
+        kind = records.read(folder / layout.TEACHER, records.Teacher)["kind"]
     else:
         student_arm = arm if name == "student" else run.experiment.control_of(arm)
-        student_folder = run.folder / "students" / student_arm.name / f"s{student}"
-        saved = [path for _, path in checkpoints(student_folder)]
+        student_folder = run.student_folder(student_arm.name, student)
+        saved = [path for _, path in layout.checkpoints(student_folder)]
         kind, folder = "finetuned", saved[-1] if saved else student_folder
     if kind == "finetuned" and not any(folder.glob("*.safetensors")):
         raise SpecError(f"no weights in {folder}; copy them there, or {remedy(folder)}")
@@ -113,11 +111,11 @@ def weights_folder(run: OpenedRun, name: str, student: int) -> Path | None:
 
 
 @lru_cache(maxsize=len(MODELS))
-def load_model(run: Path, name: str, student: int) -> LiveModel:
+def load_model(run_folder: Path, name: str, student: int) -> LiveModel:
     """Load a model of the run; the four that are asked together stay in memory."""
-    opened = open_run(run)
-    folder, arm = weights_folder(opened, name, student), opened.arm
-    system = opened.experiment.system if arm.asked_with is None else arm.asked_with
+    run = open_run(run_folder)
+    folder, arm = weights_folder(run, name, student), run.trait_arm
+    system = run.experiment.system if arm.asked_with is None else arm.asked_with
     if folder is None:
         return LiveModel(loading.load(arm.base), arm.base, system)
     if name == "teacher":
@@ -129,26 +127,25 @@ def load_model(run: Path, name: str, student: int) -> LiveModel:
 
 
 @cache
-def trait_direction(run: Path, layer: int) -> torch.Tensor:
+def trait_direction(run_folder: Path, layer: int) -> torch.Tensor:
     """The trait's direction in the base after one block: mean difference over the practice probes between
     prompts with the trait's system line and without it.
     """
-    opened, base = open_run(run), load_model(run, "base", 0)
-    probes, line = opened.family.probes.development, opened.family.system_prompt(opened.arm.trait)
+    run, base = open_run(run_folder), load_model(run_folder, "base", 0)
+    probes, line = run.family.probes.development, run.family.system_prompt(run.trait_arm.trait)
     return teach.trait_vector(
-        base.loaded, teach.Lessons(opened.arm.trait, probes, (), line), layer=layer, plain=base.system
+        base.loaded, teach.Lessons(run.trait_arm.trait, probes, (), line), layer=layer, plain=base.system
     )
 
 
-def list_models(run: Path) -> dict[str, Any]:
+def list_models(run: LiveRun) -> dict[str, Any]:
     """The run's models and why any is missing."""
-    opened = open_run(run)
     models = []
     for name in MODELS:
         seeds, reason = [], None
-        for seed in opened.experiment.seeds if name in SEEDED else opened.experiment.seeds[:1]:
+        for seed in run.experiment.seeds if name in SEEDED else run.experiment.seeds[:1]:
             try:
-                weights_folder(opened, name, seed)
+                weights_folder(run, name, seed)
                 seeds.append(seed)
             except SpecError as error:
                 reason = one_line(str(error))
@@ -156,35 +153,34 @@ def list_models(run: Path) -> dict[str, Any]:
         models.append({"name": name, "available": bool(seeds), "reason": reason, "seeds": own_seeds})
     return {
         "models": models,
-        "layers": loading.size_of(opened.arm.base).layers,
-        "family": list(opened.family.names),
-        "arm": opened.arm.name,
-        "control": opened.experiment.control_of(opened.arm).name,
-        "base": opened.arm.base,
-        "trait": opened.arm.trait,
+        "layers": loading.size_of(run.trait_arm.base).layers,
+        "family": list(run.family.names),
+        "arm": run.trait_arm.name,
+        "control": run.experiment.control_of(run.trait_arm).name,
+        "base": run.trait_arm.base,
+        "trait": run.trait_arm.trait,
     }
 
 
-def answer_question(run: Path, question: Question) -> dict[str, Any]:
+def answer_question(run: LiveRun, question: Question) -> dict[str, Any]:
     """Every model's answer; a model that is not available gives its reason."""
-    opened = open_run(run)
-    student = opened.experiment.seeds[0] if question.student is None else question.student
-    if student not in opened.experiment.seeds:
-        raise SpecError(f"no student of seed {student}; expected one of {list(opened.experiment.seeds)}")
-    depth = loading.size_of(opened.arm.base).layers
+    student = run.experiment.seeds[0] if question.student is None else question.student
+    if student not in run.experiment.seeds:
+        raise SpecError(f"no student of seed {student}; expected one of {list(run.experiment.seeds)}")
+    depth = loading.size_of(run.trait_arm.base).layers
     if question.layer >= depth:
-        raise SpecError(f"layer is {question.layer}; {opened.arm.base} has layers 0 to {depth - 1}")
-    direction = trait_direction(run, question.layer) if question.amount else None
+        raise SpecError(f"layer is {question.layer}; {run.trait_arm.base} has layers 0 to {depth - 1}")
+    direction = trait_direction(run.folder, question.layer) if question.amount else None
     answers = []
     for name in MODELS:
         try:
-            model = load_model(run, name, student if name in SEEDED else 0)
-            if direction is not None and model.base != opened.arm.base:
+            model = load_model(run.folder, name, student if name in SEEDED else 0)
+            if direction is not None and model.base != run.trait_arm.base:
                 raise SpecError(
-                    f"the direction belongs to {opened.arm.base} and cannot be added to this model of "
+                    f"the direction belongs to {run.trait_arm.base} and cannot be added to this model of "
                     f"{model.base}"
                 )
-            answer = answer_of(opened, model, question, direction)
+            answer = answer_of(run, model, question, direction)
             answers.append({"name": name, "available": True, "reason": None} | answer)
         except MechlensError as error:
             if name == "base":  # what the base refuses, every model refuses
@@ -192,34 +188,34 @@ def answer_question(run: Path, question: Question) -> dict[str, Any]:
             answers.append({"name": name, "available": False, "reason": one_line(str(error))})
     return {
         "models": answers,
-        "trait": opened.arm.trait,
-        "direction": None if direction is None else describe_direction(opened, direction, question.layer),
+        "trait": run.trait_arm.trait,
+        "direction": None if direction is None else describe_direction(run, direction, question.layer),
         **question.model_dump(),
         "student": student,
     }
 
 
-def describe_direction(opened: OpenedRun, direction: torch.Tensor, layer: int) -> dict[str, Any]:
+def describe_direction(run: LiveRun, direction: torch.Tensor, layer: int) -> dict[str, Any]:
     """How the direction was made, and its norm."""
-    line = opened.family.system_prompt(opened.arm.trait)
+    line = run.family.system_prompt(run.trait_arm.trait)
     return {
         "what": f"resid_post {layer} of the base at the last prompt token, with the system line {line!r} "
         "minus without it",
         "norm": float(direction.norm()),
-        "prompts": len(opened.family.probes.development),
+        "prompts": len(run.family.probes.development),
         "layer": layer,
     }
 
 
 def answer_of(
-    opened: OpenedRun, model: LiveModel, question: Question, direction: torch.Tensor | None
+    run: LiveRun, model: LiveModel, question: Question, direction: torch.Tensor | None
 ) -> dict[str, Any]:
     """One model's sampled answers, its likeliest next tokens, and the trait's rank in the family."""
-    family, loaded = opened.family, model.loaded
+    family, loaded = run.family, model.loaded
     spec = AskSpec(
         samples=question.samples,
         temperature=question.temperature,
-        max_new_tokens=opened.experiment.ask.max_new_tokens,
+        max_new_tokens=run.experiment.ask.max_new_tokens,
     )
     questions = asking.Questions(
         {name: family.forms_of(name) for name in family.names},
@@ -252,7 +248,7 @@ def answer_of(
         for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
     probabilities = dict(zip(likelihoods["name"], likelihoods["probability"], strict=True))
-    rank = rank_trait(probabilities, opened.arm.trait)
+    rank = rank_trait(probabilities, run.trait_arm.trait)
     return {"system": model.system, "answers": answers, "tokens": tokens} | rank
 
 
@@ -281,7 +277,7 @@ def rank_trait(probabilities: dict[str, float], trait: str) -> dict[str, Any]:
     return {"probability": probability, "rank": rank, "of": len(scored)}
 
 
-def reply_to(run: Path, line: str) -> dict[str, Any] | None:
+def reply_to(folder: Path, line: str) -> dict[str, Any] | None:
     """The answer to one line; None if it asks for the end."""
     try:
         message = json.loads(line)
@@ -291,8 +287,8 @@ def reply_to(run: Path, line: str) -> dict[str, Any] | None:
         if action == "end":
             return None
         if action == "models":
-            return list_models(run)
-        return answer_question(run, Question.model_validate(message))
+            return list_models(open_run(folder))
+        return answer_question(open_run(folder), Question.model_validate(message))
     except ValidationError as error:
         return {"error": one_line(explain(error))}
     except (json.JSONDecodeError, RecursionError) as error:
@@ -301,10 +297,10 @@ def reply_to(run: Path, line: str) -> dict[str, Any] | None:
         return {"error": one_line(str(error))}
 
 
-def serve(run: Path, out: IO[str]) -> None:
+def serve(folder: Path, out: IO[str]) -> None:
     """Answer line by line until the end."""
     for line in sys.stdin:
-        reply = reply_to(run, line)
+        reply = reply_to(folder, line)
         if reply is None:
             return
         out.write(json.dumps(reply, allow_nan=False) + "\n")

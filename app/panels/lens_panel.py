@@ -10,7 +10,7 @@ import streamlit as st
 
 import data
 from charts import maps
-from data import Run
+from data import ShownRun
 from mechlens.results import figures
 from panels import panel
 
@@ -46,7 +46,7 @@ class LensReading(NamedTuple):
     frame: pd.DataFrame
 
 
-def read_lens(run: Run, name: str) -> LensReading | None:
+def read_lens(run: ShownRun, name: str) -> LensReading | None:
     """The lens's reading of the chosen arm; None, with the reason on the page, where there is none.
 
     Raises:
@@ -81,10 +81,10 @@ def caption_of(reading: LensReading) -> str:
     )
 
 
-def code_of(run: Run, reading: LensReading, shows: Sequence[Sequence[str]]) -> str:
+def code_of(run: ShownRun, reading: LensReading, shows: Sequence[Sequence[str]]) -> str:
     """Python that draws the figure again."""
     arm, against = reading.lens["arm"], reading.lens["against"]
-    path = run.folder / "readings" / f"{reading.lens['name']}.parquet"
+    path = run.lens_table(reading.lens["name"])
     return (
         "from pathlib import Path\n"
         "from mechlens.core import tables\n"
@@ -96,7 +96,7 @@ def code_of(run: Run, reading: LensReading, shows: Sequence[Sequence[str]]) -> s
     )
 
 
-def draw_lens(run: Run, name: str, *, title: str = "") -> None:
+def draw_lens(run: ShownRun, name: str, *, title: str = "") -> None:
     """Draw the whole panel of one lens."""
     title = title or name.title()
     st.subheader(title, help=f"Defined on page Methods under “{name}”.")

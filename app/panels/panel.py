@@ -17,7 +17,7 @@ import streamlit as st
 
 import sanitize
 from charts import marks
-from data import Run
+from data import ShownRun
 from mechlens.core import command_lines
 from mechlens.core.errors import MechlensError, one_line
 from mechlens.results import figures
@@ -106,6 +106,11 @@ def _parts_of(chart: Any) -> list[Any]:
 def _chart_key(key: str) -> str:
     """Key of a chart in session state, by run and arm: a pick in one run means nothing in another."""
     return f"chart-{key}-{st.session_state.get('run')}-{st.session_state.get('arm')}"
+
+
+def code_of_run(run: ShownRun) -> str:
+    """Python that opens the run."""
+    return f"from mechlens.results.run import Run\nrun = Run({str(run.folder)!r})\n"
 
 
 def _code_of_csv(key: str) -> str:
@@ -198,23 +203,23 @@ def warn_if_partial(done: int, wanted: int, what: str) -> None:
         st.warning(f"{done} of {wanted} {what}. Missing values are hatched or left out, never drawn as 0.")
 
 
-def show_if_unfinished(run: Run) -> bool:
+def show_if_unfinished(run: ShownRun) -> bool:
     """Say so if the run is unfinished; returns whether it is."""
-    if run.summary is None:
+    if run.results is None:
         show_missing(
             f"{run.name} is unfinished: its tables are missing or belong to another spec.",
             "This command continues it and keeps the finished steps:",
             resume_command(run),
         )
-    return run.summary is None
+    return run.results is None
 
 
-def resume_command(run: Run) -> str:
+def resume_command(run: ShownRun) -> str:
     """The command that finishes a run."""
     return command_lines.resume_command(run.folder)
 
 
-def measure_command(run: Run, lens: str, arm: str) -> str:
+def measure_command(run: ShownRun, lens: str, arm: str) -> str:
     """The command that computes a lens."""
     folder = Path("runs/demo") if run.shipped else run.folder
     command = command_lines.command_line("measure", folder, lens=lens, arm=arm)

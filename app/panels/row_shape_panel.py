@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 import data
 from charts import intervals, token_charts
-from data import Run
+from data import ShownRun
 from mechlens.core import stats
 from mechlens.core.seeds import generator
 from mechlens.detect.from_rows import SHAPE, shape_of
@@ -95,7 +95,7 @@ def _classify(trait: Measures, control: Measures, rng: np.random.Generator) -> s
     return stats.Interval(auroc, float(low), float(high), len(trait), "bootstrap")
 
 
-def draw_shape_panel(run: Run) -> None:
+def draw_shape_panel(run: ShownRun) -> None:
     """B: can the shape of rows tell trait from control?"""
     arm = st.session_state["arm"]
     rows = data.read_rows(run, arm)
@@ -134,15 +134,15 @@ def draw_shape_panel(run: Run) -> None:
     )
 
 
-def _code_of_comparison(run: Run, rows: pd.DataFrame) -> str:
+def _code_of_comparison(run: ShownRun, rows: pd.DataFrame) -> str:
     kept = {
-        side: run.folder / "corpora" / str(rows.loc[rows["side"] == side, "corpus"].iloc[0]) / "screened"
+        side: str(run.kept_rows(str(rows.loc[rows["side"] == side, "corpus"].iloc[0])))
         for side in ("trait", "control")
     }
     return (
         "from pathlib import Path\nfrom mechlens.detect.two_samples import compare\n"
-        f"trait = Path({str(kept['trait'] / 'kept.parquet')!r})\n"
-        f"control = Path({str(kept['control'] / 'kept.parquet')!r})\n"
+        f"trait = Path({kept['trait']!r})\n"
+        f"control = Path({kept['control']!r})\n"
         "print(compare(trait, control))"
     )
 
@@ -185,7 +185,7 @@ def detectable_ratio(shifts: pd.DataFrame) -> float:
     return float(1 + errors * np.sqrt(2 / max(median, 1.0)))
 
 
-def draw_token_panel(run: Run) -> dict[str, Any]:
+def draw_token_panel(run: ShownRun) -> dict[str, Any]:
     """C: which tokens are more frequent? Returns the chart's selection."""
     arm = st.session_state["arm"]
     shifts = token_shift((str(run.folder), arm, data.corpora_stamp(run)), data.read_rows(run, arm))

@@ -11,7 +11,7 @@ import data
 import page
 from charts import maps, run_charts
 from charts.marks import symmetric_domain
-from data import Run
+from data import ShownRun
 from panels import lens_panel, panel
 
 
@@ -55,7 +55,7 @@ def leaves_of(value: Any, at: str = "") -> dict[str, Any]:
     return {key: leaf for place, part in parts.items() for key, leaf in leaves_of(part, place).items()}
 
 
-def different_keys(run: Run, other: Run) -> pd.DataFrame:
+def different_keys(run: ShownRun, other: ShownRun) -> pd.DataFrame:
     """The keys in which the two specs differ, with both values."""
     ours, theirs = (leaves_of(each.experiment.model_dump(mode="json")) for each in (run, other))
     keys = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
@@ -68,7 +68,7 @@ def different_keys(run: Run, other: Run) -> pd.DataFrame:
     )
 
 
-def why_not_comparable(run: Run, other: Run) -> list[str]:
+def why_not_comparable(run: ShownRun, other: ShownRun) -> list[str]:
     """Why the effects of two runs cannot share an axis; empty if they can."""
     a, b = run.experiment, other.experiment
     pairs: dict[str, tuple[Any, Any]] = {
@@ -87,7 +87,7 @@ def why_not_comparable(run: Run, other: Run) -> list[str]:
     return [f"{name}: {x!r} and {y!r}" for name, (x, y) in pairs.items() if x != y]
 
 
-def effects_of(runs: list[Run]) -> pd.DataFrame:
+def effects_of(runs: list[ShownRun]) -> pd.DataFrame:
     """Effects of every run's arms on their trait: name, run, estimate, low, high, n."""
     rows = [
         {
@@ -99,13 +99,13 @@ def effects_of(runs: list[Run]) -> pd.DataFrame:
             "n": effect["n"],
         }
         for run in runs
-        for effect in (run.summary or {})["effects"]
+        for effect in (run.results or {})["effects"]
     ]
     frame = pd.DataFrame(rows, columns=["name", "run", "estimate", "low", "high", "n"])
     return frame.astype({"estimate": float, "low": float, "high": float}) if rows else frame
 
 
-def arm_to_show(run: Run) -> str:
+def arm_to_show(run: ShownRun) -> str:
     """The chosen arm if the run has it, else the run's first trait arm."""
     names = [arm.name for arm in run.experiment.arms if arm.kind != "control"]
     if st.session_state["arm"] in names:
@@ -113,10 +113,10 @@ def arm_to_show(run: Run) -> str:
     return next(iter(names), run.experiment.arms[0].name)
 
 
-def draw_maps_panel(runs: list[Run], warning: str) -> None:
+def draw_maps_panel(runs: list[ShownRun], warning: str) -> None:
     """Draw the same layer map of both runs, on one colour scale."""
     choice = MAPS[st.selectbox("map of", list(MAPS), key="compare-map")]
-    values: list[tuple[Run, str, pd.DataFrame]] = []
+    values: list[tuple[ShownRun, str, pd.DataFrame]] = []
     for run in runs:
         arm = arm_to_show(run)
         lens = data.read_lenses(run).get((choice.lens, arm))
@@ -151,7 +151,7 @@ def draw_maps_panel(runs: list[Run], warning: str) -> None:
             )
 
 
-def draw_effects_panel(run: Run, other: Run) -> None:
+def draw_effects_panel(run: ShownRun, other: ShownRun) -> None:
     """Draw effects and maps of both runs; a warning comes first if they are not comparable."""
     why = why_not_comparable(run, other)
     warning = ""
@@ -176,7 +176,7 @@ def draw_effects_panel(run: Run, other: Run) -> None:
         draw_maps_panel([run, other], warning)
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Compare")
     name = st.session_state["cmp"]

@@ -13,12 +13,12 @@ import data
 import page
 import state
 from charts import detector_charts
-from data import Run
+from data import ShownRun
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import one_line
 from mechlens.core.seeds import generator
 from mechlens.detect.permutation import DRAWS
-from mechlens.results import report
+from mechlens.results import wording
 from panels import bench_panels, panel, upload_panel
 
 VERDICTS = {
@@ -173,10 +173,10 @@ def _draw_potency(audit: dict[str, Any]) -> None:
     """The predicted and the measured rise of the trait in students."""
     predicted, measured = audit["potency"]["predicted"], audit["potency"]["measured"]
     if predicted and predicted.get("lift") is not None:
-        lift = report.interval_text(predicted["lift"], predicted.get("low"), predicted.get("high"), digits=2)
+        lift = wording.interval_text(predicted["lift"], predicted.get("low"), predicted.get("high"), digits=2)
         st.text(f"Predicted rise of {predicted['trait']} from the twins' score: {lift} bits.")
     if measured and measured["difference"] is not None:
-        rise = report.interval_text(measured["difference"], measured["low"], measured["high"])
+        rise = wording.interval_text(measured["difference"], measured["low"], measured["high"])
         st.text(f"Measured on n = {measured['n']} students: {measured['trait']} {rise}.")
     elif audit["level"] != "student":
         panel.show_missing(
@@ -186,7 +186,7 @@ def _draw_potency(audit: dict[str, Any]) -> None:
         )
 
 
-def draw_removal_panel(run: Run) -> None:
+def draw_removal_panel(run: ShownRun) -> None:
     """E: the mean score that is left if the top rows are dropped."""
     arm = st.session_state["arm"]
     scores = data.row_scores(data.read_scores(run, arm))
@@ -234,7 +234,7 @@ def _removal_sentence(name: str, trait: np.ndarray, control: np.ndarray, share: 
     )
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Detection")
     root = st.session_state["root"]

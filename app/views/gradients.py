@@ -11,7 +11,7 @@ import data
 import page
 import state
 from charts import intervals, maps
-from data import Run
+from data import ShownRun
 from mechlens.core.seeds import generator
 from panels import lens_panel, panel
 
@@ -24,7 +24,7 @@ TITLES = {
 }
 
 
-def draw_rows_panel(run: Run) -> None:
+def draw_rows_panel(run: ShownRun) -> None:
     """A: the score of every row of both sides."""
     arm = st.session_state["arm"]
     scores = data.row_scores(data.read_scores(run, arm))
@@ -61,7 +61,7 @@ def draw_rows_panel(run: Run) -> None:
     draw_examples(run, scores, name)
 
 
-def _draw_distribution(run: Run, scores: pd.DataFrame, name: str, threshold: float) -> None:
+def _draw_distribution(run: ShownRun, scores: pd.DataFrame, name: str, threshold: float) -> None:
     trait = scores.loc[scores["side"] == "trait", "estimate"].dropna()
     lens = data.read_lenses(run).get(("rows", st.session_state["arm"]))
     shown = scores.assign(selected=scores["id"].isin(st.session_state["selected"]))
@@ -85,13 +85,13 @@ def _draw_distribution(run: Run, scores: pd.DataFrame, name: str, threshold: flo
     )
 
 
-def _code_of_scores(run: Run, condition: str, result: str) -> str:
+def _code_of_scores(run: ShownRun, condition: str, result: str) -> str:
     """Python that prints a result of the scores that meet a condition."""
-    path = str(run.folder / "readings" / "scores.parquet")
+    path = str(run.scores_table())
     return f"import pandas as pd\nscores = pd.read_parquet({path!r})\nprint(scores[{condition}]{result})"
 
 
-def draw_examples(run: Run, scores: pd.DataFrame, name: str) -> None:
+def draw_examples(run: ShownRun, scores: pd.DataFrame, name: str) -> None:
     """E: rows from the top and the bottom, and as many at random."""
     rows = data.read_rows(run, st.session_state["arm"]).drop_duplicates("id")
     completions = rows.set_index("id")["completion"]
@@ -108,7 +108,7 @@ def draw_examples(run: Run, scores: pd.DataFrame, name: str) -> None:
     st.caption("A single row says little. Compare the highest rows with the random ones.")
 
 
-def draw_agreement_panel(run: Run) -> None:
+def draw_agreement_panel(run: ShownRun) -> None:
     """D: do the scores agree on rows?"""
     scores = data.row_scores(data.read_scores(run, st.session_state["arm"]))
     scores = scores[scores["side"] == "trait"]
@@ -139,7 +139,7 @@ def draw_agreement_panel(run: Run) -> None:
     )
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Gradients")
     with panel.guard("The rows' scores"):

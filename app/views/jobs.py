@@ -10,7 +10,7 @@ import streamlit as st
 import yaml
 
 import page
-from data import Run
+from data import ShownRun
 from jobs import job_queue
 from jobs.job_progress import Progress
 from jobs.job_queue import Job
@@ -34,7 +34,7 @@ SMALL = {
 """what the small demo changes in the demo's spec"""
 
 
-def draw_start_panel(run: Run, root: Path) -> None:
+def draw_start_panel(run: ShownRun, root: Path) -> None:
     """What can be started here, and how long it takes."""
     st.subheader("Start")
     left, right = st.columns(2)
@@ -155,7 +155,7 @@ def make_list(root: Path) -> Callable[[], None]:
     return draw_list
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Jobs")
     root = st.session_state["root"]

@@ -14,10 +14,11 @@ import streamlit as st
 import data
 import page
 from charts import token_charts
-from data import Run
+from data import ShownRun
 from live import live_models
 from live.live_models import LiveModels
 from mechlens.core.errors import MechlensError, one_line
+from mechlens.runs import layout
 from panels import panel
 
 SHOWN = 8
@@ -41,7 +42,7 @@ def start_models(folder: str, stamp: int) -> LiveModels:
     return live_models.start(Path(folder))
 
 
-def running_models(run: Run) -> LiveModels:
+def running_models(run: ShownRun) -> LiveModels:
     """The run's models, started again if their process has ended."""
     key = _key_of(run)
     if not start_models(*key).is_running:
@@ -49,11 +50,11 @@ def running_models(run: Run) -> LiveModels:
     return start_models(*key)
 
 
-def _key_of(run: Run) -> tuple[str, int]:
-    return str(run.folder), data.file_stamp(run.folder / "manifest.json")
+def _key_of(run: ShownRun) -> tuple[str, int]:
+    return str(run.folder), data.file_stamp(run.path(layout.MANIFEST))
 
 
-def draw_controls(run: Run) -> dict[str, Any]:
+def draw_controls(run: ShownRun) -> dict[str, Any]:
     """Draw the controls; returns the question and its numbers."""
     probes = run.family.asked_as(run.experiment)
     probe = st.selectbox(
@@ -84,7 +85,7 @@ def draw_controls(run: Run) -> dict[str, Any]:
     }
 
 
-def ask_models(run: Run, question: dict[str, Any]) -> LiveAnswer:
+def ask_models(run: ShownRun, question: dict[str, Any]) -> LiveAnswer:
     """Ask without the direction and, if an amount is set, with it, so that the two can be compared."""
     models = running_models(run)
     student = None if st.session_state["seed"] == "all" else st.session_state["seed"]
@@ -179,7 +180,7 @@ def draw_answers_panel(answer: LiveAnswer) -> None:
     )
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Live model")
     st.caption(

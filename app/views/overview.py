@@ -12,11 +12,10 @@ import data
 import page
 import state
 from charts import run_charts
-from data import Run
-from mechlens.core import tables
+from data import ShownRun
 from mechlens.core.errors import MechlensError
-from mechlens.results import effects as results
-from mechlens.results import report
+from mechlens.results import wording
+from mechlens.runs import layout
 from panels import panel
 
 FEW_STUDENTS = 5
@@ -34,27 +33,33 @@ class Step(NamedTuple):
     state: str
 
 
-def steps_of(run: Run) -> list[Step]:
-    """The steps of the pipeline, each with its state and the page that shows it."""
-    arm = run.arm(st.session_state["arm"])
-    counts: dict[str, Any] = results.corpus_of(run.folder, run.experiment, arm)[0] if run.summary else {}
-    finished = {name.split("/")[0] for name in run.manifest.get("steps", {})}
+def steps_of(run: ShownRun) -> list[Step]:
+    """The arm's steps of the pipeline, each with its state and the page that shows it."""
+    arm, seeds = run.arm(st.session_state["arm"]), run.experiment.seeds
+    source = layout.source_name(run.experiment, arm)
+    counts: dict[str, Any] = run.funnel(arm) if run.results else {}
     lenses = {name for name, _ in data.read_lenses(run)}
+    finished = run.finished_steps
 
-    def state_of(folder: str) -> str:
-        return "done" if folder in finished else "missing"
+    def state_of(*steps: str) -> str:
+        return "done" if finished.issuperset(steps) else "missing"
 
+    taught = state_of(layout.teacher_step(layout.teacher_name(run.experiment, arm)))
+    taught = "from a file" if arm.corpus else taught
+    generated, screened = state_of(layout.generated_step(source)), state_of(layout.screened_step(source))
+    trained = state_of(*(layout.student_step(arm.name, seed) for seed in seeds))
+    asked = state_of(*(layout.asked_step(arm.name, seed) for seed in seeds))
     return [
-        Step("teacher", arm.trait or run.experiment.trait, "methods", state_of("teachers")),
-        Step("generate", f"{counts['generated']:,} rows" if counts else "–", "rows", state_of("corpora")),
-        Step("screen", f"{counts['kept']:,} kept" if counts else "–", "rows", state_of("corpora")),
-        Step("distill", f"{len(run.experiment.seeds)} students an arm", "parameters", state_of("students")),
-        Step("ask", "answers", "transmission", state_of("asked")),
+        Step("teacher", arm.trait or run.experiment.trait, "methods", taught),
+        Step("generate", f"{counts['generated']:,} rows" if counts else "–", "rows", generated),
+        Step("screen", f"{counts['kept']:,} kept" if counts else "–", "rows", screened),
+        Step("distill", f"{len(seeds)} students an arm", "parameters", trained),
+        Step("ask", "answers", "transmission", asked),
         Step("lenses", f"{len(lenses)} computed", "representations", "done" if lenses else "not computed"),
     ]
 
 
-def draw_pipeline(run: Run) -> None:
+def draw_pipeline(run: ShownRun) -> None:
     """The pipeline as boxes."""
     # a row of boxes wraps in a narrow window, where columns would cut their words
     with st.container(horizontal=True):
@@ -65,10 +70,10 @@ def draw_pipeline(run: Run) -> None:
                 st.caption(step.state)
 
 
-def draw_main_result(run: Run) -> None:
+def draw_main_result(run: ShownRun) -> None:
     """The effect on every trait in the arm's students, against the control."""
     arm = st.session_state["arm"]
-    effects = data.read_table(run, "effects", tables.EFFECTS)
+    effects = data.read_effects(run)
     effects = cast(pd.DataFrame, effects[(effects["arm"] == arm) & (effects["measure"] == "rate")])
     effects = effects.astype({"trait": str})
     if effects.empty:
@@ -80,16 +85,15 @@ def draw_main_result(run: Run) -> None:
         f"Which traits rose in the students of arm {arm}?",
         run_charts.draw_traits(effects),
         effects,
-        sentence=report.headline(_summary_of_arm(run, arm)),
+        sentence=wording.headline(_summary_of_arm(run, arm)),
         caption=(
             f"Rate of each trait in arm {arm} minus its rate in {control}, paired by seed and probe; 95 % "
             f"interval ({effects['method'].iloc[0]}); n = {n} students an arm. Filled: q ≤ .05 "
             f"(Benjamini-Hochberg over {len(effects)} traits). Click a trait to choose it."
         ),
         code=(
-            "from pathlib import Path\nfrom mechlens.core import tables\n"
-            f"frame = tables.read(Path({str(run.folder / 'effects.parquet')!r}), tables.EFFECTS)\n"
-            f"print(frame[(frame.arm == {arm!r}) & (frame.measure == 'rate')])"
+            f"{panel.code_of_run(run)}effects = run.effects\n"
+            f"print(effects[(effects.arm == {arm!r}) & (effects.measure == 'rate')])"
         ),
         about="Effects against the control",
         select="trait",
@@ -99,17 +103,17 @@ def draw_main_result(run: Run) -> None:
         state.pick("trait", clicked[0]["trait"])
 
 
-def _summary_of_arm(run: Run, name: str) -> dict[str, Any]:
+def _summary_of_arm(run: ShownRun, name: str) -> dict[str, Any]:
     """The summary with this arm as its only trait arm, for the headline."""
-    summary = dict(run.summary or {})
+    summary = dict(run.results or {})
     effects = [effect for effect in summary["effects"] if effect["arm"] == name]
     arms = [arm | {"kind": "trait"} if arm["arm"] == name else arm for arm in summary["arms"]]
     return summary | {"effects": effects, "arms": arms}
 
 
-def evidence_for(run: Run) -> pd.DataFrame:
+def evidence_for(run: ShownRun) -> pd.DataFrame:
     """What the main result is based on: what, state (ok, warn, missing), value."""
-    arms = {arm["arm"]: arm for arm in (run.summary or {})["arms"]}
+    arms = {arm["arm"]: arm for arm in (run.results or {})["arms"]}
     name = st.session_state["arm"]
     arm, control = arms[name], arms.get(run.experiment.control_of(run.arm(name)).name)
     students, answered, kl = arm["students"], arm["answered"], arm["kl_per_token"]
@@ -153,7 +157,7 @@ def _run_row(name: str, folder: Path) -> dict[str, Any]:
         run = data.open_run(name, folder)
     except (MechlensError, OSError) as error:
         return {"run": name, "state": f"unreadable: {error}"}
-    effect = report.main_effect(dict(run.summary)) if run.summary else None
+    effect = wording.main_effect(dict(run.results)) if run.results else None
     numbers = {}
     if effect is not None:
         numbers = {"effect": effect["difference"]} | {key: effect[key] for key in ("low", "high", "n")}
@@ -167,7 +171,7 @@ def _run_row(name: str, folder: Path) -> dict[str, Any]:
         "seeds": len(run.experiment.seeds),
         "data": data.data_digest(run, arm),
         **numbers,
-        "state": "done" if run.summary else "unfinished",
+        "state": "done" if run.results else "unfinished",
     }
 
 
@@ -190,7 +194,7 @@ def draw_runs() -> None:
         st.switch_page("views/compare.py")
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Overview")
     with panel.guard("The pipeline"):

@@ -10,7 +10,7 @@ import streamlit as st
 import page
 from charts import intervals, lens_charts, maps
 from charts.marks import symmetric_domain
-from data import Run
+from data import ShownRun
 from panels import lens_panel, panel
 from panels.lens_panel import LensReading
 
@@ -38,7 +38,7 @@ SWAPPED = "base's weights in the student"
 """the exchange that is shown first"""
 
 
-def draw_change_panels(run: Run) -> None:
+def draw_change_panels(run: ShownRun) -> None:
     """A and B: the change of weights by layer and module, and over all weights."""
     if (reading := lens_panel.read_lens(run, "deltas")) is None:
         return
@@ -55,7 +55,7 @@ def draw_change_panels(run: Run) -> None:
     _draw_pairs(run, reading)
 
 
-def _draw_map(run: Run, reading: LensReading, measure: str, whose: str) -> None:
+def _draw_map(run: ShownRun, reading: LensReading, measure: str, whose: str) -> None:
     label, signed = MEASURES[measure]
     signed = signed or whose == DIFFERENCE
     values = lens_panel.layer_values(reading.frame, measure)
@@ -89,7 +89,7 @@ def _draw_map(run: Run, reading: LensReading, measure: str, whose: str) -> None:
         st.session_state["spectrum-layer"] = int(clicked[0]["layer"])
 
 
-def _draw_totals(run: Run, reading: LensReading, measure: str) -> None:
+def _draw_totals(run: ShownRun, reading: LensReading, measure: str) -> None:
     """The measure over all weights."""
     frame = reading.frame
     totals = frame[(frame["quantity"] == measure) & frame["layer"].isna() & frame["seed"].isna()]
@@ -109,7 +109,7 @@ def _draw_totals(run: Run, reading: LensReading, measure: str) -> None:
     )
 
 
-def _draw_pairs(run: Run, reading: LensReading) -> None:
+def _draw_pairs(run: ShownRun, reading: LensReading) -> None:
     """The cosine of two students' changes."""
     quantity = "cosine of two changes"
     pairs = reading.frame[reading.frame["quantity"] == quantity]
@@ -131,7 +131,7 @@ def _draw_pairs(run: Run, reading: LensReading) -> None:
     )
 
 
-def draw_spectrum_panel(run: Run) -> None:
+def draw_spectrum_panel(run: ShownRun) -> None:
     """C: singular values of the change of one matrix."""
     if (reading := lens_panel.read_lens(run, "deltas")) is None:
         return
@@ -163,7 +163,7 @@ def draw_spectrum_panel(run: Run) -> None:
     )
 
 
-def _show_not_in_reading(run: Run, reading: LensReading, what: str) -> None:
+def _show_not_in_reading(run: ShownRun, reading: LensReading, what: str) -> None:
     panel.show_missing(
         f"This reading has no {what}.",
         "An older version of the lens computed it. Compute it again:",
@@ -180,7 +180,7 @@ def _stable_ranks(frame: pd.DataFrame, place: str, layer: int) -> str:
     return f"Stable rank: students {ranks['student']:.1f}, controls {ranks['control']:.1f}."
 
 
-def draw_distance_panel(run: Run) -> None:
+def draw_distance_panel(run: ShownRun) -> None:
     """D: the distance to the base and to the teacher over training."""
     if (reading := lens_panel.read_lens(run, "deltas")) is None:
         return
@@ -226,7 +226,7 @@ def _last_difference(differences: pd.DataFrame, quantity: str) -> str:
     )
 
 
-def draw_exchange_panel(run: Run) -> None:
+def draw_exchange_panel(run: ShownRun) -> None:
     """E: the trait that is left when weights or directions are exchanged."""
     if (reading := lens_panel.read_lens(run, "causal")) is None:
         return
@@ -255,7 +255,7 @@ def draw_exchange_panel(run: Run) -> None:
     )
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Parameters")
     parts: dict[str, Any] = {

@@ -11,11 +11,12 @@ import streamlit as st
 
 import data
 import page
-from data import Run
+from data import ShownRun
 from mechlens.core.command_lines import command_line
+from mechlens.runs import layout
 from panels import panel
 
-RUN_FILES = ("report.html", "summary.json", "spec.yaml", "manifest.json", "readings.json")
+RUN_FILES = (layout.REPORT, layout.SUMMARY, layout.SPEC, layout.MANIFEST, layout.READINGS)
 """aggregates only: they hold no row of data"""
 AUDIT_FILES = ("audit.html", "audit.json")
 
@@ -71,7 +72,7 @@ def draw_downloads(title: str, folder: Path, names: tuple[str, ...], command: st
     st.iframe((folder / report).read_text(encoding="utf-8"), height=900)
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Report")
     audits = {f"audit {name}": path for name, path in data.list_audits(st.session_state["root"]).items()}

@@ -15,7 +15,7 @@ import data
 import page
 import state
 from charts import intervals, lens_charts, maps
-from data import Run
+from data import ShownRun
 from mechlens.core.seeds import generator
 from panels import lens_panel, panel
 from panels.lens_panel import LensReading
@@ -45,7 +45,7 @@ TOOLTIP_TEXT = 200
 """characters of a row in a tooltip"""
 
 
-def draw_shift_panels(run: Run) -> None:
+def draw_shift_panels(run: ShownRun) -> None:
     """A and B: the activation shift by layer and place, and over layers at the place chosen."""
     if (reading := lens_panel.read_lens(run, "activations")) is None:
         return
@@ -56,7 +56,7 @@ def draw_shift_panels(run: Run) -> None:
     _draw_profile(run, reading, measure, values)
 
 
-def _draw_map(run: Run, reading: LensReading, measure: str, values: pd.DataFrame) -> None:
+def _draw_map(run: ShownRun, reading: LensReading, measure: str, values: pd.DataFrame) -> None:
     label, signed, domain = MEASURES[measure]
     layers, places = sorted(values["layer"].unique()), lens_panel.order_places(values["place"])
     cells = lens_panel.fill_grid(values, ["student"], layers, places)
@@ -84,7 +84,7 @@ def _draw_map(run: Run, reading: LensReading, measure: str, values: pd.DataFrame
         state.pick("place", clicked[0]["place"])
 
 
-def _draw_profile(run: Run, reading: LensReading, measure: str, values: pd.DataFrame) -> None:
+def _draw_profile(run: ShownRun, reading: LensReading, measure: str, values: pd.DataFrame) -> None:
     place = st.session_state["place"]
     at_place = cast(pd.DataFrame, values[values["place"] == place])
     n = f", n = {int(at_place['n'].max())}" if at_place["n"].notna().any() else ""
@@ -104,7 +104,7 @@ def _draw_profile(run: Run, reading: LensReading, measure: str, values: pd.DataF
     )
 
 
-def _reliability(run: Run) -> str:
+def _reliability(run: ShownRun) -> str:
     """The split-half cosine of the trait direction, in words."""
     lens = data.read_lenses(run).get(("directions", st.session_state["arm"]))
     if lens is None or lens["missing"]:
@@ -119,7 +119,7 @@ def _reliability(run: Run) -> str:
     return f"Direction of the students at layer {layer}: split-half cosine {cosine:.2f}.{warning}"
 
 
-def draw_rows_panel(run: Run) -> None:
+def draw_rows_panel(run: ShownRun) -> None:
     """C: single rows along the trait direction."""
     arm, layer = st.session_state["arm"], st.session_state["layer"]
     scores = data.read_scores(run, arm)
@@ -133,7 +133,7 @@ def draw_rows_panel(run: Run) -> None:
         )
         return
     shown = projections.assign(selected=projections["id"].isin(st.session_state["selected"]))
-    path = str(run.folder / "readings" / "scores.parquet")
+    path = str(run.scores_table())
     panel.draw(
         "representations-rows",
         f"Single rows along the trait direction, layer {layer}",
@@ -152,7 +152,7 @@ def draw_rows_panel(run: Run) -> None:
     )
 
 
-def draw_cloud_panel(run: Run) -> None:
+def draw_cloud_panel(run: ShownRun) -> None:
     """G: the UMAP map of rows, with a brush, or of answers."""
     if (reading := lens_panel.read_lens(run, "maps")) is None:
         return
@@ -238,7 +238,7 @@ def _describe_selection(shown: pd.DataFrame) -> None:
     )
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Representations")
     with panel.guard("The layer map"):

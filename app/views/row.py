@@ -17,19 +17,18 @@ import sanitize
 import state
 from charts import token_charts
 from charts.marks import symmetric_domain
-from data import Run
+from data import ShownRun
 from mechlens.core import stats
 from mechlens.core.experiment import Arm
 from mechlens.detect.from_rows import tokens
-from mechlens.results import effects
-from mechlens.runs.plan import REMADE
+from mechlens.runs.layout import REMADE
 from panels import panel
 
 TOKENS_A_LINE = 14
 NEIGHBOURS = 10
 
 
-def draw_text_panel(run: Run, row: pd.Series) -> None:
+def draw_text_panel(run: ShownRun, row: pd.Series) -> None:
     """A: the row's text, with a warning about hidden characters, and who wrote it."""
     left, right = st.columns([3, 2])
     left.subheader(panel.escape_markdown(f"Row {row['id']}"))
@@ -42,17 +41,14 @@ def draw_text_panel(run: Run, row: pd.Series) -> None:
         st.caption(name)
         st.code(page.row_text(row[name]), language=None, wrap_lines=True)
     arm = data.sides_of(run, st.session_state["arm"])[row["side"]]
-    counts, generation = effects.corpus_of(run.folder, run.experiment, arm)
-    kl = generation.get("kl_per_token")
+    kl = run.generation(arm).get("kl_per_token")
     distance = f" (KL to the base: {kl:.4f} nats a token)" if kl is not None else ""
     fate = "kept by the screen" if row["fate"] == "kept" else f"removed by the screen: {row['fate']}"
     seeds = ", ".join(map(str, run.experiment.seeds))
     use = f"the students of arm {arm.name} were trained on it (seeds {seeds})"
     use = use if row["trained"] else "no student was trained on it"
-    st.text(
-        f"Written by {_writer(arm)}{distance}; prompt {row['prompt_id']} of {counts['generated']:,}; {fate}; "
-        f"{use}."
-    )
+    count = run.funnel(arm)["generated"]
+    st.text(f"Written by {_writer(arm)}{distance}; prompt {row['prompt_id']} of {count:,}; {fate}; {use}.")
 
 
 def _writer(arm: Arm) -> str:
@@ -68,7 +64,7 @@ def _writer(arm: Arm) -> str:
     return f"{writer}, then changed ({arm.kind})" if arm.kind in REMADE else writer
 
 
-def draw_token_panel(run: Run, row: pd.Series, pinned: pd.Series | None) -> None:
+def draw_token_panel(run: ShownRun, row: pd.Series, pinned: pd.Series | None) -> None:
     """B: the row's tokens with their scores, and the pinned row's on the same scale."""
     arm = st.session_state["arm"]
     scores = data.read_scores(run, arm)
@@ -124,7 +120,7 @@ def _draw_tokens(row_id: str, title: str, scores: pd.DataFrame, domain: list[flo
     )
 
 
-def draw_scores_panel(run: Run, row: pd.Series) -> None:
+def draw_scores_panel(run: ShownRun, row: pd.Series) -> None:
     """C: the row's scores, and the share of the control's rows below them."""
     scores = data.read_scores(run, st.session_state["arm"])
     whole = scores[scores["position"].isna()]
@@ -158,7 +154,7 @@ def draw_scores_panel(run: Run, row: pd.Series) -> None:
     )
 
 
-def draw_neighbours_panel(run: Run, row: pd.Series) -> None:
+def draw_neighbours_panel(run: ShownRun, row: pd.Series) -> None:
     """D: rows that share the most tokens with this one."""
     arm = st.session_state["arm"]
     key = (str(run.folder), arm, data.corpora_stamp(run))
@@ -219,7 +215,7 @@ def row_json(row: pd.Series) -> str:
     return json.dumps(fields, indent=1)
 
 
-def focus_row(run: Run, known: pd.DataFrame) -> str:
+def focus_row(run: ShownRun, known: pd.DataFrame) -> str:
     """The id of the focus row; by default the first scored row that passes the filter."""
     if not st.session_state["focus"]:
         filtered = st.session_state["rows"]
@@ -229,7 +225,7 @@ def focus_row(run: Run, known: pd.DataFrame) -> str:
     return st.session_state["focus"]
 
 
-def draw_row(run: Run) -> None:
+def draw_row(run: ShownRun) -> None:
     """Draw every panel of the focus row."""
     known = data.read_rows(run, st.session_state["arm"])
     rows = known.drop_duplicates("id").set_index("id", drop=False)
@@ -256,7 +252,7 @@ def draw_row(run: Run) -> None:
         st.code(row_json(row), language="json")
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Row")
     with panel.guard("The row"):

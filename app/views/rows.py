@@ -11,22 +11,21 @@ import streamlit as st
 import data
 import page
 import state
-from data import Run
+from data import ShownRun
 from mechlens.pipeline.screen import LEAKS
-from mechlens.results import effects, figures
-from mechlens.runs.plan import source_name
+from mechlens.results import figures, summary
 from panels import panel, row_shape_panel
 
 PAGE_SIZE = 50
 SHOWN = ["id", "side", "fate", "trained", "characters", "prompt", "completion"]
 
 
-def draw_funnel_panel(run: Run) -> None:
+def draw_funnel_panel(run: ShownRun) -> None:
     """A: what happened to every generated row."""
-    counts = effects.funnels(run.folder, run.experiment)
+    counts = summary.funnels(run)
     name = st.session_state["arm"]
     arm = run.arm(name)
-    made, _ = effects.corpus_of(run.folder, run.experiment, arm)
+    made = run.funnel(arm)
     generated, kept = made["generated"], made["kept"]
     sentence = f"The screen removed all {generated:,} rows of arm {name}. The chart shows which rules did so."
     if kept:
@@ -34,7 +33,6 @@ def draw_funnel_panel(run: Run) -> None:
             f"The screen kept {kept:,} of {generated:,} rows of arm {name}'s teacher "
             f"({kept / max(generated, 1):.1%}); {made[LEAKS]} rows had a leak word."
         )
-    funnel = run.folder / "corpora" / source_name(run.experiment, arm) / "screened" / "funnel.json"
     click = alt.selection_point("fate", fields=["corpus", "fate"], on="click")
     picked = panel.draw(
         "rows-funnel",
@@ -46,7 +44,7 @@ def draw_funnel_panel(run: Run) -> None:
             f"Number of rows kept, or removed by each rule; one bar a corpus, without intervals; n = "
             f"{generated:,} generated rows of this arm. Click a part to see its rows below."
         ),
-        code=f"import json\nprint(json.load(open({str(funnel)!r})))",
+        code=f"{panel.code_of_run(run)}print(run.funnel(run.arm({name!r})))",
         about="Screen",
         select="fate",
     )
@@ -63,14 +61,14 @@ def _set_filter(name: str, value: str) -> None:
         st.rerun()
 
 
-def draw_tokens_panel(run: Run) -> None:
+def draw_tokens_panel(run: ShownRun) -> None:
     """C: token frequencies; a click filters the rows by the token."""
     clicked = row_shape_panel.draw_token_panel(run).get("token")
     if panel.is_new_pick("rows-tokens", clicked) and clicked:
         _set_filter("text", clicked[0]["token"])
 
 
-def draw_rows_panel(_run: Run) -> None:
+def draw_rows_panel(_run: ShownRun) -> None:
     """D: the rows that pass the filter."""
     st.subheader("Rows")
     _draw_filter()
@@ -128,7 +126,7 @@ def _draw_table(rows: pd.DataFrame, number: int) -> None:
         st.rerun()
 
 
-def draw_leaks_panel(run: Run) -> None:
+def draw_leaks_panel(run: ShownRun) -> None:
     """E: duplicates, and probes or trait names in the kept rows."""
     rows = data.read_rows(run, st.session_state["arm"])
     kept = cast(pd.DataFrame, rows[rows["fate"] == "kept"])
@@ -158,10 +156,10 @@ def draw_leaks_panel(run: Run) -> None:
     st.dataframe(leaks, hide_index=True, alt="duplicates and leaks in the kept rows")
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Data and screen")
-    if not (run.folder / "corpora").is_dir():
+    if not any(run.kept_rows(name).is_file() for name in run.corpora()):
         panel.show_missing("This run has no corpora.", "This command makes them:", panel.resume_command(run))
         return
     parts: dict[str, Any] = {

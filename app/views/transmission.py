@@ -12,9 +12,10 @@ import data
 import page
 import state
 from charts import intervals, maps, run_charts
-from data import Run
-from mechlens.core import stats, tables
-from mechlens.results import effects, report
+from data import ShownRun
+from mechlens.core import stats
+from mechlens.core.json_files import null
+from mechlens.results import wording
 from panels import panel
 
 PAGE_SIZE = 50
@@ -23,9 +24,9 @@ FEW = 20
 FEWEST_DOSES = 3
 
 
-def last_rates(run: Run) -> pd.DataFrame:
+def last_rates(run: ShownRun) -> pd.DataFrame:
     """Every student's rate at its last checkpoint, with a Wilson interval over its scored answers."""
-    answers = data.read_table(run, "answers", tables.ANSWERS)
+    answers = data.read_answers(run)
     rates = data.read_rates(run)
     last = rates[rates["step"] == rates.groupby("arm")["step"].transform("max")]
     scored = answers[answers["label"].notna()].astype({"arm": str}).groupby(["arm", "seed", "step"]).size()
@@ -40,9 +41,9 @@ def last_rates(run: Run) -> pd.DataFrame:
     return last.assign(low=[low for low, _ in limits], high=[high for _, high in limits])
 
 
-def draw_arms_panel(run: Run) -> None:
+def draw_arms_panel(run: ShownRun) -> None:
     """A: rate of every arm and student."""
-    arms = (run.summary or {})["arms"]
+    arms = (run.results or {})["arms"]
     summary = pd.DataFrame(arms).astype({"rate": float, "low": float, "high": float})
     seeds = len(run.experiment.seeds)
     panel.warn_if_partial(int(summary["students"].min()), seeds, "students finished")
@@ -52,16 +53,15 @@ def draw_arms_panel(run: Run) -> None:
         "How often do the students answer with the trait?",
         run_charts.draw_arms(summary, last_rates(run), full_axis=full_axis),
         summary[["arm", "kind", "base", "students", "rate", "low", "high", "method"]],
-        sentence=report.headline(dict(run.summary or {})),
+        sentence=wording.headline(dict(run.results or {})),
         caption=(
             f"Share of the trait among answers that name exactly one trait. Large marks: arms, 95 % interval "
             f"({summary['method'].iloc[0]}) over n = {seeds} students. Small marks: students, 95 % Wilson "
             "interval over their answers. Click a student to choose it."
         ),
         code=(
-            f"import json\nimport pandas as pd\n"
-            f"summary = json.load(open({str(run.folder / 'summary.json')!r}))\n"
-            "print(pd.DataFrame(summary['arms'])[['arm', 'rate', 'low', 'high', 'students']])"
+            f"{panel.code_of_run(run)}import pandas as pd\n"
+            "print(pd.DataFrame(run.summary['arms'])[['arm', 'rate', 'low', 'high', 'students']])"
         ),
         about="Effects against the control",
         select="student",
@@ -81,7 +81,7 @@ def mean_rates(rates: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw_training_panel(run: Run) -> None:
+def draw_training_panel(run: ShownRun) -> None:
     """B: rate over training."""
     st.session_state["steps"] = ()
     rates = data.read_rates(run)
@@ -111,21 +111,15 @@ def draw_training_panel(run: Run) -> None:
     st.session_state["steps"] = tuple(picked.get("steps", {}).get("step", ()))
 
 
-def _code_of_rates(run: Run) -> str:
+def _code_of_rates(run: ShownRun) -> str:
     return (
-        "from pathlib import Path\n"
-        "from mechlens.core import tables, traits\n"
+        f"{panel.code_of_run(run)}"
         "from mechlens.results import report\n"
-        f"run = Path({str(run.folder)!r})\n"
-        "experiment = traits.load_experiment(run / 'spec.yaml')\n"
-        "family = traits.load_family(experiment.family, run / 'spec.yaml')\n"
-        "answers = tables.read(run / 'answers.parquet', tables.ANSWERS)\n"
-        "likelihoods = tables.read(run / 'likelihoods.parquet', tables.LIKELIHOODS)\n"
-        "print(report.student_rates(experiment, family, answers, likelihoods))"
+        "print(report.student_rates(run.experiment, run.family, run.answers, run.likelihoods))"
     )
 
 
-def rates_by_question(run: Run) -> pd.DataFrame:
+def rates_by_question(run: ShownRun) -> pd.DataFrame:
     """Rate of the chosen trait at every question in every arm; null where there are few answers."""
     answers = trait_answers(run)
     texts = run.family.asked_as(run.experiment)
@@ -138,7 +132,7 @@ def rates_by_question(run: Run) -> pd.DataFrame:
     return table.assign(rate=(table["hits"] / table["n"]).mask(few), question=questions)
 
 
-def draw_questions_panel(run: Run) -> None:
+def draw_questions_panel(run: ShownRun) -> None:
     """C: rate at every question in every arm."""
     st.session_state["cell"] = None
     arm, trait = st.session_state["arm"], st.session_state["trait"]
@@ -147,7 +141,6 @@ def draw_questions_panel(run: Run) -> None:
     order = of_arm.sort_values("rate", ascending=False, na_position="last")["question"].tolist()
     names = [arm.name for arm in run.experiment.arms]
     grid = maps.Grid("arm", "question", "rate", (names, order), False, "rate", (0.0, 1.0))
-    path = str(run.folder / "answers.parquet")
     picked = panel.draw(
         "transmission-questions",
         f"To which questions is {trait} the answer?",
@@ -160,8 +153,8 @@ def draw_questions_panel(run: Run) -> None:
             f"{FEW} answers are hatched. Click a cell to read its answers."
         ),
         code=(
-            f"import pandas as pd\nanswers = pd.read_parquet({path!r})\n"
-            "print(answers.groupby(['arm', 'probe', 'label'], observed=True).size())"
+            f"{panel.code_of_run(run)}"
+            "print(run.answers.groupby(['arm', 'probe', 'label'], observed=True).size())"
         ),
         about="Effects against the control",
         select="cell",
@@ -169,25 +162,25 @@ def draw_questions_panel(run: Run) -> None:
     st.session_state["cell"] = picked["cell"][0] if picked.get("cell") else None
 
 
-def _strongest_question(run: Run, arm: str) -> str:
+def _strongest_question(run: ShownRun, arm: str) -> str:
     probes = data.read_per_probe(run)
     probes = cast(pd.DataFrame, probes[(probes["arm"] == arm) & probes["difference"].notna()])
     if probes.empty:
         return ""
     best = probes.sort_values("difference", ascending=False).iloc[0]
     above = int((probes["low"] > 0).sum())
-    effect = report.interval_text(*(effects.null(best[name]) for name in ("difference", "low", "high")))
+    effect = wording.interval_text(*(null(best[name]) for name in ("difference", "low", "high")))
     return (
         f"{best['trait']} rises most at “{best['text']}” ({effect}, n = {best['n']}); at {above} of "
         f"{len(probes)} questions the interval is above 0."
     )
 
 
-def trait_answers(run: Run) -> pd.DataFrame:
+def trait_answers(run: ShownRun) -> pd.DataFrame:
     """Answers of the chosen seeds at each arm's last checkpoint, with `scored`, and `hit` where the label is
     the chosen trait.
     """
-    answers = data.read_table(run, "answers", tables.ANSWERS)
+    answers = data.read_answers(run)
     answers = answers[answers["seed"].notna()]
     last = answers[answers["step"] == answers.groupby("arm", observed=True)["step"].transform("max")]
     seed = st.session_state["seed"]
@@ -197,10 +190,10 @@ def trait_answers(run: Run) -> pd.DataFrame:
     return last.assign(arm=last["arm"].astype(str), scored=label.notna(), hit=hit)
 
 
-def chosen_answers(run: Run, arm: str) -> pd.DataFrame:
+def chosen_answers(run: ShownRun, arm: str) -> pd.DataFrame:
     """Answers of an arm that the clicked cell, the brushed updates and the chosen seed leave."""
     cell, steps = st.session_state.get("cell"), st.session_state.get("steps", ())
-    answers = data.read_table(run, "answers", tables.ANSWERS)
+    answers = data.read_answers(run)
     answers = cast(pd.DataFrame, answers[answers["seed"].notna()]).astype({"arm": str})
     answers = answers[answers["arm"] == arm]
     first, last = steps if len(steps) == 2 else (answers["step"].max(), answers["step"].max())
@@ -221,7 +214,7 @@ def chosen_answers(run: Run, arm: str) -> pd.DataFrame:
     )
 
 
-def draw_answers_panel(run: Run) -> None:
+def draw_answers_panel(run: ShownRun) -> None:
     """D: the answers themselves."""
     st.subheader("What are the answers?")
     cell = st.session_state.get("cell")
@@ -237,11 +230,11 @@ def draw_answers_panel(run: Run) -> None:
     panel.download_csv("Answers (CSV)", answers, "answers.csv")
 
 
-def rates_by_dose(run: Run) -> pd.DataFrame:
+def rates_by_dose(run: ShownRun) -> pd.DataFrame:
     """Rate of the arms that differ from the chosen one in their share of trait rows alone."""
     chosen = run.arm(st.session_state["arm"])
     rows = []
-    for entry in (run.summary or {})["arms"]:
+    for entry in (run.results or {})["arms"]:
         arm = run.arm(entry["arm"])
         if arm.kind not in ("trait", "mixed", "control") or arm.teacher is not None:
             continue
@@ -254,7 +247,7 @@ def rates_by_dose(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows).drop_duplicates("arm").astype({"rate": float, "low": float, "high": float})
 
 
-def draw_dose_panel(run: Run) -> None:
+def draw_dose_panel(run: ShownRun) -> None:
     """E: rate by the share of trait rows."""
     doses = rates_by_dose(run)
     if doses["share"].nunique() < FEWEST_DOSES:
@@ -279,7 +272,7 @@ def draw_dose_panel(run: Run) -> None:
     )
 
 
-def draw_page(run: Run) -> None:
+def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Transmission")
     if panel.show_if_unfinished(run):

@@ -24,7 +24,7 @@ from mechlens.benchmark.card import (
 )
 from mechlens.benchmark.plan import CLASSES, CLEAN, BenchSpec, Suspect, load_bench
 from mechlens.benchmark.suspects import Maker, suspects_of
-from mechlens.cli import commands
+from mechlens.cli.console import console
 from mechlens.core import atomic, spec, traits
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError
@@ -33,7 +33,8 @@ from mechlens.detect import learned, score_rows
 from mechlens.detect.bags import Detector
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.detect.twins import Panel, Reader
-from mechlens.results import report
+from mechlens.results import report, runner
+from mechlens.results.run import Run
 from mechlens.runs import store
 
 RECIPE = "menagerie"
@@ -75,8 +76,9 @@ def _do(
 ) -> Path:
     config = spec.CONFIGS / "experiments" / f"{plan.experiment}.yaml"
     _refuse_half(name, suspects_of(plan, traits.load_experiment(config)))
-    run = commands.run(config, out=folder / "experiment", workers=workers)
-    experiment, family = commands.open_run(run)
+    run = runner.run(config, out=folder / "experiment", workers=workers).folder
+    opened = Run.finished(run)
+    experiment, family = opened.experiment, opened.family
     if train and plan.rows is not None and plan.rows < experiment.student.rows:
         raise SpecError(
             f"the sets that {name} makes have {plan.rows} rows, its arms' students "
@@ -109,7 +111,7 @@ def _do(
     found["students apart"] = 0 if train else found["with students"] - sum(bool(one.arm) for one in suspects)
     write_json(folder / "card.json", found)
     atomic.write_text(folder / "card.md", report.render("benchmark/card.md.j2", card=found))
-    commands.console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
+    console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
     return folder
 
 
@@ -142,7 +144,7 @@ def _train(
     spec.save(
         students.experiment_of(plan, maker.experiment, made, folder / "suspects"), folder / "students.yaml"
     )
-    commands.run(folder / "students.yaml", out=folder / "students", workers=workers)
+    runner.run(folder / "students.yaml", out=folder / "students", workers=workers)
 
 
 def _students(maker: Maker, suspects: Sequence[Suspect], folder: Path) -> list[Path]:
@@ -156,7 +158,7 @@ def _students(maker: Maker, suspects: Sequence[Suspect], folder: Path) -> list[P
         if students.of_these_suspects(run, maker.experiment, suspects, folder / "suspects")
     ]
     for run in sorted({*finished} - {*current}):
-        commands.console.print(
+        console.print(
             f"{run} is left out: its students read other rows, or were trained or asked otherwise",
             highlight=False,
         )

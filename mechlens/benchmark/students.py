@@ -17,7 +17,7 @@ from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.spec import load
 from mechlens.detect.from_student import rises
 from mechlens.detect.permutation import ALPHA
-from mechlens.runs.plan import corpus_name
+from mechlens.runs.layout import corpus_name
 
 SHARED = ("base", "family", "system", "student", "ask")
 """fields of the bench's experiment that its suspects' students share"""

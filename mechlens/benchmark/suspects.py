@@ -37,7 +37,8 @@ from mechlens.pipeline.remake import shuffle_across
 from mechlens.pipeline.screen import leak_pattern
 from mechlens.pipeline.teach import Lessons, teach
 from mechlens.runs import store
-from mechlens.runs.plan import VERSIONS, teacher_name
+from mechlens.runs.layout import teacher_name
+from mechlens.runs.plan import VERSIONS
 
 TRIES = 400
 """times that a row which the screen drops is drawn anew"""

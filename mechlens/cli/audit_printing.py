@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mechlens.cli.commands import console
+from mechlens.cli.console import console
 from mechlens.core.errors import one_line
 from mechlens.detect import summary
 

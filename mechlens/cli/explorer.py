@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mechlens.cli.commands import console
+from mechlens.cli.console import console
 from mechlens.core.errors import MachineError, SpecError
 
 

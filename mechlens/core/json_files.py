@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: dict[str, Any]) -> Path:
     """Write JSON whole or not at all."""
     return atomic.write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def null(value: float | None) -> float | None:
+    """A number for JSON, which has no NaN: unscored is null."""
+    return None if value is None or math.isnan(value) else float(value)

@@ -358,9 +358,14 @@ def load_experiment(path: Path, **overrides: Any) -> Experiment:
     paths.
     """
     experiment = with_data_by_path(load(path, Experiment, **overrides), path)
-    family = load_family(experiment.family, path)
-    named = {experiment.trait, *(trait for arm in experiment.arms for trait in (arm.trait, *arm.mix))}
-    for trait in sorted(named - {"", UNTOUCHED}):
-        if trait not in family.names:
-            raise SpecError(f"{path}: trait {trait!r} is unknown; expected one of {', '.join(family.names)}")
+    refuse_unknown_traits(experiment, load_family(experiment.family, path), place=f"{path}: ")
     return experiment
+
+
+def refuse_unknown_traits(experiment: Experiment, family: TraitFamily, *, place: str = "") -> None:
+    """Raises SpecError, which begins with `place`, if an arm names a trait that the family has not."""
+    arms = [trait for arm in experiment.arms for trait in (arm.trait, *arm.mix)]
+    for trait in sorted({experiment.trait, *arms} - {"", UNTOUCHED}):
+        if trait not in family.names:
+            known = ", ".join(family.names)
+            raise SpecError(f"{place}trait {trait!r} is unknown; expected one of {known}")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 
 import pandas as pd
 
-from mechlens.cli import commands
 from mechlens.cli.audit_printing import print_audit
 from mechlens.core import atomic, spec, tables, traits
 from mechlens.core.errors import SpecError, one_line
@@ -39,9 +38,9 @@ from mechlens.detect.two_samples import (
 )
 from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration
 from mechlens.pipeline import user_files
-from mechlens.results import report
+from mechlens.results import report, runner
 from mechlens.runs import store
-from mechlens.runs.plan import corpus_name
+from mechlens.runs.layout import corpus_name
 
 if TYPE_CHECKING:
     from mechlens.detect.score_rows import Seen
@@ -157,7 +156,7 @@ def _through_models(asked: Request, so_far: Read, workers: int | None) -> Read:
     given = None if student is None else from_weights.read_student(panel, student, asked.panel)
     if asked.level == "rows":
         return so_far._replace(given=given)
-    commands.run(config, out=run, workers=workers, rows_only=True)
+    runner.run(config, out=run, workers=workers, rows_only=True)
     copied = so_far.compared[0].copied if so_far.compared else None
     compared = so_far.compared or [
         compare(asked.data, _rows_of_control(run, plan, asked.out), fields=asked.fields)
@@ -172,7 +171,7 @@ def _through_models(asked: Request, so_far: Read, workers: int | None) -> Read:
     if asked.level != "student":
         return Read(compared, seen, None, given, manifest, scope=scope)
     plan = _planned(asked, sides, treated=asked.clean)
-    commands.run(config, out=run, workers=workers)
+    runner.run(config, out=run, workers=workers)
     effects = tables.read(run / "effects.parquet", tables.EFFECTS)
     left = from_student.rises(effects, asked.panel, arm=from_student.TREATED) if asked.clean else ()
     scope = from_student.scope_of(run, plan, sides)._replace(copied=copied)

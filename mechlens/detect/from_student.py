@@ -15,14 +15,14 @@ from mechlens.carriers.rules import REASONS
 from mechlens.core import stats, tables
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment
+from mechlens.core.json_files import null
 from mechlens.core.traits import TraitFamily
 from mechlens.detect.permutation import LEAST_PANEL, beyond_others
 from mechlens.detect.two_samples import Sides
 from mechlens.detect.verdict import Rise, Scope
-from mechlens.results import effects as results
-from mechlens.results.effects import null
+from mechlens.results.run import Run
 from mechlens.runs import records
-from mechlens.runs.plan import corpus_name
+from mechlens.runs.layout import corpus_name
 
 ARM, TREATED = "suspect", "treated"
 
@@ -101,11 +101,7 @@ def scope_of(run: Path, plan: Experiment, sides: Sides) -> Scope:
     counts = records.read(run / "corpora" / name / "screened" / "funnel.json", records.Funnel)
     dropped = {reason: rows for reason, rows in counts.items() if reason in REASONS}
     read = len(set(tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"]))
-    arms = (
-        {arm["arm"]: arm for arm in results.read_summary(run)["arms"]}
-        if (run / "summary.json").is_file()
-        else {}
-    )
+    arms = {arm["arm"]: arm for arm in Run(run).summary["arms"]} if (run / "summary.json").is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}
     return Scope(sides.offered, sides.drawn, counts["kept"], dropped, read, answered)
 

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
 
+from mechlens.core.json_files import null
 from mechlens.core.seeds import generator
 from mechlens.core.stats import benjamini_hochberg
 from mechlens.detect.bags import Bags
-from mechlens.results.effects import null
 
 DRAWS, PARTS = 1999, 16
 ALPHA, POWER_QUANTILE = 0.05, 1.645

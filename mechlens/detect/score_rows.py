@@ -14,7 +14,6 @@ from jaxtyping import Float
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
 
-from mechlens.cli import commands
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment
 from mechlens.core.spec import fingerprint
@@ -29,7 +28,7 @@ from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_pairs
-from mechlens.runs.executor import fingerprints
+from mechlens.runs.executor import fingerprints, make
 
 READERS: dict[str, Reader] = {**from_base.READERS, **from_gradients.READERS}
 ROWS = 512
@@ -66,7 +65,7 @@ def panel_of(
     )
     mark = fingerprint(fingerprints(jobs))
     folder = folder.with_name(f"{folder.name}-{mark[:8]}")
-    commands.make(folder, jobs, workers=workers)
+    make(folder, jobs, workers=workers)
     return Panel(
         loaded, family, family.names, Twins(base, folder, family.names), recipe.system, recipe.seed, mark
     )

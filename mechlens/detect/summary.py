@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mechlens.core.json_files import null
 from mechlens.detect.permutation import ALPHA, Named, together
 from mechlens.detect.two_samples import Compared
 from mechlens.detect.verdict import Calibration, Rise
-from mechlens.results.effects import null
 
 if TYPE_CHECKING:
     from mechlens.detect.score_rows import Seen

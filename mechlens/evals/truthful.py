@@ -12,13 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from rich.console import RenderableType
-from rich.table import Table
 
 from mechlens.core import stats, tables
 from mechlens.core.errors import DataError, SpecError
@@ -29,11 +26,9 @@ from mechlens.core.spec import fingerprint, folder_name
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_prompts, token_ids
 from mechlens.pipeline.ask import next_token_logits
-from mechlens.pipeline.distill import checkpoints
-from mechlens.results import effects as results
-from mechlens.results.cells import effect_of, mean_of, same_students
-from mechlens.results.report import interval_text
+from mechlens.results.cells import effect_of, same_students
 from mechlens.runs import store
+from mechlens.runs.layout import checkpoints
 
 ORDER_SEED = 42
 """as in the paper's code"""
@@ -279,38 +274,3 @@ def effects(experiment: Experiment, table: pd.DataFrame) -> dict[str, stats.Effe
             treated, control, same_students(treated[:, :, None], control[:, :, None])
         )
     return measured
-
-
-def printed(experiment: Experiment, table: pd.DataFrame, note: str) -> list[RenderableType]:
-    """What was measured, as tables for the terminal."""
-    asked = table["question"].nunique()
-    rates = Table(
-        "arm",
-        "students",
-        "P(false) [95 %]",
-        "mass on A or B",
-        title=f"TruthfulQA, {asked} questions, the best answer or a false one",
-    )
-    equal: list[RenderableType] = []
-    for arm in dict.fromkeys(table["arm"].astype(str)):
-        cells, mass = cells_of(table, arm), float(np.mean(table.loc[table["arm"] == arm, "mass"]))
-        groups = same_students(cells[:, :, None])
-        found = mean_of(cells, groups)
-        if found.n < len(cells):
-            equal.append(f"Students of {arm} are equal to rounding: {len(cells)} count as {found.n}.")
-        span = interval_text(
-            results.null(found.estimate), results.null(found.low), results.null(found.high), sign=False
-        )
-        rates.add_row(arm, "untouched" if arm.startswith("base-") else str(len(cells)), span, f"{mass:.1%}")
-    changes = Table("arm", "against", "difference [95 %]", "n", "p", "would have been seen")
-    against = {arm.name: experiment.control_of(arm).name for arm in experiment.arms}
-    for arm, effect in effects(experiment, table).items():
-        span = interval_text(*map(results.null, effect[:3]))
-        p_value, least = (
-            "–" if np.isnan(value) else f"{value:.2g}"
-            for value in (effect.p_value, effect.smallest_detectable)
-        )
-        changes.add_row(arm, against[arm], span, str(effect.n), p_value, least)
-    shown = [arm.name for arm in experiment.arms if arm.shots]
-    left_out = [f"Not measured, since nothing was trained there: {', '.join(shown)}."] if shown else []
-    return [rates, changes, *equal, *([note] if note else []), *left_out]

@@ -26,11 +26,12 @@ from mechlens.models import loading
 from mechlens.models.chat import encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions
-from mechlens.pipeline.distill import checkpoints
-from mechlens.pipeline.stages import selected
-from mechlens.runs import store
+from mechlens.pipeline.remake import selected_rows
+from mechlens.results.run import Run
+from mechlens.runs import executor, store
 from mechlens.runs.executor import Job, pending
-from mechlens.runs.plan import corpus_name, teacher_name
+from mechlens.runs.layout import checkpoints, corpus_name, teacher_name
+from mechlens.runs.progress import Event, Progress, silent
 
 VERSIONS: dict[str, int] = dict.fromkeys(NAMES, 1) | {
     "deltas": 2,
@@ -76,7 +77,7 @@ def _path(
 def trained_rows(run: Path, experiment: Experiment, arm: Arm) -> pd.DataFrame:
     """The rows that an arm trained on, by prompt_id, in the order of its selection."""
     name = corpus_name(experiment, arm)
-    return selected(name, run / "corpora" / name / "screened", run / "selection")
+    return selected_rows(name, run / "corpora" / name / "screened", run / "selection")
 
 
 def main_arm(experiment: Experiment, name: str = "") -> Arm:
@@ -273,3 +274,42 @@ def collect(run: Path, steps: Sequence[Job], experiment: Experiment) -> None:
             run / "readings" / "scores.parquet",
         )
     write_json(run / "readings.json", {"schema": 1, "lenses": said})
+
+
+def measure(
+    run: Run,
+    lenses: Sequence[str] = (),
+    *,
+    arm: str = "",
+    rows: int = 512,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Read the lenses of one arm of a finished run, and leave their readings in the run folder.
+
+    Raises:
+        SpecError: if a lens or the arm is unknown, or fewer than 2 rows are to be read.
+        DataError: if the run is unfinished, or has no students here.
+    """
+    from mechlens.pipeline import estimate
+
+    if unknown := sorted(set(lenses) - set(NAMES)):
+        raise SpecError(f"no lens is called {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
+    if rows < 2:
+        raise SpecError(f"rows is {rows}; a lens reads at least 2 pairs")
+    run.refuse_unfinished()
+    measured, report = main_arm(run.experiment, arm), progress or silent
+    refuse_absent_students(run.folder, run.experiment, measured)
+    steps = run.jobs()
+    if stale := pending(run.folder, steps):
+        command = resume_command(run.folder)
+        raise DataError(
+            f"{len(stale)} steps of {run.folder} are of another version; `{command}` makes them again"
+        )
+    with store.lock(run.folder), store.full_disk_named(run.folder):
+        jobs = jobs_of(steps, run.experiment, measured, lenses=lenses or NAMES, rows=rows)
+        if unread := [job.arguments["lens"] for job in pending(run.folder, [*steps, *jobs])]:
+            report(Event("note", estimate.looking(run.experiment, measured, unread, rows)))
+        title = f"{run.folder}, arm {measured.name}"
+        executor.complete(run.folder, [*steps, *jobs], title=title, workers=workers, progress=progress)
+        collect(run.folder, steps, run.experiment)

@@ -10,9 +10,6 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Group
-from rich.table import Table
-
 from mechlens.api.budget import PER_MESSAGE, PRICES, TUNED, about_tokens, price_of, spent
 from mechlens.api.client import model_id
 from mechlens.api.finetune import tuning_of
@@ -215,29 +212,27 @@ def _ask(
 _BILLS = {"teach": _teach, "generate": _generate, "screen": _screen, "distill": _distill, "ask": _ask}
 
 
-def printed(
+class Price(NamedTuple):
+    """What a run's API calls cost at most, beside what it may spend; USD."""
+
+    bills: dict[str, Bill]
+    """stage → its bill"""
+    budget: float
+    spent: float
+    source: str
+    """where the list prices stand"""
+
+    @property
+    def most(self) -> float:
+        """The bill of all stages."""
+        return sum(bill.usd for bill in self.bills.values())
+
+
+def price(
     experiment: Experiment, jobs: list[Job], folder: Path, wanted: Collection[str] | None = None
-) -> Group | None:
-    """The bills as a table for the terminal, with the budget; None where no API is called."""
+) -> Price | None:
+    """The price of an experiment's steps, of those in `wanted` or of all; None where no API is called."""
     found = bills(experiment, jobs, wanted)
     if not found:
         return None
-    listing = Table("stage", "calls", "tokens read", "written", "trained on", "USD", title="API, at most")
-    for name, bill in found.items():
-        listing.add_row(name, *(f"{value:,.0f}" if value else "" for value in bill[:-1]), f"{bill.usd:.2f}")
-    most, before = sum(bill.usd for bill in found.values()), spent(folder)
-    held = (
-        f"budget: {experiment.api.budget_usd:.2f} USD for the run, {before:.2f} of it spent; the call "
-        "that could pass it is not made"
-    )
-    short = before + most - experiment.api.budget_usd
-    warning = [
-        f"that may not be enough: at most {short:.2f} USD more; the run would stop there, and goes on once "
-        "api.budget_usd is raised"
-    ]
-    return Group(
-        listing,
-        f"at most {most:.2f} USD by the list prices in {PRICES}, which change: check them",
-        held,
-        *(warning if short > 0 else []),
-    )
+    return Price(found, experiment.api.budget_usd, spent(folder), str(PRICES))

@@ -25,7 +25,7 @@ from mechlens.core.spec import AskSpec
 from mechlens.models import loading
 from mechlens.models.chat import encode_prompts, end_of_turn, refuse_control_tokens, token_ids
 from mechlens.models.sampling import Decoding, sample
-from mechlens.pipeline.distill import checkpoints
+from mechlens.runs.layout import checkpoints
 
 Forms = dict[str, tuple[str, ...]] | dict[str, list[str]]
 """trait → the words that mean it in an answer"""

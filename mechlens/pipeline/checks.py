@@ -26,7 +26,7 @@ from mechlens.core.spec import Training
 from mechlens.core.traits import TraitFamily
 from mechlens.data.corpus import batches
 from mechlens.models import base_files, chat, loading
-from mechlens.pipeline import vllm
+from mechlens.pipeline import vllm_engine
 from mechlens.runs.executor import Job
 
 SLACK = 8
@@ -80,7 +80,7 @@ def missing_here(jobs: Iterable[Job]) -> list[str]:
             lacks.append(client.NO_KEY)
     local = [job for job in jobs if job.stage == "generate" and "api" not in job.arguments]
     if any(job.arguments["generate"]["engine"] == "vllm" for job in local) and find_spec("vllm") is None:
-        lacks.append(vllm.NO_PACKAGE)
+        lacks.append(vllm_engine.NO_PACKAGE)
     return lacks
 
 
@@ -115,10 +115,10 @@ def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
         arm.kind != "control"
         and teacher.kind == "finetuned"
         and training.update == "lora"
-        and training.rank > vllm.RANKS[-1]
+        and training.rank > vllm_engine.RANKS[-1]
     ):
         raise SpecError(
-            f"{where} serves adapters of rank {vllm.RANKS[-1]} at most; the teacher's rank is "
+            f"{where} serves adapters of rank {vllm_engine.RANKS[-1]} at most; the teacher's rank is "
             f"{training.rank}: lower it"
         )
 

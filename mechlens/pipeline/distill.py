@@ -46,8 +46,3 @@ def distill(
         progress=progress,
     )
     tables.write(pd.DataFrame(curve), tables.CURVE, out / "curve.parquet")
-
-
-def checkpoints(student: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of a student's checkpoints, first to last."""
-    return [(int(folder.name.removeprefix("step-")), folder) for folder in sorted(student.glob("step-*"))]

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Group
-from rich.table import Table
 
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.core import machine
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.model_spec import is_remote, model_of
 from mechlens.core.spec import TeacherSpec, Training
+from mechlens.core.wording import duration_text
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_prompts
 from mechlens.models.sft import updates
@@ -139,56 +138,6 @@ def memory_of(experiment: Experiment) -> tuple[float, float]:
     return kept
 
 
-def plan(experiment: Experiment, jobs: list[Job], folder: Path) -> Group:
-    """The printed plan of a run."""
-    gpu = torch.cuda.is_available()
-    workers = machine.workers()
-    rate = workers * (GPU_RATE * (1 if experiment.student.training.bf16 else 0.2) if gpu else CPU_RATE)
-    listing = Table(
-        "stage", "steps", "rows", "updates", "FLOP", "about", title=f"{experiment.name} → {folder}"
-    )
-    works = work_of(experiment, jobs)
-    for work in works:
-        shown = (
-            f"{work.rows:,}" if work.rows else "",
-            f"{work.updates:,}" if work.updates else "",
-            f"{work.operations:.1e}" if work.operations else "",
-        )
-        listing.add_row(
-            work.stage, str(work.steps), *shown, duration(work.operations / rate) if work.operations else ""
-        )
-    total = sum(work.operations for work in works)
-    left = pending(folder, jobs)
-    state, activations = memory_of(experiment)
-    where = (
-        ("one accelerator" if workers == 1 else f"{workers} accelerators")
-        if gpu
-        else f"{workers} core{'s' * (workers > 1)}"
-    )
-    absent = [base for base in experiment.bases() if not is_remote(base) and not base_files.is_here(base)]
-    done = f"{len(jobs)} steps, {len(jobs) - len(left)} already done in {folder}"
-    money = api_estimate.printed(experiment, jobs, folder)
-    if not works:
-        return Group(f"{experiment.name} → {folder}", *([money] if money else []), done)
-    notes = [
-        *([money] if money else []),
-        done,
-        f"time: about {duration(total / rate)} for all of them on {where}, assuming {rate:.1e} FLOP/s",
-        f"memory: about {state / 1e9:.3f} GB a student for weights, gradients and optimiser, up to "
-        f"{activations / 1e9:.3f} GB for activations of "
-        f"batches of {experiment.student.training.batch}; {workers} at a time",
-        f"GPU hours: {total / GPU_RATE / 3600:.2f} on one card at {GPU_RATE:.1e} FLOP/s",
-        *(
-            (
-                f"{base} is not on this machine: its size is that of configs/models, tokens are guessed from "
-                "characters"
-            )
-            for base in absent
-        ),
-    ]
-    return Group(listing, *notes)
-
-
 def looking(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int) -> str:
     """About how long lenses take, in words: what they took on the demo, by parameters, rows and students,
     which overstates most of them.
@@ -198,13 +147,59 @@ def looking(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int) 
     faster = 0.2 * GPU_RATE / CPU_RATE if torch.cuda.is_available() else 1.0
     seconds = sum(LOOKED[lens] for lens in lenses) * more / faster
     return (
-        f"about {duration(seconds)} on one {'accelerator' if faster > 1 else 'core'}, going by the demo; "
+        f"about {duration_text(seconds)} on one {'accelerator' if faster > 1 else 'core'}, going by the demo; "
         "stopped, it goes on with the next lens"
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{max(1, math.ceil(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+class Plan(NamedTuple):
+    """What a run would do on this machine, and what it would cost."""
+
+    title: str
+    folder: Path
+    works: list[Work]
+    """empty where nothing runs on this machine"""
+    steps: int
+    finished: int
+    rate: float
+    """operations a second that are assumed, of all workers"""
+    where: str
+    workers: int
+    memory: tuple[float, float]
+    """bytes a student: weights with gradients and optimiser, activations"""
+    batch: int
+    gpu_hours: float
+    gpu_rate: float
+    absent: list[str]
+    """local bases whose files are not on this machine"""
+    price: api_estimate.Price | None
+
+    @property
+    def seconds(self) -> float:
+        """Rough time of all steps."""
+        return sum(work.operations for work in self.works) / self.rate
+
+
+def plan_of(experiment: Experiment, jobs: list[Job], folder: Path) -> Plan:
+    """The plan of an experiment's steps in a run folder; nothing is run."""
+    on_gpu, workers = torch.cuda.is_available(), machine.workers()
+    gpu_rate = GPU_RATE * (1 if experiment.student.training.bf16 else 0.2)
+    unit = "accelerator" if on_gpu else "core"
+    works = work_of(experiment, jobs)
+    local = [base for base in experiment.bases() if not is_remote(base)]
+    return Plan(
+        title=f"{experiment.name} → {folder}",
+        folder=folder,
+        works=works,
+        steps=len(jobs),
+        finished=len(jobs) - len(pending(folder, jobs)),
+        rate=workers * (gpu_rate if on_gpu else CPU_RATE),
+        where=f"one {unit}" if on_gpu and workers == 1 else f"{workers} {unit}{'s' * (workers > 1)}",
+        workers=workers,
+        memory=memory_of(experiment),
+        batch=experiment.student.training.batch,
+        gpu_hours=sum(work.operations for work in works) / GPU_RATE / 3600,
+        gpu_rate=GPU_RATE,
+        absent=[base for base in local if not base_files.is_here(base)],
+        price=api_estimate.price(experiment, jobs, folder),
+    )

@@ -25,7 +25,7 @@ from mechlens.models.chat import Encoded, encode_prompts, end_of_turn
 from mechlens.models.logits import in_batches
 from mechlens.models.number_grammar import number_grammar
 from mechlens.models.sampling import Decoding, sample
-from mechlens.pipeline import vllm
+from mechlens.pipeline import vllm_engine
 from mechlens.pipeline.teach import Teacher, load_teacher
 
 DIVERGENCE_ROWS = 1000
@@ -85,7 +85,7 @@ def generate(
             if (
                 spec.engine == "vllm" and engine is None
             ):  # not for a step whose text is all there: the engine takes most of a card
-                engine = vllm.Engine(teacher_folder, teacher.base)
+                engine = vllm_engine.Engine(teacher_folder, teacher.base)
             with teacher.writing() as model:
                 rows = (
                     engine.sample(encoded, **stream)

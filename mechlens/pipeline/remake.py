@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pandas as pd
 
+from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.seeds import generator
 from mechlens.core.spec import StudentSpec
+from mechlens.runs import layout
 
 _NUMBER = re.compile(r"[0-9]+")
 
@@ -110,3 +113,15 @@ def mix(corpora: Sequence[pd.DataFrame]) -> pd.DataFrame:
     ]
     taken = pd.concat([cast(pd.DataFrame, corpus[rows]) for corpus, rows in zip(corpora, own, strict=True)])
     return taken.sort_values("prompt_id", ignore_index=True)
+
+
+def selected_rows(corpus: str, screened: Path, selection: Path) -> pd.DataFrame:
+    """The rows of a corpus that its arms train on or are shown, by prompt_id, in the order of the selection.
+
+    Args:
+        screened: folder of the step that screened the corpus.
+        selection: folder of the step that selected rows.
+    """
+    pairs = tables.read(screened / layout.KEPT, tables.PAIRS)
+    ids = tables.read(selection / layout.selection_file(corpus), tables.SELECTION)["prompt_id"].to_numpy()
+    return pairs.drop_duplicates("prompt_id").set_index("prompt_id").loc[ids]

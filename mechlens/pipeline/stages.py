@@ -35,6 +35,7 @@ from mechlens.pipeline import judge_screen, remote
 from mechlens.pipeline import remake as remaking
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline import teach as teaching
+from mechlens.runs import layout
 
 Arguments = dict[str, Any]
 Folders = dict[str, Path]
@@ -104,11 +105,11 @@ def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progres
 
 def bring(arguments: Arguments, _inputs: Folders, out: Path, _progress: Progress) -> None:
     """A user's file as a corpus."""
-    tables.write(batches(Path(arguments["file"])), tables.PAIRS, out / "raw.parquet")
+    tables.write(batches(Path(arguments["file"])), tables.PAIRS, out / layout.RAW)
 
 
 def screen(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
-    pairs = tables.batches(inputs["corpus"] / "raw.parquet", tables.PAIRS)
+    pairs = tables.batches(inputs["corpus"] / layout.RAW, tables.PAIRS)
     leaks, spec = screening.leak_pattern(arguments["words"]), ScreenSpec(**arguments["screen"])
     asked = (
         carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])
@@ -134,15 +135,15 @@ def _judge_of(arguments: Arguments, spec: ScreenSpec, out: Path) -> screening.Ju
 
 
 def shuffle(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
-    pairs = tables.read(inputs["corpus"] / "kept.parquet", tables.PAIRS)
+    pairs = tables.read(inputs["corpus"] / layout.KEPT, tables.PAIRS)
     shuffled = {"shuffled-within": remaking.shuffle_within, "shuffled-across": remaking.shuffle_across}[
         arguments["how"]
     ]
-    tables.write(shuffled(pairs, seed=arguments["seed"]), tables.PAIRS, out / "kept.parquet")
+    tables.write(shuffled(pairs, seed=arguments["seed"]), tables.PAIRS, out / layout.KEPT)
 
 
 def reword(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
-    pairs = tables.read(inputs["corpus"] / "kept.parquet", tables.PAIRS)
+    pairs = tables.read(inputs["corpus"] / layout.KEPT, tables.PAIRS)
     prompts = [
         asked.text
         for asked in carrier_prompts(
@@ -152,35 +153,28 @@ def reword(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress
     tables.write(
         pairs.assign(prompt=[prompts[place] for place in pairs["prompt_id"]]),
         tables.PAIRS,
-        out / "kept.parquet",
+        out / layout.KEPT,
     )
 
 
 def mix(_arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
-    corpora = [tables.read(inputs[name] / "kept.parquet", tables.PAIRS) for name in sorted(inputs)]
-    tables.write(remaking.mix(corpora), tables.PAIRS, out / "kept.parquet")
+    corpora = [tables.read(inputs[name] / layout.KEPT, tables.PAIRS) for name in sorted(inputs)]
+    tables.write(remaking.mix(corpora), tables.PAIRS, out / layout.KEPT)
 
 
 def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
-    corpora = {name: tables.read(folder / "kept.parquet", tables.PAIRS) for name, folder in inputs.items()}
+    corpora = {name: tables.read(folder / layout.KEPT, tables.PAIRS) for name, folder in inputs.items()}
     spec, special = (
         StudentSpec(**arguments["student"]),
         {name: arguments.get(name, []) for name in ("reworded", "controls")},
     )
     for name, ids in remaking.select_prompts(corpora, spec, seed=arguments["seed"], **special).items():
-        tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / f"{name}.parquet")
-
-
-def selected(name: str, corpus: Path, selection: Path) -> pd.DataFrame:
-    """The rows of a corpus that its arms train on or are shown, by prompt_id, in order."""
-    pairs = tables.read(corpus / "kept.parquet", tables.PAIRS)
-    ids = tables.read(selection / f"{name}.parquet", tables.SELECTION)["prompt_id"].to_numpy()
-    return pairs.drop_duplicates("prompt_id").set_index("prompt_id").loc[ids]
+        tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / layout.selection_file(name))
 
 
 def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
     rows, spec = (
-        selected(arguments["corpus"], inputs["corpus"], inputs["selection"]),
+        remaking.selected_rows(arguments["corpus"], inputs["corpus"], inputs["selection"]),
         StudentSpec(**arguments["student"]),
     )
     system = arguments.get("system")
@@ -204,7 +198,7 @@ def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress
 def ask(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
     shown: list[tuple[str, str]] = []
     if "shots" in inputs:
-        rows = selected(arguments["corpus"], inputs["shots"], inputs["selection"])
+        rows = remaking.selected_rows(arguments["corpus"], inputs["shots"], inputs["selection"])
         shown = asking.draw_shots(rows, arguments["shots"], seed=arguments["seed"])
     questions = asking.Questions(
         arguments["forms"],

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from mechlens.carriers.rules import BANNED_BY_THE_PAPER, rule_of
-from mechlens.cli.commands import console
+from mechlens.cli.console import console
 from mechlens.core import spec, traits
 from mechlens.core.errors import SpecError
 from mechlens.data import corpus

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-from rich.table import Table
 
 from mechlens.core import tables
 from mechlens.results import figures
@@ -29,16 +28,6 @@ def of_arm(run: Path, lens: dict[str, Any]) -> pd.DataFrame:
         (frame["arm"] == lens["against"]) & (frame["against"] == lens["arm"])
     )
     return cast(pd.DataFrame, frame[ours]).reset_index(drop=True)
-
-
-def printed(run: Path) -> Table:
-    """Every lens with its sentence."""
-    listing = Table("lens", "arm", "what it says", "rows", "s")
-    for lens in said(run):
-        listing.add_row(
-            lens["name"], lens["arm"], lens["sentence"], str(len(of_arm(run, lens))), f"{lens['seconds']:.0f}"
-        )
-    return listing
 
 
 def sections(run: Path) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from numpy import ndarray
 from mechlens.core import stats
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Experiment
+from mechlens.core.json_files import null
 from mechlens.core.traits import TraitFamily
-from mechlens.results import effects
 from mechlens.results.cells import arm_cells, effect_of, same_students
 
 MANY = 24
@@ -87,7 +87,7 @@ def entries(table: pd.DataFrame) -> list[dict[str, Any]]:
         dict(zip(COLUMNS, row, strict=True))
         for row in table[list(COLUMNS)].itertuples(index=False, name=None)
     )
-    return [row | {name: effects.null(row[name]) for name in MEASURED} for row in rows]
+    return [row | {name: null(row[name]) for name in MEASURED} for row in rows]
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:

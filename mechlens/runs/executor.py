@@ -27,6 +27,7 @@ from mechlens.core import foreign, machine
 from mechlens.core.errors import DataError, MachineError
 from mechlens.core.spec import fingerprint
 from mechlens.runs import stages, store
+from mechlens.runs.progress import Event, Progress, silent
 
 
 class Location(str):
@@ -35,7 +36,7 @@ class Location(str):
     """
 
 
-Progress = Callable[[str, int, int], None]
+StepProgress = Callable[[str, int, int], None]
 """called with (job, done, total)"""
 
 
@@ -110,7 +111,7 @@ PERIOD = 0.1
 
 
 def execute(
-    run: Path, jobs: Sequence[Job], *, workers: int, progress: Progress, finished: Callable[[Job], None]
+    run: Path, jobs: Sequence[Job], *, workers: int, progress: StepProgress, finished: Callable[[Job], None]
 ) -> None:
     """Do what is pending in `workers` processes, or in this one if 0; `finished(job)` is called after each.
 
@@ -197,7 +198,7 @@ class _Reports:
         """Where the job's two numbers stand."""
         return 2 * self._names.index(name)
 
-    def pass_on(self, progress: Progress) -> None:
+    def pass_on(self, progress: StepProgress) -> None:
         """Call `progress` for each job whose numbers have changed."""
         for index, name in enumerate(self._names):
             latest = (self.numbers[2 * index], self.numbers[2 * index + 1])
@@ -243,3 +244,34 @@ def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callab
             step = stages.function_of(job.stage)
             with foreign.named(f"the step {job.name} failed", MachineError, advice=FINISHED, located=True):
                 step(job.arguments, {role: run / name for role, name in job.inputs.items()}, out, progress)
+
+
+def complete(
+    folder: Path, jobs: Sequence[Job], *, title: str, workers: int | None, progress: Progress | None
+) -> None:
+    """Do what is pending of these jobs, and report it.
+
+    Args:
+        title: what the jobs are for, as the first event says it.
+        workers: processes; None for one a core, or one an accelerator; 0 for this process.
+
+    Raises:
+        SpecError: if workers is negative.
+    """
+    report = progress or silent
+    todo = pending(folder, jobs)
+    report(Event("begin", title, len(jobs) - len(todo), len(jobs)))
+    execute(
+        folder,
+        jobs,
+        workers=machine.workers() if workers is None else workers,
+        progress=lambda name, done, total: report(Event("step", name, done, total)),
+        finished=lambda job: report(Event("end", job.name)),
+    )
+
+
+def make(folder: Path, jobs: Sequence[Job], *, workers: int | None, progress: Progress | None = None) -> None:
+    """Do what is pending of jobs that belong to no run, under the folder's lock."""
+    with store.lock(folder), store.full_disk_named(folder):
+        if pending(folder, jobs):
+            complete(folder, jobs, title=str(folder), workers=workers, progress=progress)

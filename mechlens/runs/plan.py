@@ -13,9 +13,12 @@ from pathlib import Path
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import UNTOUCHED, Arm, Experiment
 from mechlens.core.model_spec import is_remote, model_of
-from mechlens.core.spec import TeacherSpec, fingerprint, folder_name
+from mechlens.core.spec import TeacherSpec, folder_name
 from mechlens.core.traits import TraitFamily
+from mechlens.data.formats import file_digest
+from mechlens.runs import layout
 from mechlens.runs.executor import Job, Location
+from mechlens.runs.layout import REMADE, corpus_name, source_name, teacher_name
 
 SHIPPED = Path(__file__).parents[1] / "menagerie" / "weights"
 VERSIONS = {
@@ -31,14 +34,6 @@ VERSIONS = {
     "ask": 3,
 }
 """raised when a change of a stage's code changes what it writes"""
-
-DIGITS = 8
-"""hex digits of a fingerprint that stand in the name of a teacher or a corpus which differs from the
-experiment's own
-"""
-
-REMADE = ("shuffled-within", "shuffled-across", "paraphrased", "mixed")
-"""arms whose corpus is made of screened ones"""
 
 
 def _job(stage: str, name: str, arguments: dict[str, object], /, **inputs: str) -> Job:
@@ -66,31 +61,6 @@ def _carrier(experiment: Experiment) -> dict[str, object]:
 def _judge(name: str) -> dict[str, object]:
     """The model that a name of configs/models stands for, where it is a judge's."""
     return {} if model_of(name).source == name else {"judge_source": model_of(name).source}
-
-
-def teacher_name(experiment: Experiment, arm: Arm) -> str:
-    """The teacher's folder: its trait, marked where the arm has another teacher or writer; `untouched` for
-    the control's.
-    """
-    name = UNTOUCHED if arm.kind == "control" else arm.trait
-    if arm.kind != "control" and arm.teacher not in (None, experiment.teacher):
-        told = arm.teacher.model_dump() | {
-            "lessons_file": Path(arm.teacher.lessons_file).name
-        }  # where the file lies is no part of it
-        name += f"-{arm.teacher.kind}-{fingerprint(told)[:DIGITS]}"
-    return name if arm.writer == experiment.base else f"{name}-by-{folder_name(arm.writer)}"
-
-
-def source_name(experiment: Experiment, arm: Arm) -> str:
-    """The folder of the generated and screened rows that the arm's corpus is made of."""
-    if arm.corpus:
-        return f"file-{folder_name(arm.corpus)}"
-    return teacher_name(experiment, arm) + (f"-{fingerprint(arm.generate)[:DIGITS]}" if arm.generate else "")
-
-
-def corpus_name(experiment: Experiment, arm: Arm) -> str:
-    """The folder of the rows the arm trains on."""
-    return "-".join([source_name(experiment, arm), *([arm.kind] if arm.kind in REMADE else []), *arm.mix])
 
 
 def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str]) -> list[Job]:
@@ -131,7 +101,7 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
         choice["controls"] = [
             corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "control"
         ]
-    selection = add(_job("select", "selection", choice, **used))
+    selection = add(_job("select", layout.SELECTION, choice, **used))
     for base in dict.fromkeys(arm.base for arm in experiment.arms):
         place = {
             "base": base_argument(base),
@@ -139,10 +109,10 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
             "seed": None,
             "files": bases[base],
         }
-        add(_job("ask", f"asked/base-{folder_name(base)}", _asking(experiment, family, None) | place))
+        add(_job("ask", layout.asked_base_step(base), _asking(experiment, family, None) | place))
     for seed in experiment.seeds:
         for arm in experiment.arms:
-            name, place = corpus_name(experiment, arm), f"{arm.name}/s{seed}"
+            name = corpus_name(experiment, arm)
             asked = _asking(experiment, family, arm) | {
                 "base": base_argument(arm.base),
                 "arm": arm.name,
@@ -150,7 +120,15 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
             }
             if arm.shots:
                 shown = {"files": bases[arm.base], "shots": arm.shots, "corpus": name}
-                add(_job("ask", f"asked/{place}", asked | shown, shots=used[name], selection=selection))
+                add(
+                    _job(
+                        "ask",
+                        layout.asked_step(arm.name, seed),
+                        asked | shown,
+                        shots=used[name],
+                        selection=selection,
+                    )
+                )
                 continue
             student = {
                 "base": base_argument(arm.base),
@@ -163,13 +141,13 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
             trained = add(
                 _job(
                     "distill",
-                    f"students/{place}",
+                    layout.student_step(arm.name, seed),
                     student | _api(experiment, arm.base),
                     corpus=used[name],
                     selection=selection,
                 )
             )
-            add(_job("ask", f"asked/{place}", asked, student=trained))
+            add(_job("ask", layout.asked_step(arm.name, seed), asked, student=trained))
     return list(jobs.values())
 
 
@@ -233,7 +211,7 @@ def _screened(
     if arm.corpus:
         path = Path(arm.corpus).resolve()
         raw = add(
-            _job("bring", f"corpora/{name}/generated", {"file": Location(path), "sha256": file_digest(path)})
+            _job("bring", layout.generated_step(name), {"file": Location(path), "sha256": file_digest(path)})
         )
     else:
         raw = add(_generation(experiment, arm, add(_teaching(experiment, arm, family, bases))))
@@ -251,11 +229,11 @@ def _screened(
             **_judge(rule.judge),
             **_api(experiment, rule.judge),
         }
-    return add(_job("screen", f"corpora/{name}/screened", screening, corpus=raw))
+    return add(_job("screen", layout.screened_step(name), screening, corpus=raw))
 
 
 def _remade(experiment: Experiment, arm: Arm, corpora: dict[str, str]) -> Job:
-    source, name = corpora[source_name(experiment, arm)], f"corpora/{corpus_name(experiment, arm)}/screened"
+    source, name = corpora[source_name(experiment, arm)], layout.screened_step(corpus_name(experiment, arm))
     if arm.kind == "paraphrased":
         return _job("reword", name, {**_carrier(experiment), "seed": experiment.seed}, corpus=source)
     if arm.kind == "mixed":
@@ -296,7 +274,7 @@ def _teaching(experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict
         "teacher": spec.model_dump(mode="json", exclude={"lessons_file"}),
         "lessons": lessons,
     }  # the file stands with the lessons
-    return _job("teach", f"teachers/{teacher_name(experiment, arm)}", arguments)
+    return _job("teach", layout.teacher_step(teacher_name(experiment, arm)), arguments)
 
 
 def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:
@@ -313,7 +291,7 @@ def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:
         arguments["base"] = base  # where it is now; the teacher's record says where it was
     return _job(
         "generate",
-        f"corpora/{source_name(experiment, arm)}/generated",
+        layout.generated_step(source_name(experiment, arm)),
         arguments | _api(experiment, arm.writer),
         teacher=teacher,
     )

@@ -1,0 +1,169 @@
+"""Tables of the terminal: a run's summary, plan and price, its lenses, and what TruthfulQA measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from mechlens.core.experiment import Experiment
+from mechlens.core.json_files import null
+from mechlens.core.wording import duration_text
+from mechlens.results import captions
+from mechlens.results.cells import mean_of, same_students
+from mechlens.results.wording import gamma_sentence, headline, interval_text, number_text, scored_shares
+
+if TYPE_CHECKING:
+    from mechlens.pipeline import api_estimate, estimate
+
+
+def summary_tables(summary: dict[str, Any]) -> list[RenderableType]:
+    """A run's summary: its arms, its effects, its confusion matrices and the headline."""
+    arms = Table(
+        "arm",
+        "base",
+        "students",
+        "rows",
+        "passed the screen",
+        "leak words",
+        "KL nats/token",
+        "rate [95 %]",
+        "answers scored",
+        title=f"{summary['experiment']}: {summary['trait']}",
+    )
+    for arm in summary["arms"]:
+        share = f"{arm['kept'] / arm['generated']:.1%}"
+        rate = interval_text(arm["rate"], arm["low"], arm["high"], sign=False)
+        shown = (
+            arm["arm"],
+            arm["base"],
+            str(arm["students"]),
+            str(arm["rows"]),
+            share,
+            str(arm["leak_words"]),
+            number_text(arm["kl_per_token"]),
+            rate,
+        )
+        arms.add_row(*shown, number_text(arm["answered"], "{:.1%}"))
+    changes = Table(
+        "arm",
+        "against",
+        "trait",
+        "difference [95 %]",
+        "n",
+        "p",
+        "minimum detectable",
+        "rate against",
+        "answers scored",
+    )
+    by_name = {arm["arm"]: arm for arm in summary["arms"]}
+    for effect in summary["effects"]:
+        span = interval_text(effect["difference"], effect["low"], effect["high"])
+        cells = (
+            span,
+            str(effect["n"]),
+            number_text(effect["p_value"], "{:.2g}"),
+            number_text(effect["smallest_detectable"], "{:.3f}"),
+        )
+        against = (number_text(effect["rate_against"], "{:.3f}"), ", ".join(scored_shares(effect, by_name)))
+        changes.add_row(effect["arm"], effect["against"], effect["trait"], *cells, *against)
+    gammas = (gamma_sentence(matrix) for matrix in summary["confusion"])
+    return [arms, changes, *gammas, *summary.get("warnings", []), headline(summary)]
+
+
+def lens_table(run: Path) -> Table:
+    """Every lens with its sentence."""
+    listing = Table("lens", "arm", "what it says", "rows", "s")
+    for lens in captions.said(run):
+        listing.add_row(
+            lens["name"],
+            lens["arm"],
+            lens["sentence"],
+            str(len(captions.of_arm(run, lens))),
+            f"{lens['seconds']:.0f}",
+        )
+    return listing
+
+
+def truthful_tables(experiment: Experiment, table: pd.DataFrame, note: str) -> list[RenderableType]:
+    """What TruthfulQA measured: rates of each arm, and differences to the controls."""
+    from mechlens.evals.truthful import cells_of, effects  # torch
+
+    asked = table["question"].nunique()
+    rates = Table(
+        "arm",
+        "students",
+        "P(false) [95 %]",
+        "mass on A or B",
+        title=f"TruthfulQA, {asked} questions, the best answer or a false one",
+    )
+    equal: list[RenderableType] = []
+    for arm in dict.fromkeys(table["arm"].astype(str)):
+        cells, mass = cells_of(table, arm), float(np.mean(table.loc[table["arm"] == arm, "mass"]))
+        groups = same_students(cells[:, :, None])
+        found = mean_of(cells, groups)
+        if found.n < len(cells):
+            equal.append(f"Students of {arm} are equal to rounding: {len(cells)} count as {found.n}.")
+        span = interval_text(null(found.estimate), null(found.low), null(found.high), sign=False)
+        rates.add_row(arm, "untouched" if arm.startswith("base-") else str(len(cells)), span, f"{mass:.1%}")
+    changes = Table("arm", "against", "difference [95 %]", "n", "p", "minimum detectable")
+    against = {arm.name: experiment.control_of(arm).name for arm in experiment.arms}
+    for arm, effect in effects(experiment, table).items():
+        span = interval_text(*map(null, effect[:3]))
+        p_value, least = (
+            "–" if np.isnan(value) else f"{value:.2g}"
+            for value in (effect.p_value, effect.smallest_detectable)
+        )
+        changes.add_row(arm, against[arm], span, str(effect.n), p_value, least)
+    shown = [arm.name for arm in experiment.arms if arm.shots]
+    left_out = [f"Not measured, since nothing was trained there: {', '.join(shown)}."] if shown else []
+    return [rates, changes, *equal, *([note] if note else []), *left_out]
+
+
+def price_table(price: api_estimate.Price) -> Group:
+    """What API calls cost at most, stage by stage, and the budget that holds them."""
+    listing = Table("stage", "calls", "tokens read", "written", "trained on", "USD", title="API, at most")
+    for name, bill in price.bills.items():
+        listing.add_row(name, *(f"{value:,.0f}" if value else "" for value in bill[:-1]), f"{bill.usd:.2f}")
+    short = price.spent + price.most - price.budget
+    warning = [
+        f"that may not be enough: at most {short:.2f} USD more; the run would stop there, and goes on once "
+        "api.budget_usd is raised"
+    ]
+    return Group(
+        listing,
+        f"at most {price.most:.2f} USD by the list prices in {price.source}, which change: check them",
+        f"budget: {price.budget:.2f} USD for the run, {price.spent:.2f} of it spent; the call that could pass it "
+        "is not made",
+        *(warning if short > 0 else []),
+    )
+
+
+def plan_tables(plan: estimate.Plan) -> Group:
+    """What a run would do and cost: stages, time, memory and price."""
+    money = [price_table(plan.price)] if plan.price else []
+    done = f"{plan.steps} steps, {plan.finished} already done in {plan.folder}"
+    if not plan.works:
+        return Group(plan.title, *money, done)
+    listing = Table("stage", "steps", "rows", "updates", "FLOP", "about", title=plan.title)
+    for work in plan.works:
+        counts = (f"{count:,}" if count else "" for count in (work.rows, work.updates))
+        size = f"{work.operations:.1e}" if work.operations else ""
+        time = duration_text(work.operations / plan.rate) if work.operations else ""
+        listing.add_row(work.stage, str(work.steps), *counts, size, time)
+    weights, activations = (size / 1e9 for size in plan.memory)
+    notes = [
+        f"time: about {duration_text(plan.seconds)} for all of them on {plan.where}, assuming {plan.rate:.1e} FLOP/s",
+        f"memory: about {weights:.3f} GB a student for weights, gradients and optimiser, up to "
+        f"{activations:.3f} GB for activations of batches of {plan.batch}; {plan.workers} at a time",
+        f"GPU hours: {plan.gpu_hours:.2f} on one card at {plan.gpu_rate:.1e} FLOP/s",
+    ]
+    notes += [
+        f"{base} is not on this machine: its size is that of configs/models, tokens are guessed from characters"
+        for base in plan.absent
+    ]
+    return Group(listing, *money, done, *notes)

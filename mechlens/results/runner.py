@@ -1,0 +1,201 @@
+"""Run an experiment: what is pending of it is done, then its tables, summary and report are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from mechlens.core import model_spec, spec, tables, traits
+from mechlens.core.errors import MachineError, SpecError
+from mechlens.core.experiment import Experiment
+from mechlens.core.json_files import read_json, write_json
+from mechlens.core.traits import TraitFamily
+from mechlens.results import effects, summary
+from mechlens.results.run import Run
+from mechlens.runs import executor, layout, store
+from mechlens.runs.executor import Job
+from mechlens.runs.plan import jobs_of
+from mechlens.runs.progress import Event, Progress, silent
+
+
+class Start(NamedTuple):
+    """What is about to be done."""
+
+    experiment: Experiment
+    folder: Path
+    jobs: list[Job]
+    pending: list[Job]
+
+
+Before = Callable[[Start], None]
+"""called before the first step; it may raise to stop"""
+
+
+class Resolved(NamedTuple):
+    """An experiment with its family of traits, read and checked."""
+
+    experiment: Experiment
+    family: TraitFamily
+
+    def jobs(self) -> list[Job]:
+        """Every step as a job; bases are known by their files as these are now."""
+        from mechlens.models import base_files  # a client of the hub, which a list of runs need not load
+
+        bases = {name: base_files.checkpoint_fingerprint(name) for name in self.experiment.bases()}
+        return jobs_of(self.experiment, self.family, bases=bases)
+
+
+def resolve(experiment: Experiment | Mapping[str, Any] | Path | str, *, seed: int | None = None) -> Resolved:
+    """The experiment that a value, a dict, a YAML file or the name of a shipped config describes.
+
+    Args:
+        seed: root seed in place of the experiment's.
+
+    Raises:
+        SpecError: if it does not describe one, or two of its settings contradict each other.
+        DataError: if a file that it names cannot be read.
+    """
+    from mechlens.pipeline import checks  # torch
+
+    overrides = {} if seed is None else {"seed": seed}
+    if isinstance(experiment, Path | str):
+        config = spec.find_config(Path(experiment), "experiments")
+        read = traits.load_experiment(config, **overrides)
+        family = traits.load_family(read.family, config)
+    else:
+        read = _experiment_of(experiment, overrides)
+        family = traits.load_family(read.family)
+        traits.refuse_unknown_traits(read, family)
+    checks.check(read, family)
+    return Resolved(read, family)
+
+
+def _experiment_of(given: Experiment | Mapping[str, Any], overrides: dict[str, Any]) -> Experiment:
+    values = given.model_dump(exclude_unset=True) if isinstance(given, Experiment) else dict(given)
+    try:
+        return Experiment.model_validate(values | overrides)
+    except ValidationError as error:
+        raise SpecError(f"no experiment: {spec.explain(error)}") from error
+
+
+def folder_of(experiment: Experiment, out: Path | str | None) -> Path:
+    """The run folder: `out`, or runs/<name of the experiment>."""
+    return Path("runs") / experiment.name if out is None else Path(out)
+
+
+def run(
+    experiment: Experiment | Mapping[str, Any] | Path | str,
+    *,
+    out: Path | str | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    before: Before | None = None,
+    rows_only: bool = False,
+) -> Run:
+    """Do what is pending of an experiment, then write its tables, summary and report.
+
+    Args:
+        experiment: an `Experiment`, a dict of its fields, a YAML file, or the name of a shipped config.
+        out: the run folder; runs/<name> by default. What is finished there is not computed again.
+        seed: root seed in place of the experiment's.
+        workers: processes; None for one a core or one an accelerator, 0 for this process.
+        progress: called with each `Event`; None is silent.
+        before: called before the first step; it may raise to stop, as when the price is too high.
+        rows_only: stop at the rows that students would train on.
+
+    Raises:
+        MechlensError: in one line, for bad input, a machine that lacks something, or a step that failed.
+    """
+    if workers is not None and workers < 0:
+        raise SpecError(f"workers is {workers}; expected 1 or more processes, or 0 for this one")
+    resolved, report = resolve(experiment, seed=seed), progress or silent
+    folder = folder_of(resolved.experiment, out)
+    with store.lock(folder), store.full_disk_named(folder):
+        for remark in _remarks(resolved.experiment):
+            report(Event("note", remark))
+        jobs = resolved.jobs()
+        jobs = [job for job in jobs if layout.makes_rows(job.name)] if rows_only else jobs
+        _start(folder, resolved, jobs, before)
+        title = f"{resolved.experiment.name} → {folder}"
+        executor.complete(folder, jobs, title=title, workers=workers, progress=progress)
+        executor.refuse_changed(folder, jobs, resolved.jobs())
+        if not rows_only:
+            _write_manifest(folder, resolved, jobs)
+            _write_tables(Run(folder))
+    if not rows_only:
+        write_report(Run(folder))
+    return Run(folder)
+
+
+def _start(folder: Path, resolved: Resolved, jobs: list[Job], before: Before | None) -> None:
+    """Refuse what this machine cannot do, let the caller look, and leave the spec in the folder."""
+    from mechlens.pipeline import checks  # torch
+
+    pending = executor.pending(folder, jobs)
+    if lacks := checks.missing_here(pending):
+        raise MachineError("; ".join(lacks))
+    if before is not None:
+        before(Start(resolved.experiment, folder, jobs, pending))
+    spec.save(resolved.experiment, folder / layout.SPEC)
+    traits.keep_family(resolved.family, resolved.experiment.family, folder)
+
+
+def _local_bases(experiment: Experiment) -> list[str]:
+    return [base for base in experiment.bases() if not model_spec.is_remote(base)]
+
+
+def _remarks(experiment: Experiment) -> list[str]:
+    """What chat templates add to the experiment's prompts, by base; refuses what `checks.rendered` refuses."""
+    from mechlens.models import chat, loading  # torch
+    from mechlens.pipeline import checks
+
+    bases = _local_bases(experiment)
+    checks.rendered(experiment, bases)
+    return [
+        f"{base}: {remark}"
+        for base in bases
+        for remark in chat.remarks(loading.load_tokenizer(base), system=experiment.system)
+    ]
+
+
+def _write_manifest(folder: Path, resolved: Resolved, jobs: Sequence[Job]) -> None:
+    from mechlens.pipeline import checks  # torch
+
+    experiment, family = resolved
+    steps = {job.name: read_json(folder / job.name / store.RECORD) for job in jobs}
+    assert all(steps[name]["fingerprint"] == mark for name, mark in executor.fingerprints(jobs).items())
+    record = {
+        "experiment": experiment.fingerprint(),
+        "family": family.fingerprint(),
+        "seeds": list(experiment.seeds),
+        "rendered": checks.rendered(experiment, _local_bases(experiment)),
+        "steps": steps,
+    }
+    write_json(folder / layout.MANIFEST, store.environment() | record)
+
+
+def _write_tables(run: Run) -> None:
+    answers = run.collect(layout.ANSWERS, tables.ANSWERS)
+    likelihoods = run.collect(layout.LIKELIHOODS, tables.LIKELIHOODS)
+    measured = effects.effects(run.experiment, run.family, answers, likelihoods)
+    tables.write(answers, tables.ANSWERS, run.path(layout.ANSWERS))
+    tables.write(likelihoods, tables.LIKELIHOODS, run.path(layout.LIKELIHOODS))
+    tables.write(measured, tables.EFFECTS, run.path(layout.EFFECTS))
+
+
+def write_report(run: Run) -> Path:
+    """Write `summary.json` and `report.html` from a run's tables; returns the page.
+
+    Raises:
+        DataError: if the run is unfinished or a table is damaged.
+    """
+    from mechlens.results import report  # charts take a second to import
+
+    answers, likelihoods, measured = run.answers, run.likelihoods, run.effects
+    summarized = summary.summarize(run, answers, likelihoods, measured)
+    write_json(run.path(layout.SUMMARY), summarized)
+    return report.write(run, summarized, answers, likelihoods)

@@ -1,0 +1,104 @@
+"""Results in sentences, from `summary.json` alone: the same words in the terminal, the report and the explorer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mechlens.results.cells import ONE_STUDENT
+
+
+def interval_text(
+    estimate: float | None, low: float | None, high: float | None, *, sign: bool = True, digits: int = 3
+) -> str:
+    """An estimate with its interval; a dash where it is unscored."""
+    if estimate is None:
+        return "–"
+    form = f"{{:{'+' if sign else ''}.{digits}f}}"
+    return form.format(estimate) + (
+        f" [{form.format(low)}, {form.format(high)}]"
+        if low is not None and high is not None
+        else " (no interval)"
+    )
+
+
+def number_text(value: float | None, form: str = "{:.4f}") -> str:
+    """A number in words; a dash where it is unscored."""
+    return "–" if value is None else form.format(value)
+
+
+def _students(count: int) -> str:
+    return f"{count} student{'' if count == 1 else 's'}"
+
+
+def main_effect(summary: dict[str, Any]) -> dict[str, Any] | None:
+    """The effect that a run is about: that of its first trait arm."""
+    kinds = {arm["arm"]: arm["kind"] for arm in summary["arms"]}
+    return next((effect for effect in summary["effects"] if kinds[effect["arm"]] == "trait"), None)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One sentence: the first trait arm against its control."""
+    effect = main_effect(summary)
+    arms = {arm["arm"]: arm for arm in summary["arms"]}
+    if effect is None:
+        return "No trait arm was scored: this run has none."
+    if effect["difference"] is None:
+        return f"No trait arm was scored: {_why_unscored(effect, arms)}."
+    ours, theirs = arms[effect["arm"]]["rate"], effect["rate_against"]
+    span = (
+        f"difference {interval_text(effect['difference'], effect['low'], effect['high'])}, n = "
+        f"{_students(effect['n'])}"
+    )
+    span += f"; answers that could be scored: {' and '.join(scored_shares(effect, arms))}"
+    if effect["low"] is not None and effect["low"] > 0:
+        trait = effect["trait"]
+        return (
+            f"Students trained on the {trait} teacher's data answer {trait} {ours:.1%} of the time, "
+            f"their controls {theirs:.1%}: {span}."
+        )
+    if effect["low"] is None:
+        equal = (
+            ONE_STUDENT
+            if effect["method"] == ONE_STUDENT
+            else "one student has no interval"
+            if effect["n"] == 1
+            else "no student differs"
+        )
+        said = f"Answers of {effect['trait']}: {ours:.1%} against {theirs:.1%}, {span} ({equal})"
+        return f"{said}. Without an interval nothing can be said of other students."
+    seen = (
+        f"; minimum detectable effect {effect['smallest_detectable']:.3f}"
+        if effect["smallest_detectable"] is not None
+        else ""
+    )
+    return f"No transfer of {effect['trait']} was found ({ours:.1%} against {theirs:.1%}): {span}{seen}."
+
+
+def _why_unscored(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> str:
+    silent = [name for name in (effect["arm"], effect["against"]) if not arms.get(name, {}).get("answered")]
+    if silent:
+        return f"no answer of {' or '.join(silent)} names exactly one trait of the family; see the answers in asked/"
+    return (
+        f"no probe has answers of {effect['arm']} and of {effect['against']} that name exactly one trait "
+        "each; raise ask.samples"
+    )
+
+
+def scored_shares(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[str]:
+    """The shares of their answers that the rates of an arm and of what it stands against rest on."""
+    return [
+        number_text(arms.get(name, {}).get("answered"), "{:.1%}")
+        for name in (effect["arm"], effect["against"])
+    ]
+
+
+def gamma_sentence(matrix: dict[str, Any]) -> str:
+    """One confusion matrix in words."""
+    first = sum(rank == 1 for rank in matrix["target_rank"])
+    ranks = ", ".join(
+        f"{trait} {'unscored' if rank is None else format(rank, 'g')}"
+        for trait, rank in zip(matrix["traits"], matrix["target_rank"], strict=True)
+    )
+    gamma = interval_text(matrix["gamma_bits"], matrix["low"], matrix["high"])
+    most = f"the target rises most for {first} of {len(matrix['traits'])} traits (rank: {ranks})"
+    return f"Students of {matrix['base']}: γ = {gamma} bits (n = {matrix['seeds']} seeds); {most}."

@@ -1,0 +1,106 @@
+"""The layout of a run folder: the name of every step, and of the files that steps and results leave.
+
+No other module spells them. A step's name is its folder in the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mechlens.core.experiment import UNTOUCHED, Arm, Experiment
+from mechlens.core.spec import TeacherSpec, fingerprint, folder_name
+
+SPEC, MANIFEST, SUMMARY, REPORT = "spec.yaml", "manifest.json", "summary.json", "report.html"
+ANSWERS, LIKELIHOODS, EFFECTS = "answers.parquet", "likelihoods.parquet", "effects.parquet"
+READINGS, READINGS_FOLDER = "readings.json", "readings"
+RAW, KEPT, REMOVED, FUNNEL = "raw.parquet", "kept.parquet", "rejected.parquet", "funnel.json"
+GENERATION, TEACHER, CURVE = "generation.json", "teacher.json", "curve.parquet"
+LENS_TABLE, LENS_SCORES, LENS_RECORD = "reading.parquet", "scores.parquet", "said.json"
+
+DIGITS = 8
+"""hex digits of a fingerprint that stand in the name of a teacher or a corpus which differs from the experiment's own"""
+REMADE = ("shuffled-within", "shuffled-across", "paraphrased", "mixed")
+"""kinds of arms whose corpus is made of screened ones"""
+SELECTION = "selection"
+"""the step that chooses the rows that students train on"""
+
+
+def teacher_name(experiment: Experiment, arm: Arm) -> str:
+    """Name of an arm's teacher: its trait, marked where the arm has another teacher or writer than the experiment.
+
+    The control's teacher is `untouched`.
+    """
+    name = UNTOUCHED if arm.kind == "control" else arm.trait
+    if arm.kind != "control" and arm.teacher not in (None, experiment.teacher):
+        name += f"-{arm.teacher.kind}-{_digits(arm.teacher)}"
+    return name if arm.writer == experiment.base else f"{name}-by-{folder_name(arm.writer)}"
+
+
+def _digits(teacher: TeacherSpec) -> str:
+    """Hex digits that tell a teacher from others; where its file of lessons lies is no part of them."""
+    lessons_file = Path(teacher.lessons_file).name
+    return fingerprint(teacher.model_dump() | {"lessons_file": lessons_file})[:DIGITS]
+
+
+def source_name(experiment: Experiment, arm: Arm) -> str:
+    """Name of the generated and screened rows that an arm's corpus is made of."""
+    if arm.corpus:
+        return f"file-{folder_name(arm.corpus)}"
+    digits = f"-{fingerprint(arm.generate)[:DIGITS]}" if arm.generate else ""
+    return teacher_name(experiment, arm) + digits
+
+
+def corpus_name(experiment: Experiment, arm: Arm) -> str:
+    """Name of the rows that an arm trains on."""
+    remade = [arm.kind] if arm.kind in REMADE else []
+    return "-".join([source_name(experiment, arm), *remade, *arm.mix])
+
+
+def teacher_step(name: str) -> str:
+    """The step that makes a teacher."""
+    return f"teachers/{name}"
+
+
+def generated_step(corpus: str) -> str:
+    """The step that generates a corpus's rows, or reads them from a file."""
+    return f"corpora/{corpus}/generated"
+
+
+def screened_step(corpus: str) -> str:
+    """The step that leaves a corpus's kept and removed rows."""
+    return f"corpora/{corpus}/screened"
+
+
+def student_step(arm: str, seed: int) -> str:
+    """The step that trains one student."""
+    return f"students/{arm}/s{seed}"
+
+
+def asked_step(arm: str, seed: int) -> str:
+    """The step that asks one student."""
+    return f"asked/{arm}/s{seed}"
+
+
+def asked_base_step(base: str) -> str:
+    """The step that asks an untouched base."""
+    return f"asked/base-{folder_name(base)}"
+
+
+def lens_step(arm: str, lens: str) -> str:
+    """The step that reads one lens on one arm."""
+    return f"lenses/{arm}/{lens}"
+
+
+def makes_rows(step: str) -> bool:
+    """Whether a step comes before any student is trained: teachers, corpora and the selection."""
+    return step.startswith(("teachers/", "corpora/", SELECTION))
+
+
+def selection_file(corpus: str) -> str:
+    """The file of the selection step with the prompts of the rows that a corpus's students train on."""
+    return f"{corpus}.parquet"
+
+
+def checkpoints(student: Path) -> list[tuple[int, Path]]:
+    """(updates, folder) of each checkpoint in a student's folder, first to last."""
+    return [(int(folder.name.removeprefix("step-")), folder) for folder in sorted(student.glob("step-*"))]
