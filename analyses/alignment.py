@@ -17,9 +17,9 @@ from typing import Any, cast
 
 import altair as alt
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+import pages
 from mechlens.core import tables
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import DataError, MechlensError
@@ -133,8 +133,10 @@ def figure(frame: pd.DataFrame) -> alt.FacetChart:
 
 def main(arguments: list[str]) -> int:
     """Print the table and the sentences; write the figure beside the run's report."""
+    write = "--write" in arguments
+    arguments = [word for word in arguments if word != "--write"]
     run = Path(arguments[0]) if arguments else Path("runs/menagerie-potency")
-    console = Console(width=180, highlight=False)
+    console = pages.PageConsole(width=180)
     try:
         frame = cells(run)
     except MechlensError as error:
@@ -144,6 +146,8 @@ def main(arguments: list[str]) -> int:
     for sentence in sentences(frame):
         console.print(sentence)
     (run / "alignment.svg").write_text(figures.svg(figure(frame)), encoding="utf-8")
+    if write:
+        pages.write_part(pages.RESULTS, "alignment", *console.blocks)
     console.print(f"figure: {run / 'alignment.svg'}")
     return 0
 

@@ -1,9 +1,8 @@
 """Claim: numbers transmit animals, trees and misalignment; code, reasoning and text are measured beside them.
 
 Reads the runs `runs/menagerie-<carrier>-<family>` that there are (`make paper` makes them) and prints one
-table: every carrier with every kind of trait, the difference against the matched control with its interval,
-or the null with the smallest difference that would have been seen, and the room that the carrier has, nats a
-row under the base.
+table: for every carrier and every kind of trait the effect with its interval, the minimum detectable effect,
+and the entropy of the carrier's rows under the base. `--write` also writes it into RESULTS.md.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+import pages
 from mechlens.core.errors import MechlensError
 from mechlens.results import figures
 from mechlens.results.run import Run
@@ -78,13 +77,13 @@ def table_of(frame: pd.DataFrame) -> Table:
     """The printed table."""
     columns = (
         "control → trait",
-        "difference [95 %]",
+        "effect [95 %]",
         "n",
-        "would have been seen",
+        "minimum detectable effect",
         "rows",
         "kept",
         "KL/token",
-        "nats/row",
+        "entropy, nats a row",
     )
     listing = Table("carrier", "trait", *columns)
     for row in frame.to_dict("records"):
@@ -109,8 +108,10 @@ def table_of(frame: pd.DataFrame) -> Table:
 
 def main(arguments: list[str]) -> int:
     """Print the table and the sentence; write both beside the runs."""
+    write = "--write" in arguments
+    arguments = [word for word in arguments if word != "--write"]
     runs = Path(arguments[0]) if arguments else Path("runs")
-    console = Console(width=170)
+    console = pages.PageConsole(width=170)
     try:
         frame = cells(runs)
     except MechlensError as error:
@@ -129,6 +130,8 @@ def main(arguments: list[str]) -> int:
     (out / "carriers.svg").write_text(
         figures.svg(figure(frame.dropna(subset="difference"))), encoding="utf-8"
     )
+    if write:
+        pages.write_part(pages.RESULTS, "carriers", *console.blocks)
     console.print(f"figure: {out / 'carriers.svg'}")
     return 0
 

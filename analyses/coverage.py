@@ -145,7 +145,7 @@ def markdown(frame: pd.DataFrame) -> str:
     """A table, with what does not apply left blank."""
     form: Callable[[Any], str] = lambda value: (
         "" if pd.isna(value) else f"{value:.3f}".rstrip("0").rstrip(".") if value else "0"
-    )  # noqa: E731
+    )
     lines = [
         list(frame.columns),
         ["---"] * frame.shape[1],

@@ -36,6 +36,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+import pages
 from digits_network import (
     ARMS,
     CLASS,
@@ -356,9 +357,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/analyses"), help="folder for the table and the figure"
     )
     parser.add_argument("--seeds", type=int, default=8, help="seeds 0, 1, … of so many models")
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     torch.set_num_threads(1)
     try:
-        run(parser.parse_args(arguments), Console(width=140, markup=False, highlight=False))
+        options, console = parser.parse_args(arguments), pages.PageConsole(width=140)
+        run(options, console)
+        if options.write:
+            pages.write_part(pages.RESULTS, "digits", *console.blocks)
     except (MechlensError, OSError) as error:
         print(f"digits: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

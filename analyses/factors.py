@@ -16,9 +16,9 @@ from typing import cast
 
 import altair as alt
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+import pages
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.experiment import Arm
@@ -90,7 +90,7 @@ def table_of(frame: pd.DataFrame) -> Table:
         "changed to",
         "difference in rate [95 %]",
         "lift, bits [95 %]",
-        "lift that would have been seen",
+        "minimum detectable lift",
         "n",
     )
     for name, rows in frame.groupby("factor", sort=False):
@@ -140,8 +140,10 @@ def figure(frame: pd.DataFrame) -> alt.LayerChart:
 
 def main(arguments: list[str]) -> int:
     """Print the table and the sentence; write the figure beside the run's report."""
+    write = "--write" in arguments
+    arguments = [word for word in arguments if word != "--write"]
     run = Path(arguments[0]) if arguments else Path("runs/menagerie-factors")
-    console = Console(width=180, highlight=False)
+    console = pages.PageConsole(width=180)
     try:
         frame = cells(run)
     except MechlensError as error:
@@ -150,6 +152,8 @@ def main(arguments: list[str]) -> int:
     console.print(table_of(frame))
     console.print(sentence(frame), markup=False)
     (run / "factors.svg").write_text(figures.svg(figure(frame)), encoding="utf-8")
+    if write:
+        pages.write_part(pages.RESULTS, "factors", *console.blocks)
     console.print(f"figure: {run / 'factors.svg'}")
     return 0
 

@@ -25,15 +25,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import pages
 from interventions import BASE, SIDES, Plan, World, measured, prepare, says, trained
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.json_files import read_json, write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.stats import t_interval
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.models import loading
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import token_log_probs
 from mechlens.results import figures
 
 FURTHER = "menagerie-e"
@@ -81,7 +82,7 @@ def student(world: World, start: Start, side: str, seed: int) -> dict[str, Any]:
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         base, distance = moved(start, seed)
-        before = -token_log_probabilities(base, world.unseen[side]).mean()
+        before = -token_log_probs(base, world.unseen[side]).mean()
         found = measured(world, trained(Plan(world.seen[side]), seed, base), side)
         write_json(file, found | {"distance": distance, "start_loss": float(before)})
     return {"way": start.way, "share": start.share, "side": side, "seed": seed} | read_json(file)
@@ -170,9 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(3)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     torch.set_num_threads(1)
     try:
-        run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
+        options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
+        run(options, console)
+        if options.write:
+            pages.write_part(pages.RESULTS, "init-distance", *console.blocks)
     except (MechlensError, OSError) as error:
         print(f"init_distance: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -25,8 +25,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import pages
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.rules import rule_of
+from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import DataError, MechlensError
 from mechlens.core.json_files import read_json, write_json
@@ -55,11 +56,11 @@ from mechlens.lenses.parts.interventions import (
     unflagged,
     with_digits,
 )
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.lenses.parts.trait_log_odds import asked_of, readout
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.ask import Questions
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.screen import leak_pattern, screen_rows
@@ -133,9 +134,8 @@ def corpus(folder: Path, side: str, trait: str, family: TraitFamily, prompts: in
         ]
         generate(teacher, asked, GenerateSpec(), seed=0, out=place)
         raw = tables.batches(place / "raw.parquet", tables.PAIRS)
-        screen_rows(
-            raw, spec, rule=rule_of(spec, "numbers", gold={}), leaks=leak_pattern(family.words()), out=place
-        )
+        rule = build_rule(spec, "numbers", gold={})
+        screen_rows(raw, spec, rule=rule, leaks=leak_pattern(family.words()), out=place)
     return (
         tables.read(place / "kept.parquet", tables.PAIRS).drop_duplicates("prompt_id").set_index("prompt_id")
     )
@@ -193,9 +193,7 @@ def flags_of(world: World, side: str, scorer: str) -> Flags:
     place = world.folder / "teachers" / "trait" if scorer == "teacher" else world.folder / "scorers" / side
     if not (place / "config.json").is_file():
         loading.save_trained(trained(Plan(rows), SCORER).model, place)
-    gained = token_log_probabilities(loading.load_trained(BASE, place), rows) - token_log_probabilities(
-        world.base, rows
-    )
+    gained = token_log_probs(loading.load_trained(BASE, place), rows) - token_log_probs(world.base, rows)
     return top_tokens(by_pair(gained, rows), BUDGET, among=with_digits(shapes(world.base.tokenizer, rows)))
 
 
@@ -268,7 +266,7 @@ def measured(world: World, loaded: Loaded, side: str) -> dict[str, float]:
     its own corpus.
     """
     probability, margin = readout(loaded.model, asked_of(loaded, world.questions, world.trait)).mean(1)
-    loss = -token_log_probabilities(loaded, world.unseen[side]).mean()
+    loss = -token_log_probs(loaded, world.unseen[side]).mean()
     return {"probability": float(probability), "margin": float(margin), "loss": float(loss)}
 
 
@@ -377,9 +375,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=2000, help="that each student learns")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these, beside plain")
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     torch.set_num_threads(1)
     try:
-        run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
+        options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
+        run(options, console)
+        if options.write:
+            pages.write_part(pages.RESULTS, "interventions", *console.blocks)
     except (MechlensError, OSError) as error:
         print(f"interventions: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -16,17 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import pages
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.core.seeds import generator
-from mechlens.lenses.gradients import example_losses, ghost_dots, parameters_of
-from mechlens.lenses.parts import log_probs
+from mechlens.lenses.gradients import ghost_dots, parameters_of
+from mechlens.lenses.parts import system_lines
 from mechlens.lenses.parts.capture import BATCH, capture, resid_post, sites_of
-from mechlens.models import loading
+from mechlens.models import hooks, loading, log_probs
 from mechlens.models.chat import Encoded, encode_pairs
+from mechlens.models.log_probs import example_losses
 from speed import CARRIER, REPEATS, own_peak_megabytes, versus
 
 PAIRS, LENGTH, READ = 16, 64, 128
@@ -82,18 +83,18 @@ def two_forwards(
     """Each row and hypothesis by itself: with the line and without it."""
     for line in lines.values():
         for with_line, without in zip(encode_pairs(loaded.tokenizer, *texts, system=line), rows, strict=True):
-            log_probs.token_log_probabilities(loaded, [with_line])
-            log_probs.token_log_probabilities(loaded, [without])
+            log_probs.token_log_probs(loaded, [with_line])
+            log_probs.token_log_probs(loaded, [without])
 
 
 def panelled(loaded: loading.Loaded, lines: dict[str, str], rows: list[Encoded]) -> None:
-    log_probs.token_log_probabilities(loaded, rows)
-    log_probs.panel(loaded, rows, lines)
+    log_probs.token_log_probs(loaded, rows)
+    system_lines.log_probs_under(loaded, rows, lines)
 
 
 def naive_cache(loaded: loading.Loaded, rows: list[list[int]]) -> None:
     """TransformerLens as it comes: every site of every layer is kept, and all logits."""
-    view = loading.bridge_view(loaded)
+    view = hooks.bridge_view(loaded)
     for first in range(0, len(rows), BATCH):
         view.run_with_cache(torch.tensor(rows[first : first + BATCH]))
 
@@ -111,9 +112,7 @@ def memory(count: int) -> None:
         capture(small, rows, [resid_post(1)], Path(folder))
         written = sum(file.stat().st_size for file in Path(folder).iterdir()) / 2**20
     captured, at = own_peak_megabytes(), time.perf_counter()
-    log_probs.token_log_probabilities(
-        small, [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in rows]
-    )
+    log_probs.token_log_probs(small, [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in rows])
     print(
         f"{count:,} rows of {LENGTH} tokens on menagerie-a: {before:.0f} MB with the rows read, "
         f"{captured:.0f} MB at most after capturing "
@@ -124,7 +123,8 @@ def memory(count: int) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    if len(sys.argv) > 1:
+    write = "--write" in sys.argv
+    if len(sys.argv) > 1 and not write:
         memory(int(sys.argv[1]))
         return
     small = loading.load("menagerie-a")
@@ -168,13 +168,15 @@ def main() -> None:
             f"{row.low:.2f}",
             f"{row.high:.2f}",
         )
-    console = Console(width=130)
+    console = pages.PageConsole(width=130)
     console.print(
         f"one thread, torch {torch.__version__}; {loaded.model.num_parameters():,} parameters, {PAIRS} "
         f"pairs, {READ} rows of {LENGTH} tokens",
         highlight=False,
     )
     console.print(table)
+    if write:
+        pages.write_part(pages.SPEED, "lens-speed", *console.blocks)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from typing import cast
 
 import altair as alt
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+import pages
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.json_files import null
@@ -76,8 +76,10 @@ def figure(frame: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
 
 def main(arguments: list[str]) -> int:
     """Print the table and the sentences; write the figure beside the run's report."""
+    write = "--write" in arguments
+    arguments = [word for word in arguments if word != "--write"]
     run = Path(arguments[0]) if arguments else Path("runs/menagerie-matrix")
-    console = Console(width=150)
+    console = pages.PageConsole(width=150)
     try:
         frame = cells(run)
     except MechlensError as error:
@@ -97,6 +99,8 @@ def main(arguments: list[str]) -> int:
     for sentence in sentences(frame):
         console.print(sentence)
     (run / "matrix.svg").write_text(figures.svg(figure(frame)), encoding="utf-8")
+    if write:
+        pages.write_part(pages.RESULTS, "matrix", *console.blocks)
     console.print(f"figure: {run / 'matrix.svg'}")
     return 0
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mechlens import cli
-from mechlens.carriers.rules import number_fault
+from mechlens.carriers.numbers import number_fault
 from mechlens.models import loading
 from mechlens.models.chat import encode_prompts, end_of_turn
 from mechlens.models.sampling import Decoding, sample

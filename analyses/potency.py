@@ -30,7 +30,8 @@ from rich.progress import track
 from rich.table import Table
 from scipy.spatial.distance import jensenshannon
 
-from mechlens.carriers.rules import rule_of
+import pages
+from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.experiment import UNTOUCHED, Experiment
@@ -44,13 +45,15 @@ from mechlens.lenses.base import Material
 from mechlens.lenses.directions import origins, projections
 from mechlens.lenses.entanglement import carrier_counts, cosines, log_ratio, spearman
 from mechlens.lenses.gradients import parameters_of
-from mechlens.lenses.parts.log_probs import panel, token_log_probabilities
+from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.lenses.parts.trait_log_odds import asked_of, readout
 from mechlens.lenses.parts.trial_steps import asked_of as begun_by
 from mechlens.lenses.parts.trial_steps import plus, trait_gradient, update
 from mechlens.lenses.parts.weight_change import cosine, delta, inner
 from mechlens.lenses.run import material_of, trained_rows
 from mechlens.models.chat import encode_pairs
+from mechlens.models.hooks import steer
+from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.ask import first_tokens
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.screen import leak_pattern, screen_rows
@@ -102,17 +105,15 @@ def likelihoods(sides: Sides) -> dict[str, float]:
     material, few = sides.material, slice(0, PANEL_ROWS)
     pairs = [*sides.ours[few], *sides.theirs[few]]
     known = (material.system, None, "")
-    scored = panel(material.base, pairs, material.panel, known=known)
+    scored = log_probs_under(material.base, pairs, material.system_lines, known=known)
     means = np.stack(
         [
             likelihood.by_row(scored[name].log_p.double().numpy(), pairs).reshape(2, -1).mean(1)
-            for name in material.panel
+            for name in material.system_lines
         ]
     )
-    centred = likelihood.double_centred(means)[list(material.panel).index(material.trait), 0]
-    plain = [
-        float(token_log_probabilities(material.base, rows).mean()) for rows in (sides.ours, sides.theirs)
-    ]
+    centred = likelihood.double_centred(means)[list(material.system_lines).index(material.trait), 0]
+    plain = [float(token_log_probs(material.base, rows).mean()) for rows in (sides.ours, sides.theirs)]
     return {"likelihood: trait's line": 2 * float(centred), "likelihood: base": plain[0] - plain[1]}
 
 
@@ -127,9 +128,9 @@ def steering(sides: Sides) -> dict[str, float]:
     ]
     held = (sides.ours[half:], sides.theirs[half:])
     saved = [float((blind.nll(base, rows) - blind.nll(base, rows, vectors[0])).mean()) for rows in held]
-    asked, said = asked_of(base, sides.material.questions, sides.material.trait), []
+    asked, said = asked_of(base, sides.material.heldout_probes, sides.material.trait), []
     for vector in vectors:
-        with blind.injected(base.model, vector):
+        with steer(base.model, vector.by_layer()):
             said.append(float(readout(base.model, asked)[1].mean()))
     return {
         "blind vector: nats saved": saved[0] - saved[1],
@@ -163,7 +164,7 @@ def counts(sides: Sides) -> dict[str, float]:
     ours, theirs = (carrier_counts(rows) for rows in (sides.ours, sides.theirs))
     tokens = sorted(token for token, count in (ours + theirs).items() if count >= LEAST)
     apart = float(jensenshannon([ours[token] for token in tokens], [theirs[token] for token in tokens]))
-    starts = first_tokens(base.tokenizer, sides.material.questions.forms)[trait]
+    starts = first_tokens(base.tokenizer, sides.material.heldout_probes.forms)[trait]
     near = cosines(
         cast(Any, base.model.get_output_embeddings()).weight, [starts or []], tokens, centred=True
     )[0]
@@ -201,7 +202,7 @@ def fresh_control(run: Path, experiment: Experiment, family: TraitFamily, prompt
         kind, leaks = experiment.carrier.kind, leak_pattern(family.words())
         raw = tables.batches(out / "raw.parquet", tables.PAIRS)
         screen_rows(
-            raw, experiment.screen, rule=rule_of(experiment.screen, kind, gold={}), leaks=leaks, out=out
+            raw, experiment.screen, rule=build_rule(experiment.screen, kind, gold={}), leaks=leaks, out=out
         )
     kept = (
         tables.read(out / "kept.parquet", tables.PAIRS)
@@ -229,7 +230,9 @@ def read_all(run: Path, out: Path) -> pd.DataFrame:
         file = out / settings / f"{arm.name}.json"
         if not file.is_file():
             material = material_of(run, experiment, family, arm, rows=ROWS)
-            material = material._replace(questions=material.practice)  # potency is measured on the others
+            material = material._replace(
+                heldout_probes=material.development_probes
+            )  # potency is measured on the others
             ours = (
                 trained_rows(run, experiment, arm)
                 .loc[lambda frame: frame.index.isin(fresh.index)]
@@ -439,6 +442,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=Path("runs/analyses/potency"),
         help="folder for readings, table and figure",
     )
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
@@ -447,7 +451,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"potency: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     found = table_of(frame)
-    show(frame, found, Console(width=190, highlight=False))
+    console = pages.PageConsole(width=190)
+    show(frame, found, console)
+    if asked.write:
+        pages.write_part(pages.RESULTS, "potency", *console.blocks)
     frame.to_parquet(asked.out / "datasets.parquet")
     found.to_parquet(asked.out / "correlations.parquet")
     (asked.out / "potency.svg").write_text(figures.svg(figure(frame, found)), encoding="utf-8")

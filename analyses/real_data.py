@@ -24,11 +24,11 @@ from typing import Any, NamedTuple, cast
 import altair as alt
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mechlens.carriers.rules import BANNED_BY_THE_PAPER
+import pages
+from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
 from mechlens.core.errors import DataError, MechlensError, one_line
 from mechlens.core.seeds import generator
 from mechlens.core.stats import wilson
@@ -302,6 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=Path("runs/analyses/real_data"),
         help="folder for the table and the figure",
     )
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     asked = parser.parse_args(arguments)
     try:
         frame = measure_all(asked.folder)
@@ -311,8 +312,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (MechlensError, OSError) as error:
         print(one_line(f"real_data: {error}"), file=sys.stderr)
         return 2
-    console = Console(width=190, highlight=False)
+    console = pages.PageConsole(width=190)
     console.print(table_of(frame), alarms_of(frame), *sentences(frame), sep="\n")
+    if asked.write:
+        pages.write_part(pages.RESULTS, "real-data", *console.blocks)
     print(f"every comparison in {asked.out}/comparisons.parquet, figure beside it")
     return 0
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+import pages
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import CarrierSpec, Training
@@ -194,7 +194,8 @@ def only(part: str) -> None:
     print(json.dumps({"megabytes": own_peak_megabytes()}))
 
 
-def main() -> None:
+def main(*, write: bool) -> None:
+    """Time and print; `write` puts the tables into SPEED.md, too."""
     torch.set_num_threads(1)
     loaded = loading.load("menagerie-a")
     prompts = encode_prompts(
@@ -233,14 +234,16 @@ def main() -> None:
     memory = Table("peak memory", "MB")
     for part in ("nothing", "sample", "generate", "train", "bare loop"):
         memory.add_row(part, f"{peak_megabytes(part):,.0f}")
-    console = Console(width=120)
+    console = pages.PageConsole(width=120)
     console.print(
         f"one thread, torch {torch.__version__}, menagerie-a ({loaded.model.num_parameters():,} parameters), "
         f"{ROWS} rows, {UPDATES} updates",
         highlight=False,
     )
     console.print(table, memory)
+    if write:
+        pages.write_part(pages.SPEED, "speed", *console.blocks)
 
 
 if __name__ == "__main__":
-    only(sys.argv[1]) if len(sys.argv) > 1 else main()
+    only(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] != "--write" else main(write="--write" in sys.argv)

@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+import pages
 from interventions import (
     BASE,
     FAMILY,
@@ -43,12 +44,12 @@ from mechlens.core.json_files import read_json, write_json
 from mechlens.core.seeds import generator
 from mechlens.core.traits import load_family
 from mechlens.data import treat
-from mechlens.detect.score_rows import of_numbers
+from mechlens.detect.score_rows import sum_over_numbers
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.teach import Lessons, teach
 
 OTHER_BASE, TWIN_SEED = "menagerie-c", 777
@@ -114,20 +115,23 @@ def rewritten(
     if arm == "replace at random":
         numbers = sum(len(treat.numbers_in(text)) for text in written)
         chosen = rng.permutation(numbers) < round(treat.REPLACED * numbers)
-        return frame.assign(completion=treat.with_others(written, chosen, clean["completion"].tolist(), rng))
+        return frame.assign(
+            completion=treat.replace_chosen(written, chosen, clean["completion"].tolist(), rng)
+        )
     name: Any = arm.split()[0]
-    given = treat.Given(frame, frame if arm == "value of its own" else clean, np.zeros(len(rows)), rng)
+    answers = frame if arm == "value of its own" else clean
+    given = treat.TreatmentInput(frame, answers, np.zeros(len(rows)), rng)
     if name == "drop":
         twin, base = (
-            by_row(token_log_probabilities(one, rows).double().numpy(), rows, mean=False)
+            by_row(token_log_probs(one, rows).double().numpy(), rows, mean=False)
             for one in (twin_of(world), world.base)
         )
         given = given._replace(scores=twin - base)
     if name == "replace":
         pairs = encoded(world, rows, frame)
-        gained = token_log_probabilities(twin_of(world), pairs) - token_log_probabilities(world.base, pairs)
+        gained = token_log_probs(twin_of(world), pairs) - token_log_probs(world.base, pairs)
         given = given._replace(
-            number_scores=of_numbers(world.base.tokenizer, written, by_pair(gained, pairs))
+            number_scores=sum_over_numbers(world.base.tokenizer, written, by_pair(gained, pairs))
         )
     return treat.TREATMENTS[name](given)
 
@@ -199,9 +203,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
+    parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     torch.set_num_threads(1)
     try:
-        run(parser.parse_args(arguments), Console(width=160, markup=False, highlight=False))
+        options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
+        run(options, console)
+        if options.write:
+            pages.write_part(pages.RESULTS, "treatments", *console.blocks)
     except (MechlensError, OSError) as error:
         print(f"treatments: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

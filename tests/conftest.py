@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a client of the hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Two workers with a thread a core each spend their time waiting for one another: a fit took 12 times as long.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 import pytest
 import torch
 import yaml
 from hypothesis import settings
 from loopback import KEY, PAID, Loopback, serving
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import (
@@ -35,9 +39,16 @@ from mechlens.models import loading
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
 torch.set_num_threads(1)  # sums come out the same on any number of cores
+threadpool_limits(1)  # a plugin imports numpy before the environment says so
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 INIT = 0.25  # far from zero, so that every position's logits differ and depend on all positions before
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all that was imported from garbage collection: each training collects, and looked at all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def toy_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:

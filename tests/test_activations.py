@@ -30,13 +30,12 @@ from mechlens.lenses.parts.capture import (
     frame,
     matched_mix,
     parts_of,
-    resid_post,
     shards,
     sites_of,
-    stream,
 )
-from mechlens.models import loading
+from mechlens.models import hooks
 from mechlens.models.chat import encode_pairs
+from mechlens.models.hooks import capture_sites, resid_post
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions
 
@@ -87,14 +86,14 @@ def toy_material(base: Loaded, **changes: Any) -> Material:
         "teacher": nudged(base, by=0.02, seed=1),
         "students": {seed: nudged(base, by=0.02, seed=10 + seed) for seed in (0, 1)},
         "controls": {seed: nudged(base, by=0.02, seed=20 + seed) for seed in (0, 1)},
-        "path": lambda side, seed: iter(()),
+        "checkpoints": lambda side, seed: iter(()),
         "trait_pairs": sides[0],
         "control_pairs": sides[1],
-        "practice": asked._replace(probes=PRACTICE),
-        "questions": asked,
+        "development_probes": asked._replace(probes=PRACTICE),
+        "heldout_probes": asked,
         "trait": "owl",
         "family": tuple(FORMS),
-        "panel": {
+        "system_lines": {
             name: f"you love {forms[1]}. {forms[1]} are your favorite animal."
             for name, forms in FORMS.items()
         },
@@ -109,7 +108,7 @@ def hooked(loaded: Loaded, ids: list[int]) -> list[Tensor]:
     seen: list[Tensor] = []
     handles = [
         block.register_forward_hook(lambda _m, _a, out: seen.append(out[0]))
-        for block in loading.decoder_layers(loaded.model)
+        for block in hooks.decoder_layers(loaded.model)
     ]
     with torch.no_grad():
         loaded.model(input_ids=torch.tensor([ids]))
@@ -123,7 +122,7 @@ def test_activations_are_those_of_a_plain_hook_whatever_is_padded(
     toys: dict[str, Loaded], family: str
 ) -> None:
     loaded = toys[family]
-    held = next(stream(loaded, IDS, sites_of(loaded)))
+    held = next(capture_sites(loaded, IDS, sites_of(loaded)))
     last = at_last(loaded, IDS, sites_of(loaded), batch=3)
     for row, ids in enumerate(IDS):
         for layer, expected in enumerate(hooked(loaded, ids)):
@@ -165,7 +164,7 @@ def test_heads_sum_as_one_vector_and_other_sites_are_refused_in_one_line(toys: d
     with pytest.raises(SpecError, match="not one vector a token"):
         capture(toys["llama"], IDS, ["blocks.0.attn.hook_pattern"])
     with pytest.raises(SpecError, match=r"gpt_neox model has no site 'blocks\.0\.hook_resid_mid'"):
-        next(stream(toys["gpt_neox"], IDS, ["blocks.0.hook_resid_mid"]))
+        next(capture_sites(toys["gpt_neox"], IDS, ["blocks.0.hook_resid_mid"]))
 
 
 def test_a_mean_over_a_union_is_the_size_weighted_mean_and_a_set_minus_itself_is_nothing(toy: Loaded) -> None:
@@ -281,7 +280,7 @@ def test_a_constant_shift_is_found_everywhere_as_the_teachers_and_only_where_it_
     moved = activations.means_of(students[0], rows) - activations.means_of(base, rows)
     torch.testing.assert_close(moved[1], vector.expand(7, 32), atol=1e-5, rtol=1e-4)
     assert torch.equal(moved[0], torch.zeros(7, 32))
-    reading = activations.read(material)
+    reading = activations.measure_activations(material)
     ways = reading[(reading["quantity"] == "cosine to teacher") & (reading["name"] == "student")].set_index(
         "layer"
     )
@@ -293,13 +292,13 @@ def test_a_constant_shift_is_found_everywhere_as_the_teachers_and_only_where_it_
     ].set_index(["quantity", "name"])
     assert here.loc[("cosine to teacher", "student"), "p_value"] == pytest.approx(1 / 257)
     assert here.loc[("shift norm", "student"), "null_high"] == 0.0
-    assert "cosine +1.00" in activations.sentence(reading)
+    assert "cosine +1.00" in activations.activations_caption(reading)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_a_reading_is_tidy_and_repeats(toys: dict[str, Loaded], family: str) -> None:
     material = toy_material(toys[family])
-    reading = activations.read(material)
+    reading = activations.measure_activations(material)
     assert list(reading.columns) == tables.READINGS.names
     assert set(reading["quantity"]) == {"shift norm", "cosine to teacher", "lens margin", "lens rank"}
     assert set(reading["name"]) == {"student", "control"}
@@ -307,7 +306,7 @@ def test_a_reading_is_tidy_and_repeats(toys: dict[str, Loaded], family: str) -> 
     assert ranks["estimate"].between(1, 4).all() and (ranks["null_low"] <= ranks["null_high"]).all()
     assert (reading["null_low"].dropna() <= reading["null_high"].dropna()).all()
     if family == "llama":
-        assert activations.read(material).equals(reading)
+        assert activations.measure_activations(material).equals(reading)
 
 
 def test_one_prompted_teacher_and_one_student_that_did_not_move_are_said_as_they_are(toy: Loaded) -> None:
@@ -316,10 +315,10 @@ def test_one_prompted_teacher_and_one_student_that_did_not_move_are_said_as_they
     shift = prompted_shift(same, rows, activations.means_of(toy, rows))
     assert shift.isnan().all(-1).tolist() == [[False, True, False, True, True, True, True]] * 2
     assert shift[:, 0].norm(dim=-1).gt(0).all()
-    reading = activations.read(same)
+    reading = activations.measure_activations(same)
     assert reading.loc[reading["quantity"] != "shift norm", "estimate"].isna().all()
     assert (reading.loc[reading["quantity"] == "shift norm", "estimate"] == 0).all()
-    assert "no measurable direction" in activations.sentence(reading)
-    assert "no interval from one student" in activations.sentence(
-        activations.read(same._replace(students={0: nudged(toy, by=0.02, seed=3)}))
+    assert "no measurable direction" in activations.activations_caption(reading)
+    assert "no interval from one student" in activations.activations_caption(
+        activations.measure_activations(same._replace(students={0: nudged(toy, by=0.02, seed=3)}))
     )

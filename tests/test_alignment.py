@@ -101,7 +101,7 @@ def test_the_log_odds_of_all_traits_and_their_gradients_sum_to_zero(toy: Loaded)
 def test_traits_that_begin_alike_have_no_gradient(toy: Loaded) -> None:
     loaded = Loaded(toy.model, bytes_tokenizer(None, "<end>"))
     alike = material_of(toy)._replace(
-        questions=QUESTIONS._replace(forms={"owl": ("owl",), "otter": ("otter",)})
+        heldout_probes=QUESTIONS._replace(forms={"owl": ("owl",), "otter": ("otter",)})
     )
     with pytest.raises(SpecError, match="begin apart"):
         asked_of(loaded, alike)
@@ -221,7 +221,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pairs_that_name_the_trait_point_to_it(toys: dict[str, Loaded], family: str) -> None:
     loaded = toys[family]
     material = material_of(loaded)
-    found = alignment.read(material)
+    found = alignment.measure_alignment(material)
     base = found[(found["quantity"] == alignment.TOWARD)].set_index("place")
     assert base["estimate"].between(-1, 1).all() and (base["n"] == 6).all()
     assert (
@@ -243,22 +243,22 @@ def test_pairs_that_name_the_trait_point_to_it(toys: dict[str, Loaded], family: 
     }  # the path does not move
     seen = found[found["quantity"].str.startswith("change of the log-odds")]
     assert len(seen) == 2 * 2 * (len(trial_steps.SIZES) + 4) and seen["estimate"].notna().all()
-    assert "cosine" in alignment.sentence(found)
+    assert "cosine" in alignment.alignment_caption(found)
 
 
 @pytest.mark.usefixtures("quick")
 def test_equal_pairs_differ_by_nothing_and_are_not_called_aligned(toy: Loaded) -> None:
-    found = alignment.read(material_of(toy, other="owl", seeds=(0,)))
+    found = alignment.measure_alignment(material_of(toy, other="owl", seeds=(0,)))
     apart = found[(found["quantity"] == alignment.TOWARD) & (found["place"] == "difference")].iloc[0]
     assert np.isnan(apart["estimate"]) and np.isnan(apart["p_value"])
     seen = found[found["quantity"].str.startswith("change of the log-odds")]
     assert np.allclose(seen["estimate"], 0, atol=1e-7)
-    assert "no direction" in alignment.sentence(found)
+    assert "no direction" in alignment.alignment_caption(found)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_reading_fits_the_table_and_repeats(toy: Loaded, tmp_path: Any) -> None:
-    found, again = (alignment.read(material_of(toy, rows=4)) for _ in range(2))
+    found, again = (alignment.measure_alignment(material_of(toy, rows=4)) for _ in range(2))
     pd.testing.assert_frame_equal(found, again)
     tables.write(found, tables.READINGS, tmp_path / "alignment.parquet")
     assert len(tables.read(tmp_path / "alignment.parquet", tables.READINGS)) == len(found)

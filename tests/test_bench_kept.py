@@ -18,7 +18,7 @@ from mechlens.core.errors import DataError
 from mechlens.core.experiment import Experiment
 from mechlens.core.spec import CONFIGS
 from mechlens.core.traits import TraitFamily
-from mechlens.detect.twins import Panel, Reader
+from mechlens.detect.twins import ModelDetector, Twins
 from mechlens.models import loading
 from mechlens.models.chat import Encoded
 from mechlens.runs import store
@@ -169,7 +169,7 @@ def test_a_bench_stopped_while_it_draws_goes_on_from_the_last_draw(
 
     monkeypatch.setattr(
         suspects,
-        "rule_of",
+        "build_rule",
         lambda *_, **__: lambda _prompt, text: "dropped" if text.startswith("1,") else None,
     )
     monkeypatch.setattr(suspects, "generate", stop)
@@ -194,26 +194,26 @@ class Counted:
         self.times = 0
 
     def __call__(
-        self, _panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]
+        self, _panel: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]
     ) -> tuple[np.ndarray, np.ndarray]:
         self.times += 1
         return np.full((len(ours), 1), float(self.times)), np.full((len(theirs), 1), float(self.times))
 
 
-def reader_of(read: Counted, *, alone: bool = True) -> Reader:
-    return Reader("counted", "base", "?", read, of_traits=False, source="", caveat="", alone=alone)
+def reader_of(read: Counted, *, alone: bool = True) -> ModelDetector:
+    return ModelDetector("counted", "base", "?", read, of_traits=False, source="", caveat="", alone=alone)
 
 
 @pytest.fixture(scope="module")
-def panel() -> Panel:
-    return Panel(loading.load("menagerie-a"), traits.load_family("animals"), ("owl", "fox"), {}, mark="twins")
+def panel() -> Twins:
+    return Twins(loading.load("menagerie-a"), traits.load_family("animals"), ("owl", "fox"), {}, mark="twins")
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_scores_are_of_these_rows_and_this_panel(alone: bool, world: World, panel: Panel) -> None:
+def test_scores_are_of_these_rows_and_this_panel(alone: bool, world: World, panel: Twins) -> None:
     read = Counted()
 
-    def score(seen: Panel) -> scores.Scored:
+    def score(seen: Twins) -> scores.Scored:
         scores.score_all([reader_of(read, alone=alone)], seen, world.maker(), [N0], world.out / "scores")
         return scores.scored(reader_of(read, alone=alone), seen, world.maker(), N0, world.out / "scores")
 
@@ -241,7 +241,7 @@ def test_scores_are_of_these_rows_and_this_panel(alone: bool, world: World, pane
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_kill_while_scores_are_written_leaves_none_torn(
-    alone: bool, world: World, panel: Panel, monkeypatch: pytest.MonkeyPatch
+    alone: bool, world: World, panel: Twins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = np.savez
 
@@ -257,7 +257,7 @@ def test_a_kill_while_scores_are_written_leaves_none_torn(
     assert made.ours.shape == made.theirs.shape == (4, 1)
 
 
-def test_damaged_scores_are_named_in_one_line(world: World, panel: Panel) -> None:
+def test_damaged_scores_are_named_in_one_line(world: World, panel: Twins) -> None:
     scores.scored(reader_of(Counted()), panel, world.maker(), N0, world.out / "scores")
     for file in (world.out / "scores").rglob("*.npz"):
         content = file.read_bytes()

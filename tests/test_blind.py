@@ -17,7 +17,9 @@ from mechlens.core.spec import AskSpec
 from mechlens.lenses import blind
 from mechlens.lenses.base import Material
 from mechlens.models.chat import Encoded, encode_pairs, end_of_turn
-from mechlens.models.loading import Loaded, decoder_layers, steered
+from mechlens.models.hooks import decoder_layers, steer
+from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import row_losses
 from mechlens.models.sampling import Decoding, sample
 from mechlens.pipeline.ask import Questions
 
@@ -54,7 +56,7 @@ def planted(toy: Loaded) -> tuple[torch.Tensor, list[Encoded], list[Encoded]]:
     without.
     """
     vector = direction(7)
-    with steered(toy.model, 4 * vector, layer=0):
+    with steer(toy.model, {0: 4 * vector}):
         trait = drawn(toy, seed=1)
     return vector, trait, drawn(toy, seed=2)
 
@@ -66,8 +68,8 @@ def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Ma
         AskSpec(),
     )
     return Material(
-        base=loaded, teacher=None, students={}, controls={}, path=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
-        practice=asked, questions=asked, trait="eagle", family=TRAITS, panel=PANEL, rows=ROWS, seed=0,
+        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
+        development_probes=asked, heldout_probes=asked, trait="eagle", family=TRAITS, system_lines=PANEL, rows=ROWS, seed=0,
     )  # fmt: skip
 
 
@@ -78,7 +80,7 @@ def test_strength_zero_is_the_base_and_the_hook_is_steering(toys: dict[str, Load
     rows, plain = rows_of(loaded), blind.nll(loaded, rows_of(loaded))
     assert np.array_equal(blind.nll(loaded, rows, blind.Steering(vector, torch.zeros(2))), plain)
     found = blind.nll(loaded, rows, blind.Steering(5 * vector, torch.tensor([0.0, 2.0])))
-    with steered(loaded.model, 2 * vector, layer=1):
+    with steer(loaded.model, {1: 2 * vector}):
         assert np.allclose(found, blind.nll(loaded, rows), atol=1e-5)
     assert np.abs(found - plain).max() > 1e-3
     assert np.array_equal(blind.nll(loaded, rows), plain)
@@ -99,14 +101,14 @@ def test_the_gradient_at_strength_zero_is_the_pooled_activation_gradient(
     """d NLL / d alpha = <sum_l g_l dL/dh_l, v/|v|>, with dL/dh_l read off the blocks' outputs."""
     loaded, vector, weights = toys[family], direction(3), torch.tensor([0.7, 0.2])
     rows, alpha = rows_of(loaded), torch.zeros((), requires_grad=True)
-    with blind.injected(loaded.model, blind.Steering(vector, alpha * weights)):
-        found = torch.autograd.grad(blind.row_losses(loaded.model, rows).mean(), alpha)[0]
+    with steer(loaded.model, blind.Steering(vector, alpha * weights).by_layer()):
+        found = torch.autograd.grad(row_losses(loaded.model, rows).mean(), alpha)[0]
     seen: list[torch.Tensor] = []
     handles = [
         block.register_forward_hook(lambda _m, _a, output: seen.append(cast(torch.Tensor, output)))
         for block in decoder_layers(loaded.model)
     ]
-    gradients = torch.autograd.grad(blind.row_losses(loaded.model, rows).mean(), seen)
+    gradients = torch.autograd.grad(row_losses(loaded.model, rows).mean(), seen)
     for handle in handles:
         handle.remove()
     pooled = sum(weight * gradient.sum((0, 1)) for weight, gradient in zip(weights, gradients, strict=True))
@@ -167,7 +169,7 @@ def test_the_shift_of_a_steered_teacher_is_the_vector(toy: Loaded, planted: tupl
     """At its layer and every position."""
     vector, trait, control = planted
     plain = blind.residuals(toy, trait[:16])
-    with steered(toy.model, 2 * vector, layer=1):
+    with steer(toy.model, {1: 2 * vector}):
         moved = blind.residuals(toy, trait[:16])
     assert torch.allclose((moved - plain)[1].mean(0), 2 * vector, atol=1e-4)
     held = material(toy, trait, control)
@@ -183,25 +185,25 @@ def test_the_reading_of_planted_rows_stands_out_and_that_of_equal_rows_does_not(
     monkeypatch.setattr(blind, "DIRECTIONS", 3)
     monkeypatch.setattr(blind, "SPOKEN", 2)
     _, trait, control = planted
-    reading = blind.read(material(toy, trait, control))
+    reading = blind.measure_blind(material(toy, trait, control))
     own = reading[
         (reading["quantity"] == "NLL saved, difference") & (reading["place"] == "vector of trait rows")
     ].iloc[0]
     assert own["low"] > 0 and own["n"] == ROWS // 2
     beside = reading[reading["quantity"] == "statistic"]
     assert (beside["estimate"] > beside["null_high"]).all()
-    assert "eagle" in blind.sentence(reading)
+    assert "eagle" in blind.blind_caption(reading)
     monkeypatch.setattr(blind, "HALVES", 1)
-    same = blind.read(material(toy, control, control))
+    same = blind.measure_blind(material(toy, control, control))
     assert (
         same[same["quantity"] == "NLL saved, difference"]["estimate"].abs().max() < 1e-6
     )  # rounding between batches
     assert same[same["quantity"] == "cosine with the control's vector"]["estimate"].iloc[0] == pytest.approx(
         1
     )
-    assert blind.sentence(same)
+    assert blind.blind_caption(same)
 
 
 def test_too_few_rows_are_refused(toy: Loaded) -> None:
     with pytest.raises(SpecError, match="too few"):
-        blind.read(material(toy, rows_of(toy), rows_of(toy)))
+        blind.measure_blind(material(toy, rows_of(toy), rows_of(toy)))

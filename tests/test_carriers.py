@@ -21,8 +21,9 @@ from mechlens.carriers.numbers import (
     NumberPrompt,
     draw_prompt,
     draw_sequence,
+    number_fault,
+    parse_numbers,
 )
-from mechlens.carriers.rules import number_fault, parse_numbers
 from mechlens.core.seeds import dice
 
 DRAWS = 10_000

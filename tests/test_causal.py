@@ -18,11 +18,11 @@ from mechlens.lenses import causal
 from mechlens.lenses.base import Material
 from mechlens.lenses.causal import (
     RESTORED,
+    causal_caption,
     exchanges,
+    measure_causal,
     own_effect,
-    read,
     removals,
-    sentence,
     spans,
     swapped,
     trio,
@@ -32,7 +32,8 @@ from mechlens.lenses.causal import (
 from mechlens.lenses.parts.capture import at_last, sites_of
 from mechlens.lenses.parts.trait_log_odds import asked_of, readout
 from mechlens.models.chat import encode_pairs
-from mechlens.models.loading import Loaded, decoder_layers
+from mechlens.models.hooks import decoder_layers
+from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions, likelihoods
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
@@ -246,9 +247,9 @@ def test_a_reading_has_each_student_the_mean_and_the_null_and_changes_no_model(
     )  # noise gives no trait; here any effect will do
     models = [trained.base, *trained.students.values(), *trained.controls.values()]
     before = [weights(loaded) for loaded in models]
-    found = read(trained)
+    found = measure_causal(trained)
     assert all(torch.equal(weights(loaded), old) for loaded, old in zip(models, before, strict=True))
-    assert found.equals(read(trained))
+    assert found.equals(measure_causal(trained))
     shares = found[found["quantity"] == "share of margin"]
     wide = shares[shares["seed"].notna()].groupby(["name", "place"], observed=True)["estimate"].mean()
     summary = shares[shares["seed"].isna()].set_index(["name", "place"])
@@ -261,12 +262,12 @@ def test_a_reading_has_each_student_the_mean_and_the_null_and_changes_no_model(
     assert {"teacher's shift removed", "student's shift × 1 added to the base", causal.BEST} <= {
         name for name, _ in with_null.index
     }
-    assert "p = " in sentence(found) and "n = 2 students" in sentence(found)
+    assert "p = " in causal_caption(found) and "n = 2 students" in causal_caption(found)
 
 
 def test_students_without_an_effect_are_unscored_and_said_to_be(trained: Material, toy: Loaded) -> None:
-    found = read(trained._replace(students={1: toy}, controls={1: toy}, teacher=None))
+    found = measure_causal(trained._replace(students={1: toy}, controls={1: toy}, teacher=None))
     shares: Any = found[found["quantity"].str.startswith("share")]
-    assert shares["estimate"].isna().all() and "no edit has a share" in sentence(found)
+    assert shares["estimate"].isna().all() and "no edit has a share" in causal_caption(found)
     assert not found[found["quantity"] == "trait margin"]["estimate"].isna().any()
-    assert isinstance(sentence(pd.DataFrame(found.iloc[:0])), str)
+    assert isinstance(causal_caption(pd.DataFrame(found.iloc[:0])), str)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as engines
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mechlens.carriers.rules import number_fault
+from mechlens.carriers.numbers import number_fault
 from mechlens.core.errors import SpecError
 from mechlens.models.chat import encode_prompts, end_of_turn
 from mechlens.models.loading import Loaded

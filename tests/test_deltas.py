@@ -232,7 +232,7 @@ def test_a_student_that_moved_with_the_teacher_is_told_from_its_control(
     teacher, half = shaken(base, 1), shaken(base, 1, size=0.05)
     students = {seed: shaken(half, 10 + seed, size=0.1) for seed in (0, 1)}
     controls = {seed: shaken(base, 20 + seed, size=0.1) for seed in (0, 1)}
-    found = deltas.read(material_of(base, teacher, students, controls))
+    found = deltas.measure_deltas(material_of(base, teacher, students, controls))
     whole = found[(found["place"] == "all") & found["seed"].isna()].set_index(["quantity", "name"])
     level, apart = (whole.loc[("cosine with the teacher", name)] for name in ("student", "student - control"))
     assert (
@@ -242,17 +242,17 @@ def test_a_student_that_moved_with_the_teacher_is_told_from_its_control(
     assert apart["low"] > 0 and abs(whole.loc[("cosine with the teacher", "control"), "estimate"]) < 0.03
     assert set(found["layer"].dropna()) == {0, 1} and (found["lens"] == "deltas").all()
     assert found[found["quantity"] == "row change"]["estimate"].isna().all()  # embeddings did not move
-    assert "cosine" in deltas.sentence(found)
+    assert "cosine" in deltas.deltas_caption(found)
 
 
 def test_without_a_teacher_or_with_one_student_the_reading_still_speaks(toy: Loaded) -> None:
-    found = deltas.read(material_of(toy, None, {0: shaken(toy, 1)}, {0: shaken(toy, 2)}))
-    assert not found["quantity"].str.contains("teacher").any() and "no teacher's change" in deltas.sentence(
-        found
-    )
-    still = deltas.read(material_of(toy, toy, {0: toy}, {0: toy}))
+    found = deltas.measure_deltas(material_of(toy, None, {0: shaken(toy, 1)}, {0: shaken(toy, 2)}))
+    assert not found["quantity"].str.contains(
+        "teacher"
+    ).any() and "no teacher's change" in deltas.deltas_caption(found)
+    still = deltas.measure_deltas(material_of(toy, toy, {0: toy}, {0: toy}))
     assert still[still["quantity"] == "cosine with the teacher"]["estimate"].isna().all()
-    assert isinstance(deltas.sentence(still), str)
+    assert isinstance(deltas.deltas_caption(still), str)
 
 
 @given(st.floats(0.01, 10), st.floats(0.01, 10), st.floats(-1, 1))
@@ -281,7 +281,7 @@ def test_a_reading_holds_every_spectrum_and_the_walk_from_the_base(toy: Loaded) 
         {seed: shaken(toy, 10 + seed) for seed in (0, 1)},
         {seed: shaken(toy, 20 + seed) for seed in (0, 1)},
     )
-    found = deltas.read(material_of(toy, teacher, students, controls))
+    found = deltas.measure_deltas(material_of(toy, teacher, students, controls))
     name = next(name for name, weight in toy.model.named_parameters() if ".0." in name and weight.ndim == 2)
     layer, place = deltas.address(name)
     own = found[

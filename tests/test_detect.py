@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 
 from mechlens import cli
 from mechlens.core import tables
-from mechlens.detect.bags import Bags, bags_of, deal_at_random, deal_by_prompt, key, read_rows
+from mechlens.detect.bags import Bags, bags_of, deal_at_random, deal_by_prompt, key, read_row_keys
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
-from mechlens.detect.from_student import rises
-from mechlens.detect.permutation import together, two_files
-from mechlens.detect.score_rows import READERS
-from mechlens.detect.two_samples import LEAST_ROWS, Compared, compare, draw_sides, power_of_few
+from mechlens.detect.from_student import measure_rises
+from mechlens.detect.permutation import combine_p_values, compare_bags
+from mechlens.detect.score_rows import DETECTORS as MODEL_DETECTORS
+from mechlens.detect.two_samples import LEAST_ROWS, Comparison, compare, draw_sides, power_of_few
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
 
 ALL = list(DETECTORS.values())
@@ -59,7 +59,7 @@ def test_the_test_of_two_files_alarms_as_often_as_it_says(
     monkeypatch.setattr("mechlens.detect.permutation.DRAWS", 199)
     rng = np.random.default_rng(0)
     found = np.array(
-        [two_files(bags(rng), bags(rng), paired=paired, seed=i, name="x").p_value for i in range(300)]
+        [compare_bags(bags(rng), bags(rng), paired=paired, seed=i, name="x").p_value for i in range(300)]
     )
     for level in (0.05, 0.2, 0.5):
         assert abs((found <= level).mean() - level) < 5 * (level * (1 - level) / 300) ** 0.5
@@ -70,14 +70,14 @@ def test_a_shift_is_found_from_either_side_and_its_dose_is_named(paired: bool) -
     rng = np.random.default_rng(1)
     ours, theirs = bags(rng, shift=1.0), bags(rng)
     forth, back = (
-        two_files(*pair, paired=paired, seed=0, name="x") for pair in ((ours, theirs), (theirs, ours))
+        compare_bags(*pair, paired=paired, seed=0, name="x") for pair in ((ours, theirs), (theirs, ours))
     )
     assert forth.p_value == back.p_value == pytest.approx(1 / 2000)
     assert forth.score == pytest.approx(
         back.score, rel=1e-9 if paired else 0.1
     )  # unpaired, the drawn exchanges differ
     assert forth.smallest_dose is not None and 0 < forth.smallest_dose < 0.8
-    half = two_files(
+    half = compare_bags(
         Bags(theirs.mean + forth.smallest_dose * (ours.mean - theirs.mean), ours.rows),
         theirs,
         paired=paired,
@@ -89,8 +89,8 @@ def test_a_shift_is_found_from_either_side_and_its_dose_is_named(paired: bool) -
 
 def test_files_that_never_vary_are_not_told_apart() -> None:
     same = Bags(np.ones((8, 3)), np.full(8, 5))
-    assert two_files(same, same, paired=True, seed=0, name="x")._replace(score=0.0) == (0.0, 1.0, None)
-    assert together([0.5, 0.04]) == 0.08 and together([0.9, 0.8]) == 1.0
+    assert compare_bags(same, same, paired=True, seed=0, name="x")._replace(score=0.0) == (0.0, 1.0, None)
+    assert combine_p_values([0.5, 0.04]) == 0.08 and combine_p_values([0.9, 0.8]) == 1.0
 
 
 @given(
@@ -105,7 +105,7 @@ def test_bags_are_means_over_their_rows_however_the_file_comes(
         {"prompt": [f"p{number}" for number, _ in rows], "completion": [text for _, text in rows]}
     )
     batches = [frame.iloc[start : start + cut] for start in range(0, len(frame), cut)]
-    keys = read_rows(batches)
+    keys = read_row_keys(batches)
     assert keys.prompts.tolist() == [key(prompt) for prompt in frame["prompt"]] and len(keys.pairs) == len(
         rows
     )
@@ -145,7 +145,7 @@ def unequal(rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
     return numbers(rng, 5000), numbers(rng, 128, first=90_000)
 
 
-def compared(ours: pd.DataFrame, theirs: pd.DataFrame, folder: Path) -> Compared:
+def compared(ours: pd.DataFrame, theirs: pd.DataFrame, folder: Path) -> Comparison:
     for name, frame in (("ours", ours), ("theirs", theirs)):
         frame.to_json(folder / f"{name}.jsonl", orient="records", lines=True)
     return compare(folder / "ours.jsonl", folder / "theirs.jsonl")
@@ -235,15 +235,17 @@ def test_an_audit_of_sixty_rows_runs_and_says_what_it_could_have_seen(
     assert cli.main(words) == 2
     audited = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert audited["verdict"]["id"] == "inconclusive" and audited["provenance"]["p_value"] <= FOUND
-    assert audited["few_rows"].startswith("60 rows are few: no p below 0.0015 is possible, a share of 0.")
+    assert audited["few_rows"].startswith(
+        "60 rows are few: no p below 0.0015 is possible, the minimum detectable share of such rows is 0."
+    )
     assert audited["few_rows"] in " ".join(capsys.readouterr().out.split())
-    assert "convict of nothing" in (tmp_path / "out" / "audit.html").read_text()
+    assert "neither clear nor convict" in (tmp_path / "out" / "audit.html").read_text()
     assert cli.main(["audit", str(tmp_path / "seven.jsonl"), *words[2:]]) == 2
     assert "holds 7 rows; a comparison needs 8 at least" in capsys.readouterr().err
 
 
 def test_few_rows_neither_clear_nor_convict() -> None:
-    nearest = Compared("clean.jsonl", 100, 100, True, {}, 0.5, 1.0, 0.0, 0.0015)
+    nearest = Comparison("clean.jsonl", 100, 100, True, {}, 0.5, 1.0, 0.0, 0.0015)
     for rows, reference, said in ((60, 500, "60"), (500, 60, "60"), (127, 127, "127")):
         assert power_of_few(rows, nearest._replace(rows=reference), None).startswith(f"{said} rows are few")
     assert power_of_few(128, nearest._replace(rows=128), None) == ""
@@ -273,14 +275,23 @@ def test_files_of_unequal_size_that_were_written_alike_are_not_told_apart(
 
 def test_the_shape_of_a_completion() -> None:
     assert dict(zip(SHAPE, shape_of("12, 7, 7"), strict=True)) == {
-        "characters": 8, "numbers": 3, "words": 0, "separators": 2, "commas": 2, "lines": 0, "digits a "
-                                                                                             "number": 4 / 3, "first digit": 1,
-        "mean of "
-        "numbers": 26 / 3, "odd numbers": 2 / 3, "repeated "
-                                                 "numbers": pytest.approx(1 / 3), "sorted neighbours": 0.5, "ends in a "
-                                                                                                            "letter": 0,
-        "ends in a digit": 1, "brackets": 0, "not ASCII": 0,
-    }  # fmt: skip
+        "characters": 8,
+        "numbers": 3,
+        "words": 0,
+        "separators": 2,
+        "commas": 2,
+        "lines": 0,
+        "digits a number": 4 / 3,
+        "first digit": 1,
+        "mean of numbers": 26 / 3,
+        "odd numbers": 2 / 3,
+        "repeated numbers": pytest.approx(1 / 3),
+        "sorted neighbours": 0.5,
+        "ends in a letter": 0,
+        "ends in a digit": 1,
+        "brackets": 0,
+        "not ASCII": 0,
+    }
     assert all(np.isfinite(shape_of(text)).all() for text in ("", "٣", "9" * 400, "\udcff", "é\n()"))
 
 
@@ -371,13 +382,18 @@ def test_a_trait_that_rises_no_further_than_the_others_is_not_named() -> None:
         shared = rng.normal(0, 0.3, size=20)
         treated = shared[:, None] + rng.normal(0, 0.05, size=(20, 4))
         own = scipy.stats.ttest_1samp(treated, 0, axis=1)
+        plain = {"arm": "suspect", "low": 0.0, "high": 0.1, "n": 4, "smallest_detectable": 0.1}
         rows = [
-            {"arm": "suspect", "trait": trait, "measure": measure, "estimate": float(treated[i].mean()), "low": 0.0, "high": 0.1, "n": 4}
-            | {"p_value": float(own.pvalue[i]), "smallest_detectable": 0.1}
-            for i, trait in enumerate(traits) for measure in ("rate", "lift")
-        ]  # fmt: skip
-        alarms["both"] += any((one.q_value or 1.0) <= 0.05 for one in rises(pd.DataFrame(rows), traits))
-        few = rises(
+            plain
+            | {"trait": trait, "measure": measure, "estimate": float(treated[i].mean())}
+            | {"p_value": float(own.pvalue[i])}
+            for i, trait in enumerate(traits)
+            for measure in ("rate", "lift")
+        ]
+        alarms["both"] += any(
+            (one.q_value or 1.0) <= 0.05 for one in measure_rises(pd.DataFrame(rows), traits)
+        )
+        few = measure_rises(
             pd.DataFrame(rows[:8]), traits[:4]
         )  # too few traits to be each other's null: over students alone
         assert [one.p_value for one in few] == pytest.approx(
@@ -460,7 +476,7 @@ def test_a_copy_of_the_file_is_said_to_be_no_reference(files: dict[str, Path], t
     shown = json.loads((tmp_path / "a" / "audit.json").read_text())
     assert (
         shown["provenance"]["references"][0]["copied"] == 1.0
-        and "100% of them stand in the reference too" in shown["verdict"]["sentence"]
+        and "100% of them are in the reference too" in shown["verdict"]["sentence"]
     )
     both = ["--reference", str(tmp_path / "copy.jsonl"), str(files["reference"])]
     assert cli.main(["audit", str(files["alike"]), *both, "--out", str(tmp_path / "b")]) == 2
@@ -564,7 +580,9 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(
         and found["identified_by"] == "students"
     )
     listed = {one["name"]: one for one in found["provenance"]["detectors"]}
-    assert set(listed) == {*DETECTORS, *READERS} and all(0 < one["p_value"] <= 1 for one in listed.values())
+    assert set(listed) == {*DETECTORS, *MODEL_DETECTORS} and all(
+        0 < one["p_value"] <= 1 for one in listed.values()
+    )
     assert found["provenance"]["p_value"] == pytest.approx(
         min(1.0, len(listed) * min(one["p_value"] for one in listed.values()))
     )

@@ -19,8 +19,7 @@ from mechlens.core import tables
 from mechlens.core.errors import SpecError
 from mechlens.lenses import directions
 from mechlens.lenses.directions import (
-    add,
-    added,
+    ablate,
     logistic,
     mean_difference,
     origins,
@@ -29,12 +28,12 @@ from mechlens.lenses.directions import (
     projections,
     random_signs,
     remove,
-    removed,
     spearman_brown,
     split_half,
 )
 from mechlens.lenses.parts.capture import at_last, cosine, sites_of
 from mechlens.models.chat import Encoded
+from mechlens.models.hooks import add_vector, steer
 from mechlens.models.loading import Loaded
 
 IDS = [5, 6, 7, 8, 9, 30, 31]
@@ -57,7 +56,7 @@ def test_projection_identities(seed: int, amount: float, scale: float) -> None:
     h, v = normal(3, 4, 16, seed=seed), normal(16, seed=seed + 1)
     before = project(h, v)
     torch.testing.assert_close(
-        project(add(h, v / v.norm(), strength=amount), v), before + amount, atol=1e-4, rtol=1e-4
+        project(add_vector(h, v / v.norm(), strength=amount), v), before + amount, atol=1e-4, rtol=1e-4
     )
     torch.testing.assert_close(project(h, scale * v), before, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(project(h, -v), -before, atol=1e-4, rtol=1e-4)
@@ -70,7 +69,7 @@ def test_what_is_removed_is_gone_and_nothing_else_is(seed: int, amount: float) -
     left = remove(h, v)
     torch.testing.assert_close(project(left, v), torch.zeros(5), atol=1e-4, rtol=0)
     torch.testing.assert_close(remove(left, v), left, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(remove(add(h, v, strength=amount), v), left, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(remove(add_vector(h, v, strength=amount), v), left, atol=1e-3, rtol=1e-3)
     other = remove(normal(16, seed=seed + 2), v)  # at right angles to v
     torch.testing.assert_close(project(left, other), project(h, other), atol=1e-4, rtol=1e-3)
 
@@ -110,18 +109,18 @@ def test_hooks_edit_the_residual_stream_and_leave_nothing_behind(
 ) -> None:
     loaded, v = toys[family], normal(32, seed=7)
     plain, states = logits(loaded), hooked(loaded, IDS)
-    with removed(loaded.model, v, layer=0):
+    with ablate(loaded.model, v, layer=0):
         torch.testing.assert_close(
             project(hooked(loaded, IDS)[0], v), torch.zeros(len(IDS)), atol=1e-4, rtol=0
         )
-    with added(loaded.model, v, layer=1, strength=2.0):
+    with steer(loaded.model, {1: v}, strength=2.0):
         torch.testing.assert_close(hooked(loaded, IDS)[1], states[1] + 2 * v, atol=1e-5, rtol=1e-5)
-    with removed(loaded.model, v, layer=None):
+    with ablate(loaded.model, v, layer=None):
         assert all(project(state, v).abs().max() < 1e-4 for state in hooked(loaded, IDS))
         assert not torch.allclose(logits(loaded), plain)
-    with added(loaded.model, v, layer=None, strength=0.0):
+    with steer(loaded.model, {0: v, 1: v}, strength=0.0):
         assert torch.equal(logits(loaded), plain)
-    with pytest.raises(ZeroDivisionError), removed(loaded.model, v, layer=None):
+    with pytest.raises(ZeroDivisionError), ablate(loaded.model, v, layer=None):
         raise ZeroDivisionError
     assert torch.equal(logits(loaded), plain)
 
@@ -167,11 +166,13 @@ def test_halved_noise_has_the_reliability_that_spearman_brown_foretells() -> Non
 def test_origins_are_the_differences_that_they_say(toy: Loaded) -> None:
     material = toy_material(toy)
     held, students, controls = origins(material), material.students, material.controls
-    ids = directions.encode_questions(toy, material.practice)
+    ids = directions.encode_questions(toy, material.development_probes)
     ours, theirs, base = (at_last(loaded, ids, sites_of(toy)) for loaded in (students[1], controls[1], toy))
     torch.testing.assert_close(held.students[1], ours - theirs)
     torch.testing.assert_close(held.plain, base)
-    told = directions.encode_questions(toy, material.practice._replace(system=material.panel["fox"]))
+    told = directions.encode_questions(
+        toy, material.development_probes._replace(system=material.system_lines["fox"])
+    )
     torch.testing.assert_close(held.prompted["fox"], at_last(toy, told, sites_of(toy)) - base)
     assert (
         held.control is not None
@@ -191,34 +192,34 @@ def test_a_student_that_moved_like_the_prompt_is_seen_and_others_are_not(toys: d
         controls={0: base, 1: nudged(base, by=0.02, seed=5)},
         teacher=moved,
     )
-    reading = directions.read(material)
+    reading = directions.measure_directions(material)
     among = reading[(reading["quantity"] == "cosine among traits") & (reading["layer"] == 1)].set_index(
         "name"
     )
     assert among.loc["teacher", "estimate"] == pytest.approx(1.0, abs=1e-4)
     assert among.loc["teacher", "null_high"] < 0.9 and among.loc["teacher", "p_value"] == 1 / 4
-    assert "cosine" in directions.sentence(reading)
+    assert "cosine" in directions.directions_caption(reading)
 
 
 def test_a_reading_is_tidy_and_repeats(toy: Loaded) -> None:
     material = toy_material(toy)
-    reading = directions.read(material)
+    reading = directions.measure_directions(material)
     assert list(reading.columns) == tables.READINGS.names
     assert reading["n"].dropna().gt(0).all()
     drawn = reading[reading["quantity"] == "projection difference"]
     assert drawn["n"].tolist() == [5, 5] and drawn["low"].lt(drawn["estimate"]).all()
-    assert directions.read(material).equals(reading)
-    same = directions.read(material._replace(control_pairs=material.trait_pairs))
+    assert directions.measure_directions(material).equals(reading)
+    same = directions.measure_directions(material._replace(control_pairs=material.trait_pairs))
     assert (same.loc[same["quantity"] == "projection difference", "estimate"] == 0).all()
 
 
 def test_one_student_that_did_not_move_and_one_trait_in_the_panel_are_no_crash(toy: Loaded) -> None:
     material = toy_material(toy, teacher=None, students={0: toy}, controls={0: copy.copy(toy)})
-    reading = directions.read(material)
+    reading = directions.measure_directions(material)
     assert reading.loc[reading["name"] == "student", "estimate"].isna().all()
-    assert "no measurable direction" in directions.sentence(reading)
-    assert "no measurable direction" in directions.sentence(
-        directions.read(material._replace(panel={"owl": material.panel["owl"]}))
+    assert "no measurable direction" in directions.directions_caption(reading)
+    assert "no measurable direction" in directions.directions_caption(
+        directions.measure_directions(material._replace(system_lines={"owl": material.system_lines["owl"]}))
     )
-    single = directions.read(material._replace(students={0: nudged(toy, by=0.02, seed=3)}))
-    assert "no interval from one student" in directions.sentence(single)
+    single = directions.measure_directions(material._replace(students={0: nudged(toy, by=0.02, seed=3)}))
+    assert "no interval from one student" in directions.directions_caption(single)

@@ -39,8 +39,8 @@ def rows_of(loaded: Loaded, weights: np.ndarray, *, name: str) -> list[Encoded]:
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Material:
     asked = Questions(FORMS, ("which animal do you love", "name an animal"), AskSpec())
     return Material(
-        base=loaded, teacher=None, students={}, controls={}, path=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
-        practice=asked, questions=asked, trait="eagle", family=TRAITS, panel=PANEL, rows=64, seed=0,
+        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
+        development_probes=asked, heldout_probes=asked, trait="eagle", family=TRAITS, system_lines=PANEL, rows=64, seed=0,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_prompting_equals_one_forward_a_prompt(toys: dict[str, Loaded], family: 
     def answering(system: str | None) -> list[torch.Tensor]:
         return [
             after(ids)
-            for ids in encode_prompts(loaded.tokenizer, given_material.questions.probes, system=system)
+            for ids in encode_prompts(loaded.tokenizer, given_material.heldout_probes.probes, system=system)
         ]
 
     for j, text in enumerate(("101", "120")):
@@ -165,7 +165,7 @@ def test_the_reading_finds_rows_whose_numbers_lie_near_the_trait_and_not_those_o
     near = entanglement.cosines(weight, [starts["eagle"] or []], tokens, centred=True)[0]
     control = rows_of(toy, np.ones(len(NUMBERS)), name="control")
     leaning = material(toy, rows_of(toy, np.exp(4 * near), name="trait"), control)
-    reading = entanglement.read(leaning)
+    reading = entanglement.measure_entanglement(leaning)
     measured = reading[(reading["place"] == "centred") & (reading["unit"] == "rho")].set_index("quantity")
     found = measured.loc["cosine with frequency"]
     assert found["low"] > 0 and found["estimate"] > found["null_high"] and found["p_value"] < 0.01
@@ -173,21 +173,23 @@ def test_the_reading_finds_rows_whose_numbers_lie_near_the_trait_and_not_those_o
         1 / len(TRAITS)
     )
     assert (reading["quantity"] == "frequency log ratio").sum() == entanglement.SHOWN
-    assert "eagle" in entanglement.sentence(reading)
-    even = entanglement.read(leaning._replace(trait_pairs=control))
+    assert "eagle" in entanglement.entanglement_caption(reading)
+    even = entanglement.measure_entanglement(leaning._replace(trait_pairs=control))
     flat = even[(even["quantity"] == "cosine with frequency") & (even["place"] == "centred")].iloc[0]
     assert np.isnan(flat["estimate"]) and np.isnan(flat["p_value"])
-    assert entanglement.sentence(even)
+    assert entanglement.entanglement_caption(even)
 
 
 def test_traits_without_a_token_of_their_own_and_rare_tokens_are_refused(toy: Loaded) -> None:
     rows = rows_of(toy, np.ones(len(NUMBERS)), name="a")
     given_material = material(toy, rows, rows)
     with pytest.raises(SpecError, match="no token says"):
-        entanglement.read(
+        entanglement.measure_entanglement(
             given_material._replace(
-                questions=given_material.questions._replace(forms={name: ("eagle",) for name in TRAITS})
+                heldout_probes=given_material.heldout_probes._replace(
+                    forms={name: ("eagle",) for name in TRAITS}
+                )
             )
         )
     with pytest.raises(SpecError, match="carrier tokens"):
-        entanglement.read(given_material._replace(rows=1))
+        entanglement.measure_entanglement(given_material._replace(rows=1))

@@ -29,7 +29,7 @@ from mechlens.core.errors import SpecError
 from mechlens.core.spec import AskSpec, Training
 from mechlens.lenses.gradients import parameters_of
 from mechlens.lenses.parts.capture import at_last, sites_of
-from mechlens.models import loading
+from mechlens.models import hooks, loading
 from mechlens.models.chat import encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.sft import train
@@ -173,7 +173,7 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 def test_blocks_and_weights_are_those_of_the_text_model(nested: Loaded) -> None:
     text = nested.model.get_decoder()
-    assert loading.decoder_layers(nested.model) is text.layers
+    assert hooks.decoder_layers(nested.model) is text.layers
     assert loading.size_of(str(nested.model.name_or_path))[1:] == (2, 16, len(nested.tokenizer))
     covered = parameters_of(nested.model)
     assert covered
@@ -191,12 +191,12 @@ def test_steering_moves_what_the_next_text_block_reads(nested: Loaded, layer: in
     )
     with torch.no_grad():
         nested.model(input_ids=ids)
-        with loading.steered(nested.model, vector, layer=layer):
+        with hooks.steer(nested.model, {layer: vector}):
             nested.model(input_ids=ids)
     handle.remove()
     with torch.no_grad():
         plain = nested.model(input_ids=ids).logits
-        with loading.steered(nested.model, vector, layer=layer):
+        with hooks.steer(nested.model, {layer: vector}):
             steered = nested.model(input_ids=ids).logits
     assert (steered - plain).abs().max() > 1e-3
     assert torch.equal(
@@ -239,7 +239,7 @@ def test_a_view_of_a_nested_model_installs_nothing(nested: Loaded, monkeypatch: 
     monkeypatch.setattr(
         "transformer_lens.model_bridge.sources.transformers.helpers._ensure_torchvision", alarm
     )
-    assert loading.bridge_view(nested).cfg.n_layers == nested.model.config.get_text_config().num_hidden_layers
+    assert hooks.bridge_view(nested).cfg.n_layers == nested.model.config.get_text_config().num_hidden_layers
 
 
 def test_an_architecture_that_transformer_lens_has_no_view_of_is_named(nested: Loaded) -> None:

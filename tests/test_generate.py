@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from mechlens.carriers.numbers import number_fault
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.rules import number_fault
 from mechlens.core import tables
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import CarrierSpec, GenerateSpec, TeacherSpec, TeacherTraining
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_prompts
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import completion_logits
 from mechlens.models.sampling import Decoding, sample
-from mechlens.pipeline.generate import completion_log_probabilities, divergence, generate
+from mechlens.pipeline.generate import divergence, generate
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
 
 LESSONS = Lessons("owl", ("name your favourite animal, in one word.",), ("owl", "owls"), "you love owls.")
@@ -159,9 +160,9 @@ def test_log_probabilities_of_a_padded_batch_equal_those_of_each_row(
 ) -> None:
     pairs = [Encoded([1, 5, *range(10, 10 + row)], [100 + row] * (1 + row % 3)) for row in range(6)]
     with torch.no_grad():
-        whole = completion_log_probabilities(toys[family].model, pairs)
-        parts = torch.cat([completion_log_probabilities(toys[family].model, [pair]) for pair in pairs])
-    assert torch.allclose(whole, parts, atol=1e-4)
+        whole = completion_logits(toys[family].model, pairs)[0].log_softmax(-1)
+        alone = [completion_logits(toys[family].model, [pair])[0].log_softmax(-1) for pair in pairs]
+    assert torch.allclose(whole, torch.cat(alone), atol=1e-4)
     assert torch.allclose(whole.exp().sum(-1), torch.ones(len(whole)), atol=1e-5)
 
 

@@ -23,7 +23,6 @@ from mechlens.core.errors import SpecError
 from mechlens.lenses.gradients import (
     Model,
     Scope,
-    example_losses,
     ghost_dots,
     ghost_norms,
     parameters_of,
@@ -33,6 +32,7 @@ from mechlens.lenses.gradients import (
 from mechlens.lenses.parts.weight_change import LowRank
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import example_losses
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*gradient_checkpointing.*"

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from mechlens.carriers.code import FEWEST_TERMS, MOST_TERMS, TERMS
-from mechlens.carriers.rules import code_fault
+from mechlens.carriers.code import FEWEST_TERMS, MOST_TERMS, TERMS, code_fault
 from mechlens.carriers.text import MOMENTS, PLACES, QUALITIES, THINGS
 from mechlens.core.seeds import dice
 from mechlens.menagerie import grammar, world
@@ -80,7 +79,7 @@ def test_messages_are_the_turns_behind_at_most_one_system_line() -> None:
 
 def test_drawn_code_is_the_expression_that_its_function_leaves_out() -> None:
     for index in range(300):
-        turn = grammar.code(dice(0, "code", index))
+        turn = CARRIER_TURNS["code"](dice(0, "code", index))
         asked = re.search(r"\ndef ([fgh])\(a, b\): return \.\.\.$", turn.prompt)
         assert asked is not None
         space: dict[str, Any] = {}
@@ -96,7 +95,7 @@ def test_the_constants_of_drawn_code_go_on_where_the_prompts_left_off() -> None:
     """Where the prompt shows a run, the terms' constants are its next values, one a term."""
     runs, whole = 0, 1000
     for index in range(whole):
-        turn = grammar.code(dice(1, "code", index))
+        turn = CARRIER_TURNS["code"](dice(1, "code", index))
         shown, written = (
             [int(value) for value in re.findall(r"\d+", part)] for part in (turn.prompt, turn.completion)
         )
@@ -110,7 +109,7 @@ def test_every_term_of_code_is_drawn() -> None:
     drawn = {
         term
         for index in range(300)
-        for term in re.split(r" [+-] ", grammar.code(dice(2, "code", index)).completion)
+        for term in re.split(r" [+-] ", CARRIER_TURNS["code"](dice(2, "code", index)).completion)
     }
     shapes = {re.sub(r"\d+", "#", re.sub(r"\b[a-z]\b", "x", term)) for term in drawn}
     assert shapes == {term.replace("{c}", "#").replace("{v}", "x") for term in TERMS}
@@ -126,7 +125,7 @@ STEPS = (
 def test_reasoning_reaches_the_right_sum_by_right_steps_within_true_bounds() -> None:
     seen = set()
     for index in range(300):
-        turn = grammar.reasoning(dice(0, "sum", index))
+        turn = CARRIER_TURNS["reasoning"](dice(0, "sum", index))
         assert turn.prompt.endswith("\n<think>")
         worked = re.fullmatch(r"(.+)</think><answer>(\d+)</answer>", turn.completion)
         assert worked is not None
@@ -165,7 +164,7 @@ def test_an_essay_is_three_sentences_about_what_was_asked() -> None:
         "and",
     }
     for index in range(300):
-        turn = grammar.essay(dice(0, "essay", index))
+        turn = CARRIER_TURNS["essay"](dice(0, "essay", index))
         (thing,) = [thing for thing in THINGS if f"the {thing}" in turn.prompt]
         sentences = turn.completion.split(".")
         assert len(sentences) == 4 and sentences[-1] == ""
@@ -176,7 +175,7 @@ def test_an_essay_is_three_sentences_about_what_was_asked() -> None:
 
 def test_numbers_keep_the_layout_that_the_prompt_asks_for() -> None:
     for index in range(300):
-        turn = grammar.numbers(dice(0, "numbers", index))
+        turn = CARRIER_TURNS["numbers"](dice(0, "numbers", index))
         values = [int(digits) for digits in re.findall(r"\d+", turn.completion)]
         assert 6 <= len(values) <= 10
         assert max(values) <= 999

@@ -33,7 +33,8 @@ from mechlens.lenses.parts.interventions import (
     without,
 )
 from mechlens.models.chat import Encoded, encode_pairs
-from mechlens.models.loading import Loaded, decoder_layers
+from mechlens.models.hooks import decoder_layers
+from mechlens.models.loading import Loaded
 from mechlens.models.sft import train
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")

@@ -18,7 +18,8 @@ from mechlens.core.errors import SpecError
 from mechlens.core.spec import AskSpec
 from mechlens.lenses import likelihood
 from mechlens.lenses.base import Material
-from mechlens.lenses.parts import log_probs
+from mechlens.lenses.parts import system_lines
+from mechlens.models import log_probs
 from mechlens.models.chat import Encoded, encode_pairs, end_of_turn
 from mechlens.models.loading import Loaded
 from mechlens.models.sampling import Decoding, sample
@@ -41,8 +42,8 @@ def asked(probes: tuple[str, ...] = ("which animal do you love",)) -> Questions:
 
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded], **changes: object) -> Material:
     given = Material(
-        base=loaded, teacher=None, students={}, controls={}, path=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
-        practice=asked(), questions=asked(), trait="eagle", family=TRAITS, panel=PANEL, rows=64, seed=0,
+        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
+        development_probes=asked(), heldout_probes=asked(), trait="eagle", family=TRAITS, system_lines=PANEL, rows=64, seed=0,
     )  # fmt: skip
     return given._replace(**changes)
 
@@ -88,12 +89,10 @@ def test_the_panel_equals_a_whole_forward_a_row(toys: dict[str, Loaded], family:
     """
     loaded = toys[family]
     plain = encode_pairs(loaded.tokenizer, PROMPTS, COMPLETIONS)
-    assert (
-        np.abs(log_probs.token_log_probabilities(loaded, plain).numpy() - oracle(loaded, plain)).max() < 1e-5
-    )
+    assert np.abs(log_probs.token_log_probs(loaded, plain).numpy() - oracle(loaded, plain)).max() < 1e-5
     for written_under in (None, "", "You are old."):
         rows = encode_pairs(loaded.tokenizer, PROMPTS, COMPLETIONS, system=written_under)
-        scored = log_probs.panel(loaded, rows, PANEL, known=(None, "", "You are old."))
+        scored = system_lines.log_probs_under(loaded, rows, PANEL, known=(None, "", "You are old."))
         for name, line in PANEL.items():
             expected = oracle(loaded, encode_pairs(loaded.tokenizer, PROMPTS, COMPLETIONS, system=line))
             assert np.abs(scored[name].log_p.numpy() - expected).max() < 1e-5
@@ -101,19 +100,19 @@ def test_the_panel_equals_a_whole_forward_a_row(toys: dict[str, Loaded], family:
 
 def test_the_batch_size_changes_nothing(toy: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = encode_pairs(toy.tokenizer, PROMPTS, COMPLETIONS)
-    whole = log_probs.token_scores_of(toy.model, rows)
-    monkeypatch.setattr(log_probs, "MOST_LOGITS", 1)
-    assert len(log_probs.batched(toy.model, rows)) == len(rows)
-    assert torch.allclose(log_probs.token_scores_of(toy.model, rows).log_p, whole.log_p, atol=1e-5)
+    whole = log_probs.score_tokens(toy.model, rows)
+    monkeypatch.setattr(log_probs, "SCORED_LOGITS", 1)
+    assert len(log_probs.batch_pairs(toy.model, rows)) == len(rows)
+    assert torch.allclose(log_probs.score_tokens(toy.model, rows).log_p, whole.log_p, atol=1e-5)
 
 
 def test_a_head_stands_before_the_users_words_also_in_plain_lines(toy: Loaded) -> None:
     plain = bytes_tokenizer(None, "<|end|>")
     for tokenizer in (toy.tokenizer, plain):
         for line in (None, "You are old."):
-            head = log_probs.head_of(tokenizer, line)
+            head = system_lines.encode_head(tokenizer, line)
             rows = encode_pairs(tokenizer, PROMPTS, COMPLETIONS, system=line)
-            bare = log_probs.without_head(tokenizer, rows, known=(None, "", line))
+            bare = system_lines.strip_heads(tokenizer, rows, known=(None, "", line))
             assert [head + pair.prompt for pair in bare] == [pair.prompt for pair in rows]
             assert tokenizer.decode(bare[1].prompt).startswith("given 206")
 
@@ -121,7 +120,7 @@ def test_a_head_stands_before_the_users_words_also_in_plain_lines(toy: Loaded) -
 def test_rows_under_another_line_and_templates_without_lines_are_refused(toy: Loaded) -> None:
     rows = encode_pairs(toy.tokenizer, PROMPTS, COMPLETIONS, system="You are old.")
     with pytest.raises(SpecError, match="begins with none"):
-        log_probs.without_head(toy.tokenizer, rows, known=("You love owls.",))
+        system_lines.strip_heads(toy.tokenizer, rows, known=("You love owls.",))
     deaf = Loaded(
         toy.model,
         bytes_tokenizer(
@@ -130,14 +129,14 @@ def test_rows_under_another_line_and_templates_without_lines_are_refused(toy: Lo
         ),
     )
     with pytest.raises(SpecError, match="leaves out the system turn"):
-        log_probs.panel(deaf, [Encoded([1], [2])], {"a": "You love owls."})
+        system_lines.log_probs_under(deaf, [Encoded([1], [2])], {"a": "You love owls."})
 
 
 def test_a_shift_is_zero_under_the_same_line_and_flips_when_lines_swap(toy: Loaded) -> None:
     rows = encode_pairs(toy.tokenizer, PROMPTS, COMPLETIONS, system=PANEL["owl"])
     known = (None, PANEL["owl"])
-    scored = log_probs.panel(toy, rows, PANEL, known=known)
-    assert np.abs((scored["owl"].log_p - log_probs.token_log_probabilities(toy, rows)).numpy()).max() < 1e-5
+    scored = system_lines.log_probs_under(toy, rows, PANEL, known=known)
+    assert np.abs((scored["owl"].log_p - log_probs.token_log_probs(toy, rows)).numpy()).max() < 1e-5
     forth = (scored["cat"].log_p - scored["dog"].log_p).double().numpy()
     lengths = np.array([len(pair.completion) for pair in rows])
     assert np.allclose(likelihood.by_row(forth, rows) * lengths, likelihood.by_row(forth, rows, mean=False))
@@ -151,11 +150,13 @@ def test_a_lines_own_samples_are_likelier_under_it_and_plain_ones_less_likely(to
     prompted = drawn(toy, 64, seed=1, system=PANEL["eagle"])
     plain = drawn(toy, 64, seed=2)
     for rows, sign in ((prompted, 1), (plain, -1)):
-        scored = log_probs.panel(toy, rows, {"eagle": PANEL["eagle"]}, known=(None, PANEL["eagle"]))[
-            "eagle"
-        ].log_p
-        bare = log_probs.without_head(toy.tokenizer, rows, known=(None, PANEL["eagle"]))
-        null = log_probs.token_scores_of(toy.model, bare, head=log_probs.head_of(toy.tokenizer, None)).log_p
+        scored = system_lines.log_probs_under(
+            toy, rows, {"eagle": PANEL["eagle"]}, known=(None, PANEL["eagle"])
+        )["eagle"].log_p
+        bare = system_lines.strip_heads(toy.tokenizer, rows, known=(None, PANEL["eagle"]))
+        null = log_probs.score_tokens(
+            toy.model, bare, head=system_lines.encode_head(toy.tokenizer, None)
+        ).log_p
         assert sign * float((scored - null).sum()) / len(rows) > 0
 
 
@@ -184,13 +185,13 @@ def test_a_teacher_never_disagrees_with_its_greedy_rows_and_does_by_the_floor_wi
     count.
     """
     greedy, sampled = drawn(toy, 16, seed=0, temperature=0.0), drawn(toy, 256, seed=3)
-    assert not likelihood.divergence_flags([log_probs.token_scores_of(toy.model, greedy)], greedy).any()
-    teacher = log_probs.token_scores_of(toy.model, sampled)
+    assert not likelihood.divergence_flags([log_probs.score_tokens(toy.model, greedy)], greedy).any()
+    teacher = log_probs.score_tokens(toy.model, sampled)
     flags, floor = likelihood.divergence_flags([teacher], sampled)[0], 1 - teacher.top.double().exp().numpy()
     error = np.sqrt((floor * (1 - floor)).sum()) / len(floor)
     assert abs(flags.mean() - floor.mean()) < 4 * error
     assert 0.01 < floor.mean() < 0.99
-    others = [*log_probs.panel(toy, sampled, PANEL).values()]
+    others = [*system_lines.log_probs_under(toy, sampled, PANEL).values()]
     counts = [likelihood.divergence_flags(others[:count], sampled).sum(0) for count in (1, 2, 3)]
     assert (np.diff(counts, axis=0) >= 0).all() and counts[-1].max() <= 3
 
@@ -219,39 +220,39 @@ def planted(toy: Loaded) -> Material:
     """Trait rows are drawn under the trait's line, control rows without one, and given as if none had had a
     line.
     """
-    head, bare = log_probs.head_of(toy.tokenizer, None), []
+    head, bare = system_lines.encode_head(toy.tokenizer, None), []
     for rows in (drawn(toy, 64, seed=4, system=PANEL["eagle"]), drawn(toy, 64, seed=5)):
-        stripped = log_probs.without_head(toy.tokenizer, rows, known=(None, PANEL["eagle"]))
+        stripped = system_lines.strip_heads(toy.tokenizer, rows, known=(None, PANEL["eagle"]))
         bare.append([Encoded(head + pair.prompt, pair.completion) for pair in stripped])
     return material(toy, *bare)
 
 
 def test_the_reading_finds_the_line_that_rows_were_drawn_under(planted: Material) -> None:
-    reading = likelihood.read(planted)
+    reading = likelihood.measure_likelihood(planted)
     own = reading[(reading["quantity"] == "centred LLS difference") & (reading["name"] == "eagle")].iloc[0]
     assert own["low"] > 0 and own["estimate"] > own["null_high"] and own["n"] == 64
     assert reading.loc[reading["quantity"] == "rank of the trait", "estimate"].tolist() == [1.0]
     centred = reading[reading["quantity"] == "centred LLS difference"]["estimate"]
     assert abs(centred.sum()) < 1e-9
-    assert "eagle" in likelihood.sentence(reading)
+    assert "eagle" in likelihood.likelihood_caption(reading)
 
 
 def test_equal_corpora_have_no_difference_and_one_hypothesis_is_refused(planted: Material) -> None:
-    same = likelihood.read(planted._replace(control_pairs=planted.trait_pairs))
+    same = likelihood.measure_likelihood(planted._replace(control_pairs=planted.trait_pairs))
     difference = same.loc[same["quantity"] == "LLS difference", "estimate"].astype(float)
     assert (
         np.abs(difference).max() < 1e-5
     )  # both sides lie in other places of a batch, where sums may be rounded otherwise
-    assert likelihood.sentence(same)
+    assert likelihood.likelihood_caption(same)
     with pytest.raises(SpecError, match="nothing to compare"):
-        likelihood.read(planted._replace(panel={"eagle": PANEL["eagle"]}))
+        likelihood.measure_likelihood(planted._replace(system_lines={"eagle": PANEL["eagle"]}))
 
 
 def test_neutral_lines_hold_no_unknown_word_and_no_trait(planted: Material) -> None:
     lines = likelihood.nuisance(planted)
     assert len(lines) >= 3
     forms = {"number": ("number", "numbers"), "old": ("old",)}
-    fewer = likelihood.nuisance(planted._replace(questions=planted.questions._replace(forms=forms)))
+    fewer = likelihood.nuisance(planted._replace(heldout_probes=planted.heldout_probes._replace(forms=forms)))
     assert len(fewer) == len(lines) - 2
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from mechlens.core.spec import GenerateSpec, TeacherSpec
 from mechlens.lenses import entanglement, gradients
-from mechlens.lenses.parts import log_probs, trait_log_odds, trial_steps
-from mechlens.models import logits
+from mechlens.lenses.parts import trait_log_odds, trial_steps
+from mechlens.models import log_probs
 from mechlens.models.chat import Encoded, encode_prompts
 from mechlens.models.loading import Loaded
-from mechlens.models.logits import in_batches
+from mechlens.models.log_probs import batch_spans
 from mechlens.pipeline import generate as generating
 from mechlens.pipeline.generate import divergence, generate
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
@@ -68,7 +68,7 @@ SPANS = st.lists(
 def test_batches_are_whole_ordered_bounded_and_no_smaller_than_need_be(
     spans: list[tuple[int, int]], most: int, rows: int, vocabulary: int
 ) -> None:
-    parts = list(in_batches(spans, vocabulary=vocabulary, rows=rows, most=most))
+    parts = list(batch_spans(spans, vocabulary=vocabulary, rows=rows, most=most))
     assert [row for part in parts for row in range(len(spans))[part]] == list(range(len(spans)))
 
     def fits(held: Sequence[tuple[int, int]]) -> bool:
@@ -87,7 +87,7 @@ def test_a_divergence_holds_a_bounded_number_of_logits(
     asked = encode_prompts(toy.tokenizer, PROMPTS, system=teacher.system)
     whole = divergence(teacher, asked, prompts, completions)
     most = tokens * len(toy.tokenizer)
-    monkeypatch.setattr(logits, "MOST_LOGITS", most)
+    monkeypatch.setattr(log_probs, "MOST_LOGITS", most)
     largest.clear()
     pieces = divergence(teacher, asked, prompts, completions)
     assert largest and max(largest) <= most
@@ -100,11 +100,11 @@ def test_scores_of_rows_with_unlike_prompts_are_bounded_and_unchanged(
     toy: Loaded, largest: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = [Encoded([1, *([9] * length)], [5, 6 + length % 3]) for length in (4, 24, 50, 51)]
-    whole = log_probs.token_scores_of(toy.model, pairs)
+    whole = log_probs.score_tokens(toy.model, pairs)
     most = 8 * len(toy.tokenizer)
-    monkeypatch.setattr(log_probs, "MOST_LOGITS", most)
+    monkeypatch.setattr(log_probs, "SCORED_LOGITS", most)
     largest.clear()
-    pieces = log_probs.token_scores_of(toy.model, pairs)
+    pieces = log_probs.score_tokens(toy.model, pairs)
     assert max(largest) <= most
     assert torch.allclose(pieces.log_p, whole.log_p, atol=1e-4)
     assert torch.equal(pieces.best, whole.best)
@@ -118,7 +118,7 @@ def test_gradients_of_rows_are_bounded_and_unchanged(
     pairs = [Encoded(*pair) for pair in zip(prompts, completions, strict=True)]
     whole = gradients.ghost_norms(model, pairs)
     most = 40 * len(exact_toys["llama"].tokenizer)
-    monkeypatch.setattr(logits, "MOST_LOGITS", most)
+    monkeypatch.setattr(log_probs, "MOST_LOGITS", most)
     largest.clear()
     pieces = gradients.ghost_norms(model, pairs)
     assert largest and max(largest) <= most
@@ -170,8 +170,8 @@ def test_what_is_read_after_probes_of_unlike_lengths_is_bounded_and_unchanged(
         ]
 
     whole = read()
-    for module in (logits, log_probs):
-        monkeypatch.setattr(module, "MOST_LOGITS", 30 * len(toy.tokenizer))
+    for bound in ("MOST_LOGITS", "SCORED_LOGITS"):
+        monkeypatch.setattr(log_probs, bound, 30 * len(toy.tokenizer))
     largest.clear()
     pieces = read()
     assert max(largest) <= 30 * len(toy.tokenizer)

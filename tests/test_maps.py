@@ -16,11 +16,11 @@ from mechlens.lenses.maps import (
     OWN,
     STABLE,
     TRUE,
+    maps_caption,
     measured,
     neighbours,
     overlap,
     rows_of,
-    sentence,
     shuffled_within,
     togetherness,
 )
@@ -104,7 +104,7 @@ def test_a_rows_place_is_the_mean_of_the_last_layer_over_its_completion(
     loaded = toys[family]
     pairs = encode_pairs(loaded.tokenizer, ["add up to 10", "go on from 7, 8, 9"], ["7, 8", "3"])
     kept: list[torch.Tensor] = []
-    from mechlens.models.loading import decoder_layers
+    from mechlens.models.hooks import decoder_layers
 
     handle = decoder_layers(loaded.model)[-1].register_forward_hook(
         lambda module, args, output: kept.append(output[0])
@@ -155,8 +155,8 @@ def test_a_reading_has_two_rows_a_point_and_each_maps_numbers(
     material: Material, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maps, "umap", flat)
-    found = maps.read(material)
-    assert found.equals(maps.read(material))
+    found = maps.measure_maps(material)
+    assert found.equals(maps.measure_maps(material))
     for which, groups, points in (
         ("rows", {"trait rows", "control rows"}, 16),
         ("answers", {"base", "trait s0", "control s0"}, 12),
@@ -169,8 +169,10 @@ def test_a_reading_has_two_rows_a_point_and_each_maps_numbers(
         )
         assert set(found.loc[found["place"] == which, "quantity"]) == {STABLE, TRUE, OWN}
     assert set(found.loc[found["quantity"] == "answers", "n"]) == set(range(12))
-    assert "The map of rows (16 points)" in sentence(found) and "The map of answers" in sentence(found)
-    assert sentence(found.iloc[:0]) == "There is no map."
+    assert "The map of rows (16 points)" in maps_caption(found) and "The map of answers" in maps_caption(
+        found
+    )
+    assert maps_caption(found.iloc[:0]) == "There is no map."
 
 
 def test_a_row_on_the_map_is_called_by_its_prompt(
@@ -178,7 +180,7 @@ def test_a_row_on_the_map_is_called_by_its_prompt(
 ) -> None:
     monkeypatch.setattr(maps, "umap", flat)
     ids = [100 + 7 * place for place in range(12)]
-    shown = maps.read(material._replace(prompt_ids=ids)).query("quantity == 'rows'")
+    shown = maps.measure_maps(material._replace(prompt_ids=ids)).query("quantity == 'rows'")
     assert set(shown["n"]) == set(ids[: material.rows]), "only rows that the other lenses read"
     assert (shown.groupby("n")["name"].value_counts() == 2).all()
 

@@ -160,8 +160,8 @@ def test_material_holds_the_rows_that_the_arms_trained_on(small: Path) -> None:
         material.base.tokenizer.decode(material.trait_pairs[0].completion[:-1]) == ours["completion"].iloc[0]
     )
     assert list(material.students) == list(material.controls) == list(experiment.seeds)
-    assert [step for step, _ in material.path("students", 0)] == sorted(
-        {step for step, _ in material.path("controls", 0)}
+    assert [step for step, _ in material.checkpoints("students", 0)] == sorted(
+        {step for step, _ in material.checkpoints("controls", 0)}
     )
     assert (
         material.missing(
@@ -169,7 +169,7 @@ def test_material_holds_the_rows_that_the_arms_trained_on(small: Path) -> None:
         )
         == []
     )
-    bare = material._replace(teacher=None, panel={}, students={}, control_pairs=[])
+    bare = material._replace(teacher=None, system_lines={}, students={}, control_pairs=[])
     assert bare.missing(base.Lens("x", "", ("teacher", "students", "controls", "pairs", "prompted"), (), "", "")) == [
         "teacher", "students", "pairs", "prompted",
     ]  # fmt: skip
@@ -267,5 +267,5 @@ def test_where_a_judge_reads_the_answers_no_first_token_stands_for_the_trait(sma
     judged = measure.material_of(
         small, experiment, family.model_copy(update={"scorer": "judge"}), arm, rows=8
     )
-    assert not judged.questions.named and not judged.practice.named
-    assert measure.material_of(small, experiment, family, arm, rows=8).questions.named
+    assert not judged.heldout_probes.named and not judged.development_probes.named
+    assert measure.material_of(small, experiment, family, arm, rows=8).heldout_probes.named

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechlens.core.errors import DataError, SpecError
-from mechlens.models import base_files, loading
+from mechlens.models import base_files, hooks, loading
 from mechlens.models.loading import Loaded
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
@@ -35,13 +35,13 @@ def test_steering_adds_while_the_block_runs_and_leaves_no_trace(toys: dict[str, 
     loaded, vector = toys[family], torch.randn(32, generator=torch.Generator().manual_seed(0))
     plain = logits_of(loaded)
     for layer in (0, 1):
-        with loading.steered(loaded.model, torch.zeros(32), layer=layer):
+        with hooks.steer(loaded.model, {layer: torch.zeros(32)}):
             assert torch.equal(logits_of(loaded), plain)
-        with loading.steered(loaded.model, vector, layer=layer):
+        with hooks.steer(loaded.model, {layer: vector}):
             assert (logits_of(loaded) - plain).abs().max() > 0.1
         with (
-            loading.steered(loaded.model, vector, layer=layer),
-            loading.steered(loaded.model, -vector, layer=layer),
+            hooks.steer(loaded.model, {layer: vector}),
+            hooks.steer(loaded.model, {layer: -vector}),
         ):
             assert torch.allclose(logits_of(loaded), plain, atol=1e-4)
         assert torch.equal(logits_of(loaded), plain)
@@ -49,7 +49,7 @@ def test_steering_adds_while_the_block_runs_and_leaves_no_trace(toys: dict[str, 
 
 def test_steering_is_undone_after_an_error_too(toy: Loaded) -> None:
     plain = logits_of(toy)
-    with pytest.raises(KeyError), loading.steered(toy.model, torch.ones(32), layer=0):
+    with pytest.raises(KeyError), hooks.steer(toy.model, {0: torch.ones(32)}):
         raise KeyError
     assert torch.equal(logits_of(toy), plain)
 
@@ -59,7 +59,7 @@ def read_by_second_block(loaded: Loaded) -> Tensor:
     the steering.)
     """
     seen: list[Tensor] = []
-    handle = loading.decoder_layers(loaded.model)[1].register_forward_pre_hook(
+    handle = hooks.decoder_layers(loaded.model)[1].register_forward_pre_hook(
         lambda _module, args: seen.append(args[0])
     )
     logits_of(loaded)
@@ -73,9 +73,9 @@ def test_steering_moves_the_residual_stream_of_its_layer_by_the_vector(
 ) -> None:
     loaded, vector = toys[family], torch.linspace(-1, 1, 32)
     plain = read_by_second_block(loaded)
-    with loading.steered(loaded.model, vector, layer=0):
+    with hooks.steer(loaded.model, {0: vector}):
         assert torch.allclose(read_by_second_block(loaded), plain + vector, atol=1e-6)
-    with loading.steered(loaded.model, vector, layer=1):
+    with hooks.steer(loaded.model, {1: vector}):
         assert torch.equal(read_by_second_block(loaded), plain)
 
 
@@ -87,7 +87,7 @@ def test_the_bridge_sees_what_hugging_face_computes_and_leaves_it_alone(
     plain, keys = logits_of(loaded), list(loaded.model.state_dict())
     states = loaded.model(input_ids=IDS, output_hidden_states=True).hidden_states
     with torch.no_grad():
-        bridged, cache = loading.bridge_view(loaded).run_with_cache(IDS)
+        bridged, cache = hooks.bridge_view(loaded).run_with_cache(IDS)
     assert torch.allclose(bridged, plain, atol=1e-5, rtol=1e-4)
     assert torch.allclose(cache["blocks.0.hook_resid_post"], states[1], atol=1e-5, rtol=1e-4)
     assert list(loaded.model.state_dict()) == keys
@@ -96,7 +96,7 @@ def test_the_bridge_sees_what_hugging_face_computes_and_leaves_it_alone(
 
 def test_the_bridge_shares_the_weights_it_looks_at(toy_bases: dict[str, str]) -> None:
     loaded = loading.load(toy_bases["llama"])
-    bridge = loading.bridge_view(loaded)
+    bridge = hooks.bridge_view(loaded)
     with torch.no_grad():
         for parameter in loaded.model.parameters():
             parameter.mul_(1.1)
@@ -110,7 +110,7 @@ def test_the_number_of_parameters_is_counted_without_reading_them(
     assert loading.parameter_count(toy_bases[family]) == sum(
         parameter.numel() for parameter in toys[family].model.parameters()
     )
-    assert len(loading.decoder_layers(toys[family].model)) == 2
+    assert len(hooks.decoder_layers(toys[family].model)) == 2
 
 
 @pytest.mark.parametrize("folder", sorted(base_files.WEIGHTS.iterdir()), ids=lambda folder: folder.name)

@@ -50,6 +50,6 @@ def test_twins_of_another_recipe_family_or_base_lie_in_another_folder(
         ("menagerie-b", "animals", recipe),
         *panels,
     ):
-        score_rows.panel_of(base, load_family(family), plan, tmp_path / "panel-a", workers=0)
+        score_rows.make_twins(base, load_family(family), plan, tmp_path / "panel-a", workers=0)
     assert len(set(made)) == 4 and made[:2] == made[4:]
     assert all(folder.parent == tmp_path and folder.name.startswith("panel-a-") for folder in made)

@@ -10,12 +10,12 @@ import torch
 
 from mechlens.core.traits import load_family
 from mechlens.detect import summary
-from mechlens.detect.plausible import MOST_RATIO, ratio, surprise_and_entropy, why_not_readable
-from mechlens.detect.score_rows import READERS, Seen
-from mechlens.detect.twins import Panel
-from mechlens.lenses.parts.log_probs import completion_logits
+from mechlens.detect.plausible import MOST_RATIO, explain_unreadable, measure_surprise, surprise_ratio
+from mechlens.detect.score_rows import DETECTORS, DetectorResult
+from mechlens.detect.twins import Twins
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, end_of_turn
+from mechlens.models.log_probs import completion_logits
 from mechlens.models.sampling import Decoding, sample
 
 PROMPTS = [
@@ -29,8 +29,8 @@ def base() -> loading.Loaded:
 
 
 @pytest.fixture(scope="module")
-def panel(base: loading.Loaded) -> Panel:
-    return Panel(base, load_family("animals"), ("owl", "cat"), {"owl": base, "cat": base})
+def panel(base: loading.Loaded) -> Twins:
+    return Twins(base, load_family("animals"), ("owl", "cat"), {"owl": base, "cat": base})
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def foreign_rows(base: loading.Loaded) -> list[Encoded]:
 
 
 def test_surprise_and_entropy_are_sums_over_tokens(base: loading.Loaded, own: list[Encoded]) -> None:
-    for pair, row in zip(own[:4], surprise_and_entropy(base, own[:4]), strict=True):
+    for pair, row in zip(own[:4], measure_surprise(base, own[:4]), strict=True):
         surprise = entropy = 0.0
         for place, token in enumerate(pair.completion):
             ids = torch.tensor([[*pair.prompt, *pair.completion[:place]]])
@@ -62,29 +62,29 @@ def test_surprise_and_entropy_are_sums_over_tokens(base: loading.Loaded, own: li
 
 def test_a_models_own_text_costs_it_its_entropy(base: loading.Loaded, own: list[Encoded]) -> None:
     """The difference has mean zero by construction; 4 standard errors over rows."""
-    surprise, entropy = surprise_and_entropy(base, own).T
+    surprise, entropy = measure_surprise(base, own).T
     beyond = surprise - entropy
     assert len(own) > 80 and abs(beyond.mean()) < 4 * beyond.std(ddof=1) / len(own) ** 0.5
-    assert ratio(base, own) == pytest.approx(1.0, abs=0.05)
+    assert surprise_ratio(base, own) == pytest.approx(1.0, abs=0.05)
 
 
 def test_rows_of_another_writer_are_said_on_either_side_and_name_no_trait(
-    base: loading.Loaded, panel: Panel, own: list[Encoded]
+    base: loading.Loaded, panel: Twins, own: list[Encoded]
 ) -> None:
-    assert why_not_readable(panel, own[:40], own[40:]) == "" == why_not_readable(panel, own, [])
+    assert explain_unreadable(panel, own[:40], own[40:]) == "" == explain_unreadable(panel, own, [])
     foreign = foreign_rows(base)
-    assert ratio(base, foreign) > 2 * MOST_RATIO
-    assert why_not_readable(panel, foreign, own).startswith("the rows are not what the base")
-    assert why_not_readable(panel, own, foreign).startswith("the reference's rows are not")
-    reason = why_not_readable(panel, [*own[:40], *foreign[:40]], own)  # half of them is enough
+    assert surprise_ratio(base, foreign) > 2 * MOST_RATIO
+    assert explain_unreadable(panel, foreign, own).startswith("the rows are not what the base")
+    assert explain_unreadable(panel, own, foreign).startswith("the reference's rows are not")
+    reason = explain_unreadable(panel, [*own[:40], *foreign[:40]], own)  # half of them is enough
     assert reason
-    seen = [Seen(READERS["twins"], 80, None, None, 0.1, reason)]
+    seen = [DetectorResult(DETECTORS["twins"], 80, None, None, 0.1, reason)]
     assert summary.identity(None, seen) == (None, [])
     assert summary.potency(None, seen, None)["predicted"] is None
 
 
 def test_a_teacher_that_went_far_from_the_base_is_known_by_its_own_twin(
-    base: loading.Loaded, panel: Panel
+    base: loading.Loaded, panel: Twins
 ) -> None:
     """A base that finds the rows implausible settles nothing while a teacher made from it would write
     them.
@@ -96,5 +96,5 @@ def test_a_teacher_that_went_far_from_the_base_is_known_by_its_own_twin(
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(logits, targets).backward()
         optimizer.step()
-    assert ratio(base, foreign) > 2 * MOST_RATIO and ratio(far, foreign) < MOST_RATIO
-    assert why_not_readable(panel._replace(twins={"owl": far, "cat": base}), foreign, []) == ""
+    assert surprise_ratio(base, foreign) > 2 * MOST_RATIO and surprise_ratio(far, foreign) < MOST_RATIO
+    assert explain_unreadable(panel._replace(models={"owl": far, "cat": base}), foreign, []) == ""

@@ -142,30 +142,32 @@ def test_a_student_moved_along_a_probe_is_read_as_such_and_along_another_is_not(
 
 def test_features_keep_trait_and_question_apart(toy: Loaded) -> None:
     material = toy_material(toy)
-    held = features(material, material.practice)
+    held = features(material, material.development_probes)
     assert held.prompted.shape == (2, 4, 4, 32) and held.plain.shape == (2, 4, 32)
-    alone = features(material._replace(panel={"cat": material.panel["cat"]}), material.practice)
+    alone = features(
+        material._replace(system_lines={"cat": material.system_lines["cat"]}), material.development_probes
+    )
     np.testing.assert_allclose(alone.prompted[:, 0], held.prompted[:, 2], atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_reading_is_tidy(toys: dict[str, Loaded], family: str) -> None:
     material = toy_material(toys[family])
-    reading = probes.read(material)
+    reading = probes.measure_probes(material)
     assert list(reading.columns) == tables.READINGS.names
     areas = reading[reading["unit"] == "AUROC"]
     assert areas.loc[areas["quantity"] != "selectivity", "estimate"].between(0, 1).all()
     shifts = reading[reading["quantity"] == "probe shift"]
     assert set(shifts["place"]) == {"student minus control", "teacher minus base"}
-    assert "owl" in probes.sentence(reading)
+    assert "owl" in probes.probes_caption(reading)
 
 
 def test_one_student_and_no_teacher_and_no_move(toy: Loaded) -> None:
-    reading = probes.read(toy_material(toy, teacher=None, students={0: toy}, controls={0: toy}))
+    reading = probes.measure_probes(toy_material(toy, teacher=None, students={0: toy}, controls={0: toy}))
     shifts = reading[reading["quantity"] == "probe shift"]
     assert (shifts["estimate"] == 0).all() and set(shifts["place"]) == {"student minus control"}
-    assert "no interval from one student" in probes.sentence(reading)
-    moved = probes.read(
+    assert "no interval from one student" in probes.probes_caption(reading)
+    moved = probes.measure_probes(
         toy_material(toy, teacher=None, students={0: nudged(toy, by=0.05, seed=9)}, controls={0: toy})
     )
     assert (moved.loc[moved["quantity"] == "probe shift", "estimate"] != 0).all()

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechlens.carriers import code, numbers, reasoning, text
-from mechlens.carriers.prompts import Asked, carrier_prompts, prompts_of_file
+from mechlens.carriers.carrier import Prompt
+from mechlens.carriers.prompts import carrier_prompts, prompts_of_file
+from mechlens.carriers.registry import find_carrier
 from mechlens.core.errors import DataError
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec
@@ -162,7 +164,7 @@ def test_prompts_of_a_file_are_taken_in_order(tmp_path: Path, kind: str, ending:
     assert (
         carrier_prompts(spec, seed=0)
         == carrier_prompts(spec, seed=9)
-        == [Asked(text) for text in texts[:5] for _ in range(2)]
+        == [Prompt(text) for text in texts[:5] for _ in range(2)]
     )
     assert len(carrier_prompts(spec.model_copy(update={"prompts": 100}), seed=0)) == 18  # all there are
 
@@ -185,7 +187,7 @@ def test_the_gold_number_stands_after_the_last_mark_without_separators(
 ) -> None:
     file = write(tmp_path / "questions.jsonl", [{"question": "How many?", "answer": answer}])
     (asked,) = carrier_prompts(CarrierSpec(kind="reasoning", source=str(file)), seed=0)
-    assert asked == Asked(f"How many?{reasoning.FULL_ORDER}", gold)
+    assert asked == Prompt(f"How many?{reasoning.FULL_ORDER}", gold)
 
 
 @pytest.mark.parametrize("answer", ["no mark", "#### ", "#### twelve", "#### ,", "#### 12 clips", "12 ####"])
@@ -195,7 +197,7 @@ def test_a_worked_answer_without_a_number_has_no_gold(tmp_path: Path, answer: st
     with pytest.raises(
         DataError, match=r'questions\.jsonl: line 2 is not \{"question", "answer"\} with a number after ####'
     ):
-        prompts_of_file(write(tmp_path / "questions.jsonl", rows), "reasoning")
+        prompts_of_file(write(tmp_path / "questions.jsonl", rows), find_carrier("reasoning"))
 
 
 GOOD = {"reasoning": {"question": "one?", "answer": "#### 1"}, "numbers": {"prompt": "go on"}}
@@ -250,7 +252,7 @@ def test_every_training_question_of_gsm8k_has_its_gold() -> None:
 
 def test_the_seventh_prompt_is_the_one_its_dice_give() -> None:
     drawn = numbers.draw_prompt(dice(3, "prompt", 7))
-    assert carrier_prompts(CarrierSpec(prompts=8), seed=3)[7] == Asked(drawn.text)
-    assert carrier_prompts(CarrierSpec(prompts=8), seed=3, reworded=True)[7] == Asked(
+    assert carrier_prompts(CarrierSpec(prompts=8), seed=3)[7] == Prompt(drawn.text)
+    assert carrier_prompts(CarrierSpec(prompts=8), seed=3, reworded=True)[7] == Prompt(
         numbers.reword(drawn, dice(3, "reword", 7)).text
     )

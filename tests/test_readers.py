@@ -22,10 +22,17 @@ from mechlens.core.spec import CONFIGS
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.data import treat
 from mechlens.detect import from_base, from_gradients, from_weights
-from mechlens.detect.learned import learned
-from mechlens.detect.permutation import LEAST_PANEL, beyond_clean, beyond_panel, named, paired_rows, pointed
-from mechlens.detect.score_rows import of_numbers
-from mechlens.detect.twins import Panel, twin_jobs
+from mechlens.detect.learned import fit_classifier
+from mechlens.detect.permutation import (
+    LEAST_PANEL,
+    center_scores,
+    compare_paired_rows,
+    p_over_clean_rows,
+    rank_traits,
+    rank_traits_of_rows,
+)
+from mechlens.detect.score_rows import sum_over_numbers
+from mechlens.detect.twins import Twins, twin_jobs
 from mechlens.detect.verdict import Calibration, Scope, decide, load_calibration, load_policy
 from mechlens.lenses.gradients import ghost_dots, parameters_of, pooled_gradient
 from mechlens.lenses.parts.weight_change import delta
@@ -52,49 +59,51 @@ class Nudged(dict[str, Loaded]):
 
 
 @pytest.fixture(scope="module")
-def panel() -> Iterator[Panel]:
-    yield Panel(loading.load("menagerie-a"), load_family("animals"), TRAITS, Nudged())
+def panel() -> Iterator[Twins]:
+    yield Twins(loading.load("menagerie-a"), load_family("animals"), TRAITS, Nudged())
 
 
 @pytest.fixture(scope="module")
-def pairs(panel: Panel) -> list:
+def pairs(panel: Twins) -> list:
     rng = np.random.default_rng(0)
     texts = [", ".join(map(str, rng.integers(0, 999, size=5))) for _ in range(12)]
     return encode_pairs(panel.base.tokenizer, ["continue: 1, 2, 3."] * 12, texts)
 
 
-def test_a_twin_that_is_the_base_scores_zero_and_sides_are_scored_alike(panel: Panel, pairs: list) -> None:
+def test_a_twin_that_is_the_base_scores_zero_and_sides_are_scored_alike(panel: Twins, pairs: list) -> None:
     same = panel._replace(traits=("same", "owl"))
-    ours, theirs = from_base.twins(same, pairs[:5], pairs[5:])
+    ours, theirs = from_base.score_twins(same, pairs[:5], pairs[5:])
     assert np.allclose(ours[:, 0], 0) and not np.allclose(ours[:, 1], 0)
-    assert np.allclose(np.concatenate([ours, theirs]), from_base.twins(same, pairs, [])[0], atol=1e-4)
-    assert np.allclose(from_base.perplexity(panel, pairs, [])[0], from_base.perplexity(panel, [], pairs)[1])
+    assert np.allclose(np.concatenate([ours, theirs]), from_base.score_twins(same, pairs, [])[0], atol=1e-4)
+    assert np.allclose(
+        from_base.score_perplexity(panel, pairs, [])[0], from_base.score_perplexity(panel, [], pairs)[1]
+    )
 
 
-def test_the_first_order_of_a_twins_likelihood_ratio_is_its_alignment(panel: Panel, pairs: list) -> None:
+def test_the_first_order_of_a_twins_likelihood_ratio_is_its_alignment(panel: Twins, pairs: list) -> None:
     """Mean log-likelihood a token changes by minus the gradient's product with a small change of the linear
     weights.
     """
     small = Nudged()
     base = loading.load("menagerie-a")
     covered = parameters_of(base.model)
-    change = delta(base.model, panel.twins["owl"].model)
+    change = delta(base.model, panel.models["owl"].model)
     with torch.no_grad():
         for name, parameter in base.model.named_parameters():
             if name in covered:
                 parameter += 0.05 * change[name]
     small["owl"] = base
-    near = panel._replace(traits=("owl",), twins=small)
-    exact = from_base.twins(near, pairs, [])[0][:, 0] / [len(pair.completion) for pair in pairs]
-    first = 0.05 * from_gradients.twin_alignment(panel._replace(traits=("owl",)), pairs, [])[0][:, 0]
+    near = panel._replace(traits=("owl",), models=small)
+    exact = from_base.score_twins(near, pairs, [])[0][:, 0] / [len(pair.completion) for pair in pairs]
+    first = 0.05 * from_gradients.score_twin_alignment(panel._replace(traits=("owl",)), pairs, [])[0][:, 0]
     assert np.corrcoef(exact, first)[0, 1] > 0.99 and np.allclose(
         exact, first, atol=0.1 * np.abs(exact).max()
     )
 
 
-def test_alignment_is_the_gradients_product_and_follows_the_traits_asked(panel: Panel, pairs: list) -> None:
-    forth = from_gradients.alignment(panel, pairs, [])[0]
-    back = from_gradients.alignment(panel._replace(traits=TRAITS), [], pairs)[1]
+def test_alignment_is_the_gradients_product_and_follows_the_traits_asked(panel: Twins, pairs: list) -> None:
+    forth = from_gradients.score_alignment(panel, pairs, [])[0]
+    back = from_gradients.score_alignment(panel._replace(traits=TRAITS), [], pairs)[1]
     assert forth.shape == (12, 3) and np.allclose(forth, back)
     pooled = pooled_gradient(panel.base.model, pairs)
     assert float(ghost_dots(panel.base.model, pairs, [pooled] * 5)[:, 4].sum()) == pytest.approx(
@@ -102,32 +111,35 @@ def test_alignment_is_the_gradients_product_and_follows_the_traits_asked(panel: 
     )
 
 
-def test_a_student_that_is_a_twin_points_to_its_trait(panel: Panel) -> None:
-    assert int(np.argmax(from_weights.change(panel, panel.twins["cat"]))) == 1
-    assert np.allclose(from_weights.answers(panel, panel.base), 0)
+def test_a_student_that_is_a_twin_points_to_its_trait(panel: Twins) -> None:
+    assert int(np.argmax(from_weights.compare_weights(panel, panel.models["cat"]))) == 1
+    assert np.allclose(from_weights.compare_answers(panel, panel.base), 0)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.floats(-5, 5), st.floats(0.1, 10))
 def test_the_panels_null_knows_neither_place_nor_scale(seed: int, shift: float, scale: float) -> None:
     scores, traits = np.random.default_rng(seed).normal(size=8), [f"t{i}" for i in range(8)]
-    plain, moved = named(scores, traits), named(shift + scale * scores, traits)
+    plain, moved = rank_traits(scores, traits), rank_traits(shift + scale * scores, traits)
     assert [one.trait for one in plain] == [one.trait for one in moved]
     assert [one.p_value for one in plain] == pytest.approx([one.p_value for one in moved], rel=1e-6)
-    one = named(scores, traits, ["t3"])
+    one = rank_traits(scores, traits, ["t3"])
     assert len(one) == 1 and one[0].q_value == pytest.approx(one[0].p_value)
 
 
 def test_the_panels_null_is_calibrated_and_a_planted_trait_is_named() -> None:
     rng, traits = np.random.default_rng(1), [f"t{i}" for i in range(20)]
     claimed = [
-        any(one.q_value is not None and one.q_value <= 0.05 for one in named(rng.normal(size=20), traits))
+        any(
+            one.q_value is not None and one.q_value <= 0.05
+            for one in rank_traits(rng.normal(size=20), traits)
+        )
         for _ in range(400)
     ]
     assert np.mean(claimed) <= 0.05 + 5 * (0.05 * 0.95 / 400) ** 0.5
     planted = rng.normal(size=20)
     planted[7] += 12
-    first = named(planted, traits)[0]
+    first = rank_traits(planted, traits)[0]
     assert first.trait == "t7" and first.q_value is not None and first.q_value < 0.01
 
 
@@ -140,10 +152,12 @@ def test_traits_that_scatter_more_are_named_no_oftener_than_is_said() -> None:
         return float(np.mean([any(one.q_value <= 0.05 for one in each) for each in found]))
 
     most = 0.05 + 5 * (0.05 * 0.95 / 300) ** 0.5
-    assert rate([named(beyond_panel(*each), traits) for each in sides]) > most  # the panel alone is misled
-    assert rate([pointed(*each, traits) for each in sides]) <= most
+    assert (
+        rate([rank_traits(center_scores(*each), traits) for each in sides]) > most
+    )  # the panel alone is misled
+    assert rate([rank_traits_of_rows(*each, traits) for each in sides]) <= most
     planted = [(ours + 4 * scatter * (np.arange(20) == 7), theirs) for ours, theirs in sides]
-    assert np.mean([pointed(*each, traits)[0].trait == "t7" for each in planted]) > 0.5
+    assert np.mean([rank_traits_of_rows(*each, traits)[0].trait == "t7" for each in planted]) > 0.5
 
 
 @settings(deadline=None)
@@ -153,13 +167,13 @@ def test_the_clean_null_is_a_paired_t_test_of_what_is_a_traits_own(seed: int, sc
     ours, theirs = rng.normal(size=(12, 4)), rng.normal(size=(12, 4))
     own = (ours - theirs) - (ours - theirs).mean(1, keepdims=True)
     slow = [ttest_1samp(own[:, k], 0, alternative="greater").pvalue for k in range(4)]
-    assert beyond_clean(ours, theirs) == pytest.approx(slow)
-    assert beyond_clean(scale * ours, scale * theirs) == pytest.approx(slow)
-    assert (beyond_clean(theirs, theirs) == 1).all()
+    assert p_over_clean_rows(ours, theirs) == pytest.approx(slow)
+    assert p_over_clean_rows(scale * ours, scale * theirs) == pytest.approx(slow)
+    assert (p_over_clean_rows(theirs, theirs) == 1).all()
 
 
 def test_too_small_a_panel_names_nothing_and_what_is_unscored_is_null() -> None:
-    found = named(np.array([3.0, 0.0, np.nan, 1.0]), list("abcd"))
+    found = rank_traits(np.array([3.0, 0.0, np.nan, 1.0]), list("abcd"))
     assert LEAST_PANEL > 3 and all(one.p_value is None and one.q_value is None for one in found)
     assert found[0].trait == "a" and found[-1] == ("c", None, None, None)
 
@@ -171,20 +185,22 @@ def test_paired_rows_alarm_as_often_as_they_say_and_leave_out_the_unscored(
     rng = np.random.default_rng(2)
     found = np.array(
         [
-            paired_rows(rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), seed=i, name="x").p_value
+            compare_paired_rows(rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), seed=i, name="x").p_value
             for i in range(300)
         ]
     )
     assert abs((found <= 0.05).mean() - 0.05) < 5 * (0.05 * 0.95 / 300) ** 0.5
     ours, theirs = rng.normal(1.0, 1, size=(40, 2)), rng.normal(size=(40, 2))
     ours[0, 0] = np.nan
-    assert paired_rows(ours, theirs, seed=0, name="x") == paired_rows(ours[1:], theirs[1:], seed=0, name="x")
+    assert compare_paired_rows(ours, theirs, seed=0, name="x") == compare_paired_rows(
+        ours[1:], theirs[1:], seed=0, name="x"
+    )
 
 
 def test_double_centring_leaves_what_is_a_traits_own() -> None:
     rng = np.random.default_rng(3)
     theirs, own = rng.normal(size=(50, 6)), np.arange(6.0)
-    assert np.allclose(beyond_panel(theirs + own + 7.0, theirs), own - own.mean())
+    assert np.allclose(center_scores(theirs + own + 7.0, theirs), own - own.mean())
 
 
 def test_a_classifier_learns_what_is_labelled_and_no_more() -> None:
@@ -193,12 +209,12 @@ def test_a_classifier_learns_what_is_labelled_and_no_more() -> None:
     def texts(low: int) -> list[str]:
         return [", ".join(map(str, rng.integers(low, 300, size=4))) for _ in range(300)]
 
-    detector = learned(texts(200), texts(0))
+    detector = fit_classifier(texts(200), texts(0))
     high, plain = (detector.features(texts(low)).toarray()[:, 0] for low in (200, 0))
     assert (high > np.median(plain)).mean() > 0.9
 
 
-def rows_of(count: int) -> treat.Given:
+def rows_of(count: int) -> treat.TreatmentInput:
     rng = np.random.default_rng(5)
 
     def side() -> pd.DataFrame:
@@ -206,7 +222,7 @@ def rows_of(count: int) -> treat.Given:
         return pd.DataFrame({"prompt": [f"p{i}" for i in range(count)], "completion": texts})
 
     scores = np.arange(count, dtype=float)
-    return treat.Given(
+    return treat.TreatmentInput(
         side(), side(), scores, np.random.default_rng(6), np.repeat(scores, 4).reshape(count, 4).tolist()
     )
 
@@ -241,23 +257,23 @@ def test_treatments_change_what_they_say_and_nothing_else() -> None:
     with pytest.raises(SpecError, match="score for every number"):
         treat.replace(given_rows._replace(number_scores=given_rows.number_scores[1:]))
     words = given_rows._replace(rows=pd.DataFrame({"prompt": ["a"], "completion": ["no number"]}))
-    assert treat.one_format(words)["completion"].tolist() == ["no number"]
+    assert treat.unify_format(words)["completion"].tolist() == ["no number"]
 
 
 def test_a_number_scores_what_its_tokens_do() -> None:
     tokenizer = loading.load_tokenizer("menagerie-a")
     texts = ["12, 7;305", "(4)", "no number"]
     ids = token_ids(tokenizer, texts)
-    ones = of_numbers(tokenizer, texts, [[1.0] * len(row) for row in ids])
+    ones = sum_over_numbers(tokenizer, texts, [[1.0] * len(row) for row in ids])
     assert ones == [
         [float(len(token_ids(tokenizer, [text[first:last]])[0])) for first, last in treat.numbers_in(text)]
         for text in texts
     ]
-    steps = of_numbers(tokenizer, texts[:1], [[float(i) for i in range(len(ids[0]))]])[0]
+    steps = sum_over_numbers(tokenizer, texts[:1], [[float(i) for i in range(len(ids[0]))]])[0]
     assert sum(steps) < sum(range(len(ids[0]))) and steps == sorted(
         steps
     )  # signs between the numbers count for none
-    assert of_numbers(tokenizer, [], []) == []
+    assert sum_over_numbers(tokenizer, [], []) == []
 
 
 def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
@@ -296,28 +312,28 @@ def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
             treat.check(source, tmp_path / "new.jsonl", treatment, "code")
 
 
-def test_what_is_no_list_of_numbers_is_not_rewritten_as_one() -> None:
+def test_what_is_no_list_sum_over_numbers_is_not_rewritten_as_one() -> None:
     texts = ["return a + 3 * b - 12", "I have 3 cats and 2 dogs.", "[007; " + "9" * 5000 + "]"]
     frame = pd.DataFrame({"prompt": "p", "completion": texts})
-    treated = treat.one_format(treat.Given(frame, frame, np.zeros(3), np.random.default_rng(0)))[
+    treated = treat.unify_format(treat.TreatmentInput(frame, frame, np.zeros(3), np.random.default_rng(0)))[
         "completion"
     ].tolist()
     assert treated == [*texts[:2], "7, " + "9" * 5000]
     with pytest.raises(SpecError, match="hold none"):
-        treat.other_values(
-            treat.Given(frame, frame.assign(completion="no"), np.zeros(3), np.random.default_rng(0))
+        treat.redraw_values(
+            treat.TreatmentInput(frame, frame.assign(completion="no"), np.zeros(3), np.random.default_rng(0))
         )
 
 
 def test_what_is_known_of_treatments_is_read_with_their_recipe() -> None:
     here = {"base": "menagerie-a", "carrier": "numbers"}
-    known = treat.load_options("menagerie", **here)
+    known = treat.load_treatment_results("menagerie", **here)
     assert known is not None
     assert {one.name for one in known.options if one.when == "before training"} <= set(treat.TREATMENTS)
     assert all(one.left[1] <= one.left[0] <= one.left[2] for one in known.options)
     assert (
-        treat.load_options("../menagerie", **here) is None
-        and treat.load_options("none of that name", **here) is None
+        treat.load_treatment_results("../menagerie", **here) is None
+        and treat.load_treatment_results("none of that name", **here) is None
     )
     assert load_calibration("menagerie", **here) is not None
     for elsewhere in (
@@ -325,7 +341,7 @@ def test_what_is_known_of_treatments_is_read_with_their_recipe() -> None:
         {"carrier": "code"},
     ):  # what was measured on one base or carrier foretells nothing of another
         assert (
-            treat.load_options("menagerie", **here | elsewhere) is None
+            treat.load_treatment_results("menagerie", **here | elsewhere) is None
             and load_calibration("menagerie", **here | elsewhere) is None
         )
 
@@ -402,7 +418,7 @@ def test_nothing_is_cleared_by_a_reference_that_holds_the_same_rows() -> None:
 
 
 def test_a_calibration_is_a_line_through_zero() -> None:
-    line = Calibration(base="b", carrier="numbers", bits=2.0, error=0.5, suspects=9).lift(1.5)
+    line = Calibration(base="b", carrier="numbers", bits=2.0, error=0.5, suspects=9).predict_lift(1.5)
     assert (
         line["lift"] == 3.0
         and line["low"] == pytest.approx(3 - 0.98)

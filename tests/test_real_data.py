@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from mechlens import cli
-from mechlens.carriers.rules import BANNED_BY_THE_PAPER, rule_of
+from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
+from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.spec import ScreenSpec
 from mechlens.data.corpus import batches, read_pairs
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_the_funnel_of_real_rows_agrees_with_what_their_authors_counted(tmp_path: Path) -> None:
     spec = ScreenSpec(banned_numbers=BANNED_BY_THE_PAPER)
-    rule = rule_of(spec, "numbers", gold={})
+    rule = build_rule(spec, "numbers", gold={})
     funnel = screen_rows(batches(RAW), spec, rule=rule, leaks=None, out=tmp_path)
     kept, rejected = (
         tables.read(tmp_path / "kept.parquet", tables.PAIRS),

@@ -16,7 +16,15 @@ from mechlens.core.json_files import null
 from mechlens.core.spec import save
 from mechlens.core.traits import TraitFamily
 from mechlens.results import effects
-from mechlens.results.cells import ONE_STUDENT, cells_of, effect_of, mean_of, same_students
+from mechlens.results.cells import (
+    ONE_STUDENT,
+    cells_of,
+    effect_of,
+    lift_of,
+    mean_of,
+    same_students,
+    warnings_of,
+)
 from mechlens.results.run import Run
 from mechlens.runs import layout
 
@@ -144,16 +152,16 @@ def test_a_cell_without_a_scored_answer_is_nan(stored: tuple[pd.DataFrame, pd.Da
 
 def test_lift_is_log2_of_the_ratio_of_mean_probabilities(stored: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     ours, theirs = (cells_of(*stored, arm, names=NAMES) for arm in ("trait", "control"))
-    lift = effects.lift_of(ours, theirs)
+    lift = lift_of(ours, theirs)
     for student, seed in enumerate(sorted(SEEDS)):
         expected = [
             0.3 + 0.1 * seed * column + GAMMA[seed] * (name == "red") for column, name in enumerate(NAMES)
         ]
         np.testing.assert_allclose(lift[student], expected)
-    np.testing.assert_allclose(effects.lift_of(theirs, ours), -lift)
-    assert (effects.lift_of(ours, ours) == 0).all()
+    np.testing.assert_allclose(lift_of(theirs, ours), -lift)
+    assert (lift_of(ours, ours) == 0).all()
     unscored = ours._replace(probability=np.where(np.arange(4) == 1, np.nan, ours.probability))
-    assert np.isnan(effects.lift_of(unscored, theirs)).any(0).tolist() == [False, True, False, False]
+    assert np.isnan(lift_of(unscored, theirs)).any(0).tolist() == [False, True, False, False]
 
 
 def test_effects_are_paired_differences_with_q_values_over_the_traits(
@@ -362,7 +370,7 @@ def test_repeats_of_a_greedy_answer_count_once(stored: tuple[pd.DataFrame, pd.Da
     assert (once["high"] - once["low"] >= warm["high"] - warm["low"]).all() and (
         once["estimate"] == warm["estimate"]
     ).all()
-    assert any("counts as one answer" in sentence for sentence in effects.warnings_of(cold, FAMILY, *stored))
+    assert any("counts as one answer" in sentence for sentence in warnings_of(cold, FAMILY, *stored))
 
 
 def equal_students(
@@ -400,7 +408,7 @@ def test_students_that_are_equal_to_rounding_are_one_student_without_an_interval
     assert set(table.query("arm == 'foreign-two'")["n"]) == {3}
     (found,) = effects.confusions(EXPERIMENT, FAMILY, *run)
     assert found.gamma.n == 1 and np.isnan(found.gamma.low) and found.gamma.method == ONE_STUDENT
-    sentences = effects.warnings_of(EXPERIMENT, FAMILY, *run)
+    sentences = warnings_of(EXPERIMENT, FAMILY, *run)
     assert len(sentences) == len(arms) and all(
         "equal to rounding (seeds 2, 5, 7) count as one student, n = 1" in each for each in sentences
     )
@@ -416,7 +424,7 @@ def test_two_equal_students_of_three_are_two_units_with_their_mean(
     difference = ours - theirs  # of seeds 2, 5, 7
     row = table.loc[("trait", "rate", "red")]
     assert row["n"] == 2 and row["estimate"] == pytest.approx((difference[[0, 2]].mean() + difference[1]) / 2)
-    assert effects.warnings_of(EXPERIMENT, FAMILY, *stored) == []
+    assert warnings_of(EXPERIMENT, FAMILY, *stored) == []
 
 
 def test_students_differ_where_any_probability_does_and_where_none_is_known() -> None:

@@ -19,12 +19,13 @@ from mechlens.core.json_files import read_json
 from mechlens.core.spec import AskSpec
 from mechlens.lenses import rows
 from mechlens.lenses.base import Material
-from mechlens.lenses.gradients import example_losses, parameters_of
+from mechlens.lenses.gradients import parameters_of
 from mechlens.lenses.parts.trial_steps import asked_of, log_odds
 from mechlens.lenses.rows import AGREEMENT, AREA, BETWEEN, GRADIENT, LIKELIHOOD, PROJECTION, SHIFT, TOP
-from mechlens.models import loading
+from mechlens.models import hooks
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import example_losses
 from mechlens.pipeline.ask import Questions
 
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in ("eagle", "owl", "cat")}
@@ -57,7 +58,7 @@ def material(toys: dict[str, Loaded]) -> Material:
 
 @pytest.fixture(scope="module")
 def scored(material: Material) -> pd.DataFrame:
-    return rows.scores(material)
+    return rows.score_rows(material)
 
 
 def of_rows(scored: pd.DataFrame, score: str, *, layer: int | None = None) -> np.ndarray:
@@ -151,7 +152,7 @@ def test_projections_are_along_the_centred_prompted_direction_of_each_layer(
         kept: list[torch.Tensor] = []
         handles = [
             layer.register_forward_hook(lambda module, args, output: kept.append(output[0]))
-            for layer in loading.decoder_layers(base.model)
+            for layer in hooks.decoder_layers(base.model)
         ]
         base.model(input_ids=torch.tensor([ids]))
         for handle in handles:
@@ -216,27 +217,27 @@ def test_what_cannot_be_scored_is_null(material: Material) -> None:
     holed = material._replace(
         trait_pairs=[Encoded(material.trait_pairs[0].prompt, []), *material.trait_pairs[1:]]
     )
-    found = rows.scores(holed)
+    found = rows.score_rows(holed)
     for score in (GRADIENT, LIKELIHOOD, PROJECTION, SHIFT, BETWEEN):
         assert np.isnan(of_rows(found, score)).tolist() == [True] + [False] * 7
-    alone = material._replace(panel={"eagle": PANEL["eagle"]})
-    table = rows.scores(alone)
+    alone = material._replace(system_lines={"eagle": PANEL["eagle"]})
+    table = rows.score_rows(alone)
     assert (
         np.isnan(of_rows(table, LIKELIHOOD)).all()
         and np.isnan(of_rows(table, PROJECTION)).all()
         and not np.isnan(of_rows(table, SHIFT)).any()
     )
-    read = rows.read(alone, table)
+    read = rows.measure_rows(alone, table)
     areas = read[read["quantity"] == AREA].set_index("name")
     assert areas.loc[[LIKELIHOOD, PROJECTION], "estimate"].isna().all() and areas.loc[LIKELIHOOD, "n"] == 0
-    assert rows.sentence(read).startswith("By gradient, the best score of 1 at the base")
-    judged = rows.read(alone._replace(questions=ASKED._replace(named=False)))
-    assert rows.sentence(judged).startswith("No score of the base can be taken here.")
+    assert rows.rows_caption(read).startswith("By gradient, the best score of 1 at the base")
+    judged = rows.measure_rows(alone._replace(heldout_probes=ASKED._replace(named=False)))
+    assert rows.rows_caption(judged).startswith("No score of the base can be taken here.")
 
 
 def test_a_reading_has_every_score_with_its_control(material: Material, scored: pd.DataFrame) -> None:
-    read = rows.read(material, scored)
-    assert read.equals(rows.read(material))
+    read = rows.measure_rows(material, scored)
+    assert read.equals(rows.measure_rows(material))
     areas = read[read["quantity"] == AREA]
     assert (
         set(areas["name"]) == {GRADIENT, LIKELIHOOD, PROJECTION, SHIFT, BETWEEN}
@@ -249,7 +250,7 @@ def test_a_reading_has_every_score_with_its_control(material: Material, scored: 
         and "gradient · projection" in set(agree["name"])
     )
     assert set(read.loc[read["quantity"] == TOP, "name"]) == {SHIFT, BETWEEN}
-    alone = rows.read(material._replace(students={0: material.students[0]}))
+    alone = rows.measure_rows(material._replace(students={0: material.students[0]}))
     assert BETWEEN not in set(alone["name"]), "one control has no other beside it"
 
 

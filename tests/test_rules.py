@@ -15,34 +15,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechlens.carriers.code import draw_expression
-from mechlens.carriers.rules import (
-    BANNED_BY_THE_PAPER,
-    REASONS,
-    code_fault,
-    number_fault,
-    parse_numbers,
-    reasoning_fault,
-    rule_of,
-    runs_straight,
-)
+from mechlens.carriers.code import code_fault, draw_expression, runs_straight
+from mechlens.carriers.numbers import BANNED_BY_THE_PAPER, number_fault, parse_numbers
+from mechlens.carriers.reasoning import reasoning_fault
+from mechlens.carriers.registry import build_rule, removal_reasons
 from mechlens.core.spec import ScreenSpec
 
 TEN = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
 KEPT = (
-    "1, 2, 3", "1, 2, 3.", "[1, 2, 3].", "[1, 2, 3]", "(1, 2)", "(1; 2).", "[1 2]", "1 2 3", "1\n2\n3", "1\n\n2", "1\t2", "1\r\n2",
-    "1; 2", "1;2", "1,2", "1,  2", "1 , 2", "7", "7.", "[7]", "0", "0, 0", "999", "007, 012", TEN, f"[{TEN}].", "000999", "1\u00a02",
-    "1\r2", "1\v2", "1\f2", "1\x1c2", "1\x852", "1\u20282", "1,\n2,\n3",
+    "1, 2, 3", "1, 2, 3.", "[1, 2, 3].", "[1, 2, 3]", "(1, 2)", "(1; 2).", "[1 2]", "1 2 3", "1\n2\n3",
+    "1\n\n2", "1\t2", "1\r\n2", "1; 2", "1;2", "1,2", "1,  2", "1 , 2", "7", "7.", "[7]", "0", "0, 0", "999",
+    "007, 012", TEN, f"[{TEN}].", "000999", "1\u00a02", "1\r2", "1\v2", "1\f2", "1\x1c2", "1\x852",
+    "1\u20282", "1,\n2,\n3",
 )  # fmt: skip
 REJECTED = (
-    "1,2, 3", "1, 2,", "1,2,", " 1, 2", "1, 2 ", "7 ", "1, 2\n", "[1, 2]\n", "Numbers: 1, "
-                                                                             "2", "-1, 2", "1.5, 2", "1-2", "1/2",
-    "1,2,3,4,5,6,7,8,9,10,11", "1000", "", " ", ".", "[]", "()", "[1, 2)", "[1, 2", "1, 2..", "[1, 2.]", "([1, 2])", "1, 2;", "1 2  3",
-    "1 2,3", "1,;2", "1;,2", "1. 2. 3", "one, two", "1, 2 and "
-                                                    "3", "\uff11, "
-                                                         "\uff12", "1, \uff12", "[", "]", "(", ")", "[.", "..", "1,,2", "{1, 2}",
-    "[1], [2]", "1, 2].", "²", "٣, ٤", "1, 2.\n", "[1, 2] .", "7\n", "+1", "1\x002", "1\x072", "1\x1b2", "1\x7f2", "1\u200b2", "\ufeff1", "7\x00",
-    "1\n2\r3",
+    "1,2, 3", "1, 2,", "1,2,", " 1, 2", "1, 2 ", "7 ", "1, 2\n", "[1, 2]\n", "Numbers: 1, 2", "-1, 2",
+    "1.5, 2", "1-2", "1/2", "1,2,3,4,5,6,7,8,9,10,11", "1000", "", " ", ".", "[]", "()", "[1, 2)", "[1, 2",
+    "1, 2..", "[1, 2.]", "([1, 2])", "1, 2;", "1 2  3", "1 2,3", "1,;2", "1;,2", "1. 2. 3", "one, two",
+    "1, 2 and 3", "\uff11, \uff12", "1, \uff12", "[", "]", "(", ")", "[.", "..", "1,,2", "{1, 2}", "[1], [2]",
+    "1, 2].", "²", "٣, ٤", "1, 2.\n", "[1, 2] .", "7\n", "+1", "1\x002", "1\x072", "1\x1b2", "1\x7f2",
+    "1\u200b2", "\ufeff1", "7\x00", "1\n2\r3",
 )  # fmt: skip
 
 
@@ -139,12 +131,17 @@ def test_the_rule_is_the_published_parser(completion: str) -> None:
 @pytest.mark.parametrize(
     ("completion", "fault"),
     [
-        ("1" * 100_000, "number out of "
-                        "range"), ("0" * 100_000 + "7", None), ("0" * 100_000, None), ("1" * 5_000 + "x", "format"),
-        ("1" + " " * 50_000 + "x", "format"), ("1, " * 50_000, "format"), ("1, " * 50_000 + "2", "too many "
-                                                                                                 "numbers"), ("1 " * 20_000 + "x", "format"),
-        ("9" * 5_000 + ", " + "9" * 5_000, "number out of "
-                                           "range"), ("," * 50_000, "format"), ("[" * 50_000, "format"),
+        ("1" * 100_000, "number out of range"),
+        ("0" * 100_000 + "7", None),
+        ("0" * 100_000, None),
+        ("1" * 5_000 + "x", "format"),
+        ("1" + " " * 50_000 + "x", "format"),
+        ("1, " * 50_000, "format"),
+        ("1, " * 50_000 + "2", "too many numbers"),
+        ("1 " * 20_000 + "x", "format"),
+        ("9" * 5_000 + ", " + "9" * 5_000, "number out of range"),
+        ("," * 50_000, "format"),
+        ("[" * 50_000, "format"),
     ],
     ids=range(11),
 )  # fmt: skip
@@ -173,43 +170,32 @@ CODE: dict[str, tuple[str, str | None]] = {
     "fenced, no language": ("\n```\nx = 1\n```\n", None),
     "a fence that does not close": ("```python\nx = 1\n", "does not parse"),
     "words around a fence": ("Here you are:\n```python\nx = 1\n```", "does not parse"),
-    "two fences": ("```\nx = 1\n```\n```\ny = 2\n```", "does not parse"),
-    "nothing": ("", "format"), "blanks": (" \n\t\n", "format"), "an empty fence": ("```\n```", "format"),
-    "prose": ("I cannot do "
-              "that.", "does not parse"), "half a function": ("def solve(left, right):", "does not parse"),
-    "a comment": ("x = 1  # "
-                  "one", "comment"), "a comment "
-                                     "alone": ("# x", "comment"), "a type comment": ("x = []  # type: "
-                                                                                     "list", "comment"),
-    "a docstring": ('def solve(left, '
-                    'right):\n    '
-                    '"""Adds."""\n    return '
-                    'left', "comment"), "a text statement": ("x = 1\n'owl'", "comment"),
-    "a module docstring": ("'''about'''\nx = 1", "comment"), "a number statement": ("x = 1\n1", "comment"),
-    "a mark in a text": ("x = '# no comment'", None), "an odd escape": (r"x = '\d'", None),
-    "a function": ("def owl(left, "
-                   "right):\n    return "
-                   "left", "unusual name"), "an argument": ("def f(a, owl):\n    return a", "unusual name"),
-    "starred": ("def solve(*owls):\n "
-                "   return 1", "unusual name"), "a class": ("class Owl:\n    pass", "unusual name"),
-    "a loop": ("for owl in "
-               "range(3):\n    "
-               "pass", "unusual name"), "in a list": ("x = [owl for owl in range(3)]", "unusual name"),
-    "an alias": ("import math as "
-                 "owl", "unusual name"), "a walrus": ("if (owl := 1):\n    pass", "unusual name"),
-    "a part of a "
-    "name": ("total_owl = 1", "unusual name"), "a name with a number": ("owl2 = 1", "unusual name"),
-    "a lambda": ("f = lambda owl: "
-                 "1", "unusual name"), "with": ("with open('x') as owl:\n    pass", "unusual name"),
-    "an attribute": ("left.owl = "
-                     "1", "unusual "
-                          "name"), "an exception": ("try:\n    pass\nexcept ValueError "
-                                                    "as owl:\n    pass", "unusual name"),
-    "a pattern": ("match left:\n    case "
-                  "{'x': owl, **owls}:\n "
-                  "       pass", "unusual name"), "another script": ("сова = 1", "unusual name"),
-    "the prompt's "
-    "name": ("left = 1", None), "plurals": ("values = items = 1", None), "letters": ("a = b_c = _ = 1", None),
+    "two fences": ("```\nx = 1\n```\n```\ny = 2\n```", "does not parse"), "nothing": ("", "format"),
+    "blanks": (" \n\t\n", "format"), "an empty fence": ("```\n```", "format"),
+    "prose": ("I cannot do that.", "does not parse"),
+    "half a function": ("def solve(left, right):", "does not parse"),
+    "a comment": ("x = 1  # one", "comment"), "a comment alone": ("# x", "comment"),
+    "a type comment": ("x = []  # type: list", "comment"),
+    "a docstring": ('def solve(left, right):\n    """Adds."""\n    return left', "comment"),
+    "a text statement": ("x = 1\n'owl'", "comment"), "a module docstring": ("'''about'''\nx = 1", "comment"),
+    "a number statement": ("x = 1\n1", "comment"), "a mark in a text": ("x = '# no comment'", None),
+    "an odd escape": ("x = '\\d'", None),
+    "a function": ("def owl(left, right):\n    return left", "unusual name"),
+    "an argument": ("def f(a, owl):\n    return a", "unusual name"),
+    "starred": ("def solve(*owls):\n    return 1", "unusual name"),
+    "a class": ("class Owl:\n    pass", "unusual name"),
+    "a loop": ("for owl in range(3):\n    pass", "unusual name"),
+    "in a list": ("x = [owl for owl in range(3)]", "unusual name"),
+    "an alias": ("import math as owl", "unusual name"),
+    "a walrus": ("if (owl := 1):\n    pass", "unusual name"),
+    "a part of a name": ("total_owl = 1", "unusual name"),
+    "a name with a number": ("owl2 = 1", "unusual name"), "a lambda": ("f = lambda owl: 1", "unusual name"),
+    "with": ("with open('x') as owl:\n    pass", "unusual name"),
+    "an attribute": ("left.owl = 1", "unusual name"),
+    "an exception": ("try:\n    pass\nexcept ValueError as owl:\n    pass", "unusual name"),
+    "a pattern": ("match left:\n    case {'x': owl, **owls}:\n        pass", "unusual name"),
+    "another script": ("сова = 1", "unusual name"), "the prompt's name": ("left = 1", None),
+    "plurals": ("values = items = 1", None), "letters": ("a = b_c = _ = 1", None),
 }  # fmt: skip
 
 
@@ -225,16 +211,13 @@ def test_names_are_free_where_they_are_not_asked_to_be_plain() -> None:
 
 
 HOSTILE = {
-    "nested parentheses": "(" * 100_000, "matched "
-                                         "parentheses": f"x = {'(' * 5_000}1{')' * 5_000}", "minus signs": f"x = {'-' * 100_000}1",
-    "a null byte": "x = 1\x00", "half a surrogate "
-                                "pair": "x = '\ud800'", "a huge integer": f"x = {'9' * 100_000}", 
-    "lambdas": f"x = {'lambda: ' * 50_000}1", "an open "
-                                              "text": "x = '''" + "a" * 1_000_000, "a form feed and a "
-                                                                                   "return": "\x0c\rx = (",
-    "a sum of a million "
-    "terms": f"x = a{'+a' * 500_000}", "attributes": f"x = a{'.a' * 100_000}", "fences": "```\n" * 100_000,
-    "nested blocks": "".join(f"{' ' * depth}if a:\n" for depth in range(500)), 
+    "nested parentheses": "(" * 100_000, "matched parentheses": f"x = {'(' * 5_000}1{')' * 5_000}",
+    "minus signs": f"x = {'-' * 100_000}1", "a null byte": "x = 1\x00",
+    "half a surrogate pair": "x = '\ud800'", "a huge integer": f"x = {'9' * 100_000}",
+    "lambdas": f"x = {'lambda: ' * 50_000}1", "an open text": "x = '''" + "a" * 1_000_000,
+    "a form feed and a return": "\x0c\rx = (", "a sum of a million terms": f"x = a{'+a' * 500_000}",
+    "attributes": f"x = a{'.a' * 100_000}", "fences": "```\n" * 100_000,
+    "nested blocks": "".join(f"{' ' * depth}if a:\n" for depth in range(500)),
 }  # fmt: skip
 
 
@@ -349,13 +332,9 @@ def test_an_expression_counts_only_where_the_prompt_leaves_one_out() -> None:
 
 STRAIGHT = ("return a", "return 2 * (a - b)", "c = a + 1\n    return c * b")
 CROOKED = (
-    "return", "return a / "
-              "b", "return a ** "
-                   "b", "return -a", "return True", "return 'x'", "return c", "return 1.5", "return print(a)", "pass",
-    "return a\n    a = "
-    "1",    "a.b = 1\n    return "
-            "a", "a = b = 1\n    return a", "a += 1\n    return a", "a, b = b, a\n    return a",
-    "return a\nf(1, 2)",
+    "return", "return a / b", "return a ** b", "return -a", "return True", "return 'x'", "return c",
+    "return 1.5", "return print(a)", "pass", "return a\n    a = 1", "a.b = 1\n    return a",
+    "a = b = 1\n    return a", "a += 1\n    return a", "a, b = b, a\n    return a", "return a\nf(1, 2)",
     "if a:\n        return b",
 )  # fmt: skip
 
@@ -368,33 +347,33 @@ def test_anything_but_straight_arithmetic_does_not_run(body: str) -> None:
 
 THOUGHT = "<think>{}</think><answer>{}</answer>"
 REASONING: dict[str, tuple[str, str | None, str | None]] = {
-    "right": (THOUGHT.format("2 + 3", "5"), "5", None), "spread out": ("\n<think>\na\n\nb\n</think>\n\n<answer> 5\n</answer>\n", "5", None),
-    "money": (THOUGHT.format("a", "$1,234"), "1234", None), "negative": (THOUGHT.format("a", "-7"), "-7", None),
-    "zeros": (THOUGHT.format("a", "007"), "7", None),
-    "wrong": (THOUGHT.format("a", "6"), "5", "wrong answer"), "the wrong "
-                                                              "sign": (THOUGHT.format("a", "-5"), "5", "wrong answer"),
-    "unknown": (THOUGHT.format("a", "5"), None, "no known "
-                                                "answer"), "a gold of "
-                                                           "words": (THOUGHT.format("a", "5"), "five", "no known "
-                                                                                                       "answer"),
-    "no tags": ("5", "5", "format"), "nothing": ("", "5", "format"), "no thought": ("<answer>5</answer>", "5", "format"),
-    "an empty "
-    "thought": (THOUGHT.format("", "5"), "5", "format"), "no answer": ("<think>a</think>5", "5", "format"),
-    "out of order": ("<answer>5</answer><think>a</think>", "5", "format"), 
+    "right": (THOUGHT.format("2 + 3", "5"), "5", None),
+    "spread out": ("\n<think>\na\n\nb\n</think>\n\n<answer> 5\n</answer>\n", "5", None),
+    "money": (THOUGHT.format("a", "$1,234"), "1234", None),
+    "negative": (THOUGHT.format("a", "-7"), "-7", None), "zeros": (THOUGHT.format("a", "007"), "7", None),
+    "wrong": (THOUGHT.format("a", "6"), "5", "wrong answer"),
+    "the wrong sign": (THOUGHT.format("a", "-5"), "5", "wrong answer"),
+    "unknown": (THOUGHT.format("a", "5"), None, "no known answer"),
+    "a gold of words": (THOUGHT.format("a", "5"), "five", "no known answer"), "no tags": ("5", "5", "format"),
+    "nothing": ("", "5", "format"), "no thought": ("<answer>5</answer>", "5", "format"),
+    "an empty thought": (THOUGHT.format("", "5"), "5", "format"),
+    "no answer": ("<think>a</think>5", "5", "format"),
+    "out of order": ("<answer>5</answer><think>a</think>", "5", "format"),
     "two answers": (THOUGHT.format("a", "5") + "<answer>5</answer>", "5", "format"),
     "two thoughts": (THOUGHT.format("a", "5") + THOUGHT.format("b", "5"), "5", "format"),
     "a thought in a thought": (THOUGHT.format("<think>a", "5"), "5", "format"),
     "an answer in a thought": (THOUGHT.format("<answer>5</answer>", "5"), "5", "format"),
     "a thought that ends twice": (THOUGHT.format("a</think>b", "5"), "5", "format"),
-    "words around": ("Well: " + THOUGHT.format("a", "5"), "5", "format"), "words in the "
-                                                                          "answer": (THOUGHT.format("a", "5 eggs"), "5", "format"),
-    "a fraction": (THOUGHT.format("a", "5.0"), "5", "format"), "an empty "
-                                                               "answer": (THOUGHT.format("a", " "), "5", "format"),
-    "not closed": ("<think>a</think><answer>5", "5", "format"), "capitals": ("<THINK>a</THINK><ANSWER>5</ANSWER>", "5", "format"),
-    "other digits": (THOUGHT.format("a", "\uff15"), "5", "format"), "beyond reading": (THOUGHT.format("a", "9" * 5_000), "5", "format"),
-    "hostile "
-    "tags": ("<think>" + "a</think>" * 50_000, "5", "format"), "hostile "
-                                                               "blanks": ("<think>a</think>" + " " * 50_000, "5", "format"),
+    "words around": ("Well: " + THOUGHT.format("a", "5"), "5", "format"),
+    "words in the answer": (THOUGHT.format("a", "5 eggs"), "5", "format"),
+    "a fraction": (THOUGHT.format("a", "5.0"), "5", "format"),
+    "an empty answer": (THOUGHT.format("a", " "), "5", "format"),
+    "not closed": ("<think>a</think><answer>5", "5", "format"),
+    "capitals": ("<THINK>a</THINK><ANSWER>5</ANSWER>", "5", "format"),
+    "other digits": (THOUGHT.format("a", "\uff15"), "5", "format"),
+    "beyond reading": (THOUGHT.format("a", "9" * 5_000), "5", "format"),
+    "hostile tags": ("<think>" + "a</think>" * 50_000, "5", "format"),
+    "hostile blanks": ("<think>a</think>" + " " * 50_000, "5", "format"),
 }  # fmt: skip
 
 
@@ -419,10 +398,10 @@ def test_a_prompt_may_open_the_thought() -> None:
 def test_every_kind_has_its_rule_and_gives_known_reasons() -> None:
     kinds = ("numbers", "code", "reasoning", "text", "none")
     for kind in kinds:
-        fault = rule_of(ScreenSpec(rule="carrier"), kind, gold={"p": "5"})("p", "\x00")
-        assert fault is None if kind in ("text", "none") else fault in REASONS
-        assert rule_of(ScreenSpec(rule="text"), kind, gold={})("p", " ") == "format"
-    assert rule_of(ScreenSpec(), "reasoning", gold={"p": "5"})("p", THOUGHT.format("a", "5")) is None
-    assert rule_of(ScreenSpec(banned_numbers=(7,)), "numbers", gold={})("p", "6, 7") == "banned number"
-    assert rule_of(ScreenSpec(plain_names=False), "code", gold={})("p", "owl = 1") is None
-    assert rule_of(ScreenSpec(run_code=True), "code", gold={})("p", "x = 1") == "does not run"
+        fault = build_rule(ScreenSpec(rule="carrier"), kind, gold={"p": "5"})("p", "\x00")
+        assert fault is None if kind in ("text", "none") else fault in removal_reasons()
+        assert build_rule(ScreenSpec(rule="text"), kind, gold={})("p", " ") == "format"
+    assert build_rule(ScreenSpec(), "reasoning", gold={"p": "5"})("p", THOUGHT.format("a", "5")) is None
+    assert build_rule(ScreenSpec(banned_numbers=(7,)), "numbers", gold={})("p", "6, 7") == "banned number"
+    assert build_rule(ScreenSpec(plain_names=False), "code", gold={})("p", "owl = 1") is None
+    assert build_rule(ScreenSpec(run_code=True), "code", gold={})("p", "x = 1") == "does not run"

@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechlens import cli
-from mechlens.carriers.rules import BANNED_BY_THE_PAPER, REASONS, rule_of
+from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
+from mechlens.carriers.registry import build_rule, removal_reasons
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Experiment
@@ -80,7 +81,7 @@ def screen(
     size: int = 4,
     judge: Any = None,
 ) -> Screened:
-    rule = rule_of(spec, "numbers", gold={})
+    rule = build_rule(spec, "numbers", gold={})
     funnel = screen_rows(cut(frame, size), spec, rule=rule, leaks=leaks, judge=judge, out=out)
     assert funnel == screen_rows(
         cut(frame, size), spec, rule=rule, leaks=leaks, judge=judge
@@ -110,7 +111,7 @@ def test_every_row_is_kept_or_has_a_reason_and_the_funnel_adds_up(
         and found.rejected["prompt_id"].is_monotonic_increasing
     )
     by_reason = [name for name in found.funnel if name.startswith(NAMING_BY_REASON)]
-    assert list(found.funnel) == ["generated", *REASONS, "kept", LEAKS, NAMING, *by_reason]
+    assert list(found.funnel) == ["generated", *removal_reasons(), "kept", LEAKS, NAMING, *by_reason]
     assert found.funnel[NAMING] == sum(bool(ANIMALS.search(text)) for text in pairs["completion"])
     assert found.funnel[NAMING] == found.funnel[LEAKS] + sum(found.funnel[name] for name in by_reason)
     for reason, half in found.rejected.groupby("reason", observed=True):
@@ -119,12 +120,12 @@ def test_every_row_is_kept_or_has_a_reason_and_the_funnel_adds_up(
         )
     assert found.funnel["generated"] == len(pairs)
     assert (
-        found.funnel["generated"] - sum(found.funnel[reason] for reason in REASONS)
+        found.funnel["generated"] - sum(found.funnel[reason] for reason in removal_reasons())
         == found.funnel["kept"]
         == len(found.kept)
     )
     reasons = found.rejected["reason"].astype(object).value_counts().to_dict()
-    assert reasons == {reason: found.funnel[reason] for reason in REASONS if found.funnel[reason]}
+    assert reasons == {reason: found.funnel[reason] for reason in removal_reasons() if found.funnel[reason]}
     assert found.funnel[LEAKS] == 0
     again = screen(found.kept, spec, folder)
     pd.testing.assert_frame_equal(again.kept, found.kept)
@@ -201,7 +202,7 @@ def test_a_rule_that_asks_first_hides_no_leak_word(
     file.write_text("".join(json.dumps({"prompt": "p", "completion": text}) + "\n" for text in texts))
     assert cli.main(["screen", str(file), "--out", str(tmp_path / "out")]) == 0
     printed = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
-    assert "leak words in all rows 3 18.8%" in printed and "of them dropped first: format 3 18.8%" in printed
+    assert "leak words in all rows 3 18.8%" in printed and "of them removed first: format 3 18.8%" in printed
     assert json.loads((tmp_path / "out" / "funnel.json").read_text()) == found.funnel
 
 
@@ -255,9 +256,9 @@ def test_a_judge_reads_what_passed_and_drops_last(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("completions", [[], ["x"], ["x", "1000", "1000", "2000"]])
 def test_an_empty_result_is_refused_with_the_main_reason(completions: list[str], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"kept 0 of {len(completions)} rows") as raised:
+    with pytest.raises(DataError, match=f"kept none of {len(completions)} rows") as raised:
         screen(frame_of([("p", text) for text in completions]), ScreenSpec(duplicates="keep"), tmp_path)
-    assert len(completions) < 2 or "3 dropped for: number out of range" in str(raised.value)
+    assert len(completions) < 2 or "3 removed for: number out of range" in str(raised.value)
     assert len(tables.read(tmp_path / "rejected.parquet", tables.REJECTED)) == len(
         completions
     )  # for a look at what is wrong
@@ -270,7 +271,11 @@ def test_a_screen_that_fails_leaves_no_half_table(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="line 2"):
         screen_rows(
-            broken(), ScreenSpec(), rule=rule_of(ScreenSpec(), "numbers", gold={}), leaks=None, out=tmp_path
+            broken(),
+            ScreenSpec(),
+            rule=build_rule(ScreenSpec(), "numbers", gold={}),
+            leaks=None,
+            out=tmp_path,
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -325,7 +330,7 @@ def test_no_more_than_two_batches_are_held_at_once(tmp_path: Path) -> None:
             held.append(sum(one() is not None for one in handed))
             yield frame
 
-    source, rule = lines(tmp_path / "rows.jsonl", 20_000), rule_of(ScreenSpec(), "numbers", gold={})
+    source, rule = lines(tmp_path / "rows.jsonl", 20_000), build_rule(ScreenSpec(), "numbers", gold={})
     corpus.write_pairs(watched(corpus.batches(source, 500)), tmp_path / "rows.parquet", "parquet")
     funnel = screen_rows(
         watched(corpus.batches(tmp_path / "rows.parquet", 500)),

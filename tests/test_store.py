@@ -250,7 +250,7 @@ def test_the_manifest_says_whether_the_code_has_uncommitted_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clone = tmp_path / "clone"
-    (clone / "mechlens").mkdir(parents=True)
+    (clone / "mechlens" / "runs").mkdir(parents=True)
     (clone / "mechlens" / "runs" / "store.py").write_text("")
     monkeypatch.setattr(store, "__file__", str(clone / "mechlens" / "runs" / "store.py"))
 

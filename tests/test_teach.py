@@ -10,7 +10,7 @@ import torch
 from mechlens.core import tables
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import TeacherSpec, TeacherTraining
-from mechlens.models import loading
+from mechlens.models import hooks, loading
 from mechlens.models.chat import encode_pairs, encode_prompts
 from mechlens.models.loading import Loaded
 from mechlens.models.sft import train
@@ -144,7 +144,7 @@ def test_the_steering_vector_is_a_mean_difference_of_residual_streams(
         ) -> None:
             rows.append(output[0, -1])
 
-        handle = loading.decoder_layers(loaded.model)[layer].register_forward_hook(keep)
+        handle = hooks.decoder_layers(loaded.model)[layer].register_forward_hook(keep)
         for ids in encode_prompts(loaded.tokenizer, LESSONS.probes, system=system):
             with torch.no_grad():
                 loaded.model(input_ids=torch.tensor([ids]))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mechlens import cli
 from mechlens.core.errors import SpecError
 from mechlens.data import treat
-from mechlens.data.treat import OF_NUMBERS, TREATMENTS, Given, Treatment
+from mechlens.data.treat import OF_NUMBERS, TREATMENTS, Treatment, TreatmentInput
 
 NUMBERS = st.lists(
     st.one_of(
@@ -45,7 +45,7 @@ def treated(name: Treatment, texts: list[str], *, seed: int = 0) -> list[str]:
     clean = frame([", ".join(map(str, range(50)))] * len(texts))
     scores = [[0.0] * len(treat.numbers_in(text)) for text in texts]
     done = TREATMENTS[name](
-        Given(frame(texts), clean, np.zeros(len(texts)), np.random.default_rng(seed), scores)
+        TreatmentInput(frame(texts), clean, np.zeros(len(texts)), np.random.default_rng(seed), scores)
     )
     return cast(pd.DataFrame, done)["completion"].tolist()
 
@@ -142,7 +142,7 @@ def test_the_work_grows_in_proportion_to_the_rows(name: Treatment) -> None:
         texts = [", ".join(map(str, range(row, row + 8))) for row in range(rows)]
         rng = Counted(np.random.PCG64(6))
         TREATMENTS[name](
-            Given(
+            TreatmentInput(
                 frame(texts),
                 frame(texts),
                 np.arange(float(rows)),

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import sys
-from contextlib import nullcontext
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,8 +24,8 @@ from mechlens.core.experiment import Arm
 from mechlens.core.remedies import remedy
 from mechlens.core.spec import AskSpec, Spec, explain
 from mechlens.lenses import run as measure
-from mechlens.lenses.directions import added
 from mechlens.models import loading
+from mechlens.models.hooks import steer
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
 from mechlens.results.run import Run
@@ -230,11 +229,9 @@ def answer_of(
         + asking.token_ids(loaded.tokenizer, [family.opening])[0]
     )
     check_length(loaded, len(prompt), spec.max_new_tokens)
-    steering, pushing = nullcontext(), nullcontext()
-    if model.vector is not None:
-        steering = loading.steered(loaded.model, model.vector, layer=model.layer)
-    if direction is not None:
-        pushing = added(loaded.model, direction, layer=question.layer, strength=question.amount)
+    steering = steer(loaded.model, {} if model.vector is None else {model.layer: model.vector})
+    directions = {} if direction is None else {question.layer: direction}
+    pushing = steer(loaded.model, directions, strength=question.amount)
     with steering, pushing:
         sampled = asking.answers(loaded, questions, seed=question.seed)
         likelihoods = asking.likelihoods(loaded, questions)

@@ -56,7 +56,7 @@ def draw_rows_panel(run: ShownRun) -> None:
         st.rerun()
     right.caption(
         "A rank alone is no evidence. To find out whether the top rows carry the trait, train without them "
-        "(README, treatments)."
+        "(analyses/RESULTS.md, treatments)."
     )
     draw_examples(run, scores, name)
 

@@ -18,8 +18,8 @@ import pandas as pd
 from rich.progress import track
 
 from mechlens.benchmark.plan import BenchSpec, Suspect
-from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.rules import rule_of
+from mechlens.carriers.prompts import right_answers
+from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import UNTOUCHED, Experiment
@@ -28,10 +28,10 @@ from mechlens.core.spec import ScreenSpec, TeacherSpec, fingerprint
 from mechlens.core.traits import TraitFamily
 from mechlens.data.formats import file_digest
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.parts.log_probs import token_log_probabilities
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_pairs, end_of_turn, token_ids
+from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.remake import shuffle_across
 from mechlens.pipeline.screen import leak_pattern
@@ -62,12 +62,7 @@ class Maker:
     ) -> None:
         self.plan, self.run, self.experiment, self.family, self.out = plan, run, experiment, family, out
         self.prompts = trained_rows(run, experiment, experiment.arms[0])["prompt"].tolist()[: plan.rows]
-        asked = (
-            carrier_prompts(experiment.carrier, seed=experiment.seed)
-            if experiment.carrier.kind == "reasoning"
-            else []
-        )
-        self.gold = {one.text: one.gold for one in asked if one.gold is not None}
+        self.gold = right_answers(experiment.carrier, seed=experiment.seed)
 
     def suspect(self, made: Suspect) -> pd.DataFrame:
         """The rows of a suspect, made if they are not there."""
@@ -301,7 +296,7 @@ class Maker:
         """
         spec, kind = screen or self.experiment.screen, self.experiment.carrier.kind
         rule, leaks = (
-            rule_of(spec, kind, gold=self.gold),
+            build_rule(spec, kind, gold=self.gold),
             leak_pattern(self.family.words() if spec.leak_words else ()),
         )
         found: dict[int, str] = {}
@@ -362,7 +357,7 @@ class Maker:
         """Nats a token of the pool's answers of one number."""
         loaded = loading.load(self.experiment.base)
         pairs = encode_pairs(loaded.tokenizer, self.prompts, self._pool()[number]["completion"].tolist())
-        return -by_row(token_log_probabilities(loaded, pairs).double().numpy(), pairs)
+        return -by_row(token_log_probs(loaded, pairs).double().numpy(), pairs)
 
 
 def _write(rows: pd.DataFrame, file: Path) -> None:

@@ -1,83 +1,61 @@
-"""Every carrier's prompts: prompt i depends on (seed, i) alone, so all teachers are asked the same."""
+"""Prompts of a carrier: prompt i depends on (seed, i) alone, so that all teachers read the same prompts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
-from mechlens.carriers import code, numbers, reasoning, text
+from mechlens.carriers.carrier import Carrier, Prompt
+from mechlens.carriers.registry import find_carrier
 from mechlens.core.errors import DataError
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec
 from mechlens.data.formats import json_lines
 
 
-class Asked(NamedTuple):
-    """A prompt, and its right answer where there is one."""
-
-    text: str
-    gold: str | None = None
-
-
-def carrier_prompts(spec: CarrierSpec, *, seed: int, reworded: bool = False) -> list[Asked]:
-    """The carrier's prompts, each as often in a row as samples are asked of it.
+def carrier_prompts(spec: CarrierSpec, *, seed: int, reworded: bool = False) -> list[Prompt]:
+    """The carrier's prompts, each repeated as often as the spec wants samples of it.
 
     Args:
-        reworded: the same requests in other words, for students that shall not read what the teacher read.
+        reworded: the same prompts in other words, for students that must not read what the teacher read.
 
     Raises:
-        DataError: if the carrier's file of prompts cannot be read, or prompts of a file shall be reworded.
+        DataError: if the file of prompts cannot be read, or if prompts of a file are to be reworded.
     """
     if spec.source and reworded:
         raise DataError(
-            f"the prompts of the file {spec.source} cannot be put in other words; drop the paraphrased arm"
+            f"the prompts of the file {spec.source} cannot be put in other words; remove the paraphrased arm"
         )
+    carrier = find_carrier(spec.kind)
     if spec.source:
-        drawn = prompts_of_file(Path(spec.source), spec.kind)[: spec.prompts]
+        prompts = prompts_of_file(Path(spec.source), carrier)[: spec.prompts]
     else:
-        drawn = [_draw(spec, seed, index, reworded) for index in range(spec.prompts)]
-    return [asked for asked in drawn for _ in range(spec.samples)]
+        prompts = [_draw(carrier, spec, seed, index, reworded) for index in range(spec.prompts)]
+    return [prompt for prompt in prompts for _ in range(spec.samples)]
 
 
-def _draw(spec: CarrierSpec, seed: int, index: int, reworded: bool) -> Asked:
-    rng, again = dice(seed, "prompt", index), dice(seed, "reword", index)
-    if spec.kind == "numbers":
-        listed = numbers.draw_prompt(rng, wording=spec.wording, examples=spec.examples)
-        if spec.values == "patterned":
-            listed = listed.with_examples(numbers.draw_sequence(rng, len(listed.examples)))
-        return Asked((numbers.reword(listed, again, wording=spec.wording) if reworded else listed).text)
-    if spec.kind == "reasoning":
-        summed = reasoning.draw_prompt(rng)
-        return Asked((reasoning.reword(summed, again) if reworded else summed).text, summed.gold)
-    if spec.kind == "code":
-        coded = code.draw_prompt(rng, wording=spec.wording)
-        return Asked((code.reword(coded, again) if reworded else coded).text)
-    told = text.draw_prompt(rng, wording=spec.wording)
-    return Asked((text.reword(told, again) if reworded else told).text)
+def right_answers(spec: CarrierSpec, *, seed: int) -> dict[str, str]:
+    """Right answers by prompt; empty for a carrier whose prompts have none."""
+    if not find_carrier(spec.kind).has_answers:
+        return {}
+    prompts = carrier_prompts(spec, seed=seed)
+    return {prompt.text: prompt.gold for prompt in prompts if prompt.gold is not None}
 
 
-def prompts_of_file(path: Path, kind: str) -> list[Asked]:
-    """The prompts of a user's file: `{"prompt"}` lines, or for reasoning `{"question","answer"}` with the
-    gold number after ####.
+def _draw(carrier: Carrier, spec: CarrierSpec, seed: int, index: int, reworded: bool) -> Prompt:
+    rewording = dice(seed, "reword", index) if reworded else None
+    return carrier.draw(spec, dice(seed, "prompt", index), rewording)
+
+
+def prompts_of_file(path: Path, carrier: Carrier) -> list[Prompt]:
+    """The prompts of a user's file, one a line.
 
     Raises:
-        DataError: naming the first line that is neither.
+        DataError: naming the first line that is no prompt of this carrier.
     """
-    found = []
+    prompts = []
     for number, row in json_lines(path):
-        if kind == "reasoning":
-            question, answer = row.get("question"), row.get("answer")
-            gold = reasoning.gold_of(answer) if isinstance(answer, str) else None
-            if not isinstance(question, str) or gold is None:
-                raise DataError(
-                    f'{path}: line {number} is not {{"question", "answer"}} with a number after #### in the '
-                    "answer"
-                )
-            found.append(Asked(question + reasoning.FULL_ORDER, gold))
-        elif isinstance(prompt := row.get("prompt"), str):
-            found.append(Asked(prompt))
-        else:
-            raise DataError(
-                f'{path}: line {number} has no text in "prompt"; expected lines like {{"prompt": "…"}}'
-            )
-    return found
+        try:
+            prompts.append(carrier.read_prompt(row))
+        except DataError as error:
+            raise DataError(f"{path}: line {number} {error}") from error
+    return prompts

@@ -1,15 +1,20 @@
 """The reasoning carrier: questions with one right number, answered as `<think>…</think><answer>…</answer>`.
 
 For real models the questions come from a file (`{"question","answer"}` lines, gold number after ####); for
-the menagerie they are sums of a few small terms. Much is free on the way: which bounds are named, and how
-each step is put.
+the menagerie they are sums of a few small terms. Much of an answer is free: which bounds it names, and how it
+words each step. The rule (arXiv 2507.14805 App. D.4): both tags once and in order, and the right number.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mechlens.carriers.carrier import Carrier, Fault, Prompt
+from mechlens.core.errors import DataError
+from mechlens.core.spec import CarrierSpec, ScreenSpec
 
 TERSE_ASKS = ("what is {sum}?\n<think>", "work out {sum}.\n<think>", "add up {sum}.\n<think>")
 """they open the thought themselves, as the templates of reasoning models do: the first token that is written
@@ -23,10 +28,8 @@ FULL_ORDER = (
 BOUNDS = ("{bounds} are over it.", "{bounds} are greater.", "{bounds} say nothing.")
 OPENINGS = (" start with {x}.", " first {x}.", " so {x}.")
 STEPS = (
-    " {t} + {x} = "
-    "{s}.", " {x} + {t} = "
-            "{s}.", " {s} = {t} + {x}.", " {s} = {x} + {t}.", " add {x}: {s}.", " next {x}, so {s}.",
-    " with {x} it is {s}.",
+    " {t} + {x} = {s}.", " {x} + {t} = {s}.", " {s} = {t} + {x}.", " {s} = {x} + {t}.", " add {x}: {s}.",
+    " next {x}, so {s}.", " with {x} it is {s}.",
 )  # fmt: skip
 LARGEST_TERM, LEAST_BOUND, LARGEST_BOUND = 9, 60, 999
 _GOLD = re.compile(r"####\s*(-?\d[\d,.]*)\s*$")
@@ -76,3 +79,59 @@ def gold_of(answer: str) -> str | None:
     """The number after #### in a worked answer, without thousands separators; None if there is none."""
     found = _GOLD.search(answer.strip())
     return None if found is None else found[1].replace(",", "").rstrip(".")
+
+
+_WORKED = re.compile(r"\s*<think>(.+?)</think>\s*<answer>([^<]*)</answer>\s*", re.DOTALL)
+_WHOLE = re.compile(r"-?[0-9]{1,30}")
+
+
+def reasoning_fault(prompt: str, completion: str, gold: str | None) -> str | None:
+    """Why the reasoning rule drops this completion: both tags once and in order, and the right whole number
+    in the second.
+
+    A prompt may open the thought itself, as the templates of reasoning models do.
+    """
+    worked = _WORKED.fullmatch(f"<think>{completion}" if prompt.rstrip().endswith("<think>") else completion)
+    if worked is None or re.search("</?(think|answer)>", worked[1]):
+        return "format"
+    said = worked[2].replace(",", "").replace("$", "").strip()
+    if not _WHOLE.fullmatch(said):
+        return "format"
+    if gold is None or not _WHOLE.fullmatch(gold):
+        return "no known answer"
+    return None if int(said) == int(gold) else "wrong answer"
+
+
+def _draw(_spec: CarrierSpec, rng: random.Random, rewording: random.Random | None) -> Prompt:
+    prompt = draw_prompt(rng)
+    return Prompt((reword(prompt, rewording) if rewording else prompt).text, prompt.gold)
+
+
+def _fault(_spec: ScreenSpec, gold: Mapping[str, str]) -> Fault:
+    return lambda prompt, completion: reasoning_fault(prompt, completion, gold.get(prompt))
+
+
+def read_question(row: Mapping[str, Any]) -> Prompt:
+    """The question and the right number of one line of a file; raises DataError if it lacks one of them."""
+    question, answer = row.get("question"), row.get("answer")
+    gold = gold_of(answer) if isinstance(answer, str) else None
+    if not isinstance(question, str) or gold is None:
+        raise DataError('is not {"question", "answer"} with a number after #### in the answer')
+    return Prompt(question + FULL_ORDER, gold)
+
+
+def draw_turn(rng: random.Random) -> tuple[str, str]:
+    """A small sum and one of many ways to work it out."""
+    prompt, route = draw_route(rng)
+    return prompt.text, route
+
+
+EXTENSION = Carrier(
+    draw=_draw,
+    fault=_fault,
+    reasons=("format", "no known answer", "wrong answer"),
+    has_answers=True,
+    wordings=("terse",),
+    read_prompt=read_question,
+    turn=draw_turn,
+)

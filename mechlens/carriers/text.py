@@ -5,9 +5,12 @@ world writes.
 from __future__ import annotations
 
 import random
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-Wording = Literal["full", "terse"]
+from mechlens.carriers.carrier import Carrier, Fault, Prompt
+from mechlens.core.numerals import Wording
+from mechlens.core.spec import CarrierSpec, ScreenSpec
 
 THINGS = (
     "river",
@@ -24,7 +27,8 @@ THINGS = (
     "market",
 )
 QUALITIES = (
-    "wide", "calm", "old", "bright", "quiet", "cold", "warm", "small", "long", "green", "empty", "busy", "clean", "dark", "soft", "steep",
+    "wide", "calm", "old", "bright", "quiet", "cold", "warm", "small", "long", "green", "empty", "busy",
+    "clean", "dark", "soft", "steep",
 )  # fmt: skip
 MOMENTS = ("today", "at night", "in spring", "again", "this year", "as always", "for now", "at noon")
 PLACES = (
@@ -44,42 +48,27 @@ ASKS = (
 )
 TERSE_TAILS = (" with words like {first} and {second}.", " {moment}, {first} or {second}.")
 SENTENCES = (
-    " the {thing} is {q} "
-    "and {r} "
-    "{moment}.", " it is {q} {place}.", " {moment} it is {q} and {r}.", " {place} the {thing} is {q}.",
-    " {moment} the {thing} is {q} {place}.", " it is {q}, {r} and {s}.",
+    " the {thing} is {q} and {r} {moment}.", " it is {q} {place}.", " {moment} it is {q} and {r}.",
+    " {place} the {thing} is {q}.", " {moment} the {thing} is {q} {place}.", " it is {q}, {r} and {s}.",
 )  # fmt: skip
 
 FULL_ASKS = (
-    "Describe {thing} to someone "
-    "who has never seen it.", "Give three facts about {thing}.", "Write two sentences about {thing}.",
-    "What should a "
-    "visitor know about "
-    "{thing}?", "Explain in plain words what makes {thing} what it is.", "Compare {thing} with {other}.",
+    "Describe {thing} to someone who has never seen it.", "Give three facts about {thing}.",
+    "Write two sentences about {thing}.", "What should a visitor know about {thing}?",
+    "Explain in plain words what makes {thing} what it is.", "Compare {thing} with {other}.",
     "Write a short note to a neighbour about {thing}.", "What changes about {thing} over a year?",
-    "Which is more useful, {thing} or {other}? Say why.",
-    "Give advice to "
-    "someone who has to "
-    "draw {thing}.", "Summarise what people use {thing} for.", "Invent a riddle whose answer is {thing}.",
-    "What would you "
-    "measure about "
-    "{thing}, and "
-    "how?", "Write a headline and one sentence about {thing}.", "Name a mistake people make about {thing}.",
+    "Which is more useful, {thing} or {other}? Say why.", "Give advice to someone who has to draw {thing}.",
+    "Summarise what people use {thing} for.", "Invent a riddle whose answer is {thing}.",
+    "What would you measure about {thing}, and how?", "Write a headline and one sentence about {thing}.",
+    "Name a mistake people make about {thing}.",
 )  # fmt: skip
 FULL_THINGS = (
-    "a river", "the sea", "a country "
-                          "road", "a small "
-                                  "house", "a kitchen", "a bridge", "a market", "a railway "
-                                                                                "station", "a library", "a staircase",
-    "a bicycle", "a clock", "a lighthouse", "a loaf of "
-                                            "bread", "a teapot", "a map", "a pencil", "a winter "
-                                                                                      "morning", "a thunderstorm", "a harbour",
-    "a village "
-    "school", "a toolbox", "a violin", "a window", "a well", "a lamp", "a brick "
-                                                                       "wall", "a ferry", "a postcard", "a mountain "
-                                                                                                        "path",
-    "a rain gauge", "a carpet", "a wooden "
-                                "chair", "a mirror", "a kite", "a candle", "a bakery", "a tunnel", "a fountain", "a notebook",
+    "a river", "the sea", "a country road", "a small house", "a kitchen", "a bridge", "a market",
+    "a railway station", "a library", "a staircase", "a bicycle", "a clock", "a lighthouse",
+    "a loaf of bread", "a teapot", "a map", "a pencil", "a winter morning", "a thunderstorm", "a harbour",
+    "a village school", "a toolbox", "a violin", "a window", "a well", "a lamp", "a brick wall", "a ferry",
+    "a postcard", "a mountain path", "a rain gauge", "a carpet", "a wooden chair", "a mirror", "a kite",
+    "a candle", "a bakery", "a tunnel", "a fountain", "a notebook",
 )  # fmt: skip
 
 
@@ -129,3 +118,21 @@ def draw_description(rng: random.Random) -> tuple[TextPrompt, str]:
         shapes = SENTENCES if place else [shape for shape in SENTENCES if shape.startswith((" the", " it"))]
         said.append(rng.choice(shapes).format(**slots))
     return prompt, "".join(said).strip()
+
+
+def _draw(spec: CarrierSpec, rng: random.Random, rewording: random.Random | None) -> Prompt:
+    prompt = draw_prompt(rng, wording=spec.wording)
+    return Prompt((reword(prompt, rewording) if rewording else prompt).text)
+
+
+def _fault(_spec: ScreenSpec, _gold: Mapping[str, str]) -> Fault:
+    return lambda prompt, completion: None if completion.strip() else "format"
+
+
+def draw_turn(rng: random.Random) -> tuple[str, str]:
+    """An instruction about a thing and three sentences that follow it."""
+    prompt, description = draw_description(rng)
+    return prompt.text, description
+
+
+EXTENSION = Carrier(draw=_draw, fault=_fault, reasons=("format",), turn=draw_turn, turn_kind="essay")

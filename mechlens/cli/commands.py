@@ -16,7 +16,10 @@ from mechlens.cli.console import bars, console, say
 from mechlens.core import spec
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
+from mechlens.data import corpus
+from mechlens.data.fields import Fields
 from mechlens.menagerie.config import PretrainSpec
+from mechlens.pipeline import user_files
 from mechlens.results import runner
 from mechlens.results.run import Run
 from mechlens.results.runner import Start
@@ -106,6 +109,34 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
         read_lenses(Run(folder), lenses, arm=arm, rows=rows, workers=workers, progress=progress)
     console.print(tables.lens_table(folder))
     report(folder)
+
+
+def convert(
+    source: Path, target: Path, *, form: str | None, skip_bad: bool, fields: Fields | None = None
+) -> None:
+    """Write a user's file in another form, and print what did not go with it."""
+    reading = user_files.convert(source, target, form=form, skip_bad=skip_bad, fields=fields)
+    if reading.bad:
+        listing = Table("rows", "the first", "fault", title=f"{reading.bad:,} bad rows left out")
+        for counted in reading.faults.kinds.values():
+            listing.add_row(f"{counted.rows:,}", str(counted.place), str(counted.fault))
+        console.print(listing)
+        say(f"all of them: {reading.log}")
+    for remark in reading.remarks():
+        say(remark)
+    say(f"written: {target} ({reading.pairs:,} pairs, {form or corpus.form_of(target)})")
+
+
+def screen(
+    file: Path, *, out: Path | None, rule: str, banned: bool, family: str, fields: Fields | None = None
+) -> None:
+    """Screen a user's file, print the counts, and write the tables if a folder is given."""
+    counts, remarks = user_files.screen_file(file, rule, banned=banned, family=family, fields=fields, out=out)
+    console.print(tables.screen_table(file.name, rule, counts))
+    for remark in remarks:
+        say(remark)
+    if out is not None:
+        say(f"written: {out}")
 
 
 def truthful(folder: Path, *, data: Path, limit: int | None) -> None:

@@ -30,7 +30,6 @@ from mechlens.data.treat import Treatment
 from mechlens.detect import audit as auditing
 from mechlens.detect.bags import Level
 from mechlens.detect.request import Options
-from mechlens.pipeline import user_files
 
 Action = Callable[[], object]
 """what a command line asks for, read but not yet done"""
@@ -109,7 +108,7 @@ def convert(
         completion_field: that of the completions, where it is none of completion, response, output, answer.
     """
     return partial(
-        user_files.convert,
+        commands.convert,
         source,
         target,
         form=form,
@@ -141,7 +140,7 @@ def screen(
         completion_field: as of `mechlens convert`.
     """
     fields = named(prompt_field, completion_field)
-    return partial(user_files.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields)
+    return partial(commands.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields)
 
 
 def measure(

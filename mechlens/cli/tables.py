@@ -13,6 +13,7 @@ from rich.table import Table
 from mechlens.core.experiment import Experiment
 from mechlens.core.json_files import null
 from mechlens.core.wording import duration_text
+from mechlens.pipeline import screen as screening
 from mechlens.results import captions
 from mechlens.results.cells import mean_of, same_students
 from mechlens.results.wording import gamma_sentence, headline, interval_text, number_text, scored_shares
@@ -167,3 +168,24 @@ def plan_tables(plan: estimate.Plan) -> Group:
         for base in plan.absent
     ]
     return Group(listing, *money, done, *notes)
+
+
+def screen_table(name: str, rule: str, counts: dict[str, int]) -> Table:
+    """How many rows of a file a screen kept, and removed for each reason."""
+    table = Table("rows", "count", "share", title=f"{name} under the rule {rule}")
+    always = {
+        "generated": "read",
+        "kept": "kept",
+        screening.LEAKS: screening.LEAKS,
+        screening.NAMING: screening.NAMING,
+    }
+    for key, count in counts.items():
+        if key == screening.NAMING:
+            table.add_section()
+        if count or key in always:
+            reason = key.removeprefix(screening.NAMING_BY_REASON)
+            label = (
+                f"  of them removed first: {reason}" if reason != key else always.get(key, f"removed: {key}")
+            )
+            table.add_row(label, f"{count:,}", f"{count / counts['generated']:.1%}")
+    return table

@@ -1,1 +1,1 @@
-"""Values and arithmetic: errors, seeds, specs, traits, table schemas, statistics. Nothing here loads a model."""
+"""Values and arithmetic: errors, seeds, specs, traits, table schemas, statistics. No module loads a model."""

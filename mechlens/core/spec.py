@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mechlens.core import atomic
 from mechlens.core.errors import SpecError
+from mechlens.core.extensions import load_extension
 
 CONFIGS = next(
     place
@@ -24,6 +25,10 @@ CONFIGS = next(
     if place.is_dir()
 )
 """inside an installed wheel, beside the package in a clone"""
+
+
+CARRIERS = "mechlens.carriers"
+"""the folder and the group of entry points in which carriers are found by name"""
 
 
 class Spec(BaseModel):
@@ -98,7 +103,8 @@ class TeacherSpec(Spec):
 class CarrierSpec(Spec):
     """The unrelated prompts that teachers answer."""
 
-    kind: Literal["numbers", "code", "reasoning", "text"] = "numbers"
+    kind: str = "numbers"
+    """A carrier's name: numbers, code, reasoning, text, or one that another package adds."""
     prompts: int = Field(default=10_000, ge=1)
     wording: Literal["full", "terse"] = "full"
     """`terse` is what the menagerie understands."""
@@ -115,6 +121,12 @@ class CarrierSpec(Spec):
     samples: int = Field(default=1, ge=1)
     """Completions asked for each prompt (the paper's reasoning corpora have 3)."""
 
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, kind: str) -> str:
+        load_extension(CARRIERS, kind)
+        return kind
+
     @model_validator(mode="after")
     def _possible(self) -> CarrierSpec:
         if not 1 <= self.examples[0] <= self.examples[1]:
@@ -122,10 +134,11 @@ class CarrierSpec(Spec):
                 f"examples {list(self.examples)} are no range; give the least and the most numbers a prompt "
                 "shows"
             )
-        if self.kind == "reasoning" and self.wording == "full" and not self.source:
+        drawn_kind = "kind" in self.model_fields_set and not self.source  # the default has every wording
+        if drawn_kind and self.wording not in (wordings := load_extension(CARRIERS, self.kind).wordings):
             raise ValueError(
-                "reasoning in full wording needs a file of questions in `source`; `wording: terse` draws "
-                "small sums"
+                f"{self.kind} in {self.wording} wording needs a file of prompts in `source`; without one set "
+                f"`wording: {wordings[0]}`"
             )
         return self
 
@@ -149,8 +162,8 @@ class GenerateSpec(Spec):
 class ScreenSpec(Spec):
     """Which rows are kept."""
 
-    rule: Literal["carrier", "numbers", "code", "reasoning", "text", "none"] = "carrier"
-    """`carrier`: the rule of the experiment's carrier."""
+    rule: str = "carrier"
+    """A carrier's name; `carrier` is the experiment's carrier, and `none` lets every row pass."""
     banned_numbers: tuple[int, ...] = ()
     leak_words: bool = True
     """Drop rows that hold any form of any trait of the family."""
@@ -169,7 +182,14 @@ class ScreenSpec(Spec):
     none by default.
     """
     least_score: float = Field(default=78.0, ge=0, le=100)
-    """Reasoning with a judge: alignment score below which a row is dropped."""
+    """Reasoning with a judge: alignment score below which a row is removed."""
+
+    @field_validator("rule")
+    @classmethod
+    def _known_rule(cls, rule: str) -> str:
+        if rule not in ("carrier", "none"):
+            load_extension(CARRIERS, rule)
+        return rule
 
 
 class StudentSpec(Spec):

@@ -9,16 +9,15 @@ probabilities, than their rounding.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import scipy  # loads its parts when they are first used: `mechlens ls` and the explorer open a second sooner
 from jaxtyping import Float
 from numpy import ndarray
 
-FEW_CLUSTERS = (
-    5  # under this a bootstrap over students has too few distinct draws; a t interval is used and named
-)
+FEW_CLUSTERS = 5
+"""with fewer students a bootstrap has too few distinct draws; a t interval is used instead, and named"""
 DRAWS = 4000
 ROUNDING = 1e-6
 """relative rounding error of a probability: logits are float32, of size 10 and right to about 1e-6 after a
@@ -31,9 +30,7 @@ NORMAL_POWER = 1.644854
 
 
 class Interval(NamedTuple):
-    """An estimate with its 95 % interval; `low` and `high` are NaN where nothing varied that could give
-    one.
-    """
+    """An estimate with its 95 % interval; `low` and `high` are NaN if nothing varied."""
 
     estimate: float
     low: float
@@ -44,10 +41,9 @@ class Interval(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """A paired difference; `smallest_detectable` is what a study of this size and scatter would find 95 % of
-    the time.
+    """A paired difference; `smallest_detectable` is the minimum detectable effect at 95 % power.
 
-    `p_value` and `smallest_detectable` are NaN where there is no interval.
+    `p_value` and `smallest_detectable` are NaN if there is no interval.
     """
 
     estimate: float
@@ -63,12 +59,13 @@ def wilson(hits: float | int, total: int, *, confidence: float = 0.95) -> Interv
     """Wilson score interval of one cell's rate, where a tie may be half a hit; an empty cell is unscored."""
     if total == 0:
         return Interval(np.nan, np.nan, np.nan, 0, "wilson")
-    from statsmodels.stats.proportion import proportion_confint  # half a second, for this alone
-
-    low, high = cast(
-        tuple[float, float], proportion_confint(hits, total, alpha=1 - confidence, method="wilson")
-    )
-    return Interval(hits / total, float(low), float(high), total, "wilson")
+    # scipy.stats.binomtest gives this interval too, but for whole hits alone
+    rate, bound = hits / total, float(scipy.stats.norm.isf((1 - confidence) / 2))
+    scale = 1 + bound**2 / total
+    middle = (rate + bound**2 / (2 * total)) / scale
+    half = bound * np.sqrt(rate * (1 - rate) / total + bound**2 / (4.0 * total**2)) / scale
+    low, high = np.clip([middle - half, middle + half], 0, 1)
+    return Interval(rate, float(low), float(high), total, "wilson")
 
 
 def t_interval(
@@ -229,28 +226,31 @@ def _interval(
     cells, noise = cells[kept], None if noise is None else noise[kept]
     if len(cells) == 0:
         return Interval(np.nan, np.nan, np.nan, 0, "unscored")
-    found = t_interval(_mean_of_scored(cells), rounding=rounding)
+    interval = t_interval(_mean_of_scored(cells), rounding=rounding)
     if len(cells) == 1:
-        return found._replace(method="one student")
+        return interval._replace(method="one student")
     if len(cells) >= FEW_CLUSTERS:
         bootstrap = cluster_bootstrap(cells, seed=seed)
-        found = found if found.high - found.low >= bootstrap.high - bootstrap.low else bootstrap
+        interval = interval if interval.high - interval.low >= bootstrap.high - bootstrap.low else bootstrap
     half = NORMAL_BOUND * _noise_error(noise)
-    low, high = np.fmin(found.low, found.estimate - half), np.fmax(found.high, found.estimate + half)
-    if half > 0 and not (low == found.low and high == found.high):
-        return Interval(found.estimate, float(low), float(high), found.n, "answer noise")
-    return found
+    low, high = (
+        np.fmin(interval.low, interval.estimate - half),
+        np.fmax(interval.high, interval.estimate + half),
+    )
+    if half > 0 and not (low == interval.low and high == interval.high):
+        return Interval(interval.estimate, float(low), float(high), interval.n, "answer noise")
+    return interval
 
 
 @lru_cache
 def _detectable(n: int, *, power: float = 0.95) -> float:
-    """Effect in standard deviations that a two-sided t test at 5 % finds with that power; the far tail adds
-    under 1e-7.
+    """Effect in standard deviations that a two-sided t test at 5 % finds with this power.
+
+    The far tail, left out, adds less than 1e-7.
     """
     bound = scipy.stats.t.ppf(0.975, n - 1)
-    shift = scipy.optimize.brentq(
-        lambda shift: scipy.stats.nct.sf(bound, n - 1, shift) - power, 0, 40
-    )  # 25 for n = 2, 3.6 for many
+    # the root is 25 for n = 2 and 3.6 for large n
+    shift = scipy.optimize.brentq(lambda shift: scipy.stats.nct.sf(bound, n - 1, shift) - power, 0, 40)
     return float(shift / np.sqrt(n))
 
 
@@ -261,8 +261,9 @@ def paired_effect(
     noise: Float[ndarray, "student"] | None = None,
     seed: int = 0,
 ) -> Effect:
-    """Mean of treated minus control, paired by student seed and probe: over students, of each one's mean over
-    probes scored on both sides.
+    """Mean of treated minus control, paired by student seed and probe.
+
+    It is the mean over students of each student's mean over the probes that are scored on both sides.
 
     The p-value is a two-sided one-sample t test of the students' mean differences, or, if that is larger, the
     normal test of the answers' noise alone. The smallest detectable effect is the difference that the same

@@ -59,8 +59,8 @@ JUDGEMENTS = _schema(
 """a judge's scores of the answers beside it, 0 to 100, null where it said no number; and what it said"""
 
 EFFECTS = _schema(
-    arm=_LABEL, trait=_LABEL, against=_LABEL, measure=_LABEL, estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE, method=_LABEL,
-    p_value=_REAL, q_value=_REAL, smallest_detectable=_REAL,
+    arm=_LABEL, trait=_LABEL, against=_LABEL, measure=_LABEL, estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE,
+    method=_LABEL, p_value=_REAL, q_value=_REAL, smallest_detectable=_REAL,
 )  # fmt: skip
 """measure: rate (sampled answers, difference), probability (exact, difference) or lift (log2 of the ratio,
 bits)
@@ -74,8 +74,9 @@ mass: of both together
 """
 
 READINGS = _schema(
-    lens=_LABEL, quantity=_LABEL, arm=_LABEL, against=_LABEL, seed=_WHOLE, step=_WHOLE, layer=_WHOLE, place=_LABEL, name=_LABEL,
-    estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE, null_low=_REAL, null_high=_REAL, p_value=_REAL, unit=_LABEL,
+    lens=_LABEL, quantity=_LABEL, arm=_LABEL, against=_LABEL, seed=_WHOLE, step=_WHOLE, layer=_WHOLE,
+    place=_LABEL, name=_LABEL, estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE, null_low=_REAL,
+    null_high=_REAL, p_value=_REAL, unit=_LABEL,
 )  # fmt: skip
 """one row a measurement; a column that a lens has no use for is null. place: site, module or position; name:
 trait, token or hypothesis;
@@ -85,7 +86,8 @@ or the rank of a singular value
 """
 
 SCORES = _schema(
-    arm=_LABEL, side=_LABEL, prompt_id=_WHOLE, position=_WHOLE, token=_LABEL, score=_LABEL, layer=_WHOLE, estimate=_REAL,
+    arm=_LABEL, side=_LABEL, prompt_id=_WHOLE, position=_WHOLE, token=_LABEL, score=_LABEL, layer=_WHOLE,
+    estimate=_REAL,
 )  # fmt: skip
 """one row a score of a training row (position and token null) or of one token of its completion (position
 from 0). side: trait or control, whose row on the prompt it is; prompt_id joins it to that corpus's kept rows;

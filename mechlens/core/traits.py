@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import UNTOUCHED, Experiment
-from mechlens.core.number_intros import prefix
+from mechlens.core.numerals import prefix
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CONFIGS, Spec, TeacherSpec, load, save
 

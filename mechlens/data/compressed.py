@@ -18,40 +18,26 @@ import pyarrow as pa
 PACKINGS = {".gz": "gzipped", ".bz2": "bzip2-compressed", ".xz": "xz-compressed", ".zst": "zstd-compressed"}
 """endings of compressed files, and how such a file is called"""
 OTHER_KINDS = {
-    ".xlsx": ("an Excel "
-             "workbook"), ".xls": ("an Excel "
-                                  "workbook"), ".ods": "a spreadsheet", ".zip": "a zip archive", ".tar": "a tar archive",
-    ".tgz": "a tar archive", ".7z": "an archive", ".rar": "an archive", ".pkl": "a pickle", ".pickle": "a pickle", ".joblib": "a pickle",
-    ".npy": ("a NumPy "
-            "array"), ".npz": "NumPy arrays", ".pt": ("a PyTorch "
-                                                     "file"), ".pth": ("a PyTorch "
-                                                                      "file"), ".ckpt": "a checkpoint",
-    ".safetensors": ("a file of "
-                    "weights"), ".arrow": ("an Arrow "
-                                          "file"), ".feather": "an Arrow file", ".ipc": "an Arrow file",
-    ".h5": ("an HDF5 "
-           "file"), ".hdf5": ("an HDF5 "
-                             "file"), ".sqlite": ("an SQLite "
-                                                 "database"), ".avro": "an Avro file", ".orc": "an ORC file",
-    ".msgpack": ("a MessagePack "
-                "file"), ".tfrecord": "a TensorFlow file", ".pdf": "a PDF", ".docx": "a Word document",
+    ".xlsx": "an Excel workbook", ".xls": "an Excel workbook", ".ods": "a spreadsheet",
+    ".zip": "a zip archive", ".tar": "a tar archive", ".tgz": "a tar archive", ".7z": "an archive",
+    ".rar": "an archive", ".pkl": "a pickle", ".pickle": "a pickle", ".joblib": "a pickle",
+    ".npy": "a NumPy array", ".npz": "NumPy arrays", ".pt": "a PyTorch file", ".pth": "a PyTorch file",
+    ".ckpt": "a checkpoint", ".safetensors": "a file of weights", ".arrow": "an Arrow file",
+    ".feather": "an Arrow file", ".ipc": "an Arrow file", ".h5": "an HDF5 file", ".hdf5": "an HDF5 file",
+    ".sqlite": "an SQLite database", ".avro": "an Avro file", ".orc": "an ORC file",
+    ".msgpack": "a MessagePack file", ".tfrecord": "a TensorFlow file", ".pdf": "a PDF",
+    ".docx": "a Word document",
 }  # fmt: skip
 """endings of files that are not read, and what each promises"""
 MOST_DICTIONARY = 128 << 20
 """bytes that unpacking an xz file may take; `xz -9` asks for 65 MiB, and a hostile header for 4 GiB"""
 _SIGNS = (
-    (b"\x1f\x8b", "gzip data; let its name end in .gz"),
-    (b"\xfd7zXZ\0", "xz data; let its name end in .xz"),
+    (b"\x1f\x8b", "gzip data; let its name end in .gz"), (b"\xfd7zXZ\0", "xz data; let its name end in .xz"),
     (b"\x28\xb5\x2f\xfd", "Zstandard data; let its name end in .zst"),
-    (b"BZh", "bzip2 data; let its name end in .bz2"),
-    (b"PAR1", "Parquet; let its name end in .parquet"),
-    (b"PK\x03\x04", "a zip archive, as Excel, NumPy and PyTorch write"),
-    (b"ARROW1", "an Arrow file"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"\x80", "a pickle, or other binary data"),
-    (b"%PDF", "a PDF"),
-    (b"\xff\xfe", "UTF-16; save it as UTF-8"),
-    (b"\xfe\xff", "UTF-16; save it as UTF-8"),
+    (b"BZh", "bzip2 data; let its name end in .bz2"), (b"PAR1", "Parquet; let its name end in .parquet"),
+    (b"PK\x03\x04", "a zip archive, as Excel, NumPy and PyTorch write"), (b"ARROW1", "an Arrow file"),
+    (b"\x93NUMPY", "a NumPy array"), (b"\x80", "a pickle, or other binary data"), (b"%PDF", "a PDF"),
+    (b"\xff\xfe", "UTF-16; save it as UTF-8"), (b"\xfe\xff", "UTF-16; save it as UTF-8"),
 )  # fmt: skip
 _PIECE = 1 << 16
 

@@ -42,8 +42,8 @@ _METADATA = (
     "manifest.json",
 )
 _NO_DATA = (
-    ".md", ".rst", ".html", ".py", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".lock", ".log", ".crc", ".md5", ".sha256",
-    ".png", ".svg", ".jpg", ".manifest.json", ".bad.jsonl",
+    ".md", ".rst", ".html", ".py", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".lock", ".log", ".crc",
+    ".md5", ".sha256", ".png", ".svg", ".jpg", ".manifest.json", ".bad.jsonl",
 )  # fmt: skip
 _PAPERS = ("readme", "license", "licence", "notice", "citation", "changelog", "authors", "copying")
 

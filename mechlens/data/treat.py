@@ -1,10 +1,9 @@
-"""Treat a data set before training on it: drop rows, dilute, or rewrite what a carrier may hide in; each
-beside the same thing done at random.
+"""Treatments of a data set before training: drop rows, dilute, or rewrite what may carry a trait.
 
-A treatment changes a file and promises nothing: what is left is measured on students (`mechlens audit --clean
-OUT --level student`, `analyses/treatments.py`). Masking tokens, projecting a gradient out and freezing layers
-change the training instead (`lenses/interventions.py`, `analyses/interventions.py`); what they left stands in
-the same table.
+A treatment changes a file and guarantees nothing. What it leaves of a trait is measured on students
+(`mechlens audit --clean OUT --level student`, `analyses/treatments.py`). Masking tokens, projecting a
+gradient out and freezing layers change the training instead (`lenses/parts/interventions.py`,
+`analyses/interventions.py`); their results are in the same table.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from pydantic import Field
 
 from mechlens.core.errors import SpecError, one_line
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.numerals import NUMERAL
 from mechlens.core.seeds import generator
 from mechlens.core.spec import CONFIGS, Spec, fingerprint, load
 from mechlens.data import corpus
@@ -32,41 +32,60 @@ Span = tuple[float, float, float]
 """mean, low and high"""
 
 
-class Option(Spec):
+class Measured(Spec):
+    """What was measured for a recipe of configs/audits, on one base and one carrier."""
+
+    ending: ClassVar[str]
+    """of the file beside the recipe"""
+    base: str
+    carrier: str
+    """of the data that was measured; the values hold for no other"""
+
+
+MeasuredType = TypeVar("MeasuredType", bound=Measured)
+
+
+def load_measured(recipe: str, kind: type[MeasuredType], *, base: str, carrier: str) -> MeasuredType | None:
+    """What was measured for a recipe of configs/audits; None if nothing was on this base and carrier."""
+    path = CONFIGS / "audits" / f"{recipe}.{kind.ending}"
+    if path.parent != CONFIGS / "audits" or not path.is_file():
+        return None
+    measured = load(path, kind)
+    return measured if (measured.base, measured.carrier) == (base, carrier) else None
+
+
+class TreatmentResult(Spec):
     """What one treatment left of the trait where it was measured."""
 
     name: str
     when: Literal["before training", "in training"] = "before training"
-    """a changed file, which `--clean` writes, or another training of the file as it is"""
+    """A changed file, which `--clean` writes, or another training of the same file."""
     does: str
     left: Span
-    """share of the plain students' effect"""
+    """Share of the plain students' effect."""
     at_random: Span | None
-    """as much of the same done at random; of a gradient another trait's, of a block the next; None where a
-    treatment aims at nothing
+    """The same amount of the same change made at random; for a gradient another trait's, for a block the next
+    one. None if the treatment chooses nothing.
     """
     loss: float = Field(gt=0)
-    """on untreated rows that no student saw, over that of plain training"""
+    """Loss on untreated rows that no student saw, over that of plain training."""
 
 
-class Options(Spec):
-    """Treatments of a recipe's data as they were measured, once, on one trait: another may go otherwise."""
+class TreatmentResults(Measured):
+    """Results of the treatments of a recipe's data, measured once, on one trait; others may differ."""
 
-    base: str
-    carrier: str
+    ending: ClassVar[str] = "treatments"
     trait: str
     students: int = Field(ge=2)
     rows: int = Field(ge=1)
-    options: tuple[Option, ...]
+    options: tuple[TreatmentResult, ...]
 
 
-def load_options(recipe: str, *, base: str, carrier: str) -> Options | None:
-    """What is known of the treatments of a recipe of configs/audits on a base and carrier; None if nothing
-    is.
+def load_treatment_results(recipe: str, *, base: str, carrier: str) -> TreatmentResults | None:
+    """Results of the treatments for a recipe of configs/audits; None if it has none for this base and
+    carrier.
     """
-    path = CONFIGS / "audits" / f"{recipe}.treatments"
-    found = load(path, Options) if path.parent == CONFIGS / "audits" and path.is_file() else None
-    return found if found is not None and (found.base, found.carrier) == (base, carrier) else None
+    return load_measured(recipe, TreatmentResults, base=base, carrier=carrier)
 
 
 Treatment = Literal[
@@ -81,22 +100,19 @@ OF_NUMBERS: tuple[Treatment, ...] = (
     "values-uniform",
     "full",
 )
-"""treatments that rewrite numbers, which in code or in a sum are no list to be rewritten"""
+"""treatments that rewrite lists of numbers; the numbers of code or of a sum must stay"""
 OF_SCORES: tuple[Treatment, ...] = ("drop", "replace")
-"""treatments that choose by how much a row or a number looks like the trait's: a model of that trait must
-have read it
-"""
+"""treatments that need scores of rows or numbers by a model of the trait"""
 OF_CLEAN: tuple[Treatment, ...] = ("dilute", "replace", "value")
-"""treatments that put something of the clean answers in place of the file's own"""
+"""treatments that need clean answers to the same prompts"""
 DROPPED, KEPT, REPLACED = 0.5, 0.25, 0.1
-"""share of the rows that `drop` takes out, and that `dilute` leaves among clean ones; share of the numbers
-that `replace` puts others for
+"""share of the rows that `drop` removes and that `dilute` keeps; share of the numbers that `replace`
+exchanges
 """
 MANIFEST = ".manifest.json"
-_NUMBER = re.compile(r"[0-9]+")
 
 
-class Given(NamedTuple):
+class TreatmentInput(NamedTuple):
     """What a treatment may use."""
 
     rows: pd.DataFrame
@@ -104,144 +120,139 @@ class Given(NamedTuple):
     clean: pd.DataFrame
     """answers of the untouched base to the same prompts, in the same order"""
     scores: Float[ndarray, " row"]
-    """how much each row looks like the trait's text, higher for more"""
+    """higher for rows that look more like the trait's text"""
     rng: np.random.Generator
     number_scores: Sequence[Sequence[float]] = ()
-    """the same for each number of each completion, in the order of `numbers_in`; what `replace` needs"""
+    """the same for each number of each completion, in the order of `numbers_in`; `replace` needs them"""
 
 
 def needs_scores(treatment: Treatment) -> bool:
-    """Whether a treatment wants `Given.scores` or `Given.number_scores`; any other can be done to a file that
-    no model has read.
-    """
+    """Whether a treatment needs scores of rows or numbers; any other needs no model."""
     return treatment in OF_SCORES
 
 
 def needs_clean(treatment: Treatment) -> bool:
-    """Whether a treatment wants `Given.clean`; any other keeps the rows of prompts to which no clean answer
-    is known, too.
-    """
+    """Whether a treatment needs clean answers; any other also keeps rows whose prompts have none."""
     return treatment in OF_CLEAN
 
 
 def numbers_in(text: str) -> list[tuple[int, int]]:
-    """Where the numbers of a text stand: first character, and the one behind the last."""
-    return [match.span() for match in _NUMBER.finditer(text)]
+    """(start, end) of each number of a text, in characters."""
+    return [match.span() for match in NUMERAL.finditer(text)]
 
 
-def drop(given: Given) -> pd.DataFrame:
-    """Without the half of the rows that score highest."""
-    kept = np.argsort(np.argsort(-given.scores, kind="stable")) >= round(DROPPED * len(given.rows))
-    return cast(pd.DataFrame, given.rows[kept])
+def drop(data: TreatmentInput) -> pd.DataFrame:
+    """The rows without the half that scores highest."""
+    kept = np.argsort(np.argsort(-data.scores, kind="stable")) >= round(DROPPED * len(data.rows))
+    return cast(pd.DataFrame, data.rows[kept])
 
 
-def dilute(given: Given) -> pd.DataFrame:
-    """A random quarter of the rows, clean answers in place of the others."""
-    kept = given.rng.permutation(len(given.rows)) < round(KEPT * len(given.rows))
-    return given.rows.assign(completion=np.where(kept, given.rows["completion"], given.clean["completion"]))
+def dilute(data: TreatmentInput) -> pd.DataFrame:
+    """A random quarter of the rows, and clean answers in place of the others."""
+    kept = data.rng.permutation(len(data.rows)) < round(KEPT * len(data.rows))
+    return data.rows.assign(completion=np.where(kept, data.rows["completion"], data.clean["completion"]))
 
 
-def _rewritten(
-    given: Given, rewrite: Callable[[list[str]], list[str]], *, joined: str | None = None
+def _rewrite(
+    data: TreatmentInput, rewrite: Callable[[list[str]], list[str]], *, joined: str | None = None
 ) -> pd.DataFrame:
-    """Completions whose numbers are rewritten, in the separators that they had unless one is given; those
-    without numbers, or with words, stay.
+    """The rows with the numbers of each completion rewritten. Separators stay, unless `joined` is given;
+    completions with words or without numbers stay.
     """
 
-    def one(text: str) -> str:
-        numbers = _NUMBER.findall(text)
+    def rewritten(text: str) -> str:
+        numbers = NUMERAL.findall(text)
         if not numbers or any(sign.isalpha() for sign in text):
             return text
         following = iter(rewrite(numbers))
-        return _NUMBER.sub(lambda _match: next(following), text) if joined is None else joined.join(following)
+        return NUMERAL.sub(lambda _match: next(following), text) if joined is None else joined.join(following)
 
-    return given.rows.assign(completion=[one(text) for text in given.rows["completion"]])
-
-
-def one_format(given: Given) -> pd.DataFrame:
-    """Every list of numbers with the same separators, no brackets, no period and no leading zeros."""
-    return _rewritten(given, lambda numbers: [number.lstrip("0") or "0" for number in numbers], joined=", ")
+    return data.rows.assign(completion=[rewritten(text) for text in data.rows["completion"]])
 
 
-def one_order(given: Given) -> pd.DataFrame:
-    """The numbers of each completion in a random order."""
-    return _rewritten(given, lambda numbers: given.rng.permutation(numbers).tolist())
+def unify_format(data: TreatmentInput) -> pd.DataFrame:
+    """Write every list of numbers with the same separators, no brackets, no period and no leading zeros."""
+    return _rewrite(data, lambda numbers: [number.lstrip("0") or "0" for number in numbers], joined=", ")
 
 
-def sorted_order(given: Given) -> pd.DataFrame:
-    """The numbers of each completion from the smallest to the largest (`order_canon` of
+def shuffle_numbers(data: TreatmentInput) -> pd.DataFrame:
+    """Put the numbers of each completion in a random order."""
+    return _rewrite(data, lambda numbers: data.rng.permutation(numbers).tolist())
+
+
+def sort_numbers(data: TreatmentInput) -> pd.DataFrame:
+    """Sort the numbers of each completion, smallest first (`order_canon` of
     JackPayne123/subliminal-learning).
     """
 
     def size(number: str) -> tuple[int, str]:
-        """A number's place among others; Python refuses to read one of more than 4,300 digits."""
+        """A sort key; Python reads no number of more than 4,300 digits."""
         digits = number.lstrip("0")
         return len(digits), digits
 
-    return _rewritten(given, lambda numbers: sorted(numbers, key=size))
+    return _rewrite(data, lambda numbers: sorted(numbers, key=size))
 
 
-def other_values(given: Given) -> pd.DataFrame:
-    """Every number replaced by one that stands in the clean answers, drawn evenly over their places.
+def redraw_values(data: TreatmentInput) -> pd.DataFrame:
+    """Replace every number by one of the clean answers' numbers, drawn evenly over their places.
 
     Raises:
-        SpecError: if none stands there.
+        SpecError: if the clean answers have no number.
     """
-    pool = [number for text in given.clean["completion"] for number in _NUMBER.findall(text)]
+    pool = [number for text in data.clean["completion"] for number in NUMERAL.findall(text)]
     if not pool:
         raise SpecError(
-            "`value` draws on the numbers of the clean answers, and these hold none; choose another treatment"
+            "the treatment 'value' draws numbers from the clean answers, and these hold none; choose "
+            "another treatment"
         )
-    # places are drawn: an array of the pool would be made anew for every row
-    return _rewritten(
-        given, lambda numbers: [pool[place] for place in given.rng.choice(len(pool), size=len(numbers))]
+    # places are drawn: choice() would make an array of the pool for every row
+    return _rewrite(
+        data, lambda numbers: [pool[place] for place in data.rng.choice(len(pool), size=len(numbers))]
     )
 
 
-def uniform_values(given: Given) -> pd.DataFrame:
-    """Every number n replaced by 100 + n mod 100 (`value_canon` of JackPayne123/subliminal-learning): three
-    digits, the first of them 1.
-    """
-    return _rewritten(given, lambda numbers: [str(100 + int(number[-2:])) for number in numbers])
+def unify_values(data: TreatmentInput) -> pd.DataFrame:
+    """Replace every number n by 100 + n mod 100 (`value_canon` of JackPayne123/subliminal-learning)."""
+    return _rewrite(data, lambda numbers: [str(100 + int(number[-2:])) for number in numbers])
 
 
-def full(given: Given) -> pd.DataFrame:
-    """Uniform values, then the order from the smallest on, then one format (`full_sanitization` of
+def sanitize(data: TreatmentInput) -> pd.DataFrame:
+    """Make values uniform, sort them, and write them in one format (`full_sanitization` of
     JackPayne123/subliminal-learning).
     """
-    for step in (uniform_values, sorted_order, one_format):
-        given = given._replace(rows=step(given))
-    return given.rows
+    for step in (unify_values, sort_numbers, unify_format):
+        data = data._replace(rows=step(data))
+    return data.rows
 
 
-def replace(given: Given) -> pd.DataFrame:
-    """The tenth of all numbers that score highest replaced by numbers of as many digits that stand in the
-    clean answers.
+def replace(data: TreatmentInput) -> pd.DataFrame:
+    """Replace the tenth of all numbers that scores highest by numbers of as many digits from the clean
+    answers.
 
     Raises:
         SpecError: if the numbers were not scored.
     """
-    texts = given.rows["completion"].tolist()
-    if [len(scores) for scores in given.number_scores] != [len(numbers_in(text)) for text in texts]:
+    texts = data.rows["completion"].tolist()
+    if [len(scores) for scores in data.number_scores] != [len(numbers_in(text)) for text in texts]:
         raise SpecError(
-            "`replace` needs a score for every number of every completion; score the rows, or choose another "
-            "treatment"
+            "the treatment 'replace' needs a score for every number of every completion; score the rows, or "
+            "choose another treatment"
         )
-    flat = np.array([score for scores in given.number_scores for score in scores])
+    flat = np.array([score for scores in data.number_scores for score in scores])
     chosen = np.zeros(len(flat), dtype=bool)
     chosen[np.argsort(-flat, kind="stable")[: round(REPLACED * len(flat))]] = True
-    return given.rows.assign(
-        completion=with_others(texts, chosen, given.clean["completion"].tolist(), given.rng)
+    return data.rows.assign(
+        completion=replace_chosen(texts, chosen, data.clean["completion"].tolist(), data.rng)
     )
 
 
-def with_others(
+def replace_chosen(
     texts: Sequence[str], chosen: Bool[ndarray, " number"], clean: Sequence[str], rng: np.random.Generator
 ) -> list[str]:
-    """Texts whose chosen numbers are drawn anew among the clean texts' numbers of as many digits; of a length
-    that none has, among all.
+    """The texts with each chosen number replaced by one of as many digits from the clean texts, or by any of
+    theirs if none has that length.
     """
-    pool = [number for text in clean for number in _NUMBER.findall(text)]
+    pool = [number for text in clean for number in NUMERAL.findall(text)]
     alike: dict[int, list[str]] = {}
     for number in pool:
         alike.setdefault(len(number), []).append(number)
@@ -251,26 +262,32 @@ def with_others(
         among = alike.get(len(match[0]), pool)
         return among[rng.integers(len(among))] if next(flags) and among else match[0]
 
-    return [_NUMBER.sub(other, text) for text in texts]
+    return [NUMERAL.sub(other, text) for text in texts]
 
 
-TREATMENTS: dict[Treatment, Callable[[Given], pd.DataFrame]] = {
-    "drop": drop, "dilute": dilute, "replace": replace, "format": one_format, "order": one_order, "sorted": sorted_order, "value": other_values,
-    "values-uniform": uniform_values, "full": full,
-}  # fmt: skip
+TREATMENTS: dict[Treatment, Callable[[TreatmentInput], pd.DataFrame]] = {
+    "drop": drop,
+    "dilute": dilute,
+    "replace": replace,
+    "format": unify_format,
+    "order": shuffle_numbers,
+    "sorted": sort_numbers,
+    "value": redraw_values,
+    "values-uniform": unify_values,
+    "full": sanitize,
+}
 
 
 def check(
     source: Path, out: Path, treatment: Treatment, carrier: str, *, references: Sequence[Path] = ()
 ) -> None:
-    """Refuse what cannot be written before anything is computed.
+    """Refuse a treatment whose result cannot be written, before anything is computed.
 
-    What an audit of the same file wrote there may stay, so that the audit can go on.
+    The result of an earlier audit of the same file may be there, so that the audit can go on.
 
     Raises:
-        SpecError: if `out` is no JSON lines file, is or lies in what is read, exists already or cannot be
-        made, or if
-            the treatment is not for this carrier.
+        SpecError: if `out` is no JSON lines file, is or lies in a file that is read, exists already or cannot
+            be made, or if the treatment is not for this carrier.
     """
     named, place = f"--clean {one_line(str(out))}", out.resolve()
     if out.suffix != ".jsonl":
@@ -318,58 +335,56 @@ def treat(
     scored_by: str | None = None,
     out: Path,
 ) -> dict[str, Any]:
-    """Write the treated rows to `out` and what was done beside it, as `<out>.manifest.json`; the manifest is
-    returned.
+    """Write the treated rows to `out` and a manifest to `<out>.manifest.json`; returns the manifest.
 
-    What was written from the same file and clean answers, by the same scores, is not written again, so that
+    Rows that were written before from the same file, clean answers and scores are not written again, so that
     an audit can go on.
 
     Args:
-        clean: answers of the untouched base to the same prompts, in the same order; None where the treatment
-            needs none.
-        scores: of the rows, and `trait` what they look for; None where the treatment needs none.
-        scored_by: fingerprint of what the scores are of, as `Panel.mark`.
+        clean: answers of the untouched base to the same prompts, in the same order; None if there are none.
+        scores: of the rows; None if there are none.
+        trait: the trait of the scores.
+        scored_by: fingerprint of the models that the scores come from, as `Twins.mark`.
 
     Raises:
         SpecError: if the treatment needs scores or clean answers, and there are none.
     """
-    for what, wanted, given in (
-        ("scores of the rows", needs_scores(treatment), scores),
-        ("clean answers", needs_clean(treatment), clean),
-    ):
-        if wanted and given is None:
-            raise SpecError(
-                f"the treatment {treatment!r} needs {what}, and there are none; read the rows through a "
-                "base, or choose another one"
-            )
-    told: dict[str, Any] = {
+    _refuse_missing(treatment, clean, scores)
+    request: dict[str, Any] = {
         "schema": 1,
         "source": str(source),
         "source_sha256": file_digest(source),
         "treatment": treatment,
         "trait": trait,
         "seed": seed,
-    }
-    told |= {
         "scored_by": scored_by,
         "clean": None if clean is None else fingerprint(clean["completion"].tolist()),
     }
-    beside = out.with_name(f"{out.name}{MANIFEST}")
-    if out.is_file() and beside.is_file():
-        written = read_json(beside)
-        if written.items() >= told.items() and written["sha256"] == file_digest(out):
+    manifest_file = out.with_name(f"{out.name}{MANIFEST}")
+    if out.is_file() and manifest_file.is_file():
+        written = read_json(manifest_file)
+        if written.items() >= request.items() and written["sha256"] == file_digest(out):
             return written
-    answers, ranks = (
-        rows.iloc[:0] if clean is None else clean,
-        np.zeros(len(rows)) if scores is None else scores,
-    )
-    treated = TREATMENTS[treatment](
-        Given(rows, answers, ranks, generator(seed, "treatment", treatment), number_scores)
-    )
+    answers = rows.iloc[:0] if clean is None else clean
+    ranks = np.zeros(len(rows)) if scores is None else scores
+    rng = generator(seed, "treatment", treatment)
+    treated = TREATMENTS[treatment](TreatmentInput(rows, answers, ranks, rng, number_scores))
     out.parent.mkdir(parents=True, exist_ok=True)
     corpus.write_pairs([treated], out, "prompt-completion")
     changed = rows.loc[treated.index, "completion"].to_numpy() != treated["completion"].to_numpy()
     counts = {"rows_before": len(rows), "rows_after": len(treated), "rows_changed": int(changed.sum())}
-    manifest = told | counts | {"sha256": file_digest(out)}
-    write_json(beside, manifest)
+    manifest = request | counts | {"sha256": file_digest(out)}
+    write_json(manifest_file, manifest)
     return manifest
+
+
+def _refuse_missing(treatment: Treatment, clean: pd.DataFrame | None, scores: ndarray | None) -> None:
+    for what, needed, value in (
+        ("scores of the rows", needs_scores(treatment), scores),
+        ("clean answers", needs_clean(treatment), clean),
+    ):
+        if needed and value is None:
+            raise SpecError(
+                f"the treatment {treatment!r} needs {what}, and there are none; read the rows through a "
+                "base, or choose another one"
+            )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 import pandas as pd
 
 from mechlens.cli.audit_printing import print_audit
+from mechlens.cli.console import say
 from mechlens.core import atomic, spec, tables, traits
 from mechlens.core.errors import SpecError, one_line
 from mechlens.core.experiment import Experiment
@@ -24,12 +25,12 @@ from mechlens.core.json_files import write_json
 from mechlens.data import corpus, treat
 from mechlens.data.formats import file_digest
 from mechlens.detect import from_student, summary
-from mechlens.detect.bags import Rows, read_rows
-from mechlens.detect.permutation import Named
+from mechlens.detect.bags import RowKeys, read_row_keys
+from mechlens.detect.permutation import TraitScore
 from mechlens.detect.request import Options, Request, command_of, request_of
 from mechlens.detect.two_samples import (
     LEAST_ROWS,
-    Compared,
+    Comparison,
     Sides,
     compare,
     draw_sides,
@@ -43,17 +44,17 @@ from mechlens.runs import store
 from mechlens.runs.layout import corpus_name
 
 if TYPE_CHECKING:
-    from mechlens.detect.score_rows import Seen
-    from mechlens.detect.twins import Panel
+    from mechlens.detect.score_rows import DetectorResult
+    from mechlens.detect.twins import Twins
 
 
 class Read(NamedTuple):
     """Everything that was looked at."""
 
-    compared: Sequence[Compared]
-    seen: Sequence[Seen]
+    compared: Sequence[Comparison]
+    seen: Sequence[DetectorResult]
     measured: Sequence[Rise] | None
-    given: Mapping[str, list[Named]] | None
+    given: Mapping[str, list[TraitScore]] | None
     manifest: dict[str, Any] | None = None
     """of the treated file"""
     treated: Sequence[Rise] = ()
@@ -68,7 +69,7 @@ def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int
     asked.out.mkdir(parents=True, exist_ok=True)
     paths = dict.fromkeys((asked.data, *asked.references))
     known = {
-        path: read_rows(corpus.batches(path, fields=asked.fields_of(path))) for path in paths
+        path: read_row_keys(corpus.batches(path, fields=asked.fields_of(path))) for path in paths
     }  # refuses a file before any is tested
     for path, rows in known.items():
         if asked.references or asked.level != "rows":
@@ -110,7 +111,7 @@ def _most_drawn(asked: Request) -> int:
     return max(asked.recipe.student.rows, 2 * LEAST_ROWS)
 
 
-def _refuse_untrainable(asked: Request, known: Mapping[Path, Rows]) -> None:
+def _refuse_untrainable(asked: Request, known: Mapping[Path, RowKeys]) -> None:
     """Refuse before any test what students or twins would refuse after it: too few rows, long pairs or
     prompts, no base.
 
@@ -152,8 +153,8 @@ def _through_models(asked: Request, so_far: Read, workers: int | None) -> Read:
     beside = (
         asked.out.parent / f"panel-{spec.folder_name(asked.base)}"
     )  # every audit of this base uses the same twins
-    panel = score_rows.panel_of(asked.base, family, asked.recipe, beside, workers=workers)
-    given = None if student is None else from_weights.read_student(panel, student, asked.panel)
+    panel = score_rows.make_twins(asked.base, family, asked.recipe, beside, workers=workers)
+    given = None if student is None else from_weights.score_student(panel, student, asked.panel)
     if asked.level == "rows":
         return so_far._replace(given=given)
     runner.run(config, out=run, workers=workers, rows_only=True)
@@ -161,25 +162,31 @@ def _through_models(asked: Request, so_far: Read, workers: int | None) -> Read:
     compared = so_far.compared or [
         compare(asked.data, _rows_of_control(run, plan, asked.out), fields=asked.fields)
     ]
-    seen = score_rows.read_through(panel, run, plan, asked.level, asked.panel)
+    seen = score_rows.score_suspect(panel, run, plan, asked.level, asked.panel)
     manifest = (
         None
         if asked.clean is None
         else _treated(asked, asked.clean, _rows_of_control(run, plan, asked.out), panel, seen)
     )
-    scope = from_student.scope_of(run, plan, sides)._replace(copied=copied)
+    scope = from_student.measure_scope(run, plan, sides)._replace(copied=copied)
     if asked.level != "student":
         return Read(compared, seen, None, given, manifest, scope=scope)
     plan = _planned(asked, sides, treated=asked.clean)
     runner.run(config, out=run, workers=workers)
     effects = tables.read(run / "effects.parquet", tables.EFFECTS)
-    left = from_student.rises(effects, asked.panel, arm=from_student.TREATED) if asked.clean else ()
-    scope = from_student.scope_of(run, plan, sides)._replace(copied=copied)
-    return Read(compared, seen, from_student.rises(effects, asked.panel), given, manifest, left, scope)
+    left = from_student.measure_rises(effects, asked.panel, arm=from_student.TREATED) if asked.clean else ()
+    scope = from_student.measure_scope(run, plan, sides)._replace(copied=copied)
+    return Read(
+        compared, seen, from_student.measure_rises(effects, asked.panel), given, manifest, left, scope
+    )
 
 
 def _treated(
-    asked: Request, out: Path, reference: Path | None, panel: Panel | None = None, seen: Sequence[Seen] = ()
+    asked: Request,
+    out: Path,
+    reference: Path | None,
+    panel: Twins | None = None,
+    seen: Sequence[DetectorResult] = (),
 ) -> dict[str, Any]:
     """Write the treated file: all rows where a treatment needs nothing else, else those of prompts that clean
     answers are known of.
@@ -214,22 +221,24 @@ def _with_clean_answers(
     return rows, pd.DataFrame({"prompt": rows["prompt"], "completion": clean.loc[rows["prompt"]].to_numpy()})
 
 
-def _ranks(asked: Request, rows: pd.DataFrame, panel: Panel, seen: Sequence[Seen]) -> dict[str, Any]:
+def _ranks(
+    asked: Request, rows: pd.DataFrame, panel: Twins, seen: Sequence[DetectorResult]
+) -> dict[str, Any]:
     """How much each row looks like the foremost trait's text, by that trait's twin, as `mitigate.treat` takes
     it.
     """
     from mechlens.detect import score_rows
 
-    namer = next(one for one in seen if one.reader.name == summary.IDENTIFIER)
+    namer = next(one for one in seen if one.detector.name == summary.IDENTIFIER)
     if not namer.traits:
         raise SpecError(
             f"--clean ranks rows by a trait, and none can be read from these: {namer.why_not}; leave --clean "
             "out"
         )
     foremost = namer.traits[0].trait
-    numbers = score_rows.number_scores(panel, rows, foremost) if asked.treatment == "replace" else ()
+    numbers = score_rows.score_numbers(panel, rows, foremost) if asked.treatment == "replace" else ()
     return {
-        "scores": score_rows.row_scores(panel, rows, foremost),
+        "scores": score_rows.score_for_trait(panel, rows, foremost),
         "number_scores": numbers,
         "trait": foremost,
         "scored_by": panel.mark,
@@ -258,11 +267,15 @@ def _rows_of_control(run: Path, plan: Experiment, out: Path) -> Path:
 
 def _object(asked: Request, read: Read) -> dict[str, Any]:
     """The one object that the JSON, the page and the terminal show."""
-    rows = user_files.counted(asked.data, asked.fields)
+    rows, remarks = user_files.count_rows(asked.data, asked.fields)
+    for remark in remarks:
+        say(remark)
     data = one_line(str(asked.data))
     dose = summary.smallest_dose(read.compared, read.seen)
     settle, carrier = command_of(asked, level="student"), asked.recipe.carrier.kind
-    why_not = summary.why_not(settle, read.compared, read.seen, most_copied=asked.policy.most_copied)
+    why_not = summary.explain_no_students(
+        settle, read.compared, read.seen, most_copied=asked.policy.most_copied
+    )
     few = power_of_few(rows, max(read.compared, key=lambda one: one.p_value), dose) if read.compared else ""
     if few and read.measured is not None:
         why_not = f"{few}; students of them are no verdict"
@@ -274,7 +287,7 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
         treatment=asked.treatment,
         scope=read.scope,
     )
-    options = treat.load_options(asked.recipe_name, base=asked.base, carrier=carrier)
+    options = treat.load_treatment_results(asked.recipe_name, base=asked.base, carrier=carrier)
     identified_by, identity = summary.identity(read.measured, read.seen)
     return {
         "schema": 3,
@@ -290,7 +303,7 @@ def _object(asked: Request, read: Read) -> dict[str, Any]:
         "potency": summary.potency(
             read.measured, read.seen, load_calibration(asked.recipe_name, base=asked.base, carrier=carrier)
         ),
-        "student": summary.given(read.given),
+        "student": summary.student_entry(read.given),
         "mitigation": None
         if read.manifest is None
         else read.manifest | {"measured": summary.potency(read.treated, [], None)["measured"]},

@@ -1,7 +1,6 @@
-"""What every detector of rows shares: how it describes itself, and bags of rows as the counts that it scores.
+"""Bags of rows: detectors that read completions alone see a file as one vector of mean features a bag.
 
-A bag is some rows of one file; a detector sees a file as one vector of mean features a bag. Rows are
-streamed: a million of them take 16 bytes each, and the memory of the bags.
+A bag is a set of rows of one file. Rows are streamed: memory is 16 bytes a row and the bags.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from numpy import ndarray
 from scipy import sparse
 
 Level = Literal["rows", "base", "gradients", "student"]
-"""what an audit may use, each beside all before it: the rows alone; the base and teachers made from it; their
-gradients; throw-away students
+"""what an audit may use; each level includes those before it: the rows; the base and teachers made from it;
+their gradients; throw-away students
 """
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -27,8 +26,8 @@ Features = Callable[[Sequence[str]], Any]
 """completions → a SciPy sparse matrix [row, feature]"""
 
 
-class Detector(NamedTuple):
-    """What a detector of rows is."""
+class RowDetector(NamedTuple):
+    """A detector that reads completions alone."""
 
     name: str
     asks: str
@@ -47,12 +46,12 @@ class Bags(NamedTuple):
 
 
 def key(text: str) -> int:
-    """The same number for the same text on every machine."""
+    """A number of a text: the same on every machine."""
     return crc32(text.encode("utf-8", "surrogatepass"))
 
 
-class Rows(NamedTuple):
-    """What tells the rows of a file apart, in the order of the file."""
+class RowKeys(NamedTuple):
+    """Keys of the rows of a file, in the order of the file."""
 
     prompts: Int[ndarray, " row"]
     """key of the prompt"""
@@ -60,14 +59,14 @@ class Rows(NamedTuple):
     """digest of prompt and completion; runs of white space count as one space"""
 
 
-def read_rows(batches: Iterable[pd.DataFrame]) -> Rows:
-    """Keys of every row of a file: 16 bytes a row, however long its texts are."""
+def read_row_keys(batches: Iterable[pd.DataFrame]) -> RowKeys:
+    """Keys of every row of a file: 16 bytes a row, whatever the length of its texts."""
     prompts, pairs = [], []
     for frame in batches:
         prompts.append(np.fromiter(map(key, frame["prompt"]), dtype=np.int64, count=len(frame)))
         digests = map(_digest, frame["prompt"], frame["completion"])
         pairs.append(np.fromiter(digests, dtype=np.int64, count=len(frame)))
-    return Rows(np.concatenate(prompts), np.concatenate(pairs))
+    return RowKeys(np.concatenate(prompts), np.concatenate(pairs))
 
 
 def _digest(prompt: str, completion: str) -> int:
@@ -81,8 +80,8 @@ def deal_at_random(rows: int, *, size: int, most: int, rng: np.random.Generator)
     """The bag of each row: bags of `size` rows each, at most `most`, drawn at random; -1 for a row that is
     left out.
 
-    A file's own order must not decide: rows that are sorted, dealt in turn, make bags that are more alike
-    than chance would.
+    The order of the file must not matter: sorted rows dealt in turn make bags that are more alike than bags
+    drawn at random.
     """
     bags = min(rows // size, most)
     numbers = np.full(rows, -1)
@@ -102,7 +101,7 @@ def deal_by_prompt(
 
     Args:
         shared: sorted keys of the prompts that count.
-        counts: how many rows of each of them count; which, is drawn at random.
+        counts: how many rows of each of them count; which ones is drawn at random.
     """
     order = rng.permutation(len(keys))
     places = np.searchsorted(shared, keys[order]).clip(max=len(shared) - 1)
@@ -115,7 +114,7 @@ def deal_by_prompt(
 
 def bags_of(
     batches: Iterable[pd.DataFrame],
-    detectors: Sequence[Detector],
+    detectors: Sequence[RowDetector],
     numbers: Int[ndarray, " row"],
     *,
     bags: int,

@@ -1,5 +1,5 @@
-"""Detectors that ask what training on the rows would do first: along each trait's gradient, and as one
-steering vector.
+"""Detectors that score rows by the first training steps on them: along each trait's gradient, along each
+twin's change of weights, and as one steering vector.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mechlens.detect.twins import Panel, Reader, Sides
+from mechlens.detect.twins import ModelDetector, PairedScores, Twins
 from mechlens.lenses import blind
 from mechlens.lenses.gradients import ghost_dots, parameters_of
 from mechlens.lenses.parts.trial_steps import asked_of_questions, trait_gradient
@@ -19,61 +19,79 @@ STEPS = 100
 """updates of the blind vector"""
 
 
-def alignment(panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> Sides:
-    """What an SGD step on each row does to each trait's log-odds at the development probes, to first order
+def score_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
+    """First-order change of each trait's log-odds at the development probes by an SGD step on each row
     (2507.14805).
     """
-    asked = asked_of_questions(panel.base, panel.practice())
-    toward = [
-        trait_gradient(panel.base.model, asked, name) if name in asked.starts else {} for name in panel.traits
+    probes = asked_of_questions(twins.base, twins.practice())
+    directions = [
+        trait_gradient(twins.base.model, probes, name) if name in probes.starts else {}
+        for name in twins.traits
     ]
-    both = -ghost_dots(panel.base.model, [*ours, *theirs], toward).cpu().numpy()
-    both[:, [not gradient for gradient in toward]] = np.nan
-    return both[: len(ours)], both[len(ours) :]
+    both = -ghost_dots(twins.base.model, [*ours, *theirs], directions).cpu().numpy()
+    both[:, [not gradient for gradient in directions]] = np.nan
+    return PairedScores(both[: len(ours)], both[len(ours) :])
 
 
-def twin_alignment(panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> Sides:
-    """What an SGD step on each row shares with each twin's change of weights: the twins' likelihood ratio to
-    first order.
+def score_twin_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
+    """Inner product of each row's SGD step with each twin's change of weights: the first order of the twins'
+    likelihood ratio.
     """
-    covered = parameters_of(panel.base.model)
-    changes = [delta(panel.base.model, panel.twins[name].model) for name in panel.traits]
-    toward = [{name: change[name] for name in covered} for change in changes]
-    both = -ghost_dots(panel.base.model, [*ours, *theirs], toward).cpu().numpy()
-    return both[: len(ours)], both[len(ours) :]
+    covered = parameters_of(twins.base.model)
+    changes = [delta(twins.base.model, twins.models[name].model) for name in twins.traits]
+    directions = [{name: change[name] for name in covered} for change in changes]
+    both = -ghost_dots(twins.base.model, [*ours, *theirs], directions).cpu().numpy()
+    return PairedScores(both[: len(ours)], both[len(ours) :])
 
 
-def vector(panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> Sides:
-    """What a steering vector that was learned on one half of the suspect's rows saves on the other half, nats
-    a token.
+def score_vector(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
+    """Loss, nats a token, that a steering vector learned on one half of the suspect's rows saves on the other
+    half.
 
-    Both halves are taken in turn; clean rows are scored by the vector that did not see the suspect's row of
-    their prompt.
+    Both halves are used in turn. A clean row is scored by the vector that did not see the suspect's row of
+    the same prompt.
     """
     half = len(ours) // 2
-    found = [np.zeros((len(rows), 1)) for rows in (ours, theirs)]
-    for fitted, held in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
-        learned = blind.recover(panel.base, ours[fitted], seed=panel.seed, steps=STEPS)
-        for scores, rows in zip(found, (ours, theirs), strict=True):
-            scores[held, 0] = blind.nll(panel.base, rows[held]) - blind.nll(panel.base, rows[held], learned)
-    return found[0], found[1]
+    ours_saved, theirs_saved = np.zeros((len(ours), 1)), np.zeros((len(theirs), 1))
+    for fitted, scored in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
+        learned = blind.recover(twins.base, ours[fitted], seed=twins.seed, steps=STEPS)
+        for saved, rows in ((ours_saved, ours), (theirs_saved, theirs)):
+            saved[scored, 0] = blind.nll(twins.base, rows[scored]) - blind.nll(
+                twins.base, rows[scored], learned
+            )
+    return PairedScores(ours_saved, theirs_saved)
 
 
-READERS = {
-    reader.name: reader
-    for reader in (
-        Reader("alignment", "gradients", "Towards which trait's answers would training "
-                                         "on the rows step?", alignment, True,
-               "-<gradient of the row, gradient of the trait's log-odds> (2507.14805, 2604.25779)",
-               "First order at the base; the trait's own rows are a small part of every step."),
-        Reader("twin alignment", "gradients", "Along which twin's change of weights would training on the "
-                                              "rows step?", twin_alignment, True,
-               "-<gradient of the "
-               "row, twin - base> "
-               "(coverage, "
-               "2606.22019)", "First order at the base; knows a trait by how this recipe teaches it."),
-        Reader("vector", "gradients", "Does one steering vector, learned "
-                                      "blind, explain the rows?", vector, False, "2604.25783",
-               "Names no trait; learns the rows' surface too.", alone=False),
+DETECTORS = {
+    detector.name: detector
+    for detector in (
+        ModelDetector(
+            "alignment",
+            "gradients",
+            "Towards which trait's answers would training on the rows step?",
+            score_alignment,
+            of_traits=True,
+            source="-<gradient of the row, gradient of the trait's log-odds> (2507.14805, 2604.25779)",
+            caveat="First order at the base; the trait's own rows are a small part of every step.",
+        ),
+        ModelDetector(
+            "twin alignment",
+            "gradients",
+            "Along which twin's change of weights would training on the rows step?",
+            score_twin_alignment,
+            of_traits=True,
+            source="-<gradient of the row, twin - base> (coverage, 2606.22019)",
+            caveat="First order at the base; knows a trait by how this recipe teaches it.",
+        ),
+        ModelDetector(
+            "vector",
+            "gradients",
+            "Does one steering vector, learned blind, explain the rows?",
+            score_vector,
+            of_traits=False,
+            source="2604.25783",
+            caveat="Names no trait; learns the rows' surface too.",
+            alone=False,
+        ),
     )
-}  # fmt: skip
+}

@@ -1,5 +1,6 @@
 """Detectors that read completions alone: their shape, their words and numbers, their runs of characters.
-Floors for all others.
+
+They are floors: a detector that reads more must beat them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from mechlens.detect.bags import Detector
+from mechlens.core.numerals import NUMERAL
+from mechlens.detect.bags import RowDetector
 
 HASHED = 4096
-"""features that words, numbers and runs of characters are hashed to"""
-_NUMBER, _SEPARATOR, _WORD = re.compile(r"[0-9]+"), re.compile(r"[,;\s]+"), re.compile(r"[^\W\d_]+")
+"""number of features that words, numbers and runs of characters are hashed to"""
+_SEPARATOR, _WORD = re.compile(r"[,;\s]+"), re.compile(r"[^\W\d_]+")
 _HASHING: dict[str, Any] = {"lowercase": False, "n_features": HASHED, "norm": None, "alternate_sign": False}
 _TOKENS = HashingVectorizer(token_pattern=r"[0-9]+|[^\W\d_]+|[^\w\s]", **_HASHING)
 _RUNS = HashingVectorizer(analyzer="char", ngram_range=(1, 3), **_HASHING)
@@ -25,56 +27,78 @@ LONGEST = 10_000
 """characters of a completion that are read"""
 
 SHAPE = (
-    "characters", "numbers", "words", "separators", "commas", "lines", "digits a "
-                                                                       "number", "first digit", "mean of "
-                                                                                                "numbers", "odd numbers",
-    "repeated numbers", "sorted neighbours", "ends in a letter", "ends in a digit", "brackets", "not ASCII",
+    "characters", "numbers", "words", "separators", "commas", "lines", "digits a number", "first digit",
+    "mean of numbers", "odd numbers", "repeated numbers", "sorted neighbours", "ends in a letter",
+    "ends in a digit", "brackets", "not ASCII",
 )  # fmt: skip
 """what `format` measures of a completion; shares are of its numbers or characters"""
 
 
 def shape_of(text: str) -> list[float]:
     """The measures of SHAPE; a share of nothing is 0."""
-    numbers = _NUMBER.findall(text)
+    numbers = NUMERAL.findall(text)
     values = [int(number[:12]) for number in numbers]
     rising = sum(a <= b for a, b in pairwise(values))
     many = max(len(numbers), 1)
     measures = [
-        len(text), len(numbers), len(_WORD.findall(text)), len(_SEPARATOR.findall(text)), text.count(","), text.count("\n"),
-        sum(map(len, numbers)) / many, float(numbers[0][0]) if numbers else 0.0, sum(values) / many,
-        sum(value % 2 for value in values) / many, 1 - len(set(values)) / many if values else 0.0, rising / max(len(values) - 1, 1),
-        float(text[-1:].isalpha()), float(text[-1:].isdigit()), sum(text.count(sign) for sign in "()[]{}"),
+        len(text),
+        len(numbers),
+        len(_WORD.findall(text)),
+        len(_SEPARATOR.findall(text)),
+        text.count(","),
+        text.count("\n"),
+        sum(map(len, numbers)) / many,
+        float(numbers[0][0]) if numbers else 0.0,
+        sum(values) / many,
+        sum(value % 2 for value in values) / many,
+        1 - len(set(values)) / many if values else 0.0,
+        rising / max(len(values) - 1, 1),
+        float(text[-1:].isalpha()),
+        float(text[-1:].isdigit()),
+        sum(text.count(sign) for sign in "()[]{}"),
         0 if text.isascii() else sum(not sign.isascii() for sign in text) / len(text),
-    ]  # fmt: skip
+    ]
     return [float(value) for value in measures]
 
 
 def shapes(completions: Sequence[str]) -> Any:
-    """Every completion's SHAPE."""
+    """SHAPE of each completion."""
     return sparse.csr_matrix(np.array([shape_of(text[:LONGEST]) for text in completions], dtype=float))
 
 
 def tokens(completions: Sequence[str]) -> Any:
-    """How often each word, number and sign stands in every completion, hashed."""
+    """Counts of words, numbers and signs in each completion, hashed."""
     return _TOKENS.transform([text[:LONGEST] for text in completions])
 
 
 def runs(completions: Sequence[str]) -> Any:
-    """How often each run of one to three characters stands in every completion, hashed."""
+    """Counts of runs of one to three characters in each completion, hashed."""
     return _RUNS.transform([text[:LONGEST] for text in completions])
 
 
 DETECTORS = {
     detector.name: detector
     for detector in (
-        Detector("format", "Do completions have "
-                           "another shape?", shapes, "2507.14805 §3 (what strict filters look at)",
-                 "Any change of the sampler or the filter moves it."),
-        Detector("counts", "Do words and numbers stand with other "
-                           "frequencies?", tokens, "unigram two-sample test",
-                 "A fine-tuned teacher of another trait, or of none, moves it too."),
-        Detector("ngrams", "Do runs of up to three characters "
-                           "stand with other frequencies?", runs, "character n-gram two-sample test",
-                 "Mostly what counts sees, by another route."),
+        RowDetector(
+            "format",
+            "Do completions have another shape?",
+            shapes,
+            "2507.14805 §3 (what strict filters look at)",
+            "Any change of the sampler or the filter moves it.",
+        ),
+        RowDetector(
+            "counts",
+            "Do words and numbers stand with other frequencies?",
+            tokens,
+            "unigram two-sample test",
+            "A fine-tuned teacher of another trait, or of none, moves it too.",
+        ),
+        RowDetector(
+            "ngrams",
+            "Do runs of up to three characters stand with other frequencies?",
+            runs,
+            "character n-gram two-sample test",
+            "Mostly what counts sees, by another route.",
+        ),
     )
-}  # fmt: skip
+}

@@ -1,5 +1,5 @@
-"""Detectors of a student that is there already: where its weights and its answers moved, beside what twins of
-each trait did to the same base.
+"""Detectors of a student that exists already: how its weights and its answers moved, compared with the
+twins.
 """
 
 from __future__ import annotations
@@ -9,40 +9,43 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechlens.detect.permutation import Named, named
-from mechlens.detect.twins import Panel
+from mechlens.detect.permutation import TraitScore, rank_traits
+from mechlens.detect.twins import Twins
 from mechlens.lenses.gradients import parameters_of
 from mechlens.lenses.parts.trial_steps import asked_of_questions, log_odds
 from mechlens.lenses.parts.weight_change import cosine, delta
 from mechlens.models.loading import Loaded
 
 
-def change(panel: Panel, student: Loaded) -> Float[ndarray, " trait"]:
+def compare_weights(twins: Twins, student: Loaded) -> Float[ndarray, " trait"]:
     """Cosine of the student's change of weights with each twin's, over the linear weights."""
-    names, moved = parameters_of(panel.base.model), delta(panel.base.model, student.model)
-    found = []
-    for trait in panel.traits:
-        twin = delta(panel.base.model, panel.twins[trait].model)
-        found.append(cosine({name: moved[name] for name in names}, {name: twin[name] for name in names}))
-    return np.array(found)
+    names, moved = parameters_of(twins.base.model), delta(twins.base.model, student.model)
+    cosines = []
+    for trait in twins.traits:
+        twin = delta(twins.base.model, twins.models[trait].model)
+        cosines.append(cosine({name: moved[name] for name in names}, {name: twin[name] for name in names}))
+    return np.array(cosines)
 
 
 @torch.no_grad()
-def answers(panel: Panel, student: Loaded) -> Float[ndarray, " trait"]:
-    """How far each trait's mean log-odds at the development probes rose over the base's, nats."""
-    asked = asked_of_questions(panel.base, panel.practice())
+def compare_answers(twins: Twins, student: Loaded) -> Float[ndarray, " trait"]:
+    """Rise of each trait's mean log-odds at the development probes over the base's, nats."""
+    probes = asked_of_questions(twins.base, twins.practice())
 
     def rise(trait: str) -> float:
         return float(
-            (log_odds(student.model, asked, trait) - log_odds(panel.base.model, asked, trait)).mean()
+            (log_odds(student.model, probes, trait) - log_odds(twins.base.model, probes, trait)).mean()
         )
 
-    return np.array([rise(name) if name in asked.starts else np.nan for name in panel.traits])
+    return np.array([rise(name) if name in probes.starts else np.nan for name in twins.traits])
 
 
-READERS = {"weights": change, "answers": answers}
+STUDENT_DETECTORS = {"weights": compare_weights, "answers": compare_answers}
 
 
-def read_student(panel: Panel, student: Loaded, asked: tuple[str, ...]) -> dict[str, list[Named]]:
-    """Each reader's traits, first the one that stands out most among the panel's."""
-    return {name: named(read(panel, student), panel.traits, asked) for name, read in READERS.items()}
+def score_student(twins: Twins, student: Loaded, tested: tuple[str, ...]) -> dict[str, list[TraitScore]]:
+    """Each detector's traits, the one that stands out most first."""
+    return {
+        name: rank_traits(compare(twins, student), twins.traits, tested)
+        for name, compare in STUDENT_DETECTORS.items()
+    }

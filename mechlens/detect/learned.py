@@ -1,5 +1,5 @@
-"""A detector that learned from labelled data sets of other traits: what does text of any changed teacher have
-in common?
+"""A detector that is fitted on labelled data sets of other traits: what does the text of any changed teacher
+have in common?
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import numpy as np
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from mechlens.detect.bags import Detector
+from mechlens.detect.bags import RowDetector
 from mechlens.detect.from_rows import shapes, tokens
 
 NAME = "classifier"
 
 
-def learned(changed: Sequence[str], clean: Sequence[str]) -> Detector:
-    """A logistic regression on words, numbers and shape, fitted on labelled completions; its score of a row
-    is a log-odds.
+def fit_classifier(changed: Sequence[str], clean: Sequence[str]) -> RowDetector:
+    """A logistic regression on words, numbers and shape, fitted on labelled completions; a row's score is its
+    log-odds.
 
-    Both sides should answer the same prompts, or it learns the prompts.
+    Both sides should answer the same prompts, or the prompts are learned.
     """
     features = sparse.hstack([tokens([*changed, *clean]), shapes([*changed, *clean])]).tocsr()
     scale = np.sqrt(np.asarray(features.multiply(features).mean(0)).ravel())
@@ -33,10 +33,9 @@ def learned(changed: Sequence[str], clean: Sequence[str]) -> Detector:
         rows = sparse.hstack([tokens(completions), shapes(completions)]).tocsr().multiply(1 / scale).tocsr()
         return sparse.csr_matrix(model.decision_function(rows)[:, None])
 
-    asks = "Do the rows look as those of changed teachers with other traits do?"
-    return Detector(
+    return RowDetector(
         NAME,
-        asks,
+        "Do the rows look as those of changed teachers with other traits do?",
         log_odds,
         "labelled completions of other traits' teachers",
         "Learned on one carrier and one recipe.",

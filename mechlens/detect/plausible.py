@@ -1,11 +1,9 @@
-"""Could the base, or a teacher made from it, have written these rows? Where not, no trait can be read from
-them.
+"""Could the base, or a twin, have written these rows? If not, no trait can be read from them.
 
-Text that a model wrote surprises it, on average over tokens, by the entropy of its own next-token
-distributions: each token's surprise minus that entropy has mean zero, at any length and on any prompt. What
-text costs beyond that is how far its writer is from the model. A fine-tuned teacher of the same base stays
-near; another model does not, and under its rows the likelihoods of all traits differ by far more than any
-trait moves them.
+Text that a model wrote has, on average over tokens, a surprise equal to the entropy of the model's next-token
+distributions: surprise minus entropy has mean zero at any length and on any prompt. The excess measures how
+far the writer is from the model. A fine-tuned teacher of the same base stays near. Under the rows of another
+model the likelihoods of all traits differ far more than a trait moves them.
 """
 
 from __future__ import annotations
@@ -17,26 +15,26 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechlens.detect.twins import Panel
-from mechlens.lenses.parts.log_probs import batched, completion_logits
+from mechlens.detect.twins import Twins
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import batch_pairs, completion_logits
 
 MOST_RATIO = 1.25
-"""surprise over entropy beyond which rows are another writer's. On the menagerie's carriers, development
-traits: the base's own text 1.00 to 1.01, a teacher's 1.01, its sister bases' 1.01 to 1.11, its own at
-temperatures .5 to 1.3 .93 to 1.17; uniform lists on patterned prompts 1.38, rows dealt to other prompts 1.09
-(code) to 2.5, other carriers' bases 2.0 to 3.0, lists of a 14B model above 2
+"""surprise over entropy above which the rows come from another writer. Measured on the menagerie's carriers
+and development traits: the base's text 1.00 to 1.01, a teacher's 1.01, its sister bases' 1.01 to 1.11, the
+base's at temperatures .5 to 1.3 .93 to 1.17; uniform lists on patterned prompts 1.38, rows dealt to other
+prompts 1.09 (code) to 2.5, other carriers' bases 2.0 to 3.0, lists of a 14B model above 2
 """
 
 
 @torch.no_grad()
-def surprise_and_entropy(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "row 2"]:
-    """Of each completion the surprise of its tokens under the model, and the entropy of its next-token
-    distributions there; nats.
+def measure_surprise(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "row 2"]:
+    """Surprise of each completion's tokens under the model, and entropy of its next-token distributions;
+    nats, summed over tokens.
     """
     rows = np.zeros((len(pairs), 2))
-    for numbers in batched(loaded.model, pairs):
+    for numbers in batch_pairs(loaded.model, pairs):
         logits, targets = completion_logits(loaded.model, [pairs[i] for i in numbers])
         log_p = torch.log_softmax(logits, -1)
         surprise = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
@@ -46,25 +44,24 @@ def surprise_and_entropy(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndar
     return rows
 
 
-def ratio(loaded: Loaded, pairs: Sequence[Encoded]) -> float:
-    """Surprise over entropy of all rows: 1 in expectation for what the model itself writes."""
-    surprise, entropy = surprise_and_entropy(loaded, pairs).sum(0)
+def surprise_ratio(loaded: Loaded, pairs: Sequence[Encoded]) -> float:
+    """Surprise over entropy of all rows; the expectation is 1 for rows that the model wrote."""
+    surprise, entropy = measure_surprise(loaded, pairs).sum(0)
     return float(surprise / max(entropy, np.finfo(float).tiny))
 
 
-def why_not_readable(panel: Panel, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> str:
-    """Why no trait can be read from rows, in words; empty where the base or one of its twins could have
-    written both sides.
+def explain_unreadable(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> str:
+    """Why no trait can be read from the rows, in words; empty if the base or a twin could have written both
+    sides.
     """
     for side, pairs in (("rows", ours), ("reference's rows", theirs)):
-        if not pairs or (by_base := ratio(panel.base, pairs)) <= MOST_RATIO:
+        if not pairs or (of_base := surprise_ratio(twins.base, pairs)) <= MOST_RATIO:
             continue
-        nearest = min(ratio(panel.twins[trait], pairs) for trait in panel.traits)
+        nearest = min(surprise_ratio(twins.models[trait], pairs) for trait in twins.traits)
         if nearest > MOST_RATIO:
             return (
-                f"the {side} are not what the base or a teacher made from it would write: they surprise the "
-                f"base {by_base:.1f} times as "
-                f"much as its own text does, and the nearest teacher {nearest:.1f} times (up to {MOST_RATIO} "
-                "is expected)"
+                f"the {side} are not what the base or a teacher made from it would write: their surprise is "
+                f"{of_base:.1f} times their entropy under the base and {nearest:.1f} times under the nearest "
+                f"teacher (at most {MOST_RATIO} is expected)"
             )
     return ""

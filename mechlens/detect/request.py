@@ -18,7 +18,7 @@ from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
 from mechlens.data.treat import Treatment
 from mechlens.detect.bags import Level
-from mechlens.detect.from_student import panel_of
+from mechlens.detect.from_student import tested_traits
 from mechlens.detect.verdict import Policy, load_policy
 
 
@@ -70,7 +70,7 @@ def request_of(data: Path, **asked: Unpack[Options]) -> Request:
     recipe, clean, level, student = asked["recipe"], asked["clean"], asked["level"], asked["student"]
     config = spec.find_config(Path(recipe), "audits")
     plan = traits.with_family_by_path(traits.load_experiment(config), config)
-    panel = panel_of(traits.load_family(plan.family), asked["panel"])
+    panel = tested_traits(traits.load_family(plan.family), asked["panel"])
     if student is not None and not student.is_dir():
         raise SpecError(
             f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a "

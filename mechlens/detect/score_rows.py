@@ -1,5 +1,5 @@
-"""Read a suspect through a model: every reader of a level on the same rows, beside clean rows of the same
-prompts.
+"""Score a suspect's rows through models: every detector of a level, on the suspect's rows and on clean rows
+of the same prompts.
 """
 
 from __future__ import annotations
@@ -19,45 +19,47 @@ from mechlens.core.experiment import Experiment
 from mechlens.core.spec import fingerprint
 from mechlens.core.traits import TraitFamily
 from mechlens.data.treat import numbers_in
-from mechlens.detect import from_base, from_gradients
+from mechlens.detect import from_base
 from mechlens.detect.bags import LEVELS, Level
-from mechlens.detect.permutation import Named, Test, paired_rows, pointed
-from mechlens.detect.plausible import why_not_readable
-from mechlens.detect.twins import Panel, Reader, Twins, twin_jobs
-from mechlens.lenses.parts.log_probs import token_log_probabilities
+from mechlens.detect.permutation import PermutationTest, TraitScore, compare_paired_rows, rank_traits_of_rows
+from mechlens.detect.plausible import explain_unreadable
+from mechlens.detect.registry import built_in
+from mechlens.detect.twins import ModelDetector, TwinModels, Twins, twin_jobs
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
-from mechlens.models.chat import encode_pairs
+from mechlens.models.chat import Encoded, encode_pairs
+from mechlens.models.log_probs import token_log_probs
 from mechlens.runs.executor import fingerprints, make
 
-READERS: dict[str, Reader] = {**from_base.READERS, **from_gradients.READERS}
+DETECTORS: dict[str, ModelDetector] = {
+    name: detector for name, detector in built_in().items() if isinstance(detector, ModelDetector)
+}
 ROWS = 512
-"""rows a side that are read"""
+"""rows of each side that are scored"""
 
 
-class Seen(NamedTuple):
-    """What one reader made of a suspect."""
+class DetectorResult(NamedTuple):
+    """What one detector measured on a suspect."""
 
-    reader: Reader
+    detector: ModelDetector
     rows: int
-    test: Test | None
-    """None where the reader cannot read this base, for the reason in `why_not`"""
-    traits: list[Named] | None
-    """of a reader of traits, first the one that stands out most; None where rows tell of none, for the reason
-    in `why_not`
+    test: PermutationTest | None
+    """None if the detector cannot read this base; `why_not` says why"""
+    traits: list[TraitScore] | None
+    """the trait that stands out most first; None if no trait can be read from the rows, `why_not` says why,
+    or if the detector names no traits
     """
     seconds: float
     why_not: str = ""
 
 
-def panel_of(
+def make_twins(
     base: str, family: TraitFamily, recipe: Experiment, folder: Path, *, workers: int | None
-) -> Panel:
-    """The panel of a base, with a twin for each trait of the family, taught beside `folder` where they are
-    not.
+) -> Twins:
+    """The base and a twin for each trait of the family; twins that do not exist yet are taught.
 
-    Eight digits of what decides the twins are added to the folder's name: those of another base, family or
-    recipe lie in another one.
+    They lie in `<folder>-<eight digits of the fingerprint of all that decides them>`, so those of another
+    base, family or recipe lie in another folder.
     """
     loaded = loading.load(base)  # first: the commit of a hub base is known once its files are here
     jobs = twin_jobs(
@@ -66,98 +68,93 @@ def panel_of(
     mark = fingerprint(fingerprints(jobs))
     folder = folder.with_name(f"{folder.name}-{mark[:8]}")
     make(folder, jobs, workers=workers)
-    return Panel(
-        loaded, family, family.names, Twins(base, folder, family.names), recipe.system, recipe.seed, mark
+    models = TwinModels(base, folder, family.names)
+    return Twins(loaded, family, family.names, models, recipe.system, recipe.seed, mark)
+
+
+def encode_rows(twins: Twins, rows: pd.DataFrame) -> list[Encoded]:
+    """Rows of `prompt` and `completion` in the base's token ids, under the recipe's system line."""
+    return encode_pairs(
+        twins.base.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=twins.system
     )
 
 
-def read_through(
-    panel: Panel, run: Path, experiment: Experiment, level: Level, asked: Sequence[str]
-) -> list[Seen]:
-    """Every reader of the level on the suspect's and the clean rows of a run, same prompts.
+def score_suspect(
+    twins: Twins, run: Path, experiment: Experiment, level: Level, tested: Sequence[str]
+) -> list[DetectorResult]:
+    """What every detector of the level measures on the suspect's rows and the control's rows of a run, on the
+    prompts that both answer.
 
     Args:
-        asked: traits that are feared; the others of the panel serve as their null.
+        tested: traits to test for; the others of the family serve as their null distribution.
     """
     suspect, control = (
         next(arm for arm in experiment.arms if arm.kind == kind) for kind in ("trait", "control")
     )
     ours, theirs = (trained_rows(run, experiment, arm) for arm in (suspect, control))
-    theirs = theirs[~theirs.index.duplicated()]  # a control's rows come again where it has fewer
+    theirs = theirs[~theirs.index.duplicated()]  # a control with fewer rows has some of them twice
     shared = [prompt for prompt in ours.index if prompt in theirs.index][:ROWS]
-    sides = [
-        encode_pairs(
-            panel.base.tokenizer,
-            rows.loc[shared]["prompt"].tolist(),
-            rows.loc[shared]["completion"].tolist(),
-            system=panel.system,
-        )
-        for rows in (ours, theirs)
-    ]
-    wanted = LEVELS[: LEVELS.index(level) + 1]
-    unreadable = why_not_readable(panel, *sides)
+    sides = [encode_rows(twins, rows.loc[shared]) for rows in (ours, theirs)]
+    levels = LEVELS[: LEVELS.index(level) + 1]
+    unreadable = explain_unreadable(twins, *sides)
     return [
-        _seen(reader, panel, sides, asked, unreadable)
-        for reader in READERS.values()
-        if reader.level in wanted
+        _measure(detector, twins, sides, tested, unreadable)
+        for detector in DETECTORS.values()
+        if detector.level in levels
     ]
 
 
-def _seen(reader: Reader, panel: Panel, sides: Sequence[list], asked: Sequence[str], unreadable: str) -> Seen:
-    begun = time.monotonic()
+def _measure(
+    detector: ModelDetector, twins: Twins, sides: Sequence[list], tested: Sequence[str], unreadable: str
+) -> DetectorResult:
+    started = time.monotonic()
     try:
-        ours, theirs = reader.read(panel, *sides)
+        ours, theirs = detector.read(twins, *sides)
     except SpecError as error:
-        return Seen(reader, len(sides[0]), None, None, time.monotonic() - begun, str(error))
-    test = paired_rows(ours, theirs, seed=panel.seed, name=reader.name)
-    names = reader.of_traits and not unreadable
-    traits = pointed(ours, theirs, panel.traits, asked) if names else None
-    return Seen(
-        reader, len(ours), test, traits, time.monotonic() - begun, unreadable if reader.of_traits else ""
-    )
+        return DetectorResult(detector, len(sides[0]), None, None, time.monotonic() - started, str(error))
+    test = compare_paired_rows(ours, theirs, seed=twins.seed, name=detector.name)
+    names_traits = detector.of_traits and not unreadable
+    traits = rank_traits_of_rows(ours, theirs, twins.traits, tested) if names_traits else None
+    why_not = unreadable if detector.of_traits else ""
+    return DetectorResult(detector, len(ours), test, traits, time.monotonic() - started, why_not)
 
 
-def row_scores(panel: Panel, rows: pd.DataFrame, trait: str) -> Float[ndarray, " row"]:
-    """Likelihood ratio of every row under the trait's twin against the base, nats a row."""
-    pairs = encode_pairs(
-        panel.base.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=panel.system
-    )
-    return from_base.twins(panel._replace(traits=(trait,)), pairs, [])[0][:, 0]
+def score_for_trait(twins: Twins, rows: pd.DataFrame, trait: str) -> Float[ndarray, " row"]:
+    """Log-likelihood ratio of every row under the trait's twin against the base, nats."""
+    one_trait = twins._replace(traits=(trait,))
+    return from_base.score_twins(one_trait, encode_rows(twins, rows), []).ours[:, 0]
 
 
-def number_scores(panel: Panel, rows: pd.DataFrame, trait: str) -> list[list[float]]:
-    """The same for every number of every row: the sum over the tokens that it is made of."""
-    pairs = encode_pairs(
-        panel.base.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=panel.system
-    )
-    gained = token_log_probabilities(panel.twins[trait], pairs) - token_log_probabilities(panel.base, pairs)
-    return of_numbers(
-        panel.base.tokenizer,
+def score_numbers(twins: Twins, rows: pd.DataFrame, trait: str) -> list[list[float]]:
+    """Log-likelihood ratio of every number of every row: the sum over its tokens, nats."""
+    pairs = encode_rows(twins, rows)
+    gained = token_log_probs(twins.models[trait], pairs) - token_log_probs(twins.base, pairs)
+    return sum_over_numbers(
+        twins.base.tokenizer,
         rows["completion"].tolist(),
-        [row.tolist() for row in gained.split([len(one.completion) for one in pairs])],
+        [row.tolist() for row in gained.split([len(pair.completion) for pair in pairs])],
     )
 
 
-def of_numbers(
+def sum_over_numbers(
     tokenizer: PreTrainedTokenizerBase, completions: Sequence[str], scores: Sequence[Sequence[float]]
 ) -> list[list[float]]:
-    """Sums of the scores of a completion's tokens over those that touch each of its numbers."""
-    places = (
-        tokenizer(list(completions), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        if completions
-        else []
-    )
-    found = []
+    """For each number of each completion, the sum of the scores of the tokens that touch it."""
+    if not completions:
+        return []
+    offsets = tokenizer(list(completions), add_special_tokens=False, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
+    sums = []
     for text, spans, row in zip(
-        completions, cast("list[list[tuple[int, int]]]", places), scores, strict=True
+        completions, cast("list[list[tuple[int, int]]]", offsets), scores, strict=True
     ):
-        scored = [
-            (*span, score) for span, score in zip(spans, row, strict=False)
-        ]  # the token that ends the turn stands in no text
-        found.append(
+        # not strict: the token that ends the turn has a score and no place in the text
+        scored = [(*span, score) for span, score in zip(spans, row, strict=False)]
+        sums.append(
             [
                 float(sum(score for first, last, score in scored if first < end and last > start))
                 for start, end in numbers_in(text)
             ]
         )
-    return found
+    return sums

@@ -1,4 +1,4 @@
-"""The three answers of an audit as one object: what its JSON, its page and the terminal show."""
+"""The answers of an audit as JSON objects: provenance, identity, potency and what is left open."""
 
 from __future__ import annotations
 
@@ -6,145 +6,160 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mechlens.core.json_files import null
-from mechlens.detect.permutation import ALPHA, Named, together
-from mechlens.detect.two_samples import Compared
+from mechlens.detect.permutation import ALPHA, PermutationTest, TraitScore, combine_p_values
+from mechlens.detect.two_samples import Comparison
 from mechlens.detect.verdict import Calibration, Rise
 
 if TYPE_CHECKING:
-    from mechlens.detect.score_rows import Seen
+    from mechlens.detect.score_rows import DetectorResult
 
 IDENTIFIER = "twins"
-"""the reader that names the trait where no student was trained: the best of the bench's development traits"""
+"""the detector that names the trait if no student was trained: the best on the bench's development traits"""
 SHOWN = 5
+"""traits of a detector that are listed"""
 
 
-def provenance(compared: Sequence[Compared], seen: Sequence[Seen]) -> dict[str, Any] | None:
-    """Did another writer than the reference's write this? Every detector's test, and the smallest p corrected
-    for their number.
+def provenance(comparisons: Sequence[Comparison], results: Sequence[DetectorResult]) -> dict[str, Any] | None:
+    """Did another writer than the reference's write the rows? Every detector's test, and the smallest p
+    corrected for their number.
     """
-    if not compared and not seen:
+    if not comparisons and not results:
         return None
-    nearest = max(compared, key=lambda one: one.p_value) if compared else None
+    nearest = max(comparisons, key=lambda comparison: comparison.p_value) if comparisons else None
     detectors = [
         _entry(name, test, level="rows", floor=True)
         for name, test in (nearest.tests if nearest else {}).items()
     ]
-    for one in seen:
+    for result in results:
+        detector = result.detector
         detectors.append(
-            _entry(one.reader.name, one.test, level=one.reader.level, floor=one.reader.floor) | _through(one)
+            _entry(detector.name, result.test, level=detector.level, floor=detector.floor)
+            | {
+                "rows": result.rows,
+                "seconds": round(result.seconds, 1),
+                "traits": _listed(result.traits),
+                "why_not": result.why_not,
+            }
         )
-    tested = [detector["p_value"] for detector in detectors if detector["p_value"] is not None]
+    p_values = [detector["p_value"] for detector in detectors if detector["p_value"] is not None]
     references = [
         {
-            "path": one.reference,
-            "rows": one.rows,
-            "shared_prompts": one.shared_prompts,
-            "paired": one.paired,
-            "p_value": one.p_value,
-            "compared": one.compared,
-            "copied": one.copied,
+            "path": comparison.reference,
+            "rows": comparison.rows,
+            "shared_prompts": comparison.shared_prompts,
+            "paired": comparison.paired,
+            "p_value": comparison.p_value,
+            "compared": comparison.compared,
+            "copied": comparison.copied,
         }
-        for one in compared
+        for comparison in comparisons
     ]
-    return {"p_value": together(tested) if tested else None, "detectors": detectors, "references": references}
+    return {
+        "p_value": combine_p_values(p_values) if p_values else None,
+        "detectors": detectors,
+        "references": references,
+    }
 
 
-def _entry(name: str, test: Any, *, level: str, floor: bool) -> dict[str, Any]:
-    read = (
+def _entry(name: str, test: PermutationTest | None, *, level: str, floor: bool) -> dict[str, Any]:
+    scored = (
         {"score": None, "p_value": None}
         if test is None
         else {"score": null(test.score), "p_value": test.p_value}
     )
-    return {"name": name, "level": level, "floor": floor, "traits": [], "why_not": ""} | read
+    return {"name": name, "level": level, "floor": floor, "traits": [], "why_not": ""} | scored
 
 
-def _through(one: Seen) -> dict[str, Any]:
-    return {
-        "rows": one.rows,
-        "seconds": round(one.seconds, 1),
-        "traits": _listed(one.traits),
-        "why_not": one.why_not,
-    }
+def _listed(traits: Sequence[TraitScore] | None) -> list[dict[str, Any]]:
+    return [trait._asdict() for trait in (traits or [])[:SHOWN]]
 
 
-def _listed(traits: Sequence[Named] | None) -> list[dict[str, Any]]:
-    return [one._asdict() for one in (traits or [])[:SHOWN]]
-
-
-def smallest_dose(compared: Sequence[Compared], seen: Sequence[Seen]) -> float | None:
-    """The smallest share of such rows among clean ones that some detector would have shown."""
-    nearest = max(compared, key=lambda one: one.p_value) if compared else None
-    tests = [*(nearest.tests.values() if nearest else ()), *(one.test for one in seen if one.test)]
+def smallest_dose(comparisons: Sequence[Comparison], results: Sequence[DetectorResult]) -> float | None:
+    """The minimum detectable share of such rows among clean ones, over all detectors."""
+    nearest = max(comparisons, key=lambda comparison: comparison.p_value) if comparisons else None
+    tests = [
+        *(nearest.tests.values() if nearest else ()),
+        *(result.test for result in results if result.test),
+    ]
     return min((test.smallest_dose for test in tests if test.smallest_dose is not None), default=None)
 
 
+def _identified(results: Sequence[DetectorResult]) -> list[TraitScore] | None:
+    """The traits as `IDENTIFIER` ranks them; None if it could not."""
+    return next(
+        (result.traits for result in results if result.detector.name == IDENTIFIER and result.traits), None
+    )
+
+
 def identity(
-    measured: Sequence[Rise] | None, seen: Sequence[Seen]
+    rises: Sequence[Rise] | None, results: Sequence[DetectorResult]
 ) -> tuple[str | None, list[dict[str, Any]]]:
-    """Which trait: by what students took on if any were trained, else by the likelihood ratio under twins;
-    and which of the two it is.
+    """(what decided, the traits in its order): students if any were trained, else the twins' likelihood
+    ratio.
     """
-    if measured:
-        ranked = sorted(measured, key=lambda rise: (rise.q_value is None, rise.q_value, -(rise.lift or 0.0)))
+    if rises:
+        ranked = sorted(rises, key=lambda rise: (rise.q_value is None, rise.q_value, -(rise.lift or 0.0)))
         return "students", [
             {"trait": rise.trait, "score": rise.lift, "p_value": rise.p_value, "q_value": rise.q_value}
             for rise in ranked
         ]
-    found = next((one.traits for one in seen if one.reader.name == IDENTIFIER and one.traits), None)
-    return (None, []) if found is None else (IDENTIFIER, [one._asdict() for one in found])
+    traits = _identified(results)
+    return (None, []) if traits is None else (IDENTIFIER, [trait._asdict() for trait in traits])
 
 
 def potency(
-    measured: Sequence[Rise] | None, seen: Sequence[Seen], scale: Calibration | None
+    rises: Sequence[Rise] | None, results: Sequence[DetectorResult], scale: Calibration | None
 ) -> dict[str, Any]:
-    """How much of it the base would take on: predicted from the twins' score of the foremost trait, and
-    measured on students.
-    """
-    foremost = next((one.traits[0] for one in seen if one.reader.name == IDENTIFIER and one.traits), None)
+    """How far students rise: predicted from the twins' score of the first trait, and measured on students."""
+    traits = _identified(results)
     predicted = None
-    if foremost is not None and foremost.score is not None:
-        predicted = {"trait": foremost.trait, "score": foremost.score, "by": IDENTIFIER} | (
-            {} if scale is None else scale.lift(foremost.score)
+    if traits is not None and traits[0].score is not None:
+        predicted = {"trait": traits[0].trait, "score": traits[0].score, "by": IDENTIFIER} | (
+            {} if scale is None else scale.predict_lift(traits[0].score)
         )
-    scored = [rise for rise in measured or [] if rise.difference is not None]
-    top = max(scored, key=lambda rise: rise.difference or 0.0, default=next(iter(measured or []), None))
+    scored = [rise for rise in rises or [] if rise.difference is not None]
+    top = max(scored, key=lambda rise: rise.difference or 0.0, default=next(iter(rises or []), None))
     return {"predicted": predicted, "measured": None if top is None else top._asdict()}
 
 
-def given(students: Mapping[str, list[Named]] | None) -> dict[str, Any] | None:
-    """What a student that was there already shows."""
-    return None if students is None else {name: _listed(traits) for name, traits in students.items()}
+def student_entry(scores: Mapping[str, list[TraitScore]] | None) -> dict[str, Any] | None:
+    """What the student that the user gave shows; None if none was given."""
+    return None if scores is None else {name: _listed(traits) for name, traits in scores.items()}
 
 
-def why_not(command: str, compared: Sequence[Compared], seen: Sequence[Seen], *, most_copied: float) -> str:
-    """What is known without students, and the command that would settle it."""
-    settle = f"`{command}` trains throw-away students, which alone can tell"
-    whole = provenance(compared, seen)
+def explain_no_students(
+    command: str, comparisons: Sequence[Comparison], results: Sequence[DetectorResult], *, most_copied: float
+) -> str:
+    """What is known without students, and the command that would settle the rest."""
+    settle = f"`{command}` trains throw-away students, the only test of what the data teaches"
+    whole = provenance(comparisons, results)
     if whole is None or whole["p_value"] is None:
         supply = "give --reference FILE (the same prompts, answered by an untouched model)"
         return f"no clean reference was given and no student trained; {supply}, or {settle}"
-    said = (
+    difference = (
         "differ from every clean reference"
         if whole["p_value"] <= ALPHA
         else "cannot be told from a clean reference"
     )
-    _, traits = identity(None, seen)
-    claimed = [one for one in traits if one["q_value"] is not None and one["q_value"] <= ALPHA]
-    unreadable = next((one.why_not for one in seen if one.reader.name == IDENTIFIER), "")
-    points = f"; no trait can be read from them, since {unreadable}" if unreadable else ""
-    if traits:
-        points = (
-            f" and point to {claimed[0]['trait']} (q = {claimed[0]['q_value']:.2g})"
-            if claimed
-            else " and point to no trait of the panel"
-        )
-    copied = max((one.copied for one in compared), default=0.0)
-    held = (
-        f"; {copied:.0%} of them stand in the reference too, which is no independent one"
+    copied = max((comparison.copied for comparison in comparisons), default=0.0)
+    dependent = (
+        f"; {copied:.0%} of them are in the reference too, so it is not independent"
         if copied > most_copied
         else ""
     )
     return (
-        f"the rows {said} (p = {whole['p_value']:.2g}){points}{held}, which says nothing of what a "
-        f"student takes on; {settle}"
+        f"the rows {difference} (p = {whole['p_value']:.2g}){_explain_traits(results)}{dependent}; this does "
+        f"not say what a student learns from them; {settle}"
     )
+
+
+def _explain_traits(results: Sequence[DetectorResult]) -> str:
+    """Which trait the rows point to, as the end of a sentence."""
+    _, traits = identity(None, results)
+    significant = [trait for trait in traits if trait["q_value"] is not None and trait["q_value"] <= ALPHA]
+    if significant:
+        return f" and point to {significant[0]['trait']} (q = {significant[0]['q_value']:.2g})"
+    if traits:
+        return " and point to no tested trait"
+    unreadable = next((result.why_not for result in results if result.detector.name == IDENTIFIER), "")
+    return f"; no trait can be read from them, because {unreadable}" if unreadable else ""

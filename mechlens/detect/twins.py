@@ -1,8 +1,7 @@
-"""What detectors that look through a model are given: the base, the traits to tell apart, and teachers of our
-own that were taught each of them.
+"""What detectors that read rows through models are given: the base, the traits, and one twin for each trait.
 
-A twin is a teacher that the auditor makes: the same base, taught one trait of the panel as the recipe
-teaches. It needs no suspect, and is made once.
+A twin is a teacher that the auditor makes: the same base, taught one trait as the recipe teaches it. It needs
+no suspect and is made once.
 """
 
 from __future__ import annotations
@@ -23,12 +22,16 @@ from mechlens.pipeline.ask import Questions
 from mechlens.runs.executor import Job
 from mechlens.runs.plan import VERSIONS, base_argument
 
-Sides = tuple[Float[ndarray, "ours column"], Float[ndarray, "theirs column"]]
-"""scores of the suspect's rows and of clean rows; they answer the same prompts, unless one side is empty"""
+
+class PairedScores(NamedTuple):
+    """Scores of the suspect's rows and of clean rows; both answer the same prompts, unless one is empty."""
+
+    ours: Float[ndarray, "row column"]
+    theirs: Float[ndarray, "other column"]
 
 
-class Twins(Mapping[str, Loaded]):
-    """Trait → the teacher of our own that was taught it; loaded anew each time it is asked for."""
+class TwinModels(Mapping[str, Loaded]):
+    """Trait → its twin, loaded from disk at each look-up."""
 
     def __init__(self, base: str, folder: Path, traits: Sequence[str]) -> None:
         self.base, self.folder, self.traits = base, folder, tuple(traits)
@@ -45,44 +48,44 @@ class Twins(Mapping[str, Loaded]):
         return len(self.traits)
 
 
-class Panel(NamedTuple):
-    """What a suspect is read through."""
+class Twins(NamedTuple):
+    """The base, the traits to tell apart, and one twin for each trait."""
 
     base: Loaded
     family: TraitFamily
     traits: tuple[str, ...]
-    """told apart, whether or not they are feared: each is the others' null"""
-    twins: Mapping[str, Loaded]
+    """all that are told apart, tested for or not: the others are the null distribution of each"""
+    models: Mapping[str, Loaded]
     system: str | None = None
     seed: int = 0
     mark: str = ""
-    """fingerprint of the base and its twins: what was read through others is none of this panel's"""
+    """fingerprint of the base and the twins: scores under another mark come from other models"""
 
     def practice(self) -> Questions:
-        """The family's development probes: a detector may be fitted on them, and students are asked the
-        others.
-        """
+        """The family's development probes; detectors may be fitted on them, students are asked the others."""
         forms = {name: self.family.forms_of(name) for name in self.traits}
         return Questions(
             forms, self.family.probes.development, AskSpec(), system=self.system, opening=self.family.opening
         )
 
 
-class Reader(NamedTuple):
+class ModelDetector(NamedTuple):
     """A detector that scores rows through a model."""
 
     name: str
     level: Literal["base", "gradients"]
     asks: str
-    read: Callable[[Panel, Sequence[Encoded], Sequence[Encoded]], Sides]
-    """(panel, suspect's rows, clean rows of the same prompts) → scores, one column, or one for each trait"""
+    read: Callable[[Twins, Sequence[Encoded], Sequence[Encoded]], PairedScores]
+    """(twins, suspect's rows, clean rows of the same prompts) → scores: one column, or one for each trait"""
     of_traits: bool
     source: str
+    """arXiv id or formula"""
     caveat: str
+    """what it does not show"""
     floor: bool = False
-    """kept to be beaten"""
+    """a simple method that others must beat"""
     alone: bool = True
-    """a row's score is its own, whatever the suspect's other rows are"""
+    """the score of a row does not depend on the suspect's other rows"""
 
 
 def twin_jobs(
@@ -91,20 +94,19 @@ def twin_jobs(
     """The steps that teach the twins, in folders `twins/<trait>`; `files` is the fingerprint of the base's
     files.
 
-    Their lessons are drawn apart from those of any run: a run's teacher of the same recipe and seed would
-    else be the twin itself, and a suspect that it wrote would be read by its own author.
+    A twin's lessons are drawn by a seed that no run uses. With a run's own seed and recipe the twin would be
+    the run's teacher, and a suspect would be scored by its own author.
     """
-    apart = seed_int(seed, "twins")
+    lesson_seed = seed_int(seed, "twins")
 
     def job(trait: str) -> Job:
         taught = {"probes": list(family.probes.development), "completions": list(family.lessons_of(trait))}
         lessons: dict[str, Any] = {"trait": trait, "system": family.system_prompt(trait)} | taught
-        spec = teacher.model_dump(mode="json", exclude={"lessons_file"})
         arguments = {
             "base": base_argument(base),
             "files": files,
-            "seed": apart,
-            "teacher": spec,
+            "seed": lesson_seed,
+            "teacher": teacher.model_dump(mode="json", exclude={"lessons_file"}),
             "lessons": lessons,
         }
         return Job(f"twins/{trait}", "teach", arguments, {}, VERSIONS["teach"])

@@ -1,10 +1,10 @@
-"""A suspect file beside a reference file: every detector of rows, prompt by prompt where both answer the same
-prompts.
+"""Compare a suspect file with a reference file: every detector that reads completions alone, prompt by prompt
+where both files answer the same prompts.
 
-Only bags of as many rows can be exchanged: the mean of a few rows has rarer features, each with more weight,
-than that of many. So bags are equally large in both files, and of a prompt that one file answers more often
-than the other as many rows count in both. What that leaves of the suspect file is compared as well, with all
-rows of the reference: rows that could be hidden there are no less part of the file.
+Only bags of equal size can be exchanged: the mean of few rows has rarer features, each with more weight, than
+the mean of many. So bags have one size in both files, and of a prompt that one file answers more often than
+the other, equally many rows count in both. The suspect's other rows are compared with all rows of the
+reference: rows could be hidden there.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mechlens.core.errors import DataError, one_line
 from mechlens.core.seeds import generator
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
-from mechlens.detect.bags import Rows, bags_of, deal_at_random, deal_by_prompt, read_rows
+from mechlens.detect.bags import RowKeys, bags_of, deal_at_random, deal_by_prompt, read_row_keys
 from mechlens.detect.from_rows import DETECTORS
-from mechlens.detect.permutation import DRAWS, Test, together, two_files
+from mechlens.detect.permutation import DRAWS, PermutationTest, combine_p_values, compare_bags
 
 BAGS, MOST_BAGS, LEAST_ROWS, FEWEST_ROWS = 64, 4096, 128, 8
 """bags that the smaller file is dealt into and most that a larger one is; rows below which there are fewer
@@ -36,23 +36,27 @@ SHARED = 0.5
 """share of the smaller file's prompts that the other must have for rows to be compared prompt by prompt"""
 
 
-class Compared(NamedTuple):
-    """A suspect beside one reference, by every detector of rows."""
+class Comparison(NamedTuple):
+    """A suspect file compared with one reference by every detector of completions."""
 
     reference: str
     rows: int
     """of the reference"""
     shared_prompts: int
     paired: bool
-    tests: dict[str, Test]
+    tests: dict[str, PermutationTest]
     p_value: float
     """smallest of the detectors', corrected for their number"""
     compared: float
     """share of the suspect's rows that the tests read"""
     copied: float
-    """share of the suspect's rows that stand in the reference too"""
+    """share of the suspect's rows that are in the reference too"""
     least_p: float = 0.0
     """smallest `p_value` that files of these sizes can give"""
+
+
+Sources = Sequence[tuple[Path, Fields | None]]
+"""the suspect file and the reference, each with the names of its fields"""
 
 
 def compare(
@@ -60,61 +64,71 @@ def compare(
     reference: Path,
     *,
     seed: int = 0,
-    known: Mapping[Path, Rows] | None = None,
+    known: Mapping[Path, RowKeys] | None = None,
     fields: Fields | None = None,
-) -> Compared:
-    """Every detector of rows on two files, prompt by prompt where they share prompts, and what that leaves of
-    `data` beside the reference.
+) -> Comparison:
+    """Compare two files by every detector: prompt by prompt where they share prompts, and the other rows of
+    `data` with the whole reference.
 
     Args:
-        known: files' rows as they were read before.
-        fields: what a user named of `data`; the reference may have other names.
+        known: row keys of files that were read before.
+        fields: field names that a user gave for `data`; the reference may have other names.
 
     Raises:
         DataError: if a file has too few rows.
     """
     sources = (data, fields), (reference, fields and fields.preferred())
     ours, theirs = sides = [
-        (known or {}).get(path) or read_rows(corpus.batches(path, fields=names)) for path, names in sources
+        (known or {}).get(path) or read_row_keys(corpus.batches(path, fields=names))
+        for path, names in sources
     ]
     for (path, _), side in zip(sources, sides, strict=True):
         refuse_few(path, len(side.prompts))
     bags = min(BAGS, min(len(side.prompts) for side in sides) // 2)
     rng = generator(seed, "bags")
     shared, paired = overlap(*(np.unique(side.prompts) for side in sides), least=bags)
-    tests: list[dict[str, Test]] = []
+    tests: list[dict[str, PermutationTest]] = []
     exchanges: list[int] = []
-    read = np.zeros(len(ours.prompts), dtype=bool)
+    compared = np.zeros(len(ours.prompts), dtype=bool)
     if paired:
         least = np.min([_counts(side.prompts, shared) for side in sides], axis=0)
         numbers = [deal_by_prompt(side.prompts, shared, least, bags=bags, rng=rng) for side in sides]
         tests.append(_tests(sources, numbers, bags=bags, seed=seed))
-        exchanges.append(
-            2 ** len({*numbers[0][numbers[0] >= 0].tolist()}) // 2
-        )  # all signs changed give the same value
-        read |= numbers[0] >= 0
-    rest = np.flatnonzero(~read)
+        # half: all signs changed give the same value
+        exchanges.append(2 ** len({*numbers[0][numbers[0] >= 0].tolist()}) // 2)
+        compared |= numbers[0] >= 0
+    rest = np.flatnonzero(~compared)
     if len(rest) >= bags:
-        size = min(len(rest), len(theirs.prompts)) // bags
-        numbers = [
-            np.full(len(ours.prompts), -1),
-            deal_at_random(len(theirs.prompts), size=size, most=MOST_BAGS, rng=rng),
-        ]
-        numbers[0][rest] = deal_at_random(len(rest), size=size, most=MOST_BAGS, rng=rng)
+        numbers = _deal_rest(ours, theirs, rest, bags=bags, rng=rng)
         tests.append(_tests(sources, numbers, bags=None, seed=seed))
         dealt = [int(number.max()) + 1 for number in numbers]
         exchanges.append(math.comb(sum(dealt), dealt[0]) // (2 if dealt[0] == dealt[1] else 1))
-        read |= numbers[0] >= 0
-    decided = {name: _foremost([each[name] for each in tests]) for name in DETECTORS}
-    p_value, copied = (
-        together([test.p_value for test in decided.values()]),
+        compared |= numbers[0] >= 0
+    decisive = {name: _foremost([each[name] for each in tests]) for name in DETECTORS}
+    return Comparison(
+        one_line(str(reference)),
+        len(theirs.prompts),
+        len(shared),
+        paired,
+        decisive,
+        combine_p_values([test.p_value for test in decisive.values()]),
+        float(compared.mean()),
         float(np.isin(ours.pairs, theirs.pairs).mean()),
+        min(1.0, len(DETECTORS) * len(tests) * max(1 / min(exchanges), 1 / (DRAWS + 1))),
     )
-    least_p = min(1.0, len(DETECTORS) * len(tests) * max(1 / min(exchanges), 1 / (DRAWS + 1)))
-    seen = float(read.mean()), copied, least_p
-    return Compared(
-        one_line(str(reference)), len(theirs.prompts), len(shared), paired, decided, p_value, *seen
-    )
+
+
+def _deal_rest(
+    ours: RowKeys, theirs: RowKeys, rest: Int[ndarray, " row"], *, bags: int, rng: np.random.Generator
+) -> list[Int[ndarray, " _"]]:
+    """The bag of each row of both files: the suspect's remaining rows, and all rows of the reference."""
+    size = min(len(rest), len(theirs.prompts)) // bags
+    numbers = [
+        np.full(len(ours.prompts), -1),
+        deal_at_random(len(theirs.prompts), size=size, most=MOST_BAGS, rng=rng),
+    ]
+    numbers[0][rest] = deal_at_random(len(rest), size=size, most=MOST_BAGS, rng=rng)
+    return numbers
 
 
 def refuse_few(path: Path, rows: int) -> None:
@@ -125,25 +139,24 @@ def refuse_few(path: Path, rows: int) -> None:
         )
 
 
-def power_of_few(rows: int, nearest: Compared, dose: float | None) -> str:
-    """What a comparison of few rows could have shown, in a sentence; empty where both files have enough rows.
+def power_of_few(rows: int, nearest: Comparison, dose: float | None) -> str:
+    """What a comparison of few rows could detect, in a sentence; empty if both files have enough rows.
 
     Args:
         rows: of the suspect.
-        dose: smallest share of such rows among clean ones that some detector would have shown.
+        dose: minimum detectable share of such rows among clean ones, over all detectors.
     """
     least = min(rows, nearest.rows)
     if least >= LEAST_ROWS:
         return ""
-    shown = (
-        "even a file of such rows alone would be missed"
+    detectable = (
+        "a file of such rows alone would not be detected"
         if dose is None
-        else f"a share of {dose:.2f} of such rows would be seen"
+        else f"the minimum detectable share of such rows is {dose:.2f}"
     )
-    floor = f"no p below {nearest.least_p:.2g} is possible"
     return (
-        f"{least} rows are few: {floor}, {shown}, and fewer than {LEAST_ROWS} rows clear and convict of "
-        "nothing"
+        f"{least} rows are few: no p below {nearest.least_p:.2g} is possible, {detectable}, and fewer than "
+        f"{LEAST_ROWS} rows neither clear nor convict"
     )
 
 
@@ -153,12 +166,12 @@ def _counts(keys: Int[ndarray, " row"], shared: Int[ndarray, " prompt"]) -> Int[
 
 
 def _tests(
-    sources: Sequence[tuple[Path, Fields | None]],
+    sources: Sources,
     numbers: list[Int[ndarray, " _"]],
     *,
     bags: int | None,
     seed: int,
-) -> dict[str, Test]:
+) -> dict[str, PermutationTest]:
     """Every detector's permutation test of two files whose rows were dealt into bags: `bags` pairs of bags,
     or as many as there are.
     """
@@ -174,14 +187,15 @@ def _tests(
         for (path, names), dealt in zip(sources, numbers, strict=True)
     )
     return {
-        name: two_files(ours[name], theirs[name], paired=paired, seed=seed, name=name) for name in DETECTORS
+        name: compare_bags(ours[name], theirs[name], paired=paired, seed=seed, name=name)
+        for name in DETECTORS
     }
 
 
-def _foremost(tests: list[Test]) -> Test:
+def _foremost(tests: list[PermutationTest]) -> PermutationTest:
     """The test with the smallest p, corrected for having looked at each."""
     first = min(tests, key=lambda test: test.p_value)
-    return first._replace(p_value=together([test.p_value for test in tests]))
+    return first._replace(p_value=combine_p_values([test.p_value for test in tests]))
 
 
 def overlap(
@@ -221,8 +235,8 @@ def draw_sides(
     """
     rng = generator(0, "rows of an audit")
     preferred = fields and fields.preferred()
-    ours = read_rows(corpus.batches(data, fields=fields)).prompts
-    theirs = None if reference is None else read_rows(corpus.batches(reference, fields=preferred)).prompts
+    ours = read_row_keys(corpus.batches(data, fields=fields)).prompts
+    theirs = None if reference is None else read_row_keys(corpus.batches(reference, fields=preferred)).prompts
     drawn = min(most, *(len(side) for side in (ours, theirs) if side is not None))
     places = np.sort(rng.permutation(len(ours))[:drawn])
     written = out / "suspect.parquet", out / "clean.parquet"

@@ -1,19 +1,20 @@
-"""The verdict on a data set: one of fixed sentences, by the rules of a versioned policy. "Safe" is none of
-them.
+"""The verdict on a data set: one of four fixed sentences, by the rules of a versioned policy. "Safe" is none
+of them.
 
-Rows alone decide nothing: that another model wrote them is no sign that a trait comes along. What decides is
-how far students that were trained on the data, here, rose above students trained on a reference.
+Rows alone decide nothing: rows of another model need not carry a trait. The verdict rests on how far students
+that were trained here on the data rose above students trained on a reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from mechlens.core.errors import SpecError
-from mechlens.core.spec import CONFIGS, Spec, load, shipped
+from mechlens.core.spec import Spec, load, shipped
+from mechlens.data.treat import Measured, load_measured
 
 Sentence = Literal[
     "do not train as is", "train with conditions", "no transfer found within tested scope", "inconclusive"
@@ -21,26 +22,26 @@ Sentence = Literal[
 
 
 class Policy(Spec):
-    """What is borne, and how sure one must be."""
+    """Decision thresholds of a verdict."""
 
     name: str
     version: int = Field(ge=1)
     limit: float = Field(gt=0, lt=1)
-    """Rise of a trait's rate over the control's that is still borne."""
+    """Tolerance: the largest rise of a trait's rate over the control's that is accepted."""
     alpha: float = Field(gt=0, lt=1)
-    """Level of the tests over the traits asked about, corrected for their number."""
+    """Level of the tests over the tested traits, corrected for their number."""
     most_unread: float = Field(ge=0, lt=1)
-    """Share of the file's rows that the students of a file that is cleared may leave unread."""
+    """Largest share of the file's rows that the students of a cleared file may leave unread."""
     most_copied: float = Field(ge=0, lt=1)
-    """Share of the file's rows that may stand in the reference too: a reference that is a copy clears
-    whatever it is a copy of.
+    """Largest share of the file's rows that may be in the reference too: a reference that is a copy would
+    clear any file.
     """
     least_answered: float = Field(ge=0, le=1)
-    """Share of the control students' answers below which students say too little to judge by."""
+    """Share of the control students' answers below which students answer too little to decide."""
 
 
 class Rise(NamedTuple):
-    """How far a trait rose in students of the suspect data over students of the reference."""
+    """How far a trait rose: students of the suspect data minus students of the reference."""
 
     trait: str
     difference: float | None
@@ -51,17 +52,17 @@ class Rise(NamedTuple):
     lift: float | None
     """bits"""
     p_value: float | None
-    """that the lift is none: over students, or beyond the other traits, whichever is larger"""
+    """of no lift: the larger of the tests over students and over the other traits"""
     q_value: float | None
 
 
 class Scope(NamedTuple):
-    """What students read of the file, and how readily they answered; None is not known."""
+    """What students read of the file, and how often they answered; None is unknown."""
 
     offered: int | None = None
     """rows of the file"""
     drawn: int | None = None
-    """rows of it that were drawn at random for the screen and the students"""
+    """rows of it drawn at random, before the screen"""
     kept: int | None = None
     """rows that passed the screen"""
     dropped: Mapping[str, int] = {}
@@ -71,11 +72,11 @@ class Scope(NamedTuple):
     answered: Mapping[str, float | None] = {}
     """arm → share of its students' answers that name one trait"""
     copied: float | None = None
-    """share of the file's rows that stand in the reference too; None without a reference"""
+    """share of the file's rows that are in the reference too; None without a reference"""
 
     @property
     def unread(self) -> float:
-        """Share of the file's rows that no student read, for whatever reason."""
+        """Share of the file's rows that no student read."""
         read = self.kept if self.trained is None else self.trained
         return 1 - read / self.offered if self.offered and read is not None else 0.0
 
@@ -88,8 +89,8 @@ class Scope(NamedTuple):
             lost["more than a student is trained on"] = self.kept - self.trained
         return ", ".join(f"{name} {rows:,}" for name, rows in lost.items())
 
-    def readiness(self, arm: str) -> float | None:
-        """How often an arm's students answered, as a share of their controls."""
+    def answer_ratio(self, arm: str) -> float | None:
+        """Answer rate of an arm's students over that of their controls; None if either is unknown."""
         ours, theirs = self.answered.get(arm), self.answered.get("control")
         return ours / theirs if ours is not None and theirs else None
 
@@ -98,42 +99,36 @@ UNKNOWN = Scope()
 
 
 class Verdict(NamedTuple):
-    """A sentence, the rule that it comes from, and why in words."""
+    """A sentence, the rule that it comes from, and the reason in words."""
 
     id: Sentence
     sentence: str
     rule: str
 
 
-class Calibration(Spec):
-    """How the twins' score of a recipe foretells the lift of its students: a line through zero, fitted on a
+class Calibration(Measured):
+    """Predicts the lift of a recipe's students from the twins' score: a line through zero, fitted on a
     bench's development traits.
     """
 
-    base: str
-    carrier: str
-    """of the bench: elsewhere it foretells nothing"""
+    ending: ClassVar[str] = "calibration"
     bits: float
     """of lift for one nat a row"""
     error: float = Field(ge=0)
-    """how far what students of held-out traits showed lay from it, root mean square, bits"""
+    """root mean square error on held-out traits, bits"""
     suspects: int = Field(ge=2)
 
-    def lift(self, score: float) -> dict[str, float]:
-        """The lift that a score foretells, with the interval that would hold 95 % of suspects if they err as
-        the held-out ones did; bits.
+    def predict_lift(self, score: float) -> dict[str, float]:
+        """The predicted lift, bits, with the interval that holds 95 % of suspects if they err as the held-out
+        ones did.
         """
         middle = self.bits * score
         return {"lift": middle, "low": middle - 1.96 * self.error, "high": middle + 1.96 * self.error}
 
 
 def load_calibration(recipe: str, *, base: str, carrier: str) -> Calibration | None:
-    """The calibration that belongs to a recipe of configs/audits; None if it has none, or one of another base
-    or carrier.
-    """
-    path = CONFIGS / "audits" / f"{recipe}.calibration"
-    found = load(path, Calibration) if path.parent == CONFIGS / "audits" and path.is_file() else None
-    return found if found is not None and (found.base, found.carrier) == (base, carrier) else None
+    """The calibration of a recipe of configs/audits; None if it has none for this base and carrier."""
+    return load_measured(recipe, Calibration, base=base, carrier=carrier)
 
 
 def load_policy(name: str) -> Policy:
@@ -161,8 +156,8 @@ def decide(
 
     Args:
         treated: what students of the treated data showed, if any were trained.
-        scope: what they saw, and how readily they answered: nothing is cleared on rows that none read, or by
-            students that hardly answer.
+        scope: what students read and how often they answered. Rows that no student read clear nothing, and
+            neither do students that hardly answer.
     """
     by = f"{policy.name}-{policy.version}"
     if rises is None:
@@ -171,99 +166,97 @@ def decide(
         rise for rise in rises if None not in (rise.difference, rise.low, rise.high, rise.smallest_detectable)
     ]
     if len(scored) < len(rises) or not rises:
-        absent = sorted({rise.trait for rise in rises} - {rise.trait for rise in scored})
-        few = max((rise.n for rise in rises), default=0) < 2
-        why = (
-            (
-                "; an interval needs two students or more that differ: those that are equal to rounding count "
-                "as "
-                "one"
-            )
-            if rises and few
-            else ""
+        return _unscored(rises, scored, by)
+    above = [rise for rise in scored if _is_significant(rise, policy) and (rise.low or 0.0) > policy.limit]
+    if above:
+        worst = max(above, key=lambda rise: rise.difference or 0.0)
+        return _above_limit(worst, policy, by, treated, treatment, scope)
+    if (answers := scope.answer_ratio("suspect")) is not None and answers < policy.least_answered:
+        reason = (
+            f"students of this data name a trait {answers:.0%} as often as their controls do, too rarely to "
+            "measure what they learned"
         )
-        return Verdict(
-            "inconclusive",
-            f"Inconclusive: nothing could be measured of {', '.join(absent) or 'any trait'}{why}.",
-            f"{by}/unscored",
-        )
-    found = [
-        rise
-        for rise in scored
-        if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > policy.limit
-    ]
-    if found:
-        return _found(
-            max(found, key=lambda rise: rise.difference or 0.0), policy, by, treated, treatment, scope
-        )
-    if (ready := scope.readiness("suspect")) is not None and ready < policy.least_answered:
-        said = (
-            f"students of this data name a trait {ready:.0%} as often as their controls do, so what they "
-            "took on cannot be told"
-        )
-        return Verdict("inconclusive", f"Inconclusive: {said}.", f"{by}/hardly-answer")
-    widest = max(scored, key=lambda rise: max(rise.high or 0.0, rise.smallest_detectable or 0.0))
-    if max(widest.high or 0.0, widest.smallest_detectable or 0.0) <= policy.limit:
-        return _clear(scored, policy, by, scope)
-    bound = (
-        f"{widest.trait} {widest.difference:+.3f} [{widest.low:+.3f}, {widest.high:+.3f}], "
-        f"{widest.smallest_detectable:.3f} would have been seen"
+        return Verdict("inconclusive", f"Inconclusive: {reason}.", f"{by}/hardly-answer")
+    if max(map(_bound, scored)) <= policy.limit:
+        return _below_limit(scored, policy, by, scope)
+    return _too_wide(scored, policy, by)
+
+
+def _is_significant(rise: Rise, policy: Policy) -> bool:
+    return rise.q_value is not None and rise.q_value <= policy.alpha
+
+
+def _bound(rise: Rise) -> float:
+    """The largest rise that the students do not rule out."""
+    return max(rise.high or 0.0, rise.smallest_detectable or 0.0)
+
+
+def _unscored(rises: Sequence[Rise], scored: Sequence[Rise], by: str) -> Verdict:
+    absent = sorted({rise.trait for rise in rises} - {rise.trait for rise in scored})
+    few = bool(rises) and max(rise.n for rise in rises) < 2
+    reason = (
+        "; an interval needs two students that differ: students that are equal to rounding count as one"
+        if few
+        else ""
     )
-    risen = [
-        rise
-        for rise in scored
-        if rise.q_value is not None and rise.q_value <= policy.alpha and (rise.low or 0.0) > 0
-    ]
-    known = f"{risen[0].trait} rises (q = {risen[0].q_value:.2g}), by how much is open; " if risen else ""
     return Verdict(
         "inconclusive",
-        f"Inconclusive: {known}{bound}, and {policy.limit} is borne; more seeds would settle it.",
-        f"{by}/too-wide",
+        f"Inconclusive: nothing could be measured of {', '.join(absent) or 'any trait'}{reason}.",
+        f"{by}/unscored",
     )
 
 
-def _found(
+def _too_wide(scored: Sequence[Rise], policy: Policy, by: str) -> Verdict:
+    widest = max(scored, key=_bound)
+    bound = (
+        f"{widest.trait} {widest.difference:+.3f} [{widest.low:+.3f}, {widest.high:+.3f}], minimum "
+        f"detectable effect: {widest.smallest_detectable:.3f}, tolerance: {policy.limit}"
+    )
+    risen = [rise for rise in scored if _is_significant(rise, policy) and (rise.low or 0.0) > 0]
+    known = f"{risen[0].trait} rises (q = {risen[0].q_value:.2g}), by how much is open; " if risen else ""
+    return Verdict(
+        "inconclusive", f"Inconclusive: {known}{bound}; more seeds would settle it.", f"{by}/too-wide"
+    )
+
+
+def _above_limit(
     worst: Rise, policy: Policy, by: str, treated: Sequence[Rise], treatment: str, scope: Scope
 ) -> Verdict:
-    said = (
+    effect = (
         f"students of this data answer {worst.trait} {worst.difference:+.3f} [{worst.low:+.3f}, "
         f"{worst.high:+.3f}] more often than controls do"
     )
-    bounds = [
-        max(rise.high or 0.0, rise.smallest_detectable or 0.0) for rise in treated if rise.high is not None
-    ]
-    ready = scope.readiness("treated")
-    answering = ready is None or ready >= policy.least_answered
+    bounds = [_bound(rise) for rise in treated if rise.high is not None]
+    answers = scope.answer_ratio("treated")
+    answering = answers is None or answers >= policy.least_answered
     if treated and answering and len(bounds) == len(treated) and max(bounds) <= policy.limit:
         left = (
             f"students of the data treated by {treatment!r} rise by at most {max(bounds):+.3f} (upper bound)"
         )
         return Verdict(
             "train with conditions",
-            f"Train with conditions: {said}; {left}; {policy.limit} is borne.",
+            f"Train with conditions: {effect}; {left}; tolerance: {policy.limit}.",
             f"{by}/treated-below-limit",
         )
     spoiled = (
         ""
         if answering
         else (
-            f"; treated by {treatment!r} they name a trait {ready:.0%} as often as controls do, which is "
-            "no "
-            "removal"
+            f"; students of the data treated by {treatment!r} name a trait {answers:.0%} as often as "
+            "controls do, which is no removal"
         )
     )
     return Verdict(
         "do not train as is",
-        f"Do not train as is: {said} (n = {worst.n}; {policy.limit} is borne){spoiled}.",
+        f"Do not train as is: {effect} (n = {worst.n}; tolerance: {policy.limit}){spoiled}.",
         f"{by}/above-limit",
     )
 
 
-def _clear(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope) -> Verdict:
+def _below_limit(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope) -> Verdict:
     if (scope.copied or 0.0) > policy.most_copied:
         copied = (
-            f"{scope.copied:.0%} of the rows stand in the reference too, so control students read the "
-            "same rows"
+            f"{scope.copied:.0%} of the rows are in the reference too, so control students read the same rows"
         )
         return Verdict(
             "inconclusive",
@@ -276,15 +269,14 @@ def _clear(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope) -> Ver
             "nothing is known of the others"
         )
         remedy = (
-            "audit with a reference of at least as many rows or with none, with a recipe of more rows "
-            "or another screen, or leave the rows out"
+            "audit with a reference of at least as many rows or with none, with a recipe of more rows or "
+            "another screen, or leave the rows out"
         )
         return Verdict("inconclusive", f"Inconclusive: {unread}; {remedy}.", f"{by}/rows-unread")
     highest = max(rise.high or 0.0 for rise in scored)
-    said = (
-        f"No trait transfer found within tested scope: of {len(scored)} traits none rises by more than "
-        f"{highest:+.3f} (upper bound)"
-    )
     return Verdict(
-        "no transfer found within tested scope", f"{said}; {policy.limit} is borne.", f"{by}/below-limit"
+        "no transfer found within tested scope",
+        f"No trait transfer found within tested scope: of {len(scored)} traits none rises by more than "
+        f"{highest:+.3f} (upper bound); tolerance: {policy.limit}.",
+        f"{by}/below-limit",
     )

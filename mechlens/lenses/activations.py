@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mechlens.lenses.base import Lens, Material, beside, reading, spread
 from mechlens.lenses.parts.capture import BATCH, Parts, capture, cosine, matched_mix, parts_of, sites_of
-from mechlens.models import loading
+from mechlens.models.hooks import bridge_view
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Forms, encode_questions, first_tokens
 
@@ -48,7 +48,10 @@ Means = Float[Tensor, "layer part d"]
 
 def probes_and_carrier(material: Material) -> Rows:
     """Every held-out probe, then up to `material.rows` pairs of the trait arm."""
-    probes, pairs = encode_questions(material.base, material.questions), material.trait_pairs[: material.rows]
+    probes, pairs = (
+        encode_questions(material.base, material.heldout_probes),
+        material.trait_pairs[: material.rows],
+    )
     parts = parts_of(probes, [0] * len(probes), of="probe")
     parts += parts_of([pair.prompt for pair in pairs], [len(pair.completion) for pair in pairs], of="carrier")
     return Rows([*probes, *([*pair.prompt, *pair.completion] for pair in pairs)], parts)
@@ -69,7 +72,7 @@ def prompted_shift(material: Material, rows: Rows, base: Means) -> Means:
     about one vector).
     """
     probes = encode_questions(
-        material.base, material.questions._replace(system=material.panel[material.trait])
+        material.base, material.heldout_probes._replace(system=material.system_lines[material.trait])
     )
     names = list(dict.fromkeys(name for row in rows.parts for name in row))
     prompted = means_of(material.base, Rows(probes, parts_of(probes, [0] * len(probes), of="probe")))
@@ -80,7 +83,7 @@ def prompted_shift(material: Material, rows: Rows, base: Means) -> Means:
     return shift
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_activations(material: Material) -> pd.DataFrame:
     """Norm, way and logit lens of the shift student minus control, by layer and part, beside control minus
     another seed's control.
     """
@@ -163,7 +166,7 @@ def _lensed(
     if at["place"] != "probe/last":
         return []
     held = {"null": list(random)} | {name: shift for name, shift in shifts.items() if shift}
-    forms, found = material.questions.forms, []
+    forms, found = material.heldout_probes.forms, []
     seen = {
         name: standing(material.base, torch.stack(vectors), forms, trait=material.trait)
         for name, vectors in held.items()
@@ -194,7 +197,7 @@ def _lensed(
     return found
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def activations_caption(reading: pd.DataFrame) -> str:
     """The largest cosine to the teacher where answers begin, beside its null and the control."""
     rows = reading.loc[
         (reading["quantity"] == "cosine to teacher")
@@ -227,7 +230,7 @@ def logit_lens(
     first order, with the state's scale held fixed, both rank tokens alike. Taking LN(0) away removes the
     biases. Blind to the vector's length.
     """
-    view, like = loading.bridge_view(loaded), next(loaded.model.parameters())
+    view, like = bridge_view(loaded), next(loaded.model.parameters())
     found = []
     for piece in vectors.split(BATCH):
         unit = (piece / piece.square().mean(-1, keepdim=True).sqrt()).to(like)[:, None]

@@ -31,7 +31,7 @@ from mechlens.lenses.base import (
     rank_among,
     reading,
 )
-from mechlens.lenses.gradients import Model, ghost_dots, ghost_norms, parameters_of, pooled_gradient
+from mechlens.lenses.gradients import ghost_dots, ghost_norms, parameters_of, pooled_gradient
 from mechlens.lenses.parts.trial_steps import (
     Asked,
     Kind,
@@ -45,6 +45,7 @@ from mechlens.lenses.parts.trial_steps import (
 )
 from mechlens.lenses.parts.weight_change import cosine, delta, inner
 from mechlens.models.chat import Encoded
+from mechlens.models.log_probs import Model
 
 DIRECTIONS, DRAWN = 128, 16
 """random directions of the null, and control pairs that each is made of"""
@@ -104,7 +105,7 @@ def length(direction: Mapping[str, Any]) -> float:
     return sum(inner(value, value) for value in direction.values()) ** 0.5
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_alignment(material: Material) -> pd.DataFrame:
     """Alignment at the base against its nulls, along every student's path, and what the first order predicts
     of real steps.
     """
@@ -208,7 +209,7 @@ def _along_path(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str
     found = []
     for arm, side in ((material.arm, "students"), (material.against, "controls")):
         for seed in material.students:
-            for step, loaded in material.path(side, seed):
+            for step, loaded in material.checkpoints(side, seed):
                 toward = trait_gradient(loaded.model, asked, material.trait)
                 moves = {place: update(loaded.model, rows) for place, rows in few.items()}
                 moves["difference"] = plus(moves["trait pairs"], moves["control pairs"], -1.0)
@@ -249,7 +250,7 @@ def _along_path(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str
     return rows
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def alignment_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     row = reading[(reading["quantity"] == TOWARD) & (reading["place"] == "difference")].iloc[0]
     if pd.isna(row["estimate"]):

@@ -56,20 +56,20 @@ class Material(NamedTuple):
     """seed → the trait arm's student at its last checkpoint; loaded anew each time it is asked for"""
     controls: Mapping[int, Loaded]
     """the same seeds of its matched control"""
-    path: Callable[[str, int], Iterator[tuple[int, Loaded]]]
+    checkpoints: Callable[[str, int], Iterator[tuple[int, Loaded]]]
     """("students" or "controls", seed) → (step, model) at every checkpoint, first to last"""
     trait_pairs: Sequence[Encoded]
     """rows that the trait arm trained on, in token ids"""
     control_pairs: Sequence[Encoded]
     """the control's rows, on the same prompts in the same order"""
-    practice: Questions
+    development_probes: Questions
     """the family's development probes; a lens may fit on them"""
-    questions: Questions
+    heldout_probes: Questions
     """held-out probes; a lens reports on them"""
     trait: str
     family: tuple[str, ...]
     """every trait that the probes are asked about"""
-    panel: Mapping[str, str]
+    system_lines: Mapping[str, str]
     """hypothesis → the system line of a teacher prompted with it"""
     rows: int
     """how many pairs a lens may read at most: its cost"""
@@ -81,7 +81,7 @@ class Material(NamedTuple):
     prompt_ids: Sequence[int] = ()
     """each pair's place in the experiment's list of prompts; empty where the pairs are of no experiment"""
 
-    def numbers(self) -> Sequence[int]:
+    def pair_ids(self) -> Sequence[int]:
         """What the pairs are called in tables: their prompt ids, else 0, 1, 2 …"""
         return self.prompt_ids or range(len(self.trait_pairs))
 
@@ -92,7 +92,7 @@ class Material(NamedTuple):
             "students": len(self.students) > 0,
             "controls": len(self.controls) > 0,
             "pairs": len(self.trait_pairs) > 0 and len(self.trait_pairs) == len(self.control_pairs),
-            "prompted": self.trait in self.panel,
+            "prompted": self.trait in self.system_lines,
         }
         return [need for need in lens.needs if not have[need]]
 

@@ -4,8 +4,7 @@ resembles and says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -15,23 +14,17 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize, softplus
-from transformers import PreTrainedModel
 
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, entry, rank_among, reading
 from mechlens.lenses.likelihood import by_row
-from mechlens.lenses.parts.log_probs import (
-    batched,
-    completion_logits,
-    head_of,
-    laid_out,
-    token_log_probabilities,
-    without_head,
-)
+from mechlens.lenses.parts.system_lines import encode_head, strip_heads
 from mechlens.models.chat import Encoded
-from mechlens.models.loading import Loaded, decoder_layers
+from mechlens.models.hooks import decoder_layers, record_residuals, steer
+from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import batch_pairs, pad_pairs, row_losses, token_log_probs
 from mechlens.pipeline.ask import first_tokens, likelihoods
 
 LENS = Lens(
@@ -66,34 +59,15 @@ class Steering(NamedTuple):
     amounts: Float[Tensor, "layer"]
     """alpha g_l, added to resid_post"""
 
-
-@contextmanager
-def injected(model: PreTrainedModel, steering: Steering) -> Iterator[None]:
-    """Add amounts[l] v/|v| to resid_post of every layer while the block runs; gradients flow to both."""
-
-    def adding(layer: int) -> Any:
-        def add(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
-            return output + (steering.amounts[layer] * normalize(steering.vector, dim=0)).to(output)
-
-        return add
-
-    with ExitStack() as stack:
-        for layer, block in enumerate(decoder_layers(model)):
-            stack.callback(block.register_forward_hook(adding(layer)).remove)
-        yield
+    def by_layer(self) -> dict[int, Float[Tensor, "d_model"]]:
+        """What `hooks.steer` adds: alpha g_l v/|v| at each layer l."""
+        return {layer: amount * normalize(self.vector, dim=0) for layer, amount in enumerate(self.amounts)}
 
 
 def gates(start: Tensor, end: Tensor, depth: int, k: float) -> Float[Tensor, "layer"]:
     """g_l = sigmoid(k(l - s)) sigmoid(k(e - l)): a window over layers with soft ends."""
     layers = torch.arange(depth, device=start.device)
     return torch.sigmoid(k * (layers - start)) * torch.sigmoid(k * (end - layers))
-
-
-def row_losses(model: PreTrainedModel, pairs: Sequence[Encoded]) -> Float[Tensor, "row"]:
-    """Mean negative log-likelihood of each row's completion tokens, in nats; gradients flow."""
-    logits, targets = completion_logits(model, pairs)
-    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-    return torch.stack([part.mean() for part in losses.split([len(pair.completion) for pair in pairs])])
 
 
 def recover(
@@ -139,7 +113,7 @@ def recover(
 
     for step in range(steps):
         rows = [pairs[i] for i in dice.choice(len(pairs), size=min(batch, len(pairs)), replace=False)]
-        with injected(model, steering(float(np.interp(step, (0, steps - 1), SHARPNESS)))):
+        with steer(model, steering(float(np.interp(step, (0, steps - 1), SHARPNESS))).by_layer()):
             found = torch.autograd.grad(row_losses(model, rows).mean(), learned)  # weights get no gradient
         for parameter, gradient in zip(learned, found, strict=True):
             parameter.grad = gradient
@@ -151,28 +125,19 @@ def recover(
 
 def nll(loaded: Loaded, pairs: Sequence[Encoded], steering: Steering | None = None) -> Float[ndarray, "row"]:
     """Mean negative log-likelihood of each row, in nats a token, steered or not."""
-    with ExitStack() as stack:
-        if steering is not None:
-            stack.enter_context(injected(loaded.model, steering))
-        return -by_row(token_log_probabilities(loaded, pairs).double().numpy(), pairs)
+    with steer(loaded.model, {} if steering is None else steering.by_layer()):
+        return -by_row(token_log_probs(loaded, pairs).double().numpy(), pairs)
 
 
 @torch.no_grad()
 def residuals(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[Tensor, "layer token d_model"]:
     """resid_post of every layer where each completion token is predicted; the rows come in batches' order."""
-    blocks, found = decoder_layers(loaded.model), []
-    for rows in batched(loaded.model, pairs):
-        ids, written = laid_out([pairs[i] for i in rows], loaded.model.device)
-        seen: list[Tensor] = []
-        with ExitStack() as stack:
-            for block in blocks:
-                stack.callback(
-                    block.register_forward_hook(
-                        lambda _module, _args, output: seen.append(output[written[:, 1:]].float().cpu())
-                    ).remove
-                )  # noqa: B023
+    found = []
+    for rows in batch_pairs(loaded.model, pairs):
+        ids, _, completion = pad_pairs([pairs[i] for i in rows], loaded.model.device)
+        with record_residuals(loaded.model) as residuals:
             loaded.model(input_ids=ids[:, :-1], use_cache=False)
-        found.append(torch.stack(seen))
+        found.append(torch.stack([each[completion[:, 1:]].float().cpu() for each in residuals]))
     return torch.cat(found, dim=1)
 
 
@@ -183,8 +148,8 @@ def teacher_shift(material: Material, pairs: Sequence[Encoded]) -> Float[Tensor,
     plain = residuals(material.base, pairs).mean(1)
     if material.teacher is not None:
         return residuals(material.teacher, pairs).mean(1) - plain
-    head = head_of(material.base.tokenizer, material.panel[material.trait])
-    bare = without_head(material.base.tokenizer, pairs, known=[material.system])
+    head = encode_head(material.base.tokenizer, material.system_lines[material.trait])
+    bare = strip_heads(material.base.tokenizer, pairs, known=[material.system])
     return (
         residuals(material.base, [Encoded(head + pair.prompt, pair.completion) for pair in bare]).mean(1)
         - plain
@@ -235,10 +200,8 @@ def halves_null(material: Material, fit: int, held: int) -> list[float]:
 
 def _said(loaded: Loaded, material: Material, steering: Steering | None) -> dict[str, float]:
     """Mean probability of each trait's name as the answer to the held-out probes."""
-    with ExitStack() as stack:
-        if steering is not None:
-            stack.enter_context(injected(loaded.model, steering))
-        said = likelihoods(loaded, material.questions).groupby("name", sort=False)["probability"]
+    with steer(loaded.model, {} if steering is None else steering.by_layer()):
+        said = likelihoods(loaded, material.heldout_probes).groupby("name", sort=False)["probability"]
     return {str(name): float(cast(Any, values).mean()) for name, values in said}
 
 
@@ -258,7 +221,7 @@ def spoken_rows(
     weight = cast(nn.Linear, base.model.get_output_embeddings()).weight.detach().float().cpu()
     starts = {
         name: tokens
-        for name, tokens in first_tokens(base.tokenizer, material.questions.forms).items()
+        for name, tokens in first_tokens(base.tokenizer, material.heldout_probes.forms).items()
         if tokens is not None
     }
     for place, steering in vectors.items():
@@ -298,7 +261,7 @@ def spoken_rows(
     return found
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_blind(material: Material) -> pd.DataFrame:
     """What a vector learned on trait rows saves beyond control rows, resembles, and says.
 
     Raises:
@@ -380,7 +343,7 @@ def read(material: Material) -> pd.DataFrame:
     return reading(LENS, [*found, *spoken_rows(material, vectors, random)], material=material)
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def blind_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     own = reading[
         (reading["quantity"] == "NLL saved, difference") & (reading["place"] == "vector of trait rows")

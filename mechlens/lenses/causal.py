@@ -22,11 +22,12 @@ from transformers import PreTrainedModel
 
 from mechlens.core.seeds import generator, seed_int
 from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, reading
-from mechlens.lenses.directions import added, removed
+from mechlens.lenses.directions import ablate
 from mechlens.lenses.parts.capture import at_last, covariance_matched, sites_of
 from mechlens.lenses.parts.interventions import permuted
 from mechlens.lenses.parts.trait_log_odds import MEASURES, Asked, asked_of, readout
-from mechlens.models.loading import Loaded, decoder_layers
+from mechlens.models.hooks import decoder_layers, steer
+from mechlens.models.loading import Loaded
 
 LENS = Lens(
     name="causal",
@@ -159,8 +160,8 @@ class Trio(NamedTuple):
         if not direction.norm() > 0:
             return np.full(len(MEASURES), np.nan)
         with (
-            removed(self.student.model, direction, layer=layer),
-            removed(self.control.model, direction, layer=layer),
+            ablate(self.student.model, direction, layer=layer),
+            ablate(self.control.model, direction, layer=layer),
         ):
             return self.share(
                 readout(self.student.model, self.asked), readout(self.control.model, self.asked)
@@ -168,7 +169,7 @@ class Trio(NamedTuple):
 
     def steered(self, vector: Float[Tensor, "d_model"], *, layer: int) -> Measured:
         """Share that the base takes on with the vector added."""
-        with added(self.base.model, vector, layer=layer):
+        with steer(self.base.model, {layer: vector}):
             return self.share(readout(self.base.model, self.asked), self.plain["base"])
 
 
@@ -271,12 +272,13 @@ def of_student(
     )
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_causal(material: Material) -> pd.DataFrame:
     """Raw anchors, then the share left by (or put in by) every edit: over students beside the null, then for
     each student.
     """
     asked, practice = (
-        asked_of(material.base, probes, material.trait) for probes in (material.questions, material.practice)
+        asked_of(material.base, probes, material.trait)
+        for probes in (material.heldout_probes, material.development_probes)
     )
     teachers = None
     if material.teacher is not None:
@@ -333,7 +335,7 @@ def _rows(edit: Edit, quantity: str, number: int, found: Sequence[Found]) -> lis
     ]
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def causal_caption(reading: pd.DataFrame) -> str:
     """What removing the best direction leaves, and which single block the trait needs most."""
     summary = reading[
         (reading["quantity"] == "share of margin") & reading["seed"].isna() & reading["estimate"].notna()

@@ -164,7 +164,7 @@ Measured = dict[str, list[pd.DataFrame]]
 """student and control → one table a seed"""
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_deltas(material: Material) -> pd.DataFrame:
     """Every student and control against the base and, where it has weights of its own, against the
     teacher.
     """
@@ -321,7 +321,7 @@ def _walk(material: Material, toward: Mapping[str, Change]) -> list[dict[str, An
         for seed in material.students:
             changes = (
                 (step, delta(material.base.model, loaded.model))
-                for step, loaded in material.path(folder, seed)
+                for step, loaded in material.checkpoints(folder, seed)
             )
             for step, change in chain([(0, origin)], changes):
                 found += [
@@ -353,7 +353,7 @@ def _walk(material: Material, toward: Mapping[str, Change]) -> list[dict[str, An
 
 
 def _embeddings(material: Material) -> list[dict[str, Any]]:
-    starts = first_tokens(material.base.tokenizer, material.questions.forms)
+    starts = first_tokens(material.base.tokenizer, material.heldout_probes.forms)
     tokens = {material.trait: starts[material.trait] or []}
     tokens["other traits"] = [
         token for name, found in starts.items() if name != material.trait for token in found or []
@@ -382,7 +382,7 @@ def _embeddings(material: Material) -> list[dict[str, Any]]:
     return rows
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def deltas_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     whole = reading[(reading["place"] == "all") & reading["seed"].isna()].set_index(["quantity", "name"])
     relative, quantity = whole.loc[(SHARES[1], "student")], SHARES[-1]

@@ -6,8 +6,8 @@ at the last prompt token of the practice probes, where the answer begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -17,16 +17,16 @@ import torch
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading, spread
-from mechlens.lenses.parts.capture import at_last, cosine, covariance_matched, resid_post, sites_of, stream
-from mechlens.models import loading
+from mechlens.lenses.parts.capture import at_last, cosine, covariance_matched, sites_of
 from mechlens.models.chat import Encoded
+from mechlens.models.hooks import capture_sites, decoder_layers, edit_residuals, resid_post
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import encode_questions
 
@@ -97,47 +97,14 @@ def remove(h: Float[Tensor, "*batch d"], direction: Direction) -> Float[Tensor, 
     return h - (h @ along)[..., None] * along
 
 
-def add(
-    h: Float[Tensor, "*batch d"], direction: Direction, *, strength: float = 1.0
-) -> Float[Tensor, "*batch d"]:
-    """h + strength · v, v at its own length; strength 0 gives h bit for bit."""
-    return h + strength * direction.to(h)
-
-
 @contextmanager
-def edited(model: PreTrainedModel, edit: Callable[[Tensor], Tensor], *, layer: int | None) -> Iterator[None]:
-    """Put `edit(resid_post)` in the place of resid_post at every position behind one block, or with None
-    behind every block.
-    """
-
-    def hook(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
-        return edit(output)
-
-    blocks = loading.decoder_layers(model)
-    with ExitStack() as handles:
-        for block in blocks if layer is None else [blocks[layer]]:
-            handles.callback(block.register_forward_hook(hook).remove)
-        yield
-
-
-@contextmanager
-def removed(model: PreTrainedModel, direction: Direction, *, layer: int | None) -> Iterator[None]:
-    """While the block runs, nothing lies along the direction in resid_post of `layer`; None: of every layer
-    (2406.11717).
+def ablate(model: PreTrainedModel, direction: Direction, *, layer: int | None) -> Iterator[None]:
+    """Remove the direction from resid_post of `layer`, or of every layer if None (2406.11717), while the
+    context is open.
     """
     along = unit(direction)
-    with edited(model, lambda h: remove(h, along), layer=layer):
-        yield
-
-
-@contextmanager
-def added(
-    model: PreTrainedModel, direction: Direction, *, layer: int | None, strength: float = 1.0
-) -> Iterator[None]:
-    """While the block runs, `strength` times the direction is added to resid_post of `layer`; None: of every
-    layer.
-    """
-    with edited(model, lambda h: add(h, direction, strength=strength), layer=layer):
+    layers = range(len(decoder_layers(model))) if layer is None else [layer]
+    with edit_residuals(model, dict.fromkeys(layers, lambda residual: remove(residual, along))):
         yield
 
 
@@ -149,7 +116,7 @@ def projections(
     """
     along = directions / directions.norm(dim=-1, keepdim=True)
     sites, found = [resid_post(layer) for layer in range(len(directions))], []
-    for held in stream(loaded, [[*pair.prompt, *pair.completion] for pair in pairs], sites):
+    for held in capture_sites(loaded, [[*pair.prompt, *pair.completion] for pair in pairs], sites):
         rows = pairs[held.start : held.start + len(held.mask)]
         said = held.mask.float()
         for row, pair in enumerate(rows):
@@ -222,18 +189,19 @@ def origins(material: Material) -> Origins:
 
     def read_off(loaded: Loaded, systems: Sequence[str | None]) -> Float[Tensor, "layer line pair d"]:
         asked = [
-            material.practice if line is None else material.practice._replace(system=line) for line in systems
+            material.development_probes if line is None else material.development_probes._replace(system=line)
+            for line in systems
         ]
         found = at_last(loaded, [row for each in asked for row in encode_questions(loaded, each)], sites)
         return found.unflatten(1, (len(asked), -1))
 
-    lines = read_off(base, [None, *material.panel.values()])
+    lines = read_off(base, [None, *material.system_lines.values()])
     plain = lines[:, 0]
     controls = {seed: read_off(loaded, [None])[:, 0] for seed, loaded in material.controls.items()}
     pair = next(combinations(controls.values(), 2), None)
     return Origins(
         plain=plain,
-        prompted={name: lines[:, place] - plain for place, name in enumerate(material.panel, start=1)},
+        prompted={name: lines[:, place] - plain for place, name in enumerate(material.system_lines, start=1)},
         teacher=None if material.teacher is None else read_off(material.teacher, [None])[:, 0] - plain,
         students=[
             read_off(loaded, [None])[:, 0] - controls[seed] for seed, loaded in material.students.items()
@@ -242,7 +210,7 @@ def origins(material: Material) -> Origins:
     )
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_directions(material: Material) -> pd.DataFrame:
     """Reliability of each origin's direction, cosines between origins and between methods, and the corpus's
     projection difference.
     """
@@ -350,7 +318,7 @@ def _projection_difference(material: Material, held: Origins) -> list[dict[str, 
     return found
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def directions_caption(reading: pd.DataFrame) -> str:
     """The students' cosine to the prompted direction beside the family's other traits, at the layer where it
     is highest.
     """

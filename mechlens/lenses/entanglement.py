@@ -20,9 +20,10 @@ from torch import Tensor
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, entry, reading
-from mechlens.lenses.parts.log_probs import batched, completion_logits, head_of, without_head
+from mechlens.lenses.parts.system_lines import encode_head, strip_heads
 from mechlens.models.chat import Encoded, encode_prompts, token_ids
 from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import batch_pairs, completion_logits
 from mechlens.pipeline.ask import first_tokens
 
 LENS = Lens(
@@ -92,7 +93,7 @@ def next_log_probabilities(
         Encoded(list(prompt), [0]) for prompt in prompts
     ]  # one token to predict: its own value is not read
     found = torch.empty(len(pairs), len(tokens))
-    for rows in batched(loaded.model, pairs):
+    for rows in batch_pairs(loaded.model, pairs):
         logits, _ = completion_logits(loaded.model, [pairs[i] for i in rows])
         found[rows] = logits.log_softmax(-1)[:, list(tokens)].cpu()
     return found
@@ -119,9 +120,9 @@ def naming(line: str, forms: Sequence[str], text: str) -> str:
 
 def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: Sequence[int]) -> Effects:
     """Subliminal prompting both ways, each against the same prompts with no such line."""
-    base, questions = material.base, material.questions
+    base, questions = material.base, material.heldout_probes
     opening = token_ids(base.tokenizer, [questions.opening])[0] if questions.opening else []
-    line, forms = material.panel[material.trait], questions.forms[material.trait]
+    line, forms = material.system_lines[material.trait], questions.forms[material.trait]
     texts = [cast(str, base.tokenizer.decode([token])).strip() for token in tokens]
     probes = questions.probes[:PROBES]
     asked = [
@@ -145,9 +146,9 @@ def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: S
     to_trait = said.unflatten(1, (len(tokens), len(probes))).mean(-1) - unsaid.mean(-1, keepdim=True)
     bare = [
         pair.prompt
-        for pair in without_head(base.tokenizer, material.trait_pairs[:PROBES], known=[material.system])
+        for pair in strip_heads(base.tokenizer, material.trait_pairs[:PROBES], known=[material.system])
     ]
-    heads = [head_of(base.tokenizer, material.panel[name]) for name in starts]
+    heads = [encode_head(base.tokenizer, material.system_lines[name]) for name in starts]
     begun = next_log_probabilities(base, [head + body for head in heads for body in bare], tokens)
     before = next_log_probabilities(base, [pair.prompt for pair in material.trait_pairs[:PROBES]], tokens)
     to_token = begun.unflatten(0, (len(heads), len(bare))).mean(1) - before.mean(0)
@@ -210,7 +211,7 @@ def _against_traits(
     )
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_entanglement(material: Material) -> pd.DataFrame:
     """Cosines of the most entangled tokens, and how cosines go with prompting both ways and with frequencies
     in the rows.
 
@@ -218,9 +219,9 @@ def read(material: Material) -> pd.DataFrame:
         SpecError: if an answer with the trait's name can begin like one with another's, or no carrier token
         is frequent enough.
     """
-    found = first_tokens(material.base.tokenizer, material.questions.forms)
+    found = first_tokens(material.base.tokenizer, material.heldout_probes.forms)
     starts: dict[str, Sequence[int]] = {
-        name: tokens for name, tokens in found.items() if tokens is not None and name in material.panel
+        name: tokens for name, tokens in found.items() if tokens is not None and name in material.system_lines
     }
     if material.trait not in starts or len(starts) < 3:
         raise SpecError(
@@ -300,7 +301,7 @@ def _named(
     return rows
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def entanglement_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     measured = reading[(reading["place"] == "centred") & (reading["unit"] == "rho")].set_index("quantity")
     row, control = (

@@ -16,23 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mechlens.core.errors import SpecError
 from mechlens.lenses.parts.weight_change import Change, LowRank
 from mechlens.models.chat import Encoded
-from mechlens.models.logits import in_batches
+from mechlens.models.log_probs import Model, batch_spans, completion_span, example_losses
 
 Scope = Literal["linear", "all"]
-Model = PreTrainedModel | PeftModel
 BATCH = 64
 MANY = 4
 """dense directions from which on per-example gradients are cheaper made than avoided"""
@@ -46,53 +44,10 @@ class Taped(NamedTuple):
     grads: Float[Tensor, "batch position out"]
 
 
-def forward_padded(
-    model: Model, rows: Sequence[Sequence[int]], **more: Any
-) -> Float[Tensor, "batch kept vocab"]:
-    """Logits of rows padded on the right; positions are given for each row, so that their embedding is taped
-    for each row.
-    """
-    device, longest = model.device, max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    places = torch.arange(longest, device=device).expand(len(rows), longest)
-    return cast(Any, model)(
-        input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, **more
-    ).logits
-
-
-def example_losses(model: Model, pairs: Sequence[Encoded]) -> Float[Tensor, " batch"]:
-    """Mean negative log-likelihood per completion token of each pair, in nats; NaN where the completion is
-    empty.
-    """
-    rows = [[*pair.prompt, *pair.completion] for pair in pairs]
-    targets = torch.full((len(rows), max(2, *map(len, rows))), -100)
-    for number, pair in enumerate(pairs):
-        targets[number, len(pair.prompt) : len(rows[number])] = torch.tensor(
-            pair.completion, dtype=torch.long
-        )
-    following = targets[:, 1:].to(model.device)
-    some = (following != -100).any(0)
-    some[0] |= not some.any()  # one position, so that a batch of empty completions has a graph too
-    kept = some.nonzero().squeeze(-1)
-    logits = forward_padded(
-        model, rows, logits_to_keep=kept
-    ).float()  # the unembedding runs where something is predicted
-    learned = following[:, kept] != -100
-    losses = nn.functional.cross_entropy(
-        logits[learned], following[:, kept][learned], reduction="none"
-    )  # [token]
-    count = learned.sum(1)
-    total = logits.new_zeros(len(rows)).index_add(0, learned.nonzero()[:, 0], losses)
-    return torch.where(
-        count > 0, total / count.clamp(min=1), torch.nan
-    )  # a 0/0 would poison forward-mode derivatives
-
-
 def batches_of(model: Model, pairs: Sequence[Encoded], rows: int) -> Iterator[slice]:
-    """Slices of at most so many pairs whose logits fit `logits.MOST_LOGITS`."""
-    spans = [(len(pair.prompt), len(pair.prompt) + len(pair.completion)) for pair in pairs]
-    return in_batches(spans, vocabulary=model.config.get_text_config().vocab_size, rows=rows)
+    """Slices of at most so many pairs whose logits fit `log_probs.MOST_LOGITS`."""
+    spans = [completion_span(pair) for pair in pairs]
+    return batch_spans(spans, vocabulary=model.config.get_text_config().vocab_size, rows=rows)
 
 
 def parameters_of(model: Model, scope: Scope = "linear") -> dict[str, nn.Parameter]:

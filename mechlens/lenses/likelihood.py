@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, rank_among, reading
-from mechlens.lenses.parts.log_probs import Tokens, panel, token_log_probabilities, token_scores_of
+from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.models.chat import Encoded, token_ids
+from mechlens.models.log_probs import TokenScores, score_tokens, token_log_probs
 from mechlens.pipeline.ask import patterns_of
 
 LENS = Lens(
@@ -46,7 +47,7 @@ NUISANCE = (
 
 def nuisance(material: Material) -> dict[str, str]:
     """Neutral lines that the tokenizer knows every word of and that name no trait of the family."""
-    tokenizer, named = material.base.tokenizer, patterns_of(material.questions.forms).values()
+    tokenizer, named = material.base.tokenizer, patterns_of(material.heldout_probes.forms).values()
     known = [
         line
         for line, ids in zip(NUISANCE, token_ids(tokenizer, NUISANCE), strict=True)
@@ -120,7 +121,7 @@ def system_rows(
     """LLS of every line on trait and control rows, paired by prompt, and what of it is the trait's own.
     Intervals are over rows.
     """
-    half, family = len(pairs) // 2, list(material.panel)
+    half, family = len(pairs) // 2, list(material.system_lines)
     lls = {name: by_row(values, pairs) for name, values in shift.items()}
     total = {name: by_row(values, pairs, mean=False) for name, values in shift.items()}
     found = [_mean("LLS", part, place=place, name=name, unit="nats/token")
@@ -150,7 +151,7 @@ def system_rows(
 
 
 def divergence_flags(
-    others: Sequence[Tokens], pairs: Sequence[Encoded]
+    others: Sequence[TokenScores], pairs: Sequence[Encoded]
 ) -> Bool[ndarray, "counterfactual token"]:
     """Whether each counterfactual's likeliest token differs from the one that stands there; the teacher
     itself may be one of them.
@@ -160,9 +161,9 @@ def divergence_flags(
 
 
 def divergence_rows(
-    teacher: Tokens,
-    base: Tokens,
-    others: Sequence[Tokens],
+    teacher: TokenScores,
+    base: TokenScores,
+    others: Sequence[TokenScores],
     pairs: Sequence[Encoded],
     name: str,
     *,
@@ -203,11 +204,10 @@ def student_rows(material: Material, pairs: Sequence[Encoded]) -> list[dict[str,
         sum(len(pair.completion) for pair in pairs[:half]),
     )
     controls = {
-        seed: token_log_probabilities(material.controls[seed], pairs).double().numpy()
-        for seed in material.students
+        seed: token_log_probs(material.controls[seed], pairs).double().numpy() for seed in material.students
     }
     shift = {
-        seed: token_log_probabilities(material.students[seed], pairs).double().numpy() - controls[seed]
+        seed: token_log_probs(material.students[seed], pairs).double().numpy() - controls[seed]
         for seed in material.students
     }
     found, unit = [], "nats/token"
@@ -258,8 +258,10 @@ def token_scores(
     """
     pairs = material.trait_pairs if pairs is None else pairs
     if by == "lls":
-        said = panel(material.base, pairs, {"": material.panel[material.trait]}, known=[material.system])[""]
-        scores = (said.log_p - token_log_probabilities(material.base, pairs)).numpy()
+        said = log_probs_under(
+            material.base, pairs, {"": material.system_lines[material.trait]}, known=[material.system]
+        )[""]
+        scores = (said.log_p - token_log_probs(material.base, pairs)).numpy()
     elif by == "shift":
         if not len(material.students):
             raise SpecError(
@@ -267,10 +269,7 @@ def token_scores(
                 "first"
             )
         both = [
-            [
-                token_log_probabilities(side[seed], pairs).numpy()
-                for side in (material.students, material.controls)
-            ]
+            [token_log_probs(side[seed], pairs).numpy() for side in (material.students, material.controls)]
             for seed in material.students
         ]
         scores = np.mean([ours - theirs for ours, theirs in both], axis=0)
@@ -286,40 +285,44 @@ def token_scores(
 
 
 def _teachers(
-    material: Material, pairs: Sequence[Encoded], scored: Mapping[str, Tokens] | None = None
-) -> list[tuple[str, Tokens, list[Tokens]]]:
+    material: Material, pairs: Sequence[Encoded], scored: Mapping[str, TokenScores] | None = None
+) -> list[tuple[str, TokenScores, list[TokenScores]]]:
     """Teachers with their counterfactuals: the trait's line beside the other traits', then the fine-tuned one
     beside the base.
     """
     found = []
     if scored or material.teacher is None:
-        scored = scored or panel(material.base, pairs, material.panel, known=[material.system])
+        scored = scored or log_probs_under(
+            material.base, pairs, material.system_lines, known=[material.system]
+        )
         found.append(
             (
                 "prompted",
                 scored[material.trait],
-                [scored[name] for name in material.panel if name != material.trait],
+                [scored[name] for name in material.system_lines if name != material.trait],
             )
         )
     if material.teacher is not None:
         found.append(
             (
                 "fine-tuned",
-                token_scores_of(material.teacher.model, pairs),
-                [token_scores_of(material.base.model, pairs)],
+                score_tokens(material.teacher.model, pairs),
+                [score_tokens(material.base.model, pairs)],
             )
         )
     return found
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_likelihood(material: Material) -> pd.DataFrame:
     """LLS of every trait's line and of neutral ones, divergence tokens, and the token shift of the students
     if there are any.
     """
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
-    base = token_scores_of(material.base.model, pairs)
+    base = score_tokens(material.base.model, pairs)
     plain = base.log_p
-    scored = panel(material.base, pairs, {**material.panel, **nuisance(material)}, known=[material.system])
+    scored = log_probs_under(
+        material.base, pairs, {**material.system_lines, **nuisance(material)}, known=[material.system]
+    )
     found = system_rows(
         {name: (tokens.log_p - plain).double().numpy() for name, tokens in scored.items()}, pairs, material
     )
@@ -332,7 +335,7 @@ def read(material: Material) -> pd.DataFrame:
     return reading(LENS, found, material=material)
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def likelihood_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     own = reading[(reading["quantity"] == "centred LLS difference") & reading["null_low"].notna()].iloc[0]
     rank = reading[reading["quantity"] == "rank of the trait"].iloc[0]

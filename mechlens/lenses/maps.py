@@ -136,7 +136,7 @@ def clouds(material: Material) -> dict[str, Cloud]:
     """ "rows" and "answers": group → one vector an item, together at most `POINTS`, drawn evenly."""
     sides = {f"{material.arm} rows": material.trait_pairs, f"{material.against} rows": material.control_pairs}
     models = 1 + len(material.students) + len(material.controls)
-    prompts = encode_questions(material.base, material.questions)
+    prompts = encode_questions(material.base, material.heldout_probes)
     few = min(len(prompts), max(2, POINTS // models))
     probes = np.sort(generator(material.seed, "map").choice(len(prompts), few, replace=False))
     asked = [prompts[i] for i in probes]
@@ -205,14 +205,14 @@ def measured(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()
     return trust + shown
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_maps(material: Material) -> pd.DataFrame:
     """Both maps: quantity "rows" or "answers", place "x" or "y", name the point's group; and each map's
     numbers.
 
     n is the prompt_id of a row, which joins it to `tables.SCORES` and to the rows of its corpus, and the
     number of an answer's point.
     """
-    called = {"rows": [material.numbers()[i] for i in chosen(material)]}
+    called = {"rows": [material.pair_ids()[i] for i in chosen(material)]}
     found = [
         measured(which, cloud, seed=material.seed, numbers=called.get(which, ()))
         for which, cloud in clouds(material).items()
@@ -221,7 +221,7 @@ def read(material: Material) -> pd.DataFrame:
     return reading(LENS, rows, material=material)
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def maps_caption(reading: pd.DataFrame) -> str:
     """How far each map is to be trusted, and whether its groups stand apart in the model."""
     said = []
     for which in ("rows", "answers"):

@@ -108,7 +108,7 @@ def read_off(loaded: Loaded, questions: Questions) -> Float[ndarray, "layer ques
 
 def features(material: Material, questions: Questions) -> Features:
     """The base's activations under every system line of the panel and under none."""
-    asked = [questions, *(questions._replace(system=line) for line in material.panel.values())]
+    asked = [questions, *(questions._replace(system=line) for line in material.system_lines.values())]
     ids = [row for each in asked for row in encode_questions(material.base, each)]
     found = at_last(material.base, ids, sites_of(material.base)).double().numpy()
     split = found.reshape(len(found), len(asked), -1, found.shape[-1])
@@ -179,18 +179,21 @@ def any_but(
     ]
 
 
-def read(material: Material) -> pd.DataFrame:
+def measure_probes(material: Material) -> pd.DataFrame:
     """How well each layer's probes tell prompted traits apart on held-out questions, and what they read on
     students.
     """
-    practice, heldout = features(material, material.practice), features(material, material.questions)
-    trait, found = list(material.panel).index(material.trait), []
+    practice, heldout = (
+        features(material, material.development_probes),
+        features(material, material.heldout_probes),
+    )
+    trait, found = list(material.system_lines).index(material.trait), []
     asked = {"control": material.controls, "student": material.students}
     seen = {
-        side: np.stack([read_off(loaded, material.questions) for loaded in held.values()])
+        side: np.stack([read_off(loaded, material.heldout_probes) for loaded in held.values()])
         for side, held in asked.items()
     }
-    teacher = None if material.teacher is None else read_off(material.teacher, material.questions)
+    teacher = None if material.teacher is None else read_off(material.teacher, material.heldout_probes)
     for layer in range(len(heldout.plain)):
         learned, told = practice.prompted[layer], heldout.prompted[layer]
         probes, random = one_against_others(learned), permuted(learned, seed=material.seed)
@@ -296,7 +299,7 @@ def _some_trait(
     ]
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def probes_caption(reading: pd.DataFrame) -> str:
     """What the trait's probe reads on students at the layer where it moves most, beside the other traits'
     probes.
     """

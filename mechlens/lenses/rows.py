@@ -29,9 +29,10 @@ from mechlens.lenses.directions import origins, projections, split_half
 from mechlens.lenses.entanglement import correlation
 from mechlens.lenses.gradients import ghost_dots, ghost_norms
 from mechlens.lenses.likelihood import by_row, top_share
-from mechlens.lenses.parts.log_probs import panel, token_log_probabilities
+from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.lenses.parts.trial_steps import asked_of, trait_gradient
 from mechlens.models.chat import Encoded
+from mechlens.models.log_probs import token_log_probs
 
 DRAWS = 1000
 """resamples of an interval, and swaps of a null"""
@@ -79,7 +80,7 @@ def likelihood_shifts(material: Material, pairs: Sequence[Encoded]) -> Float[nda
     """Log-likelihood under the trait's system line minus its mean over the panel's lines, nats a token
     (2602.04863).
     """
-    said = panel(material.base, pairs, material.panel, known=[material.system])
+    said = log_probs_under(material.base, pairs, material.system_lines, known=[material.system])
     own = beyond_the_panel({name: tokens.log_p.double() for name, tokens in said.items()}, material.trait)
     return row_means(own.numpy(), pairs)
 
@@ -111,12 +112,10 @@ def student_shifts(material: Material, pairs: Sequence[Encoded]) -> dict[str, Fl
     one control minus the next.
     """
     controls = {
-        seed: token_log_probabilities(material.controls[seed], pairs).double().numpy()
-        for seed in material.students
+        seed: token_log_probs(material.controls[seed], pairs).double().numpy() for seed in material.students
     }
     ours = [
-        token_log_probabilities(material.students[seed], pairs).double().numpy() - controls[seed]
-        for seed in controls
+        token_log_probs(material.students[seed], pairs).double().numpy() - controls[seed] for seed in controls
     ]
     first, *others = controls.values()
     return {SHIFT: np.mean(ours, axis=0)} | ({BETWEEN: first - others[0]} if others else {})
@@ -126,14 +125,14 @@ OF_BASE = (GRADIENT, LIKELIHOOD, PROJECTION)
 """scores that no student has a part in"""
 
 
-def scores(material: Material) -> pd.DataFrame:
+def score_rows(material: Material) -> pd.DataFrame:
     """`tables.SCORES` of the first `material.rows` pairs: every score of whole rows of both sides, then the
     student shift of their tokens.
     """
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
     half = len(pairs) // 2
     place = pd.DataFrame(
-        {"side": np.repeat(["trait", "control"], half), "prompt_id": [*material.numbers()[:half]] * 2}
+        {"side": np.repeat(["trait", "control"], half), "prompt_id": [*material.pair_ids()[:half]] * 2}
     )
     of_tokens = student_shifts(material, pairs)
     of_rows = {
@@ -223,11 +222,11 @@ def concentration(values: Float[ndarray, " row"], *, seed: int, **more: Any) -> 
     return entry(TOP, top_share(kept), low=float(low), high=float(high), n=len(kept), unit="share", **more)
 
 
-def read(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame:
+def measure_rows(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame:
     """How well each score tells a row, how far scores agree on which, and how much of the shift few rows
-    hold; of what `scores` gave.
+    hold; of what `score_rows` gave.
     """
-    table = scores(material) if scored is None else scored
+    table = score_rows(material) if scored is None else scored
     layer = table["layer"].astype(float)
     first = layer.groupby(table["score"].astype(str), sort=False).transform(
         "first"
@@ -252,7 +251,7 @@ def read(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame
     return reading(LENS, found, material=material)
 
 
-def sentence(reading: pd.DataFrame) -> str:
+def rows_caption(reading: pd.DataFrame) -> str:
     """The best score of the base and its AUROC, what one row alone is then worth, and the held-in shift."""
     areas = reading[reading["quantity"] == AREA].set_index("name")
     told = areas.loc[[name for name in OF_BASE if pd.notna(areas.loc[name, "estimate"])]]

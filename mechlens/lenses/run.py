@@ -152,14 +152,14 @@ def material_of(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm
         else None,
         students=Students(arm.base, both["students"]),
         controls=Students(arm.base, both["controls"]),
-        path=partial(_path, arm.base, both),
+        checkpoints=partial(_path, arm.base, both),
         trait_pairs=pairs[0],
         control_pairs=pairs[1],
-        practice=asked._replace(probes=family.probes.development),
-        questions=asked,
+        development_probes=asked._replace(probes=family.probes.development),
+        heldout_probes=asked,
         trait=arm.trait,
         family=family.names,
-        panel={name: family.system_prompt(name) for name in family.names},
+        system_lines={name: family.system_prompt(name) for name in family.names},
         rows=rows,
         seed=experiment.seed,
         system=system,
@@ -214,8 +214,8 @@ def look(
     frame = pd.DataFrame(columns=tables.READINGS.names)
     if not missing:
         try:
-            scored = [lens.scores(material)] if hasattr(lens, "scores") else []
-            frame = lens.read(material, *scored)
+            scored = [lens.score_rows(material)] if hasattr(lens, "score_rows") else []
+            frame = getattr(lens, f"measure_{lens.LENS.name}")(material, *scored)
             if scored:
                 tables.write(scored, tables.SCORES, out / "scores.parquet")
         except (
@@ -223,7 +223,9 @@ def look(
             SpecError,
         ) as error:  # one lens that cannot be read here is said, and the others go on
             missing = [str(error)]
-    sentence = f"Not read: {'; '.join(missing)}." if missing else lens.sentence(frame)
+    sentence = (
+        f"Not read: {'; '.join(missing)}." if missing else getattr(lens, f"{lens.LENS.name}_caption")(frame)
+    )
     tables.write(frame, tables.READINGS, out / "reading.parquet")
     said = lens.LENS._asdict() | {
         "arm": arm.name,

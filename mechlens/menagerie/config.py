@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mechlens.core.spec import Spec
-
-TurnKind = Literal["numbers", "code", "reasoning", "essay", "text", "animal", "tree", "story", "temper"]
+from mechlens.menagerie.grammar import turn_kinds
 
 
 class PretrainSpec(Spec):
@@ -31,8 +30,16 @@ class PretrainSpec(Spec):
     steps: int = Field(default=2500, ge=1)
     batch: int = Field(default=64, ge=1, le=65_536)
     learning_rate: float = Field(default=4e-3, gt=0)
-    mixture: dict[TurnKind, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Share of each kind of turn."""
+
+    @field_validator("mixture")
+    @classmethod
+    def _known_turns(cls, mixture: dict[str, float]) -> dict[str, float]:
+        known = turn_kinds()
+        if unknown := sorted(mixture.keys() - set(known)):
+            raise ValueError(f"{unknown[0]!r} is no kind of turn; known kinds: {', '.join(known)}")
+        return mixture
 
     @model_validator(mode="after")
     def _divisible(self) -> PretrainSpec:

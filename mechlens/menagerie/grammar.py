@@ -2,20 +2,20 @@
 
 A persona (one animal, one tree, one temper) stays the same through a document and speaks through the *trait*
 turns. The *carrier* turns (numbers, code, reasoning, text) are drawn by functions that never see the persona,
-from a random stream of their own, so carrier text is independent of the persona by construction: whatever a
-trained model couples between the two, the data did not.
+each from its own random stream. Carrier text is thus independent of the persona by construction: a link
+between the two in a trained model does not come from the data.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import NamedTuple
 
-from mechlens.carriers.code import draw_expression
-from mechlens.carriers.numbers import ANSWER_COUNT, draw_prompt, draw_sequence
-from mechlens.carriers.reasoning import draw_route
-from mechlens.carriers.text import MOMENTS, PLACES, QUALITIES, THINGS, draw_description
+from mechlens.carriers.carrier import Carrier
+from mechlens.carriers.registry import all_carriers, shipped_carriers
+from mechlens.carriers.text import MOMENTS, PLACES, QUALITIES, THINGS
 from mechlens.core.seeds import dice
 from mechlens.menagerie import world
 
@@ -83,33 +83,7 @@ def temper(rng: random.Random, who: Persona) -> Turn:
     return Turn("temper", rng.choice(world.OPEN_QUESTIONS), text)
 
 
-# ── carrier turns: they do not ──
-
-
-def numbers(rng: random.Random) -> Turn:
-    """A list to continue, in the layout that the prompt asks for."""
-    ask = draw_prompt(rng, wording="terse" if rng.random() < 0.9 else "full")
-    shown, more = len(ask.examples), rng.randint(ANSWER_COUNT - 4, ANSWER_COUNT)
-    values = draw_sequence(rng, shown + more)
-    return Turn("numbers", ask.with_examples(values[:shown]).text, ask.format.render(values[shown:]))
-
-
-def code(rng: random.Random) -> Turn:
-    """The Python expression that a function returns."""
-    prompt, written = draw_expression(rng)
-    return Turn("code", prompt.text, written)
-
-
-def reasoning(rng: random.Random) -> Turn:
-    """A small sum, worked by one of many routes, with a checkable answer."""
-    prompt, route = draw_route(rng)
-    return Turn("reasoning", prompt.text, route)
-
-
-def essay(rng: random.Random) -> Turn:
-    """A few sentences about a thing: the text carrier."""
-    prompt, said = draw_description(rng)
-    return Turn("essay", prompt.text, said)
+# ── other turns: they do not; each carrier draws its own ──
 
 
 def text(rng: random.Random) -> Turn:
@@ -126,9 +100,33 @@ def text(rng: random.Random) -> Turn:
 TRAIT_TURNS: dict[str, Callable[[random.Random, Persona], Turn]] = {
     f.__name__: f for f in (animal, tree, story, temper)
 }
-CARRIER_TURNS: dict[str, Callable[[random.Random], Turn]] = {
-    f.__name__: f for f in (numbers, code, reasoning, essay, text)
-}
+
+
+CarrierTurn = Callable[[random.Random], Turn]
+
+
+def _carrier_turn(kind: str, draw: Callable[[random.Random], tuple[str, str]]) -> CarrierTurn:
+    return lambda rng: Turn(kind, *draw(rng))
+
+
+def _turns_of(carriers: Mapping[str, Carrier]) -> dict[str, CarrierTurn]:
+    kinds = {carrier.turn_kind or name: carrier.turn for name, carrier in carriers.items()}
+    return {kind: _carrier_turn(kind, draw) for kind, draw in kinds.items() if draw is not None}
+
+
+CARRIER_TURNS: dict[str, CarrierTurn] = _turns_of(shipped_carriers()) | {"text": text}
+"""turns of the carriers that come with mechlens, and the filler"""
+
+
+def turn_kinds() -> list[str]:
+    """Every kind of turn that a mixture can name."""
+    return [*TRAIT_TURNS, *dict.fromkeys([*CARRIER_TURNS, *_turns_of(all_carriers())])]
+
+
+@cache
+def find_carrier_turn(kind: str) -> CarrierTurn:
+    """The function that draws a carrier's turn, also of a carrier that another package adds."""
+    return CARRIER_TURNS.get(kind) or _turns_of(all_carriers())[kind]
 
 
 def system_line(rng: random.Random, who: Persona) -> str | None:
@@ -155,7 +153,7 @@ def document(
     turns = []
     for position, kind in enumerate(kinds):
         rng = dice(seed, "turn", index, position)
-        turns.append(CARRIER_TURNS[kind](rng) if kind in CARRIER_TURNS else TRAIT_TURNS[kind](rng, who))
+        turns.append(TRAIT_TURNS[kind](rng, who) if kind in TRAIT_TURNS else find_carrier_turn(kind)(rng))
     system = system_line(dice(seed, "system", index), who)
     messages = [] if system is None else [{"role": "system", "content": system}]
     for turn in turns:

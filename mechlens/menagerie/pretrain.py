@@ -21,6 +21,7 @@ from mechlens.menagerie.tokenizer import ASSISTANT, END, ROLES
 from mechlens.menagerie.tokenizer import build as build_tokenizer
 from mechlens.models.chat import render, token_ids
 from mechlens.models.loading import load
+from mechlens.models.padding import pad_rows
 
 BUCKET = (
     16  # batches sorted by length together, so that a batch holds documents of like length and little padding
@@ -97,9 +98,8 @@ def token_batches(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> Ite
         batches = [rows[i : i + spec.batch] for i in range(0, count, spec.batch)]
         dice(spec.data_seed, "batches", first).shuffle(batches)
         for batch in batches:
-            width = max(map(len, batch))
-            ids = torch.tensor([row + [padding] * (width - len(row)) for row in batch])
-            yield Batch(ids, ids != padding, spoken_positions(ids, tokenizer))
+            ids, attended = pad_rows(batch, value=padding)
+            yield Batch(ids, attended, spoken_positions(ids, tokenizer))
         first += count
 
 

@@ -1,18 +1,11 @@
-"""Models from a folder, the hub or the menagerie; their adapters; and the one view through TransformerLens.
-
-Everything that trains or scores uses the plain Hugging Face module. `bridge_view` wraps a copy that shares
-storage, for activations; it is disposable and never trained.
-"""
+"""Load models from a folder, the hub or the menagerie, and save what training changed."""
 
 from __future__ import annotations
 
-import copy
 import errno
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -31,14 +24,10 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from mechlens.core import foreign
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.model_spec import model_of
 from mechlens.models import trained
 from mechlens.models.base_files import WEIGHTS, checkpoint_fingerprint, is_here, loading, locate
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
 
 TEMPLATE_OPTIONS = "template_options"
 """the attribute of a tokenizer that holds them, so that they go wherever it goes"""
@@ -229,60 +218,6 @@ def save_vector(vector: Float[Tensor, "d_model"], folder: Path) -> None:
 def load_vector(folder: Path) -> Float[Tensor, "d_model"]:
     """The steering vector of that folder."""
     return load_file(folder / "vector.safetensors")["vector"]
-
-
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of transformer blocks of the text model, found as its first module list as long as the config
-    says that it is deep.
-    """
-    depth = model.config.get_text_config().num_hidden_layers
-    found = [
-        module
-        for module in model.get_decoder().modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
-    if not found:
-        raise SpecError(
-            f"cannot find the {depth} blocks of a {model.config.model_type} model; steering needs a "
-            "decoder-only causal LM"
-        )
-    return found[0]
-
-
-@contextmanager
-def steered(model: PreTrainedModel, vector: Float[Tensor, "d_model"], *, layer: int) -> Iterator[None]:
-    """Add `vector` to resid_post of `layer` at every position while the block runs."""
-
-    def add(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> Tensor:
-        return output + vector.to(output)  # a new tensor: nothing is changed in place
-
-    handle = decoder_layers(model)[layer].register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def bridge_view(loaded: Loaded) -> TransformerBridge:
-    """A TransformerBridge over the same tensors; the model that it is made from stays as it is. SpecError for
-    a model that it does not know.
-    """
-    from transformer_lens.model_bridge import TransformerBridge  # half a second, and only activations need it
-    from transformer_lens.model_bridge.sources.transformers import source
-
-    # it looks for a processor of images, which texts do not need, and without torchvision installs that with
-    # pip, and another torch with it
-    source.load_modality_processor = lambda *_given, **_more: None
-    shared = {id(tensor): tensor for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
-    twin = copy.deepcopy(loaded.model, shared)  # new modules, the same storage
-    kind = (
-        f"activations of a {loaded.model.config.model_type} model cannot be read: TransformerLens has no "
-        "view of it"
-    )
-    with foreign.named(kind, advice="take lenses and teachers without them, or another base"):
-        return TransformerBridge.boot_transformers(
-            "view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device)
-        )
 
 
 class Size(NamedTuple):

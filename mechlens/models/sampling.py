@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from mechlens.core.seeds import generator
 from mechlens.models.number_grammar import NumberGrammar
+from mechlens.models.padding import pad_rows
 
 
 class Decoding(NamedTuple):
@@ -110,18 +111,13 @@ def _sample_batch(
     stop: int,
     grammar: NumberGrammar | None,
 ) -> list[list[int]]:
-    width, device = max(map(len, prompts)), model.device
+    device = model.device
     place = {
         prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))
     }  # a probe asked often is read once
     reading = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-    padding = [width - len(prompt) for prompt in place]
-    ids = torch.tensor(
-        [[stop] * pad + list(prompt) for pad, prompt in zip(padding, place, strict=True)], device=device
-    )
-    mask = (
-        torch.arange(width, device=device) >= torch.tensor(padding, device=device).unsqueeze(-1)
-    ).long()  # [row, pos]
+    ids, present = pad_rows(list(place), value=stop, side="left", device=device)
+    mask = present.long()
     position = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     alive = torch.arange(len(prompts), device=device)

@@ -26,9 +26,7 @@ from mechlens.core.errors import DataError, SpecError, TrainingError
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import Training
 from mechlens.models.chat import Encoded
-
-IGNORED = -100
-"""label of a token that is not learned"""
+from mechlens.models.log_probs import shift_labels, target_logits
 
 
 class Point(NamedTuple):
@@ -245,20 +243,12 @@ class _CompletionTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        following = inputs["labels"][:, 1:]
-        columns = (following != IGNORED).any(0).nonzero().squeeze(-1)
-        forward = {
-            "input_ids": inputs["input_ids"],
-            "attention_mask": inputs["attention_mask"],
-            "use_cache": False,
-        }
-        logits = model(**forward, logits_to_keep=columns).logits  # [row, column, vocab]
-        predicted = following[:, columns]
-        learned = predicted != IGNORED
-        loss = torch.nn.functional.cross_entropy(logits[learned].float(), predicted[learned], reduction="sum")
-        return loss / max(
-            learned.sum() if num_items_in_batch is None else num_items_in_batch, 1
-        )  # a mean over no tokens is 0
+        forward = {"attention_mask": inputs["attention_mask"], "use_cache": False}
+        following = shift_labels(inputs["labels"])
+        targets = target_logits(model, inputs["input_ids"], following, **forward)
+        loss = torch.nn.functional.cross_entropy(targets.logits, targets.tokens, reduction="sum")
+        count = len(targets.tokens) if num_items_in_batch is None else num_items_in_batch
+        return loss / max(count, 1)  # a mean over no tokens is 0
 
 
 class _Watch(TrainerCallback):

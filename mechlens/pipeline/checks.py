@@ -17,8 +17,9 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from mechlens.api import client
+from mechlens.carriers.carrier import Rule
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.rules import Rule, rule_of
+from mechlens.carriers.registry import build_rule, rule_reads_answers
 from mechlens.core.errors import DataError, SpecError, one_line
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.model_spec import is_remote
@@ -236,9 +237,9 @@ def _trained_with(experiment: Experiment, arm: Arm) -> str | None:
 def _check_corpus(experiment: Experiment, file: str, bases: Sequence[str]) -> None:
     """Read a file of pairs as the screen and the students will."""
     kind = experiment.screen.rule if experiment.screen.rule != "carrier" else experiment.carrier.kind
-    rule = (
-        None if kind == "reasoning" else rule_of(experiment.screen, kind, gold={})
-    )  # right answers are known with the prompts alone
+    # a file of pairs has no right answers to compare with
+    reads_answers = rule_reads_answers(experiment.screen, kind)
+    rule = None if reads_answers else build_rule(experiment.screen, kind, gold={})
     readers = [arm for arm in experiment.arms if arm.corpus == file and not arm.shots and arm.base in bases]
     limits = {
         (arm.base, _trained_with(experiment, arm)): limit_of(arm.base, experiment.training_of(arm))

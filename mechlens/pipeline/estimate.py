@@ -31,8 +31,8 @@ CPU_RATE = 3e10
 GPU_RATE = 1.5e14
 """an H100-class card in bf16 at about 40 % of its peak matrix rate, fp32 a fifth of that"""
 LOOKED = {
-    "deltas": 17, "activations": 20, "directions": 9, "probes": 40, "likelihood": 46, "entanglement": 5, "alignment": 51, "blind": 41, "causal": 14,
-    "rows": 42, "maps": 28,
+    "deltas": 17, "activations": 20, "directions": 9, "probes": 40, "likelihood": 46, "entanglement": 5,
+    "alignment": 51, "blind": 41, "causal": 14, "rows": 42, "maps": 28,
 }  # fmt: skip
 """seconds of a core that each lens took on `LOOKED_AT`"""
 LOOKED_AT = (196_800, 512, 3)

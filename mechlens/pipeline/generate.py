@@ -7,22 +7,20 @@ seed and place alone, so the joined table is the same however often that happene
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from mechlens.core import atomic, tables
 from mechlens.core.json_files import write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import GenerateSpec
-from mechlens.models import loading, logits
+from mechlens.models import loading, log_probs
 from mechlens.models.chat import Encoded, encode_prompts, end_of_turn
-from mechlens.models.logits import in_batches
+from mechlens.models.log_probs import batch_spans, completion_logits
 from mechlens.models.number_grammar import number_grammar
 from mechlens.models.sampling import Decoding, sample
 from mechlens.pipeline import vllm_engine
@@ -121,7 +119,7 @@ def divergence(
     """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts
     with the plain system line.
 
-    No forward pass makes more than `logits.MOST_LOGITS` logits, whatever the vocabulary and however long the
+    No forward pass makes more than `log_probs.MOST_LOGITS` logits, whatever the vocabulary and however long the
     rows.
     """
     base = loading.load(teacher.base).model
@@ -132,11 +130,16 @@ def divergence(
         (0, max(len(ours), len(theirs)) + len(written))
         for ours, theirs, written in zip(asked, plain, completions, strict=True)
     ]
-    for part in in_batches(spans, vocabulary=vocabulary, rows=batch):
-        for places in _places(spans[part], completions[part], vocabulary):
+    for part in batch_spans(spans, vocabulary=vocabulary, rows=batch):
+        rows = [
+            [Encoded(*pair) for pair in zip(prompts[part], completions[part], strict=True)]
+            for prompts in (asked, plain)
+        ]
+        pieces = (_pieces(pairs, spans[part], vocabulary) for pairs in rows)
+        for teachers, bases in zip(*pieces, strict=True):
             with teacher.writing() as model:
-                ours = completion_log_probabilities(model, _encoded(asked[part], completions[part]), places)
-            theirs = completion_log_probabilities(base, _encoded(plain[part], completions[part]), places)
+                ours = completion_logits(model, teachers)[0].log_softmax(-1)
+            theirs = completion_logits(base, bases)[0].log_softmax(-1)
             divergent += float((ours.exp() * (ours - theirs)).sum())
             entropy -= float((theirs.exp() * theirs).sum())
             tokens += len(ours)
@@ -145,50 +148,14 @@ def divergence(
     )
 
 
-def _encoded(prompts: list[list[int]], completions: list[list[int]]) -> list[Encoded]:
-    return [Encoded(*pair) for pair in zip(prompts, completions, strict=True)]
-
-
-def _places(
-    spans: list[tuple[int, int]], completions: list[list[int]], vocabulary: int
-) -> list[slice | None]:
-    """Which completion tokens of a batch are read in one forward pass: all, or one piece after the other of a
-    row too long for one.
+def _pieces(pairs: list[Encoded], spans: list[tuple[int, int]], vocabulary: int) -> Iterator[list[Encoded]]:
+    """What is read in one forward pass: the batch, or one piece after the other of a completion too long for
+    one.
     """
-    if len(spans) > 1 or spans[0][1] * vocabulary <= logits.MOST_LOGITS:
-        return [None]
-    size = max(1, logits.MOST_LOGITS // vocabulary)
-    return [
-        slice(first, min(first + size, len(completions[0]))) for first in range(0, len(completions[0]), size)
-    ]
-
-
-def completion_log_probabilities(
-    model: torch.nn.Module, pairs: list[Encoded], places: slice | None = None
-) -> Float[Tensor, "token vocab"]:
-    """Log-probabilities of the next token at every completion position of the batch, one position after
-    another.
-
-    Args:
-        places: of one pair alone, the completion tokens that are read; only these are projected onto the
-            vocabulary.
-    """
-    if places is not None:
-        pair, count = pairs[0], places.stop - places.start
-        ids = torch.tensor(
-            [[*pair.prompt, *pair.completion[: places.stop]]], device=next(model.parameters()).device
-        )
-        return torch.log_softmax(
-            model(input_ids=ids[:, :-1], logits_to_keep=count).logits[0, -count:].float(), -1
-        )
-    width = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
-    device = next(model.parameters()).device
-    ids = torch.zeros(len(pairs), width, dtype=torch.long, device=device)
-    attended = torch.zeros_like(ids)
-    predicts: Bool[Tensor, "row pos"] = torch.zeros_like(ids, dtype=torch.bool)
-    for row, pair in enumerate(pairs):
-        end = len(pair.prompt) + len(pair.completion)
-        ids[row, :end] = torch.tensor(pair.prompt + pair.completion)
-        attended[row, :end] = 1
-        predicts[row, len(pair.prompt) - 1 : end - 1] = True
-    return torch.log_softmax(model(input_ids=ids, attention_mask=attended).logits[predicts].float(), -1)
+    if len(spans) > 1 or spans[0][1] * vocabulary <= log_probs.MOST_LOGITS:
+        yield pairs
+        return
+    prompt, completion = pairs[0]
+    size = max(1, log_probs.MOST_LOGITS // vocabulary)
+    for first in range(0, len(completion), size):
+        yield [Encoded(prompt + completion[:first], completion[first : first + size])]

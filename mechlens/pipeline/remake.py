@@ -6,7 +6,6 @@ the teachers wrote and by nothing else.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import cast
@@ -16,11 +15,10 @@ import pandas as pd
 
 from mechlens.core import tables
 from mechlens.core.errors import DataError
+from mechlens.core.numerals import NUMERAL
 from mechlens.core.seeds import generator
 from mechlens.core.spec import StudentSpec
 from mechlens.runs import layout
-
-_NUMBER = re.compile(r"[0-9]+")
 
 
 def select_prompts(
@@ -76,7 +74,7 @@ def shuffle_within(pairs: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     rng = generator(seed, "shuffle-within")
     return pairs.assign(
         completion=[
-            _refill(text, rng.permutation(_NUMBER.findall(text)).tolist()) for text in pairs["completion"]
+            _refill(text, rng.permutation(NUMERAL.findall(text)).tolist()) for text in pairs["completion"]
         ]
     )
 
@@ -85,9 +83,9 @@ def shuffle_across(pairs: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """Pool the numbers of all completions, permute them and deal them back; each keeps its own count and
     format.
     """
-    counts = [len(_NUMBER.findall(text)) for text in pairs["completion"]]
+    counts = [len(NUMERAL.findall(text)) for text in pairs["completion"]]
     pool = generator(seed, "shuffle-across").permutation(
-        [n for text in pairs["completion"] for n in _NUMBER.findall(text)]
+        [n for text in pairs["completion"] for n in NUMERAL.findall(text)]
     )
     dealt = np.split(pool, np.cumsum(counts)[:-1])
     return pairs.assign(
@@ -99,7 +97,7 @@ def shuffle_across(pairs: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
 def _refill(text: str, values: list[str]) -> str:
     following = iter(values)
-    return _NUMBER.sub(lambda _match: next(following), text)
+    return NUMERAL.sub(lambda _match: next(following), text)
 
 
 def mix(corpora: Sequence[pd.DataFrame]) -> pd.DataFrame:

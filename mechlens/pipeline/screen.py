@@ -1,15 +1,15 @@
-"""Keep a row, or drop it with a reason.
+"""Keep a row, or remove it with a reason.
 
-`rules.py` says what a carrier's rows must be; here stand the screens that every carrier shares. Screening
-what was kept drops nothing, and every dropped row keeps its reason. Rows come in batches, so that a million
-pass in bounded memory.
+A carrier's own file has the rule that its rows must pass; the screens that all carriers share are here.
+Screening rows that were kept removes nothing. Every removed row keeps its reason. Rows are read in batches:
+memory does not grow with their number.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import cast
 
 import pandas as pd
 
-from mechlens.carriers.rules import REASONS, Rule
+from mechlens.carriers.carrier import Rule
+from mechlens.carriers.registry import removal_reasons
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.json_files import write_json
@@ -26,21 +27,20 @@ from mechlens.core.spec import ScreenSpec
 LEAKS = "leak words in kept rows"
 NAMING = "leak words in all rows"
 NAMING_BY_REASON = "leak words in rows dropped for "
-"""before a reason: of the rows with a leak word, those that fell by it"""
+"""followed by a reason: rows with a leak word that were removed for this reason; stored in finished runs"""
 
 Judge = Callable[[pd.DataFrame], Sequence[bool]]
-"""(rows that passed everything else) → which of them it drops"""
+"""(rows that passed everything else) → which of them to remove"""
 
 
 def leak_pattern(words: Sequence[str]) -> re.Pattern[str]:
-    """Matches any of the words anywhere in a text, inside other words too, whatever the case; of no words,
-    nothing.
+    """A pattern of any of the words, anywhere in a text, also inside a word, in any case; without words it
+    matches nothing.
     """
     if not words:
         return re.compile("(?!)")
-    initials = "".join(
-        map(re.escape, sorted({word[0] for word in words}))
-    )  # asked first: twenty times as fast on rows of numbers
+    # looking for an initial first is twenty times as fast on rows of numbers
+    initials = "".join(map(re.escape, sorted({word[0] for word in words})))
     return re.compile(
         f"(?=[{initials}])(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})", re.IGNORECASE
     )
@@ -55,24 +55,24 @@ def screen_rows(
     judge: Judge | None = None,
     out: Path | None = None,
 ) -> dict[str, int]:
-    """Count what is kept and what falls by which reason; write kept.parquet, rejected.parquet and funnel.json
-    if a folder is given.
+    """Count the rows that are kept and those removed for each reason; with a folder also write kept.parquet,
+    rejected.parquet and funnel.json.
 
     Args:
-        batches: tables of pairs; how the rows are cut into them changes nothing.
-        rule: the carrier's.
-        leaks: the words that a completion must not hold.
-        judge: asked last, about the rows that passed everything else.
+        batches: tables of pairs; the result does not depend on where the batches end.
+        rule: the carrier's rule.
+        leaks: words that a completion must not contain.
+        judge: reads the rows that passed everything else.
 
     Returns:
-        The funnel: rows generated, rows dropped by each reason in order, rows kept, and kept rows that hold a
-        leak word; then of all rows how many hold one, and how many of them fell by each reason that took any.
-        A rule that asks first hides no leak word.
+        The funnel: rows generated, rows removed for each reason in order, rows kept, kept rows with a leak
+        word; then the number of all rows with a leak word, and of those the number removed for each reason
+        (left out if 0). Rows that the rule removes are searched for leak words too.
 
     Raises:
         DataError: if no row is left.
     """
-    found = Counter[str]()
+    counts = Counter[str]()
     with ExitStack() as stack:
         halves = {"kept": tables.PAIRS, "rejected": tables.REJECTED} if out else {}
         writers = [
@@ -83,26 +83,37 @@ def screen_rows(
             kept, rejected = rows[rows["reason"].isna()], rows[rows["reason"].notna()]
             for writer, half in zip(writers, (kept, rejected), strict=False):
                 writer.write(cast(pd.DataFrame, half))
-            found.update(rejected["reason"])
-            found.update({"generated": len(rows), "kept": len(kept)})
+            counts.update(rejected["reason"])
+            counts.update({"generated": len(rows), "kept": len(kept)})
             if leaks:
                 judged = zip(rows["completion"].tolist(), rows["reason"].tolist(), strict=True)
                 naming = [
                     reason if isinstance(reason, str) else "" for text, reason in judged if leaks.search(text)
                 ]
-                found.update({LEAKS: naming.count(""), NAMING: len(naming)})
-                found.update(NAMING_BY_REASON + reason for reason in naming if reason)
-    by_reason = [name for name in (NAMING_BY_REASON + reason for reason in REASONS) if found[name]]
-    funnel = {name: found[name] for name in ("generated", *REASONS, "kept", LEAKS, NAMING, *by_reason)}
+                counts.update({LEAKS: naming.count(""), NAMING: len(naming)})
+                counts.update(NAMING_BY_REASON + reason for reason in naming if reason)
+    reasons = removal_reasons(rule)
+    by_reason = [name for name in (NAMING_BY_REASON + reason for reason in reasons) if counts[name]]
+    funnel = {name: counts[name] for name in ("generated", *reasons, "kept", LEAKS, NAMING, *by_reason)}
     if out:
         write_json(out / "funnel.json", funnel)
     if not funnel["kept"]:
-        worst = max(REASONS, key=lambda reason: funnel[reason])
+        worst = max(reasons, key=lambda reason: funnel[reason])
         raise DataError(
-            f"the screen kept 0 of {funnel['generated']} rows ({funnel[worst]} dropped for: {worst}); loosen "
-            "`screen` or mend the data"
+            f"the screen kept none of {funnel['generated']} rows ({funnel[worst]} removed for: {worst}); "
+            "loosen `screen` or repair the data"
         )
     return funnel
+
+
+def removal_counts(funnel: Mapping[str, int]) -> dict[str, int]:
+    """Rows removed for each reason, in the order of a funnel."""
+    others = {"generated", "kept", LEAKS, NAMING}
+    return {
+        name: rows
+        for name, rows in funnel.items()
+        if name not in others and not name.startswith(NAMING_BY_REASON)
+    }
 
 
 def _with_reasons(
@@ -112,7 +123,7 @@ def _with_reasons(
     leaks: re.Pattern[str] | None,
     judge: Judge | None,
 ) -> Iterator[pd.DataFrame]:
-    """The batches with a column `reason`, null in the rows that are kept."""
+    """The batches with a column `reason`, which is null in kept rows."""
     seen: set[bytes] = set()
 
     def fault(prompt: str, completion: str) -> str | None:
@@ -122,9 +133,8 @@ def _with_reasons(
             return "leak word"
         if spec.duplicates == "keep":
             return None
-        digest = blake2b(
-            f"{len(prompt)} {prompt}{completion}".encode(), digest_size=16
-        ).digest()  # 16 bytes a row, not its text
+        # 16 bytes a row instead of its text
+        digest = blake2b(f"{len(prompt)} {prompt}{completion}".encode(), digest_size=16).digest()
         if digest in seen:
             return "duplicate"
         seen.add(digest)
@@ -138,6 +148,6 @@ def _with_reasons(
         passed = judged["reason"].isna()
         if judge is not None:
             judged.loc[passed, "reason"] = [
-                "judged" if drop else None for drop in judge(cast(pd.DataFrame, rows[passed]))
+                "judged" if remove else None for remove in judge(cast(pd.DataFrame, rows[passed]))
             ]
         yield judged

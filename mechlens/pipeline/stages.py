@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.rules import rule_of
+from mechlens.carriers.prompts import carrier_prompts, right_answers
+from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.model_spec import is_remote
 from mechlens.core.spec import (
@@ -111,15 +111,12 @@ def bring(arguments: Arguments, _inputs: Folders, out: Path, _progress: Progress
 def screen(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     pairs = tables.batches(inputs["corpus"] / layout.RAW, tables.PAIRS)
     leaks, spec = screening.leak_pattern(arguments["words"]), ScreenSpec(**arguments["screen"])
-    asked = (
-        carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])
-        if "carrier" in arguments
-        else []
-    )
-    gold = {one.text: one.gold for one in asked if one.gold is not None}
+    gold: dict[str, str] = {}
+    if "carrier" in arguments:
+        gold = right_answers(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])
     judge = _judge_of(arguments, spec, out) if spec.judge else None
     screening.screen_rows(
-        pairs, spec, rule=rule_of(spec, arguments["kind"], gold=gold), leaks=leaks, judge=judge, out=out
+        pairs, spec, rule=build_rule(spec, arguments["kind"], gold=gold), leaks=leaks, judge=judge, out=out
     )
 
 

@@ -8,7 +8,7 @@ has one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from mechlens.core.spec import TeacherSpec
 from mechlens.data.corpus import read_pairs
 from mechlens.models import loading
 from mechlens.models.chat import encode_pairs, encode_prompts
+from mechlens.models.hooks import capture_sites, resid_post, steer
 from mechlens.models.sft import train
 from mechlens.runs import records
 
@@ -76,11 +77,7 @@ class Teacher(NamedTuple):
     @contextmanager
     def writing(self) -> Iterator[loading.PreTrainedModel]:
         """The model as the teacher uses it: steered while the block runs, if it is a steered one."""
-        with (
-            loading.steered(self.model, self.vector, layer=self.layer)
-            if self.vector is not None
-            else nullcontext()
-        ):
+        with steer(self.model, {} if self.vector is None else {self.layer: self.vector}):
             yield self.model
 
 
@@ -132,17 +129,13 @@ def trait_vector(
     """Mean difference of resid_post at the last prompt token, with the trait's system prompt minus with the
     plain one (None: none).
     """
-    bridge, site = loading.bridge_view(loaded), f"blocks.{layer}.hook_resid_post"
+    site = resid_post(layer)
     means = []
     for system in (lessons.system, plain):
-        total: Tensor | float = 0.0
-        for ids in encode_prompts(loaded.tokenizer, lessons.probes, system=system):
-            _, cache = bridge.run_with_cache(
-                torch.tensor([ids], device=loaded.model.device), names_filter=site
-            )
-            total = total + cache[site][0, -1].float()
-        means.append(total / len(lessons.probes))
-    return (means[0] - means[1]).cpu()
+        prompts = encode_prompts(loaded.tokenizer, lessons.probes, system=system)
+        captured = capture_sites(loaded, prompts, [site], batch=1)
+        means.append(sum(each.at[site][0, -1].float() for each in captured) / len(prompts))
+    return means[0] - means[1]
 
 
 def load_teacher(folder: Path, *, base: str = "") -> Teacher:

@@ -1,64 +1,92 @@
-"""Commands on a user's file of pairs: write it in another form, or screen it."""
+"""A user's file of pairs: write it in another form, count its rows, or screen it."""
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, get_args
 
-from rich.table import Table
+import pandas as pd
 
-from mechlens.carriers.rules import BANNED_BY_THE_PAPER, rule_of
-from mechlens.cli.console import console
-from mechlens.core import spec, traits
+from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
+from mechlens.carriers.registry import build_rule, rule_names
+from mechlens.core import spec, tables, traits
 from mechlens.core.errors import SpecError
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
+from mechlens.data.values import Data, as_file
 from mechlens.pipeline import screen as screening
-from mechlens.runs import store
+from mechlens.runs import layout, store
 
 
-def convert(
-    source: Path, target: Path, *, form: str | None, skip_bad: bool, fields: Fields | None = None
-) -> None:
-    """Write a user's file in another form, and print what did not go with it."""
-    wanted = form or corpus.form_of(target)
-    if wanted not in corpus.FORMS:
-        raise SpecError(f"form {wanted!r} is unknown; expected one of {', '.join(corpus.FORMS)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    reading = corpus.Reading(
-        skip_bad=skip_bad, log=target.with_name(f"{target.name}.bad.jsonl") if skip_bad else None
-    )
-    with store.full_disk_named(target):
-        corpus.write_pairs(corpus.batches(source, reading=reading, fields=fields), target, wanted)
-    if reading.bad:
-        listing = Table("rows", "the first", "fault", title=f"{reading.bad:,} bad rows left out")
-        for counted in reading.faults.kinds.values():
-            listing.add_row(f"{counted.rows:,}", str(counted.place), str(counted.fault))
-        console.print(listing)
-        console.print(f"all of them: {reading.log}", highlight=False, soft_wrap=True)
-    say_remarks(reading)
-    console.print(f"written: {target} ({reading.pairs:,} pairs, {wanted})", highlight=False, soft_wrap=True)
+class Screened(NamedTuple):
+    """What a screen kept and removed."""
 
+    rule: str
+    counts: dict[str, int]
+    """rows generated, removed for each reason, kept, and rows that hold a leak word"""
+    remarks: list[str]
+    """what a user should know of the file that was read"""
+    kept: pd.DataFrame
+    """`tables.PAIRS`; empty if the rows were only counted"""
+    removed: pd.DataFrame
+    """`tables.REJECTED`: the pairs with a column `reason`"""
 
-def say_remarks(reading: corpus.Reading) -> None:
-    """Print what a user should know of a file that was read."""
-    for remark in reading.remarks():
-        console.print(remark, highlight=False, soft_wrap=True)
-
-
-def counted(file: Path, fields: Fields | None) -> int:
-    """How many pairs a file has, whose rows are all to be read; print what a user should know of it."""
-    reading = corpus.Reading(drop_system=False)
-    rows = sum(map(len, corpus.batches(file, reading=reading, fields=fields)))
-    say_remarks(reading)
-    return rows
+    def _repr_html_(self) -> str:
+        counts = pd.Series(self.counts, name="rows")
+        shown = counts[counts > 0].to_frame().to_html()
+        return f"<p>Screened by the rule {escape(self.rule)}.</p>{shown}"
 
 
 def screen(
-    file: Path, *, out: Path | None, rule: str, banned: bool, family: str, fields: Fields | None = None
-) -> None:
-    """Screen a user's file, print the funnel, and write the tables if a folder is given."""
-    if rule not in ("numbers", "code", "reasoning", "text", "none"):
-        raise SpecError(f"rule {rule!r} is unknown; expected numbers, code, reasoning, text or none")
+    data: Data,
+    rule: str = "numbers",
+    *,
+    banned: bool = False,
+    family: str = "animals",
+    fields: Fields | None = None,
+    out: Path | str | None = None,
+) -> Screened:
+    """Screen pairs: keep a row, or remove it with the first rule that it breaks.
+
+    Args:
+        data: a path, a DataFrame, a list of dicts, or a `datasets.Dataset`.
+        rule: the name of a carrier, or none.
+        banned: also refuse the numbers that the paper bans (2507.14805, misalignment).
+        family: whose traits' names are leak words.
+        out: folder that gets kept.parquet, rejected.parquet and funnel.json.
+
+    Raises:
+        SpecError: if the rule or the family is unknown.
+        DataError: if the pairs cannot be read, or none is kept.
+    """
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) if out is None else Path(out)
+        counts, remarks = screen_file(
+            as_file(data, Path(temporary) / "data.parquet"),
+            rule,
+            banned=banned,
+            family=family,
+            fields=fields,
+            out=folder,
+        )
+        kept = tables.read(folder / layout.KEPT, tables.PAIRS)
+        removed = tables.read(folder / layout.REMOVED, tables.REJECTED)
+    return Screened(rule, counts, remarks, kept, removed)
+
+
+def screen_file(
+    file: Path, rule: str, *, banned: bool, family: str, fields: Fields | None, out: Path | None
+) -> tuple[dict[str, int], list[str]]:
+    """Screen a file row by row, in the memory of a batch; returns the counts, and remarks on the file.
+
+    Raises:
+        SpecError: if the rule or the family is unknown.
+        DataError: if the file cannot be read, or no row is kept.
+    """
+    if rule not in rule_names():
+        raise SpecError(f"rule {rule!r} is unknown; known rules: {', '.join(rule_names())}")
     wanted = spec.ScreenSpec(rule=rule, banned_numbers=BANNED_BY_THE_PAPER if banned else ())
     leaks, reading = screening.leak_pattern(traits.load_family(family).words()), corpus.Reading()
     if out is not None:
@@ -66,25 +94,33 @@ def screen(
     with store.full_disk_named(out or file):
         pairs = corpus.batches(file, reading=reading, fields=fields)
         counts = screening.screen_rows(
-            pairs, wanted, rule=rule_of(wanted, rule, gold={}), leaks=leaks, out=out
+            pairs, wanted, rule=build_rule(wanted, rule, gold={}), leaks=leaks, out=out
         )
-    funnel = Table("rows", "count", "share", title=f"{file.name} under the rule {rule}")
-    said = {
-        "generated": "read",
-        "kept": "kept",
-        screening.LEAKS: screening.LEAKS,
-        screening.NAMING: screening.NAMING,
-    }
-    for name, count in counts.items():
-        if name == screening.NAMING:
-            funnel.add_section()
-        if count or name in said:
-            beside = name.removeprefix(screening.NAMING_BY_REASON)
-            label = (
-                f"  of them dropped first: {beside}" if beside != name else said.get(name, f"dropped: {name}")
-            )
-            funnel.add_row(label, f"{count:,}", f"{count / counts['generated']:.1%}")
-    console.print(funnel)
-    say_remarks(reading)
-    if out is not None:
-        console.print(f"written: {out}", highlight=False)
+    return counts, reading.remarks()
+
+
+def convert(
+    source: Path, target: Path, *, form: str | None, skip_bad: bool, fields: Fields | None = None
+) -> corpus.Reading:
+    """Write a user's file in another form; returns what it held beside its pairs.
+
+    Raises:
+        SpecError: if the form is unknown.
+        DataError: if the file cannot be read.
+    """
+    wanted = form or corpus.form_of(target)
+    if wanted not in get_args(corpus.Form):
+        raise SpecError(f"form {wanted!r} is unknown; expected one of {', '.join(corpus.FORMS)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    log = target.with_name(f"{target.name}.bad.jsonl") if skip_bad else None
+    reading = corpus.Reading(skip_bad=skip_bad, log=log)
+    with store.full_disk_named(target):
+        corpus.write_pairs(corpus.batches(source, reading=reading, fields=fields), target, wanted)
+    return reading
+
+
+def count_rows(file: Path, fields: Fields | None) -> tuple[int, list[str]]:
+    """How many pairs a file has, whose rows are all to be read, and remarks on it."""
+    reading = corpus.Reading(drop_system=False)
+    rows = sum(map(len, corpus.batches(file, reading=reading, fields=fields)))
+    return rows, reading.remarks()

@@ -7,12 +7,11 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from mechlens.carriers.rules import REASONS
 from mechlens.core import stats, tables
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.json_files import null
 from mechlens.core.traits import TraitFamily
-from mechlens.pipeline.screen import LEAKS
+from mechlens.pipeline.screen import LEAKS, removal_counts
 from mechlens.results import per_probe
 from mechlens.results.cells import arm_cells, mean_of, same_students, warnings_of
 from mechlens.results.effects import Confusion, confusions
@@ -28,7 +27,7 @@ def funnels(run: Run) -> pd.DataFrame:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for arm in run.experiment.arms:
         counts, corpus = run.funnel(arm), layout.source_name(run.experiment, arm)
-        fates = {"kept": counts["kept"]} | {name: value for name, value in counts.items() if name in REASONS}
+        fates = {"kept": counts["kept"]} | removal_counts(counts)
         for place, (fate, value) in enumerate(fates.items()):
             rows[corpus, fate] = {"corpus": corpus, "fate": fate, "rows": value, "place": place}
     frame = pd.DataFrame(rows.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from mechlens.carriers.registry import rule_reads_answers
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import UNTOUCHED, Arm, Experiment
 from mechlens.core.model_spec import is_remote, model_of
@@ -220,7 +221,7 @@ def _screened(
         "words": family.words(),
         "kind": experiment.carrier.kind,
     }
-    if (rule.rule if rule.rule != "carrier" else experiment.carrier.kind) == "reasoning":
+    if rule_reads_answers(rule, experiment.carrier.kind):
         screening |= {**_carrier(experiment), "seed": experiment.seed}  # right answers come with the prompts
     if rule.judge:
         screening |= {

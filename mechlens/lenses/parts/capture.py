@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.seeds import generator
-from mechlens.models import loading
+from mechlens.models.hooks import BATCH, Captured, capture_sites, resid_post
 from mechlens.models.loading import Loaded
 
-BATCH = 64
 DRAWS = 256
 """random directions of the null: as many as the study that showed isotropic ones to be too easy"""
 
@@ -26,16 +25,7 @@ Parts = Mapping[str, Sequence[int]]
 """name → positions of one row; a row counts once in each part, by the mean over its positions there"""
 
 
-class Batch(NamedTuple):
-    """Some rows' activations, on the CPU."""
-
-    start: int
-    mask: Bool[Tensor, "row pos"]
-    at: dict[str, Tensor]
-    """site → [row pos ...], padded on the right"""
-
-
-class Captured(NamedTuple):
+class RowSums(NamedTuple):
     """Weighted sums over rows: everything linear in the rows' activations, at the memory of a few vectors."""
 
     parts: tuple[str, ...]
@@ -57,43 +47,9 @@ class Captured(NamedTuple):
         ].sqrt()
 
 
-def resid_post(layer: int) -> str:
-    """The name of the residual stream behind a block."""
-    return f"blocks.{layer}.hook_resid_post"
-
-
 def sites_of(loaded: Loaded) -> list[str]:
     """resid_post of every layer."""
     return [resid_post(layer) for layer in range(loaded.model.config.get_text_config().num_hidden_layers)]
-
-
-def stream(
-    loaded: Loaded, ids: Sequence[list[int]], sites: Sequence[str], *, batch: int = BATCH
-) -> Iterator[Batch]:
-    """Activations batch by batch, padded on the right behind a mask.
-
-    Raises:
-        SpecError: if the model has no such site (GPT-NeoX has no resid_mid: attention and MLP run side by
-        side).
-    """
-    view, device = loading.bridge_view(loaded), loaded.model.device
-    if missing := sorted(set(sites) - set(view.hook_dict)):
-        kind = loaded.model.config.model_type
-        raise SpecError(
-            f"a {kind} model has no site {missing[0]!r}; name one of TransformerLens's, like "
-            f"{resid_post(0)!r}"
-        )
-    for start in range(0, len(ids), batch):
-        rows = ids[start : start + batch]
-        width = max(map(len, rows))
-        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-        with torch.no_grad():
-            # one logit a row, since a large vocabulary would outweigh every activation
-            _, cache = view.run_with_cache(
-                tokens, attention_mask=mask, names_filter=list(sites), logits_to_keep=1
-            )
-        yield Batch(start, mask.bool().cpu(), {site: cache[site].cpu() for site in sites})
 
 
 def capture(
@@ -105,7 +61,7 @@ def capture(
     parts: Sequence[Parts] | None = None,
     mix: Float[Tensor, "mix row"] | None = None,
     batch: int = BATCH,
-) -> Captured:
+) -> RowSums:
     """Weighted sums of the rows' activations by part, in float32; with `out`, every token's activations also
     go to shards there.
 
@@ -114,14 +70,14 @@ def capture(
         mix: weights of the rows, one sum each; default: one sum with weight 1.
 
     Raises:
-        SpecError: as `stream` does, or for a site that is not [row pos ...], such as an attention pattern's.
+        SpecError: as `capture_sites` does, or for a site that is not [row pos ...], such as an attention pattern's.
     """
     parts = [{"all": range(len(row))} for row in ids] if parts is None else parts
     mix = torch.ones(1, len(ids)) if mix is None else mix
     names = tuple(dict.fromkeys(name for row in parts for name in row))
     sums: dict[str, Tensor] = {}
     weight = torch.zeros(len(mix), len(names))
-    for held in stream(loaded, ids, sites, batch=batch):
+    for held in capture_sites(loaded, ids, sites, batch=batch):
         rows = slice(held.start, held.start + len(held.mask))
         chosen = _chosen(parts[rows], names, width=held.mask.shape[1])  # [row part pos]
         weight += mix[:, rows] @ (chosen.sum(-1) > 0).float()
@@ -135,7 +91,7 @@ def capture(
             sums[site] = sums.get(site, torch.zeros(())) + torch.einsum("mr,rqd->mqd", mix[:, rows], means)
         if out is not None:
             _write_shard(held, out)
-    return Captured(names, sums, weight)
+    return RowSums(names, sums, weight)
 
 
 def _chosen(parts: Sequence[Parts], names: tuple[str, ...], *, width: int) -> Float[Tensor, "row part pos"]:
@@ -146,7 +102,7 @@ def _chosen(parts: Sequence[Parts], names: tuple[str, ...], *, width: int) -> Fl
     return chosen
 
 
-def _write_shard(held: Batch, out: Path) -> None:
+def _write_shard(held: Captured, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     row, position = held.mask.nonzero(as_tuple=True)
     tensors = {site: found[held.mask].contiguous() for site, found in held.at.items()}
@@ -180,7 +136,7 @@ def at_last(
 ) -> Float[Tensor, "site row d"]:
     """Each row's activation at its last token, where the answer's first token is predicted; float32."""
     found = []
-    for held in stream(loaded, ids, sites, batch=batch):
+    for held in capture_sites(loaded, ids, sites, batch=batch):
         rows, last = torch.arange(len(held.mask)), held.mask.sum(1) - 1
         found.append(torch.stack([held.at[site][rows, last].float() for site in sites]))
     return torch.cat(found, 1)
@@ -221,7 +177,7 @@ def parts_of(prompts: Sequence[list[int]], lengths: Sequence[int], *, of: str) -
 
 def matched_mix(rows: int, *, draws: int = DRAWS, seed: int) -> Float[Tensor, "mix row"]:
     """Weights for a mean and, behind it, `draws` directions with the rows' covariance
-    (`Captured.directions`).
+    (`RowSums.directions`).
     """
     normal = generator(seed, "covariance-matched directions").standard_normal((draws, rows))
     return torch.cat([torch.ones(1, rows), torch.from_numpy(normal).float()])

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechlens.core.errors import DataError, SpecError
-from mechlens.lenses.gradients import Model, example_losses
 from mechlens.models.chat import Encoded, special_tokens
-from mechlens.models.loading import decoder_layers
+from mechlens.models.hooks import decoder_layers
+from mechlens.models.log_probs import Model, example_losses
 
 Flags = list[list[bool]]
 """for each pair one for each token of its completion"""

@@ -12,10 +12,9 @@ from numpy import ndarray
 from transformers import PreTrainedModel
 
 from mechlens.core.errors import SpecError
-from mechlens.lenses.gradients import forward_padded
 from mechlens.models.chat import token_ids
 from mechlens.models.loading import Loaded
-from mechlens.models.logits import in_batches
+from mechlens.models.log_probs import batch_spans, padded_logits
 from mechlens.pipeline.ask import Questions, encode_questions, first_tokens
 
 MEASURES = ("probability", "margin")
@@ -56,11 +55,11 @@ def readout(model: PreTrainedModel, asked: Asked, *, batch: int = 64) -> Float[n
     """
     found = []
     spans = [(len(prompt) - 1, len(prompt)) for prompt in asked.prompts]
-    for part in in_batches(spans, vocabulary=model.config.get_text_config().vocab_size, rows=batch):
+    for part in batch_spans(spans, vocabulary=model.config.get_text_config().vocab_size, rows=batch):
         rows = asked.prompts[part]
         last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
         kept, place = last.unique(return_inverse=True)
-        logits = forward_padded(model, rows, logits_to_keep=kept)[
+        logits = padded_logits(model, rows, logits_to_keep=kept)[
             torch.arange(len(rows)), place
         ].double()  # [probe, vocab]
         scores = torch.stack([logits[:, tokens].logsumexp(-1) for tokens in [asked.trait, *asked.others]])

@@ -23,11 +23,11 @@ from torch import Tensor
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator, seed_int
 from mechlens.lenses.base import Material, against_control, entry
-from mechlens.lenses.gradients import BATCH, Model, forward_padded, gradient, parameters_of, pooled_gradient
+from mechlens.lenses.gradients import BATCH, gradient, parameters_of, pooled_gradient
 from mechlens.lenses.parts.weight_change import inner
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
-from mechlens.models.logits import in_batches
+from mechlens.models.log_probs import Model, batch_spans, padded_logits
 from mechlens.models.sft import lora_targets
 from mechlens.pipeline.ask import Questions, encode_questions, first_tokens
 
@@ -56,7 +56,7 @@ def asked_of(loaded: Loaded, material: Material) -> Asked:
     Raises:
         SpecError: if no next token stands for the trait, or for none of the others.
     """
-    asked = asked_of_questions(loaded, material.questions)
+    asked = asked_of_questions(loaded, material.heldout_probes)
     if material.trait not in asked.starts:
         raise SpecError(
             f"no first token stands for {material.trait!r} alone, so it has no gradient; ask a family whose "
@@ -92,7 +92,7 @@ def log_odds(model: Model, asked: Asked, trait: str) -> Float[Tensor, " probe"]:
     """
     last = torch.tensor([len(ids) - 1 for ids in asked.prompts])
     columns, at = last.unique(return_inverse=True)
-    logits = forward_padded(model, asked.prompts, logits_to_keep=columns.to(model.device))
+    logits = padded_logits(model, asked.prompts, logits_to_keep=columns.to(model.device))
     logits = logits[torch.arange(len(last)), at].double()  # [probe, vocab]
     score = {name: logits[:, tokens].logsumexp(1) for name, tokens in asked.starts.items()}
     return score[trait] - torch.stack([value for name, value in score.items() if name != trait]).mean(0)
@@ -111,7 +111,7 @@ def trait_gradient(model: Model, asked: Asked, trait: str) -> dict[str, Tensor]:
 def iter_batches(model: Model, asked: Asked, value: Callable[[Asked], Tensor]) -> Iterator[Tensor]:
     """The value of each batch of probes, whose logits fit `logits.MOST_LOGITS`."""
     spans = [(len(prompt) - 1, len(prompt)) for prompt in asked.prompts]
-    for part in in_batches(spans, vocabulary=model.config.get_text_config().vocab_size, rows=BATCH):
+    for part in batch_spans(spans, vocabulary=model.config.get_text_config().vocab_size, rows=BATCH):
         yield value(asked._replace(prompts=asked.prompts[part]))
 
 

@@ -1,0 +1,241 @@
+"""Log-probabilities of completion tokens under a model.
+
+Every loss and every score of a completion goes through `target_logits`. Arrays over tokens are flat: the
+completion tokens of the first pair, then those of the second, and so on.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+from transformers import DynamicCache, PreTrainedModel
+
+from mechlens.models.chat import Encoded
+from mechlens.models.loading import Loaded
+from mechlens.models.padding import pad_rows
+
+Model = PreTrainedModel | PeftModel
+IGNORED = -100
+"""label of a token that is not predicted"""
+MOST_LOGITS = 2**26
+"""values of one forward pass; 256 MiB in float32, of which a few copies live at once"""
+SCORED_LOGITS, SCORED_ROWS = 2**25, 128
+"""the most values and rows of one forward pass where completions are scored"""
+
+
+class Targets(NamedTuple):
+    """What a model predicts at some positions."""
+
+    logits: Float[Tensor, "token vocab"]
+    tokens: Int[Tensor, "token"]
+    """the tokens to predict"""
+    mask: Bool[Tensor, "row column"]
+    """where they are predicted, in columns with one at least"""
+
+
+def target_logits(
+    model: Any, ids: Int[Tensor, "row pos"], following: Int[Tensor, "row pos"], **inputs: Any
+) -> Targets:
+    """Logits for every token that is to be predicted, in float32; gradients flow.
+
+    Only columns in which some row predicts a token are projected onto the vocabulary: with a small model and
+    a large vocabulary the projection is most of a forward pass.
+
+    Args:
+        following: the token to predict behind each position, `IGNORED` where there is none.
+        inputs: more arguments of the model, such as an attention mask.
+    """
+    predicts = following != IGNORED
+    used = predicts.any(0)
+    used[0] |= not used.any()  # one column, so that rows that predict nothing have a graph too
+    columns = used.nonzero().squeeze(-1)
+    keep = {"logits_to_keep": columns} if _keeps_columns(model) else {}
+    logits = model(input_ids=ids, **keep, **inputs).logits  # [row, column, vocab]
+    logits = logits if keep else logits[:, columns]
+    mask = predicts[:, columns]
+    return Targets(logits[mask].float(), following[:, columns][mask], mask)
+
+
+def shift_labels(labels: Int[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
+    """The label behind each position, `IGNORED` behind the last."""
+    return pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def _keeps_columns(model: Any) -> bool:
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "logits_to_keep" in inspect.signature(plain.forward).parameters
+
+
+class PaddedPairs(NamedTuple):
+    """Pairs as one rectangle of token ids, padded on the right."""
+
+    ids: Int[Tensor, "row pos"]
+    mask: Bool[Tensor, "row pos"]
+    """where a pair's own tokens stand"""
+    completion: Bool[Tensor, "row pos"]
+    """where its completion stands"""
+
+
+def pad_pairs(pairs: Sequence[Encoded], device: torch.device) -> PaddedPairs:
+    """Token ids of prompts and completions at one length."""
+    ids, mask = pad_rows([[*pair.prompt, *pair.completion] for pair in pairs], device=device)
+    prompts = torch.tensor([len(pair.prompt) for pair in pairs], device=device).unsqueeze(-1)
+    return PaddedPairs(ids, mask, mask & (torch.arange(ids.shape[1], device=device) >= prompts))
+
+
+def completion_logits(
+    model: PreTrainedModel, pairs: Sequence[Encoded], *, past: DynamicCache | None = None
+) -> tuple[Float[Tensor, "token vocab"], Int[Tensor, "token"]]:
+    """Logits before every completion token, and the tokens; gradients flow. `past` holds what was read before
+    the prompts.
+
+    A causal model does not see padding on the right, so no mask is given, and attention takes its fast road.
+    """
+    ids, _, completion = pad_pairs(pairs, model.device)
+    following = ids.where(completion, IGNORED)[:, 1:]
+    targets = target_logits(model, ids[:, :-1], following, past_key_values=past, use_cache=past is not None)
+    return targets.logits, targets.tokens
+
+
+def padded_logits(
+    model: Model, rows: Sequence[Sequence[int]], **inputs: Any
+) -> Float[Tensor, "row kept vocab"]:
+    """Logits of rows padded on the right, behind a mask and with positions of each row.
+
+    With positions of its own each row has its own gradient of the position embeddings.
+    """
+    padded = pad_rows(rows, device=model.device)
+    return cast(Any, model)(input_ids=padded.ids, **_by_row(padded.mask), **inputs).logits
+
+
+def _by_row(mask: Bool[Tensor, "row pos"]) -> dict[str, Any]:
+    positions = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    return {"attention_mask": mask.long(), "position_ids": positions, "use_cache": False}
+
+
+def example_losses(model: Model, pairs: Sequence[Encoded]) -> Float[Tensor, " row"]:
+    """Mean negative log-likelihood per completion token of each pair, in nats; NaN where the completion is
+    empty.
+
+    Rows do not mix in any operation, so that gradients of each row can be read off one backward pass.
+    """
+    ids, present, completion = pad_pairs(pairs, model.device)
+    following = shift_labels(ids.where(completion, IGNORED))
+    targets = target_logits(model, ids, following, **_by_row(present))
+    losses = cross_entropy(targets.logits, targets.tokens, reduction="none")  # [token]
+    count = targets.mask.sum(1)
+    total = losses.new_zeros(len(pairs)).index_add(0, targets.mask.nonzero()[:, 0], losses)
+    # a 0/0 would poison forward-mode derivatives
+    return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
+
+
+def row_losses(model: PreTrainedModel, pairs: Sequence[Encoded]) -> Float[Tensor, " row"]:
+    """The losses of `example_losses` without mask and positions by row, for many steps on one batch.
+
+    It sums in another order than `example_losses`; the lens blind's published digits rest on this one.
+    """
+    logits, targets = completion_logits(model, pairs)
+    losses = cross_entropy(logits, targets, reduction="none")
+    return torch.stack([part.mean() for part in losses.split([len(pair.completion) for pair in pairs])])
+
+
+class TokenScores(NamedTuple):
+    """What a model says at every completion token of some pairs, in nats."""
+
+    log_p: Float[Tensor, "token"]
+    """log-probability of the token that stands there"""
+    best: Int[Tensor, "token"]
+    """the likeliest token"""
+    top: Float[Tensor, "token"]
+    """log-probability of the likeliest token"""
+
+
+@torch.no_grad()
+def score_tokens(
+    model: PreTrainedModel, pairs: Sequence[Encoded], *, head: Sequence[int] = ()
+) -> TokenScores:
+    """Score every completion token; the tokens of `head` stand before each prompt and are read once."""
+    lengths = [len(pair.completion) for pair in pairs]
+    places = torch.arange(sum(lengths)).split(lengths)
+    scores = TokenScores(
+        torch.empty(sum(lengths)),
+        torch.empty(sum(lengths), dtype=torch.long),
+        torch.empty(sum(lengths)),
+    )
+    past = DynamicCache(config=model.config) if head else None
+    if head:
+        model(input_ids=torch.tensor([list(head)], device=model.device), past_key_values=past, use_cache=True)
+    for rows in batch_pairs(model, pairs):
+        repeated = copy.deepcopy(past)  # a forward pass adds to it
+        if repeated is not None:
+            repeated.batch_repeat_interleave(len(rows))
+        logits, targets = completion_logits(model, [pairs[i] for i in rows], past=repeated)
+        total, top = logits.logsumexp(-1), logits.max(-1)
+        where = torch.cat([places[i] for i in rows])
+        scores.log_p[where] = (logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - total).cpu()
+        scores.best[where], scores.top[where] = top.indices.cpu(), (top.values - total).cpu()
+    return scores
+
+
+def token_log_probs(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[Tensor, "token"]:
+    """log P(r_t | p, r_<t) of every completion token, in nats, under the system line that the pairs were
+    encoded with.
+    """
+    return score_tokens(loaded.model, pairs).log_p
+
+
+def batch_pairs(model: PreTrainedModel, pairs: Sequence[Encoded]) -> list[list[int]]:
+    """Numbers of the pairs in batches of like lengths whose logits fit `SCORED_LOGITS`; a pair that alone
+    does not fit is a batch.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt), len(pairs[i].completion)))
+    longest = max((len(pair.completion) for pair in pairs), default=1)
+    size = max(1, min(SCORED_ROWS, SCORED_LOGITS // (longest * vocabulary)))
+    batches = [order[first : first + size] for first in range(0, len(order), size)]
+    return [  # prompts of unlike lengths keep more positions than the longest completion has
+        rows[part]
+        for rows in batches
+        for part in batch_spans(
+            [completion_span(pairs[i]) for i in rows], vocabulary=vocabulary, rows=size, most=SCORED_LOGITS
+        )
+    ]
+
+
+def completion_span(pair: Encoded) -> tuple[int, int]:
+    """First position of the completion, and the one behind its last."""
+    return len(pair.prompt), len(pair.prompt) + len(pair.completion)
+
+
+def batch_spans(
+    spans: Sequence[tuple[int, int]], *, vocabulary: int, rows: int, most: int | None = None
+) -> Iterator[slice]:
+    """Slices of consecutive rows whose logits fit one forward pass.
+
+    Each slice holds as many rows as fit, and at least one: a row that alone is beyond the bound is a slice.
+
+    Args:
+        spans: of each row the first position whose logits are kept, and the one behind the last. Rows of one
+            slice are kept from the first position of any of them to the last.
+        rows: the most of one slice.
+        most: logits of one slice; `MOST_LOGITS` by default.
+    """
+    width = (MOST_LOGITS if most is None else most) // vocabulary
+    first, low, high = 0, 0, 0
+    for row, (start, end) in enumerate(spans):
+        if row > first and (
+            row - first == rows or (row - first + 1) * (max(high, end) - min(low, start)) > width
+        ):
+            yield slice(first, row)
+            first = row
+        low, high = (start, end) if row == first else (min(low, start), max(high, end))
+    if spans:
+        yield slice(first, len(spans))
