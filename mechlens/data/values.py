@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -13,6 +13,7 @@ from mechlens.core.errors import DataError
 from mechlens.data.corpus import TEXTS
 
 
+@runtime_checkable
 class HasFrame(Protocol):
     """A table that can be a DataFrame, such as a `datasets.Dataset`."""
 
