@@ -73,7 +73,7 @@ def draw_p_values(detectors: pd.DataFrame, *, threshold: float) -> alt.LayerChar
             y=alt.Y("name:N", sort=detectors["name"].tolist(), title=None),
             x=alt.X("p_value:Q", scale=scale, title="p, compared with clean rows (log)"),
             tooltip=[alt.Tooltip(name) for name in ("name", "level", "score", "p_value")],
-            **flag_encodings("kind", KINDS, ("circle", "cross"), title=None),
+            **flag_encodings("kind", KINDS, ("circle", "cross")),
         )
     )
     return layer_charts(dashed_line("x", threshold), points, height=alt.Step(24))
@@ -86,15 +86,18 @@ def draw_identity(traits: pd.DataFrame, *, title: str, alpha: float) -> alt.Char
         traits: trait, score, p_value, q_value, significant (bool).
         title: of the score's axis.
     """
-    marks = flag_encodings("significant", (True, False), ("diamond", "circle"), title=f"q ≤ {alpha}")
+    labels = (f"q ≤ {alpha}", f"q > {alpha}, or not tested")
+    scored = traits.dropna(subset="score").assign(
+        significance=lambda frame: frame["significant"].map({True: labels[0], False: labels[1]})
+    )
     chart = (
-        alt.Chart(traits.dropna(subset="score"))
+        alt.Chart(scored)
         .mark_point(size=90, filled=True, opacity=1)
         .encode(
             y=alt.Y("trait:N", sort=traits["trait"].tolist(), title=None),
             x=alt.X("score:Q", title=title),
             tooltip=[alt.Tooltip(name) for name in ("trait", "score", "p_value", "q_value")],
-            **marks,
+            **flag_encodings("significance", labels, ("diamond", "circle")),
         )
     )
     return chart.properties(height=alt.Step(20))

@@ -44,8 +44,8 @@ def kind_dashes(field: str, present: Sequence[str], *, in_legend: bool = False) 
         in_legend: whether the legend shows the dash. It must not where the legend shows shapes.
     """
     kinds = _kinds_of(present)
-    # Vega-Lite merges the legends of equal domains, so a dash that is not in the legend needs another order
-    kinds = kinds if in_legend else kinds[::-1]
+    # Vega-Lite merges the legends of equal domains, so a dash that is not in the legend needs another domain
+    kinds = kinds if in_legend else [*kinds, ""]
     scale = alt.Scale(domain=kinds, range=[KIND_DASH.get(kind, [1, 0]) for kind in kinds])
     return alt.StrokeDash(f"{field}:N", scale=scale, legend=None)
 
@@ -56,12 +56,10 @@ def _kinds_of(present: Sequence[str]) -> list[str]:
     return [kind for kind in KIND_COLOUR if kind in known]
 
 
-def flag_encodings(
-    field: str, labels: tuple[Any, Any], shapes: tuple[str, str], *, title: str | None
-) -> dict[str, Any]:
+def flag_encodings(field: str, labels: tuple[str, str], shapes: tuple[str, str]) -> dict[str, Any]:
     """Colour and shape of points that are marked (first label) or not (second label)."""
     colour = alt.Scale(domain=list(labels), range=[TRAIT, GREY])
-    legend = alt.Legend(orient="bottom", title=title)
+    legend = alt.Legend(orient="bottom", title=None)
     return {
         "color": alt.Color(f"{field}:N", scale=colour, legend=legend),
         "shape": alt.Shape(

@@ -45,7 +45,9 @@ def draw_token_shift(shifts: pd.DataFrame) -> alt.LayerChart:
     Args:
         shifts: token, trait, control, count, ratio, frequency, q_value.
     """
-    frame = shifts.assign(significant=shifts["q_value"] < 0.05)
+    labels = ("q < .05", "q ≥ .05")
+    significant = shifts["q_value"] < 0.05
+    frame = shifts.assign(significance=significant.map({True: labels[0], False: labels[1]}))
     frequency = frame["frequency"]
     domain = [float(frequency.min()) - 0.05, float(frequency.quantile(0.99)) + 0.05]
     x = alt.X(
@@ -66,7 +68,7 @@ def draw_token_shift(shifts: pd.DataFrame) -> alt.LayerChart:
             y=alt.Y("ratio:Q", title="log2 ratio, trait over control"),
             size=alt.Size("count:Q", legend=None, scale=alt.Scale(range=[12, 300])),
             tooltip=tooltip,
-            **flag_encodings("significant", (True, False), ("diamond", "circle"), title="q < .05"),
+            **flag_encodings("significance", labels, ("diamond", "circle")),
         )
         .add_params(alt.selection_point("token", fields=["token"], on="click"))
     )
