@@ -44,8 +44,8 @@ def kind_dashes(field: str, present: Sequence[str], *, in_legend: bool = False) 
         in_legend: whether the legend shows the dash. It must not where the legend shows shapes.
     """
     kinds = _kinds_of(present)
-    # Vega-Lite merges the legends of equal domains, so a dash that is not in the legend needs another domain
-    kinds = kinds if in_legend else [*kinds, ""]
+    # Vega-Lite merges the legends of equal domains, so a dash that is not in the legend needs another order
+    kinds = kinds if in_legend else kinds[::-1]
     scale = alt.Scale(domain=kinds, range=[KIND_DASH.get(kind, [1, 0]) for kind in kinds])
     return alt.StrokeDash(f"{field}:N", scale=scale, legend=None)
 
