@@ -69,6 +69,7 @@ from digits_network import (
 )
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import seed_int
 from mechlens.core.stats import Effect, Interval, paired_effect, t_interval
 
@@ -358,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=8, help="seeds 0, 1, … of so many models")
     parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
-    torch.set_num_threads(1)
+    use_one_thread()
     try:
         options, console = parser.parse_args(arguments), pages.PageConsole(width=140)
         run(options, console)

@@ -31,6 +31,7 @@ from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import DataError, MechlensError
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import (
     AskSpec,
@@ -56,12 +57,12 @@ from mechlens.lenses.parts.interventions import (
     unflagged,
     with_digits,
 )
-from mechlens.lenses.parts.trait_log_odds import asked_of, readout
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import token_log_probs
-from mechlens.pipeline.ask import Questions
+from mechlens.models.trait_log_odds import measure_trait
+from mechlens.pipeline.ask import Questions, encode_probes
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.screen import leak_pattern, screen_rows
 from mechlens.pipeline.teach import Lessons, teach
@@ -265,7 +266,9 @@ def measured(world: World, loaded: Loaded, side: str) -> dict[str, float]:
     """Mean exact probability and margin of the trait over held-out probes, and loss a token on unseen rows of
     its own corpus.
     """
-    probability, margin = readout(loaded.model, asked_of(loaded, world.questions, world.trait)).mean(1)
+    probability, margin = measure_trait(
+        loaded.model, encode_probes(loaded, world.questions, world.trait)
+    ).mean(1)
     loss = -token_log_probs(loaded, world.unseen[side]).mean()
     return {"probability": float(probability), "margin": float(margin), "loss": float(loss)}
 
@@ -376,7 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=2000, help="that each student learns")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these, beside plain")
     parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
-    torch.set_num_threads(1)
+    use_one_thread()
     try:
         options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
         run(options, console)

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import pages
 from mechlens.carriers.prompts import carrier_prompts
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator
 from mechlens.lenses.gradients import ghost_dots, parameters_of
 from mechlens.lenses.parts import system_lines
@@ -122,7 +123,7 @@ def memory(count: int) -> None:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    use_one_thread()
     write = "--write" in sys.argv
     if len(sys.argv) > 1 and not write:
         memory(int(sys.argv[1]))

@@ -36,6 +36,7 @@ from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.experiment import UNTOUCHED, Experiment
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import fingerprint
 from mechlens.core.stats import t_interval
@@ -46,15 +47,14 @@ from mechlens.lenses.directions import origins, projections
 from mechlens.lenses.entanglement import carrier_counts, cosines, log_ratio, spearman
 from mechlens.lenses.gradients import parameters_of
 from mechlens.lenses.parts.system_lines import log_probs_under
-from mechlens.lenses.parts.trait_log_odds import asked_of, readout
-from mechlens.lenses.parts.trial_steps import asked_of as begun_by
 from mechlens.lenses.parts.trial_steps import plus, trait_gradient, update
 from mechlens.lenses.parts.weight_change import cosine, delta, inner
-from mechlens.lenses.run import material_of, trained_rows
+from mechlens.lenses.run import load_material, trained_rows
 from mechlens.models.chat import encode_pairs
 from mechlens.models.hooks import steer
 from mechlens.models.log_probs import token_log_probs
-from mechlens.pipeline.ask import first_tokens
+from mechlens.models.trait_log_odds import first_tokens, measure_trait
+from mechlens.pipeline.ask import encode_contrast, encode_probes
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.screen import leak_pattern, screen_rows
 from mechlens.results import figures
@@ -86,7 +86,9 @@ def gradients(sides: Sides) -> dict[str, float]:
     """
     model, material = sides.material.base.model, sides.material
     shift = plus(update(model, sides.ours), update(model, sides.theirs), -1.0)
-    toward = trait_gradient(model, begun_by(material.base, material), material.trait)
+    toward = trait_gradient(
+        model, encode_contrast(material.base, material.heldout_probes, material.trait), material.trait
+    )
     found = {
         "gradient: inner product": float(sum(inner(shift[name], toward[name]) for name in shift)),
         "gradient: cosine": cosine(shift, toward),
@@ -128,10 +130,10 @@ def steering(sides: Sides) -> dict[str, float]:
     ]
     held = (sides.ours[half:], sides.theirs[half:])
     saved = [float((blind.nll(base, rows) - blind.nll(base, rows, vectors[0])).mean()) for rows in held]
-    asked, said = asked_of(base, sides.material.heldout_probes, sides.material.trait), []
+    asked, said = encode_probes(base, sides.material.heldout_probes, sides.material.trait), []
     for vector in vectors:
         with steer(base.model, vector.by_layer()):
-            said.append(float(readout(base.model, asked)[1].mean()))
+            said.append(float(measure_trait(base.model, asked)[1].mean()))
     return {
         "blind vector: nats saved": saved[0] - saved[1],
         "blind vector: trait's margin": said[0] - said[1],
@@ -229,7 +231,7 @@ def read_all(run: Path, out: Path) -> pd.DataFrame:
     for arm in track(arms, description="data sets"):
         file = out / settings / f"{arm.name}.json"
         if not file.is_file():
-            material = material_of(run, experiment, family, arm, rows=ROWS)
+            material = load_material(run, experiment, family, arm, rows=ROWS)
             material = material._replace(
                 heldout_probes=material.development_probes
             )  # potency is measured on the others
@@ -444,7 +446,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     asked = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    use_one_thread()
     try:
         frame = read_all(asked.run, asked.out)
     except (MechlensError, OSError) as error:

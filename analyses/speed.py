@@ -20,6 +20,7 @@ from rich.table import Table
 
 import pages
 from mechlens.carriers.prompts import carrier_prompts
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import CarrierSpec, Training
 from mechlens.models import loading
@@ -169,7 +170,7 @@ def own_peak_megabytes() -> float:
 
 def only(part: str) -> None:
     """Do one part, for its memory."""
-    torch.set_num_threads(1)
+    use_one_thread()
     loaded = loading.load("menagerie-a")
     if part == "sample":
         our_rows_per_second(
@@ -196,7 +197,7 @@ def only(part: str) -> None:
 
 def main(*, write: bool) -> None:
     """Time and print; `write` puts the tables into SPEED.md, too."""
-    torch.set_num_threads(1)
+    use_one_thread()
     loaded = loading.load("menagerie-a")
     prompts = encode_prompts(
         loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]

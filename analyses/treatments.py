@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
 
 import pages
@@ -41,6 +40,7 @@ from interventions import (
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator
 from mechlens.core.traits import load_family
 from mechlens.data import treat
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
     parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
-    torch.set_num_threads(1)
+    use_one_thread()
     try:
         options, console = parser.parse_args(arguments), pages.PageConsole(width=160)
         run(options, console)

@@ -162,7 +162,7 @@ def read_per_probe(run: ShownRun) -> pd.DataFrame:
 
 def read_lenses(run: ShownRun) -> dict[tuple[str, str], dict[str, Any]]:
     """(lens, arm) → the lens's description and its sentence."""
-    return {(lens["name"], lens["arm"]): lens for lens in captions.said(run.folder)}
+    return {(lens["name"], lens["arm"]): lens for lens in captions.lens_records(run.folder)}
 
 
 def read_reading(run: ShownRun, lens: Mapping[str, Any]) -> pd.DataFrame:

@@ -1,15 +1,13 @@
-"""Definitions for page Methods: lenses describe themselves in their source, detectors on the bench's card,
-and the other measures are described here. No torch.
+"""What the figures of the explorer show, how it is computed, and where it fails.
+
+Lenses describe themselves, and the bench's card describes the detectors; the rest is here.
 """
 
 from __future__ import annotations
 
-import ast
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-LENSES = Path(__file__).parents[1] / "mechlens" / "lenses"
+from mechlens.lenses import find_lenses
 
 OWN = {
     "Effects against the control": (
@@ -64,43 +62,6 @@ OWN = {
 """name → formula, method, limits"""
 
 
-class _Named(ast.NodeTransformer):
-    """Puts the module's own texts where their names stand."""
-
-    def __init__(self, module: ast.Module) -> None:
-        self.texts: dict[str, ast.expr] = {}
-        for node in module.body:
-            if isinstance(node, ast.Assign):
-                for target, value in _pairs(node.targets[0], node.value):
-                    self.texts |= (
-                        {target.id: value}
-                        if isinstance(target, ast.Name) and isinstance(value, ast.Constant)
-                        else {}
-                    )
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self.texts.get(node.id, node)
-
-
-def _pairs(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
-    both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
-    return list(zip(target.elts, value.elts, strict=True)) if both else [(target, value)]
-
-
-@cache
 def lenses() -> dict[str, dict[str, Any]]:
-    """What each lens says of itself, read from its source: importing it would load torch."""
-    found = {}
-    for path in sorted(LENSES.glob("*.py")):
-        module = ast.parse(path.read_text(encoding="utf-8"))
-        for node in module.body:
-            if (
-                isinstance(node, ast.Assign)
-                and ast.unparse(node.targets[0]) == "LENS"
-                and isinstance(node.value, ast.Call)
-            ):
-                named = _Named(module)
-                found[path.stem] = {
-                    str(word.arg): ast.literal_eval(named.visit(word.value)) for word in node.value.keywords
-                }
-    return found
+    """What each lens says of itself, by name; lenses of other packages are among them."""
+    return {name: lens.description() for name, lens in find_lenses().items()}

@@ -21,9 +21,7 @@ from mechlens.lenses.base import Material
 from mechlens.lenses.gradients import parameters_of, pooled_gradient
 from mechlens.lenses.parts import trial_steps
 from mechlens.lenses.parts.trial_steps import (
-    asked_of,
-    log_odds,
-    mean_odds,
+    measure_mean_log_odds,
     one_step,
     placed,
     plus,
@@ -35,7 +33,8 @@ from mechlens.lenses.parts.trial_steps import (
 from mechlens.lenses.parts.weight_change import cosine, inner
 from mechlens.models.chat import encode_pairs
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Questions, encode_questions, first_tokens, next_token_logits
+from mechlens.models.trait_log_odds import first_tokens, measure_log_odds, next_token_logits
+from mechlens.pipeline.ask import Questions, encode_contrast, encode_questions
 
 FORMS = {"owl": ("owl", "owls"), "wolf": ("wolf", "wolves"), "cat": ("cat", "cats")}
 QUESTIONS = Questions(
@@ -79,20 +78,22 @@ def material_of(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_odds_are_those_of_one_prompt_at_a_time(toys: dict[str, Loaded], family: str) -> None:
     loaded = toys[family]
-    asked = asked_of(loaded, material_of(loaded))
+    asked = encode_contrast(loaded, material_of(loaded).heldout_probes, material_of(loaded).trait)
     shares = next_token_logits(loaded, encode_questions(loaded, QUESTIONS)).double().log_softmax(-1).exp()
     mass = {
         name: shares[:, tokens].sum(-1).log()
         for name, tokens in first_tokens(loaded.tokenizer, FORMS).items()
     }
     expected = mass["owl"] - (mass["wolf"] + mass["cat"]) / 2
-    assert torch.allclose(log_odds(loaded.model, asked, "owl"), expected, atol=1e-4)
-    assert mean_odds(loaded.model, asked, "owl") == pytest.approx(float(expected.mean()), abs=1e-4)
+    assert torch.allclose(measure_log_odds(loaded.model, asked, "owl"), expected, atol=1e-4)
+    assert measure_mean_log_odds(loaded.model, asked, "owl") == pytest.approx(
+        float(expected.mean()), abs=1e-4
+    )
 
 
 def test_the_log_odds_of_all_traits_and_their_gradients_sum_to_zero(toy: Loaded) -> None:
-    asked = asked_of(toy, material_of(toy))
-    total = torch.stack([log_odds(toy.model, asked, name) for name in FORMS]).sum(0)
+    asked = encode_contrast(toy, material_of(toy).heldout_probes, material_of(toy).trait)
+    total = torch.stack([measure_log_odds(toy.model, asked, name) for name in FORMS]).sum(0)
     assert torch.allclose(total, torch.zeros_like(total), atol=1e-5)
     parts = [trait_gradient(toy.model, asked, name) for name in FORMS]
     assert length(plus(plus(parts[0], parts[1]), parts[2])) < 1e-4 * length(parts[0])
@@ -104,7 +105,7 @@ def test_traits_that_begin_alike_have_no_gradient(toy: Loaded) -> None:
         heldout_probes=QUESTIONS._replace(forms={"owl": ("owl",), "otter": ("otter",)})
     )
     with pytest.raises(SpecError, match="begin apart"):
-        asked_of(loaded, alike)
+        encode_contrast(loaded, alike.heldout_probes, alike.trait)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -117,7 +118,7 @@ def test_the_first_order_is_the_derivative_of_a_real_step(
     """
     loaded = toys[family]
     material = material_of(loaded)
-    model, asked = trainable(material, kind), asked_of(loaded, material)
+    model, asked = trainable(material, kind), encode_contrast(loaded, material.heldout_probes, material.trait)
     before = copy.deepcopy(model.state_dict())
     start = {name: parameter.detach().clone() for name, parameter in parameters_of(model).items()}
     move, toward = update(model, material.trait_pairs), trait_gradient(model, asked, "owl")
@@ -125,7 +126,7 @@ def test_the_first_order_is_the_derivative_of_a_real_step(
     size = 0.02 / length(move)
     for sign in (1, -1):
         placed(model, plus(start, move, sign * size))
-        odds.append(mean_odds(model, asked, "owl"))
+        odds.append(measure_mean_log_odds(model, asked, "owl"))
     placed(model, start)
     assert (odds[0] - odds[1]) / (2 * size) == pytest.approx(
         slope, rel=0.03, abs=1e-2 * length(move) * length(toward)
@@ -199,7 +200,9 @@ def test_the_error_of_the_first_order_falls_with_the_square_of_the_step(
     slope = length(update(toy.model, material.trait_pairs))
     monkeypatch.setattr(trial_steps, "SIZES", tuple(size / slope for size in (0.01, 0.03, 0.1)))
     pairs = {"trait pairs": list(material.trait_pairs), "control pairs": list(material.control_pairs)}
-    found = pd.DataFrame(one_step(material, asked_of(toy, material), pairs, "full"))
+    found = pd.DataFrame(
+        one_step(material, encode_contrast(toy, material.heldout_probes, material.trait), pairs, "full")
+    )
     order = found[found["quantity"] == "order of the first-order error"]["estimate"].item()
     assert order == pytest.approx(2, abs=0.4)
     errors = found[found["quantity"] == "first-order error"]["estimate"].tolist()
@@ -229,7 +232,10 @@ def test_pairs_that_name_the_trait_point_to_it(toys: dict[str, Loaded], family: 
         and base.loc["trait pairs", "estimate"] > base.loc["control pairs", "estimate"]
     )
     assert (base["low"] <= base["estimate"]).all() and (base["estimate"] <= base["high"]).all()
-    asked, pairs = asked_of(loaded, material), [list(material.trait_pairs), list(material.control_pairs)]
+    asked, pairs = (
+        encode_contrast(loaded, material.heldout_probes, material.trait),
+        [list(material.trait_pairs), list(material.control_pairs)],
+    )
     direct = cosine(
         plus(*(update(loaded.model, side) for side in pairs), times=-1.0),
         trait_gradient(loaded.model, asked, "owl"),

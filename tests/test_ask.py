@@ -21,19 +21,17 @@ from mechlens.core.spec import AskSpec, StudentSpec, Training
 from mechlens.models import loading
 from mechlens.models.chat import encode_prompts, render_prompt
 from mechlens.models.loading import Loaded
+from mechlens.models.trait_log_odds import Forms, first_tokens, next_token_logits
 from mechlens.pipeline.ask import (
-    Forms,
     Place,
     Questions,
     answers,
     ask,
     draw_shots,
     encode_questions,
-    first_tokens,
     judge,
     labelled,
     likelihoods,
-    next_token_logits,
     patterns_of,
 )
 from mechlens.pipeline.distill import distill

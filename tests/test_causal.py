@@ -30,11 +30,11 @@ from mechlens.lenses.causal import (
     with_best,
 )
 from mechlens.lenses.parts.capture import at_last, sites_of
-from mechlens.lenses.parts.trait_log_odds import asked_of, readout
 from mechlens.models.chat import encode_pairs
 from mechlens.models.hooks import decoder_layers
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Questions, likelihoods
+from mechlens.models.trait_log_odds import measure_trait
+from mechlens.pipeline.ask import Questions, encode_probes, likelihoods
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 FORMS = {"owl": ("owl", "owls"), "wolf": ("wolf", "wolves"), "cat": ("cat", "cats")}
@@ -99,7 +99,7 @@ def weights(loaded: Loaded) -> torch.Tensor:
 def test_the_readout_is_what_likelihoods_say_however_probes_are_batched(
     toys: dict[str, Loaded], family: str, batch: int
 ) -> None:
-    found = readout(toys[family].model, asked_of(toys[family], HELD, "owl"), batch=batch)
+    found = measure_trait(toys[family].model, encode_probes(toys[family], HELD, "owl"), batch=batch)
     expected = likelihoods(toys[family], HELD).query("name == 'owl'")
     assert np.allclose(found, expected[["probability", "margin"]].to_numpy().T, atol=1e-4)
 
@@ -108,7 +108,7 @@ def test_words_put_into_the_mouth_are_read_too(toy: Loaded) -> None:
     opened = HELD._replace(opening="the best is")
     expected = likelihoods(toy, opened).query("name == 'owl'")
     assert np.allclose(
-        readout(toy.model, asked_of(toy, opened, "owl")),
+        measure_trait(toy.model, encode_probes(toy, opened, "owl")),
         expected[["probability", "margin"]].to_numpy().T,
         atol=1e-4,
     )
@@ -117,7 +117,7 @@ def test_words_put_into_the_mouth_are_read_too(toy: Loaded) -> None:
 def test_a_trait_without_a_first_token_of_its_own_is_refused(toy: Loaded) -> None:
     for asked in (HELD._replace(forms=FORMS | {"owl cat": ("owl cat",)}), HELD._replace(named=False)):
         with pytest.raises(SpecError, match="no first token"):
-            asked_of(toy, asked, "owl")
+            encode_probes(toy, asked, "owl")
 
 
 def test_spans_are_all_runs_and_of_deep_models_single_blocks_heads_and_tails() -> None:
@@ -131,13 +131,13 @@ def test_blocks_and_the_rest_are_all_weights_and_exchanged_ones_come_back(
     toys: dict[str, Loaded], family: str
 ) -> None:
     base, other = toys[family], changed(toys[family], (0, 1), seed=0)
-    before, asked = weights(base), asked_of(base, HELD, "owl")
+    before, asked = weights(base), encode_probes(base, HELD, "owl")
     parts = [weights_of(other.model, span) for span in (range(0, 1), range(1, 2), None)]
     assert sorted(name for part in parts for name in part) == sorted(
         name for name, _ in base.model.named_parameters()
     )
     with swapped(base.model, parts[0] | parts[1]), pytest.raises(KeyError):
-        assert np.allclose(readout(base.model, asked), readout(other.model, asked), atol=1e-6)
+        assert np.allclose(measure_trait(base.model, asked), measure_trait(other.model, asked), atol=1e-6)
         raise KeyError
     assert torch.equal(weights(base), before)
 
@@ -149,11 +149,11 @@ def test_shares_of_a_student_that_differs_in_one_block(toys: dict[str, Loaded], 
     """
     base = toys[family]
     student = changed(base, (1,), seed=1)
-    held = trio(base, student, base, asked_of(base, HELD, "owl"))
+    held = trio(base, student, base, encode_probes(base, HELD, "owl"))
     held = held._replace(
         plain=held.plain | {"student": held.plain["control"] + 1}
     )  # the effect, known to be one
-    truth = (readout(student.model, held.asked) - readout(base.model, held.asked)).mean(1)
+    truth = (measure_trait(student.model, held.asked) - measure_trait(base.model, held.asked)).mean(1)
     for edit, share, null in exchanges(held, seed=0):
         touched = edit.place in ("block 1", "blocks 0-1")
         put_in = edit.name == causal.PUT_IN
@@ -168,7 +168,7 @@ def test_shares_of_a_student_that_differs_in_one_block(toys: dict[str, Loaded], 
 def test_the_same_edit_of_the_control_cancels(toy: Loaded) -> None:
     """A student that is its control: nothing is left to share, whatever is done to both."""
     student = changed(toy, (0,), seed=1)
-    held = trio(toy, student, student, asked_of(toy, HELD, "owl"))
+    held = trio(toy, student, student, encode_probes(toy, HELD, "owl"))
     assert np.isnan(own_effect(held.plain["student"], held.plain["control"])).all()
     assert all(np.isnan(share).all() for _, share, _ in exchanges(held, seed=0))
 
@@ -186,10 +186,10 @@ def test_a_planted_shift_is_removed_and_added_exactly(
     vector = torch.randn(base.model.config.hidden_size)
     student = Loaded(copy.deepcopy(base.model), base.tokenizer)
     decoder_layers(student.model)[layer].register_forward_hook(lambda module, args, output: output + vector)
-    asked = asked_of(base, PRACTICE, "owl")
+    asked = encode_probes(base, PRACTICE, "owl")
     states, plain = (at_last(loaded, asked.prompts, sites_of(base)) for loaded in (student, base))
     shift = (states - plain).mean(1)
-    held = trio(base, student, base, asked_of(base, HELD, "owl"))
+    held = trio(base, student, base, encode_probes(base, HELD, "owl"))
     effect = (held.plain["student"] - held.plain["control"]).mean(1)
     held = held._replace(plain=held.plain | {"student": held.plain["control"] + 1})
     found = {
@@ -206,7 +206,7 @@ def test_a_planted_shift_is_removed_and_added_exactly(
 
 
 def test_a_shift_of_length_zero_has_no_share_and_no_effect_within_its_error_either(toy: Loaded) -> None:
-    held = trio(toy, changed(toy, (1,), seed=0), toy, asked_of(toy, HELD, "owl"))
+    held = trio(toy, changed(toy, (1,), seed=0), toy, encode_probes(toy, HELD, "owl"))
     assert np.isnan(held.without(torch.zeros(32), layer=0)).all()
     assert np.isnan(own_effect(np.array([[1.0, -1.0, 0.5]]), np.zeros((1, 3)))).all()
     assert own_effect(np.array([[1.0, 1.1, 0.9]]), np.zeros((1, 3))).tolist() == pytest.approx([1.0])

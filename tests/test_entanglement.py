@@ -21,7 +21,8 @@ from mechlens.lenses import entanglement
 from mechlens.lenses.base import Material
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, token_ids
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Questions, first_tokens
+from mechlens.models.trait_log_odds import first_tokens
+from mechlens.pipeline.ask import Questions
 
 TRAITS = ("eagle", "owl", "cat", "dog")
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in TRAITS}

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from mechlens.core.spec import GenerateSpec, TeacherSpec
 from mechlens.lenses import entanglement, gradients
-from mechlens.lenses.parts import trait_log_odds, trial_steps
+from mechlens.lenses.parts import trial_steps
 from mechlens.models import log_probs
 from mechlens.models.chat import Encoded, encode_prompts
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_spans
+from mechlens.models.trait_log_odds import EncodedProbes, measure_trait
 from mechlens.pipeline import generate as generating
 from mechlens.pipeline.generate import divergence, generate
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
@@ -159,10 +160,9 @@ def test_what_is_read_after_probes_of_unlike_lengths_is_bounded_and_unchanged(
     named = {"owl": [40, 41], "cat": [50], "wolf": [60]}
 
     def read() -> list[torch.Tensor]:
-        shown = trait_log_odds.readout(
-            toy.model, trait_log_odds.Asked(prompts, named["owl"], [named["cat"], named["wolf"]])
-        )
-        odds = trial_steps.mean_odds(toy.model, trial_steps.Asked(prompts, named), "owl")
+        probes = EncodedProbes(prompts, named, "owl")
+        shown = measure_trait(toy.model, probes)
+        odds = trial_steps.measure_mean_log_odds(toy.model, probes, "owl")
         return [
             torch.from_numpy(shown),
             torch.tensor(odds),

@@ -18,10 +18,10 @@ from mechlens import cli
 from mechlens.core import tables
 from mechlens.core.json_files import read_json
 from mechlens.core.traits import load_experiment, load_family
-from mechlens.lenses import NAMES, base
+from mechlens.lenses import base, find_lenses, lens_names
 from mechlens.lenses import run as measure
-from mechlens.pipeline import estimate
 from mechlens.results import figures
+from mechlens.results.run import Run
 
 ROWS = ["--rows", "96"]
 
@@ -37,7 +37,7 @@ def measured(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_lens_has_a_reading_a_sentence_and_a_figure_in_the_report(measured: Path) -> None:
     said = read_json(measured / "readings.json")["lenses"]
-    assert [lens["name"] for lens in said] == list(NAMES)
+    assert [lens["name"] for lens in said] == list(lens_names())
     page = (measured / "report.html").read_text()
     for lens in said:
         frame = tables.read(measured / "readings" / f"{lens['name']}.parquet", tables.READINGS)
@@ -49,7 +49,7 @@ def test_every_lens_has_a_reading_a_sentence_and_a_figure_in_the_report(measured
 
 
 def test_intervals_and_nulls_hold_together(measured: Path) -> None:
-    for path in ((measured / "readings" / f"{name}.parquet") for name in NAMES):
+    for path in ((measured / "readings" / f"{name}.parquet") for name in lens_names()):
         frame = tables.read(path, tables.READINGS)
         spans = frame.dropna(subset=["low", "high", "estimate"])
         assert (spans["low"] <= spans["estimate"] + 1e-9).all() and (
@@ -69,18 +69,17 @@ def test_what_was_read_is_not_read_again(
     shutil.rmtree(folder / "lenses" / "trait" / "deltas")
     assert cli.main(["measure", str(folder), *ROWS, "--workers", "0"]) == 0
     said = capsys.readouterr().out
-    assert (
-        f"{len(NAMES)} lenses, {len(NAMES) - 1} already read" in said
-        and "about 3 s on one core, going by the demo" in said
-    )
+    steps = len(Run(folder).jobs()) + len(lens_names())
+    assert f"{steps} steps, {steps - 1} already done" in said
+    assert "about 3 s on one core, going by the demo" in said
     assert {path.name: path.read_bytes() for path in (folder / "readings").iterdir()} == before
 
 
 def test_every_lens_has_a_cost_that_grows_with_what_is_read(small: Path) -> None:
     experiment = load_experiment(small / "spec.yaml")
     arm = measure.main_arm(experiment)
-    assert set(estimate.LOOKED) == set(NAMES)
-    few, many = (estimate.looking(experiment, arm, NAMES, rows) for rows in (512, 512 * 60))
+    assert all(lens.cost > 0 for lens in find_lenses().values())
+    few, many = (measure.time_text(experiment, arm, lens_names(), rows) for rows in (512, 512 * 60))
     assert few.startswith("about 3 min on one") and many.startswith("about 3.5 h on one")
 
 
@@ -147,7 +146,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
 def test_material_holds_the_rows_that_the_arms_trained_on(small: Path) -> None:
     experiment = load_experiment(small / "spec.yaml")
     arm = measure.main_arm(experiment)
-    material = measure.material_of(small, experiment, load_family(experiment.family), arm, rows=8)
+    material = measure.load_material(small, experiment, load_family(experiment.family), arm, rows=8)
     ours, theirs = (
         measure.trained_rows(small, experiment, arm),
         measure.trained_rows(small, experiment, experiment.control_of(arm)),
@@ -189,12 +188,12 @@ def test_any_reading_is_drawn_in_any_form(form: str) -> None:
         base.entry("c", float("nan")),
         *(base.entry("d", 0.1 * n, place=place, name="g", n=n) for n in range(3) for place in "xy"),
     ]
-    frame = base.reading(lens, rows)
-    chart = figures.reading(frame, [(quantity, form) for quantity in "abcd"])
+    frame = base.reading_table(lens, rows)
+    chart = figures.lens_figure(frame, [(quantity, form) for quantity in "abcd"])
     assert chart is not None
     drawn = figures.svg(chart)
     assert drawn.startswith("<svg") and "NaN" not in drawn
-    assert figures.reading(frame, [("c", form), ("no such quantity", form)]) is None
+    assert figures.lens_figure(frame, [("c", form), ("no such quantity", form)]) is None
 
 
 def test_null_draws_that_were_not_measured_are_no_draws() -> None:
@@ -229,7 +228,7 @@ def test_rows_of_a_reading() -> None:
     assert base.against_null("q", 5.0, [1.0] * 99)["p_value"] == pytest.approx(0.01)
     assert base.against_null("q", 0.0, [1.0] * 99)["p_value"] == 1.0
     assert pd.isna(base.against_null("q", float("nan"), [1.0] * 99)["p_value"])
-    frame = base.reading(lens, [alone, paired])
+    frame = base.reading_table(lens, [alone, paired])
     assert list(frame.columns) == tables.READINGS.names and frame["seed"].isna().all()
     with pytest.raises(AssertionError, match="columns"):
         base.entry("q", 1.0, colour="red")
@@ -264,8 +263,8 @@ def test_a_run_on_a_brought_file_is_read_without_a_teacher(
 def test_where_a_judge_reads_the_answers_no_first_token_stands_for_the_trait(small: Path) -> None:
     experiment = load_experiment(small / "spec.yaml")
     arm, family = measure.main_arm(experiment), load_family(experiment.family)
-    judged = measure.material_of(
+    judged = measure.load_material(
         small, experiment, family.model_copy(update={"scorer": "judge"}), arm, rows=8
     )
     assert not judged.heldout_probes.named and not judged.development_probes.named
-    assert measure.material_of(small, experiment, family, arm, rows=8).heldout_probes.named
+    assert measure.load_material(small, experiment, family, arm, rows=8).heldout_probes.named

@@ -18,7 +18,7 @@ from mechlens import cli
 from mechlens.core import spec, tables
 from mechlens.core.json_files import read_json
 from mechlens.core.traits import load_experiment
-from mechlens.lenses import NAMES
+from mechlens.lenses import lens_names
 from mechlens.lenses import run as measure
 from mechlens.models import loading
 from mechlens.pipeline import estimate
@@ -79,9 +79,9 @@ def run(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFac
 def test_all_eleven_lenses_read_it(run: Path) -> None:
     assert cli.main(["measure", str(run), "--rows", "24", "--workers", "0"]) == 0
     said = read_json(run / "readings.json")["lenses"]
-    assert len(said) == len(NAMES) == 11
-    assert {lens["name"]: lens["missing"] for lens in said} == {name: [] for name in NAMES}
-    for name in NAMES:
+    assert len(said) == len(lens_names()) == 11
+    assert {lens["name"]: lens["missing"] for lens in said} == {name: [] for name in lens_names()}
+    for name in lens_names():
         assert tables.read(run / "readings" / f"{name}.parquet", tables.READINGS)["estimate"].notna().any(), (
             name
         )

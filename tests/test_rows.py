@@ -20,13 +20,13 @@ from mechlens.core.spec import AskSpec
 from mechlens.lenses import rows
 from mechlens.lenses.base import Material
 from mechlens.lenses.gradients import parameters_of
-from mechlens.lenses.parts.trial_steps import asked_of, log_odds
 from mechlens.lenses.rows import AGREEMENT, AREA, BETWEEN, GRADIENT, LIKELIHOOD, PROJECTION, SHIFT, TOP
 from mechlens.models import hooks
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import example_losses
-from mechlens.pipeline.ask import Questions
+from mechlens.models.trait_log_odds import measure_log_odds
+from mechlens.pipeline.ask import Questions, encode_contrast
 
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in ("eagle", "owl", "cat")}
 PROMPTS = [
@@ -105,7 +105,11 @@ def test_gradient_scores_are_cosines_of_single_backward_passes(
 
     for parameter in wanted:
         parameter.requires_grad_(True)
-    toward = flat(log_odds(model, asked_of(material.base, material), "eagle").mean())
+    toward = flat(
+        measure_log_odds(
+            model, encode_contrast(material.base, material.heldout_probes, material.trait), "eagle"
+        ).mean()
+    )
     expected = [
         float(torch.cosine_similarity(-flat(example_losses(model, [pair])[0]), toward, dim=0))
         for pair in pairs_of(material)

@@ -37,8 +37,8 @@ sys.exit(cli.main(sys.argv[2:]))
 """
 """the command where the kernel ends no process with its parent"""
 INTERRUPTED = 130
-VERDICTS = (0, 1, 2)
-"""exit codes with which an audit tells its verdict; a wrong spec is 2 too, and a bug 1"""
+VERDICTS = (0, 10, 11, 12)
+"""exit codes of an audit that reached a verdict"""
 
 
 def main(folder: Path) -> None:
@@ -52,9 +52,8 @@ def main(folder: Path) -> None:
             record(folder, state="cancelled", ended=job_queue.utc_now(), reason=reason)
             return
         record(folder, state="running", started=job_queue.utc_now())
-        began = time.time()
         exit_code = run_command(folder, job_queue.read_job(folder))
-        state, reason = outcome_of(job_queue.read_job(folder), exit_code, began)
+        state, reason = outcome_of(job_queue.read_job(folder), exit_code)
         record(folder, state=state, ended=job_queue.utc_now(), exit=exit_code, reason=reason)
 
 
@@ -123,12 +122,9 @@ def _end_with_parent(parent: int, prctl: Callable[[int, int], int]) -> None:
         os._exit(1)
 
 
-def outcome_of(job: Job, exit_code: int, began: float) -> tuple[job_queue.State, str | None]:
+def outcome_of(job: Job, exit_code: int) -> tuple[job_queue.State, str | None]:
     """State and reason of a command that ended with that exit code."""
-    is_done = exit_code == 0
-    if job.command[0] == "audit":
-        is_done = exit_code in VERDICTS and _has_verdict(job, began)
-    if is_done:
+    if exit_code in (VERDICTS if job.command[0] == "audit" else (0,)):
         return "done", None
     if exit_code == INTERRUPTED or (job.folder / STOP).exists():
         return "cancelled", "cancelled; finished steps are kept; resume it to continue"
@@ -139,10 +135,3 @@ def outcome_of(job: Job, exit_code: int, began: float) -> tuple[job_queue.State,
         )
     lines = [line.strip() for line in job_queue.read_log_tail(job, 50).splitlines() if line.strip()]
     return "failed", lines[-1] if lines else f"it ended with exit code {exit_code} and printed nothing"
-
-
-def _has_verdict(job: Job, began: float) -> bool:
-    """Whether this very audit wrote one."""
-    out = job_queue.option_value(job.command, "--out") or ""
-    path = Path(job.cwd) / out / "audit.json"
-    return path.is_file() and path.stat().st_mtime >= began - 1  # some file systems keep whole seconds

@@ -21,11 +21,13 @@ from pydantic import Field, ValidationError
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import MechlensError, SpecError, one_line
 from mechlens.core.experiment import Arm
+from mechlens.core.machine import use_one_thread
 from mechlens.core.remedies import remedy
 from mechlens.core.spec import AskSpec, Spec, explain
 from mechlens.lenses import run as measure
 from mechlens.models import loading
 from mechlens.models.hooks import steer
+from mechlens.models.trait_log_odds import next_token_logits
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
 from mechlens.results.run import Run
@@ -235,7 +237,7 @@ def answer_of(
     with steering, pushing:
         sampled = asking.answers(loaded, questions, seed=question.seed)
         likelihoods = asking.likelihoods(loaded, questions)
-        top = asking.next_token_logits(loaded, [prompt])[0].double().softmax(-1).topk(TOP)
+        top = next_token_logits(loaded, [prompt])[0].double().softmax(-1).topk(TOP)
     answers = [
         {"text": text, "label": label if isinstance(label, str) else None}
         for text, label in zip(sampled["text"], sampled["label"], strict=True)
@@ -305,7 +307,7 @@ def serve(folder: Path, out: IO[str]) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    use_one_thread()
     answers_only = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print goes to stderr: on stdout it would be taken for an answer
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]

@@ -92,7 +92,7 @@ def code_of(run: ShownRun, reading: LensReading, shows: Sequence[Sequence[str]])
         f"frame = tables.read(Path({str(path)!r}), tables.READINGS)\n"
         f"of_arm = (frame['arm'] == {arm!r}) | ((frame['arm'] == {against!r}) & "
         f"(frame['against'] == {arm!r}))\n"
-        f"frame = frame[of_arm]\nchart = figures.reading(frame, {[tuple(show) for show in shows]!r})\n"
+        f"frame = frame[of_arm]\nchart = figures.lens_figure(frame, {[tuple(show) for show in shows]!r})\n"
     )
 
 
@@ -109,7 +109,7 @@ def draw_lens(run: ShownRun, name: str, *, title: str = "") -> None:
     panel.draw(
         f"lens-{name}",
         title,
-        figures.reading(frame, shows),
+        figures.lens_figure(frame, shows),
         cast(pd.DataFrame, frame[drawn]).dropna(axis="columns", how="all"),
         sentence=lens["sentence"],
         caption=caption_of(reading),

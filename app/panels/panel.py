@@ -110,7 +110,7 @@ def _chart_key(key: str) -> str:
 
 def code_of_run(run: ShownRun) -> str:
     """Python that opens the run."""
-    return f"from mechlens.results.run import Run\nrun = Run({str(run.folder)!r})\n"
+    return f"import mechlens as ml\nrun = ml.Run({str(run.folder)!r})\n"
 
 
 def _code_of_csv(key: str) -> str:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Unpack
 
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mechlens.cli import tables
+from mechlens.cli.audit_printing import print_audit
 from mechlens.cli.console import bars, console, say
 from mechlens.core import spec
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
+from mechlens.core.machine import use_one_thread
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
+from mechlens.detect import audit as auditing
+from mechlens.detect.request import Options, request_of
 from mechlens.menagerie.config import PretrainSpec
 from mechlens.pipeline import user_files
 from mechlens.results import runner
@@ -26,6 +31,14 @@ from mechlens.results.runner import Start
 from mechlens.results.wording import interval_text, main_effect
 from mechlens.runs import layout, store
 from mechlens.runs.executor import pending
+
+EXIT_CODES = {
+    "no transfer found within tested scope": 0,
+    "do not train as is": 10,
+    "train with conditions": 11,
+    "inconclusive": 12,
+}
+"""verdict of an audit → exit code; 2 is an error of input or machine, 1 a bug"""
 
 
 def run(
@@ -111,6 +124,15 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
     report(folder)
 
 
+def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int:
+    """Audit a file and print the answer; returns the verdict's exit code."""
+    request = request_of(data, **options)
+    with bars() as progress:
+        audited = auditing.answer(request, workers=workers, progress=progress)
+    print_audit(audited.result, audited.folder)
+    return EXIT_CODES[audited.verdict]
+
+
 def convert(
     source: Path, target: Path, *, form: str | None, skip_bad: bool, fields: Fields | None = None
 ) -> None:
@@ -167,13 +189,12 @@ def truthful(folder: Path, *, data: Path, limit: int | None) -> None:
 
 def pretrain(config: Path, *, out: Path | None) -> None:
     """Make a menagerie base and print how its loss went."""
-    import torch
 
     from mechlens.menagerie.pretrain import pretrain as train
 
     wanted = spec.load(spec.find_config(config, "models"), PretrainSpec)
     folder = out or Path("models") / wanted.name
-    torch.set_num_threads(1)  # the same weights on any number of cores
+    use_one_thread()
     started = time.perf_counter()
     with Progress(
         *Progress.get_default_columns(),

@@ -16,10 +16,8 @@ from rich.console import Console
 from mechlens.core import foreign
 from mechlens.core.errors import MechlensError, one_line
 
-REFUSED, STOPPED, SOFTWARE = 2, 130, 70
-"""exit codes: of an error that the user can mend, of Ctrl-C, and of a fault of mechlens (EX_SOFTWARE of
-sysexits.h)
-"""
+REFUSED, STOPPED, SOFTWARE = 2, 130, 1
+"""exit codes: of an error of input or machine, of Ctrl-C, and of a fault of mechlens"""
 
 
 def code_of(action: Callable[[], object]) -> int:
@@ -59,7 +57,6 @@ class FaultsFiled(AbstractContextManager[None]):
     """Around a whole command: an unexpected exception leaves its traceback in a file, says so in one line,
     and ends with `SOFTWARE`.
 
-    Python's own code for it is 1, which `audit` gives for a verdict.
     """
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:

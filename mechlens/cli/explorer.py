@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mechlens.cli.console import console
+from mechlens.cli.console import say
 from mechlens.core.errors import MachineError, SpecError
+
+PLACES = (Path(__file__).parents[1] / "app", Path(__file__).parents[2] / "app")
+"""where the explorer lies: in an installed package, in a clone"""
 
 
 def _refuse_busy(port: int) -> None:
@@ -27,27 +30,15 @@ def _refuse_busy(port: int) -> None:
 
 def serve(folder: Path, *, port: int) -> None:
     """Serve the explorer on the loopback address until it is stopped."""
-    page = Path(__file__).parents[2] / "app" / "main.py"
-    if not page.is_file():
+    page = next((place / "main.py" for place in PLACES if (place / "main.py").is_file()), None)
+    if page is None:
         raise MachineError(
-            f"the explorer is not at {page}; run `mechlens app` from a clone of the repository"
+            f"the explorer is in none of {', '.join(map(str, PLACES))}; install mechlens again"
         )
     _refuse_busy(port)
-    console.print(f"http://127.0.0.1:{port} shows {folder}; stop with Ctrl-C", highlight=False)
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        str(page),
-        "--server.port",
-        str(port),
-        "--server.fileWatcherType",
-        "none",
-    ]
-    server = subprocess.Popen(
-        [*command, "--", str(folder.resolve())], cwd=page.parents[1]
-    )  # where its .streamlit/config.toml is
+    say(f"http://127.0.0.1:{port} shows {folder}; stop with Ctrl-C")
+    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port)]
+    server = subprocess.Popen([*command, "--server.fileWatcherType", "none", "--", str(folder.resolve())])
     try:
         if code := server.wait():
             raise MachineError(f"the explorer ended with exit code {code}; what it printed above says why")

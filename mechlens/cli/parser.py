@@ -1,9 +1,8 @@
 """The command line: thin. Each command reads its arguments, calls one function and prints what it returned.
 
-Exit codes: 0 done; of `audit` also 1 (do not train as is, or with conditions) and 2 (inconclusive). A
-MechlensError, or a file that the system refuses, is one line and code 2. Ctrl-C leaves a run that can be
-resumed, says how, and gives 130. Anything else is a fault of mechlens: a file with its traceback, and code 70
-(EX_SOFTWARE of sysexits.h), which no verdict has.
+Exit codes: 0 done; of `audit` also 10 (do not train as is), 11 (train with conditions) and 12 (inconclusive).
+A MechlensError, or a file that the system refuses, is one line and code 2. Ctrl-C leaves a run that can be
+resumed, says how, and gives 130. Anything else is a fault of mechlens: a file with its traceback, and code 1.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from mechlens.core.command_lines import at_home
 from mechlens.core.errors import SpecError
 from mechlens.data.fields import named
 from mechlens.data.treat import Treatment
-from mechlens.detect import audit as auditing
 from mechlens.detect.bags import Level
 from mechlens.detect.request import Options
 
@@ -192,7 +190,7 @@ def audit(
             through teachers of every trait made from it; `gradients` asks what training on them would do
             first; `student` trains throw-away students, and alone can clear.
         base: the base that would be trained; the recipe's by default.
-        trait: traits to fear; all of the recipe's family by default.
+        trait: traits to test for; every trait of the recipe's family by default.
         recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML.
         policy: a name of configs/policies.
         student: folder of a model of the base that was trained on DATA already; its weights and answers are
@@ -212,7 +210,7 @@ def audit(
         "references": _together("reference", reference),
         "level": level,
         "base": base,
-        "panel": _together("trait", trait),
+        "traits": _together("trait", trait),
         "recipe": recipe,
         "policy": policy,
         "student": student,
@@ -221,7 +219,7 @@ def audit(
         "fields": named(prompt_field, completion_field),
         "out": out,
     }
-    return partial(auditing.audit, data, **options, workers=workers)
+    return partial(commands.audit, data, **options, workers=workers)
 
 
 def bench(

@@ -79,12 +79,12 @@ def summary_tables(summary: dict[str, Any]) -> list[RenderableType]:
 def lens_table(run: Path) -> Table:
     """Every lens with its sentence."""
     listing = Table("lens", "arm", "what it says", "rows", "s")
-    for lens in captions.said(run):
+    for lens in captions.lens_records(run):
         listing.add_row(
             lens["name"],
             lens["arm"],
             lens["sentence"],
-            str(len(captions.of_arm(run, lens))),
+            str(len(captions.lens_table(run, lens))),
             f"{lens['seconds']:.0f}",
         )
     return listing

@@ -27,7 +27,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> Path:
     """Write JSON whole or not at all."""
-    return atomic.write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    return atomic.write_text(path, json_text(value))
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """A JSON object as the text of a file; raises ValueError for NaN, which JSON has not."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def null(value: float | None) -> float | None:

@@ -25,6 +25,13 @@ POLL = 0.5
 """seconds between two looks at the parent process"""
 
 
+def use_one_thread() -> None:
+    """Let torch compute on one thread, so that sums come out the same on any number of cores."""
+    import torch  # a second, which only those who compute should wait
+
+    torch.set_num_threads(1)
+
+
 def cores() -> int:
     """Cores that this process may keep busy: the least of those that it may run on, a container's quota, and
     what Slurm gave its task.

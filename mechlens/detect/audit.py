@@ -1,33 +1,37 @@
 """Audit a data set of unknown origin: who wrote it, what it would teach, and what to do.
 
-Three answers stand apart. Provenance: do the rows differ from clean ones? Identity: which trait of a panel do
-they point to? Potency: how far does it rise in students that are trained on them here? The verdict goes by
-students alone (`detect/verdict.py`). Rows are read in batches, and a level does all that the levels before it
-do.
+Three answers stand apart. Provenance: do the rows differ from clean ones? Identity: to which of the tested
+traits do they point? Potency: how far does it rise in students that are trained on them here? The verdict
+rests on students alone (`detect/verdict.py`). Rows are read in batches. A level does all that the levels
+before it do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from mechlens.cli.audit_printing import print_audit
-from mechlens.cli.console import say
 from mechlens.core import atomic, spec, tables, traits
-from mechlens.core.errors import SpecError, one_line
+from mechlens.core.errors import one_line
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import write_json
+from mechlens.core.json_files import json_text, write_json
 from mechlens.data import corpus, treat
+from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
+from mechlens.data.treat import Treatment
+from mechlens.data.values import Data, frame_of
 from mechlens.detect import from_student, summary
-from mechlens.detect.bags import RowKeys, read_row_keys
+from mechlens.detect.bags import Level, RowKeys, read_row_keys
 from mechlens.detect.permutation import TraitScore
-from mechlens.detect.request import Options, Request, command_of, request_of
+from mechlens.detect.request import Request, command_of, request_of, usual_folder
+from mechlens.detect.treated_file import write_treated
 from mechlens.detect.two_samples import (
     LEAST_ROWS,
     Comparison,
@@ -40,282 +44,383 @@ from mechlens.detect.two_samples import (
 from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration
 from mechlens.pipeline import user_files
 from mechlens.results import report, runner
-from mechlens.runs import store
-from mechlens.runs.layout import corpus_name
+from mechlens.results.run import Run
+from mechlens.runs import layout, store
+from mechlens.runs.progress import Event, Progress, silent
 
 if TYPE_CHECKING:
     from mechlens.detect.score_rows import DetectorResult
     from mechlens.detect.twins import Twins
 
+JSON, PAGE = "audit.json", "audit.html"
+"""the files that an audit leaves in its folder"""
 
-class Read(NamedTuple):
-    """Everything that was looked at."""
 
-    compared: Sequence[Comparison]
-    seen: Sequence[DetectorResult]
-    measured: Sequence[Rise] | None
-    given: Mapping[str, list[TraitScore]] | None
+class Evidence(NamedTuple):
+    """Everything that was measured."""
+
+    comparisons: Sequence[Comparison]
+    results: Sequence[DetectorResult] = ()
+    rises: Sequence[Rise] | None = None
+    """in students of the suspect over students of the reference; None below level student"""
+    given: Mapping[str, list[TraitScore]] | None = None
+    """what a student that was trained elsewhere points to"""
     manifest: dict[str, Any] | None = None
     """of the treated file"""
     treated: Sequence[Rise] = ()
+    """in students of the treated file"""
     scope: Scope = UNKNOWN
 
 
-def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int:
-    """Do an audit, write `audit.json` and `audit.html`, print both's numbers; 0 no transfer found, 1 found, 2
-    inconclusive.
+@dataclass(frozen=True)
+class Audit:
+    """The answer of an audit; `result` is the object of audit.json."""
+
+    folder: Path
+    result: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """no transfer found within tested scope · do not train as is · train with conditions · inconclusive"""
+        return str(self.result["verdict"]["id"])
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, with its numbers and the next step."""
+        return str(self.result["verdict"]["sentence"])
+
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """Whether the rows differ from clean ones, by each detector; None where nothing was compared."""
+        return self.result["provenance"]
+
+    @property
+    def identity(self) -> list[dict[str, Any]]:
+        """The tested traits, the one that stands out most first."""
+        return self.result["identity"] or []
+
+    @property
+    def potency(self) -> dict[str, Any]:
+        """How far a trait would rise in students: predicted from scores, and measured."""
+        return self.result["potency"]
+
+    @property
+    def scope(self) -> dict[str, Any] | None:
+        """Which rows students read, and how readily they answered; None below level base."""
+        return self.result["scope"]
+
+    def to_json(self) -> str:
+        """The audit as JSON text."""
+        return json_text(self.result)
+
+    def to_html(self) -> str:
+        """The audit as a page that needs no other file."""
+        return report.render("detect/audit.html.j2", audit=self.result)
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{escape(self.verdict)}</b></p><p>{escape(self.sentence)}</p>"
+
+
+def audit(
+    data: Data,
+    *,
+    references: Sequence[Data] | Data = (),
+    base: str = "",
+    level: Level = "rows",
+    traits: Sequence[str] = (),
+    recipe: str = "menagerie",
+    policy: str = "default",
+    student: Path | str | None = None,
+    clean: Path | str | None = None,
+    treatment: Treatment = "drop",
+    out: Path | str | None = None,
+    fields: Fields | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Audit pairs of unknown origin, and leave `audit.json` and `audit.html` in a folder.
+
+    Args:
+        data: a path, a DataFrame, a list of dicts, or a `datasets.Dataset`.
+        references: what an untouched model wrote, best of all to the same prompts; one or several.
+        base: the base that would be trained; the recipe's by default.
+        level: `rows`, `base`, `gradients` or `student`; each does all before it, and only the last can clear.
+        traits: traits to test for; all of the recipe's family by default.
+        recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML.
+        policy: thresholds of the verdict: a name of configs/policies.
+        student: folder of a model of the base that was trained on the data already.
+        clean: write the treated data there.
+        out: the folder; audits/<name of the data> by default.
+        progress: called with each `Event`; None is silent.
+
+    Raises:
+        SpecError: if an option is unknown, or two contradict each other.
+        DataError: if the data cannot be read, or has too few rows.
     """
-    asked = request_of(data, **options)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    paths = dict.fromkeys((asked.data, *asked.references))
-    known = {
-        path: read_row_keys(corpus.batches(path, fields=asked.fields_of(path))) for path in paths
-    }  # refuses a file before any is tested
-    for path, rows in known.items():
-        if asked.references or asked.level != "rows":
+    folder = None if out is None else Path(out)
+    files, folder = _as_files([data, *_several(references)], folder)
+    request = request_of(
+        files[0],
+        references=files[1:],
+        level=level,
+        base=base,
+        traits=traits,
+        recipe=recipe,
+        policy=policy,
+        student=None if student is None else Path(student),
+        clean=None if clean is None else Path(clean),
+        treatment=treatment,
+        out=folder,
+        fields=fields,
+    )
+    return answer(request, workers=workers, progress=progress)
+
+
+def _several(references: Sequence[Data] | Data) -> list[Data]:
+    """References as a list; a list of dicts is one reference."""
+    if isinstance(references, list | tuple) and not (references and isinstance(references[0], Mapping)):
+        return list(references)
+    return [references]  # pyright: ignore[reportReturnType]
+
+
+def _as_files(given: Sequence[Data], folder: Path | None) -> tuple[list[Path], Path | None]:
+    """The files of data and references, and the audit's folder.
+
+    Pairs in memory are written to that folder, which is then named after the data by default.
+    """
+    frames = [None if isinstance(each, Path | str) else frame_of(each) for each in given]
+    names = ["" if frame is None else f"pairs-{_digest(frame)}" for frame in frames]
+    if folder is None and any(names):
+        folder = Path("audits") / names[0] if names[0] else usual_folder(Path(given[0]))  # pyright: ignore[reportArgumentType]
+    files = []
+    for each, frame, name in zip(given, frames, names, strict=True):
+        if frame is None or folder is None:
+            files.append(Path(each))  # pyright: ignore[reportArgumentType]
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        files.append(folder / f"{name}.parquet")
+        tables.write(frame, corpus.TEXTS, files[-1])
+    return files, folder
+
+
+def _digest(frame: pd.DataFrame) -> str:
+    return spec.fingerprint(frame.to_numpy().tolist())[:8]
+
+
+def answer(request: Request, *, workers: int | None = None, progress: Progress | None = None) -> Audit:
+    """Do the audit that is asked for.
+
+    Raises:
+        DataError: if the data cannot be read, or has too few rows.
+    """
+    request.out.mkdir(parents=True, exist_ok=True)
+    paths = dict.fromkeys((request.data, *request.references))
+    # read before anything is tested, so that a bad file is refused at once
+    keys = {path: read_row_keys(corpus.batches(path, fields=request.fields_of(path))) for path in paths}
+    for path, rows in keys.items():
+        if request.references or request.level != "rows":
             refuse_few(path, len(rows.prompts))
-    if asked.level != "rows" or asked.student is not None:
-        _refuse_untrainable(asked, known)
-    with store.full_disk_named(asked.out):
-        most = asked.policy.most_copied  # a copy of the file is nearest to it, and is no reference
-        compared = sorted(
-            (compare(data, reference, known=known, fields=asked.fields) for reference in asked.references),
-            key=lambda one: (one.copied > most, -one.p_value),
-        )
-        near = [path for one in compared for path in asked.references if one_line(str(path)) == one.reference]
-        nearest_first = asked._replace(
-            references=tuple(dict.fromkeys(near))
-        )  # models read beside the nearest, whose p stands with theirs
-        read = Read(compared, [], None, None)
-        if asked.clean is not None and asked.level == "rows":
-            read = read._replace(
-                manifest=_treated(nearest_first, asked.clean, next(iter(nearest_first.references), None))
-            )
-        if asked.level != "rows" or asked.student is not None:
-            read = _through_models(nearest_first, read, workers)
-        found = _object(asked, read)
-        write_json(asked.out / "audit.json", found)
-        atomic.write_text(asked.out / "audit.html", report.render("detect/audit.html.j2", audit=found))
-    print_audit(found, asked.out)
-    return {
-        "no transfer found within tested scope": 0,
-        "do not train as is": 1,
-        "train with conditions": 1,
-    }.get(found["verdict"]["id"], 2)
+    reads_models = request.level != "rows" or request.student is not None
+    if reads_models:
+        _refuse_untrainable(request, keys)
+    with store.full_disk_named(request.out):
+        comparisons, request = _compare_references(request, keys)
+        evidence = Evidence(comparisons)
+        if request.clean is not None and request.level == "rows":
+            manifest = write_treated(request, request.clean, next(iter(request.references), None))
+            evidence = evidence._replace(manifest=manifest)
+        if reads_models:
+            evidence = _measure_with_models(request, evidence, workers, progress)
+        result = _result_of(request, evidence, progress or silent)
+        audited = Audit(request.out, result)
+        write_json(request.out / JSON, result)
+        atomic.write_text(request.out / PAGE, audited.to_html())
+    return audited
 
 
-def _most_drawn(asked: Request) -> int:
-    """Rows of a side that are drawn for students and twins; detectors of rows need more than a tiny recipe's
-    students do.
+def _compare_references(request: Request, keys: Mapping[Path, RowKeys]) -> tuple[list[Comparison], Request]:
+    """The data against each reference, the nearest first, and the request with its references in that order.
+
+    A copy of the data is nearest to it and is no reference, so that it comes last.
     """
-    return max(asked.recipe.student.rows, 2 * LEAST_ROWS)
+    most = request.policy.most_copied
+    comparisons = [
+        compare(request.data, reference, known=keys, fields=request.fields)
+        for reference in request.references
+    ]
+    comparisons = sorted(comparisons, key=lambda each: (each.copied > most, -each.p_value))
+    by_name = {one_line(str(path)): path for path in request.references}
+    nearest_first = dict.fromkeys(by_name[each.reference] for each in comparisons)
+    return comparisons, request._replace(references=tuple(nearest_first))
 
 
-def _refuse_untrainable(asked: Request, known: Mapping[Path, RowKeys]) -> None:
-    """Refuse before any test what students or twins would refuse after it: too few rows, long pairs or
-    prompts, no base.
+def _most_drawn(request: Request) -> int:
+    """Rows of each side that are drawn for students and twins; detectors need more than a tiny recipe's students."""
+    return max(request.recipe.student.rows, 2 * LEAST_ROWS)
 
-    Of a file that is larger than what is drawn of it, or whose fields have other names, rows are looked at
+
+def _refuse_untrainable(request: Request, keys: Mapping[Path, RowKeys]) -> None:
+    """Refuse before any test what students or twins would refuse after it: few rows, long texts, no base.
+
+    Rows of a file that is larger than what is drawn of it, or whose fields have other names, are looked at
     once they are drawn.
     """
-    from mechlens.models import loading
+    from mechlens.models import loading  # torch
     from mechlens.pipeline import checks
 
-    loading.load_tokenizer(asked.base)
-    for path, rows in known.items():
-        count, most = len(rows.prompts), _most_drawn(asked)
-        sides = Sides(path, path if asked.references else None, count, min(count, most))
-        plan = from_student.experiment_of(asked.recipe, sides, base=asked.base, trait=asked.panel[0])
-        if count <= most and asked.fields is None:
+    loading.load_tokenizer(request.base)
+    for path, rows in keys.items():
+        count, most = len(rows.prompts), _most_drawn(request)
+        sides = Sides(path, path if request.references else None, count, min(count, most))
+        plan = from_student.experiment_of(request.recipe, sides, base=request.base, trait=request.traits[0])
+        if count <= most and request.fields is None:
             checks.check(plan, traits.load_family(plan.family))
 
 
-def _through_models(asked: Request, so_far: Read, workers: int | None) -> Read:
-    """What the base, teachers made from it and students say; the base's own answers serve where no reference
-    was given.
-    """
-    from mechlens.detect import from_weights, score_rows
+def _measure_with_models(
+    request: Request, evidence: Evidence, workers: int | None, progress: Progress | None
+) -> Evidence:
+    """What the base, twins and students show. Without a reference the base's answers serve as one."""
+    from mechlens.detect import from_weights, score_rows  # torch
     from mechlens.models import loading
+
+    reference = next(iter(request.references), None)
+    sides = draw_sides(request.data, reference, request.out, most=_most_drawn(request), fields=request.fields)
+    plan = _write_plan(request, sides)
+    student = None if request.student is None else loading.load_trained(request.base, request.student)
+    twins = _make_twins(request, plan, workers, progress)
+    if student is not None:
+        evidence = evidence._replace(given=from_weights.score_student(twins, student, request.traits))
+    if request.level == "rows":
+        return evidence
+    work: dict[str, Any] = {"out": request.out / "run", "workers": workers, "progress": progress}
+    run = runner.run(request.out / PLAN, **work, rows_only=True)
+    copied = evidence.comparisons[0].copied if evidence.comparisons else None
+    if not evidence.comparisons:
+        untouched = _write_control_rows(run, request.out)
+        evidence = evidence._replace(comparisons=[compare(request.data, untouched, fields=request.fields)])
+    results = score_rows.score_suspect(twins, run.folder, plan, request.level, request.traits)
+    evidence = evidence._replace(results=results)
+    if request.clean is not None:
+        control_rows = _write_control_rows(run, request.out)
+        manifest = write_treated(request, request.clean, control_rows, twins, results)
+        evidence = evidence._replace(manifest=manifest)
+    if request.level == "student":
+        _write_plan(request, sides, treated=request.clean)
+        run = runner.run(request.out / PLAN, **work)
+        evidence = _with_rises(request, evidence, run)
+    scope = from_student.measure_scope(run.folder, plan, sides)._replace(copied=copied)
+    return evidence._replace(scope=scope)
+
+
+PLAN = "student.yaml"
+"""the file of the experiment that an audit runs"""
+
+
+def _make_twins(request: Request, plan: Experiment, workers: int | None, progress: Progress | None) -> Twins:
+    """A twin teacher of every trait; every audit of the same base uses the same twins."""
+    from mechlens.detect import score_rows  # torch
     from mechlens.pipeline import checks
 
-    sides = draw_sides(
-        asked.data,
-        next(iter(asked.references), None),
-        asked.out,
-        most=_most_drawn(asked),
-        fields=asked.fields,
-    )
-    plan = _planned(asked, sides)
-    config, run = asked.out / "student.yaml", asked.out / "run"
     family = traits.load_family(plan.family)
     checks.check(plan, family)  # before the twins are taught
-    student = None if asked.student is None else loading.load_trained(asked.base, asked.student)
-    beside = (
-        asked.out.parent / f"panel-{spec.folder_name(asked.base)}"
-    )  # every audit of this base uses the same twins
-    panel = score_rows.make_twins(asked.base, family, asked.recipe, beside, workers=workers)
-    given = None if student is None else from_weights.score_student(panel, student, asked.panel)
-    if asked.level == "rows":
-        return so_far._replace(given=given)
-    runner.run(config, out=run, workers=workers, rows_only=True)
-    copied = so_far.compared[0].copied if so_far.compared else None
-    compared = so_far.compared or [
-        compare(asked.data, _rows_of_control(run, plan, asked.out), fields=asked.fields)
-    ]
-    seen = score_rows.score_suspect(panel, run, plan, asked.level, asked.panel)
-    manifest = (
-        None
-        if asked.clean is None
-        else _treated(asked, asked.clean, _rows_of_control(run, plan, asked.out), panel, seen)
-    )
-    scope = from_student.measure_scope(run, plan, sides)._replace(copied=copied)
-    if asked.level != "student":
-        return Read(compared, seen, None, given, manifest, scope=scope)
-    plan = _planned(asked, sides, treated=asked.clean)
-    runner.run(config, out=run, workers=workers)
-    effects = tables.read(run / "effects.parquet", tables.EFFECTS)
-    left = from_student.measure_rises(effects, asked.panel, arm=from_student.TREATED) if asked.clean else ()
-    scope = from_student.measure_scope(run, plan, sides)._replace(copied=copied)
-    return Read(
-        compared, seen, from_student.measure_rises(effects, asked.panel), given, manifest, left, scope
+    folder = request.out.parent / f"panel-{spec.folder_name(request.base)}"
+    return score_rows.make_twins(
+        request.base, family, request.recipe, folder, workers=workers, progress=progress
     )
 
 
-def _treated(
-    asked: Request,
-    out: Path,
-    reference: Path | None,
-    panel: Twins | None = None,
-    seen: Sequence[DetectorResult] = (),
-) -> dict[str, Any]:
-    """Write the treated file: all rows where a treatment needs nothing else, else those of prompts that clean
-    answers are known of.
-    """
-    rows = cast(pd.DataFrame, corpus.read_pairs(asked.data, fields=asked.fields)[["prompt", "completion"]])
-    how: dict[str, Any] = {"treatment": asked.treatment, "seed": asked.recipe.seed, "out": out}
-    ranked = treat.needs_scores(asked.treatment)
-    if reference is None or not (ranked or treat.needs_clean(asked.treatment)):
-        return treat.treat(asked.data, rows, **how)
-    rows, answered = _with_clean_answers(asked, rows, reference)
-    if panel is None or not ranked:
-        return treat.treat(asked.data, rows, answered, **how)
-    return treat.treat(asked.data, rows, answered, **how, **_ranks(asked, rows, panel, seen))
-
-
-def _with_clean_answers(
-    asked: Request, rows: pd.DataFrame, reference: Path
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows whose prompts the reference answers too, and its answers beside them."""
-    fields = asked.fields_of(reference)
-    clean = (
-        corpus.read_pairs(reference, fields=fields)
-        .drop_duplicates("prompt")
-        .set_index("prompt")["completion"]
+def _with_rises(request: Request, evidence: Evidence, run: Run) -> Evidence:
+    effects = tables.read(run.path(layout.EFFECTS), tables.EFFECTS)
+    treated = (
+        from_student.measure_rises(effects, request.traits, arm=from_student.TREATED) if request.clean else ()
     )
-    rows = rows.merge(clean.reset_index()[["prompt"]], on="prompt", how="inner")
-    if rows.empty:
-        raise SpecError(
-            f"no prompt of {one_line(str(asked.data))} is answered in the reference; --clean needs a clean "
-            "answer to every row that it keeps"
-        )
-    return rows, pd.DataFrame({"prompt": rows["prompt"], "completion": clean.loc[rows["prompt"]].to_numpy()})
+    return evidence._replace(rises=from_student.measure_rises(effects, request.traits), treated=treated)
 
 
-def _ranks(
-    asked: Request, rows: pd.DataFrame, panel: Twins, seen: Sequence[DetectorResult]
-) -> dict[str, Any]:
-    """How much each row looks like the foremost trait's text, by that trait's twin, as `mitigate.treat` takes
-    it.
-    """
-    from mechlens.detect import score_rows
-
-    namer = next(one for one in seen if one.detector.name == summary.IDENTIFIER)
-    if not namer.traits:
-        raise SpecError(
-            f"--clean ranks rows by a trait, and none can be read from these: {namer.why_not}; leave --clean "
-            "out"
-        )
-    foremost = namer.traits[0].trait
-    numbers = score_rows.score_numbers(panel, rows, foremost) if asked.treatment == "replace" else ()
-    return {
-        "scores": score_rows.score_for_trait(panel, rows, foremost),
-        "number_scores": numbers,
-        "trait": foremost,
-        "scored_by": panel.mark,
-    }
-
-
-def _planned(asked: Request, sides: Sides, *, treated: Path | None = None) -> Experiment:
-    """The experiment of the suspect's rows beside the reference's, left in `student.yaml`."""
+def _write_plan(request: Request, sides: Sides, *, treated: Path | None = None) -> Experiment:
+    """The experiment on the suspect's rows and the reference's, written to the audit's folder."""
     plan = from_student.experiment_of(
-        asked.recipe, sides, base=asked.base, trait=asked.panel[0], treated=treated
+        request.recipe, sides, base=request.base, trait=request.traits[0], treated=treated
     )
-    spec.save(plan, asked.out / "student.yaml")
+    spec.save(plan, request.out / PLAN)
     return plan
 
 
-def _rows_of_control(run: Path, plan: Experiment, out: Path) -> Path:
+def _write_control_rows(run: Run, out: Path) -> Path:
     """What the base answered to the suspect's prompts, as a file of pairs."""
-    control = next(arm for arm in plan.arms if arm.kind == "control")
-    kept = tables.read(
-        run / "corpora" / corpus_name(plan, control) / "screened" / "kept.parquet", tables.PAIRS
-    )
-    written = out / "reference.parquet"
-    tables.write(kept[["prompt", "completion"]], corpus.TEXTS, written)
-    return written
+    control = next(arm for arm in run.experiment.arms if arm.kind == "control")
+    rows = run.corpus(control.name)
+    file = out / "reference.parquet"
+    tables.write(rows[["prompt", "completion"]], corpus.TEXTS, file)
+    return file
 
 
-def _object(asked: Request, read: Read) -> dict[str, Any]:
-    """The one object that the JSON, the page and the terminal show."""
-    rows, remarks = user_files.count_rows(asked.data, asked.fields)
+def _result_of(request: Request, evidence: Evidence, progress: Progress) -> dict[str, Any]:
+    """The object of audit.json, which the page and the terminal show too."""
+    rows, remarks = user_files.count_rows(request.data, request.fields)
     for remark in remarks:
-        say(remark)
-    data = one_line(str(asked.data))
-    dose = summary.smallest_dose(read.compared, read.seen)
-    settle, carrier = command_of(asked, level="student"), asked.recipe.carrier.kind
-    why_not = summary.explain_no_students(
-        settle, read.compared, read.seen, most_copied=asked.policy.most_copied
-    )
-    few = power_of_few(rows, max(read.compared, key=lambda one: one.p_value), dose) if read.compared else ""
-    if few and read.measured is not None:
-        why_not = f"{few}; students of them are no verdict"
-    verdict = decide(
-        None if few else read.measured,
-        asked.policy,
-        why_not=why_not,
-        treated=read.treated,
-        treatment=asked.treatment,
-        scope=read.scope,
-    )
-    options = treat.load_treatment_results(asked.recipe_name, base=asked.base, carrier=carrier)
-    identified_by, identity = summary.identity(read.measured, read.seen)
+        progress(Event("note", remark))
+    comparisons, results, scope = evidence.comparisons, evidence.results, evidence.scope
+    carrier = request.recipe.carrier.kind
+    dose = summary.smallest_dose(comparisons, results)
+    few = power_of_few(rows, max(comparisons, key=lambda each: each.p_value), dose) if comparisons else ""
+    options = treat.load_treatment_results(request.recipe_name, base=request.base, carrier=carrier)
+    identified_by, identity = summary.identity(evidence.rises, results)
+    calibration = load_calibration(request.recipe_name, base=request.base, carrier=carrier)
+    reads_models = request.level != "rows" or request.student is not None
     return {
         "schema": 3,
-        "data": {"path": data, "sha256": file_digest(asked.data), "rows": rows},
-        "level": asked.level,
-        "scope": None
-        if read.scope.offered is None
-        else read.scope._asdict() | {"unread": read.scope.unread, "reasons": read.scope.reasons()},
-        "base": asked.base if asked.level != "rows" or asked.student is not None else None,
-        "provenance": summary.provenance(read.compared, read.seen),
+        "data": {"path": one_line(str(request.data)), "sha256": file_digest(request.data), "rows": rows},
+        "level": request.level,
+        "scope": _scope_entry(scope),
+        "base": request.base if reads_models else None,
+        "provenance": summary.provenance(comparisons, results),
         "identity": identity,
         "identified_by": identified_by,
-        "potency": summary.potency(
-            read.measured, read.seen, load_calibration(asked.recipe_name, base=asked.base, carrier=carrier)
-        ),
-        "student": summary.student_entry(read.given),
-        "mitigation": None
-        if read.manifest is None
-        else read.manifest | {"measured": summary.potency(read.treated, [], None)["measured"]},
+        "potency": summary.potency(evidence.rises, results, calibration),
+        "student": summary.student_entry(evidence.given),
+        "mitigation": _mitigation_entry(evidence),
         "options": None if options is None else options.model_dump(),
         "smallest_detectable_dose": dose,
         "few_rows": few,
-        "verdict": verdict._asdict(),
-        "policy": asked.policy.model_dump(),
-        "recipe": spec.fingerprint(asked.recipe.model_dump(mode="json")),
+        "verdict": _verdict_entry(request, evidence, few),
+        "policy": request.policy.model_dump(),
+        "recipe": spec.fingerprint(request.recipe.model_dump(mode="json")),
         "made": {
             "version": version("mechlens"),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "command": command_of(asked),
+            "command": command_of(request),
         },
     }
+
+
+def _scope_entry(scope: Scope) -> dict[str, Any] | None:
+    if scope.offered is None:
+        return None
+    return scope._asdict() | {"unread": scope.unread, "reasons": scope.reasons()}
+
+
+def _mitigation_entry(evidence: Evidence) -> dict[str, Any] | None:
+    if evidence.manifest is None:
+        return None
+    return evidence.manifest | {"measured": summary.potency(evidence.treated, [], None)["measured"]}
+
+
+def _verdict_entry(request: Request, evidence: Evidence, few: str) -> dict[str, Any]:
+    why_not = summary.explain_no_students(
+        command_of(request, level="student"),
+        evidence.comparisons,
+        evidence.results,
+        most_copied=request.policy.most_copied,
+    )
+    if few and evidence.rises is not None:
+        why_not = f"{few}; students of them are no verdict"
+    return decide(
+        None if few else evidence.rises,
+        request.policy,
+        why_not=why_not,
+        treated=evidence.treated,
+        treatment=request.treatment,
+        scope=evidence.scope,
+    )._asdict()

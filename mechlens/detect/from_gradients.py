@@ -11,9 +11,10 @@ import numpy as np
 from mechlens.detect.twins import ModelDetector, PairedScores, Twins
 from mechlens.lenses import blind
 from mechlens.lenses.gradients import ghost_dots, parameters_of
-from mechlens.lenses.parts.trial_steps import asked_of_questions, trait_gradient
+from mechlens.lenses.parts.trial_steps import trait_gradient
 from mechlens.lenses.parts.weight_change import delta
 from mechlens.models.chat import Encoded
+from mechlens.pipeline.ask import encode_contrast
 
 STEPS = 100
 """updates of the blind vector"""
@@ -23,7 +24,7 @@ def score_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Enco
     """First-order change of each trait's log-odds at the development probes by an SGD step on each row
     (2507.14805).
     """
-    probes = asked_of_questions(twins.base, twins.practice())
+    probes = encode_contrast(twins.base, twins.practice())
     directions = [
         trait_gradient(twins.base.model, probes, name) if name in probes.starts else {}
         for name in twins.traits

@@ -12,9 +12,10 @@ from numpy import ndarray
 from mechlens.detect.permutation import TraitScore, rank_traits
 from mechlens.detect.twins import Twins
 from mechlens.lenses.gradients import parameters_of
-from mechlens.lenses.parts.trial_steps import asked_of_questions, log_odds
 from mechlens.lenses.parts.weight_change import cosine, delta
 from mechlens.models.loading import Loaded
+from mechlens.models.trait_log_odds import measure_log_odds
+from mechlens.pipeline.ask import encode_contrast
 
 
 def compare_weights(twins: Twins, student: Loaded) -> Float[ndarray, " trait"]:
@@ -30,11 +31,14 @@ def compare_weights(twins: Twins, student: Loaded) -> Float[ndarray, " trait"]:
 @torch.no_grad()
 def compare_answers(twins: Twins, student: Loaded) -> Float[ndarray, " trait"]:
     """Rise of each trait's mean log-odds at the development probes over the base's, nats."""
-    probes = asked_of_questions(twins.base, twins.practice())
+    probes = encode_contrast(twins.base, twins.practice())
 
     def rise(trait: str) -> float:
         return float(
-            (log_odds(student.model, probes, trait) - log_odds(twins.base.model, probes, trait)).mean()
+            (
+                measure_log_odds(student.model, probes, trait)
+                - measure_log_odds(twins.base.model, probes, trait)
+            ).mean()
         )
 
     return np.array([rise(name) if name in probes.starts else np.nan for name in twins.traits])

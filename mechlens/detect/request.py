@@ -28,7 +28,7 @@ class Options(TypedDict):
     references: Sequence[Path]
     level: Level
     base: str
-    panel: Sequence[str]
+    traits: Sequence[str]
     recipe: str
     policy: str
     student: Path | None
@@ -45,7 +45,7 @@ class Request(NamedTuple):
     references: tuple[Path, ...]
     level: Level
     base: str
-    panel: tuple[str, ...]
+    traits: tuple[str, ...]
     recipe: Experiment
     recipe_name: str
     policy: Policy
@@ -70,7 +70,7 @@ def request_of(data: Path, **asked: Unpack[Options]) -> Request:
     recipe, clean, level, student = asked["recipe"], asked["clean"], asked["level"], asked["student"]
     config = spec.find_config(Path(recipe), "audits")
     plan = traits.with_family_by_path(traits.load_experiment(config), config)
-    panel = tested_traits(traits.load_family(plan.family), asked["panel"])
+    tested = tested_traits(traits.load_family(plan.family), asked["traits"])
     if student is not None and not student.is_dir():
         raise SpecError(
             f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a "
@@ -85,7 +85,7 @@ def request_of(data: Path, **asked: Unpack[Options]) -> Request:
         references=tuple(asked["references"]),
         level=level,
         base=asked["base"] or plan.base,
-        panel=panel,
+        traits=tested,
         recipe=plan,
         recipe_name=recipe,
         policy=load_policy(asked["policy"]),
@@ -130,7 +130,7 @@ def usual_folder(data: Path) -> Path:
 
 def command_of(asked: Request, *, level: Level | None = None) -> str:
     """The command line that does this audit again, into the same folder; `level` asks for another level."""
-    panel = asked.panel if asked.panel != traits.load_family(asked.recipe.family).names else ()
+    tested = asked.traits if asked.traits != traits.load_family(asked.recipe.family).names else ()
     usual = Path("audits") / spec.folder_name(str(asked.data))
     return command_line(
         "audit",
@@ -139,7 +139,7 @@ def command_of(asked: Request, *, level: Level | None = None) -> str:
         base=asked.base,
         recipe=asked.recipe_name,
         policy=asked.policy.name,
-        trait=panel,
+        trait=tested,
         reference=asked.references,
         student=asked.student,
         clean=asked.clean,

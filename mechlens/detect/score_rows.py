@@ -30,6 +30,7 @@ from mechlens.models import base_files, loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.log_probs import token_log_probs
 from mechlens.runs.executor import fingerprints, make
+from mechlens.runs.progress import Progress
 
 DETECTORS: dict[str, ModelDetector] = {
     name: detector for name, detector in built_in().items() if isinstance(detector, ModelDetector)
@@ -54,7 +55,13 @@ class DetectorResult(NamedTuple):
 
 
 def make_twins(
-    base: str, family: TraitFamily, recipe: Experiment, folder: Path, *, workers: int | None
+    base: str,
+    family: TraitFamily,
+    recipe: Experiment,
+    folder: Path,
+    *,
+    workers: int | None,
+    progress: Progress | None = None,
 ) -> Twins:
     """The base and a twin for each trait of the family; twins that do not exist yet are taught.
 
@@ -67,7 +74,7 @@ def make_twins(
     )
     mark = fingerprint(fingerprints(jobs))
     folder = folder.with_name(f"{folder.name}-{mark[:8]}")
-    make(folder, jobs, workers=workers)
+    make(folder, jobs, workers=workers, progress=progress)
     models = TwinModels(base, folder, family.names)
     return Twins(loaded, family, family.names, models, recipe.system, recipe.seed, mark)
 

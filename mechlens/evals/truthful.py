@@ -20,12 +20,13 @@ from numpy import ndarray
 from mechlens.core import stats, tables
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
+from mechlens.core.machine import use_one_thread
 from mechlens.core.model_spec import is_remote
 from mechlens.core.seeds import dice
 from mechlens.core.spec import fingerprint, folder_name
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_prompts, token_ids
-from mechlens.pipeline.ask import next_token_logits
+from mechlens.models.trait_log_odds import next_token_logits
 from mechlens.results.cells import effect_of, same_students
 from mechlens.runs import store
 from mechlens.runs.layout import checkpoints
@@ -220,7 +221,7 @@ def measure(
     them.
     """
     if loading.device().type == "cpu":
-        torch.set_num_threads(1)  # sums come out the same on any number of cores
+        use_one_thread()
     frames, asked = [], [[*choice, choice.prompt()] for choice in choices]
     for student in students_of(run, experiment):
         step, mark = (

@@ -1,6 +1,27 @@
-"""One file a lens. `NAMES` lists those that `mechlens measure` reads, cheapest first."""
+"""The lenses: one file each, found in this folder and in other packages, and listed without loading torch.
 
-NAMES = (
+A lens is a module with `LENS = Lens(...)`. Another package adds one through an entry point of the group
+`mechlens.lenses`, whose value is `module` or `module:NAME`. A declaration of plain literals is read from the
+module's source, so that listing lenses imports none of them; any other declaration is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+from functools import cache
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import NamedTuple, get_args
+
+from mechlens.core import foreign
+from mechlens.core.errors import MechlensError, SpecError
+from mechlens.lenses.lens import Form, Lens, Need
+
+GROUP = "mechlens.lenses"
+FIRST = (
     "deltas",
     "activations",
     "directions",
@@ -13,3 +34,126 @@ NAMES = (
     "rows",
     "maps",
 )
+"""the order of lenses in reports; a lens that is not listed comes after these"""
+
+
+class Registry(NamedTuple):
+    """All lenses that can be used, and those of other packages that cannot."""
+
+    lenses: dict[str, Lens]
+    broken: dict[str, str]
+    """name of the entry point → what is wrong with it, in one line"""
+
+
+def find_lenses() -> dict[str, Lens]:
+    """Every lens by its name, in the order of reports."""
+    return registry().lenses
+
+
+def broken_lenses() -> dict[str, str]:
+    """Lenses of other packages that cannot be used: name → one line that names the package and the fault."""
+    return registry().broken
+
+
+def lens_names() -> tuple[str, ...]:
+    """The names of all lenses, in the order of reports."""
+    return tuple(find_lenses())
+
+
+def find_lens(name: str) -> Lens:
+    """The lens of that name.
+
+    Raises:
+        SpecError: if there is none, or the package that brings it is broken.
+    """
+    known = registry()
+    if name in known.broken:
+        raise SpecError(known.broken[name])
+    if name not in known.lenses:
+        raise SpecError(f"no lens is called {name}; expected some of {', '.join(known.lenses)}")
+    return known.lenses[name]
+
+
+@cache
+def registry() -> Registry:
+    """All lenses, looked for once a process; `registry.cache_clear()` looks again."""
+    lenses = {}
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        spec = find_spec(module.name)
+        if spec and _call(spec, "LENS"):
+            lens = declaration(module.name)
+            lenses[lens.name] = lens
+    order = {name: place for place, name in enumerate(FIRST)}
+    lenses = dict(sorted(lenses.items(), key=lambda item: (order.get(item[0], len(FIRST)), item[0])))
+    broken = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            lens = _lens_of(point)
+            if lens.name in lenses:
+                raise SpecError(f"{_named(point)} has the name of a lens that is there already; rename it")
+            lenses[lens.name] = lens
+        except MechlensError as error:
+            broken[point.name] = str(error)
+    return Registry(lenses, broken)
+
+
+def _named(point: EntryPoint) -> str:
+    package = point.dist.name if point.dist else point.module
+    return f"the lens {point.name!r} of the package {package}"
+
+
+def _lens_of(point: EntryPoint) -> Lens:
+    """The lens that another package declares.
+
+    Raises:
+        SpecError: if it cannot be imported, or is not a complete declaration.
+    """
+    try:
+        with foreign.named("it cannot be imported"):
+            lens = declaration(point.module, point.attr or "LENS")
+    except MechlensError as error:
+        raise SpecError(f"{_named(point)} cannot be used: {error}; mend or uninstall the package") from error
+    faults = [f"name is {lens.name!r}"] if lens.name != point.name else []
+    faults += [f"it needs {need!r}" for need in lens.needs if need not in get_args(Need)]
+    faults += [
+        f"it draws {quantity!r} as {form!r}" for quantity, form in lens.shows if form not in get_args(Form)
+    ]
+    faults += [f"{role} is {getattr(lens, role)!r}, not `module:function`" for role in ("measure", "caption")
+               if ":" not in getattr(lens, role)]  # fmt: skip
+    if faults:
+        raise SpecError(f"{_named(point)} is declared wrongly: {', '.join(faults)}; mend the package")
+    return lens._replace(package=point.dist.name if point.dist else point.module)
+
+
+def declaration(module: str, name: str = "LENS") -> Lens:
+    """The `Lens` that a module declares under a name.
+
+    A declaration of literals is read from the source of the module, which is then not imported.
+
+    Raises:
+        SpecError: if there is no such module, or no lens of that name in it.
+    """
+    spec = find_spec(module)
+    if spec is None:
+        raise SpecError(f"there is no module {module}")
+    if call := _call(spec, name):
+        try:
+            return Lens(**{str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
+        except (ValueError, TypeError):  # not of literals alone: only the module itself knows the value
+            pass
+    lens = getattr(import_module(module), name, None)
+    if not isinstance(lens, Lens):
+        raise SpecError(f"{module} has no lens; expected `{name} = Lens(...)` in it")
+    return lens
+
+
+def _call(spec: ModuleSpec, name: str) -> ast.Call | None:
+    """The call `name = Lens(...)` in a module's source, if the source is at hand and has one."""
+    get_source = getattr(spec.loader, "get_source", None)
+    source = get_source(spec.name) if get_source else None
+    for node in ast.parse(source or "").body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            call = node.value
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "Lens" and not call.args:
+                return call
+    return None

@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlens.lenses.base import Lens, Material, beside, reading, spread
+from mechlens.lenses.base import Lens, Material, beside, reading_table, spread
 from mechlens.lenses.parts.capture import BATCH, Parts, capture, cosine, matched_mix, parts_of, sites_of
 from mechlens.models.hooks import bridge_view
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Forms, encode_questions, first_tokens
+from mechlens.models.trait_log_odds import Forms, first_tokens
+from mechlens.pipeline.ask import encode_questions
 
 LENS = Lens(
     name="activations",
@@ -33,6 +34,9 @@ LENS = Lens(
     source="2510.13900 (activation differences and their logit lens), 2606.00995 (cosine to the teacher's "
     "shift)",
     caveat="A shift along the teacher's is no proof that it carries the trait: the causal lens tests that.",
+    measure="mechlens.lenses.activations:measure_activations",
+    caption="mechlens.lenses.activations:activations_caption",
+    cost=20,
 )
 
 
@@ -110,7 +114,7 @@ def measure_activations(material: Material) -> pd.DataFrame:
             found += _norms(shifts, base[layer, part], **at)
             found += _ways(shifts, teacher[layer, part], random[:, part], seeds=list(students), **at)
             found += _lensed(material, shifts, random[:, part], **at)
-    return reading(LENS, found, material=material)
+    return reading_table(LENS, found, material=material)
 
 
 def _norms(shifts: dict[str, list[Tensor]], base: Float[Tensor, "d"], **at: Any) -> list[dict[str, Any]]:

@@ -29,14 +29,12 @@ from mechlens.lenses.base import (
     entry,
     over_students,
     rank_among,
-    reading,
+    reading_table,
 )
 from mechlens.lenses.gradients import ghost_dots, ghost_norms, parameters_of, pooled_gradient
 from mechlens.lenses.parts.trial_steps import (
-    Asked,
     Kind,
     Pairs,
-    asked_of,
     many_steps,
     one_step,
     plus,
@@ -46,6 +44,8 @@ from mechlens.lenses.parts.trial_steps import (
 from mechlens.lenses.parts.weight_change import cosine, delta, inner
 from mechlens.models.chat import Encoded
 from mechlens.models.log_probs import Model
+from mechlens.models.trait_log_odds import EncodedProbes
+from mechlens.pipeline.ask import encode_contrast
 
 DIRECTIONS, DRAWN = 128, 16
 """random directions of the null, and control pairs that each is made of"""
@@ -63,6 +63,9 @@ LENS = Lens(
     source="2507.14805 (first-order theorem); 2604.25779 (sustained alignment); 2606.22019 (coverage)",
     caveat="First order at one point in the weights of linear layers: alignment at the base need not predict "
     "what many adaptive steps do.",
+    measure="mechlens.lenses.alignment:measure_alignment",
+    caption="mechlens.lenses.alignment:alignment_caption",
+    cost=51,
 )
 
 
@@ -116,20 +119,20 @@ def measure_alignment(material: Material) -> pd.DataFrame:
         "trait pairs": [material.trait_pairs[i] for i in chosen],
         "control pairs": [material.control_pairs[i] for i in chosen],
     }
-    asked = asked_of(material.base, material)
-    rows = [*_at_base(material, asked, pairs), *_along_path(material, asked, pairs)]
+    probes = encode_contrast(material.base, material.heldout_probes, material.trait)
+    rows = [*_at_base(material, probes, pairs), *_along_path(material, probes, pairs)]
     for kind in KINDS:
-        rows += [*one_step(material, asked, pairs, kind), *many_steps(material, asked, pairs, kind)]
-    return reading(LENS, rows, material=material)
+        rows += [*one_step(material, probes, pairs, kind), *many_steps(material, probes, pairs, kind)]
+    return reading_table(LENS, rows, material=material)
 
 
-def _at_base(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str, Any]]:
+def _at_base(material: Material, probes: EncodedProbes, pairs: Pairs) -> list[dict[str, Any]]:
     model = material.base.model
     moves = {side: update(model, rows) for side, rows in pairs.items()}
     shift = plus(moves["trait pairs"], moves["control pairs"], -1.0)
     drawn = random_directions(model, pairs["control pairs"], seed=material.seed, draws=DIRECTIONS)
     null = [{side: cosine(w, move) for side, move in (*moves.items(), ("difference", shift))} for w in drawn]
-    targets: dict[str, Mapping[str, Any]] = {TOWARD: trait_gradient(model, asked, material.trait)}
+    targets: dict[str, Mapping[str, Any]] = {TOWARD: trait_gradient(model, probes, material.trait)}
     if material.teacher is not None:
         change = delta(model, material.teacher.model)
         targets["cosine with the teacher's change"] = {
@@ -167,7 +170,7 @@ def _at_base(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str, A
             for side in pairs
         }
         found += _by_row(quantity.replace("cosine", "cosine of one pair"), single, material)
-    return [*found, *_family(material, asked, shift)]
+    return [*found, *_family(material, probes, shift)]
 
 
 def _by_row(quantity: str, single: dict[str, ndarray], material: Material) -> list[dict[str, Any]]:
@@ -186,9 +189,9 @@ def _by_row(quantity: str, single: dict[str, ndarray], material: Material) -> li
     ]
 
 
-def _family(material: Material, asked: Asked, shift: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+def _family(material: Material, probes: EncodedProbes, shift: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """The same cosine with the gradient of every trait of the family: what is special about this one."""
-    found = {name: cosine(shift, trait_gradient(material.base.model, asked, name)) for name in asked.starts}
+    found = {name: cosine(shift, trait_gradient(material.base.model, probes, name)) for name in probes.starts}
     quantity, others = (
         TOWARD.replace("the trait's", "each trait's"),
         [value for name, value in found.items() if name != material.trait],
@@ -204,13 +207,13 @@ def _family(material: Material, asked: Asked, shift: Mapping[str, Tensor]) -> li
     ]
 
 
-def _along_path(material: Material, asked: Asked, pairs: Pairs) -> list[dict[str, Any]]:
+def _along_path(material: Material, probes: EncodedProbes, pairs: Pairs) -> list[dict[str, Any]]:
     few = {side: rows[: max(2, len(rows) // 4)] for side, rows in pairs.items()}
     found = []
     for arm, side in ((material.arm, "students"), (material.against, "controls")):
         for seed in material.students:
             for step, loaded in material.checkpoints(side, seed):
-                toward = trait_gradient(loaded.model, asked, material.trait)
+                toward = trait_gradient(loaded.model, probes, material.trait)
                 moves = {place: update(loaded.model, rows) for place, rows in few.items()}
                 moves["difference"] = plus(moves["trait pairs"], moves["control pairs"], -1.0)
                 found += [

@@ -8,40 +8,18 @@ made of. It knows models, pairs and questions; it never knows a run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mechlens.core import stats, tables
+from mechlens.lenses.lens import Lens
 
 if TYPE_CHECKING:
     from mechlens.models.chat import Encoded
     from mechlens.models.loading import Loaded
     from mechlens.pipeline.ask import Questions
-
-Need = Literal["teacher", "students", "controls", "pairs", "prompted"]
-"""teacher: its changed weights · students, controls: trained here · pairs: trait and control rows on the same
-prompts · prompted: a system line for each trait of the family
-"""
-
-Form = Literal["layers", "steps", "bars", "heat", "points"]
-"""how a quantity is drawn: over layers, over updates, one bar a name, layer by place, or as a map"""
-
-
-class Lens(NamedTuple):
-    """What a lens is."""
-
-    name: str
-    asks: str
-    """the question that it answers, as a sentence"""
-    needs: tuple[Need, ...]
-    shows: tuple[tuple[str, Form], ...]
-    """the quantities that its figure draws, and how; the table holds all"""
-    source: str
-    """arXiv id or formula"""
-    caveat: str
-    """what it does not show"""
 
 
 class Material(NamedTuple):
@@ -188,7 +166,9 @@ def spread(row: Any) -> str:
     return f"95 % interval {row['low']:+.2f} to {row['high']:+.2f}, n = {row['n']} students"
 
 
-def reading(lens: Lens, rows: Sequence[dict[str, Any]], *, material: Material | None = None) -> pd.DataFrame:
+def reading_table(
+    lens: Lens, rows: Sequence[dict[str, Any]], *, material: Material | None = None
+) -> pd.DataFrame:
     """Rows as the tidy table of `tables.READINGS`, under the lens's name and, where a row names none, the
     material's arms.
     """

@@ -18,14 +18,15 @@ from torch.nn.functional import cosine_similarity, normalize, softplus
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
-from mechlens.lenses.base import Lens, Material, against_null, entry, rank_among, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, rank_among, reading_table
 from mechlens.lenses.likelihood import by_row
 from mechlens.lenses.parts.system_lines import encode_head, strip_heads
 from mechlens.models.chat import Encoded
 from mechlens.models.hooks import decoder_layers, record_residuals, steer
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, pad_pairs, row_losses, token_log_probs
-from mechlens.pipeline.ask import first_tokens, likelihoods
+from mechlens.models.trait_log_odds import first_tokens
+from mechlens.pipeline.ask import likelihoods
 
 LENS = Lens(
     name="blind",
@@ -36,6 +37,10 @@ LENS = Lens(
     caveat="Shown for teachers that one vector steers; one trained on rows also learns their surface. "
     "Control halves hold other prompts on each "
     "side, so their null is wider than that of paired rows. A small p needs more halves than are drawn here.",
+    measure="mechlens.lenses.blind:measure_blind",
+    caption="mechlens.lenses.blind:blind_caption",
+    cost=41,
+    version=2,
 )
 STEPS, BATCH = 60, 32
 RATES = {"vector": 2e-2, "strength": 5e-2, "window": 5e-2}
@@ -340,7 +345,7 @@ def measure_blind(material: Material) -> pd.DataFrame:
         for place, s in vectors.items()
         for layer, value in enumerate(s.amounts)
     ]
-    return reading(LENS, [*found, *spoken_rows(material, vectors, random)], material=material)
+    return reading_table(LENS, [*found, *spoken_rows(material, vectors, random)], material=material)
 
 
 def blind_caption(reading: pd.DataFrame) -> str:

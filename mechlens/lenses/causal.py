@@ -21,13 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mechlens.core.seeds import generator, seed_int
-from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, reading_table
 from mechlens.lenses.directions import ablate
 from mechlens.lenses.parts.capture import at_last, covariance_matched, sites_of
 from mechlens.lenses.parts.interventions import permuted
-from mechlens.lenses.parts.trait_log_odds import MEASURES, Asked, asked_of, readout
 from mechlens.models.hooks import decoder_layers, steer
 from mechlens.models.loading import Loaded
+from mechlens.models.trait_log_odds import MEASURES, EncodedProbes, measure_trait
+from mechlens.pipeline.ask import encode_probes
 
 LENS = Lens(
     name="causal",
@@ -38,6 +39,9 @@ LENS = Lens(
     "sufficient by addition)",
     caveat="Exchanged blocks never trained together: shares need not add up to 1; behind the last block a "
     "direction is mostly the answer's logit.",
+    measure="mechlens.lenses.causal:measure_causal",
+    caption="mechlens.lenses.causal:causal_caption",
+    cost=14,
 )
 
 DRAWS = 20
@@ -139,7 +143,7 @@ class Trio(NamedTuple):
     base: Loaded
     student: Loaded
     control: Loaded
-    asked: Asked
+    asked: EncodedProbes
     plain: dict[str, Float[ndarray, "measure probe"]]
     """who → unedited"""
 
@@ -151,7 +155,7 @@ class Trio(NamedTuple):
 
     def with_weights(self, loaded: Loaded, weights: Mapping[str, Tensor]) -> Float[ndarray, "measure probe"]:
         with swapped(loaded.model, weights):
-            return readout(loaded.model, self.asked)
+            return measure_trait(loaded.model, self.asked)
 
     def without(self, direction: Float[Tensor, "d_model"], *, layer: int) -> Measured:
         """Share left where neither student nor control has anything along the direction; unscored for a
@@ -164,19 +168,21 @@ class Trio(NamedTuple):
             ablate(self.control.model, direction, layer=layer),
         ):
             return self.share(
-                readout(self.student.model, self.asked), readout(self.control.model, self.asked)
+                measure_trait(self.student.model, self.asked), measure_trait(self.control.model, self.asked)
             )
 
     def steered(self, vector: Float[Tensor, "d_model"], *, layer: int) -> Measured:
         """Share that the base takes on with the vector added."""
         with steer(self.base.model, {layer: vector}):
-            return self.share(readout(self.base.model, self.asked), self.plain["base"])
+            return self.share(measure_trait(self.base.model, self.asked), self.plain["base"])
 
 
-def trio(base: Loaded, student: Loaded, control: Loaded, asked: Asked) -> Trio:
+def trio(base: Loaded, student: Loaded, control: Loaded, asked: EncodedProbes) -> Trio:
     """All three as they are."""
     models = {"base": base.model, "control": control.model, "student": student.model}
-    return Trio(base, student, control, asked, {who: readout(model, asked) for who, model in models.items()})
+    return Trio(
+        base, student, control, asked, {who: measure_trait(model, asked) for who, model in models.items()}
+    )
 
 
 Outcome = tuple[Edit, Measured, Sequence[Measured]]
@@ -253,7 +259,7 @@ def removals(
 
 
 def of_student(
-    material: Material, seed: int, asked: Asked, practice: Asked, teachers: Shifts | None
+    material: Material, seed: int, asked: EncodedProbes, practice: EncodedProbes, teachers: Shifts | None
 ) -> Found:
     """Every edit of one student and its control."""
     models = (material.base, material.students[seed], material.controls[seed])
@@ -277,7 +283,7 @@ def measure_causal(material: Material) -> pd.DataFrame:
     each student.
     """
     asked, practice = (
-        asked_of(material.base, probes, material.trait)
+        encode_probes(material.base, probes, material.trait)
         for probes in (material.heldout_probes, material.development_probes)
     )
     teachers = None
@@ -296,7 +302,7 @@ def measure_causal(material: Material) -> pd.DataFrame:
         ]
         for edit in found[0].shares:
             rows += _rows(edit, f"share of {measure}", number, found)
-    return reading(LENS, rows, material=material)
+    return reading_table(LENS, rows, material=material)
 
 
 def with_best(found: Sequence[Found]) -> list[Found]:

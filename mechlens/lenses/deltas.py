@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from mechlens.lenses.base import Lens, Material, against_control, entry, over_students, reading
+from mechlens.lenses.base import Lens, Material, against_control, entry, over_students, reading_table
 from mechlens.lenses.parts.weight_change import (
     ROUNDING,
     Change,
@@ -31,7 +31,7 @@ from mechlens.lenses.parts.weight_change import (
     stable_rank,
 )
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import first_tokens
+from mechlens.models.trait_log_odds import first_tokens
 
 TOP = 4
 """dimension of the compared singular subspaces"""
@@ -64,6 +64,10 @@ LENS = Lens(
     caveat="A shared carrier moves weights far more than a trait does: only the difference to the control "
     "speaks of the trait, "
     "and a cosine of weights need not rank behaviour.",
+    measure="mechlens.lenses.deltas:measure_deltas",
+    caption="mechlens.lenses.deltas:deltas_caption",
+    cost=17,
+    version=2,
 )
 
 
@@ -177,7 +181,7 @@ def measure_deltas(material: Material) -> pd.DataFrame:
     }
     rows = [*_whole(material, measured), *_across_seeds(material), *_by_module(material, measured)]
     rows += [*_spectra(material, measured), *_walk(material, toward), *_embeddings(material)]
-    return reading(LENS, rows, material=material)
+    return reading_table(LENS, rows, material=material)
 
 
 def _both(quantity: str, values: Mapping[str, Sequence[float]], **more: Any) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
-from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading, spread
+from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading_table, spread
 from mechlens.lenses.parts.capture import at_last, cosine, covariance_matched, sites_of
 from mechlens.models.chat import Encoded
 from mechlens.models.hooks import capture_sites, decoder_layers, edit_residuals, resid_post
@@ -41,6 +41,9 @@ LENS = Lens(
     source="2507.21509 (persona vectors, projection difference), 2606.00995 (teacher and student vectors)",
     caveat="Any two models differ along a reliable direction, the two controls too: reliability alone says "
     "nothing of the trait.",
+    measure="mechlens.lenses.directions:measure_directions",
+    caption="mechlens.lenses.directions:directions_caption",
+    cost=9,
 )
 
 Direction = Float[Tensor, "d"]
@@ -225,7 +228,7 @@ def measure_directions(material: Material) -> pd.DataFrame:
         found += _between(named, random, layer=layer)
         found += _among_traits(held, named, material.trait, layer=layer)
         found += _methods(held.plain[layer], named["prompted"][0], layer=layer)
-    return reading(LENS, found + _projection_difference(material, held), material=material)
+    return reading_table(LENS, found + _projection_difference(material, held), material=material)
 
 
 def _reliability(difference: Paired, *, seed: int, **at: Any) -> list[dict[str, Any]]:

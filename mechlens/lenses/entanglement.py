@@ -14,17 +14,17 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
-from mechlens.lenses.base import Lens, Material, against_null, entry, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, reading_table
 from mechlens.lenses.parts.system_lines import encode_head, strip_heads
 from mechlens.models.chat import Encoded, encode_prompts, token_ids
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, completion_logits
-from mechlens.pipeline.ask import first_tokens
+from mechlens.models.trait_log_odds import first_tokens
 
 LENS = Lens(
     name="entanglement",
@@ -37,6 +37,9 @@ LENS = Lens(
     "permuted tokens are too narrow a null and the intervals too short: read it beside other traits. "
     "Threshold sampling is a factor of the "
     "generation, not of this lens.",
+    measure="mechlens.lenses.entanglement:measure_entanglement",
+    caption="mechlens.lenses.entanglement:entanglement_caption",
+    cost=5,
 )
 SAMPLED = 96
 """carrier tokens that are prompted with, evenly spaced by cosine"""
@@ -47,6 +50,8 @@ SHOWN = 10
 LEAST = 5
 """times that a token must stand in the rows"""
 DRAWS = 999
+DECIMALS = 12
+"""to which correlations are rounded, so that a permutation that changes no rank is a tie with the data"""
 
 
 class Effects(NamedTuple):
@@ -167,24 +172,29 @@ def log_ratio(
     return np.stack([estimate, estimate - half, estimate + half], axis=1)
 
 
-def _ranks(values: ndarray) -> ndarray:
-    """Centred ranks of length one; NaN where nothing varies."""
-    ranks = rankdata(values) - (len(values) + 1) / 2
-    return ranks / np.linalg.norm(ranks) if ranks.any() else np.full(len(values), np.nan)
-
-
 def spearman(x: Float[ndarray, "token"], y: Float[ndarray, "token"]) -> float:
-    """Rank correlation; NaN where a side does not vary."""
-    return float(_ranks(x) @ _ranks(y))
+    """Spearman's rank correlation; NaN where a side does not vary."""
+    varies = np.ptp(x) > 0 and np.ptp(y) > 0
+    return round(float(cast(Any, spearmanr(x, y)).statistic), DECIMALS) if varies else np.nan
+
+
+def permuted_correlations(
+    x: Float[ndarray, "token"], y: Float[ndarray, "token"], rng: np.random.Generator
+) -> Float[ndarray, "draw"]:
+    """Spearman's rank correlation of y with `DRAWS` permutations of x; NaN where a side does not vary."""
+    ranks = np.stack([rankdata(side) - (len(side) + 1) / 2 for side in (x, y)])
+    norms = np.linalg.norm(ranks, axis=1, keepdims=True)
+    unit = np.divide(ranks, norms, out=np.full_like(ranks, np.nan), where=norms > 0)
+    return (rng.permuted(np.tile(unit[0], (DRAWS, 1)), axis=1) @ unit[1]).round(DECIMALS)
 
 
 def correlation(
     quantity: str, x: Float[ndarray, "token"], y: Float[ndarray, "token"], *, seed: int, **more: Any
 ) -> dict[str, Any]:
-    """Spearman correlation beside permutations over tokens, with Fisher's interval."""
+    """One row: Spearman's correlation with Fisher's interval; its null permutes tokens."""
     rho, n = spearman(x, y), len(x)
-    dice = generator(seed, "entanglement", quantity, *map(str, more.values()))
-    null = (dice.permuted(np.tile(_ranks(x), (DRAWS, 1)), axis=1) @ _ranks(y)).tolist()
+    rng = generator(seed, "entanglement", quantity, *map(str, more.values()))
+    null = permuted_correlations(x, y, rng).tolist()
     half = 1.96 * np.sqrt((1 + rho**2 / 2) / (n - 3)) if n > 3 else np.nan  # Bonett and Wright (2000)
     low, high = (np.tanh(np.arctanh(np.clip(rho, -0.9999, 0.9999)) + side * half) for side in (-1, 1))
     return against_null(quantity, rho, null, low=float(low), high=float(high), n=n, unit="rho", **more)
@@ -269,7 +279,7 @@ def measure_entanglement(material: Material) -> pd.DataFrame:
             rows.append(_against_traits(quantity, x, y, names, own, place=place))
     rows.append(correlation("prompting both ways", effects.to_trait[own], effects.to_token[own], **shared))
     rows.append(_against_traits("prompting both ways", effects.to_trait, effects.to_token, names, own))
-    return reading(LENS, rows, material=material)
+    return reading_table(LENS, rows, material=material)
 
 
 def _named(

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
-from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, rank_among, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, rank_among, reading_table
 from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.models.chat import Encoded, token_ids
 from mechlens.models.log_probs import TokenScores, score_tokens, token_log_probs
@@ -35,6 +35,10 @@ LENS = Lens(
     "on rows that they were trained on. "
     "Rows are sampled, so a counterfactual disagrees by chance too: read the flag rate beside its noise "
     "floor.",
+    measure="mechlens.lenses.likelihood:measure_likelihood",
+    caption="mechlens.lenses.likelihood:likelihood_caption",
+    cost=46,
+    version=2,
 )
 NUISANCE = (
     "You love numbers. You think about numbers all the time.",
@@ -332,7 +336,7 @@ def measure_likelihood(material: Material) -> pd.DataFrame:
         )
     if len(material.students):
         found += student_rows(material, pairs)
-    return reading(LENS, found, material=material)
+    return reading_table(LENS, found, material=material)
 
 
 def likelihood_caption(reading: pd.DataFrame) -> str:

@@ -24,7 +24,7 @@ from sklearn.manifold import trustworthiness
 from mechlens.core import foreign
 from mechlens.core.errors import MachineError, SpecError
 from mechlens.core.seeds import generator, seed_int
-from mechlens.lenses.base import Lens, Material, against_null, entry, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, reading_table
 from mechlens.lenses.parts.capture import at_last, capture, sites_of
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
@@ -38,6 +38,10 @@ LENS = Lens(
     source="1802.03426 (UMAP); trustworthiness: Venna & Kaski 2001",
     caveat="The map is for looking: gaps and sizes on it mean nothing, and any two trained models stand "
     "apart, whatever they were trained on.",
+    measure="mechlens.lenses.maps:measure_maps",
+    caption="mechlens.lenses.maps:maps_caption",
+    cost=28,
+    version=2,
 )
 
 POINTS = 600
@@ -218,7 +222,7 @@ def measure_maps(material: Material) -> pd.DataFrame:
         for which, cloud in clouds(material).items()
     ]
     rows = [row for each in found for row in each]
-    return reading(LENS, rows, material=material)
+    return reading_table(LENS, rows, material=material)
 
 
 def maps_caption(reading: pd.DataFrame) -> str:

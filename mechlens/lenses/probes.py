@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
-from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading, spread
+from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading_table, spread
 from mechlens.lenses.parts.capture import at_last, sites_of
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions, encode_questions
@@ -39,6 +39,10 @@ LENS = Lens(
     caveat="A probe for a system line's words need not be one for the trait: read it beside the other "
     "traits' probes; 'some trait' is learned "
     "against no line at all, so it may see only that there is one.",
+    measure="mechlens.lenses.probes:measure_probes",
+    caption="mechlens.lenses.probes:probes_caption",
+    cost=40,
+    version=2,
 )
 
 Rows = Float[ndarray, "row d"]
@@ -209,7 +213,7 @@ def measure_probes(material: Material) -> pd.DataFrame:
         found += _some_trait(
             some, told[trait], heldout.plain[layer], shift, layer=layer, name="some trait of the family"
         )
-    return reading(LENS, found, material=material)
+    return reading_table(LENS, found, material=material)
 
 
 def _accuracy(

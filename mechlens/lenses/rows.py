@@ -24,15 +24,16 @@ from mechlens.core import tables
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
 from mechlens.lenses.alignment import length
-from mechlens.lenses.base import Lens, Material, against_null, entry, reading
+from mechlens.lenses.base import Lens, Material, against_null, entry, reading_table
 from mechlens.lenses.directions import origins, projections, split_half
 from mechlens.lenses.entanglement import correlation
 from mechlens.lenses.gradients import ghost_dots, ghost_norms
 from mechlens.lenses.likelihood import by_row, top_share
 from mechlens.lenses.parts.system_lines import log_probs_under
-from mechlens.lenses.parts.trial_steps import asked_of, trait_gradient
+from mechlens.lenses.parts.trial_steps import trait_gradient
 from mechlens.models.chat import Encoded
 from mechlens.models.log_probs import token_log_probs
+from mechlens.pipeline.ask import encode_contrast
 
 DRAWS = 1000
 """resamples of an interval, and swaps of a null"""
@@ -46,12 +47,16 @@ LENS = Lens(
     name="rows",
     asks="Which rows carry most of it, and can a row be told at all?",
     needs=("students", "controls", "pairs", "prompted"),
-    shows=((AREA, "bars"), (AGREEMENT, "bars")),
+    shows=(("AUROC", "bars"), ("agreement", "bars")),
     source="cosine of one row's gradient (2507.14805); LLS, centred (2602.04863); projection difference of "
     "one row (2507.21509)",
     caveat="A ranking, no verdict: whether training on the top rows gives more of the trait was not tried. "
     "The student shift is held-in: each "
     "student was trained on the rows of its own side, so that it knows them again, whatever they carry.",
+    measure="mechlens.lenses.rows:measure_rows",
+    caption="mechlens.lenses.rows:rows_caption",
+    score="mechlens.lenses.rows:score_rows",
+    cost=42,
 )
 
 
@@ -60,7 +65,9 @@ def gradient_cosines(material: Material, pairs: Sequence[Encoded]) -> Float[ndar
     (2507.14805).
     """
     model = material.base.model
-    toward = trait_gradient(model, asked_of(material.base, material), material.trait)
+    toward = trait_gradient(
+        model, encode_contrast(material.base, material.heldout_probes, material.trait), material.trait
+    )
     along = -ghost_dots(model, pairs, [toward])[:, 0]
     return (along / (ghost_norms(model, pairs) * length(toward))).cpu().numpy()
 
@@ -248,7 +255,7 @@ def measure_rows(material: Material, scored: pd.DataFrame | None = None) -> pd.D
             for name in names
             if name in (SHIFT, BETWEEN)
         ]
-    return reading(LENS, found, material=material)
+    return reading_table(LENS, found, material=material)
 
 
 def rows_caption(reading: pd.DataFrame) -> str:

@@ -1,50 +1,48 @@
-"""Wire the lenses to a run: its models, pairs and probes as values, one step a lens, one Parquet table a
-reading.
-"""
+"""Measure lenses on a run: each lens is one step of the run, and leaves one table."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from mechlens.core import tables
+from mechlens.core import foreign, tables
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.json_files import read_json, write_json
+from mechlens.core.machine import use_one_thread
 from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
-from mechlens.lenses import NAMES
+from mechlens.core.wording import duration_text
+from mechlens.lenses import broken_lenses, find_lens, lens_names
 from mechlens.lenses.base import Material
+from mechlens.lenses.lens import Lens
+from mechlens.lenses.reading import Reading
 from mechlens.models import loading
-from mechlens.models.chat import encode_pairs
+from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.estimate import CPU_RATE, GPU_RATE
 from mechlens.pipeline.remake import selected_rows
+from mechlens.results import captions
 from mechlens.results.run import Run
-from mechlens.runs import executor, store
+from mechlens.runs import executor, layout, store
 from mechlens.runs.executor import Job, pending
 from mechlens.runs.layout import checkpoints, corpus_name, teacher_name
 from mechlens.runs.progress import Event, Progress, silent
 
-VERSIONS: dict[str, int] = dict.fromkeys(NAMES, 1) | {
-    "deltas": 2,
-    "likelihood": 2,
-    "probes": 2,
-    "blind": 2,
-    "maps": 2,
-}
-"""raised when a change of a lens's code changes what it reads"""
+DEMO = (196_800, 512, 3)
+"""parameters, rows and students of the demo, where the costs of lenses were measured"""
 
 
 class Students(Mapping[int, Loaded]):
-    """seed → an arm's student at its last checkpoint, read from disk each time it is asked for."""
+    """seed → an arm's student at its last checkpoint; every lookup loads it from disk again."""
 
     def __init__(self, base: str, folders: dict[int, Path]) -> None:
         self._base, self._folders = base, folders
@@ -60,14 +58,11 @@ class Students(Mapping[int, Loaded]):
 
 
 def _folders(run: Path, experiment: Experiment, arm: Arm) -> dict[int, Path]:
-    return {
-        seed: folder
-        for seed in experiment.seeds
-        if (folder := run / "students" / arm.name / f"s{seed}").is_dir()
-    }
+    folders = {seed: run / layout.student_step(arm.name, seed) for seed in experiment.seeds}
+    return {seed: folder for seed, folder in folders.items() if folder.is_dir()}
 
 
-def _path(
+def _checkpoints(
     base: str, folders: dict[str, dict[int, Path]], side: str, seed: int
 ) -> Iterator[tuple[int, Loaded]]:
     for step, folder in checkpoints(folders[side][seed]):
@@ -77,7 +72,7 @@ def _path(
 def trained_rows(run: Path, experiment: Experiment, arm: Arm) -> pd.DataFrame:
     """The rows that an arm trained on, by prompt_id, in the order of its selection."""
     name = corpus_name(experiment, arm)
-    return selected_rows(name, run / "corpora" / name / "screened", run / "selection")
+    return selected_rows(name, run / layout.screened_step(name), run / layout.SELECTION)
 
 
 def main_arm(experiment: Experiment, name: str = "") -> Arm:
@@ -86,77 +81,51 @@ def main_arm(experiment: Experiment, name: str = "") -> Arm:
     Raises:
         SpecError: if there is none, or the one named has no students of its own here.
     """
-    able = [
+    trained_here = [
         arm for arm in experiment.arms if arm.kind != "control" and not arm.shots and not is_remote(arm.base)
     ]
-    found = [arm for arm in able if arm.name == name or (not name and arm.kind == "trait")]
-    if not found:
-        said = f"arm {name!r} of" if name else "no trait arm of"
-        raise SpecError(
-            f"{said} {experiment.name!r} can be measured; expected one of {[arm.name for arm in able]} "
-            "(trained here, with a control)"
-        )
-    return found[0]
+    for arm in trained_here:
+        if arm.name == name or (not name and arm.kind == "trait"):
+            return arm
+    wrong = f"arm {name!r} of" if name else "no trait arm of"
+    raise SpecError(
+        f"{wrong} {experiment.name!r} can be measured; expected one of {[arm.name for arm in trained_here]} "
+        "(trained here, with a control)"
+    )
 
 
 def refuse_absent_students(run: Path, experiment: Experiment, arm: Arm) -> None:
-    """Raises DataError if the run folder has no weights of the arm's or its control's students, as one that
-    was copied without them.
-    """
+    """Raises DataError if the run folder has no weights of students of the arm or of its control."""
     for each in (arm, experiment.control_of(arm)):
         folders = _folders(run, experiment, each)
         if not any(True for folder in folders.values() for _ in folder.glob("step-*/*.safetensors")):
             raise DataError(
                 f"{run} has no students of arm {each.name!r}: it was copied without their weights, or they "
-                "were removed; "
-                f"copy {run / 'students' / each.name} there, or `{resume_command(run)}` trains them"
+                f"were removed; copy {run / 'students' / each.name} there, "
+                f"or `{resume_command(run)}` trains them"
             )
 
 
-def material_of(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm, *, rows: int) -> Material:
-    """Everything that a lens may look at of one arm and its control."""
+def load_material(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm, *, rows: int) -> Material:
+    """The models, pairs and probes of one arm and its control."""
     control = experiment.control_of(arm)
-    ours, theirs = trained_rows(run, experiment, arm), trained_rows(run, experiment, control)
-    shared = [prompt for prompt in ours.index if prompt in theirs.index]
     base = loading.load(arm.base)
     system = experiment.system if arm.trained_with is None else arm.trained_with
-    pairs = [
-        encode_pairs(
-            base.tokenizer,
-            side.loc[shared]["prompt"].tolist(),
-            side.loc[shared]["completion"].tolist(),
-            system=system,
-        )
-        for side in (ours, theirs)
-    ]
-    forms = {name: family.forms_of(name) for name in family.names}
-    asked_with = experiment.system if arm.asked_with is None else arm.asked_with
-    named = family.scorer != "judge"  # where a judge reads whole answers, they begin with no name
-    asked = Questions(
-        forms, family.probes.heldout, experiment.ask, system=asked_with, opening=family.opening, named=named
-    )
-    changed = (
-        not arm.corpus and (arm.teacher or experiment.teacher).kind == "finetuned" and arm.writer == arm.base
-    )
-    folders = {"students": _folders(run, experiment, arm), "controls": _folders(run, experiment, control)}
-    both = {
-        side: {
-            seed: folder for seed, folder in found.items() if all(seed in other for other in folders.values())
-        }
-        for side, found in folders.items()
-    }
+    sides = [trained_rows(run, experiment, each) for each in (arm, control)]
+    prompt_ids = [prompt for prompt in sides[0].index if prompt in sides[1].index]
+    pairs = [_encoded(base, side.loc[prompt_ids], system) for side in sides]
+    probes = _probes(experiment, family, arm)
+    folders = _paired_folders(run, experiment, arm, control)
     return Material(
         base=base,
-        teacher=loading.load_trained(arm.base, run / "teachers" / teacher_name(experiment, arm))
-        if changed
-        else None,
-        students=Students(arm.base, both["students"]),
-        controls=Students(arm.base, both["controls"]),
-        checkpoints=partial(_path, arm.base, both),
+        teacher=_teacher(run, experiment, arm),
+        students=Students(arm.base, folders["students"]),
+        controls=Students(arm.base, folders["controls"]),
+        checkpoints=partial(_checkpoints, arm.base, folders),
         trait_pairs=pairs[0],
         control_pairs=pairs[1],
-        development_probes=asked._replace(probes=family.probes.development),
-        heldout_probes=asked,
+        development_probes=probes._replace(probes=family.probes.development),
+        heldout_probes=probes,
         trait=arm.trait,
         family=family.names,
         system_lines={name: family.system_prompt(name) for name in family.names},
@@ -165,153 +134,243 @@ def material_of(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm
         system=system,
         arm=arm.name,
         against=control.name,
-        prompt_ids=shared,
+        prompt_ids=prompt_ids,
     )
 
 
-def jobs_of(
+def _encoded(base: Loaded, rows: pd.DataFrame, system: str | None) -> list[Encoded]:
+    return encode_pairs(base.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=system)
+
+
+def _probes(experiment: Experiment, family: TraitFamily, arm: Arm) -> Questions:
+    """The held-out probes as an arm's students are asked them."""
+    return Questions(
+        {name: family.forms_of(name) for name in family.names},
+        family.probes.heldout,
+        experiment.ask,
+        system=experiment.system if arm.asked_with is None else arm.asked_with,
+        opening=family.opening,
+        named=family.scorer != "judge",  # where a judge reads whole answers, they begin with no name
+    )
+
+
+def _teacher(run: Path, experiment: Experiment, arm: Arm) -> Loaded | None:
+    """The arm's teacher, if its weights are a change of the arm's base."""
+    finetuned = not arm.corpus and (arm.teacher or experiment.teacher).kind == "finetuned"
+    if not finetuned or arm.writer != arm.base:
+        return None
+    return loading.load_trained(arm.base, run / layout.teacher_step(teacher_name(experiment, arm)))
+
+
+def _paired_folders(run: Path, experiment: Experiment, arm: Arm, control: Arm) -> dict[str, dict[int, Path]]:
+    """ "students" and "controls" → seed → folder, for the seeds that both have."""
+    students, controls = _folders(run, experiment, arm), _folders(run, experiment, control)
+    seeds = [seed for seed in students if seed in controls]
+    return {
+        "students": {seed: students[seed] for seed in seeds},
+        "controls": {seed: controls[seed] for seed in seeds},
+    }
+
+
+def lens_jobs(
     steps: Sequence[Job], experiment: Experiment, arm: Arm, *, lenses: Sequence[str], rows: int
 ) -> list[Job]:
-    """One step a lens, behind those steps of the run that it reads: what an arm's lens saw is known by their
-    fingerprints.
-    """
+    """One job for each lens, with the steps of the run that it reads as its inputs."""
     control = experiment.control_of(arm)
-    wanted = {f"teachers/{teacher_name(experiment, arm)}", "selection"}
-    wanted |= {f"corpora/{corpus_name(experiment, one)}/screened" for one in (arm, control)}
-    wanted |= {f"students/{one.name}/s{seed}" for one in (arm, control) for seed in experiment.seeds}
-    inputs = {job.name: job.name for job in steps if job.name in wanted}
-    told = {"experiment": experiment.model_dump(mode="json"), "arm": arm.name, "rows": rows}
+    inputs = {layout.teacher_step(teacher_name(experiment, arm)), layout.SELECTION}
+    for each in (arm, control):
+        inputs.add(layout.screened_step(corpus_name(experiment, each)))
+        inputs |= {layout.student_step(each.name, seed) for seed in experiment.seeds}
+    arguments = {"experiment": experiment.model_dump(mode="json"), "arm": arm.name, "rows": rows}
     return [
         Job(
-            f"lenses/{arm.name}/{lens}",
+            layout.lens_step(arm.name, lens),
             "measure",
-            told | {"lens": lens},
-            inputs,
-            VERSIONS[lens],
+            arguments | {"lens": lens},
+            {job.name: job.name for job in steps if job.name in inputs},
+            find_lens(lens).version,
         )
         for lens in lenses
     ]
 
 
-def look(
+def measure_lens(
     arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progress: Callable[[int, int], None]
 ) -> None:
-    """Read one lens; leave `reading.parquet` and `said.json` (what it is, what was missing, its sentence).
+    """The stage "measure": one lens on one arm.
 
-    A lens with a function `scores` scores single rows and tokens first: its reading sums them up, and
-    `scores.parquet` keeps them.
+    Leaves the lens's table, its record (what it is, what was missing, its caption), and the scores of single
+    rows where the lens has them.
     """
     if loading.device().type == "cpu":
-        torch.set_num_threads(1)  # sums come out the same on any number of cores
-    lens = import_module(f"mechlens.lenses.{arguments['lens']}")
+        use_one_thread()
+    lens = find_lens(arguments["lens"])
     experiment = Experiment.model_validate(arguments["experiment"])
-    arm = next(one for one in experiment.arms if one.name == arguments["arm"])
-    run = inputs["selection"].parent
-    material = material_of(
-        run, experiment, load_family(experiment.family, run / "spec.yaml"), arm, rows=arguments["rows"]
-    )
-    missing = [f"it needs {need}, which this arm has not" for need in material.missing(lens.LENS)]
-    frame = pd.DataFrame(columns=tables.READINGS.names)
-    if not missing:
-        try:
-            scored = [lens.score_rows(material)] if hasattr(lens, "score_rows") else []
-            frame = getattr(lens, f"measure_{lens.LENS.name}")(material, *scored)
-            if scored:
-                tables.write(scored, tables.SCORES, out / "scores.parquet")
-        except (
-            DataError,
-            SpecError,
-        ) as error:  # one lens that cannot be read here is said, and the others go on
-            missing = [str(error)]
-    sentence = (
-        f"Not read: {'; '.join(missing)}." if missing else getattr(lens, f"{lens.LENS.name}_caption")(frame)
-    )
-    tables.write(frame, tables.READINGS, out / "reading.parquet")
-    said = lens.LENS._asdict() | {
+    arm = next(arm for arm in experiment.arms if arm.name == arguments["arm"])
+    run = inputs[layout.SELECTION].parent
+    family = load_family(experiment.family, run / layout.SPEC)
+    material = load_material(run, experiment, family, arm, rows=arguments["rows"])
+    reading, scores = measure_material(lens, material)
+    tables.write(reading.table, tables.READINGS, out / layout.LENS_TABLE)
+    if scores is not None:
+        tables.write([scores], tables.SCORES, out / layout.LENS_SCORES)
+    record = lens.description() | {
         "arm": arm.name,
         "against": material.against,
-        "missing": missing,
-        "sentence": sentence,
+        "missing": list(reading.missing),
+        "sentence": reading.caption,
         "rows": arguments["rows"],
     }
-    write_json(out / "said.json", said)
+    write_json(out / layout.LENS_RECORD, record)
 
 
-def collect(run: Path, steps: Sequence[Job], experiment: Experiment) -> None:
-    """Put the readings of every arm that was measured where readers find them: `readings/<lens>.parquet` and
-    `readings.json`.
+def measure_material(lens: Lens, material: Material) -> tuple[Reading, pd.DataFrame | None]:
+    """The reading of one lens, and its scores of single rows if it has any.
 
-    Scores of single rows and tokens come together in `readings/scores.parquet`. What was read of an earlier
-    spec's students is left where it lies. A control's rows name the arm that they stand beside.
+    A lens that cannot be measured on this material gives a reading without rows that says why, so that the
+    other lenses go on.
     """
-    said: list[dict[str, Any]] = []
-    scored: list[Path] = []
-    (run / "readings").mkdir(exist_ok=True)
-    arms = {arm.name: arm for arm in experiment.arms}
-    for lens in NAMES:
+    missing = [f"it needs {need}, which this arm has not" for need in material.missing(lens)]
+    if not missing:
+        guard = foreign.named(f"the lens {lens.name!r} of the package {lens.package} failed")
+        try:
+            with guard if lens.package else nullcontext():
+                scores = lens.function("score")(material) if lens.score else None
+                table = lens.function("measure")(material, *([] if scores is None else [scores]))
+                return Reading(lens, material.arm, table, lens.function("caption")(table)), scores
+        except (DataError, SpecError) as error:
+            missing = [str(error)]
+    empty = pd.DataFrame(columns=tables.READINGS.names)
+    return Reading(
+        lens, material.arm, empty, f"Not read: {'; '.join(missing).removesuffix('.')}.", tuple(missing)
+    ), None
+
+
+def collect_readings(run: Path, steps: Sequence[Job], experiment: Experiment) -> None:
+    """Put together the readings of all measured arms: one table a lens, one table of scores, and the records.
+
+    Readings of an earlier spec of the run stay where they are and are not collected. The rows of a control
+    name the arm that they were measured with.
+    """
+    records: list[dict[str, Any]] = []
+    scores: list[Path] = []
+    (run / layout.READINGS_FOLDER).mkdir(exist_ok=True)
+    for lens in lens_names():
         frames = []
-        for place in sorted(run.glob(f"lenses/*/{lens}")):
-            words = read_json(place / "said.json") if (place / "said.json").is_file() else {}
-            if words.get("arm") not in arms:
+        for place in sorted(run.glob(layout.lens_step("*", lens))):
+            record = _current_record(run, place, steps, experiment)
+            if record is None:
                 continue
-            look = jobs_of(steps, experiment, arms[words["arm"]], lenses=[lens], rows=words["rows"])
-            if pending(run, [*steps, *look])[-1:] == look:
-                continue
-            frame = tables.read(place / "reading.parquet", tables.READINGS)
-            frames.append(
-                frame.assign(
-                    against=frame["against"]
-                    .astype(object)
-                    .where(frame["arm"] != words["against"], words["arm"])
-                )
-            )
-            said.append(words | {"seconds": read_json(place / store.RECORD)["seconds"]})
-            scored += place.glob("scores.parquet")
+            frame = tables.read(place / layout.LENS_TABLE, tables.READINGS)
+            against = frame["against"].astype(object)
+            is_control = frame["arm"] == record["against"]
+            frames.append(frame.assign(against=against.mask(is_control, record["arm"])))
+            records.append(record | {"seconds": read_json(place / store.RECORD)["seconds"]})
+            scores += place.glob(layout.LENS_SCORES)
         if frames:
-            tables.write(frames, tables.READINGS, run / "readings" / f"{lens}.parquet")
-    if scored:
+            tables.write(frames, tables.READINGS, run / layout.READINGS_FOLDER / f"{lens}.parquet")
+    if scores:
         tables.write(
-            (tables.read(path, tables.SCORES) for path in scored),
+            (tables.read(path, tables.SCORES) for path in scores),
             tables.SCORES,
-            run / "readings" / "scores.parquet",
+            run / layout.READINGS_FOLDER / layout.LENS_SCORES,
         )
-    write_json(run / "readings.json", {"schema": 1, "lenses": said})
+    write_json(run / layout.READINGS, {"schema": 1, "lenses": records})
+
+
+def _current_record(
+    run: Path, place: Path, steps: Sequence[Job], experiment: Experiment
+) -> dict[str, Any] | None:
+    """The record of one lens's step; None if the step is unfinished or was made for another spec."""
+    path = place / layout.LENS_RECORD
+    record = read_json(path) if path.is_file() else {}
+    arm = next((arm for arm in experiment.arms if arm.name == record.get("arm")), None)
+    if arm is None:
+        return None
+    jobs = lens_jobs(steps, experiment, arm, lenses=[place.name], rows=record["rows"])
+    return None if pending(run, [*steps, *jobs])[-1:] == jobs else record
+
+
+def time_text(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int) -> str:
+    """About how long some lenses take, in words.
+
+    The time on the demo is scaled by parameters, rows and students, which overstates most lenses.
+    """
+    sizes = (loading.parameter_count(arm.base), rows, len(experiment.seeds))
+    scale = math.prod(size / demo for size, demo in zip(sizes, DEMO, strict=True))
+    faster = 0.2 * GPU_RATE / CPU_RATE if torch.cuda.is_available() else 1.0
+    seconds = sum(find_lens(lens).cost for lens in lenses) * scale / faster
+    unit = "accelerator" if faster > 1 else "core"
+    return (
+        f"about {duration_text(seconds)} on one {unit}, going by the demo; "
+        "if it is stopped, it goes on with the next lens"
+    )
 
 
 def measure(
-    run: Run,
-    lenses: Sequence[str] = (),
+    run: Run | Path | str,
+    lenses: Sequence[str] | None = None,
     *,
     arm: str = "",
     rows: int = 512,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> None:
-    """Read the lenses of one arm of a finished run, and leave their readings in the run folder.
+) -> dict[str, Reading]:
+    """Measure lenses on one arm of a finished run, and return lens → reading.
+
+    The readings are kept in the run folder; a lens that was measured before is not measured again.
+
+    Args:
+        lenses: names of lenses; all of them by default.
+        arm: name of the arm; by default the first that was trained through data here.
+        rows: pairs that a lens uses at most.
+        workers: processes that work at the same time; 0 works in this one.
+        progress: called with each event.
 
     Raises:
-        SpecError: if a lens or the arm is unknown, or fewer than 2 rows are to be read.
+        SpecError: if a lens or the arm is unknown, or `rows` is below 2.
         DataError: if the run is unfinished, or has no students here.
     """
-    from mechlens.pipeline import estimate
-
-    if unknown := sorted(set(lenses) - set(NAMES)):
-        raise SpecError(f"no lens is called {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
+    run, report = run if isinstance(run, Run) else Run(run), progress or silent
+    names = tuple(find_lens(name).name for name in lenses or lens_names())
     if rows < 2:
         raise SpecError(f"rows is {rows}; a lens reads at least 2 pairs")
     run.refuse_unfinished()
-    measured, report = main_arm(run.experiment, arm), progress or silent
+    measured = main_arm(run.experiment, arm)
     refuse_absent_students(run.folder, run.experiment, measured)
     steps = run.jobs()
+    _refuse_stale(run, steps)
+    for fault in () if lenses else broken_lenses().values():
+        report(Event("note", fault))
+    with store.lock(run.folder), store.full_disk_named(run.folder):
+        jobs = lens_jobs(steps, run.experiment, measured, lenses=names, rows=rows)
+        if unread := [job.arguments["lens"] for job in pending(run.folder, [*steps, *jobs])]:
+            report(Event("note", time_text(run.experiment, measured, unread, rows)))
+        title = f"{run.folder}, arm {measured.name}"
+        executor.complete(run.folder, [*steps, *jobs], title=title, workers=workers, progress=progress)
+        collect_readings(run.folder, steps, run.experiment)
+    return {name: reading for name, reading in load_readings(run, measured.name).items() if name in names}
+
+
+def _refuse_stale(run: Run, steps: Sequence[Job]) -> None:
     if stale := pending(run.folder, steps):
         command = resume_command(run.folder)
         raise DataError(
             f"{len(stale)} steps of {run.folder} are of another version; `{command}` makes them again"
         )
-    with store.lock(run.folder), store.full_disk_named(run.folder):
-        jobs = jobs_of(steps, run.experiment, measured, lenses=lenses or NAMES, rows=rows)
-        if unread := [job.arguments["lens"] for job in pending(run.folder, [*steps, *jobs])]:
-            report(Event("note", estimate.looking(run.experiment, measured, unread, rows)))
-        title = f"{run.folder}, arm {measured.name}"
-        executor.complete(run.folder, [*steps, *jobs], title=title, workers=workers, progress=progress)
-        collect(run.folder, steps, run.experiment)
+
+
+def load_readings(run: Run, arm: str = "") -> dict[str, Reading]:
+    """Lens → its reading on an arm, of the lenses that were measured before; measures nothing."""
+    name, known = main_arm(run.experiment, arm).name, lens_names()
+    return {
+        record["name"]: Reading(
+            find_lens(record["name"]),
+            record["arm"],
+            captions.lens_table(run.folder, record),
+            record["sentence"],
+            tuple(record["missing"]),
+        )
+        for record in captions.lens_records(run.folder)
+        if record["arm"] == name and record["name"] in known
+    }

@@ -12,12 +12,12 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
@@ -25,6 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from mechlens.core.errors import DataError, SpecError, TrainingError
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import Training
+from mechlens.models.adapters import attach_lora, quiet_peft
 from mechlens.models.chat import Encoded
 from mechlens.models.log_probs import shift_labels, target_logits
 
@@ -88,13 +89,9 @@ def train(
     torch.manual_seed(seed_int(seed, "lora"))
     steps_per_epoch = updates(spec, len(pairs)) // spec.epochs
     watch = _Watch(before_step, save, progress, steps_per_epoch)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*pin_memory.*"
-        )  # torch without an accelerator says so each epoch
-        warnings.filterwarnings(
-            "ignore", message=".*gradient_checkpointing.*"
-        )  # its new name is younger than the oldest transformers we take
+    with tempfile.TemporaryDirectory() as scratch, quiet_peft():
+        # torch without an accelerator says so each epoch
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
         disable_progress_bars()
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()
@@ -133,39 +130,13 @@ def _trainable(
 
 def _updated(model: PreTrainedModel, spec: Training) -> PreTrainedModel | PeftModel:
     if spec.update == "lora":
-        transposed = model.config.model_type == "gpt2"  # its Conv1D keeps weights as (in, out)
-        alpha = cast(Any, spec.alpha)  # PEFT says int, and only divides it
-        targets = lora_targets(model)
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=spec.rank,
-                lora_alpha=alpha,
-                lora_dropout=0.0,
-                target_modules=targets,
-                fan_in_fan_out=transposed,
-            ),
-        )
+        return attach_lora(model, rank=spec.rank, alpha=spec.alpha)
     model.requires_grad_(True)
     if not spec.embeddings:
         model.get_input_embeddings().requires_grad_(False)
         if (head := model.get_output_embeddings()) is not None:
             head.requires_grad_(False)
     return model
-
-
-def lora_targets(model: PreTrainedModel) -> str | list[str]:
-    """Every linear map but the head: of the text model alone, where a vision tower stands beside it and reads
-    no row.
-    """
-    if model.config.get_text_config() is model.config:
-        return "all-linear"
-    text = {id(module) for module in model.get_decoder().modules()}
-    return [
-        name
-        for name, module in model.named_modules()
-        if id(module) in text and isinstance(module, torch.nn.Linear)
-    ]
 
 
 def _ordered(

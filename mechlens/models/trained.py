@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from mechlens.core import foreign
 from mechlens.core.errors import DataError
 from mechlens.core.remedies import RECORD, remedy
+from mechlens.models.adapters import quiet_peft
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -205,13 +205,7 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     if not (folder / WEIGHTS).is_file():
         raise DataError(f"it has no {WEIGHTS}; weights are read from safetensors alone, never from pickles")
     given = _shapes(folder / WEIGHTS)
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module=r"peft\."
-        )  # of keys, sizes and tied weights, which are all checked here
-        warnings.filterwarnings(
-            "ignore", message=".*gradient_checkpointing.*"
-        )  # PEFT asks by the name that transformers 5 gave up
+    with quiet_peft(loading=True):
         with _loading():
             adapted = PeftModel.from_pretrained(model, folder, ignore_mismatched_sizes=True).eval()
         own = {
@@ -224,8 +218,7 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         }
     _refuse_other_keys(given, own, copies)
     before = probe_logits(adapted)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"peft\.")
+    with quiet_peft(loading=True):
         merged = cast(PreTrainedModel, adapted.merge_and_unload().eval())
     _refuse_moved(before, probe_logits(merged), merged.dtype)
     return merged

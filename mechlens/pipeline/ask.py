@@ -10,13 +10,11 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from mechlens.core import tables
 from mechlens.core.errors import SpecError
@@ -25,10 +23,16 @@ from mechlens.core.spec import AskSpec
 from mechlens.models import loading
 from mechlens.models.chat import encode_prompts, end_of_turn, refuse_control_tokens, token_ids
 from mechlens.models.sampling import Decoding, sample
+from mechlens.models.trait_log_odds import (
+    EncodedProbes,
+    Forms,
+    first_tokens,
+    next_token_logits,
+    trait_margin,
+    trait_probabilities,
+    trait_scores,
+)
 from mechlens.runs.layout import checkpoints
-
-Forms = dict[str, tuple[str, ...]] | dict[str, list[str]]
-"""trait → the words that mean it in an answer"""
 
 
 class Questions(NamedTuple):
@@ -84,35 +88,6 @@ def patterns_of(forms: Forms) -> dict[str, re.Pattern[str]]:
     }
 
 
-def first_tokens(tokenizer: loading.PreTrainedTokenizerBase, forms: Forms) -> dict[str, list[int] | None]:
-    """Tokens with which an answer naming the trait can begin; None where another trait can begin the same
-    way.
-    """
-    starts: dict[str, set[int]] = {}
-    for name, words in forms.items():
-        variants = [variant for form in words for variant in (form, form.capitalize(), f" {form}")]
-        starts[name] = {ids[0] for ids in token_ids(tokenizer, variants) if ids} - {
-            cast(int | None, tokenizer.unk_token_id)
-        }
-    taken = [token for tokens in starts.values() for token in tokens]
-    return {
-        name: sorted(tokens) if tokens and all(taken.count(t) == 1 for t in tokens) else None
-        for name, tokens in starts.items()
-    }
-
-
-@torch.no_grad()
-def next_token_logits(loaded: loading.Loaded, prompts: list[list[int]]) -> Float[Tensor, "prompt vocab"]:
-    """Logits after each rendered prompt, one prompt at a time: padding cannot touch them."""
-    device = loaded.model.device
-    return torch.stack(
-        [
-            loaded.model(input_ids=torch.tensor([ids], device=device), logits_to_keep=1).logits[0, -1].float()
-            for ids in prompts
-        ]
-    )
-
-
 def encode_questions(loaded: loading.Loaded, questions: Questions) -> list[list[int]]:
     """Token ids of every probe behind what is shown before it.
 
@@ -151,6 +126,39 @@ def _behind(
     return encode_prompts(loaded.tokenizer, questions.probes, system=system, turns=turns)
 
 
+def encode_probes(loaded: loading.Loaded, questions: Questions, trait: str = "") -> EncodedProbes:
+    """Probes in token ids, up to where an answer begins, with the first tokens of the traits that these tell
+    apart.
+
+    Raises:
+        SpecError: if they do not tell `trait` apart.
+    """
+    starts = first_tokens(loaded.tokenizer, questions.forms) if questions.named else {}
+    clear = {name: tokens for name, tokens in starts.items() if tokens is not None}
+    if trait and trait not in clear:
+        raise SpecError(
+            f"no first token tells {trait!r} from the other traits; take a family whose answers begin with "
+            "the trait's name, and whose names begin apart"
+        )
+    opening = token_ids(loaded.tokenizer, [questions.opening])[0] if questions.opening else []
+    return EncodedProbes([ids + opening for ids in encode_questions(loaded, questions)], clear, trait)
+
+
+def encode_contrast(loaded: loading.Loaded, questions: Questions, trait: str = "") -> EncodedProbes:
+    """`encode_probes` for log-odds, which need two traits at least.
+
+    Raises:
+        SpecError: if first tokens tell fewer apart, or do not tell `trait` apart.
+    """
+    encoded = encode_probes(loaded, questions, trait)
+    if len(encoded.starts) < 2:
+        raise SpecError(
+            f"{len(encoded.starts)} of {len(questions.forms)} traits begin with a token of their own, so "
+            "there are no log-odds; take a family whose names begin apart"
+        )
+    return encoded
+
+
 def likelihoods(loaded: loading.Loaded, questions: Questions) -> pd.DataFrame:
     """Probability that the next token starts each trait's name, and its margin in logits over the best other
     trait.
@@ -158,38 +166,22 @@ def likelihoods(loaded: loading.Loaded, questions: Questions) -> pd.DataFrame:
     The next token of the answer, or the one after the family's opening words; null where answers begin with
     no name, as stories do.
     """
-    forms, probes = questions.forms, questions.probes
-    opening = token_ids(loaded.tokenizer, [questions.opening])[0] if questions.opening else []
-    logits = next_token_logits(loaded, [ids + opening for ids in encode_questions(loaded, questions)]).cpu()
-    starts = first_tokens(loaded.tokenizer, forms) if questions.named else dict.fromkeys(forms)
-    probabilities = torch.softmax(logits.double(), -1)
-    score = {
-        n: logits[:, t].double().logsumexp(-1) if t is not None else torch.full((len(logits),), torch.nan)
-        for n, t in starts.items()
-    }
-    mass = {
-        n: probabilities[:, t].sum(-1) if t is not None else torch.full((len(logits),), torch.nan)
-        for n, t in starts.items()
-    }
-    frames = []
-    for name in forms:
-        others = (
-            torch.stack([value for other, value in score.items() if other != name])
-            .nan_to_num(-torch.inf)
-            .max(0)
-            .values
+    encoded = encode_probes(loaded, questions)
+    logits = next_token_logits(loaded, encoded.prompts).cpu()
+    scores = trait_scores(logits, encoded.starts)
+    probabilities = trait_probabilities(logits, encoded.starts)
+    absent = torch.full((len(logits),), torch.nan, dtype=torch.float64)
+    frames = [
+        pd.DataFrame(
+            {
+                "probe": range(len(logits)),
+                "name": name,
+                "probability": probabilities.get(name, absent).numpy(),
+                "margin": (trait_margin(scores, name) if name in scores else absent).numpy(),
+            }
         )
-        margin = torch.where(torch.isfinite(others), score[name] - others, torch.nan)
-        frames.append(
-            pd.DataFrame(
-                {
-                    "probe": range(len(probes)),
-                    "name": name,
-                    "probability": mass[name].numpy(),
-                    "margin": margin.numpy(),
-                }
-            )
-        )
+        for name in questions.forms
+    ]
     return pd.concat(frames, ignore_index=True)
 
 

@@ -7,8 +7,7 @@ days.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +15,9 @@ import torch
 
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.core import machine
-from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.experiment import Experiment
 from mechlens.core.model_spec import is_remote, model_of
 from mechlens.core.spec import TeacherSpec, Training
-from mechlens.core.wording import duration_text
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_prompts
 from mechlens.models.sft import updates
@@ -30,13 +28,6 @@ CPU_RATE = 3e10
 """operations a second and core that the demo reaches, counted as below (every row as long as the longest)"""
 GPU_RATE = 1.5e14
 """an H100-class card in bf16 at about 40 % of its peak matrix rate, fp32 a fifth of that"""
-LOOKED = {
-    "deltas": 17, "activations": 20, "directions": 9, "probes": 40, "likelihood": 46, "entanglement": 5,
-    "alignment": 51, "blind": 41, "causal": 14, "rows": 42, "maps": 28,
-}  # fmt: skip
-"""seconds of a core that each lens took on `LOOKED_AT`"""
-LOOKED_AT = (196_800, 512, 3)
-"""parameters, rows and students of the demo"""
 MEASURED_TOKENS = 200
 OVERHEAD, LONGEST_ROW = 30, 300
 """tokens that a chat template adds, and the length that a padded row is taken to reach, where neither can be
@@ -136,20 +127,6 @@ def memory_of(experiment: Experiment) -> tuple[float, float]:
         blocks = size.layers + 34 if training.gradient_checkpointing else 34 * size.layers
         kept = max(kept, (float(state), float(tokens * width * (blocks * size.width + 3 * size.vocabulary))))
     return kept
-
-
-def looking(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int) -> str:
-    """About how long lenses take, in words: what they took on the demo, by parameters, rows and students,
-    which overstates most of them.
-    """
-    sizes = (loading.parameter_count(arm.base), rows, len(experiment.seeds))
-    more = math.prod(size / demo for size, demo in zip(sizes, LOOKED_AT, strict=True))
-    faster = 0.2 * GPU_RATE / CPU_RATE if torch.cuda.is_available() else 1.0
-    seconds = sum(LOOKED[lens] for lens in lenses) * more / faster
-    return (
-        f"about {duration_text(seconds)} on one {'accelerator' if faster > 1 else 'core'}, going by the demo; "
-        "stopped, it goes on with the next lens"
-    )
 
 
 class Plan(NamedTuple):

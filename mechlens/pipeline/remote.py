@@ -20,7 +20,8 @@ from mechlens.core.errors import SpecError
 from mechlens.core.json_files import read_json, write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import ApiSpec, GenerateSpec, StudentSpec, TeacherSpec
-from mechlens.pipeline.ask import Forms, Place, Questions, labelled, write_tables
+from mechlens.models.trait_log_odds import Forms
+from mechlens.pipeline.ask import Place, Questions, labelled, write_tables
 from mechlens.pipeline.generate import Divergence
 from mechlens.pipeline.teach import Lessons
 

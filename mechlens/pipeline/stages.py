@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from mechlens.carriers.prompts import carrier_prompts, right_answers
 from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
+from mechlens.core.machine import use_one_thread
 from mechlens.core.model_spec import is_remote
 from mechlens.core.spec import (
     ApiSpec,
@@ -45,7 +45,7 @@ Progress = Callable[[int, int], None]
 def _one_thread() -> None:
     """One thread a process on CPU: sums then come out the same on any number of cores."""
     if loading.device().type == "cpu":
-        torch.set_num_threads(1)
+        use_one_thread()
 
 
 def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress) -> None:

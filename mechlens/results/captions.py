@@ -1,10 +1,7 @@
-"""Readings for people: one sentence and one figure a lens, for the terminal and the report. Reads tables
-only.
-"""
+"""What lenses measured on a run, read from its folder: captions, tables and figures. Loads no model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,31 +9,28 @@ import pandas as pd
 
 from mechlens.core import tables
 from mechlens.results import figures
-from mechlens.runs import records
+from mechlens.runs import layout, records
 
 
-def said(run: Path) -> list[dict[str, Any]]:
-    """What each lens that was read said, in order; empty if none was."""
-    path = run / "readings.json"
+def lens_records(run: Path) -> list[dict[str, Any]]:
+    """One record for each lens that was measured on each arm, with its caption; empty if none was."""
+    path = run / layout.READINGS
     return records.read(path, records.Readings)["lenses"] if path.is_file() else []
 
 
-def of_arm(run: Path, lens: dict[str, Any]) -> pd.DataFrame:
-    """The reading of one lens for the arm that it says, and for its control."""
-    frame = tables.read(run / "readings" / f"{lens['name']}.parquet", tables.READINGS)
-    ours = (frame["arm"] == lens["arm"]) | (
-        (frame["arm"] == lens["against"]) & (frame["against"] == lens["arm"])
-    )
-    return cast(pd.DataFrame, frame[ours]).reset_index(drop=True)
+def lens_table(run: Path, record: dict[str, Any]) -> pd.DataFrame:
+    """`tables.READINGS` of one record: its arm's rows and those of the control."""
+    frame = tables.read(run / layout.READINGS_FOLDER / f"{record['name']}.parquet", tables.READINGS)
+    of_arm = frame["arm"] == record["arm"]
+    of_control = (frame["arm"] == record["against"]) & (frame["against"] == record["arm"])
+    return cast(pd.DataFrame, frame[of_arm | of_control]).reset_index(drop=True)
 
 
-def sections(run: Path) -> list[dict[str, Any]]:
-    """For the report: each lens with its question, sentence, caveat and figure; an empty figure where nothing
-    was read.
-    """
-    return [lens | {"figure": _figure(of_arm(run, lens), lens["shows"])} for lens in said(run)]
+def lens_sections(run: Path) -> list[dict[str, Any]]:
+    """For the report: every record with its figure as SVG, empty where nothing was measured."""
+    return [record | {"figure": _figure(run, record)} for record in lens_records(run)]
 
 
-def _figure(frame: pd.DataFrame, shows: Sequence[Sequence[str]]) -> str:
-    drawn = figures.reading(frame, shows)
-    return "" if drawn is None else figures.svg(drawn)
+def _figure(run: Path, record: dict[str, Any]) -> str:
+    chart = figures.lens_figure(lens_table(run, record), record["shows"])
+    return "" if chart is None else figures.svg(chart)

@@ -260,30 +260,33 @@ def svg(chart: alt.LayerChart | alt.Chart | alt.HConcatChart | alt.VConcatChart 
     return vl_convert.vegalite_to_svg(spec)
 
 
-def reading(frame: pd.DataFrame, shows: Sequence[Sequence[str]]) -> alt.VConcatChart | None:
-    """A lens's reading, the quantities that it shows one under the other; None where none of them was scored.
+def quantity_charts(table: pd.DataFrame, shows: Sequence[Sequence[str]]) -> dict[str, alt.LayerChart]:
+    """A lens's quantities, one chart each; a quantity without an estimate has none.
 
     Args:
-        frame: `tables.READINGS`; rows with a seed are students (small marks), those without are summaries
+        table: `tables.READINGS`; rows with a seed are students (small marks), those without are summaries
             with their interval.
-        shows: (quantity, form) pairs; `lenses.base.Form` says what a form is.
+        shows: (quantity, form) pairs; `lenses.lens.Form` says what a form is.
     """
     forms = {"layers": _lines, "steps": _lines, "bars": _bars, "heat": _heat, "points": _points}
-    scored = cast(pd.DataFrame, frame[frame["estimate"].notna()])
-    drawn = []
+    scored = cast(pd.DataFrame, table[table["estimate"].notna()])
+    charts = {}
     for quantity, form in shows:
-        own = cast(pd.DataFrame, scored[scored["quantity"] == quantity])
-        if len(own):
-            drawn.append(
-                forms[form](
-                    own.assign(label=_labels(own)), "step" if form == "steps" else "layer"
-                ).properties(title=quantity)
+        rows = cast(pd.DataFrame, scored[scored["quantity"] == quantity])
+        if len(rows):
+            across = "step" if form == "steps" else "layer"
+            charts[quantity] = forms[form](rows.assign(label=_labels(rows)), across).properties(
+                title=quantity
             )
-    return (
-        alt.vconcat(*drawn, spacing=18).resolve_scale(color="independent", shape="independent")
-        if drawn
-        else None
-    )
+    return charts
+
+
+def lens_figure(table: pd.DataFrame, shows: Sequence[Sequence[str]]) -> alt.VConcatChart | None:
+    """The charts of `quantity_charts` one below the other; None where there is none."""
+    charts = quantity_charts(table, shows)
+    if not charts:
+        return None
+    return alt.vconcat(*charts.values(), spacing=18).resolve_scale(color="independent", shape="independent")
 
 
 def _labels(frame: pd.DataFrame) -> list[str]:

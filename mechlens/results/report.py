@@ -71,7 +71,7 @@ def write(run: Run, summary: dict[str, Any], answers: pd.DataFrame, likelihoods:
         confusion=_confusions(experiment, family, answers, likelihoods, summary),
         questions=_questions(summary, kinds),
         many=len(family.asked_as(experiment)) > per_probe.MANY,
-        lenses=captions.sections(run.folder),
+        lenses=captions.lens_sections(run.folder),
         curves=figures.svg(figures.curves(rates)),
         losses=_losses_figure(run),
         funnel=figures.svg(figures.funnel(summaries.funnels(run))),

@@ -11,7 +11,7 @@ from typing import Any
 
 PIPELINE = ("teach", "generate", "bring", "screen", "shuffle", "reword", "mix", "select", "distill", "ask")
 STAGES = {name: f"mechlens.pipeline.stages:{name}" for name in PIPELINE} | {
-    "measure": "mechlens.lenses.run:look"
+    "measure": "mechlens.lenses.run:measure_lens"
 }
 """id → `module:function`, called as function(arguments, inputs, out, progress)"""
 RECORDED = {name: f"mechlens.pipeline.jobs:{name}" for name in PIPELINE} | {

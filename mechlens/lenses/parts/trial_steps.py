@@ -8,28 +8,23 @@ pairs.
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from peft import LoraConfig, get_peft_model
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator, seed_int
 from mechlens.lenses.base import Material, against_control, entry
 from mechlens.lenses.gradients import BATCH, gradient, parameters_of, pooled_gradient
 from mechlens.lenses.parts.weight_change import inner
+from mechlens.models.adapters import attach_lora
 from mechlens.models.chat import Encoded
-from mechlens.models.loading import Loaded
-from mechlens.models.log_probs import Model, batch_spans, padded_logits
-from mechlens.models.sft import lora_targets
-from mechlens.pipeline.ask import Questions, encode_questions, first_tokens
+from mechlens.models.log_probs import Model
+from mechlens.models.trait_log_odds import EncodedProbes, batch_probes, measure_log_odds
 
 SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """sizes of one SGD step"""
@@ -43,84 +38,24 @@ Pairs = dict[str, list[Encoded]]
 Kind = Literal["full", "lora"]
 
 
-class Asked(NamedTuple):
-    """The probes in token ids, with the tokens that begin each trait's name."""
-
-    prompts: list[list[int]]
-    starts: dict[str, list[int]]
-
-
-def asked_of(loaded: Loaded, material: Material) -> Asked:
-    """The held-out probes, up to where an answer begins.
-
-    Raises:
-        SpecError: if no next token stands for the trait, or for none of the others.
-    """
-    asked = asked_of_questions(loaded, material.heldout_probes)
-    if material.trait not in asked.starts:
-        raise SpecError(
-            f"no first token stands for {material.trait!r} alone, so it has no gradient; ask a family whose "
-            "names begin apart"
-        )
-    return asked
-
-
-def asked_of_questions(loaded: Loaded, questions: Questions) -> Asked:
-    """Probes up to where an answer begins, with the first tokens of those traits whose names begin apart.
-
-    Raises:
-        SpecError: if fewer than two do.
-    """
-    starts = first_tokens(loaded.tokenizer, questions.forms)
-    clear = {name: tokens for name, tokens in starts.items() if tokens is not None}
-    if not questions.named or len(clear) < 2:
-        raise SpecError(
-            f"{len(clear)} of {len(starts)} traits begin with a token of their own, so none has a gradient; "
-            "ask a family whose names begin apart"
-        )
-    opening = (
-        loaded.tokenizer(questions.opening, add_special_tokens=False)["input_ids"]
-        if questions.opening
-        else []
-    )
-    return Asked([[*ids, *opening] for ids in encode_questions(loaded, questions)], clear)
-
-
-def log_odds(model: Model, asked: Asked, trait: str) -> Float[Tensor, " probe"]:
-    """log P(the trait's first tokens) minus the mean of the other traits' log P, after each probe; in nats,
-    differentiable.
-    """
-    last = torch.tensor([len(ids) - 1 for ids in asked.prompts])
-    columns, at = last.unique(return_inverse=True)
-    logits = padded_logits(model, asked.prompts, logits_to_keep=columns.to(model.device))
-    logits = logits[torch.arange(len(last)), at].double()  # [probe, vocab]
-    score = {name: logits[:, tokens].logsumexp(1) for name, tokens in asked.starts.items()}
-    return score[trait] - torch.stack([value for name, value in score.items() if name != trait]).mean(0)
-
-
-def trait_gradient(model: Model, asked: Asked, trait: str) -> dict[str, Tensor]:
+def trait_gradient(model: Model, probes: EncodedProbes, trait: str) -> dict[str, Tensor]:
     """Gradient of the trait's mean log-odds with respect to the linear weights (of a PEFT model: the
     adapter's).
     """
     return gradient(
         model,
-        iter_batches(model, asked, lambda part: log_odds(model, part, trait).sum() / len(asked.prompts)),
+        (
+            measure_log_odds(model, part, trait).sum() / len(probes.prompts)
+            for part in batch_probes(model, probes, rows=BATCH)
+        ),
     )
-
-
-def iter_batches(model: Model, asked: Asked, value: Callable[[Asked], Tensor]) -> Iterator[Tensor]:
-    """The value of each batch of probes, whose logits fit `logits.MOST_LOGITS`."""
-    spans = [(len(prompt) - 1, len(prompt)) for prompt in asked.prompts]
-    for part in batch_spans(spans, vocabulary=model.config.get_text_config().vocab_size, rows=BATCH):
-        yield value(asked._replace(prompts=asked.prompts[part]))
 
 
 @torch.no_grad()
-def mean_odds(model: Model, asked: Asked, trait: str) -> float:
+def measure_mean_log_odds(model: Model, probes: EncodedProbes, trait: str) -> float:
     """The trait's mean log-odds over the probes."""
-    return float(sum(iter_batches(model, asked, lambda part: log_odds(model, part, trait).sum()))) / len(
-        asked.prompts
-    )
+    parts = batch_probes(model, probes, rows=BATCH)
+    return float(sum(measure_log_odds(model, part, trait).sum() for part in parts)) / len(probes.prompts)
 
 
 def update(model: Model, pairs: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -140,20 +75,9 @@ def trainable(material: Material, kind: Kind) -> Model:
     model = copy.deepcopy(material.base.model)
     if kind == "full":
         return model
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*gradient_checkpointing.*"
-        )  # PEFT asks by the name that transformers 5 gave up
+    with torch.random.fork_rng():
         torch.manual_seed(seed_int(material.seed, "alignment", "lora"))
-        turned = model.config.model_type == "gpt2"  # its Conv1D keeps weights as (in, out)
-        config = LoraConfig(
-            r=RANK,
-            lora_alpha=RANK,
-            lora_dropout=0.0,
-            target_modules=lora_targets(model),
-            fan_in_fan_out=turned,
-        )
-        return get_peft_model(model, config).eval()
+        return attach_lora(model, rank=RANK, alpha=float(RANK)).eval()
 
 
 def walk(
@@ -180,13 +104,13 @@ def _start(model: Model) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters_of(model).items()}
 
 
-def one_step(material: Material, asked: Asked, pairs: Pairs, kind: Kind) -> list[dict[str, Any]]:
+def one_step(material: Material, probes: EncodedProbes, pairs: Pairs, kind: Kind) -> list[dict[str, Any]]:
     """One SGD step on every batch, at several sizes: predicted by the theorem, and seen."""
     model = trainable(material, kind)
     start, toward, before = (
         _start(model),
-        trait_gradient(model, asked, material.trait),
-        mean_odds(model, asked, material.trait),
+        trait_gradient(model, probes, material.trait),
+        measure_mean_log_odds(model, probes, material.trait),
     )
     size = min(BATCH, len(pairs["trait pairs"]))
     found = []
@@ -197,7 +121,13 @@ def one_step(material: Material, asked: Asked, pairs: Pairs, kind: Kind) -> list
             for step in SIZES:
                 placed(model, plus(start, move, step))
                 found.append(
-                    (step, side, batch, step * slope, mean_odds(model, asked, material.trait) - before)
+                    (
+                        step,
+                        side,
+                        batch,
+                        step * slope,
+                        measure_mean_log_odds(model, probes, material.trait) - before,
+                    )
                 )
             placed(model, start)
     table = pd.DataFrame(found, columns=["size", "side", "batch", "predicted", "observed"])
@@ -221,15 +151,15 @@ def one_step(material: Material, asked: Asked, pairs: Pairs, kind: Kind) -> list
     ]
 
 
-def many_steps(material: Material, asked: Asked, pairs: Pairs, kind: Kind) -> list[dict[str, Any]]:
+def many_steps(material: Material, probes: EncodedProbes, pairs: Pairs, kind: Kind) -> list[dict[str, Any]]:
     """Some updates with each optimiser, over `ORDERS` orders of the rows: the first order along the way that
     the weights went, and seen.
     """
     model = trainable(material, kind)
     start, toward, before = (
         _start(model),
-        trait_gradient(model, asked, material.trait),
-        mean_odds(model, asked, material.trait),
+        trait_gradient(model, probes, material.trait),
+        measure_mean_log_odds(model, probes, material.trait),
     )
     found = []
     for optimizer, rate in RATES.items():
@@ -252,7 +182,7 @@ def many_steps(material: Material, asked: Asked, pairs: Pairs, kind: Kind) -> li
                                 side,
                                 order,
                                 along,
-                                mean_odds(model, asked, material.trait) - before,
+                                measure_mean_log_odds(model, probes, material.trait) - before,
                             )
                         )
     table = pd.DataFrame(found, columns=["optimizer", "count", "side", "batch", "predicted", "observed"])
