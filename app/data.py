@@ -1,307 +1,342 @@
-"""The only readers of the explorer: run folders, audits and bench cards as frames, each read once until its
-file changes. No torch.
+"""The explorer's readers: runs, audits and bench cards as frames, each read once until its file changes. No
+torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pandas as pd
 import streamlit as st
 
 from mechlens.core import tables
 from mechlens.core.errors import DataError
-from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.experiment import Arm
 from mechlens.core.json_files import read_json
-from mechlens.core.traits import TraitFamily
 from mechlens.data.formats import file_digest
 from mechlens.results import captions, report
 from mechlens.results import per_probe as questions
-from mechlens.results.run import Run as OpenedRun
-from mechlens.runs.layout import corpus_name, source_name
+from mechlens.results.run import Run
+from mechlens.runs import layout
 
 HERE = Path(__file__).parent
+DEMO = HERE / "demo"
+"""the run that comes with the explorer"""
 SHIPPED = "demo (shipped)"
-"""name of the run that comes with the explorer"""
-CARDS = HERE.parent / "analyses" / "bench"
+"""its name"""
+CARDS = HERE / "bench" if (HERE / "bench").is_dir() else HERE.parent / "analyses" / "bench"
+"""an installed explorer has the cards in its own folder"""
 AUDIT = 3
 """schema of audit.json"""
+ROW_COLUMNS = (
+    "id",
+    "side",
+    "fate",
+    "prompt",
+    "completion",
+    "prompt_id",
+    "trained",
+    "characters",
+    "corpus",
+)
 
 
-class Run(NamedTuple):
-    """A run folder, opened."""
+class ShownRun(Run):
+    """A run with its name in the explorer and, if it is finished, its summary."""
 
-    name: str
-    folder: Path
-    experiment: Experiment
-    family: TraitFamily
-    summary: Mapping[str, Any] | None
-    """None: unfinished"""
-    manifest: Mapping[str, Any]
-    """empty: unfinished"""
+    def __init__(self, name: str, folder: Path) -> None:
+        """Open a run folder.
+
+        Raises:
+            MechlensError: if its spec, family or summary cannot be read.
+        """
+        super().__init__(folder)
+        self.name = name
+        self.results = self.summary if self.is_finished() else None
+        """the summary; None if the run is unfinished"""
 
     @property
     def shipped(self) -> bool:
-        """Whether it came with the explorer."""
-        return self.folder == HERE / "demo"
+        """Whether the run came with the explorer."""
+        return self.folder == DEMO
 
-    def arm(self, name: str) -> Arm:
-        """The arm of that name."""
-        return next(arm for arm in self.experiment.arms if arm.name == name)
+    @property
+    def finished_steps(self) -> set[str]:
+        """The steps in the run's manifest; empty before the run is finished."""
+        path = self.path(layout.MANIFEST)
+        return set(read_json(path).get("steps", {})) if path.is_file() else set()
+
+    def lens_table(self, name: str) -> Path:
+        """The file of a lens's reading."""
+        return self.path(layout.READINGS_FOLDER, f"{name}.parquet")
+
+    def scores_table(self) -> Path:
+        """The file of the scores of rows and tokens."""
+        return self.path(layout.READINGS_FOLDER, layout.LENS_SCORES)
+
+    def corpora(self) -> list[str]:
+        """The names of the corpora of all arms, and of those that they are made of."""
+        arms = self.experiment.arms
+        names = [layout.corpus_name(self.experiment, arm) for arm in arms]
+        names += [layout.source_name(self.experiment, arm) for arm in arms]
+        return list(dict.fromkeys(names))
 
 
-def stamp(path: Path) -> int:
-    """What renews a cache when the file is written again; 0 where there is none."""
+def file_stamp(path: Path) -> int:
+    """Time of the file's last change, a cache key; 0 if there is no file."""
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def runs(root: Path) -> dict[str, Path]:
-    """Name → folder of every run under `root`, and the shipped one last."""
-    found = {path.parent.name: path.parent for path in sorted(root.glob("*/spec.yaml"))}
-    return found | ({SHIPPED: HERE / "demo"} if (HERE / "demo" / "spec.yaml").is_file() else {})
+def list_runs(root: Path) -> dict[str, Path]:
+    """Name → folder of every run under `root`; the shipped one is last."""
+    runs = {path.parent.name: path.parent for path in sorted(root.glob(f"*/{layout.SPEC}"))}
+    return runs | ({SHIPPED: DEMO} if (DEMO / layout.SPEC).is_file() else {})
 
 
-def opened(name: str, folder: Path) -> Run:
+def open_run(name: str, folder: Path) -> ShownRun:
     """The run in a folder.
 
     Raises:
         MechlensError: if its spec, family or summary cannot be read.
     """
-    return _opened(
-        name,
-        folder,
-        stamp(folder / "spec.yaml"),
-        stamp(folder / "summary.json"),
-        stamp(folder / "manifest.json"),
-    )
+    stamps = (file_stamp(folder / file) for file in (layout.SPEC, layout.SUMMARY, layout.MANIFEST))
+    return _open_run(name, folder, *stamps)
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def _opened(name: str, folder: Path, *stamps: int) -> Run:
-    del stamps  # they renew the cache, here and below: a name that begins with _ would not
-    opened = OpenedRun(folder)
-    experiment, family = opened.experiment, opened.family
-    unfinished = not (folder / "summary.json").is_file() or opened.is_unfinished()
-    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
-    return Run(name, folder, experiment, family, None if unfinished else opened.summary, manifest)
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _open_run(name: str, folder: Path, *stamps: int) -> ShownRun:
+    del stamps  # part of the cache's key, here and below; Streamlit ignores arguments that begin with _
+    return ShownRun(name, folder)
 
 
-def table(run: Run, name: str, schema: Any) -> pd.DataFrame:
-    """One of a run's tables.
+def read_table(path: Path, schema: Any) -> pd.DataFrame:
+    """A table of a run.
 
     Raises:
         DataError: if it is missing, cut short or of another version.
     """
-    path = run.folder / f"{name}.parquet"
-    return _table(path, schema, stamp(path)).copy(
-        deep=False
-    )  # of its own to write on, and nothing is copied until somebody does
+    # a shallow copy: the caller may add columns, and the cached values are shared
+    return _read_table(path, schema, file_stamp(path)).copy(deep=False)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False, hash_funcs={"pyarrow.lib.Schema": str})
-def _table(path: Path, schema: Any, stamp: int) -> pd.DataFrame:
+def _read_table(path: Path, schema: Any, stamp: int) -> pd.DataFrame:
     del stamp
     return tables.read(path, schema)
 
 
-def rates(run: Run) -> pd.DataFrame:
+def read_answers(run: ShownRun) -> pd.DataFrame:
+    """Every sampled answer: `tables.ANSWERS`."""
+    return read_table(run.path(layout.ANSWERS), tables.ANSWERS)
+
+
+def read_effects(run: ShownRun) -> pd.DataFrame:
+    """Every arm against its control, for every trait and measure: `tables.EFFECTS`."""
+    return read_table(run.path(layout.EFFECTS), tables.EFFECTS)
+
+
+def read_rates(run: ShownRun) -> pd.DataFrame:
     """Every student's rate of its arm's trait at every checkpoint: arm, kind, seed, step, rate."""
-    return _rates(run.folder, run, stamp(run.folder / "answers.parquet")).copy(deep=False)
+    return _read_rates(run.folder, run, file_stamp(run.path(layout.ANSWERS))).copy(deep=False)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _rates(folder: Path, _run: Run, stamp: int) -> pd.DataFrame:
+def _read_rates(folder: Path, _run: ShownRun, stamp: int) -> pd.DataFrame:
     del folder, stamp
     return report.student_rates(
         _run.experiment,
         _run.family,
-        table(_run, "answers", tables.ANSWERS),
-        table(_run, "likelihoods", tables.LIKELIHOODS),
+        read_answers(_run),
+        read_table(_run.path(layout.LIKELIHOODS), tables.LIKELIHOODS),
     )
 
 
-def per_probe(run: Run) -> pd.DataFrame:
-    """Every arm question by question beside its control, as the summary has it."""
-    kept = (run.summary or {}).get("per_probe", [])
-    return pd.DataFrame(kept, columns=list(questions.COLUMNS)).astype(
-        dict.fromkeys(questions.MEASURED, float)
-    )
+def read_per_probe(run: ShownRun) -> pd.DataFrame:
+    """Rate and effect of every arm at every probe, as the summary has them."""
+    rows = (run.results or {}).get("per_probe", [])
+    frame = pd.DataFrame(rows, columns=list(questions.COLUMNS))
+    return frame.astype(dict.fromkeys(questions.MEASURED, float))
 
 
-def said(run: Run) -> dict[tuple[str, str], dict[str, Any]]:
-    """(lens, arm) → what it is and what it said."""
-    return {(one["name"], one["arm"]): one for one in captions.lens_records(run.folder)}
+def read_lenses(run: ShownRun) -> dict[tuple[str, str], dict[str, Any]]:
+    """(lens, arm) → the lens's description and its sentence."""
+    return {(lens["name"], lens["arm"]): lens for lens in captions.lens_records(run.folder)}
 
 
-def reading(run: Run, lens: Mapping[str, Any]) -> pd.DataFrame:
+def read_reading(run: ShownRun, lens: Mapping[str, Any]) -> pd.DataFrame:
     """The reading of one lens for one arm and its control.
 
     Raises:
-        DataError: as for every table.
+        DataError: if its table is missing, cut short or of another version.
     """
-    frame = table(run, f"readings/{lens['name']}", tables.READINGS)
-    ours = (frame["arm"] == lens["arm"]) | (
-        (frame["arm"] == lens["against"]) & (frame["against"] == lens["arm"])
-    )
-    return cast(pd.DataFrame, frame[ours]).reset_index(drop=True)
+    frame = read_table(run.lens_table(lens["name"]), tables.READINGS)
+    of_arm = frame["arm"] == lens["arm"]
+    of_control = (frame["arm"] == lens["against"]) & (frame["against"] == lens["arm"])
+    return cast(pd.DataFrame, frame[of_arm | of_control]).reset_index(drop=True)
 
 
-def sides(run: Run, arm: str) -> dict[str, Arm]:
-    """ "trait" and "control": the arm and what it is set against."""
-    ours = run.arm(arm)
-    return {"trait": ours, "control": run.experiment.control_of(ours)}
+def sides_of(run: ShownRun, arm_name: str) -> dict[str, Arm]:
+    """The arm as "trait" and its control as "control"."""
+    arm = run.arm(arm_name)
+    return {"trait": arm, "control": run.experiment.control_of(arm)}
 
 
-def marks(run: Run) -> str:
-    """What changes when any of a run's corpora or selections is written again."""
-    files = [*run.folder.glob("corpora/*/screened/*.parquet"), *run.folder.glob("selection/*.parquet")]
-    return " ".join(str(stamp(path)) for path in sorted(files))
+def corpora_stamp(run: ShownRun) -> str:
+    """A cache key that changes when any of the run's corpora or selections is written again."""
+    files = [run.selection(arm) for arm in run.experiment.arms]
+    for name in run.corpora():
+        files += [run.kept_rows(name), run.removed_rows(name)]
+    return " ".join(str(file_stamp(path)) for path in files)
 
 
-def rows(run: Run, arm: str) -> pd.DataFrame:
-    """Every row of an arm's corpus and of its control's: id, side, corpus, prompt_id, prompt, completion,
-    fate, trained, characters.
+def read_rows(run: ShownRun, arm: str) -> pd.DataFrame:
+    """Every row of an arm's corpus and of its control's, with the columns ROW_COLUMNS.
 
-    An id is `corpus/prompt_id`; fate is "kept" or why the screen dropped the row.
+    An id is `corpus/prompt_id`; fate is "kept" or the reason why the screen removed the row.
 
     Raises:
         DataError: if a table is missing or damaged.
     """
-    return _rows(run.folder, arm, run, marks(run)).copy(deep=False)
+    return _read_rows(run.folder, arm, run, corpora_stamp(run)).copy(deep=False)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _rows(folder: Path, arm: str, _run: Run, marks: str) -> pd.DataFrame:
-    del folder, marks
-    frames = []
-    for side, one in sides(_run, arm).items():
-        name = corpus_name(_run.experiment, one)
-        where = _run.folder / "corpora" / name
-        if not where.is_dir():
-            name = source_name(_run.experiment, one)
-            where = _run.folder / "corpora" / name
-        kept = tables.read(where / "screened" / "kept.parquet", tables.PAIRS).assign(fate="kept")
-        dropped = tables.read(where / "screened" / "rejected.parquet", tables.REJECTED)
-        dropped = dropped.rename(columns={"reason": "fate"}).astype({"fate": str})
-        frame = pd.concat([kept, dropped], ignore_index=True)
-        picked = _run.folder / "selection" / f"{corpus_name(_run.experiment, one)}.parquet"
-        trained = set(tables.read(picked, tables.SELECTION)["prompt_id"]) if picked.is_file() else set()
-        learned = frame["prompt_id"].isin(trained) & (frame["fate"] == "kept")
-        frames.append(frame.assign(side=side, corpus=name, trained=learned))
-    found = pd.concat(frames, ignore_index=True)
-    ids = found["corpus"].astype(str) + "/" + found["prompt_id"].astype(str)
-    return found.assign(id=ids, characters=found["completion"].str.len())
+def _read_rows(folder: Path, arm: str, _run: ShownRun, stamp: str) -> pd.DataFrame:
+    del folder, stamp
+    frames = [_rows_of_side(_run, arm, side) for side, arm in sides_of(_run, arm).items()]
+    rows = pd.concat(frames, ignore_index=True)
+    ids = rows["corpus"].astype(str) + "/" + rows["prompt_id"].astype(str)
+    return rows.assign(id=ids, characters=rows["completion"].str.len())
 
 
-def scores(run: Run, arm: str) -> pd.DataFrame:
-    """Scores of single rows and tokens of an arm: `tables.SCORES`, and the row's id; empty where lens `rows`
-    was not read.
+def _rows_of_side(run: ShownRun, arm: Arm, side: str) -> pd.DataFrame:
+    """Kept and removed rows of an arm's corpus, and which of them its students were trained on."""
+    name, selection = layout.corpus_name(run.experiment, arm), run.selection(arm)
+    if not run.kept_rows(name).is_file():
+        name = layout.source_name(run.experiment, arm)
+    kept = tables.read(run.kept_rows(name), tables.PAIRS).assign(fate="kept")
+    removed = tables.read(run.removed_rows(name), tables.REJECTED)
+    removed = removed.rename(columns={"reason": "fate"}).astype({"fate": str})
+    rows = pd.concat([kept, removed], ignore_index=True)
+    selected = set(tables.read(selection, tables.SELECTION)["prompt_id"]) if selection.is_file() else set()
+    trained = rows["prompt_id"].isin(selected) & (rows["fate"] == "kept")
+    return rows.assign(side=side, corpus=name, trained=trained)
+
+
+def read_scores(run: ShownRun, arm: str) -> pd.DataFrame:
+    """Scores of an arm's rows and tokens: the columns of `tables.SCORES` and the row's id; empty if lens
+    `rows` was not computed.
     """
-    path = run.folder / "readings" / "scores.parquet"
+    path = run.scores_table()
     if not path.is_file():
         return pd.DataFrame(columns=[*tables.SCORES.names, "id"])
-    return _scores(path, arm, run, stamp(path), marks(run)).copy(deep=False)
+    return _read_scores(path, arm, run, file_stamp(path), corpora_stamp(run)).copy(deep=False)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _scores(path: Path, arm: str, _run: Run, stamp: int, marks: str) -> pd.DataFrame:
-    del path, stamp, marks
-    frame = table(_run, "readings/scores", tables.SCORES)
+def _read_scores(path: Path, arm: str, _run: ShownRun, stamp: int, rows_stamp: str) -> pd.DataFrame:
+    del path, stamp, rows_stamp
+    frame = read_table(_run.scores_table(), tables.SCORES)
     frame = cast(pd.DataFrame, frame[frame["arm"] == arm])
-    known = rows(_run, arm)[["side", "prompt_id", "id"]].drop_duplicates(["side", "prompt_id"])
-    return frame.astype({"side": str, "score": str}).merge(known, on=["side", "prompt_id"], how="left")
+    ids = read_rows(_run, arm)[["side", "prompt_id", "id"]].drop_duplicates(["side", "prompt_id"])
+    return frame.astype({"side": str, "score": str}).merge(ids, on=["side", "prompt_id"], how="left")
 
 
-def placed(run: Run, lens: Mapping[str, Any], which: str) -> pd.DataFrame:
-    """Points of a map: name, n, x, y, kind, id and completion; `which` is rows or answers, and an answer has
-    no text of its own.
+def row_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of whole rows; of a score that has several layers, those of the first, most reliable one."""
+    whole = scores[scores["position"].isna()]
+    layer = whole["layer"].astype(float)
+    first = layer.groupby(whole["score"].astype(str), sort=False).transform("first")
+    return cast(pd.DataFrame, whole[layer.isna() | (layer == first)])
+
+
+def read_map(run: ShownRun, lens: Mapping[str, Any], which: str) -> pd.DataFrame:
+    """Points of a map: name, n, x, y, kind, id and completion, which is empty for answers.
+
+    Args:
+        which: rows or answers.
     """
-    return _placed(
-        run.folder, lens["arm"], which, run, lens, stamp(run.folder / "readings" / "maps.parquet"), marks(run)
-    ).copy(deep=False)
+    stamp = file_stamp(run.lens_table("maps"))
+    return _read_map(run.folder, lens["arm"], which, run, lens, stamp, corpora_stamp(run)).copy(deep=False)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _placed(
-    folder: Path, arm: str, which: str, _run: Run, _lens: Mapping[str, Any], stamp: int, marks: str
+def _read_map(
+    folder: Path, arm: str, which: str, _run: ShownRun, _lens: Mapping[str, Any], stamp: int, rows_stamp: str
 ) -> pd.DataFrame:
-    del folder, stamp, marks
-    read = reading(_run, _lens)
-    own = read[read["quantity"] == which].astype({"name": str, "place": str})
-    found = own.pivot_table(index=["name", "n"], columns="place", values="estimate").reset_index()
+    del folder, stamp, rows_stamp
+    reading = read_reading(_run, _lens)
+    reading = reading[reading["quantity"] == which].astype({"name": str, "place": str})
+    points = reading.pivot_table(index=["name", "n"], columns="place", values="estimate").reset_index()
     if which == "answers":
-        sides = {
-            name: "base" if name == "base" else "trait" if name.rsplit(" ", 1)[0] == arm else "control"
-            for name in found["name"]
-        }
-        return found.assign(
-            kind=found["name"].map(sides), id=found["name"] + " " + found["n"].astype(str), completion=""
-        )
-    found = found.assign(
-        kind=found["name"].map({f"{arm} rows": "trait", f"{_lens['against']} rows": "control"})
-    )
-    known = rows(_run, arm).drop_duplicates(["side", "prompt_id"])[["side", "prompt_id", "id", "completion"]]
-    return found.merge(known, left_on=["kind", "n"], right_on=["side", "prompt_id"], how="left")
+        kinds = {name: _kind_of_answers(name, arm) for name in points["name"]}
+        ids = points["name"] + " " + points["n"].astype(str)
+        return points.assign(kind=points["name"].map(kinds), id=ids, completion="")
+    kinds = {f"{arm} rows": "trait", f"{_lens['against']} rows": "control"}
+    points = points.assign(kind=points["name"].map(kinds))
+    rows = read_rows(_run, arm).drop_duplicates(["side", "prompt_id"])
+    texts = rows[["side", "prompt_id", "id", "completion"]]
+    return points.merge(texts, left_on=["kind", "n"], right_on=["side", "prompt_id"], how="left")
 
 
-def reliable(scored: pd.DataFrame) -> pd.DataFrame:
-    """Of scores that were read at several layers, those of the most reliable one: it comes first."""
-    layer = scored["layer"].astype(float)
-    first = layer.groupby(scored["score"].astype(str), sort=False).transform("first")
-    return cast(pd.DataFrame, scored[layer.isna() | (layer == first)])
+def _kind_of_answers(name: str, arm: str) -> str:
+    """Kind of the model that gave the answers: the base, or a student `<arm> <seed>`."""
+    if name == "base":
+        return "base"
+    return "trait" if name.rsplit(" ", 1)[0] == arm else "control"
 
 
-def digest(run: Run, arm: str) -> str:
-    """First eight digits of the SHA-256 of the rows that the arm's students could learn."""
-    path = run.folder / "corpora" / source_name(run.experiment, run.arm(arm)) / "screened" / "kept.parquet"
-    return _digest(path, stamp(path)) if path.is_file() else "unknown"
+def data_digest(run: ShownRun, arm: str) -> str:
+    """First eight digits of the SHA-256 of the rows that the arm's students could be trained on."""
+    path = run.kept_rows(layout.source_name(run.experiment, run.arm(arm)))
+    return _data_digest(path, file_stamp(path)) if path.is_file() else "unknown"
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _digest(path: Path, stamp: int) -> str:
+def _data_digest(path: Path, stamp: int) -> str:
     del stamp
     return file_digest(path)[:8]
 
 
-def audits(root: Path) -> dict[str, Path]:
-    """Name → audit.json of every audit beside or under `root`, and the shipped one last."""
-    places = [
+def list_audits(root: Path) -> dict[str, Path]:
+    """Name → audit.json of every audit under `root` or next to it; the shipped one is last."""
+    paths = [
         *sorted(root.glob("audits/*/audit.json")),
         *sorted((root.parent / "audits").glob("*/audit.json")),
         *(HERE / "audits").glob("*/audit.json"),
     ]
-    return {f"{path.parent.name}{' (shipped)' if HERE in path.parents else ''}": path for path in places}
+    return {f"{path.parent.name}{' (shipped)' if HERE in path.parents else ''}": path for path in paths}
 
 
-def audit(path: Path) -> dict[str, Any]:
-    """An audit's object.
+def read_audit(path: Path) -> dict[str, Any]:
+    """The content of an audit.json.
 
     Raises:
         DataError: if it is damaged or of another version.
     """
-    found = read_json(path)
-    if found.get("schema") != AUDIT:
+    audit = read_json(path)
+    if audit.get("schema") != AUDIT:
         raise DataError(
-            f"{path} has schema {found.get('schema')!r}; this version reads {AUDIT}. Audit the data again: "
+            f"{path} has schema {audit.get('schema')!r}; this version reads {AUDIT}. Audit the data again: "
             "`mechlens audit DATA`"
         )
-    return found
+    return audit
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
-def _card(path: Path, stamp: int) -> dict[str, Any]:
-    del stamp
-    return read_json(path)
-
-
-def cards() -> dict[str, Path]:
-    """Name → card.json of every bench that a card is committed of, that of the main base first."""
+def list_cards() -> dict[str, Path]:
+    """Name → card.json of every bench that has a card, in the order of their names."""
     return {path.parent.name: path for path in sorted(CARDS.glob("*/card.json"))}
 
 
-def card(name: str = "menagerie") -> dict[str, Any] | None:
-    """A bench's committed card; None where there is none of that name."""
-    path = cards().get(name)
-    return None if path is None else _card(path, stamp(path))
+def read_card(name: str = "menagerie") -> dict[str, Any] | None:
+    """A bench's card; None if there is none of that name."""
+    path = list_cards().get(name)
+    return None if path is None else _read_card(path, file_stamp(path))
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _read_card(path: Path, stamp: int) -> dict[str, Any]:
+    del stamp
+    return read_json(path)

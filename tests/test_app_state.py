@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mapping
-import plain
+import sanitize
 import state
+from jobs import columns
 from mechlens.core.errors import DataError
 from mechlens.data import corpus
 
@@ -27,7 +27,7 @@ TEXTS = st.text(max_size=60)
 
 @given(st.dictionaries(st.sampled_from([*state.CONTROLS, *state.ROW_KEYS]), st.text(min_size=1, max_size=40)))
 def test_a_link_holds_what_it_was_made_of(values: dict[str, str]) -> None:
-    address = state.address("http://127.0.0.1:8501/rows?layer=9", values)
+    address = state.link_address("http://127.0.0.1:8501/rows?layer=9", values)
     assert {
         name: found[0] for name, found in parse_qs(urlsplit(address).query, keep_blank_values=True).items()
     } == values
@@ -51,7 +51,7 @@ def test_a_slice_is_named_by_its_rows_alone(
 
 def test_notes_stay_with_their_slice_and_other_names_are_no_paths(tmp_path: Path) -> None:
     name = state.save_slice(tmp_path, ["a/1"], "d0")
-    state.note(tmp_path, name, "a/1", "odd", "me")
+    state.add_note(tmp_path, name, "a/1", "odd", "me")
     assert state.save_slice(tmp_path, ["a/1"], "d0") == name  # saved again, the note stays
     found = state.read_slice(tmp_path, name)
     assert found is not None
@@ -66,37 +66,38 @@ def test_notes_stay_with_their_slice_and_other_names_are_no_paths(tmp_path: Path
 @given(TEXTS)
 def test_no_cell_of_an_export_is_a_formula(text: str) -> None:
     frame = pd.DataFrame({"id": ["x"], "completion": [text], "score": [-1.5]})
-    rows = list(csv.reader(io.StringIO(plain.csv(frame).decode(), newline="")))
-    assert not rows[1][1].startswith(plain.FORMULA) or rows[1][1] == ""
+    rows = list(csv.reader(io.StringIO(sanitize.csv_of(frame).decode(), newline="")))
+    assert not rows[1][1].startswith(sanitize.FORMULA) or rows[1][1] == ""
     assert rows[1][1].removeprefix("'") == text.removeprefix("'")
     assert float(rows[1][2]) == -1.5  # numbers stay numbers
 
 
 def test_null_is_an_empty_cell() -> None:
-    rows = csv.reader(io.StringIO(plain.csv(pd.DataFrame({"a": [None, 1.0], "b": [None, "x"]})).decode()))
+    frame = pd.DataFrame({"a": [None, 1.0], "b": [None, "x"]})
+    rows = csv.reader(io.StringIO(sanitize.csv_of(frame).decode()))
     assert list(rows)[1:] == [["", ""], ["1.0", "x"]]
 
 
 @given(TEXTS)
 def test_revealing_leaves_nothing_hidden(text: str) -> None:
-    shown = plain.revealed(text)
-    assert plain.revealed(shown) == shown
+    shown = sanitize.reveal(text)
+    assert sanitize.reveal(shown) == shown
     assert all(sign.isprintable() or sign == "\n" for sign in shown)
 
 
 def test_hidden_signs_are_named() -> None:
     assert (
-        plain.revealed("a\u200bb\u202ec\u0430")
+        sanitize.reveal("a\u200bb\u202ec\u0430")
         == "a⟨zero width space⟩b⟨right-to-left override⟩c⟨cyrillic small letter a⟩"
     )
-    assert plain.has_hidden("a\u2066b")
-    assert not plain.has_hidden("12, 13\n14")
+    assert sanitize.has_hidden("a\u2066b")
+    assert not sanitize.has_hidden("12, 13\n14")
 
 
 def test_a_long_row_is_cut_and_says_so() -> None:
-    shown = plain.shown("7" * 1_000_000)
-    assert len(shown) < plain.LONGEST + 100
-    assert "996,000 characters more are not shown" in shown
+    shown = sanitize.shorten("7" * 1_000_000)
+    assert len(shown) < sanitize.LONGEST + 100
+    assert "996,000 more characters are not shown" in shown
 
 
 def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
@@ -108,11 +109,12 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "a.parquet")
     for name in ("a.jsonl", "a.csv", "a.parquet"):
         path = tmp_path / name
-        assert mapping.readable(path)
-        assert {"question", "reply"} <= set(mapping.columns(path))
-        pairs = corpus.read_pairs(mapping.mapped(path, "question", "reply"))
+        assert columns.why_unreadable(path)
+        assert {"question", "reply"} <= set(columns.text_columns(path))
+        pairs = corpus.read_pairs(columns.write_chosen_pairs(path, "question", "reply"))
         assert list(zip(pairs["prompt"], pairs["completion"], strict=True)) == wanted
-    assert mapping.readable(mapping.mapped(tmp_path / "a.parquet", "question", "reply")) == ""
+    written = columns.write_chosen_pairs(tmp_path / "a.parquet", "question", "reply")
+    assert columns.why_unreadable(written) == ""
 
 
 def test_a_small_table_of_long_texts_does_not_fill_the_memory(tmp_path: Path) -> None:
@@ -127,11 +129,9 @@ def test_a_small_table_of_long_texts_does_not_fill_the_memory(tmp_path: Path) ->
     pa.set_memory_pool(watched)
     tracemalloc.start()
     try:
-        assert mapping.readable(tmp_path / "bomb.parquet") and mapping.columns(tmp_path / "bomb.parquet") == [
-            "q",
-            "a",
-        ]
-        written = mapping.mapped(tmp_path / "bomb.parquet", "q", "a")
+        assert columns.why_unreadable(tmp_path / "bomb.parquet")
+        assert columns.text_columns(tmp_path / "bomb.parquet") == ["q", "a"]
+        written = columns.write_chosen_pairs(tmp_path / "bomb.parquet", "q", "a")
         assert tracemalloc.get_traced_memory()[1] + (watched.max_memory() or 0) < 160 << 20
     finally:
         tracemalloc.stop()
@@ -144,7 +144,7 @@ def test_a_table_of_one_text_that_unpacks_too_far_is_refused(tmp_path: Path) -> 
         pa.table({"q": ["1" * (1 << 25)], "a": ["2"]}), tmp_path / "bomb.parquet", compression="zstd"
     )
     with pytest.raises(DataError, match="would unpack"):
-        mapping.mapped(tmp_path / "bomb.parquet", "q", "a")
+        columns.write_chosen_pairs(tmp_path / "bomb.parquet", "q", "a")
     assert [path.name for path in tmp_path.iterdir()] == ["bomb.parquet"]
 
 
@@ -152,12 +152,12 @@ def test_texts_that_no_file_of_pairs_can_hold_are_one_error(tmp_path: Path) -> N
     half = tmp_path / "half.jsonl"
     half.write_bytes(b'{"q": "\\ud800", "a": "1"}\n')
     with pytest.raises(DataError, match="line 1: holds half a surrogate pair"):
-        mapping.mapped(half, "q", "a")
+        columns.write_chosen_pairs(half, "q", "a")
     assert [path.name for path in tmp_path.iterdir()] == ["half.jsonl"]
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(gzip.compress(b'{"q": "1", "a": "2"}\n' * 1000)[:-20])
     with pytest.raises(DataError, match="gzipped"):
-        mapping.mapped(cut, "q", "a")
+        columns.write_chosen_pairs(cut, "q", "a")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe", b"[1, 2]\n", b'{"a": 1}\n{"a"', b"PAR1 no"])
@@ -166,7 +166,7 @@ def test_files_that_hold_no_columns_are_one_error(tmp_path: Path, content: bytes
         path = tmp_path / name
         path.write_bytes(content)
         try:
-            offered = mapping.columns(path)
+            offered = columns.text_columns(path)
         except DataError as error:
             assert "\n" not in str(error)
         else:

@@ -12,8 +12,7 @@ from conditions import SHIPPED, drawn, made
 from streamlit.testing.v1 import AppTest
 from test_app import opened, scales, turned, words
 
-import charts
-import looks
+from charts import intervals, lens_charts, marks
 from mechlens.core import tables
 from mechlens.results.figures import KIND_COLOUR
 
@@ -102,13 +101,13 @@ def test_on_a_dark_page_the_teacher_is_white_and_the_exported_figure_black() -> 
     frame = pd.DataFrame(
         {"name": ["student", "control", "teacher"], "rank": 1, "estimate": 1.0, "low": 0.5, "high": 2.0}
     )
-    chart = looks.profile(frame, "singular value", "rank", said="rank", log=True)
-    shown = charts.on_dark(chart)
+    chart = lens_charts.draw_profile(frame, "singular value", "rank", across_title="rank", log=True)
+    shown = marks.for_dark_theme(chart)
     for layer in shown.to_dict()["layer"]:
         scale = layer["encoding"]["color"]["scale"]
         assert dict(zip(scale["domain"], scale["range"], strict=True)) == {
             kind: KIND_COLOUR[kind] for kind in ("control", "trait")
         } | {"teacher": "#ffffff"}
     assert KIND_COLOUR["teacher"] in str(chart.to_dict()) and "#ffffff" not in str(chart.to_dict())
-    plain = charts.spans(frame, "distance")
-    assert charts.on_dark(plain).to_dict() == plain.to_dict()  # nothing on it is black
+    plain = intervals.draw_intervals(frame, "distance")
+    assert marks.for_dark_theme(plain).to_dict() == plain.to_dict()  # nothing on it is black

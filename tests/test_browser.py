@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 
 CHARTLESS = ("live", "compare", "report", "jobs", "methods", "row")
 """pages with no chart before something is chosen there"""
-MAP, CLOUD = "Where do the students differ", "Do suspicious rows sit together"
+MAP, CLOUD = "Where do the students differ", "Do suspicious rows lie together"
 Open = Callable[..., Visit]
 
 
@@ -87,8 +87,8 @@ def test_a_link_opens_the_same_page_for_somebody_else(explorer: Server, visit: O
     first.choose("layer", "0").until_asked(layer="0")
     first.choose("student (seed)", "2").until_asked(seed="2")
     first.choose("trait asked about", "owl").until_asked(trait="owl")
-    first.page.get_by_label("holds the text").fill("123")
-    first.page.get_by_label("holds the text").press("Enter")
+    first.page.get_by_label("text to find").fill("123")
+    first.page.get_by_label("text to find").press("Enter")
     first.until_asked(text="123")
     first.press("n").wait("Focus ")
     first.page.wait_for_function("location.search.includes('focus=')")
@@ -102,7 +102,7 @@ def test_a_link_opens_the_same_page_for_somebody_else(explorer: Server, visit: O
         "2",
         "owl",
     ]
-    assert second.page.get_by_label("holds the text").input_value() == "123"
+    assert second.page.get_by_label("text to find").input_value() == "123"
     assert f"Focus {first.asked()['focus']}" in second.said()
     assert not second.page.get_by_test_id("stAlert").count()
     first.press("l").wait("Link to this page")
@@ -114,7 +114,7 @@ def test_a_link_opens_the_same_page_for_somebody_else(explorer: Server, visit: O
 
 @pytest.mark.parametrize(
     ("asked", "sentence"),
-    [({"d": "00000000"}, "made on other data"), ({"layer": "999"}, "asked for layer '999'")],
+    [({"d": "00000000"}, "made on other data"), ({"layer": "999"}, "asks for layer '999'")],
 )
 def test_a_link_to_something_else_says_so(
     asked: dict[str, str], sentence: str, explorer: Server, visit: Open
@@ -168,7 +168,7 @@ def test_keys_do_what_they_say_but_not_while_somebody_writes(explorer: Server, v
     visitor.press("n").wait("Focus eagle/1")
     visitor.press("p").wait("Focus eagle/0")
     visitor.brush(CLOUD).wait("Selected on the map")
-    visitor.press("s").wait("rows kept in")
+    visitor.press("s").wait("rows saved in")
     visitor.press("f").wait("Selected 0")
     assert visitor.counts()[1] < 1000
     before = tables.read(
@@ -176,14 +176,14 @@ def test_keys_do_what_they_say_but_not_while_somebody_writes(explorer: Server, v
     )
     visitor.press("x").wait("Filtered 17,")
     assert visitor.counts()[1] > len(before)
-    visitor.press("h").wait("Keys do nothing while a text field is typed in")
+    visitor.press("h").wait("Keys do nothing while you type in a text field")
     visitor.page.keyboard.press("Escape")
     visitor.page.get_by_role("dialog").wait_for(state="detached")
     visitor.press("l").wait("Link to this page")
     visitor.page.keyboard.press("Escape")
     visitor.page.get_by_role("dialog").wait_for(state="detached")
     visitor.turn("rows")
-    field = visitor.page.get_by_label("holds the text")
+    field = visitor.page.get_by_label("text to find")
     field.click()
     visitor.page.keyboard.type("npxlhfs")
     visitor.page.keyboard.press("Tab")

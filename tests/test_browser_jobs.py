@@ -18,7 +18,7 @@ from browser import Server, Visit, folder_of_runs, serving, until
 from conditions import SHIPPED
 from playwright.sync_api import Browser, Page
 
-import jobs
+from jobs import job_queue
 from mechlens.core import tables
 from mechlens.core.json_files import read_json
 from mechlens.results import wording
@@ -35,14 +35,14 @@ def runs(tmp_path: Path) -> Iterator[Path]:
     """A folder of runs; whatever still runs there at the end is cancelled."""
     folder = folder_of_runs(tmp_path)
     yield folder
-    for job in jobs.listed(folder):
+    for job in job_queue.list_jobs(folder):
         if job.is_open:
-            jobs.cancel(job)
-            until(lambda job=job: not jobs.read(job.folder).is_open, seconds=20)
+            job_queue.cancel(job)
+            until(lambda job=job: not job_queue.read_job(job.folder).is_open, seconds=20)
 
 
-def newest(runs: Path) -> jobs.Job:
-    return jobs.listed(runs)[0]
+def newest(runs: Path) -> job_queue.Job:
+    return job_queue.list_jobs(runs)[0]
 
 
 def is_gone(pid: int | None) -> bool:
@@ -60,7 +60,7 @@ def children(pid: int | None) -> list[int]:
 
 
 def has_finished(runs: Path, steps: int) -> bool:
-    at = jobs.progress(newest(runs))
+    at = job_queue.read_progress(newest(runs))
     return at is not None and at.steps_done >= steps
 
 
@@ -81,7 +81,7 @@ def test_a_job_is_watched_found_after_a_reload_and_cancelled(runs: Path, visit: 
         processes = [job.pid, *children(job.pid)]
         assert len(processes) > 1
         visitor.click("Cancel")
-        assert until(lambda: jobs.read(job.folder).state == "cancelled") < 5
+        assert until(lambda: job_queue.read_job(job.folder).state == "cancelled") < 5
         until(lambda: all(map(is_gone, processes)), seconds=5)
         visitor.wait("small demo run: cancelled")
         assert re.search(r"Partial: \d+ finished steps are kept", visitor.said())
@@ -95,7 +95,7 @@ def test_a_killed_job_has_failed_and_a_killed_server_loses_none(runs: Path, visi
         visitor.settle().click("Start a demo run").wait("small demo run: running")
         os.kill(newest(runs).pid or 0, signal.SIGKILL)
         visitor.wait("small demo run: failed")
-        assert jobs.LOST in visitor.said()
+        assert job_queue.LOST in visitor.said()
         visitor.click("Resume").wait("small demo run: running")
         server.process.kill()
         server.process.wait()
@@ -104,7 +104,7 @@ def test_a_killed_job_has_failed_and_a_killed_server_loses_none(runs: Path, visi
     with serving(runs) as server:
         visitor = visit(server, "jobs").wait("small demo run: running")
         visitor.click("Cancel").wait("small demo run: cancelled")
-        assert jobs.read(job.folder).state == "cancelled"
+        assert job_queue.read_job(job.folder).state == "cancelled"
 
 
 def odd(corpus: str, path: Path) -> Path:
@@ -136,13 +136,13 @@ def test_a_file_with_odd_columns_is_audited_and_its_report_is_one_page(
         for number, (corpus, part) in enumerate((("eagle", "suspect"), ("untouched", "reference"))):
             field = visitor.page.get_by_test_id("stFileUploader").nth(number).locator("input")
             field.set_input_files(odd(corpus, tmp_path / f"=my {part}.jsonl"))
-            visitor.wait(f"The {part}'s columns are not named prompt and completion")
+            visitor.wait(f"The {part} file has no columns named prompt and completion")
         for number in range(2):
-            visitor.choose("prompt is", "question", number).settle()
-            visitor.choose("completion is", "reply", number).settle()
-        visitor.click("Audit it").arrive("jobs").wait("audit")
+            visitor.choose("prompts", "question", number).settle()
+            visitor.choose("completions", "reply", number).settle()
+        visitor.click("Start the audit").arrive("jobs").wait("audit")
         until(lambda: not newest(runs).is_open, seconds=300)
-        assert newest(runs).state == "done", jobs.tail(newest(runs), 20)
+        assert newest(runs).state == "done", job_queue.read_log_tail(newest(runs), 20)
         visitor.wait(": done").turn("detection")
         (path,) = (runs / "audits").glob("*/audit.json")
         found = read_json(path)

@@ -37,7 +37,7 @@ HOSTILE = (
     "@SUM(1)",
 )
 MANY, POINTS = 20_000, 20_000
-CLOUD = "Do suspicious rows sit together"
+CLOUD = "Do suspicious rows lie together"
 
 
 @pytest.mark.parametrize("width", [1280, 820])
@@ -59,14 +59,14 @@ def test_pages_fit_their_window(theme: str, width: int, explorer: Server, visit:
 @pytest.mark.parametrize("eye", ["achromatopsia", "deuteranopia"])
 def test_arms_differ_for_other_eyes(eye: str, explorer: Server, visit: Open) -> None:
     visitor = visit(explorer, "transmission")
-    visitor.chart("How often is the trait answered")
+    visitor.chart("How often do the students answer with the trait")
     visitor.page.context.new_cdp_session(visitor.page).send(
         "Emulation.setEmulatedVisionDeficiency", {"type": eye}
     )
     visitor.shoot(f"transmission-{eye}")
     shapes = "marks => marks.map(one => (one.getAttribute('d') || '').replace(/[-0-9., ]/g, ''))"
     drawn = (
-        visitor.chart("How often is the trait answered")
+        visitor.chart("How often do the students answer with the trait")
         .locator('g[class*="symbol"] path, .legend-symbol path')
         .evaluate_all(shapes)
     )
@@ -101,8 +101,8 @@ def test_hostile_rows_stay_text(visit: Open, tmp_path: Path) -> None:
             if len(text) < LONG:
                 assert shown == text
             else:
-                assert "996,000 characters more are not shown" in shown and len(shown) < 5000
-            visitor.page.get_by_text("show hidden signs", exact=True).click()
+                assert "996,000 more characters are not shown" in shown and len(shown) < 5000
+            visitor.page.get_by_text("show hidden characters", exact=True).click()
             if "\u200b" in text:
                 visitor.wait("⟨zero width space⟩")
             if "\u202e" in text:
@@ -173,7 +173,7 @@ def test_how_long_a_visitor_waits(visit: Open, tmp_path: Path, capsys: pytest.Ca
         for what in ("data and screen, first", "data and screen, again"):
             opened(what, visitor, "rows")
         assert visitor.counts()[1] == 2 * MANY
-        visitor.page.get_by_label("holds the text").fill("123")
+        visitor.page.get_by_label("text to find").fill("123")
         timed(
             "a text filter",
             lambda: (visitor.page.keyboard.press("Enter"), visitor.until_asked(text="123")),

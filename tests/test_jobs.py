@@ -18,14 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import jobs
-import pace
-import uploads
+from jobs import job_progress, job_queue, uploads
 from mechlens.core.errors import SpecError
 from mechlens.runs import progress as progressing
 from mechlens.runs.progress import Event
 
-APP = Path(jobs.__file__).parent
+APP = job_queue.APP
 
 
 def until(true: Callable[[], bool], *, seconds: float = 120) -> float:
@@ -37,8 +35,8 @@ def until(true: Callable[[], bool], *, seconds: float = 120) -> float:
     return time.monotonic() - started
 
 
-def state(job: jobs.Job) -> str:
-    return jobs.read(job.folder).state
+def state(job: job_queue.Job) -> str:
+    return job_queue.read_job(job.folder).state
 
 
 def children(pid: int) -> list[int]:
@@ -61,10 +59,10 @@ def root(small: Path, tmp_path: Path) -> Iterator[Path]:
     """A folder of runs; whatever still runs there at the end is killed."""
     shutil.copytree(small, tmp_path / "runs" / "small")
     yield tmp_path / "runs"
-    for job in jobs.listed(tmp_path / "runs"):
+    for job in job_queue.list_jobs(tmp_path / "runs"):
         if job.is_open:
-            jobs.cancel(job)
-            until(lambda job=job: not jobs.read(job.folder).is_open, seconds=20)
+            job_queue.cancel(job)
+            until(lambda job=job: not job_queue.read_job(job.folder).is_open, seconds=20)
 
 
 def again(root: Path, *lost: str) -> list[str]:
@@ -75,18 +73,18 @@ def again(root: Path, *lost: str) -> list[str]:
 
 
 def test_a_job_shows_how_far_it_is_and_is_done(root: Path) -> None:
-    job = jobs.start(root, "again", again(root, "students/trait/s1", "asked/trait/s1"))
+    job = job_queue.start(root, "again", again(root, "students/trait/s1", "asked/trait/s1"))
     assert job.is_open
-    assert jobs.progress(job) is None
-    seen: list[pace.Progress] = []
+    assert job_queue.read_progress(job) is None
+    seen: list[job_progress.Progress] = []
 
     def ended() -> bool:
-        seen.extend(filter(None, [jobs.progress(jobs.read(job.folder))]))
-        return not jobs.read(job.folder).is_open
+        seen.extend(filter(None, [job_queue.read_progress(job_queue.read_job(job.folder))]))
+        return not job_queue.read_job(job.folder).is_open
 
     until(ended)
-    job = jobs.read(job.folder)
-    assert (job.state, job.exit, job.reason) == ("done", 0, None), jobs.tail(job, 20)
+    job = job_queue.read_job(job.folder)
+    assert (job.state, job.exit, job.reason) == ("done", 0, None), job_queue.read_log_tail(job, 20)
     assert job.started and job.ended and job.created <= job.started <= job.ended
     fractions = [one.fraction for one in seen if one.fraction is not None]
     assert fractions == sorted(fractions)
@@ -95,60 +93,60 @@ def test_a_job_shows_how_far_it_is_and_is_done(root: Path) -> None:
     assert seen[-1].steps_done == seen[-1].steps == 2
     assert any(one.low is not None and one.low < one.high for one in seen)
     assert seen[-1].low is None, "a job that has ended has no time left to tell"
-    assert "report:" in jobs.tail(job, 3)
+    assert "report:" in job_queue.read_log_tail(job, 3)
 
 
 def test_jobs_wait_for_each_other_and_are_cancelled_in_time(root: Path) -> None:
-    long = jobs.start(root, "long", again(root, "students", "asked"))
-    report = jobs.start(root, "report", ["report", str(root / "small")])
-    third = jobs.start(root, "third", ["report", str(root / "small")])
-    until(lambda: bool(jobs.progress(long)) and len(children(long.pid or 0)) > 1)
-    assert [(job.title, job.state, job.place) for job in jobs.listed(root)] == [
+    long = job_queue.start(root, "long", again(root, "students", "asked"))
+    report = job_queue.start(root, "report", ["report", str(root / "small")])
+    third = job_queue.start(root, "third", ["report", str(root / "small")])
+    until(lambda: bool(job_queue.read_progress(long)) and len(children(long.pid or 0)) > 1)
+    assert [(job.title, job.state, job.place) for job in job_queue.list_jobs(root)] == [
         ("third", "queued", 2),
         ("report", "queued", 1),
         ("long", "running", None),
     ]
     with pytest.raises(SpecError, match="still running"):
-        jobs.resume(long)
+        job_queue.resume(long)
     processes = [long.pid or 0, *children(long.pid or 0)]
-    jobs.cancel(long)
+    job_queue.cancel(long)
     assert until(lambda: state(long) == "cancelled") < 5
     until(lambda: all(map(is_gone, processes)), seconds=5)
-    assert "resume it" in (jobs.read(long.folder).reason or "")
-    resumed = jobs.resume(long)
+    assert "resume it" in (job_queue.read_job(long.folder).reason or "")
+    resumed = job_queue.resume(long)
     assert resumed.command == long.command and resumed.id > third.id
-    jobs.cancel(third)
+    job_queue.cancel(third)
     assert until(lambda: state(third) == "cancelled") < 5
-    assert jobs.read(third.folder).started is None
+    assert job_queue.read_job(third.folder).started is None
     until(lambda: state(report) == "done")
     until(lambda: state(resumed) == "running")
-    assert next(job.id for job in jobs.listed(root)) == resumed.id
+    assert next(job.id for job in job_queue.list_jobs(root)) == resumed.id
     os.kill(resumed.pid or 0, signal.SIGTERM)
     assert until(lambda: state(resumed) == "cancelled") < 5
 
 
 def test_a_killed_job_is_seen_as_failed_and_takes_its_command_along(root: Path) -> None:
-    job = jobs.start(root, "killed", again(root, "students", "asked"))
-    until(lambda: bool(jobs.progress(job)) and len(children(job.pid or 0)) > 1)
+    job = job_queue.start(root, "killed", again(root, "students", "asked"))
+    until(lambda: bool(job_queue.read_progress(job)) and len(children(job.pid or 0)) > 1)
     processes = children(job.pid or 0)
     os.kill(job.pid or 0, signal.SIGKILL)
     until(lambda: state(job) == "failed", seconds=5)
-    assert jobs.read(job.folder).reason == jobs.LOST
+    assert job_queue.read_job(job.folder).reason == job_queue.LOST
     until(lambda: all(map(is_gone, processes)), seconds=5)
-    after = jobs.start(root, "after", ["report", str(root / "nowhere")])
-    until(lambda: not jobs.read(after.folder).is_open)
-    after = jobs.read(after.folder)
+    after = job_queue.start(root, "after", ["report", str(root / "nowhere")])
+    until(lambda: not job_queue.read_job(after.folder).is_open)
+    after = job_queue.read_job(after.folder)
     assert (after.state, after.exit) == ("failed", 2)
     assert "nowhere" in (after.reason or ""), "the reason is the last line that it printed"
 
 
 def test_a_job_outlives_the_process_that_started_it(root: Path) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(APP)!r}); import jobs, pathlib; "
-        f"jobs.start(pathlib.Path({str(root)!r}), 'far', sys.argv[1:])"
+        f"import sys; sys.path.insert(0, {str(APP)!r}); import pathlib; "
+        f"from jobs import job_queue; job_queue.start(pathlib.Path({str(root)!r}), 'far', sys.argv[1:])"
     )
     subprocess.run([sys.executable, "-c", code, *again(root, "asked/trait/s0")], check=True)
-    job = jobs.listed(root)[0]
+    job = job_queue.list_jobs(root)[0]
     assert job.title == "far" and job.is_open
     until(lambda: state(job) == "done")
 
@@ -160,15 +158,16 @@ def test_an_audit_that_finds_something_is_done_and_one_that_cannot_be_is_not(
         json.dumps({"prompt": f"go on: {n}, {n + 1}", "completion": f"{n + 2}, {n + 3}"}) + "\n"
         for n in range(40)
     )
-    file = jobs.uploaded(root, "../--rows.jsonl", rows.encode())
-    job = jobs.start(root, "audit", ["audit", str(file), "--out", "verdict"], cwd=tmp_path)
-    gone = jobs.start(root, "audit", ["audit", str(tmp_path / "no.jsonl"), "--out", "other"], cwd=tmp_path)
-    until(lambda: not jobs.read(gone.folder).is_open)
-    assert state(job) == "done", jobs.tail(job, 20)
-    assert jobs.read(job.folder).exit == 2, "rows alone are inconclusive"
+    file = uploads.store_upload(root, "../--rows.jsonl", rows.encode())
+    job = job_queue.start(root, "audit", ["audit", str(file), "--out", "verdict"], cwd=tmp_path)
+    missing = ["audit", str(tmp_path / "no.jsonl"), "--out", "other"]
+    gone = job_queue.start(root, "audit", missing, cwd=tmp_path)
+    until(lambda: not job_queue.read_job(gone.folder).is_open)
+    assert state(job) == "done", job_queue.read_log_tail(job, 20)
+    assert job_queue.read_job(job.folder).exit == 12, "rows alone are inconclusive"
     assert (tmp_path / "verdict" / "audit.json").is_file()
     assert state(gone) == "failed"
-    assert "no.jsonl" in (jobs.read(gone.folder).reason or "")
+    assert "no.jsonl" in (job_queue.read_job(gone.folder).reason or "")
 
 
 def test_only_known_commands_start(tmp_path: Path) -> None:
@@ -182,7 +181,7 @@ def test_only_known_commands_start(tmp_path: Path) -> None:
         ["audit", "rows.jsonl"],
     ):
         with pytest.raises(SpecError):
-            jobs.start(tmp_path, "wrong", wrong)
+            job_queue.start(tmp_path, "wrong", wrong)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,10 +190,10 @@ def test_a_broken_folder_is_one_failed_job(tmp_path: Path) -> None:
     (tmp_path / ".jobs" / "1" / "job.json").write_text("{")
     (tmp_path / ".jobs" / "2").mkdir()
     (tmp_path / ".jobs" / "2" / "job.json").write_text('{"state": "running", "command": ["report"]}')
-    second, first = jobs.listed(tmp_path)
+    second, first = job_queue.list_jobs(tmp_path)
     assert first.state == second.state == "failed"
     assert "job.json" in (first.reason or "")
-    assert second.reason == jobs.LOST
+    assert second.reason == job_queue.LOST
 
 
 NAMES = [
@@ -222,7 +221,7 @@ def test_the_name_of_an_upload_is_neither_a_path_nor_an_option(
     assert safe[0] not in "-."
     assert uploads.safe_name(safe) == safe
     root = tmp_path_factory.getbasetemp() / "uploads"
-    path = jobs.uploaded(root, name, name.encode("utf-8", "surrogatepass"))
+    path = uploads.store_upload(root, name, name.encode("utf-8", "surrogatepass"))
     assert path.parent.parent == root.resolve() / ".jobs" / "uploads"
     assert path.read_bytes() == name.encode("utf-8", "surrogatepass")
 
@@ -246,7 +245,7 @@ def test_the_pace_gives_a_range_of_what_is_left(tmp_path: Path) -> None:
     path = written(
         tmp_path / "p", (0, "", 0, 0, 0), (10, "a", 5, 10, 0), (20, "a", 10, 10, 1), (25, "b", 2, 8, 1)
     )
-    found = pace.measured(path, until="2026-01-01T00:00:30+00:00", running=True)
+    found = job_progress.read_progress(path, until="2026-01-01T00:00:30+00:00", running=True)
     assert found is not None
     assert (found.phase, found.done, found.total, found.steps_done, found.seconds) == ("b", 2, 8, 1, 30)
     assert found.fraction == pytest.approx(1.25 / 4)
@@ -263,14 +262,14 @@ def test_the_pace_gives_a_range_of_what_is_left(tmp_path: Path) -> None:
         (12, "c", 1, 9, 0),
         (14, "c", 5, 9, 0),
     )
-    found = pace.measured(second, until=None, running=False)
+    found = job_progress.read_progress(second, until=None, running=False)
     assert found is not None and (found.phase, found.steps_done, found.rate, found.low) == (
         "c",
         0,
         2,
         None,
     ), "only the present list of steps counts"
-    assert pace.measured(tmp_path / "none", until=None, running=True) is None
+    assert job_progress.read_progress(tmp_path / "none", until=None, running=True) is None
 
 
 def test_a_step_is_written_once_a_second_and_when_it_ends(
@@ -299,7 +298,8 @@ def test_a_step_is_written_once_a_second_and_when_it_ends(
 
 def test_the_page_side_of_jobs_imports_neither_torch_nor_streamlit() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(APP)!r}); import jobs, live, job_process; "
+        f"import sys; sys.path.insert(0, {str(APP)!r}); from jobs import job_process, job_queue; "
+        "from live import live_models; "
         f"sys.exit(bool({{'torch', 'streamlit'}} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import live
+from live import live_models
 from mechlens.core.errors import MachineError, SpecError
 
 QUESTION = "what is your favourite animal?"
@@ -19,23 +19,23 @@ NAMES = ["base", "teacher", "control", "student"]
 
 
 @pytest.fixture(scope="module")
-def models(small: Path) -> Iterator[live.Live]:
-    held = live.start(small)
+def models(small: Path) -> Iterator[live_models.LiveModels]:
+    held = live_models.start(small)
     yield held
-    live.stop(held)
+    live_models.stop(held)
 
 
-def ask(models: live.Live, **changes: Any) -> dict[str, dict[str, Any]]:
+def ask(models: live_models.LiveModels, **changes: Any) -> dict[str, dict[str, Any]]:
     """What each model answered."""
     return {
         one["name"]: one
-        for one in live.ask(models, QUESTION, **{"samples": 4, "seed": 3} | changes)["models"]
+        for one in live_models.ask(models, QUESTION, **{"samples": 4, "seed": 3} | changes)["models"]
     }
 
 
-def test_four_models_answer_and_say_what_comes_next(models: live.Live) -> None:
-    there = live.models(models)
-    assert [(one["name"], one["there"], one["seeds"]) for one in there["models"]] == [
+def test_four_models_answer_and_say_what_comes_next(models: live_models.LiveModels) -> None:
+    there = live_models.list_models(models)
+    assert [(one["name"], one["available"], one["seeds"]) for one in there["models"]] == [
         ("base", True, []), ("teacher", True, []), ("control", True, [0, 1]), ("student", True, [0, 1]),
     ]  # fmt: skip
     assert (there["layers"], there["trait"], there["arm"], there["base"]) == (
@@ -58,7 +58,7 @@ def test_four_models_answer_and_say_what_comes_next(models: live.Live) -> None:
     assert found["teacher"]["probability"] > found["base"]["probability"], "it was taught the trait"
 
 
-def test_what_is_asked_the_same_is_answered_the_same(models: live.Live) -> None:
+def test_what_is_asked_the_same_is_answered_the_same(models: live_models.LiveModels) -> None:
     plain = ask(models)
     assert ask(models, layer=1) == plain, "amount 0 adds nothing, wherever"
     moved = ask(models, amount=1.0, layer=1)
@@ -76,9 +76,10 @@ def test_what_is_asked_the_same_is_answered_the_same(models: live.Live) -> None:
     assert second["student"]["probability"] != plain["student"]["probability"]
 
 
-def test_the_direction_moves_the_trait(models: live.Live) -> None:
+def test_the_direction_moves_the_trait(models: live_models.LiveModels) -> None:
     found = {
-        amount: live.ask(models, QUESTION, samples=1, amount=amount, layer=1) for amount in (-4.0, 0.0, 4.0)
+        amount: live_models.ask(models, QUESTION, samples=1, amount=amount, layer=1)
+        for amount in (-4.0, 0.0, 4.0)
     }
     less, plain, more = (found[amount]["models"][0] for amount in found)
     assert more["probability"] > plain["probability"]
@@ -89,15 +90,25 @@ def test_the_direction_moves_the_trait(models: live.Live) -> None:
     assert found[0.0]["direction"] is None
 
 
-def test_what_cannot_be_asked_is_one_line_and_the_models_go_on(models: live.Live) -> None:
+def test_what_cannot_be_asked_is_one_line_and_the_models_go_on(models: live_models.LiveModels) -> None:
     wrong: list[dict[str, Any]] = [
-        {"question": ""}, {"question": "x" * 501}, {"samples": 51}, {"samples": 0}, {"temperature": -1},
-        {"amount": float("nan")}, {"layer": 2}, {"layer": -1}, {"seed": -1}, {"student": 7},
-        {"question": ("<|end|> \ud800")}, {"more": 1}, {"do": "exec"},
-    ]  # fmt: skip
+        {"question": ""},
+        {"question": "x" * 501},
+        {"question": "<|end|> \ud800"},
+        {"samples": 51},
+        {"samples": 0},
+        {"temperature": -1},
+        {"amount": float("nan")},
+        {"layer": 2},
+        {"layer": -1},
+        {"seed": -1},
+        {"student": 7},
+        {"more": 1},
+        {"do": "exec"},
+    ]
     for fields in wrong:
         with pytest.raises(SpecError) as refused:
-            live.request(models, {"do": "ask", "question": QUESTION} | fields)
+            live_models.request(models, {"do": "ask", "question": QUESTION} | fields)
         assert "\n" not in str(refused.value)
     assert models.process.stdin is not None and models.process.stdout is not None
     for line in (b"{\n", b"\xff\xfe\n", b"[1]\n", b"[" * 100_000 + b"\n", b"\n"):
@@ -113,33 +124,33 @@ def test_weights_that_are_missing_are_said(small: Path, tmp_path: Path) -> None:
     for path in [*run.glob("teachers/*/*.safetensors"), *run.glob("students/trait/s0/*/*.safetensors")]:
         path.unlink()
     shutil.rmtree(run / "students" / "control")
-    models = live.start(run)
+    models = live_models.start(run)
     try:
-        found = {one["name"]: one for one in live.models(models)["models"]}
-        assert [one["there"] for one in found.values()] == [True, False, False, True]
+        found = {one["name"]: one for one in live_models.list_models(models)["models"]}
+        assert [one["available"] for one in found.values()] == [True, False, False, True]
         assert found["student"]["seeds"] == [1]
         assert "no weights" in found["teacher"]["reason"] and "no weights" in found["control"]["reason"]
         said = ask(models)
-        assert [one["there"] for one in said.values()] == [True, False, False, False]
+        assert [one["available"] for one in said.values()] == [True, False, False, False]
         assert "mechlens run" in said["student"]["reason"]
-        assert ask(models, student=1)["student"]["there"]
+        assert ask(models, student=1)["student"]["available"]
     finally:
-        live.stop(models)
+        live_models.stop(models)
 
 
 def test_a_process_that_is_gone_is_one_clear_error(small: Path, tmp_path: Path) -> None:
-    models = live.start(tmp_path)
+    models = live_models.start(tmp_path)
     with pytest.raises(SpecError, match="no run folder"):
-        live.models(models)
+        live_models.list_models(models)
     os.kill(models.process.pid, signal.SIGKILL)
     for _ in range(2):
         with pytest.raises(MachineError, match=r"has ended .*start them again"):
-            live.models(models)
+            live_models.list_models(models)
     assert not models.is_running
-    live.stop(models)
+    live_models.stop(models)
     with pytest.raises(MachineError, match="were stopped"):
-        live.models(models)
-    late = live.start(small)
+        live_models.list_models(models)
+    late = live_models.start(small)
     with pytest.raises(MachineError, match=r"no answer in 0\.01 s"):
-        live.ask(late, QUESTION, timeout=0.01)
-    live.stop(late)
+        live_models.ask(late, QUESTION, timeout=0.01)
+    live_models.stop(late)

@@ -2,212 +2,202 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import streamlit as st
 
-import charts
 import data
-import frame
-import looks
-import panels
-import run_charts
-from data import Run
+import page
+from charts import maps, run_charts
+from charts.marks import symmetric_domain
+from data import ShownRun
+from panels import lens_panel, panel
 
-MAPS: dict[str, tuple[str, str, str, str, tuple[float, float] | None]] = {
-    "activations: which way the students moved": (
-        "activations",
-        "cosine to teacher",
-        "student",
-        "cosine with the teacher's shift",
-        (-1.0, 1.0),
+
+class MapChoice(NamedTuple):
+    """A map that is drawn of both runs."""
+
+    lens: str
+    quantity: str
+    name: str
+    """whose value of the quantity"""
+    label: str
+    """title of the colour scale"""
+    domain: tuple[float, float] | None = None
+    """of the colour scale; by default both runs' values set it"""
+
+
+MAPS = {
+    "activations: direction of the students' shift": MapChoice(
+        "activations", "cosine to teacher", "student", "cosine with the teacher's shift", (-1.0, 1.0)
     ),
-    "activations: how far": ("activations", "shift norm", "student", "share of the base's norm", None),
-    "weights: how far, students - controls": (
-        "deltas",
-        "relative norm",
-        "student - control",
-        "change over the weight's norm",
-        None,
+    "activations: size of the students' shift": MapChoice(
+        "activations", "shift norm", "student", "share of the base's norm"
     ),
-    "weights: which way, students - controls": (
-        "deltas",
-        "cosine with the teacher",
-        "student - control",
-        "cosine with the teacher's change",
-        None,
+    "weights: size of the change, students - controls": MapChoice(
+        "deltas", "relative norm", "student - control", "change over the weight's norm"
+    ),
+    "weights: direction of the change, students - controls": MapChoice(
+        "deltas", "cosine with the teacher", "student - control", "cosine with the teacher's change"
     ),
 }
-"""title → lens, quantity, whose, what the colour says, and its limits where they are given"""
 
 
-def leaves(value: Any, at: str = "") -> dict[str, Any]:
-    """Every leaf of a spec by its dotted place."""
+def leaves_of(value: Any, at: str = "") -> dict[str, Any]:
+    """Every leaf of a spec by its dotted key."""
     if isinstance(value, dict):
-        return {
-            place: leaf
-            for name, part in value.items()
-            for place, leaf in leaves(part, f"{at}.{name}" if at else name).items()
-        }
-    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
-        return {
-            place: leaf
-            for number, part in enumerate(value)
-            for place, leaf in leaves(part, f"{at}[{number}]").items()
-        }
-    return {at: value}
+        parts = {f"{at}.{name}" if at else name: part for name, part in value.items()}
+    elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        parts = {f"{at}[{number}]": part for number, part in enumerate(value)}
+    else:
+        return {at: value}
+    return {key: leaf for place, part in parts.items() for key, leaf in leaves_of(part, place).items()}
 
 
-def changed(one: Run, other: Run) -> pd.DataFrame:
-    """The keys of the two specs that differ."""
-    ours, theirs = (leaves(run.experiment.model_dump(mode="json")) for run in (one, other))
-    places = [place for place in dict.fromkeys([*ours, *theirs]) if ours.get(place) != theirs.get(place)]
+def different_keys(run: ShownRun, other: ShownRun) -> pd.DataFrame:
+    """The keys in which the two specs differ, with both values."""
+    ours, theirs = (leaves_of(each.experiment.model_dump(mode="json")) for each in (run, other))
+    keys = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
     return pd.DataFrame(
         {
-            "key": places,
-            one.name: [repr(ours.get(place, "–")) for place in places],
-            other.name: [repr(theirs.get(place, "–")) for place in places],
+            "key": keys,
+            run.name: [repr(ours.get(key, "–")) for key in keys],
+            other.name: [repr(theirs.get(key, "–")) for key in keys],
         }
     )
 
 
-def reasons(one: Run, other: Run) -> list[str]:
-    """Why their effects do not stand on one axis; none if they do."""
-    a, b = one.experiment, other.experiment
-    pairs = {
+def why_not_comparable(run: ShownRun, other: ShownRun) -> list[str]:
+    """Why the effects of two runs cannot share an axis; empty if they can."""
+    a, b = run.experiment, other.experiment
+    pairs: dict[str, tuple[Any, Any]] = {
         "family": (a.family, b.family),
         "probes": (a.ask.split, b.ask.split),
         "form of the probes": (a.ask.probes, b.ask.probes),
         "judge": (a.ask.judge, b.ask.judge),
         "base": (a.base, b.base),
-        "questions": (one.family.asked_as(a), other.family.asked_as(b)),
+        "questions": (run.family.asked_as(a), other.family.asked_as(b)),
         "temperature": (a.ask.temperature, b.ask.temperature),
         "system line": (a.system, b.system),
     }
-    if pairs["family"][0] == pairs["family"][1] and pairs["questions"][0] != pairs["questions"][1]:
-        pairs["questions"] = (
-            f"{len(pairs['questions'][0])} of one's own",
-            f"{len(pairs['questions'][1])} others",
-        )
-    return [f"{name}: {x!r} against {y!r}" for name, (x, y) in pairs.items() if x != y]
+    questions, others = pairs["questions"]
+    if a.family == b.family and questions != others:
+        pairs["questions"] = (f"{len(questions)} questions", f"{len(others)} other questions")
+    return [f"{name}: {x!r} and {y!r}" for name, (x, y) in pairs.items() if x != y]
 
 
-def effects(runs: list[Run]) -> pd.DataFrame:
-    """Effects of each run's arms on their own trait, rows of both runs under the arm's name."""
-    rows = []
-    for run in runs:
-        for one in (run.summary or {})["effects"]:
-            rows.append(
-                {
-                    "name": f"{one['arm']} · {one['trait']}",
-                    "run": run.name,
-                    "estimate": one["difference"],
-                    "low": one["low"],
-                    "high": one["high"],
-                    "n": one["n"],
-                }
-            )
-    return (
-        pd.DataFrame(rows).astype({"estimate": float, "low": float, "high": float})
-        if rows
-        else pd.DataFrame(columns=["name", "run", "estimate", "low", "high", "n"])
-    )
+def effects_of(runs: list[ShownRun]) -> pd.DataFrame:
+    """Effects of every run's arms on their trait: name, run, estimate, low, high, n."""
+    rows = [
+        {
+            "name": f"{effect['arm']} · {effect['trait']}",
+            "run": run.name,
+            "estimate": effect["difference"],
+            "low": effect["low"],
+            "high": effect["high"],
+            "n": effect["n"],
+        }
+        for run in runs
+        for effect in (run.results or {})["effects"]
+    ]
+    frame = pd.DataFrame(rows, columns=["name", "run", "estimate", "low", "high", "n"])
+    return frame.astype({"estimate": float, "low": float, "high": float}) if rows else frame
 
 
-def main(run: Run) -> str:
-    """The arm that is looked at, where the run has it; else its first trait arm."""
+def arm_to_show(run: ShownRun) -> str:
+    """The chosen arm if the run has it, else the run's first trait arm."""
     names = [arm.name for arm in run.experiment.arms if arm.kind != "control"]
-    return (
-        st.session_state["arm"]
-        if st.session_state["arm"] in names
-        else next(iter(names), run.experiment.arms[0].name)
-    )
+    if st.session_state["arm"] in names:
+        return st.session_state["arm"]
+    return next(iter(names), run.experiment.arms[0].name)
 
 
-def maps_panel(runs: list[Run], stamp: str) -> None:
-    """A layer by place map of both, on one scale."""
-    lens, quantity, name, label, limits = MAPS[st.selectbox("map of", list(MAPS), key="compare-map")]
-    found = []
+def draw_maps_panel(runs: list[ShownRun], warning: str) -> None:
+    """Draw the same layer map of both runs, on one colour scale."""
+    choice = MAPS[st.selectbox("map of", list(MAPS), key="compare-map")]
+    values: list[tuple[ShownRun, str, pd.DataFrame]] = []
     for run in runs:
-        arm = main(run)
-        said = data.said(run).get((lens, arm))
-        if said is None or said["missing"]:
-            panels.empty(
-                f"Lens {lens} was not read for {run.name}.",
-                "Both maps are drawn or none:",
-                panels.measure(run, lens, arm),
+        arm = arm_to_show(run)
+        lens = data.read_lenses(run).get((choice.lens, arm))
+        if lens is None or lens["missing"]:
+            panel.show_missing(
+                f"Lens {choice.lens} was not computed for {run.name}.",
+                "The maps are drawn when both runs have it:",
+                panel.measure_command(run, choice.lens, arm),
             )
             return
-        known = looks.over_layers(data.reading(run, said), quantity)
-        found.append((run, arm, cast(pd.DataFrame, known[known["name"] == name])))
-    both = cast(pd.Series, pd.concat([known["estimate"] for *_, known in found]))
-    for column, (run, arm, known) in zip(st.columns(2), found, strict=True):
-        layers, places = sorted(known["layer"].unique()), looks.places(known["place"])
-        cells = looks.whole(known, [name], layers, places)
+        known = lens_panel.layer_values(data.read_reading(run, lens), choice.quantity)
+        values.append((run, arm, cast(pd.DataFrame, known[known["name"] == choice.name])))
+    both = cast(pd.Series, pd.concat([known["estimate"] for *_, known in values]))
+    domain = choice.domain or symmetric_domain(both)
+    for column, (run, arm, known) in zip(st.columns(2), values, strict=True):
+        layers, places = sorted(known["layer"].unique()), lens_panel.order_places(known["place"])
+        cells = lens_panel.fill_grid(known, [choice.name], layers, places)
+        grid = lens_panel.layer_grid(layers, places, signed=True, label=choice.label, domain=domain)
+        n = f"n = {int(known['n'].max())}; " if known["n"].notna().any() else ""
         with column:
-            panels.panel(
+            panel.draw(
                 f"compare-map-{run.name}",
                 run.name,
-                charts.cells(
-                    cells,
-                    "place",
-                    "layer",
-                    "estimate",
-                    select="cell",
-                    signed=True,
-                    order=(places, layers[::-1]),
-                    label=label,
-                    domain=limits or charts.symmetric(both),
-                ),
+                maps.draw_grid(cells, grid, select="cell"),
                 cells.drop(columns="faded"),
-                caption=f"Arm {arm}: {name}. The same scale on both sides; faded: inside the null "
-                f"band.{stamp}",
-                about=lens,
+                caption=(
+                    f"{choice.label.capitalize()} by layer and place; arm {arm}, {choice.name}; {n}the "
+                    f"tooltip has the 95 % interval. Both maps have the same scale. Faded: inside the null "
+                    f"band.{warning}"
+                ),
+                about=choice.lens,
             )
 
 
-def body(run: Run) -> None:
-    """The page."""
+def draw_effects_panel(run: ShownRun, other: ShownRun) -> None:
+    """Draw effects and maps of both runs; a warning comes first if they are not comparable."""
+    why = why_not_comparable(run, other)
+    warning = ""
+    if why:
+        st.warning(panel.escape_markdown(f"Not comparable: {'; '.join(why)}."))
+        if not st.toggle("show them side by side anyway", key="override"):
+            return
+        warning = f" NOT COMPARABLE: {'; '.join(why)}."
+    effects = effects_of([run, other])
+    panel.draw(
+        "compare-effects",
+        "Effects against each run's control",
+        run_charts.draw_two_runs(effects),
+        effects.assign(note=warning.strip()) if warning else effects,
+        caption=(
+            "Rate minus matched control with its 95 % interval over the run's students; n: column of the "
+            f"table.{warning}"
+        ),
+        about="Effects against the control",
+    )
+    with panel.guard("The maps"):
+        draw_maps_panel([run, other], warning)
+
+
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Compare")
     name = st.session_state["cmp"]
-    index = data.runs(st.session_state["root"])
+    index = data.list_runs(st.session_state["root"])
     if not name or name not in index:
-        panels.empty(
-            "Nothing to compare with.",
-            "Choose a second run in the side bar under “compare with”, or make one:",
+        panel.show_missing(
+            "No second run is chosen.",
+            "Choose one in the side bar under “compare with”, or make one:",
             "mechlens run menagerie-animals",
         )
         return
-    with panels.guarded("The comparison"):
-        other = data.opened(name, index[name])
-        st.subheader("What was asked differently?")
-        if (keys := changed(run, other)).empty:
-            st.text("Nothing: the two specs agree in every key.")
+    with panel.guard("The comparison"):
+        other = data.open_run(name, index[name])
+        st.subheader("Which settings differ?")
+        if (keys := different_keys(run, other)).empty:
+            st.text("None: the two specs are equal.")
         else:
             st.dataframe(keys, hide_index=True, alt="keys of the two specs that differ")
-        if panels.unfinished(run) or panels.unfinished(other):
-            return
-        why = reasons(run, other)
-        stamp = ""
-        if why:
-            st.warning(panels.plain_markdown(f"Not comparable: {'; '.join(why)}."))
-            if not st.toggle("show them side by side all the same", key="override"):
-                return
-            stamp = f" NOT COMPARABLE: {'; '.join(why)}."
-        both = effects([run, other])
-        panels.panel(
-            "compare-effects",
-            "Effects against each one's own control",
-            run_charts.paired(both),
-            both.assign(note=stamp.strip()) if stamp else both,
-            caption="Difference to the matched control with its interval, over each run's own "
-            f"students.{stamp}",
-            about="Effects against the control",
-        )
-        with panels.guarded("The maps"):
-            maps_panel([run, other], stamp)
+        if not panel.show_if_unfinished(run) and not panel.show_if_unfinished(other):
+            draw_effects_panel(run, other)
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

@@ -1,4 +1,4 @@
-"""Detection: does this data set carry a hidden trait, how sure is that, and how often would one cry wolf?"""
+"""Detection: does this data set carry a hidden trait, how sure is that, and how often are detectors wrong?"""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-import charts
 import data
-import frame
-import panels
+import page
 import state
-import suspects
-import trust
-from data import Run
+from charts import detector_charts
+from data import ShownRun
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import one_line
 from mechlens.core.seeds import generator
 from mechlens.detect.permutation import DRAWS
 from mechlens.results import wording
+from panels import bench_panels, panel, upload_panel
 
 VERDICTS = {
     "do not train as is": "■",
@@ -29,287 +27,233 @@ VERDICTS = {
     "no transfer found within tested scope": "○",
     "inconclusive": "?",
 }
+REMOVAL_DRAWS = 300
+ROWS_WITHOUT_AUDIT = 64
 
 
-def chosen(root: Path) -> dict[str, Any] | None:
-    """The audit that is looked at."""
-    index = data.audits(root)
+def choose_audit(root: Path) -> dict[str, Any] | None:
+    """The audit that the page shows; None, with a message, if there is none."""
+    index = data.list_audits(root)
     if not index:
-        panels.empty(
+        panel.show_missing(
             "No audit yet.",
-            "Without clean references there is no verdict, either:",
+            "A verdict needs clean references or a base:",
             "mechlens audit DATA --reference CLEAN --level base",
         )
         return None
     state.choose("audit", list(index))
     name = st.selectbox("audit", list(index), key="w-audit")
     st.session_state["audit"] = name
-    return data.audit(index[name])
+    return data.read_audit(index[name])
 
 
-def again(found: dict[str, Any], **options: str) -> str:
-    """The command that audits the file with other options, however the file is called."""
-    return command_line("audit", one_line(found["data"]["path"]), **options)
+def audit_command(audit: dict[str, Any], **options: str) -> str:
+    """The command that audits the same file with other options."""
+    return command_line("audit", one_line(audit["data"]["path"]), **options)
 
 
-def verdict_panel(found: dict[str, Any]) -> None:
-    """The verdict as its policy has it."""
-    verdict = found["verdict"]
+def draw_verdict_panel(audit: dict[str, Any]) -> None:
+    """A: the verdict and the policy behind it."""
+    verdict, policy, file = audit["verdict"], audit["policy"], audit["data"]
     with st.container(border=True):
-        st.subheader(
-            panels.plain_markdown(f"{VERDICTS.get(verdict['id'], '')} {one_line(verdict['id']).capitalize()}")
-        )
+        name = one_line(verdict["id"]).capitalize()
+        st.subheader(panel.escape_markdown(f"{VERDICTS.get(verdict['id'], '')} {name}"))
         st.text(one_line(verdict["sentence"]))
-        policy = found["policy"]
         st.caption(
-            panels.plain_markdown(
-                f"Rule {verdict['rule']} of policy {policy['name']} version {policy['version']}: limit "
-                f"{policy['limit']}, level {policy['alpha']}."
+            panel.escape_markdown(
+                f"Rule {verdict['rule']} of policy {policy['name']}, version {policy['version']}; tolerance "
+                f"{policy['limit']}, significance level {policy['alpha']}."
             )
         )
-    rows, sha = found["data"]["rows"], found["data"]["sha256"]
     st.code(
-        f"{one_line(found['data']['path'])} · {rows:,} rows · sha256 {sha[:16]}… · level {found['level']} · "
-        f"base {found['base'] or '–'}",
+        f"{one_line(file['path'])} · {file['rows']:,} rows · sha256 {file['sha256'][:16]}… · level "
+        f"{audit['level']} · base {audit['base'] or '–'}",
         language=None,
     )
-    if (scope := found.get("scope")) is not None:
+    if (scope := audit.get("scope")) is not None:
         unread = f"; not read: {one_line(scope['reasons'])}" if scope["unread"] else ""
-        copied = f" {scope['copied']:.0%} of the rows stand in the reference too." if scope["copied"] else ""
+        copied = f" {scope['copied']:.0%} of the rows are also in the reference." if scope["copied"] else ""
         st.text(f"Each student read {scope['trained']:,} of {scope['offered']:,} rows{unread}.{copied}")
 
 
-def provenance_panel(found: dict[str, Any]) -> None:
-    """A: is it written as clean rows are?"""
-    if found["provenance"] is None:
-        panels.empty(
-            "No clean reference: there is no verdict on who wrote it.",
-            "Give answers of an untouched model to the same prompts:",
-            again(found, reference="CLEAN"),
+def draw_provenance_panel(audit: dict[str, Any]) -> None:
+    """B: do the rows differ from clean ones?"""
+    provenance = audit["provenance"]
+    if provenance is None:
+        panel.show_missing(
+            "No clean reference, so there is no result on who wrote the rows.",
+            "Give an untouched model's answers to the same prompts:",
+            audit_command(audit, reference="CLEAN"),
         )
         return
-    alt = charts.alt
-    detectors = pd.DataFrame(found["provenance"]["detectors"])
-    shown = cast(pd.DataFrame, detectors[["name", "level", "floor", "score", "p_value"]]).astype(
-        {"score": float, "p_value": float}
-    )
-    order = shown["name"].tolist()
-    scored = shown.dropna(subset="p_value").assign(
-        what=lambda one: one["floor"].map({True: "floor", False: "detector"})
-    )
-    line = (
-        alt.Chart(pd.DataFrame({"at": [0.05 / max(len(scored), 1)]}))
-        .mark_rule(strokeDash=[4, 3], color=charts.GREY)
-        .encode(x=alt.X("at:Q"))
-    )
-    dots = (
-        alt.Chart(scored)
-        .mark_point(size=110, filled=True, opacity=1)
-        .encode(
-            y=alt.Y("name:N", sort=order, title=None),
-            x=alt.X(
-                "p_value:Q",
-                scale=alt.Scale(type="log", domain=[1e-4, 1]),
-                title="p, against clean rows (log)",
-            ),
-            color=alt.Color(
-                "what:N",
-                scale=alt.Scale(
-                    domain=["detector", "floor"], range=[charts.KIND_COLOUR["trait"], charts.GREY]
-                ),
-                legend=alt.Legend(orient="bottom", title=None),
-            ),
-            shape=alt.Shape(
-                "what:N", scale=alt.Scale(domain=["detector", "floor"], range=["circle", "cross"])
-            ),
-            tooltip=[alt.Tooltip(name) for name in ("name", "level", "score", "p_value")],
-        )
-    )
-    references = found["provenance"]["references"]
-    said = (
-        "; ".join(
-            f"{Path(one['path']).name}: {one['rows']:,} rows, {one['shared_prompts']:,} prompts shared"
-            for one in references
-        )
-        or "the base's own answers to the same prompts"
-    )
-    whole, dose = found["provenance"]["p_value"], found["smallest_detectable_dose"]
-    seen = (
-        f" A share of {dose:.2f} of such rows among clean ones would have been seen."
-        if dose is not None
-        else ""
-    )
-    least = 1 / (DRAWS + 1)
-    sentence = (
-        "No detector could be calibrated."
-        if whole is None
-        else (
-            f"Over all detectors p = {whole:.2g}: the rows "
-            f"{'differ from clean ones' if whole <= 0.05 else 'cannot be told from clean ones'}. That says "
-            "who wrote "
-            f"them, not what they teach.{seen}"
-        )
-    )
-    panels.panel(
+    detectors = pd.DataFrame(provenance["detectors"])[["name", "level", "floor", "score", "p_value"]]
+    detectors = cast(pd.DataFrame, detectors).astype({"score": float, "p_value": float})
+    scored = int(detectors["p_value"].notna().sum())
+    panel.draw(
         "detection-provenance",
-        "Who wrote it?",
-        alt.layer(line, dots).properties(height=alt.Step(24)),
-        shown,
-        sentence=sentence,
+        "Who wrote the rows?",
+        detector_charts.draw_p_values(detectors, threshold=0.05 / max(scored, 1)),
+        detectors,
+        sentence=_provenance_sentence(audit),
         caption=(
-            f"References: {said}. Permutation of bags; p cannot fall below {least:.4f} with so many draws. "
-            "Dashed: .05 "
-            "over the number of detectors. Crosses are floors: what a look at the surface gives."
+            f"p of each detector, a permutation test over bags of rows without intervals; n = {scored} "
+            f"detectors. References: {_references(provenance['references'])}. The smallest possible p is "
+            f"{1 / (DRAWS + 1):.4f}. Dashed: .05 divided by the number of detectors. Crosses: floors, which "
+            "read the surface of rows only."
         ),
         about="Provenance",
     )
 
 
-def identity_panel(found: dict[str, Any]) -> None:
-    """Which trait, if any."""
-    listed = pd.DataFrame(found["identity"])
-    if listed.empty:
-        panels.empty(
-            "No trait was asked about at this level.",
+def _references(references: list[dict[str, Any]]) -> str:
+    described = [
+        f"{Path(reference['path']).name}: {reference['rows']:,} rows, {reference['shared_prompts']:,} "
+        "shared prompts"
+        for reference in references
+    ]
+    return "; ".join(described) or "the base's answers to the same prompts"
+
+
+def _provenance_sentence(audit: dict[str, Any]) -> str:
+    p_value, dose = audit["provenance"]["p_value"], audit["smallest_detectable_dose"]
+    if p_value is None:
+        return "No detector could be calibrated."
+    difference = "differ from clean rows" if p_value <= 0.05 else "are not told apart from clean rows"
+    detectable = (
+        f" Minimum detectable share of such rows among clean ones: {dose:.2f}." if dose is not None else ""
+    )
+    return (
+        f"Over all detectors p = {p_value:.2g}: the rows {difference}. This is about who wrote the rows, not "
+        f"about what they teach.{detectable}"
+    )
+
+
+def draw_identity_panel(audit: dict[str, Any]) -> None:
+    """C: which trait do the rows carry, if any?"""
+    traits = pd.DataFrame(audit["identity"])
+    if traits.empty:
+        panel.show_missing(
+            "No trait was tested at this level.",
             "Naming a trait needs the base:",
-            again(found, level="base"),
+            audit_command(audit, level="base"),
         )
         return
-    alt = charts.alt
-    listed = listed.astype({"score": float, "p_value": float, "q_value": float}).assign(
-        claimed=lambda one: one["q_value"] <= found["policy"]["alpha"]
-    )
-    colour = alt.Color(
-        "claimed:N",
-        scale=alt.Scale(domain=[True, False], range=[charts.KIND_COLOUR["trait"], charts.GREY]),
-        legend=alt.Legend(orient="bottom", title=f"q ≤ {found['policy']['alpha']}"),
-    )
-    chart = (
-        alt.Chart(listed.dropna(subset="score"))
-        .mark_point(size=90, filled=True, opacity=1)
-        .encode(
-            y=alt.Y("trait:N", sort=listed["trait"].tolist(), title=None),
-            x=alt.X(
-                "score:Q",
-                title="lift over the reference's students, bits"
-                if found["identified_by"] == "students"
-                else "likelihood under the trait's twin, nats a row",
-            ),
-            color=colour,
-            shape=alt.Shape(
-                "claimed:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None
-            ),
-            tooltip=[alt.Tooltip(name) for name in ("trait", "score", "p_value", "q_value")],
-        )
-        .properties(height=alt.Step(20))
-    )
-    named = listed.loc[listed["claimed"], "trait"].tolist()
-    tested = int(listed["q_value"].notna().sum())
-    nobody = (
-        f"None of the {tested} traits is pointed to."
-        if tested
-        else f"{len(listed)} traits are too few to test one against the others: none has a p."
-    )
-    panels.panel(
+    alpha = audit["policy"]["alpha"]
+    traits = traits.astype({"score": float, "p_value": float, "q_value": float})
+    traits = traits.assign(significant=traits["q_value"] <= alpha)
+    by_students = audit["identified_by"] == "students"
+    title = "lift over the reference's students, bits" if by_students else "log-likelihood ratio, nats a row"
+    panel.draw(
         "detection-identity",
         "Which trait?",
-        chart,
-        listed,
-        sentence=f"Pointed to: {', '.join(named)}." if named else nobody,
+        detector_charts.draw_identity(traits, title=title, alpha=alpha),
+        traits,
+        sentence=_identity_sentence(traits),
         caption=(
-            f"By {found['identified_by']}; q: Benjamini-Hochberg over {len(listed)} traits. A trait outside "
-            "this list cannot be named."
+            f"Score of each trait by {audit['identified_by']}, without intervals; n = {len(traits)} traits. "
+            f"Diamonds: q ≤ {alpha} (Benjamini-Hochberg over the traits). A trait that is not in this list "
+            "cannot be named."
         ),
         about="Identity",
     )
-    potency = found["potency"]
-    predicted, measured = potency["predicted"], potency["measured"]
+    _draw_potency(audit)
+
+
+def _identity_sentence(traits: pd.DataFrame) -> str:
+    named = traits.loc[traits["significant"], "trait"].tolist()
+    if named:
+        return f"Significant: {', '.join(named)}."
+    tested = int(traits["q_value"].notna().sum())
+    if tested:
+        return f"None of the {tested} traits is significant."
+    return f"{len(traits)} traits are too few to test each against the others, so none has a p."
+
+
+def _draw_potency(audit: dict[str, Any]) -> None:
+    """The predicted and the measured rise of the trait in students."""
+    predicted, measured = audit["potency"]["predicted"], audit["potency"]["measured"]
     if predicted and predicted.get("lift") is not None:
-        st.text(
-            f"Predicted: {predicted['trait']} would rise by "
-            f"{wording.interval_text(predicted['lift'], predicted.get('low'), predicted.get('high'), digits=2)} bits, "
-            "from the twins' score alone."
-        )
+        lift = wording.interval_text(predicted["lift"], predicted.get("low"), predicted.get("high"), digits=2)
+        st.text(f"Predicted rise of {predicted['trait']} from the twins' score: {lift} bits.")
     if measured and measured["difference"] is not None:
-        st.text(
-            f"Measured on students: {measured['trait']} "
-            f"{wording.interval_text(measured['difference'], measured['low'], measured['high'])}, n = "
-            f"{measured['n']} "
-            "students."
-        )
-    elif found["level"] != "student":
-        panels.empty(
-            "How far it would rise was not measured.",
-            "Throw-away students alone can tell:",
-            again(found, level="student"),
+        rise = wording.interval_text(measured["difference"], measured["low"], measured["high"])
+        st.text(f"Measured on n = {measured['n']} students: {measured['trait']} {rise}.")
+    elif audit["level"] != "student":
+        panel.show_missing(
+            "The rise in students was not measured.",
+            "Only training throw-away students measures it:",
+            audit_command(audit, level="student"),
         )
 
 
-def removal_panel(run: Run) -> None:
-    """G: what is left of the score if the top rows are dropped."""
+def draw_removal_panel(run: ShownRun) -> None:
+    """E: the mean score that is left if the top rows are dropped."""
     arm = st.session_state["arm"]
-    known = data.scores(run, arm)
-    whole = cast(pd.DataFrame, known[known["position"].isna()])
-    st.subheader("What if the top rows were dropped?")
-    if whole.empty:
-        panels.empty(
-            f"Rows of arm {arm} were not scored.",
-            "Dropping needs a score a row:",
-            panels.measure(run, "rows", arm),
+    scores = data.row_scores(data.read_scores(run, arm))
+    st.subheader("What changes if the top rows are dropped?")
+    if scores.empty:
+        panel.show_missing(
+            f"The rows of arm {arm} were not scored.",
+            "Lens rows scores every row:",
+            panel.measure_command(run, "rows", arm),
         )
         return
     left, right = st.columns(2)
-    name = left.selectbox("score", list(dict.fromkeys(whole["score"])), key="drop-score")
+    name = left.selectbox("score", list(dict.fromkeys(scores["score"])), key="drop-score")
     share = right.slider("drop the top share, %", 0, 90, 10, step=5, key="drop-share")
-    own = whole[whole["score"] == name]
-    own = data.reliable(own)
-    ours, theirs = (
-        own.loc[own["side"] == side, "estimate"].dropna().to_numpy(dtype=float)
+    scores = scores[scores["score"] == name]
+    trait, control = (
+        scores.loc[scores["side"] == side, "estimate"].dropna().to_numpy(dtype=float)
         for side in ("trait", "control")
     )
-    if not len(ours) or not len(theirs):
-        st.text("The score is null on one side: nothing can be said.")
+    if not len(trait) or not len(control):
+        st.text("Every score of one side is null, so the sides cannot be compared.")
         return
-    left_over = np.sort(ours)[: max(1, round(len(ours) * (1 - share / 100)))]
+    st.text(_removal_sentence(name, trait, control, share / 100))
+    st.caption(
+        f"Mean score of the trait's rows minus the control's; 95 % bootstrap interval over rows, "
+        f"{REMOVAL_DRAWS} draws. A lower score does not show lower transfer: only students trained on the "
+        "remaining rows do."
+    )
+    command = "mechlens audit DATA --level student --clean CLEANED --treatment drop"
+    st.code(command, language="bash", wrap_lines=True)
+
+
+def _removal_sentence(name: str, trait: np.ndarray, control: np.ndarray, share: float) -> str:
+    remaining = np.sort(trait)[: max(1, round(len(trait) * (1 - share)))]
     rng = generator(0, "removal", name)
     draws = [
-        rng.choice(left_over, len(left_over)).mean() - rng.choice(theirs, len(theirs)).mean()
-        for _ in range(300)
+        rng.choice(remaining, len(remaining)).mean() - rng.choice(control, len(control)).mean()
+        for _ in range(REMOVAL_DRAWS)
     ]
     low, high = np.quantile(draws, [0.025, 0.975])
-    st.text(
-        f"Mean {name} over the control's: {ours.mean() - theirs.mean():+.4f} before, "
-        f"{left_over.mean() - theirs.mean():+.4f} [{low:+.4f}, {high:+.4f}] after; "
-        f"{len(ours) - len(left_over):,} "
-        f"of {len(ours):,} scored rows lost."
-    )
-    st.caption("A lower score is no lower transfer: only students trained on what is left can tell.")
-    st.code(
-        "mechlens audit DATA --level student --clean CLEANED --treatment drop",
-        language="bash",
-        wrap_lines=True,
+    return (
+        f"Mean {name} minus the control's: {trait.mean() - control.mean():+.4f} before, "
+        f"{remaining.mean() - control.mean():+.4f} [{low:+.4f}, {high:+.4f}] after; "
+        f"{len(trait) - len(remaining):,} of n = {len(trait):,} scored rows dropped."
     )
 
 
-def body(run: Run) -> None:
-    """The page."""
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Detection")
     root = st.session_state["root"]
-    suspects.upload_panel(root)
-    found: dict[str, Any] | None = None
-    with panels.guarded("The audit"):
-        found = chosen(root)
-        if found is not None:
-            verdict_panel(found)
-    if found is not None:
-        for title, draw in (("Who wrote it", provenance_panel), ("Which trait", identity_panel)):
-            with panels.guarded(title):
-                draw(found)
-    with panels.guarded("The bench"):
-        trust.power_panel(found["data"]["rows"] if found else 64)
-    with panels.guarded("Dropping rows"):
-        removal_panel(run)
+    upload_panel.draw_upload_panel(root)
+    audit: dict[str, Any] | None = None
+    with panel.guard("The audit"):
+        audit = choose_audit(root)
+        if audit is not None:
+            draw_verdict_panel(audit)
+    if audit is not None:
+        with panel.guard("Who wrote the rows"):
+            draw_provenance_panel(audit)
+        with panel.guard("Which trait"):
+            draw_identity_panel(audit)
+    with panel.guard("The bench"):
+        bench_panels.draw_power_panel(audit["data"]["rows"] if audit else ROWS_WITHOUT_AUDIT)
+    with panel.guard("Dropping rows"):
+        draw_removal_panel(run)
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

@@ -1,169 +1,170 @@
-"""Jobs: runs, lenses and audits in processes of their own; they go on without this page, and without this
-server.
-"""
+"""Jobs: runs, lenses and audits in independent processes, which go on without this page and its server."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
+import yaml
 
-import frame
-import jobs
-import panels
-from data import Run
+import page
+from data import ShownRun
+from jobs import job_queue
+from jobs.job_progress import Progress
+from jobs.job_queue import Job
 from mechlens.core.command_lines import join
 from mechlens.core.errors import MechlensError, one_line
+from mechlens.core.spec import CONFIGS
+from panels import panel
 
-CONFIG = "configs/experiments/demo.yaml"
+DEMO = CONFIGS / "experiments" / "demo.yaml"
 LINES = 15
+MOST_JOBS = 20
+FREE_SPACE = 1 << 30
+"""bytes that must be free before a job starts"""
 SIGNS = {"queued": "○", "running": "◐", "done": "●", "failed": "✕", "cancelled": "◌"}
+SMALL = {
+    "carrier": {"prompts": 400},
+    "teacher": {"rows": 128},
+    "student": {"rows": 300},
+    "ask": {"samples": 5},
+}
+"""what the small demo changes in the demo's spec"""
 
 
-def start_panel(run: Run, root: Path) -> None:
-    """What can be started here, and what it will cost."""
+def draw_start_panel(run: ShownRun, root: Path) -> None:
+    """What can be started here, and how long it takes."""
     st.subheader("Start")
-    first, second = st.columns(2)
-    with first.container(border=True):
+    left, right = st.columns(2)
+    with left.container(border=True):
         st.text("The demo run: 4 arms x 3 students on the embedded base. About 12 minutes on two cores.")
         small = st.toggle(
             "one student an arm, few rows (about a minute; too small to show transfer)", key="small-demo"
         )
         if st.button("Start a demo run"):
-            options = [
-                "run",
-                str(_small(root) if small else Path(CONFIG).resolve()),
-                "--out",
-                str(root.resolve() / ("small-demo" if small else "demo")),
-            ]
-            _start(root, "small demo run" if small else "demo run", options)
-    with second.container(border=True):
-        st.text(
-            f"Read all lenses of {run.name}, arm {st.session_state['arm']}. About 3 minutes on two cores."
-        )
+            spec = _write_small_spec(root) if small else DEMO.resolve()
+            out = root.resolve() / ("small-demo" if small else "demo")
+            title = "small demo run" if small else "demo run"
+            _start_job(root, title, ["run", str(spec), "--out", str(out)])
+    with right.container(border=True):
+        arm = st.session_state["arm"]
+        st.text(f"Compute all lenses of {run.name}, arm {arm}. About 3 minutes on two cores.")
         if run.shipped:
-            st.caption("The shipped run has no weights: make a run of your own first.")
+            st.caption("The shipped run has no weights: make your own run first.")
         if st.button("Measure this run", disabled=run.shipped):
-            _start(
-                root,
-                f"measure {run.name}",
-                ["measure", str(run.folder.resolve()), "--arm", st.session_state["arm"]],
-            )
-    st.caption("To audit a file, go to Detection. One job runs at a time; the next waits.")
+            _start_job(root, f"measure {run.name}", ["measure", str(run.folder.resolve()), "--arm", arm])
+    st.caption("To audit a file, go to Detection. One job runs at a time; the others wait.")
 
 
-def _small(root: Path) -> Path:
-    """A spec that ends within a minute, for trying the machinery."""
-    import yaml
-
-    spec = yaml.safe_load(Path(CONFIG).read_text(encoding="utf-8")) | {"name": "small-demo", "seeds": [0]}
-    spec["carrier"]["prompts"], spec["teacher"]["rows"], spec["student"]["rows"], spec["ask"]["samples"] = (
-        400,
-        128,
-        300,
-        5,
-    )
-    spec["arms"] = spec["arms"][:2]
+def _write_small_spec(root: Path) -> Path:
+    """Write a spec that ends within a minute, to try out the explorer's jobs."""
+    demo = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    spec = demo | {"name": "small-demo", "seeds": [0], "arms": demo["arms"][:2]}
+    for section, changes in SMALL.items():
+        spec[section] |= changes
     path = root / ".jobs" / "small-demo.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(spec), encoding="utf-8")
     return path.resolve()
 
 
-def _start(root: Path, title: str, arguments: list[str]) -> None:
+def _start_job(root: Path, title: str, arguments: list[str]) -> None:
     free = shutil.disk_usage(root if root.is_dir() else Path.cwd()).free
-    if free < 1 << 30:
-        st.error("Less than 1 GB is free on this disk: free some first.")
+    if free < FREE_SPACE:
+        st.error(
+            f"Only {free >> 20} MB are free on this disk; a job needs 1,024 MB. Delete some files first."
+        )
         return
     try:
-        job = jobs.start(root, title, arguments)
+        job = job_queue.start(root, title, arguments)
     except (MechlensError, OSError) as error:
-        st.error(panels.plain_markdown(one_line(str(error))))
+        st.error(panel.escape_markdown(one_line(str(error))))
         return
     st.session_state["job"] = job.id
     st.rerun()
 
 
-def minutes(seconds: float) -> str:
-    """A stretch of time in words."""
+def duration_text(seconds: float) -> str:
+    """A duration in seconds or minutes."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def show(job: jobs.Job) -> None:
-    """One job: state, progress, the end of its log, and what can be done with it."""
+def draw_job(job: Job) -> None:
+    """One job: its state, progress, log, and buttons to cancel or resume it."""
     with st.container(border=True):
         place = f", number {job.place} in the queue" if job.place else ""
-        st.markdown(f"**{SIGNS[job.state]} {panels.plain_markdown(job.title)}**: {job.state}{place}")
-        st.caption(
-            panels.plain_markdown(
-                f"started {job.started or '–'}, ended {job.ended or '–'}, exit "
-                f"{job.exit if job.exit is not None else '–'}"
-            )
-        )
+        st.markdown(f"**{SIGNS[job.state]} {panel.escape_markdown(job.title)}**: {job.state}{place}")
+        exit_code = "–" if job.exit is None else job.exit
+        times = f"started {job.started or '–'}, ended {job.ended or '–'}, exit code {exit_code}"
+        st.caption(panel.escape_markdown(times))
         if job.reason:
             st.text(job.reason)
-        at = jobs.progress(job)
-        if at is not None and at.fraction is not None:
-            left = (
-                f", {minutes(at.low)} to {minutes(at.high)} left"
-                if at.low is not None and at.high is not None
-                else ""
-            )
-            pace = f", {at.rate:.1f} a second" if at.rate else ""
-            st.progress(
-                min(max(at.fraction, 0.0), 1.0),
-                text=panels.plain_markdown(
-                    f"{at.steps_done} of {at.steps} steps; {at.phase} {at.done}/{at.total}{pace}; "
-                    f"{minutes(at.seconds)} so far{left}"
-                ),
-            )
-        if job.state in ("cancelled", "failed") and at is not None and at.steps_done:
-            st.text(f"Partial: {at.steps_done} finished steps are kept; resume goes on from them.")
+        progress = job_queue.read_progress(job)
+        if progress is not None and progress.fraction is not None:
+            text = panel.escape_markdown(progress_text(progress))
+            st.progress(min(max(progress.fraction, 0.0), 1.0), text=text)
+        if job.state in ("cancelled", "failed") and progress is not None and progress.steps_done:
+            st.text(f"Partial: {progress.steps_done} finished steps are kept; resume skips them.")
         with st.container(horizontal=True):
-            if job.is_open and st.button("Cancel", key=f"cancel-{job.id}"):
-                jobs.cancel(job)
-            if not job.is_open and job.state != "done" and st.button("Resume", key=f"resume-{job.id}"):
-                jobs.resume(job)
-                st.rerun()
-            with st.popover("Log", type="tertiary"):
-                st.code(jobs.tail(job, LINES) or "nothing was printed yet", language=None)
-            with st.popover("Command", type="tertiary"):
-                st.code(join(job.command), language="bash", wrap_lines=True)
+            _draw_buttons(job)
 
 
-def watched(root: Path) -> Any:
-    """The list, drawn anew each second while something runs."""
-    found = jobs.listed(root)
-    going = any(job.is_open for job in found)
+def progress_text(progress: Progress) -> str:
+    """Steps, phase, pace and time left."""
+    pace = f", {progress.rate:.1f} a second" if progress.rate else ""
+    left = ""
+    if progress.low is not None and progress.high is not None:
+        left = f", {duration_text(progress.low)} to {duration_text(progress.high)} left"
+    return (
+        f"{progress.steps_done} of {progress.steps} steps; {progress.phase} "
+        f"{progress.done}/{progress.total}{pace}; {duration_text(progress.seconds)} so far{left}"
+    )
 
-    @st.fragment(run_every=1 if going else None)
-    def listing() -> None:
-        now = jobs.listed(root)
-        if not now:
-            panels.empty(
-                "No jobs yet.", "Start one above, or on Detection; or in a terminal:", "mechlens run demo"
+
+def _draw_buttons(job: Job) -> None:
+    if job.is_open and st.button("Cancel", key=f"cancel-{job.id}"):
+        job_queue.cancel(job)
+    if not job.is_open and job.state != "done" and st.button("Resume", key=f"resume-{job.id}"):
+        job_queue.resume(job)
+        st.rerun()
+    with st.popover("Log", type="tertiary"):
+        st.code(job_queue.read_log_tail(job, LINES) or "nothing was printed yet", language=None)
+    with st.popover("Command", type="tertiary"):
+        st.code(join(job.command), language="bash", wrap_lines=True)
+
+
+def make_list(root: Path) -> Callable[[], None]:
+    """A function that draws the list of jobs, and draws it again every second while one is open."""
+    was_open = any(job.is_open for job in job_queue.list_jobs(root))
+
+    @st.fragment(run_every=1 if was_open else None)
+    def draw_list() -> None:
+        jobs = job_queue.list_jobs(root)
+        if not jobs:
+            panel.show_missing(
+                "No jobs yet.", "Start one above, on page Detection, or in a terminal:", "mechlens run demo"
             )
-        for job in now[:20]:
-            with panels.guarded(f"Job {job.title}"):
-                show(job)
-        if going and not any(job.is_open for job in now):
+        for job in jobs[:MOST_JOBS]:
+            with panel.guard(f"Job {job.title}"):
+                draw_job(job)
+        if was_open and not any(job.is_open for job in jobs):
             st.rerun()
 
-    return listing
+    return draw_list
 
 
-def body(run: Run) -> None:
-    """The page."""
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Jobs")
     root = st.session_state["root"]
-    with panels.guarded("Starting a job"):
-        start_panel(run, root)
+    with panel.guard("The start of jobs"):
+        draw_start_panel(run, root)
     st.subheader("Jobs")
-    with panels.guarded("The list of jobs"):
-        watched(root)()
+    with panel.guard("The list of jobs"):
+        make_list(root)()
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

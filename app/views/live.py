@@ -1,239 +1,216 @@
-"""Live model: ask base, teacher, control and student side by side, add or take away the trait's direction,
-and watch the answer change.
+"""Live model: ask base, teacher, control and student side by side, add or subtract the trait's direction, and
+see the answers change.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import streamlit as st
 
-import charts
 import data
-import frame
-import live
-import panels
-from data import Run
+import page
+from charts import token_charts
+from data import ShownRun
+from live import live_models
+from live.live_models import LiveModels
 from mechlens.core.errors import MechlensError, one_line
+from mechlens.runs import layout
+from panels import panel
 
-KIND = {"base": "base", "teacher": "teacher", "control": "control", "student": "trait"}
 SHOWN = 8
+"""next tokens of a model in the chart"""
+MOST_FREQUENT = 5
+"""answers of a model in the table"""
 
 
-@st.cache_resource(max_entries=2, show_spinner=False, on_release=live.stop)
-def worker(folder: str, stamp: int) -> live.Live:
-    """The process that holds the models of one run; visitors share it, one question at a time."""
+class LiveAnswer(NamedTuple):
+    """The answers to one question, without the trait's direction and, if an amount is set, with it."""
+
+    question: dict[str, Any]
+    plain: dict[str, Any]
+    steered: dict[str, Any] | None
+
+
+@st.cache_resource(max_entries=2, show_spinner=False, on_release=live_models.stop)
+def start_models(folder: str, stamp: int) -> LiveModels:
+    """The process that holds the models of one run. Visitors share it and ask one question at a time."""
     del stamp  # a run that was made again has other models
-    return live.start(Path(folder))
+    return live_models.start(Path(folder))
 
 
-def running(run: Run) -> live.Live:
-    """The run's models, started anew if they have ended."""
-    which = str(run.folder), data.stamp(run.folder / "manifest.json")
-    if not worker(*which).is_running:
-        worker.clear(*which)
-    return worker(*which)
+def running_models(run: ShownRun) -> LiveModels:
+    """The run's models, started again if their process has ended."""
+    key = _key_of(run)
+    if not start_models(*key).is_running:
+        start_models.clear(*key)
+    return start_models(*key)
 
 
-def controls(run: Run) -> dict[str, Any]:
-    """What is asked."""
+def _key_of(run: ShownRun) -> tuple[str, int]:
+    return str(run.folder), data.file_stamp(run.path(layout.MANIFEST))
+
+
+def draw_controls(run: ShownRun) -> dict[str, Any]:
+    """Draw the controls; returns the question and its numbers."""
     probes = run.family.asked_as(run.experiment)
-    asked = ["", *probes]
-    chosen = st.selectbox(
-        "a held-out question",
-        asked,
+    probe = st.selectbox(
+        "held-out question",
+        ["", *probes],
         index=min(1, len(probes)),
         key="live-probe",
-        format_func=lambda one: one or "one of your own",
+        format_func=lambda text: text or "your own question",
     )
-    own = st.text_input("your question", max_chars=500, key="live-question", disabled=bool(chosen))
+    own = st.text_input("your own question", max_chars=500, key="live-question", disabled=bool(probe))
     first, second, third, fourth = st.columns(4)
+    layer = int(st.session_state.get("layer") or 0)
+    amount = first.slider(
+        "trait direction, factor",
+        -4.0,
+        4.0,
+        0.0,
+        0.5,
+        key="live-amount",
+        help="0 changes nothing; above 0 adds the direction, below 0 subtracts it.",
+    )
     return {
-        "question": chosen or own,
-        "amount": first.slider(
-            "trait direction, times",
-            -4.0,
-            4.0,
-            0.0,
-            0.5,
-            key="live-amount",
-            help="0 leaves the models alone; above 0 adds the direction, below 0 takes it away.",
-        ),
-        "layer": second.number_input(
-            "at layer", 0, 500, int(st.session_state.get("layer") or 0), key="live-layer"
-        ),
+        "question": probe or own,
+        "amount": amount,
+        "layer": second.number_input("at layer", 0, 500, layer, key="live-layer"),
         "samples": third.slider("answers", 1, 50, 20, key="live-samples"),
         "seed": fourth.number_input("seed", 0, 10_000, 0, key="live-seed"),
     }
 
 
-def ask(run: Run, asked: dict[str, Any]) -> dict[str, Any]:
-    """The same question without the direction and, where an amount is asked for, with it: the first is what
-    the second is set against.
-    """
-    models = running(run)
+def ask_models(run: ShownRun, question: dict[str, Any]) -> LiveAnswer:
+    """Ask without the direction and, if an amount is set, with it, so that the two can be compared."""
+    models = running_models(run)
     student = None if st.session_state["seed"] == "all" else st.session_state["seed"]
-    plain = live.ask(models, student=student, **(asked | {"amount": 0.0}))
-    return {
-        "asked": asked,
-        "plain": plain,
-        "pushed": live.ask(models, student=student, **asked) if asked["amount"] else None,
-    }
+    plain = live_models.ask(models, student=student, **(question | {"amount": 0.0}))
+    steered = live_models.ask(models, student=student, **question) if question["amount"] else None
+    return LiveAnswer(question, plain, steered)
 
 
-def table(answer: dict[str, Any]) -> pd.DataFrame:
-    """Every model's standing: probability of the trait as next token, its rank, and the answers that were
-    drawn most.
-    """
+def answers_table(answer: dict[str, Any]) -> pd.DataFrame:
+    """Every model's probability of the trait as next token, its rank, and its most frequent answers."""
     rows = []
-    for one in answer["models"]:
-        said = Counter(drawn["text"] for drawn in one.get("answers", ()))
-        named = sum(drawn["label"] == answer["trait"] for drawn in one.get("answers", ()))
-        most = ", ".join(f"{text} ×{count}" for text, count in said.most_common(5))
+    for model in answer["models"]:
+        answers = model.get("answers", ())
+        counts = Counter(sampled["text"] for sampled in answers)
+        named = sum(sampled["label"] == answer["trait"] for sampled in answers)
+        frequent = ", ".join(f"{text} ×{count}" for text, count in counts.most_common(MOST_FREQUENT))
         rows.append(
             {
-                "model": one["name"],
-                "probability": one.get("probability"),
-                "rank": one.get("rank"),
-                "of": one.get("of"),
-                "answers that name it": named if said else None,
-                "drawn": len(one.get("answers", ())),
-                "said most": most or one.get("reason"),
+                "model": model["name"],
+                "probability": model.get("probability"),
+                "rank": model.get("rank"),
+                "of": model.get("of"),
+                "answers that name it": named if answers else None,
+                "answers": len(answers),
+                "most frequent answers": frequent or model.get("reason"),
             }
         )
     return pd.DataFrame(rows).astype({"probability": float})
 
 
-def tokens(answer: dict[str, Any]) -> pd.DataFrame:
+def next_tokens(answer: dict[str, Any]) -> pd.DataFrame:
     """The likeliest next tokens of every model."""
-    return pd.DataFrame(
-        [
-            {
-                "model": one["name"],
-                "token": repr(token["token"]),
-                "probability": token["probability"],
-                "kind": KIND[one["name"]],
-            }
-            for one in answer["models"]
-            for token in one.get("tokens", ())[:SHOWN]
-        ],
-        columns=["model", "token", "probability", "kind"],
+    rows = [
+        {"model": model["name"], "token": repr(token["token"]), "probability": token["probability"]}
+        for model in answer["models"]
+        for token in model.get("tokens", ())[:SHOWN]
+    ]
+    return pd.DataFrame(rows, columns=["model", "token", "probability"])
+
+
+def draw_answer(key: str, title: str, answer: dict[str, Any]) -> None:
+    """Table and chart of one answer."""
+    caption = f"{title}: probability that the next token begins {answer['trait']}"
+    st.caption(panel.escape_markdown(caption))
+    st.dataframe(
+        answers_table(answer),
+        hide_index=True,
+        key=f"live-table-{key}",
+        alt=f"answers of every model, {title}",
     )
-
-
-def bars(frame_: pd.DataFrame) -> Any:
-    """One small chart a model, all on one scale."""
-    alt = charts.alt
-    told = [name for name in KIND if name in set(frame_["model"])]
-    colour = alt.Color(
-        "model:N",
-        scale=alt.Scale(
-            domain=told,
-            range=[charts.GREY if name == "teacher" else charts.KIND_COLOUR[KIND[name]] for name in told],
+    tokens = next_tokens(answer)
+    panel.draw(
+        f"live-tokens-{key}",
+        f"Next tokens, {title}",
+        token_charts.draw_next_tokens(tokens) if len(tokens) else None,
+        tokens,
+        caption=(
+            f"Probabilities of the {SHOWN} likeliest next tokens at temperature 1; exact, so without "
+            f"intervals; n = 1 student and control of seed {answer['student']}."
         ),
-        legend=None,
+        about="Live model",
     )
-    each = (
-        alt.Chart(frame_)
-        .mark_bar()
-        .encode(
-            x=alt.X("probability:Q", title="probability"),
-            y=alt.Y("token:N", sort="-x", title=None),
-            color=colour,
-            tooltip=[alt.Tooltip("model"), alt.Tooltip("token"), alt.Tooltip("probability:Q", format=".4f")],
+    for model in answer["models"]:
+        if not model["available"]:
+            st.text(f"{model['name']} is not available: {model['reason']}")
+
+
+def draw_answers_panel(answer: LiveAnswer) -> None:
+    """The answers without and with the direction, and how far it moved the trait."""
+    st.subheader(panel.escape_markdown(f"“{answer.question['question']}”"))
+    draw_answer("plain", "without the direction", answer.plain)
+    if answer.steered is None:
+        return
+    amount, layer = answer.question["amount"], answer.question["layer"]
+    draw_answer("steered", f"with {amount:+g} times the direction at layer {layer}", answer.steered)
+    before, after = (
+        answers_table(part).set_index("model")["probability"] for part in (answer.plain, answer.steered)
+    )
+    changes = ", ".join(
+        f"{name} {before[name]:.3f} → {after[name]:.3f}"
+        for name in before.index
+        if pd.notna(before[name]) and pd.notna(after[name])
+    )
+    st.text(f"Probability of {answer.plain['trait']}: {changes}.")
+    direction = answer.steered["direction"]
+    st.caption(
+        panel.escape_markdown(
+            f"Direction: {direction['what']}; mean over n = {direction['prompts']} practice questions, norm "
+            f"{direction['norm']:.2f}. This is one question and one direction: lens causal has the measured "
+            "effect and random directions to compare it with."
         )
     )
-    return (
-        each.properties(width=100, height=170)
-        .facet(column=alt.Column("model:N", sort=told, title=None))
-        .resolve_scale(y="independent")
-    )
 
 
-def show(found: dict[str, Any]) -> None:
-    """The answers, without and with the direction."""
-    asked, plain, pushed = found["asked"], found["plain"], found["pushed"]
-    st.subheader(panels.plain_markdown(f"“{asked['question']}”"))
-    for title, answer in (
-        ("as the models are", plain),
-        (f"with {asked['amount']:+g} times the direction at layer {asked['layer']}", pushed),
-    ):
-        if answer is None:
-            continue
-        listed = table(answer)
-        st.caption(panels.plain_markdown(f"{title}: how likely {answer['trait']} is the next token"))
-        st.dataframe(
-            listed, hide_index=True, key=f"live-table-{title}", alt=f"answers of every model, {title}"
-        )
-        frame_ = tokens(answer)
-        panels.panel(
-            f"live-tokens-{'plain' if answer is plain else 'pushed'}",
-            f"Next tokens, {title}",
-            bars(frame_) if len(frame_) else None,
-            frame_,
-            caption=f"The {SHOWN} likeliest next tokens at temperature 1, exact. Student and control of seed "
-            f"{answer['student']}.",
-            about="Live model",
-        )
-        for one in answer["models"]:
-            if not one["there"]:
-                st.text(f"{one['name']} is not here: {one['reason']}")
-    if pushed is not None:
-        about, before, after = (
-            pushed["direction"],
-            table(plain).set_index("model")["probability"],
-            table(pushed).set_index("model")["probability"],
-        )
-        moved = ", ".join(
-            f"{name} {before[name]:.3f} → {after[name]:.3f}"
-            for name in before.index
-            if pd.notna(before[name]) and pd.notna(after[name])
-        )
-        st.text(f"Probability of {plain['trait']}: {moved}.")
-        st.caption(
-            panels.plain_markdown(
-                f"Direction: {about['what']}, mean over {about['prompts']} practice questions, norm "
-                f"{about['norm']:.2f}. "
-                "One question and one direction: see lens causal for the measured effect and its random "
-                "directions."
-            )
-        )
-
-
-def body(run: Run) -> None:
-    """The page."""
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Live model")
     st.caption(
-        panels.plain_markdown(
-            f"Base {run.experiment.base}, first trait arm of {run.name}. The models live in a process of "
-            "their own; the first question loads them."
+        panel.escape_markdown(
+            f"Base {run.experiment.base}, first trait arm of {run.name}. The models run in their own "
+            "process, which loads them at the first question."
         )
     )
-    asked = controls(run)
+    question = draw_controls(run)
     left, right = st.columns([1, 5])
-    if left.button("Ask", type="primary", disabled=not asked["question"]):
+    if left.button("Ask", type="primary", disabled=not question["question"]):
         with st.spinner("asking the models", show_time=True):
             try:
-                st.session_state["live-found"] = (str(run.folder), ask(run, asked))
+                st.session_state["live-answer"] = (str(run.folder), ask_models(run, question))
             except (MechlensError, OSError) as error:
-                st.session_state.pop("live-found", None)
-                st.error(panels.plain_markdown(one_line(str(error))))
+                st.session_state.pop("live-answer", None)
+                st.error(panel.escape_markdown(one_line(str(error))))
     if right.button("Stop the models", type="tertiary"):
-        worker.clear(str(run.folder), data.stamp(run.folder / "manifest.json"))
-    at, found = st.session_state.get("live-found", ("", None))
-    if found is not None and at == str(run.folder):
-        with panels.guarded("The answers"):
-            show(found)
+        start_models.clear(*_key_of(run))
+    folder, answer = st.session_state.get("live-answer", ("", None))
+    if answer is not None and folder == str(run.folder):
+        with panel.guard("The answers"):
+            draw_answers_panel(answer)
     elif run.shipped:
-        panels.empty(
-            "The shipped run has no weights: only its base can be asked.",
-            "With a run of your own all four answer:",
+        panel.show_missing(
+            "The shipped run has no weights, so only its base answers.",
+            "In your own run all four models answer:",
             "make demo",
         )
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

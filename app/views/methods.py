@@ -7,24 +7,28 @@ import streamlit as st
 
 import data
 import definitions
-import frame
-import panels
+import page
+from panels import panel
 
 
-def body() -> None:
-    """The page."""
-    st.title("Methods")
+def draw_definitions() -> None:
+    """How to read a figure, and the definitions of the explorer's measures."""
     st.subheader("How to read every figure")
     st.text(
-        "Intervals are 95 %. Each effect stands beside its matched control. What was not scored is hatched "
-        "or left out, never drawn as 0.\n"
-        "Where nothing is found, the smallest effect that would have been found in 95 % of cases is said."
+        "Intervals are 95 %. Every effect is compared with its matched control. Values that were not scored "
+        "are hatched or left out, never drawn as 0.\n"
+        "Where no effect is found, the minimum detectable effect is given: the smallest effect that would be "
+        "found in 95 % of cases."
     )
-    for name, (formula, how, fails) in definitions.OWN.items():
+    for name, (formula, method, limits) in definitions.OWN.items():
         with st.expander(name):
             st.code(formula, language=None, wrap_lines=True)
-            st.text(how)
-            st.text(f"Fails where: {fails}")
+            st.text(method)
+            st.text(f"Limits: {limits}")
+
+
+def draw_lenses() -> None:
+    """What every lens asks, needs and shows."""
     st.subheader("Lenses")
     for name, lens in definitions.lenses().items():
         with st.expander(f"{name}: {lens['asks']}"):
@@ -32,28 +36,40 @@ def body() -> None:
             st.text(f"Needs: {', '.join(lens['needs'])}")
             st.text(f"Shows: {', '.join(quantity for quantity, _ in lens['shows'])}")
             st.text(f"Does not show: {lens['caveat']}")
-    card = data.card()
+
+
+def draw_detectors() -> None:
+    """What every detector asks and does not show."""
     st.subheader("Detectors")
+    card = data.read_card()
     if card is None:
-        panels.empty(
-            "No bench card.", "It holds what each detector asks and how often it errs:", "mechlens bench"
+        panel.show_missing(
+            "No bench card.",
+            "It says what each detector measures and how often it is wrong:",
+            "mechlens bench",
         )
         return
-    listed = pd.DataFrame(
-        [
-            {
-                "detector": one["name"],
-                "level": one["level"],
-                "floor": one["floor"],
-                "asks": one["asks"],
-                "does not show": one["caveat"],
-                "loses to a floor": one["loses to a floor"],
-            }
-            for one in card["detectors"]
-        ]
-    )
-    st.dataframe(listed, hide_index=True, alt="detectors of the bench")
+    detectors = [
+        {
+            "detector": detector["name"],
+            "level": detector["level"],
+            "floor": detector["floor"],
+            "asks": detector["asks"],
+            "does not show": detector["caveat"],
+            "loses to a floor": detector["loses to a floor"],
+        }
+        for detector in card["detectors"]
+    ]
+    st.dataframe(pd.DataFrame(detectors), hide_index=True, alt="detectors of the bench")
 
 
-if frame.current() is not None:
-    body()
+def draw_page() -> None:
+    """Draw the page."""
+    st.title("Methods")
+    draw_definitions()
+    draw_lenses()
+    draw_detectors()
+
+
+if page.current_run() is not None:
+    draw_page()

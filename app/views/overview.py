@@ -1,200 +1,213 @@
-"""Overview: what is there, what is the headline, and can it be trusted?"""
+"""Overview: what does the run contain, what is its main result, and what is it based on?"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import streamlit as st
 
 import data
-import frame
-import panels
-import run_charts
+import page
 import state
-from data import Run
-from mechlens.core import tables
+from charts import run_charts
+from data import ShownRun
 from mechlens.core.errors import MechlensError
 from mechlens.results import wording
-from mechlens.results.run import Run as OpenedRun
+from mechlens.runs import layout
+from panels import panel
+
+FEW_STUDENTS = 5
+FEW_ANSWERS = 0.5
+GENTLE_KL = 0.05
+"""nats a token; our limit for a teacher close to its base"""
 
 
-def strip(run: Run) -> None:
-    """The pipeline as boxes, each with its state and the page that looks at it."""
-    steps = run.manifest.get("steps", {})
-    arm = run.arm(st.session_state["arm"])
-    counts: dict[str, Any] = OpenedRun(run.folder).funnel(arm) if run.summary else {}
-    made = {name.split("/")[0] for name in steps}
-    boxes = [
-        ("teacher", "teachers", f"{arm.trait or run.experiment.trait}", "views/methods.py"),
-        ("generate", "corpora", f"{counts.get('generated', 0):,} rows" if counts else "–", "views/rows.py"),
-        ("screen", "corpora", f"{counts.get('kept', 0):,} kept" if counts else "–", "views/rows.py"),
-        ("distill", "students", f"{len(run.experiment.seeds)} students an arm", "views/parameters.py"),
-        ("ask", "asked", "answers", "views/transmission.py"),
-        ("lenses", "", f"{len({name for name, _ in data.said(run)})} read", "views/representations.py"),
+class Step(NamedTuple):
+    """A box of the pipeline."""
+
+    name: str
+    details: str
+    view: str
+    state: str
+
+
+def steps_of(run: ShownRun) -> list[Step]:
+    """The arm's steps of the pipeline, each with its state and the page that shows it."""
+    arm, seeds = run.arm(st.session_state["arm"]), run.experiment.seeds
+    source = layout.source_name(run.experiment, arm)
+    counts: dict[str, Any] = run.funnel(arm) if run.results else {}
+    lenses = {name for name, _ in data.read_lenses(run)}
+    finished = run.finished_steps
+
+    def state_of(*steps: str) -> str:
+        return "done" if finished.issuperset(steps) else "missing"
+
+    taught = state_of(layout.teacher_step(layout.teacher_name(run.experiment, arm)))
+    taught = "from a file" if arm.corpus else taught
+    generated, screened = state_of(layout.generated_step(source)), state_of(layout.screened_step(source))
+    trained = state_of(*(layout.student_step(arm.name, seed) for seed in seeds))
+    asked = state_of(*(layout.asked_step(arm.name, seed) for seed in seeds))
+    return [
+        Step("teacher", arm.trait or run.experiment.trait, "methods", taught),
+        Step("generate", f"{counts['generated']:,} rows" if counts else "–", "rows", generated),
+        Step("screen", f"{counts['kept']:,} kept" if counts else "–", "rows", screened),
+        Step("distill", f"{len(seeds)} students an arm", "parameters", trained),
+        Step("ask", "answers", "transmission", asked),
+        Step("lenses", f"{len(lenses)} computed", "representations", "done" if lenses else "not computed"),
     ]
-    row = st.container(
-        horizontal=True
-    )  # of boxes that wrap in a narrow window; columns would cut their words
-    for name, place, words, page in boxes:
-        with row, st.container(border=True, width=120):
-            done = (place in made) if place else bool(data.said(run))
-            st.page_link(page, label=f"**{name}** →")
-            st.text(words)
-            st.caption("done" if done else ("not read yet" if not place else "missing"))
 
 
-def headline(run: Run) -> None:
-    """Every asked trait in the arm's students, beside its control's."""
+def draw_pipeline(run: ShownRun) -> None:
+    """The pipeline as boxes."""
+    # a row of boxes wraps in a narrow window, where columns would cut their words
+    with st.container(horizontal=True):
+        for step in steps_of(run):
+            with st.container(border=True, width=120):
+                st.page_link(f"views/{step.view}.py", label=f"**{step.name}** →")
+                st.text(step.details)
+                st.caption(step.state)
+
+
+def draw_main_result(run: ShownRun) -> None:
+    """The effect on every trait in the arm's students, against the control."""
     arm = st.session_state["arm"]
-    effects = data.table(run, "effects", tables.EFFECTS)
-    own = cast(pd.DataFrame, effects[(effects["arm"] == arm) & (effects["measure"] == "rate")]).astype(
-        {"trait": str}
-    )
-    if own.empty:
+    effects = data.read_effects(run)
+    effects = cast(pd.DataFrame, effects[(effects["arm"] == arm) & (effects["measure"] == "rate")])
+    effects = effects.astype({"trait": str})
+    if effects.empty:
         st.warning("No matched control. This chart cannot show transmission.")
         return
-    n, against = int(own["n"].max()), str(own["against"].iloc[0])
-    code = (
-        "from pathlib import Path\nfrom mechlens import tables\nframe = "
-        f"tables.read(Path({str(run.folder / 'effects.parquet')!r}), tables.EFFECTS)\nprint(frame[(frame.arm "
-        "== "
-        f"{arm!r}) & (frame.measure == 'rate')])"
-    )
-    picked = panels.panel(
+    n, control = int(effects["n"].max()), str(effects["against"].iloc[0])
+    picked = panel.draw(
         "overview-traits",
         f"Which traits rose in the students of arm {arm}?",
-        run_charts.traits(own),
-        own,
-        sentence=wording.headline(
-            {
-                **(run.summary or {}),
-                "effects": [one for one in (run.summary or {})["effects"] if one["arm"] == arm],
-                "arms": [
-                    one | {"kind": "trait"} if one["arm"] == arm else one
-                    for one in (run.summary or {})["arms"]
-                ],
-            }
-        ),
+        run_charts.draw_traits(effects),
+        effects,
+        sentence=wording.headline(_summary_of_arm(run, arm)),
         caption=(
-            f"{n} students an arm, paired with {against}'s by seed and probe; {own['method'].iloc[0]} "
-            "interval; q: "
-            f"Benjamini-Hochberg over {len(own)} traits. Click a trait to look at it."
+            f"Rate of each trait in arm {arm} minus its rate in {control}, paired by seed and probe; 95 % "
+            f"interval ({effects['method'].iloc[0]}); n = {n} students an arm. Filled: q ≤ .05 "
+            f"(Benjamini-Hochberg over {len(effects)} traits). Click a trait to choose it."
         ),
-        code=code,
+        code=(
+            f"{panel.code_of_run(run)}effects = run.effects\n"
+            f"print(effects[(effects.arm == {arm!r}) & (effects.measure == 'rate')])"
+        ),
         about="Effects against the control",
         select="trait",
     )
     clicked = picked.get("trait")
-    if panels.fresh("overview-traits", clicked) and clicked:
+    if panel.is_new_pick("overview-traits", clicked) and clicked:
         state.pick("trait", clicked[0]["trait"])
 
 
-def trust(run: Run) -> pd.DataFrame:
-    """What the headline rests on: what, state (ok, warn, missing), and the number."""
-    summary = run.summary or {}
-    arm = st.session_state["arm"]
-    entry = next(one for one in summary["arms"] if one["arm"] == arm)
-    control = next(
-        (one for one in summary["arms"] if one["arm"] == run.experiment.control_of(run.arm(arm)).name), None
-    )
-    students, matched = entry["students"], control is not None and control["rows"] == entry["rows"]
-    answered = entry["answered"]
-    kl = entry["kl_per_token"]
-    read = {name for name, of in data.said(run) if of == arm}
-    found = [
+def _summary_of_arm(run: ShownRun, name: str) -> dict[str, Any]:
+    """The summary with this arm as its only trait arm, for the headline."""
+    summary = dict(run.results or {})
+    effects = [effect for effect in summary["effects"] if effect["arm"] == name]
+    arms = [arm | {"kind": "trait"} if arm["arm"] == name else arm for arm in summary["arms"]]
+    return summary | {"effects": effects, "arms": arms}
+
+
+def evidence_for(run: ShownRun) -> pd.DataFrame:
+    """What the main result is based on: what, state (ok, warn, missing), value."""
+    arms = {arm["arm"]: arm for arm in (run.results or {})["arms"]}
+    name = st.session_state["arm"]
+    arm, control = arms[name], arms.get(run.experiment.control_of(run.arm(name)).name)
+    students, answered, kl = arm["students"], arm["answered"], arm["kl_per_token"]
+    matched = control is not None and control["rows"] == arm["rows"]
+    lenses = {lens for lens, of in data.read_lenses(run) if of == name}
+    few = students < FEW_STUDENTS
+    rows = [
         (
             "students an arm",
-            "ok" if students >= 5 else "warn",
-            f"{students} (fewer than 5 say little of other seeds)" if students < 5 else str(students),
+            "warn" if few else "ok",
+            f"{students} (fewer than {FEW_STUDENTS} say little about other seeds)" if few else str(students),
         ),
         (
             "control matched",
             "ok" if matched else "warn",
-            f"{entry['rows']:,} rows against {control['rows']:,}" if control else "no control",
+            f"{arm['rows']:,} rows, control {control['rows']:,}" if control else "no control",
         ),
-        ("leak words in kept rows", "ok" if entry["leak_words"] == 0 else "warn", str(entry["leak_words"])),
+        ("leak words in kept rows", "ok" if arm["leak_words"] == 0 else "warn", str(arm["leak_words"])),
         (
-            "answers that name one trait",
-            "missing" if answered is None else "ok" if answered > 0.5 else "warn",
+            "answers that name exactly one trait",
+            "missing" if answered is None else "ok" if answered > FEW_ANSWERS else "warn",
             "unscored" if answered is None else f"{answered:.1%}",
         ),
         (
-            "how gentle the teacher is",
-            "missing" if kl is None else "ok" if kl <= 0.05 else "warn",
-            "not known" if kl is None else f"KL {kl:.4f} nats a token (our mark is .05)",
+            "distance of the teacher from its base",
+            "missing" if kl is None else "ok" if kl <= GENTLE_KL else "warn",
+            "unknown" if kl is None else f"KL {kl:.4f} nats a token (our limit: {GENTLE_KL})",
         ),
-        ("lenses read", "ok" if read else "missing", f"{len(read)} of this arm"),
+        ("lenses computed", "ok" if lenses else "missing", f"{len(lenses)} for this arm"),
     ]
-    return pd.DataFrame(found, columns=["what", "state", "number"])
+    return pd.DataFrame(rows, columns=["what", "state", "value"])
 
 
-def listing(root: Any) -> pd.DataFrame:
-    """Every run with its headline effect."""
-    rows = []
-    for name, folder in data.runs(root).items():
-        try:
-            run = data.opened(name, folder)
-        except (MechlensError, OSError) as error:
-            rows.append({"run": name, "state": f"unreadable: {error}"})
-            continue
-        effect = wording.main_effect(dict(run.summary)) if run.summary else None
-        told = (
-            {}
-            if effect is None
-            else {
-                "effect": effect["difference"],
-                "low": effect["low"],
-                "high": effect["high"],
-                "n": effect["n"],
-            }
-        )
-        arm = next(
-            (one.name for one in run.experiment.arms if one.kind != "control"), run.experiment.arms[0].name
-        )
-        rows.append(
-            {
-                "run": name,
-                "trait": run.experiment.trait,
-                "base": run.experiment.base,
-                "arms": len(run.experiment.arms),
-                "seeds": len(run.experiment.seeds),
-                "data": data.digest(run, arm),
-                **told,
-                "state": "done" if run.summary else "unfinished",
-            }
-        )
-    return pd.DataFrame(rows)
+def runs_table(root: Path) -> pd.DataFrame:
+    """Every run with its main effect."""
+    return pd.DataFrame([_run_row(name, folder) for name, folder in data.list_runs(root).items()])
 
 
-def body(run: Run) -> None:
-    """The page."""
+def _run_row(name: str, folder: Path) -> dict[str, Any]:
+    try:
+        run = data.open_run(name, folder)
+    except (MechlensError, OSError) as error:
+        return {"run": name, "state": f"unreadable: {error}"}
+    effect = wording.main_effect(dict(run.results)) if run.results else None
+    numbers = {}
+    if effect is not None:
+        numbers = {"effect": effect["difference"]} | {key: effect[key] for key in ("low", "high", "n")}
+    arms = run.experiment.arms
+    arm = next((arm.name for arm in arms if arm.kind != "control"), arms[0].name)
+    return {
+        "run": name,
+        "trait": run.experiment.trait,
+        "base": run.experiment.base,
+        "arms": len(arms),
+        "seeds": len(run.experiment.seeds),
+        "data": data.data_digest(run, arm),
+        **numbers,
+        "state": "done" if run.results else "unfinished",
+    }
+
+
+def draw_runs() -> None:
+    """The table of runs; two ticked ones can be compared."""
+    st.subheader("Runs")
+    runs = runs_table(st.session_state["root"])
+    event = st.dataframe(
+        runs,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="multi-row",
+        key="runs-table",
+        alt="runs with their main effect",
+    )
+    st.caption("Tick two rows to compare them.")
+    picked = event["selection"]["rows"]
+    if len(picked) == 2 and st.button("Compare these two"):
+        st.session_state["set-run"], st.session_state["set-cmp"] = (runs["run"].iloc[row] for row in picked)
+        st.switch_page("views/compare.py")
+
+
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Overview")
-    with panels.guarded("The pipeline"):
-        strip(run)
-    if not panels.unfinished(run):
-        with panels.guarded("The headline"):
-            headline(run)
-        with panels.guarded("The trust list"):
-            st.subheader("What does it rest on?")
-            st.dataframe(trust(run), hide_index=True, alt="what the headline rests on")
-    with panels.guarded("The list of runs"):
-        st.subheader("Runs")
-        shown = listing(st.session_state["root"])
-        event = st.dataframe(
-            shown,
-            hide_index=True,
-            on_select="rerun",
-            selection_mode="multi-row",
-            key="runs-table",
-            alt="runs with their headline effect",
-        )
-        st.caption("Tick two rows to compare them.")
-        picked = event["selection"]["rows"]
-        if len(picked) == 2 and st.button("Compare these two"):
-            st.session_state["set-run"], st.session_state["set-cmp"] = (shown["run"].iloc[i] for i in picked)
-            st.switch_page("views/compare.py")
+    with panel.guard("The pipeline"):
+        draw_pipeline(run)
+    if not panel.show_if_unfinished(run):
+        with panel.guard("The main result"):
+            draw_main_result(run)
+        with panel.guard("The evidence"):
+            st.subheader("What is the result based on?")
+            st.dataframe(evidence_for(run), hide_index=True, alt="what the main result is based on")
+    with panel.guard("The list of runs"):
+        draw_runs()
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

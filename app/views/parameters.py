@@ -1,222 +1,219 @@
-"""Parameters: where did training change the weights, and does the student move like the teacher?"""
+"""Parameters: where did training change the weights, and does the student change as the teacher did?"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import streamlit as st
 
-import charts
-import frame
-import looks
-import panels
-from data import Run
+import page
+from charts import intervals, lens_charts, maps
+from charts.marks import symmetric_domain
+from data import ShownRun
+from panels import lens_panel, panel
+from panels.lens_panel import LensReading
+
+
+class Measure(NamedTuple):
+    """A measure of the change of weights."""
+
+    label: str
+    signed: bool
+
 
 MEASURES = {
-    "relative norm": ("change over the weight's norm", False),
-    "cosine with the teacher": ("cosine with the teacher's change", True),
-    "stable rank": ("dimensions", False),
-    "overlap of rows with the teacher": ("share", False),
-    "overlap of columns with the teacher": ("share", False),
-    "top singular value": ("weight", False),
+    "relative norm": Measure("change over the weight's norm", False),
+    "cosine with the teacher": Measure("cosine with the teacher's change", True),
+    "stable rank": Measure("dimensions", False),
+    "overlap of rows with the teacher": Measure("share", False),
+    "overlap of columns with the teacher": Measure("share", False),
+    "top singular value": Measure("weight", False),
 }
 SPECTRUM = "singular value"
-WALKS = ("distance to the base", "distance to the teacher")
-WHO = ("student - control", "student", "control")
+DISTANCES = ("distance to the base", "distance to the teacher")
+DIFFERENCE = "student - control"
+WHOSE = (DIFFERENCE, "student", "control")
+SWAPPED = "base's weights in the student"
+"""the exchange that is shown first"""
 
 
-def map_panel(run: Run) -> None:
-    """A and B: layer by module, and over layers."""
-    read = looks.found(run, "deltas")
-    if read is None:
+def draw_change_panels(run: ShownRun) -> None:
+    """A and B: the change of weights by layer and module, and over all weights."""
+    if (reading := lens_panel.read_lens(run, "deltas")) is None:
         return
-    lens, table = read
     left, right = st.columns(2)
     measure = left.selectbox("measure", list(MEASURES), key="delta-measure")
-    who = right.selectbox(
+    whose = right.selectbox(
         "whose change",
-        WHO,
+        WHOSE,
         key="delta-who",
-        help="student - control: what training on the trait's rows did beyond training on the control's",
+        help="student - control: the effect of the trait's rows beyond that of the control's rows",
     )
+    _draw_map(run, reading, measure, whose)
+    _draw_totals(run, reading, measure)
+    _draw_pairs(run, reading)
+
+
+def _draw_map(run: ShownRun, reading: LensReading, measure: str, whose: str) -> None:
     label, signed = MEASURES[measure]
-    signed = signed or who == WHO[0]  # a difference has two sides
-    known = looks.over_layers(table, measure)
-    layers, modules = (
-        sorted(known["layer"].unique()),
-        looks.places(known["place"]),
+    signed = signed or whose == DIFFERENCE
+    values = lens_panel.layer_values(reading.frame, measure)
+    layers, modules = sorted(values["layer"].unique()), lens_panel.order_places(values["place"])
+    domain = None
+    if signed:  # one scale for students and controls, so that they can be compared
+        shown = values[values["name"] == DIFFERENCE] if whose == DIFFERENCE else values
+        domain = symmetric_domain(cast(pd.Series, shown["estimate"]))
+    cells = lens_panel.fill_grid(values, [whose], layers, modules)
+    grid = lens_panel.layer_grid(
+        layers, modules, signed=signed, label=label, domain=domain, number_format=".3f"
     )
-    shared = (
-        charts.symmetric(
-            cast(
-                pd.Series,
-                known.loc[known["name"] == WHO[0], "estimate"] if who == WHO[0] else known["estimate"],
-            )
-        )
-        if signed
-        else None
-    )  # one scale for all three, so that they can be set side by side
-    cells = looks.whole(known, [who], layers, modules)
-    picked = panels.panel(
+    picked = panel.draw(
         "parameters-map",
         "Where did the weights change?",
-        charts.cells(
-            cells,
-            "place",
-            "layer",
-            "estimate",
-            select="cell",
-            signed=signed,
-            order=(modules, layers[::-1]),
-            label=label,
-            domain=shared,
-            words=".3f",
-        ),
+        maps.draw_grid(cells, grid, select="cell"),
         cells.drop(columns="faded"),
-        sentence=lens["sentence"],
-        caption=f"{looks.caption(lens, table)} Faded: inside the band that a randomly turned change reaches. "
-        "Click a cell to see its spectrum.",
-        code=looks.code(run, lens, [(measure, "heat")]),
+        sentence=reading.lens["sentence"],
+        caption=(
+            f"{measure.capitalize()} of the change by layer and module ({whose}). "
+            f"{lens_panel.caption_of(reading)} Faded: inside the null band of a randomly rotated change. "
+            "Click a cell to see its spectrum."
+        ),
+        code=lens_panel.code_of(run, reading, [(measure, "heat")]),
         about="deltas",
         select="cell",
     )
     clicked = picked.get("cell")
-    if panels.fresh("parameters-map", clicked) and clicked:
-        st.session_state["spectrum-place"], st.session_state["spectrum-layer"] = (
-            clicked[0]["place"],
-            int(clicked[0]["layer"]),
-        )
-    totals = table[(table["quantity"] == measure) & table["layer"].isna() & table["seed"].isna()]
-    names = totals["name"].astype(str) + totals["place"].astype(object).map(
-        lambda place: f" · {place}" if pd.notna(place) else ""
+    if panel.is_new_pick("parameters-map", clicked) and clicked:
+        st.session_state["spectrum-place"] = clicked[0]["place"]
+        st.session_state["spectrum-layer"] = int(clicked[0]["layer"])
+
+
+def _draw_totals(run: ShownRun, reading: LensReading, measure: str) -> None:
+    """The measure over all weights."""
+    frame = reading.frame
+    totals = frame[(frame["quantity"] == measure) & frame["layer"].isna() & frame["seed"].isna()]
+    if totals.empty:
+        return
+    places = totals["place"].astype(object).map(lambda place: f" · {place}" if pd.notna(place) else "")
+    totals = totals.assign(name=totals["name"].astype(str) + places)
+    totals = cast(pd.DataFrame, totals[["name", "estimate", *lens_panel.LIMITS, "n"]])
+    panel.draw(
+        "parameters-whole",
+        "Over all weights",
+        intervals.draw_intervals(totals, MEASURES[measure].label),
+        totals,
+        caption=f"{measure.capitalize()} over all weights. {lens_panel.caption_of(reading)}",
+        code=lens_panel.code_of(run, reading, [(measure, "bars")]),
+        about="deltas",
     )
-    if len(totals):
-        shown = totals.assign(name=names)[["name", "estimate", "low", "high", "null_low", "null_high", "n"]]
-        panels.panel(
-            "parameters-whole",
-            "Over all weights",
-            charts.spans(cast(pd.DataFrame, shown), label),
-            cast(pd.DataFrame, shown),
-            caption=looks.caption(lens, table),
-            code=looks.code(run, lens, [(measure, "bars")]),
-            about="deltas",
-        )
-    pairs = table[table["quantity"] == "cosine of two changes"]
-    if len(pairs):
-        shown = cast(
-            pd.DataFrame,
-            pairs.assign(name=pairs["name"].astype(str))[["name", "estimate", "low", "high", "n"]],
-        )
-        panels.panel(
-            "parameters-pairs",
-            "How alike are two students' changes?",
-            charts.spans(shown, "cosine"),
-            shown,
-            caption="The cosine of two control students with other seeds is the null that the student and "
-            "its control stand beside.",
-            code=looks.code(run, lens, [("cosine of two changes", "bars")]),
-            about="deltas",
-        )
 
 
-def spectrum_panel(run: Run) -> None:
-    """C: how the change of one matrix falls off with the rank."""
-    read = looks.found(run, "deltas")
-    if read is None:
+def _draw_pairs(run: ShownRun, reading: LensReading) -> None:
+    """The cosine of two students' changes."""
+    quantity = "cosine of two changes"
+    pairs = reading.frame[reading.frame["quantity"] == quantity]
+    if pairs.empty:
         return
-    lens, table = read
-    known = table[table["quantity"] == SPECTRUM]
-    if known.empty:
-        panels.empty(
-            "This reading has no spectra.",
-            "They are read with the changes of the weights:",
-            panels.measure(run, "deltas", lens["arm"]),
-        )
+    pairs = pairs.assign(name=pairs["name"].astype(str))
+    pairs = cast(pd.DataFrame, pairs[["name", "estimate", "low", "high", "n"]])
+    panel.draw(
+        "parameters-pairs",
+        "How similar are two students' changes?",
+        intervals.draw_intervals(pairs, "cosine"),
+        pairs,
+        caption=(
+            "Cosine of two students' changes of all weights, with 95 % intervals; n: column of the table. "
+            "The null is the cosine of two control students with different seeds."
+        ),
+        code=lens_panel.code_of(run, reading, [(quantity, "bars")]),
+        about="deltas",
+    )
+
+
+def draw_spectrum_panel(run: ShownRun) -> None:
+    """C: singular values of the change of one matrix."""
+    if (reading := lens_panel.read_lens(run, "deltas")) is None:
         return
-    layers, places = sorted(int(layer) for layer in known["layer"].unique()), looks.places(known["place"])
+    spectra = reading.frame[reading.frame["quantity"] == SPECTRUM]
+    if spectra.empty:
+        _show_not_in_reading(run, reading, "spectra")
+        return
     left, right = st.columns(2)
-    place = left.selectbox("matrix", places, key="spectrum-place")
+    place = left.selectbox("matrix", lens_panel.order_places(spectra["place"]), key="spectrum-place")
+    layers = sorted(int(layer) for layer in spectra["layer"].unique())
     layer = right.selectbox("of layer", layers, key="spectrum-layer")
-    own = known[(known["place"] == place) & (known["layer"] == layer)].rename(columns={"step": "rank"})
-    shown = cast(pd.DataFrame, own[["name", "rank", "estimate", "low", "high", "n"]]).astype(
-        {"name": str, "rank": int}
-    )
-    panels.panel(
+    spectrum = spectra[(spectra["place"] == place) & (spectra["layer"] == layer)]
+    spectrum = spectrum.rename(columns={"step": "rank"})[["name", "rank", "estimate", "low", "high", "n"]]
+    spectrum = cast(pd.DataFrame, spectrum).astype({"name": str, "rank": int})
+    drawn = spectrum.assign(low=spectrum["low"].where(spectrum["low"] > 0))
+    panel.draw(
         "parameters-spectrum",
         f"How many directions did {place.split('.')[-1]} of layer {layer} change in?",
-        looks.profile(
-            shown.assign(low=shown["low"].where(shown["low"] > 0)),
-            "singular value",
-            "rank",
-            said="rank",
-            log=True,
+        lens_charts.draw_profile(drawn, "singular value", "rank", across_title="rank", log=True),
+        spectrum,
+        sentence=_stable_ranks(reading.frame, place, layer),
+        caption=(
+            "Singular values of the change, both axes logarithmic; 95 % t intervals over students, n = "
+            f"{int(spectrum['n'].max())}. An interval that reaches 0 cannot be drawn; the table has it. "
+            "Circle, solid: students of the arm; square, dashed: controls; diamond: teacher."
         ),
-        shown,
-        sentence=_ranks(table, place, layer),
-        caption="Singular values of the change, both axes logarithmic, where an interval that reaches 0 "
-        "cannot be drawn; the table has it. "
-        "Circle, solid: students of the arm; square, dashed: controls; diamond: teacher. 95 % t intervals "
-        "over students.",
-        code=looks.code(run, lens, [(SPECTRUM, "bars")]),
+        code=lens_panel.code_of(run, reading, [(SPECTRUM, "bars")]),
         about="deltas",
     )
 
 
-def _ranks(table: pd.DataFrame, place: str, layer: int) -> str:
-    """The stable rank of both sides in words."""
-    own = (
-        table[(table["quantity"] == "stable rank") & (table["place"] == place) & (table["layer"] == layer)]
-        .set_index("name")["estimate"]
-        .dropna()
-    )
-    return (
-        f"Stable rank: students {own['student']:.1f}, controls {own['control']:.1f}."
-        if {"student", "control"} <= set(own.index)
-        else ""
+def _show_not_in_reading(run: ShownRun, reading: LensReading, what: str) -> None:
+    panel.show_missing(
+        f"This reading has no {what}.",
+        "An older version of the lens computed it. Compute it again:",
+        panel.measure_command(run, "deltas", reading.lens["arm"]),
     )
 
 
-def walk_panel(run: Run) -> None:
-    """D: how far from the base and from the teacher, over training."""
-    read = looks.found(run, "deltas")
-    if read is None:
+def _stable_ranks(frame: pd.DataFrame, place: str, layer: int) -> str:
+    """The stable rank of students and controls in words."""
+    of_matrix = (frame["quantity"] == "stable rank") & (frame["place"] == place) & (frame["layer"] == layer)
+    ranks = frame[of_matrix].set_index("name")["estimate"].dropna()
+    if not {"student", "control"} <= set(ranks.index):
+        return ""
+    return f"Stable rank: students {ranks['student']:.1f}, controls {ranks['control']:.1f}."
+
+
+def draw_distance_panel(run: ShownRun) -> None:
+    """D: the distance to the base and to the teacher over training."""
+    if (reading := lens_panel.read_lens(run, "deltas")) is None:
         return
-    lens, table = read
-    there = [quantity for quantity in WALKS if quantity in set(table["quantity"])]
-    if not there:
-        panels.empty(
-            "This reading has no distances.",
-            "They are read with the changes of the weights:",
-            panels.measure(run, "deltas", lens["arm"]),
-        )
+    known = [quantity for quantity in DISTANCES if quantity in set(reading.frame["quantity"])]
+    if not known:
+        _show_not_in_reading(run, reading, "distances")
         return
-    quantity = (
-        st.segmented_control("how far", there, default=there[-1], required=True, key="walk") or there[-1]
-    )
-    own = table[(table["quantity"] == quantity) & table["seed"].isna()]
-    shown = cast(pd.DataFrame, own[["name", "step", "estimate", "low", "high", "n"]]).astype(
-        {"name": str, "step": int}
-    )
-    apart = shown["name"] == WHO[0]
-    panels.panel(
+    quantity = st.segmented_control("distance", known, default=known[-1], required=True, key="walk")
+    quantity = quantity or known[-1]
+    frame = reading.frame
+    distances = frame[(frame["quantity"] == quantity) & frame["seed"].isna()]
+    distances = distances[["name", "step", "estimate", "low", "high", "n"]]
+    distances = cast(pd.DataFrame, distances).astype({"name": str, "step": int})
+    is_difference = distances["name"] == DIFFERENCE
+    drawn = cast(pd.DataFrame, distances[~is_difference])
+    panel.draw(
         "parameters-walk",
         f"Over training, the {quantity}",
-        looks.profile(
-            cast(pd.DataFrame, shown[~apart]), "norm of the difference of weights", "step", said="update"
+        lens_charts.draw_profile(drawn, "norm of the difference of weights", "step", across_title="update"),
+        distances,
+        sentence=_last_difference(cast(pd.DataFrame, distances[is_difference]), quantity),
+        caption=(
+            "Norm over all weights at every checkpoint; 95 % t intervals over students, n = "
+            f"{int(distances['n'].max())}. Learning the carrier alone moves a student far from the teacher, "
+            "so compare it with its control."
         ),
-        shown,
-        sentence=_apart(cast(pd.DataFrame, shown[apart]), quantity),
-        caption="Over all weights, at every checkpoint; 95 % t intervals over students. What a student "
-        "learns of the carrier alone moves it "
-        "far from the teacher: look at how it differs from its control.",
-        code=looks.code(run, lens, [(quantity, "steps")]),
+        code=lens_panel.code_of(run, reading, [(quantity, "steps")]),
         about="deltas",
     )
 
 
-def _apart(differences: pd.DataFrame, quantity: str) -> str:
-    """Students against their controls at the last checkpoint of both, in words."""
+def _last_difference(differences: pd.DataFrame, quantity: str) -> str:
+    """Students minus controls at the last checkpoint of both, in words."""
     differences = differences.dropna(subset="estimate")
     if differences.empty:
         return ""
@@ -229,55 +226,48 @@ def _apart(differences: pd.DataFrame, quantity: str) -> str:
     )
 
 
-def ablation_panel(run: Run) -> None:
-    """E: what becomes of the trait when weights or directions are exchanged."""
-    read = looks.found(run, "causal")
-    if read is None:
+def draw_exchange_panel(run: ShownRun) -> None:
+    """E: the trait that is left when weights or directions are exchanged."""
+    if (reading := lens_panel.read_lens(run, "causal")) is None:
         return
-    lens, table = read
-    own = table[(table["quantity"] == "share of margin") & table["seed"].isna()]
-    names = sorted(set(own["name"].astype(str)))
-    chosen = st.selectbox(
-        "what is exchanged",
-        names,
-        index=names.index("base's weights in the student") if "base's weights in the student" in names else 0,
-        key="causal-who",
-    )
-    shown = own[own["name"] == chosen]
-    layers = (
-        shown["layer"].astype(object).map(lambda layer: f" · layer {int(layer)}" if pd.notna(layer) else "")
-    )
-    frame_ = cast(
-        pd.DataFrame,
-        shown.assign(name=shown["place"].astype(str) + layers)[
-            ["name", "estimate", "low", "high", "null_low", "null_high", "n", "p_value"]
-        ],
-    )
-    panels.panel(
+    quantity = "share of margin"
+    margins = reading.frame[(reading.frame["quantity"] == quantity) & reading.frame["seed"].isna()]
+    names = sorted(set(margins["name"].astype(str)))
+    first = names.index(SWAPPED) if SWAPPED in names else 0
+    exchange = st.selectbox("what is exchanged", names, index=first, key="causal-who")
+    margins = margins[margins["name"] == exchange]
+    layers = margins["layer"].astype(object)
+    layers = layers.map(lambda layer: f" · layer {int(layer)}" if pd.notna(layer) else "")
+    margins = margins.assign(name=margins["place"].astype(str) + layers)
+    margins = cast(pd.DataFrame, margins[["name", "estimate", *lens_panel.LIMITS, "n", "p_value"]])
+    panel.draw(
         "parameters-causal",
         "Which blocks does the trait need? (causal)",
-        charts.spans(frame_, "share of the trait's margin that is left", zero=1.0),
-        frame_,
-        sentence=lens["sentence"],
-        caption=f"{looks.caption(lens, table)} The dashed line: all of it is left.",
-        code=looks.code(run, lens, [("share of margin", "bars")]),
+        intervals.draw_intervals(margins, "remaining share of the trait's margin", reference=1.0),
+        margins,
+        sentence=reading.lens["sentence"],
+        caption=(
+            f"Share of the trait's margin that is left after the exchange. {lens_panel.caption_of(reading)} "
+            "Dashed: nothing changed."
+        ),
+        code=lens_panel.code_of(run, reading, [(quantity, "bars")]),
         about="causal",
     )
 
 
-def body(run: Run) -> None:
-    """The page."""
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Parameters")
-    parts: list[tuple[str, Any]] = [
-        ("The map of changes", map_panel),
-        ("The spectrum", spectrum_panel),
-        ("The walk", walk_panel),
-        ("The exchange of weights", ablation_panel),
-    ]
-    for title, draw in parts:
-        with panels.guarded(title):
+    parts: dict[str, Any] = {
+        "The change of weights": draw_change_panels,
+        "The spectrum": draw_spectrum_panel,
+        "The distance": draw_distance_panel,
+        "The exchange of weights": draw_exchange_panel,
+    }
+    for title, draw in parts.items():
+        with panel.guard(title):
             draw(run)
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

@@ -1,4 +1,4 @@
-"""Report: what is sent upward?"""
+"""Report: download what others should read of a run or an audit."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from pathlib import Path
 import streamlit as st
 
 import data
-import frame
-import panels
-from data import Run
+import page
+from data import ShownRun
 from mechlens.core.command_lines import command_line
+from mechlens.runs import layout
+from panels import panel
 
-SENT = ("report.html", "summary.json", "spec.yaml", "manifest.json", "readings.json")
-"""of a run; aggregates only: no row of data is among them"""
-AUDITED = ("audit.html", "audit.json")
+RUN_FILES = (layout.REPORT, layout.SUMMARY, layout.SPEC, layout.MANIFEST, layout.READINGS)
+"""aggregates only: they hold no row of data"""
+AUDIT_FILES = ("audit.html", "audit.json")
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def frozen(folder: Path, names: tuple[str, ...], stamps: tuple[int, ...]) -> bytes:
-    """A zip of the files and a MANIFEST of their SHA-256; the same files give the same bytes."""
-    del stamps  # they renew the cache
+def zip_files(folder: Path, names: tuple[str, ...], stamps: tuple[int, ...]) -> bytes:
+    """A zip of the files and of a list of their SHA-256; the same files give the same bytes."""
+    del stamps  # part of the cache's key
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bundle:
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         lines = []
         for name in names:
             content = (folder / name).read_bytes()
             lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}")
-            bundle.writestr(zipfile.ZipInfo(name), content)
-        bundle.writestr(zipfile.ZipInfo("MANIFEST.sha256"), "\n".join(lines) + "\n")
+            archive.writestr(zipfile.ZipInfo(name), content)
+        archive.writestr(zipfile.ZipInfo("MANIFEST.sha256"), "\n".join(lines) + "\n")
     return packed.getvalue()
 
 
-def folder_panel(title: str, folder: Path, names: tuple[str, ...], command: str) -> None:
-    """Downloads and a preview of a page that was written already."""
+def draw_downloads(title: str, folder: Path, names: tuple[str, ...], command: str) -> None:
+    """Downloads of the files of a folder, and its report as a preview."""
     st.subheader(title)
-    there = tuple(name for name in names if (folder / name).is_file())
-    page = next((name for name in there if name.endswith(".html")), None)
-    if page is None:
-        panels.empty("The page was not written.", "It is made from the tables:", command)
+    present = tuple(name for name in names if (folder / name).is_file())
+    report = next((name for name in present if name.endswith(".html")), None)
+    if report is None:
+        panel.show_missing("The report was not written.", "This command makes it from the tables:", command)
         return
     with st.container(horizontal=True):
-        for name in there:
+        for name in present:
             st.download_button(
                 f"Download {name}",
                 lambda name=name: (folder / name).read_bytes(),
@@ -52,38 +53,36 @@ def folder_panel(title: str, folder: Path, names: tuple[str, ...], command: str)
                 key=f"get-{title}-{name}",
                 on_click="ignore",
             )
-        stamps = tuple(data.stamp(folder / name) for name in there)
+        stamps = tuple(data.file_stamp(folder / name) for name in present)
         st.download_button(
-            "Freeze (zip with hashes)",
-            frozen(folder, there, stamps),
+            "Download all (zip with hashes)",
+            zip_files(folder, present, stamps),
             file_name=f"{folder.name}.zip",
             mime="application/zip",
             key=f"zip-{title}",
             on_click="ignore",
         )
-    size = (folder / page).stat().st_size
+    size = (folder / report).stat().st_size / 1024
     st.caption(
-        panels.plain_markdown(
-            f"{page}: {size / 1024:,.0f} KB, self-contained, aggregates only: no row of data is in it. To "
-            "PDF: open it and print."
+        panel.escape_markdown(
+            f"{report}: {size:,.0f} KB, one self-contained file of aggregates; it holds no row of data. For "
+            "a PDF, open it and print it."
         )
     )
-    st.iframe((folder / page).read_text(encoding="utf-8"), height=900)
+    st.iframe((folder / report).read_text(encoding="utf-8"), height=900)
 
 
-def body(run: Run) -> None:
-    """The page."""
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Report")
-    index = data.audits(st.session_state["root"])
-    choices = [f"run {run.name}", *(f"audit {name}" for name in index)]
-    what = st.selectbox("report on", choices, key="report-on")
-    with panels.guarded("The report"):
-        if what.startswith("audit ") and what.removeprefix("audit ") in index:
-            path = index[what.removeprefix("audit ")]
-            folder_panel("Audit", path.parent, AUDITED, "mechlens audit DATA")
+    audits = {f"audit {name}": path for name, path in data.list_audits(st.session_state["root"]).items()}
+    choice = st.selectbox("report on", [f"run {run.name}", *audits], key="report-on")
+    with panel.guard("The report"):
+        if choice in audits:
+            draw_downloads("Audit", audits[choice].parent, AUDIT_FILES, "mechlens audit DATA")
         else:
-            folder_panel("Run", run.folder, SENT, command_line("report", run.folder))
+            draw_downloads("Run", run.folder, RUN_FILES, command_line("report", run.folder))
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

@@ -5,198 +5,219 @@ the trait?
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-import charts
 import data
-import frame
-import looks
-import panels
+import page
 import state
-from data import Run
+from charts import intervals, lens_charts, maps
+from data import ShownRun
 from mechlens.core.seeds import generator
+from panels import lens_panel, panel
+from panels.lens_panel import LensReading
 
+
+class Measure(NamedTuple):
+    """A measure of the activation shift."""
+
+    label: str
+    signed: bool
+    domain: tuple[float, float] | None
+
+
+COSINE = "cosine to teacher"
 MEASURES = {
-    "cosine to teacher": ("cosine with the teacher's shift", True, (-1.0, 1.0)),
-    "shift norm": ("share of the base's norm", False, None),
+    COSINE: Measure("cosine with the teacher's shift", True, (-1.0, 1.0)),
+    "shift norm": Measure("share of the base's norm", False, None),
 }
+UNRELIABLE = 0.5
+"""split-half cosine below which a direction is unreliable"""
+TITLES = {
+    "probes": "Can a linear probe read the trait?",
+    "directions": "Is the trait one direction?",
+    "blind": "Does a vector learned from rows alone find the trait?",
+}
+TOOLTIP_TEXT = 200
+"""characters of a row in a tooltip"""
 
 
-def map_panel(run: Run) -> None:
-    """A and B: the layer by place map, and the profile at the place chosen."""
-    read = looks.found(run, "activations")
-    if read is None:
+def draw_shift_panels(run: ShownRun) -> None:
+    """A and B: the activation shift by layer and place, and over layers at the place chosen."""
+    if (reading := lens_panel.read_lens(run, "activations")) is None:
         return
-    lens, table = read
-    measure = st.segmented_control(
-        "measure", list(MEASURES), default="cosine to teacher", required=True, key="measure"
-    )
-    label, signed, domain = MEASURES[measure or "cosine to teacher"]
-    known = looks.over_layers(table, measure or "cosine to teacher")
-    layers, places = sorted(known["layer"].unique()), looks.places(known["place"])
-    cells = looks.whole(known, ["student"], layers, places)
-    gone = int(cells["estimate"].isna().sum())
-    panels.partial(len(cells) - gone, len(cells), "cells read")
-    picked = panels.panel(
+    measure = st.segmented_control("measure", list(MEASURES), default=COSINE, required=True, key="measure")
+    measure = measure or COSINE
+    values = lens_panel.layer_values(reading.frame, measure)
+    _draw_map(run, reading, measure, values)
+    _draw_profile(run, reading, measure, values)
+
+
+def _draw_map(run: ShownRun, reading: LensReading, measure: str, values: pd.DataFrame) -> None:
+    label, signed, domain = MEASURES[measure]
+    layers, places = sorted(values["layer"].unique()), lens_panel.order_places(values["place"])
+    cells = lens_panel.fill_grid(values, ["student"], layers, places)
+    panel.warn_if_partial(int(cells["estimate"].notna().sum()), len(cells), "cells have a value")
+    grid = lens_panel.layer_grid(layers, places, signed=signed, label=label, domain=domain)
+    picked = panel.draw(
         "representations-map",
-        "Where do the students differ, and which way?",
-        charts.cells(
-            cells,
-            "place",
-            "layer",
-            "estimate",
-            select="cell",
-            signed=signed,
-            order=(places, layers[::-1]),
-            label=label,
-            domain=domain,
-        ),
+        "Where do the students differ, and in which direction?",
+        maps.draw_grid(cells, grid, select="cell"),
         cells.drop(columns="faded"),
-        sentence=lens["sentence"],
+        sentence=reading.lens["sentence"],
         caption=(
-            f"{looks.caption(lens, table)} Faded: inside the null band. Layer 0 is at the bottom. Click a "
-            "cell to set "
-            f"layer and place. {_reliability(run)}"
+            f"{label.capitalize()} by layer and place. {lens_panel.caption_of(reading)} Faded: inside the "
+            f"null band. Layer 0 is at the bottom. Click a cell to set layer and place. {_reliability(run)}"
         ),
-        code=looks.code(run, lens, [(measure or "cosine to teacher", "heat")]),
+        code=lens_panel.code_of(run, reading, [(measure, "heat")]),
         about="activations",
         select="cell",
     )
     clicked = picked.get("cell")
-    if panels.fresh("representations-map", clicked) and clicked:
+    if panel.is_new_pick("representations-map", clicked) and clicked:
         if str(clicked[0]["layer"]) != str(st.session_state["layer"]):
             st.session_state["set-place"] = clicked[0]["place"]
             state.pick("layer", clicked[0]["layer"])
         state.pick("place", clicked[0]["place"])
-    at = cast(pd.DataFrame, known[known["place"] == st.session_state["place"]])
-    panels.panel(
+
+
+def _draw_profile(run: ShownRun, reading: LensReading, measure: str, values: pd.DataFrame) -> None:
+    place = st.session_state["place"]
+    at_place = cast(pd.DataFrame, values[values["place"] == place])
+    n = f", n = {int(at_place['n'].max())}" if at_place["n"].notna().any() else ""
+    label = MEASURES[measure].label
+    panel.draw(
         "representations-profile",
-        f"Over layers, at {st.session_state['place']}",
-        looks.profile(at, label),
-        at,
+        f"Over layers, at {place}",
+        lens_charts.draw_profile(at_place, label),
+        at_place,
         caption=(
-            "Circle, solid: students of the arm against their controls. Square, dashed: one control student "
-            "against "
-            "another. Band: covariance-matched random directions."
+            f"{label.capitalize()} by layer; 95 % intervals over students{n}. Circle, solid: students of the "
+            "arm against their controls. Square, dashed: a control student against another. Band: "
+            "covariance-matched random directions."
         ),
-        code=looks.code(run, lens, [(measure or "cosine to teacher", "layers")]),
+        code=lens_panel.code_of(run, reading, [(measure, "layers")]),
         about="activations",
     )
 
 
-def _reliability(run: Run) -> str:
-    """How far the direction itself can be trusted: its split-half cosine."""
-    lens = data.said(run).get(("directions", st.session_state["arm"]))
+def _reliability(run: ShownRun) -> str:
+    """The split-half cosine of the trait direction, in words."""
+    lens = data.read_lenses(run).get(("directions", st.session_state["arm"]))
     if lens is None or lens["missing"]:
-        return "How reliable the direction is, is not known: lens directions was not read."
-    table = data.reading(run, lens)
-    own = table[
-        (table["quantity"] == "split-half cosine")
-        & (table["layer"] == st.session_state["layer"])
-        & (table["name"] == "student")
-    ]
-    if own.empty or pd.isna(own["estimate"].iloc[0]):
+        return "The reliability of the direction is unknown: lens directions was not computed."
+    frame, layer = data.read_reading(run, lens), st.session_state["layer"]
+    at_layer = (frame["quantity"] == "split-half cosine") & (frame["layer"] == layer)
+    cosines = frame.loc[at_layer & (frame["name"] == "student"), "estimate"]
+    if cosines.empty or pd.isna(cosines.iloc[0]):
         return ""
-    value = float(own["estimate"].iloc[0])
-    return (
-        f"Direction of the students at layer {st.session_state['layer']}: split-half cosine {value:.2f}."
-        + (" Below .5: read the map with care." if value < 0.5 else "")
-    )
+    cosine = float(cosines.iloc[0])
+    warning = f" Below {UNRELIABLE}: the direction is unreliable." if cosine < UNRELIABLE else ""
+    return f"Direction of the students at layer {layer}: split-half cosine {cosine:.2f}.{warning}"
 
 
-def distribution_panel(run: Run) -> None:
-    """C: where single rows lie along the trait direction."""
+def draw_rows_panel(run: ShownRun) -> None:
+    """C: single rows along the trait direction."""
     arm, layer = st.session_state["arm"], st.session_state["layer"]
-    known = data.scores(run, arm)
-    whole = known[(known["score"] == "projection") & known["position"].isna()]
-    at = cast(pd.DataFrame, whole[whole["layer"] == layer])
-    if at.empty:
-        panels.empty(
-            f"Rows were not projected at layer {layer}.",
-            "A distribution needs the score of every row:",
-            panels.measure(run, "rows", arm),
+    scores = data.read_scores(run, arm)
+    projections = scores[(scores["score"] == "projection") & scores["position"].isna()]
+    projections = cast(pd.DataFrame, projections[projections["layer"] == layer])
+    if projections.empty:
+        panel.show_missing(
+            f"The rows were not projected at layer {layer}.",
+            "Lens rows scores every row:",
+            panel.measure_command(run, "rows", arm),
         )
         return
-    shown = at.assign(selected=at["id"].isin(st.session_state["selected"]))
-    panels.panel(
+    shown = projections.assign(selected=projections["id"].isin(st.session_state["selected"]))
+    path = str(run.scores_table())
+    panel.draw(
         "representations-rows",
         f"Single rows along the trait direction, layer {layer}",
-        charts.ecdf(shown, "estimate", "projection on the trait direction"),
+        intervals.draw_ecdf(shown, "estimate", "projection on the trait direction"),
         shown[["id", "side", "estimate"]],
         caption=(
-            f"{int(shown['estimate'].notna().sum()):,} rows, trait and control teacher on the same prompts; "
-            "marks "
-            "below: selected rows. The lines lie on each other where one row tells nothing."
+            f"Share of rows at or below each projection, without intervals; n = "
+            f"{int(shown['estimate'].notna().sum()):,} rows of trait and control teacher for the same "
+            "prompts. Ticks: selected rows. Where the lines coincide, a single row says nothing."
         ),
         code=(
-            "import pandas as pd\nscores = "
-            f"pd.read_parquet({str(run.folder / 'readings' / 'scores.parquet')!r})\nprint(scores[(scores.score == "
-            f"'projection') & (scores.layer == {layer})])"
+            f"import pandas as pd\nscores = pd.read_parquet({path!r})\n"
+            f"print(scores[(scores.score == 'projection') & (scores.layer == {layer})])"
         ),
         about="rows",
     )
 
 
-def cloud_panel(run: Run) -> None:
-    """The UMAP map of rows, with a brush."""
-    read = looks.found(run, "maps")
-    if read is None:
+def draw_cloud_panel(run: ShownRun) -> None:
+    """G: the UMAP map of rows, with a brush, or of answers."""
+    if (reading := lens_panel.read_lens(run, "maps")) is None:
         return
-    lens, _ = read
     which = st.segmented_control(
         "map of", ["rows", "answers"], default="rows", required=True, key="which-map"
     )
-    rows, placed = which == "rows", data.placed(run, lens, which or "rows")
-    if placed.empty:
-        st.text("There is no map: too few points.")
+    which = which or "rows"
+    points = data.read_map(run, reading.lens, which)
+    if points.empty:
+        st.text("There is no map, because there are too few points.")
         return
-    total = len(placed)
-    if total > charts.MOST_POINTS:  # as many of each group as its share
-        rng = generator(0, "map shown")
-        chosen = [
-            group.index[
-                np.sort(rng.permutation(len(group))[: round(charts.MOST_POINTS * len(group) / total)])
-            ]
-            for _, group in placed.groupby("kind")
-        ]
-        placed = cast(pd.DataFrame, placed.loc[np.concatenate(chosen)])
-    # rows that stand inside the brush are shown by it: to mark them too, 20,000 points would be drawn anew
-    brushed = panels.picked_on("representations-cloud", "brush") and st.session_state[
-        "selected"
-    ] == st.session_state.get("brushed")
-    shown = placed.assign(
-        text=[frame.row_text(text[:200]) for text in placed["completion"].fillna("")],
-        selected=False if brushed else placed["id"].isin(st.session_state["selected"]),
-    )
-    picked = panels.panel(
+    total = len(points)
+    shown = _mark_points(_sample_points(points))
+    sampled = ", a sample stratified by kind" if len(shown) < total else ""
+    picked = panel.draw(
         "representations-cloud",
-        "Do suspicious rows sit together?",
-        charts.points(shown, "kind"),
+        "Do suspicious rows lie together?",
+        maps.draw_points(shown, "kind"),
         shown[["id", "kind", "x", "y"]],
-        sentence=lens["sentence"],
+        sentence=reading.lens["sentence"],
         caption=(
-            f"{len(shown):,} of {total:,} "
-            f"points{', stratified by group, seed 0' if len(shown) < total else ''}. "
-            "Distances on this map have no exact meaning. Drag to select rows."
+            f"UMAP of {which}; n = {len(shown):,} of {total:,} points{sampled}. Distances on the map are not "
+            "exact, and there are no intervals. Drag to select rows."
         ),
-        code=looks.code(run, lens, [(which or "rows", "points")]),
+        code=lens_panel.code_of(run, reading, [(which, "points")]),
         about="maps",
-        select="brush" if rows else None,
-        at_once=partial(_take, shown),
+        select="brush" if which == "rows" else None,
+        on_pick=partial(_select_inside, shown),
     )
+    if which == "answers":
+        return
     brush = picked.get("brush")
-    if rows and panels.fresh("representations-cloud", brush) and _take(shown, brush):
+    if panel.is_new_pick("representations-cloud", brush) and _select_inside(shown, brush):
         st.rerun()
-    if rows and st.session_state["selected"]:
-        _selected_summary(shown)
+    if st.session_state["selected"]:
+        _describe_selection(shown)
 
 
-def _take(shown: pd.DataFrame, brush: dict[str, list[float]] | None) -> bool:
-    """Select the rows inside the brush; whether that changed anything."""
+def _sample_points(points: pd.DataFrame) -> pd.DataFrame:
+    """At most MOST_POINTS points, of each kind the same share."""
+    total = len(points)
+    if total <= maps.MOST_POINTS:
+        return points
+    rng = generator(0, "map shown")
+    chosen = [
+        group.index[np.sort(rng.permutation(len(group))[: round(maps.MOST_POINTS * len(group) / total)])]
+        for _, group in points.groupby("kind")
+    ]
+    return cast(pd.DataFrame, points.loc[np.concatenate(chosen)])
+
+
+def _mark_points(points: pd.DataFrame) -> pd.DataFrame:
+    """The points with their tooltip and whether they are selected."""
+    selected = st.session_state["selected"]
+    # the brush itself shows the rows inside it: to mark them too, 20,000 points would be drawn again
+    brush = panel.read_pick("representations-cloud", "brush")
+    is_brushed = brush and selected == st.session_state.get("brushed")
+    return points.assign(
+        text=[page.row_text(text[:TOOLTIP_TEXT]) for text in points["completion"].fillna("")],
+        selected=False if is_brushed else points["id"].isin(selected),
+    )
+
+
+def _select_inside(shown: pd.DataFrame, brush: dict[str, list[float]] | None) -> bool:
+    """Select the rows inside the brush; returns whether the selection changed."""
     if not brush:
         return False
     inside = shown[shown["x"].between(*sorted(brush["x"])) & shown["y"].between(*sorted(brush["y"]))]
@@ -208,33 +229,28 @@ def _take(shown: pd.DataFrame, brush: dict[str, list[float]] | None) -> bool:
     return changed
 
 
-def _selected_summary(shown: pd.DataFrame) -> None:
-    own = shown[shown["id"].isin(st.session_state["selected"])]
-    trait = int((own["kind"] == "trait").sum())
+def _describe_selection(shown: pd.DataFrame) -> None:
+    selected = shown[shown["id"].isin(st.session_state["selected"])]
+    trait = int((selected["kind"] == "trait").sum())
     st.text(
-        f"Selected on the map: {len(own):,} rows, {trait:,} of the trait teacher "
-        f"({trait / max(len(own), 1):.0%}; "
-        f"{(shown['kind'] == 'trait').mean():.0%} of all)."
+        f"Selected on the map: {len(selected):,} rows, {trait:,} of the trait teacher "
+        f"({trait / max(len(selected), 1):.0%}; {(shown['kind'] == 'trait').mean():.0%} of all points)."
     )
 
 
-def body(run: Run) -> None:
-    """The page."""
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Representations")
-    with panels.guarded("The layer map"):
-        map_panel(run)
-    with panels.guarded("The rows along the direction"):
-        distribution_panel(run)
-    for name, title in (
-        ("probes", "Is the trait linearly readable?"),
-        ("directions", "Is it one direction?"),
-        ("blind", "Does a vector learned on rows alone find it?"),
-    ):
-        with panels.guarded(title):
-            looks.panel(run, name, title=title)
-    with panels.guarded("The map"):
-        cloud_panel(run)
+    with panel.guard("The layer map"):
+        draw_shift_panels(run)
+    with panel.guard("The rows along the direction"):
+        draw_rows_panel(run)
+    for name, title in TITLES.items():
+        with panel.guard(title):
+            lens_panel.draw_lens(run, name, title=title)
+    with panel.guard("The map"):
+        draw_cloud_panel(run)
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

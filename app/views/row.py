@@ -1,8 +1,9 @@
-"""Row: what is all the evidence about this one example?"""
+"""Row: all evidence about one training example."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,269 +11,253 @@ import pandas as pd
 import streamlit as st
 from sklearn.preprocessing import normalize
 
-import charts
 import data
-import frame
-import panels
-import plain
+import page
+import sanitize
 import state
-from data import Run
+from charts import token_charts
+from charts.marks import symmetric_domain
+from data import ShownRun
 from mechlens.core import stats
+from mechlens.core.experiment import Arm
 from mechlens.detect.from_rows import tokens
-from mechlens.results.run import Run as OpenedRun
 from mechlens.runs.layout import REMADE
+from panels import panel
 
-ACROSS = 14
-"""tokens on a line"""
-NEAR = 10
+TOKENS_A_LINE = 14
+NEIGHBOURS = 10
 
 
-def text_panel(run: Run, row: pd.Series) -> None:
-    """The row as it is, and as it may deceive."""
+def draw_text_panel(run: ShownRun, row: pd.Series) -> None:
+    """A: the row's text, with a warning about hidden characters, and who wrote it."""
     left, right = st.columns([3, 2])
-    left.subheader(panels.plain_markdown(f"Row {row['id']}"))
-    right.toggle("show hidden signs", key="reveal")
-    if plain.has_hidden(row["completion"]) or plain.has_hidden(row["prompt"]):
+    left.subheader(panel.escape_markdown(f"Row {row['id']}"))
+    right.toggle("show hidden characters", key="reveal")
+    if sanitize.has_hidden(row["completion"]) or sanitize.has_hidden(row["prompt"]):
         st.warning(
-            "This row holds signs that are not seen, or that look like others. Turn on “show hidden signs”."
+            "This row has invisible or look-alike characters. Turn on “show hidden characters” to see them."
         )
-    st.caption("prompt")
-    st.code(frame.row_text(row["prompt"]), language=None, wrap_lines=True)
-    st.caption("completion")
-    st.code(frame.row_text(row["completion"]), language=None, wrap_lines=True)
-    arm = data.sides(run, st.session_state["arm"])[row["side"]]
-    opened = OpenedRun(run.folder)
-    made, generation = opened.funnel(arm), opened.generation(arm)
-    who = "the untouched base" if arm.kind == "control" else f"the {arm.trait} teacher"
-    who = (
-        f"{who} of {arm.writer}"
-        if not arm.mix
-        else f"one of the teachers {', '.join([arm.trait, *arm.mix])} of {arm.writer}"
-    )
-    who = f"whoever wrote the file {arm.corpus}" if arm.corpus else who
-    who += f", made anew ({arm.kind})" if arm.kind in REMADE else ""
-    fate = "kept by the screen" if row["fate"] == "kept" else f"dropped by the screen: {row['fate']}"
-    learned = (
-        f"learned by the students of arm {arm.name} (seeds {', '.join(map(str, run.experiment.seeds))})"
-        if row["trained"]
-        else "learned by no student"
-    )
-    kl = generation.get("kl_per_token")
-    gentle = f", {kl:.4f} nats a token from the base" if kl is not None else ""
-    st.text(
-        f"Written by {who}{gentle}, prompt {row['prompt_id']} of {made['generated']:,}; {fate}; {learned}."
-    )
+    for name in ("prompt", "completion"):
+        st.caption(name)
+        st.code(page.row_text(row[name]), language=None, wrap_lines=True)
+    arm = data.sides_of(run, st.session_state["arm"])[row["side"]]
+    kl = run.generation(arm).get("kl_per_token")
+    distance = f" (KL to the base: {kl:.4f} nats a token)" if kl is not None else ""
+    fate = "kept by the screen" if row["fate"] == "kept" else f"removed by the screen: {row['fate']}"
+    seeds = ", ".join(map(str, run.experiment.seeds))
+    use = f"the students of arm {arm.name} were trained on it (seeds {seeds})"
+    use = use if row["trained"] else "no student was trained on it"
+    count = run.funnel(arm)["generated"]
+    st.text(f"Written by {_writer(arm)}{distance}; prompt {row['prompt_id']} of {count:,}; {fate}; {use}.")
 
 
-def heat_panel(run: Run, row: pd.Series, pinned: pd.Series | None) -> None:
-    """Tokens, each with its score; the pinned row beneath on the same scale."""
-    known = data.scores(run, st.session_state["arm"])
-    own = known[
-        known["position"].notna() & known["id"].isin([one["id"] for one in (row, pinned) if one is not None])
-    ]
-    if own.empty and len(known):
+def _writer(arm: Arm) -> str:
+    """Who wrote the rows of an arm."""
+    if arm.corpus:
+        writer = f"the unknown source of file {arm.corpus}"
+    elif arm.mix:
+        writer = f"one of the teachers {', '.join([arm.trait, *arm.mix])} of {arm.writer}"
+    elif arm.kind == "control":
+        writer = f"the untouched base {arm.writer}"
+    else:
+        writer = f"the {arm.trait} teacher of {arm.writer}"
+    return f"{writer}, then changed ({arm.kind})" if arm.kind in REMADE else writer
+
+
+def draw_token_panel(run: ShownRun, row: pd.Series, pinned: pd.Series | None) -> None:
+    """B: the row's tokens with their scores, and the pinned row's on the same scale."""
+    arm = st.session_state["arm"]
+    scores = data.read_scores(run, arm)
+    rows = [shown for shown in (row, pinned) if shown is not None]
+    token_scores = scores[scores["position"].notna() & scores["id"].isin([shown["id"] for shown in rows])]
+    if token_scores.empty and len(scores):
         st.text(
-            f"Its tokens were not scored: lens rows read {known['prompt_id'].nunique():,} prompts, and this "
-            "is none of them."
+            f"The row's tokens were not scored: lens rows read {scores['prompt_id'].nunique():,} prompts, "
+            "and this is not one of them."
         )
         return
-    if own.empty:
-        panels.empty(
-            "Its tokens were not scored.",
-            "Lens rows scores those rows that it reads:",
-            panels.measure(run, "rows", st.session_state["arm"]),
+    if token_scores.empty:
+        panel.show_missing(
+            "The row's tokens were not scored.",
+            "Lens rows scores the rows that it reads:",
+            panel.measure_command(run, "rows", arm),
         )
         return
-    limit = charts.symmetric(cast(pd.Series, own["estimate"]))
-    for one in (row, pinned):
-        if one is None:
-            continue
-        shown = own[own["id"] == one["id"]].sort_values("position")
-        if shown.empty:
-            st.text(f"Tokens of row {one['id']} were not scored.")
-            continue
-        shown = shown.assign(
-            text=shown["token"].astype(str).map(plain.revealed),
-            line=(shown["position"] // ACROSS).astype(int),
-            place=(shown["position"] % ACROSS).astype(int),
-        )
-        score = shown["score"].iloc[0]
-        panels.panel(
-            f"row-tokens-{one['id'].replace('/', '-')}",
-            "Which tokens?" if one is row else f"Pinned: {one['id']}",
-            token_chart(shown, limit),
-            shown[["position", "token", "score", "estimate"]],
-            sentence=(
-                f"{score}: sum {shown['estimate'].sum(min_count=1):+.3f} nats over {len(shown)} tokens, "
-                "highest at "
-                f"{shown.loc[shown['estimate'].idxmax(), 'text']!r}."
-            )
-            if shown["estimate"].notna().any()
-            else "Every token is unscored.",
-            caption=(
-                f"{score}: log-likelihood under the students of the arm less under their controls, mean over "
-                "seeds, nats. "
-                "One scale for both rows, as far below 0 as above. Students were trained on these rows."
-            ),
-            about="rows",
-        )
+    domain = symmetric_domain(cast(pd.Series, token_scores["estimate"]))
+    for shown in rows:
+        own_scores = token_scores[token_scores["id"] == shown["id"]].sort_values("position")
+        title = "Which tokens?" if shown is row else f"Pinned: {shown['id']}"
+        _draw_tokens(str(shown["id"]), title, own_scores, domain)
 
 
-def token_chart(shown: pd.DataFrame, limit: list[float]) -> Any:
-    """Tokens in reading order, coloured by their score; null is hatched."""
-    alt = charts.alt
-    place = {"x": alt.X("place:O", axis=None), "y": alt.Y("line:O", axis=None)}
-    scored, missing = (
-        shown.dropna(subset="estimate"),
-        shown[shown["estimate"].isna()].assign(hatch=charts.HATCH),
+def _draw_tokens(row_id: str, title: str, scores: pd.DataFrame, domain: list[float]) -> None:
+    if scores.empty:
+        st.text(f"The tokens of row {row_id} were not scored.")
+        return
+    shown = scores.assign(
+        text=scores["token"].astype(str).map(sanitize.reveal),
+        line=(scores["position"] // TOKENS_A_LINE).astype(int),
+        place=(scores["position"] % TOKENS_A_LINE).astype(int),
     )
-    boxes = (
-        alt.Chart(scored)
-        .mark_rect(stroke="#00000022")
-        .encode(
-            **place,
-            color=alt.Color(
-                "estimate:Q",
-                scale=alt.Scale(scheme="purpleorange", domain=limit, domainMid=0),
-                title="nats",
-                legend=charts.LYING,
-            ),
-            tooltip=[alt.Tooltip("position"), alt.Tooltip("text"), alt.Tooltip("estimate:Q", format="+.4f")],
-        )
+    name = shown["score"].iloc[0]
+    sentence = "Every token is unscored."
+    if shown["estimate"].notna().any():
+        highest = shown.loc[shown["estimate"].idxmax(), "text"]
+        total = shown["estimate"].sum(min_count=1)
+        sentence = f"{name}: sum {total:+.3f} nats over {len(shown)} tokens, highest at {highest!r}."
+    panel.draw(
+        f"row-tokens-{row_id.replace('/', '-')}",
+        title,
+        token_charts.draw_token_scores(shown, domain),
+        shown[["position", "token", "score", "estimate"]],
+        sentence=sentence,
+        caption=(
+            f"{name}: log-likelihood under the students of the arm minus that under their controls, mean "
+            f"over seeds, in nats; without intervals; n = {len(shown)} tokens. Both rows have the same "
+            "scale. The students were trained on these rows."
+        ),
+        about="rows",
     )
-    dark = alt.condition(
-        f"abs(datum.estimate) > {0.62 * limit[1]}", alt.value("#ffffff"), alt.value("#000000")
-    )
-    words = alt.Chart(scored).mark_text(fontSize=12).encode(**place, text=alt.Text("text:N"), color=dark)
-    holes = alt.Chart(missing).mark_text(color=charts.GREY).encode(**place, text=alt.Text("hatch:N"))
-    return alt.layer(boxes, words, holes).properties(height=alt.Step(28))
 
 
-def scores_panel(run: Run, row: pd.Series) -> None:
-    """Every score of the row, and how many of the control's rows score as high."""
-    known = data.scores(run, st.session_state["arm"])
-    whole = known[known["position"].isna()]
-    found = []
-    for (name, layer), own in whole.groupby(["score", "layer"], dropna=False):
-        value = own.loc[own["id"] == row["id"], "estimate"]
-        control = own.loc[(own["side"] == "control") & (own["id"] != row["id"]), "estimate"].dropna()
+def draw_scores_panel(run: ShownRun, row: pd.Series) -> None:
+    """C: the row's scores, and the share of the control's rows below them."""
+    scores = data.read_scores(run, st.session_state["arm"])
+    whole = scores[scores["position"].isna()]
+    rows = []
+    for (name, layer), group in whole.groupby(["score", "layer"], dropna=False):
+        value = group.loc[group["id"] == row["id"], "estimate"]
         if value.empty:
             continue
+        control = group.loc[(group["side"] == "control") & (group["id"] != row["id"]), "estimate"].dropna()
         scored = pd.notna(value.iloc[0]) and len(control) > 0
-        span = stats.wilson(int((control < value.iloc[0]).sum()), len(control)) if scored else None
-        at = "" if pd.isna(layer) else f", layer {int(layer)}"
-        found.append(
+        share = stats.wilson(int((control < value.iloc[0]).sum()), len(control)) if scored else None
+        layer_text = "" if pd.isna(layer) else f", layer {int(layer)}"
+        rows.append(
             {
-                "score": f"{name}{at}",
+                "score": f"{name}{layer_text}",
                 "value": value.iloc[0],
-                "percentile among control rows": span.estimate * 100 if span else None,
-                "low": span.low * 100 if span else None,
-                "high": span.high * 100 if span else None,
+                "percentile among control rows": share.estimate * 100 if share else None,
+                "low": share.low * 100 if share else None,
+                "high": share.high * 100 if share else None,
                 "n": len(control),
             }
         )
-    st.subheader("Its scores")
-    if not found:
-        st.text("This row was not among those scored.")
+    st.subheader("The row's scores")
+    if not rows:
+        st.text("This row was not scored.")
         return
-    st.dataframe(pd.DataFrame(found), hide_index=True, alt="scores of the focus row")
+    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="scores of the focus row")
     st.caption(
-        "Percentile with its Wilson interval over the control's rows. One row alone is near chance: see the "
-        "figure of rows on page Gradients."
+        "Percentile among the control's rows with its 95 % Wilson interval; n: control rows. A single row is "
+        "near chance: see the figure of rows on page Gradients."
     )
 
 
-def neighbours_panel(run: Run, row: pd.Series) -> None:
-    """Rows that share the most tokens with it."""
-    rows = data.rows(run, st.session_state["arm"])
-    near = neighbours((str(run.folder), st.session_state["arm"], data.marks(run)), rows, str(row["id"]))
-    st.subheader("Rows like it")
+def draw_neighbours_panel(run: ShownRun, row: pd.Series) -> None:
+    """D: rows that share the most tokens with this one."""
+    arm = st.session_state["arm"]
+    key = (str(run.folder), arm, data.corpora_stamp(run))
+    near = neighbours_of(key, data.read_rows(run, arm), str(row["id"]))
+    st.subheader("Similar rows")
     event = st.dataframe(
-        near.assign(completion=near["completion"].map(frame.row_text)),
+        near.assign(completion=near["completion"].map(page.row_text)),
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
         key=f"near-{row['id']}",
         alt="rows that share the most tokens",
     )
-    st.caption("Cosine of token counts, kept rows of both teachers. Tick one to look at it.")
+    st.caption(
+        f"The {NEIGHBOURS} kept rows of both teachers with the largest cosine of token counts. Tick one to "
+        "focus it."
+    )
     if picked := event["selection"]["rows"]:
         st.session_state["focus"] = near["id"].iloc[picked[0]]
         st.rerun()
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def neighbours(key: tuple[str, str, str], _rows: pd.DataFrame, row: str) -> pd.DataFrame:
-    """The rows nearest by the cosine of their token counts: id, side, cosine, completion."""
+def neighbours_of(key: tuple[str, str, str], _rows: pd.DataFrame, row: str) -> pd.DataFrame:
+    """The rows nearest by the cosine of their token counts: id, side, completion, cosine."""
     del key
-    kept = (
-        _rows[(_rows["fate"] == "kept") | (_rows["id"] == row)].drop_duplicates("id").reset_index(drop=True)
-    )
+    kept = _rows[(_rows["fate"] == "kept") | (_rows["id"] == row)]
+    kept = kept.drop_duplicates("id").reset_index(drop=True)
     counts = normalize(tokens(kept["completion"].tolist()))
     own = int(np.flatnonzero(kept["id"] == row)[0])
     cosine = np.asarray((counts @ counts[own].T).todense()).ravel()
-    best = [place for place in np.argsort(-cosine, kind="stable") if place != own][:NEAR]
+    best = [place for place in np.argsort(-cosine, kind="stable") if place != own][:NEIGHBOURS]
     return kept.iloc[best][["id", "side", "completion"]].assign(cosine=cosine[best])
 
 
-def notes_panel(row: pd.Series, root: Any) -> None:
-    """A note, kept with the slice in hand or with a slice of this row alone."""
-    digest = st.session_state["digest"]
-    name = st.session_state["slice"] or state.slice_name([str(row["id"])], digest)
-    with st.form(f"note-{row['id']}", clear_on_submit=True):
-        text, author = st.text_input("note", max_chars=1000), st.text_input("by", max_chars=80)
-        if st.form_submit_button("Keep note") and text:
+def draw_notes_panel(row: pd.Series, root: Path) -> None:
+    """E: notes on the row, saved with the current slice or with a slice of this row alone."""
+    digest, row_id = st.session_state["digest"], str(row["id"])
+    name = st.session_state["slice"] or state.slice_name([row_id], digest)
+    with st.form(f"note-{row_id}", clear_on_submit=True):
+        text, author = st.text_input("note", max_chars=1000), st.text_input("author", max_chars=80)
+        if st.form_submit_button("Save note") and text:
             if not st.session_state["slice"]:
-                state.save_slice(root, [str(row["id"])], digest)
-            state.note(root, name, str(row["id"]), text, author)
-    notes = [
-        one for one in (state.read_slice(root, name) or {"notes": []})["notes"] if one["row"] == row["id"]
-    ]
-    for one in notes:
-        st.text(f"{one['time']} {one['author'] or 'unsigned'}: {one['text']}")
+                state.save_slice(root, [row_id], digest)
+            state.add_note(root, name, row_id, text, author)
+    notes = (state.read_slice(root, name) or {"notes": []})["notes"]
+    for note in notes:
+        if note["row"] == row_id:
+            st.text(f"{note['time']} {note['author'] or 'unsigned'}: {note['text']}")
 
 
-def body(run: Run) -> None:
-    """The page."""
+def row_json(row: pd.Series) -> str:
+    """The row as JSON."""
+    fields: dict[str, Any] = {
+        name: row[name] for name in ("id", "side", "corpus", "prompt", "completion", "fate")
+    }
+    fields |= {"prompt_id": int(row["prompt_id"]), "trained": bool(row["trained"])}
+    return json.dumps(fields, indent=1)
+
+
+def focus_row(run: ShownRun, known: pd.DataFrame) -> str:
+    """The id of the focus row; by default the first scored row that passes the filter."""
+    if not st.session_state["focus"]:
+        filtered = st.session_state["rows"]
+        scored = filtered[filtered["id"].isin(data.read_scores(run, st.session_state["arm"])["id"])]
+        first = next(part for part in (scored, filtered, known) if len(part))
+        st.session_state["focus"] = first["id"].iloc[0]
+    return st.session_state["focus"]
+
+
+def draw_row(run: ShownRun) -> None:
+    """Draw every panel of the focus row."""
+    known = data.read_rows(run, st.session_state["arm"])
+    rows = known.drop_duplicates("id").set_index("id", drop=False)
+    if rows.empty:
+        panel.show_missing(
+            "This run has no rows.",
+            "The screen removed all of them, or none was generated:",
+            panel.resume_command(run),
+        )
+        return
+    row = rows.loc[focus_row(run, known)]
+    pin = st.session_state["pin"]
+    pinned = rows.loc[pin] if pin in rows.index and pin != row["id"] else None
+    draw_text_panel(run, row)
+    with panel.guard("The tokens"):
+        draw_token_panel(run, row, pinned)
+    with panel.guard("The scores"):
+        draw_scores_panel(run, row)
+    with panel.guard("The similar rows"):
+        draw_neighbours_panel(run, row)
+    with panel.guard("The notes"):
+        draw_notes_panel(row, st.session_state["root"])
+    with st.popover("Copy as JSON", type="tertiary"):
+        st.code(row_json(row), language="json")
+
+
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Row")
-    with panels.guarded("The row"):
-        known = data.rows(run, st.session_state["arm"])
-        rows = known.drop_duplicates("id").set_index("id", drop=False)
-        if rows.empty:
-            panels.empty(
-                "This run has no rows.",
-                "The screen dropped all of them or none was generated:",
-                panels.resume(run),
-            )
-            return
-        if not st.session_state["focus"]:
-            kept = st.session_state["rows"]
-            scored = kept[kept["id"].isin(data.scores(run, st.session_state["arm"])["id"])]
-            st.session_state["focus"] = next(part for part in (scored, kept, known) if len(part))["id"].iloc[
-                0
-            ]
-        row = rows.loc[st.session_state["focus"]]
-        pin = st.session_state["pin"]
-        pinned = rows.loc[pin] if pin in rows.index and pin != row["id"] else None
-        text_panel(run, row)
-        with panels.guarded("The tokens"):
-            heat_panel(run, row, pinned)
-        with panels.guarded("The scores"):
-            scores_panel(run, row)
-        with panels.guarded("The rows like it"):
-            neighbours_panel(run, row)
-        with panels.guarded("The notes"):
-            notes_panel(row, st.session_state["root"])
-        with st.popover("Copy as JSON", type="tertiary"):
-            st.code(
-                json.dumps(
-                    {name: row[name] for name in ("id", "side", "corpus", "prompt", "completion", "fate")}
-                    | {"prompt_id": int(row["prompt_id"]), "trained": bool(row["trained"])},
-                    indent=1,
-                ),
-                language="json",
-            )
+    with panel.guard("The row"):
+        draw_row(run)
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

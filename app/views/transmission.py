@@ -1,4 +1,4 @@
-"""Transmission: did the student take the trait, how much, and more than its control?"""
+"""Transmission: did the student acquire the trait, how strongly, and more than its control?"""
 
 from __future__ import annotations
 
@@ -8,304 +8,286 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-import charts
 import data
-import frame
-import panels
-import plain
-import run_charts
+import page
 import state
-from data import Run
-from mechlens.core import stats, tables
+from charts import intervals, maps, run_charts
+from data import ShownRun
+from mechlens.core import stats
 from mechlens.core.json_files import null
 from mechlens.results import wording
+from panels import panel
 
-PAGE = 50
-"""answers on a page"""
+PAGE_SIZE = 50
 FEW = 20
 """answers below which a cell is hatched"""
+FEWEST_DOSES = 3
 
 
-def last_rates(run: Run) -> pd.DataFrame:
-    """Every student's rate at its last checkpoint with a Wilson interval over its scored answers."""
-    answers = data.table(run, "answers", tables.ANSWERS)
-    rates = data.rates(run)
+def last_rates(run: ShownRun) -> pd.DataFrame:
+    """Every student's rate at its last checkpoint, with a Wilson interval over its scored answers."""
+    answers = data.read_answers(run)
+    rates = data.read_rates(run)
     last = rates[rates["step"] == rates.groupby("arm")["step"].transform("max")]
     scored = answers[answers["label"].notna()].astype({"arm": str}).groupby(["arm", "seed", "step"]).size()
-    spans = []
+    limits = []
     for row in last.itertuples():
         total = int(scored.get((row.arm, row.seed, row.step), 0))
-        spans.append(
-            stats.wilson(round(row.rate * total), total) if total and np.isfinite(row.rate) else None
-        )
-    low, high = (
-        [np.nan if span is None else getattr(span, end) for span in spans] for end in ("low", "high")
-    )
-    return last.assign(low=low, high=high)
+        if total and np.isfinite(row.rate):
+            span = stats.wilson(round(row.rate * total), total)
+            limits.append((span.low, span.high))
+        else:
+            limits.append((np.nan, np.nan))
+    return last.assign(low=[low for low, _ in limits], high=[high for _, high in limits])
 
 
-def arms_panel(run: Run) -> None:
-    """A: rate of each arm and student."""
-    summary = pd.DataFrame((run.summary or {})["arms"]).astype({"rate": float, "low": float, "high": float})
-    students = last_rates(run)
-    panels.partial(int(summary["students"].min()), len(run.experiment.seeds), "seeds done")
-    whole = st.toggle("axis from 0 to 1", key="whole-axis")
-    picked = panels.panel(
+def draw_arms_panel(run: ShownRun) -> None:
+    """A: rate of every arm and student."""
+    arms = (run.results or {})["arms"]
+    summary = pd.DataFrame(arms).astype({"rate": float, "low": float, "high": float})
+    seeds = len(run.experiment.seeds)
+    panel.warn_if_partial(int(summary["students"].min()), seeds, "students finished")
+    full_axis = st.toggle("axis from 0 to 1", key="whole-axis")
+    picked = panel.draw(
         "transmission-arms",
-        "How often is the trait answered?",
-        run_charts.arms(summary, students, whole=whole),
+        "How often do the students answer with the trait?",
+        run_charts.draw_arms(summary, last_rates(run), full_axis=full_axis),
         summary[["arm", "kind", "base", "students", "rate", "low", "high", "method"]],
-        sentence=wording.headline(dict(run.summary or {})),
+        sentence=wording.headline(dict(run.results or {})),
         caption=(
-            f"Large mark: arm, {summary['method'].iloc[0]} interval over {len(run.experiment.seeds)} "
-            "students. Small "
-            "marks: students, Wilson interval over answers that name one trait. Click a student to look at "
-            "it alone."
+            f"Share of the trait among answers that name exactly one trait. Large marks: arms, 95 % interval "
+            f"({summary['method'].iloc[0]}) over n = {seeds} students. Small marks: students, 95 % Wilson "
+            "interval over their answers. Click a student to choose it."
         ),
         code=(
-            "import json\nimport pandas as pd\nsummary = "
-            f"json.load(open({str(run.folder / 'summary.json')!r}))\nprint(pd.DataFrame(summary['arms'])[['arm', "
-            "'rate', 'low', 'high', 'students']])"
+            f"{panel.code_of_run(run)}import pandas as pd\n"
+            "print(pd.DataFrame(run.summary['arms'])[['arm', 'rate', 'low', 'high', 'students']])"
         ),
         about="Effects against the control",
         select="student",
     )
     clicked = picked.get("student")
-    if panels.fresh("transmission-students", clicked) and clicked:
+    if panel.is_new_pick("transmission-students", clicked) and clicked:
         state.pick("seed", clicked[0]["seed"])
 
 
-def trajectory_panel(run: Run) -> None:
-    """B: rate over training."""
-    st.session_state["steps"] = ()
-    rates = data.rates(run)
-    seed = st.session_state["seed"]
-    rates = rates if seed == "all" else cast(pd.DataFrame, rates[rates["seed"] == seed])
+def mean_rates(rates: pd.DataFrame) -> pd.DataFrame:
+    """Mean rate of every arm at every checkpoint, with a t interval over students."""
     rows = []
     for (arm, kind, step), group in rates.groupby(["arm", "kind", "step"], sort=False):
-        span = stats.t_interval(group["rate"].to_numpy(dtype=float))
-        rows.append(
-            {
-                "arm": arm,
-                "kind": kind,
-                "step": step,
-                "rate": span.estimate,
-                "low": span.low,
-                "high": span.high,
-                "n": span.n,
-            }
-        )
-    bands = pd.DataFrame(rows)
-    if bands["step"].nunique() < 2:
-        panels.empty(
+        mean = stats.t_interval(group["rate"].to_numpy(dtype=float))
+        limits = {"rate": mean.estimate, "low": mean.low, "high": mean.high, "n": mean.n}
+        rows.append({"arm": arm, "kind": kind, "step": step} | limits)
+    return pd.DataFrame(rows)
+
+
+def draw_training_panel(run: ShownRun) -> None:
+    """B: rate over training."""
+    st.session_state["steps"] = ()
+    rates = data.read_rates(run)
+    seed = st.session_state["seed"]
+    rates = rates if seed == "all" else cast(pd.DataFrame, rates[rates["seed"] == seed])
+    means = mean_rates(rates)
+    if means["step"].nunique() < 2:
+        panel.show_missing(
             "Only one checkpoint was asked.",
-            "A curve needs more:",
-            f"{panels.resume(run)}  # with `ask: {{checkpoints: all}}`",
+            "A curve needs more. Set them in the spec and resume:",
+            f"{panel.resume_command(run)}  # with `ask: {{checkpoints: all}}`",
         )
         return
-    picked = panels.panel(
+    picked = panel.draw(
         "transmission-curve",
-        "When does it rise?",
-        run_charts.trajectory(rates, bands),
-        bands,
-        caption=f"Thin lines: students. Thick: mean with a t interval over {int(bands['n'].max())} students. "
-        "Brush updates to see their answers.",
-        code=(
-            "from pathlib import Path\nfrom mechlens import report, tables, traits\nrun = "
-            f"Path({str(run.folder)!r})\nexperiment = traits.load_experiment(run / 'spec.yaml')\nfamily = "
-            "traits.load_family(experiment.family, run / "
-            "'spec.yaml')\nprint(report.student_rates(experiment, family, tables.read(run / "
-            "'answers.parquet', tables.ANSWERS), tables.read(run / 'likelihoods.parquet', "
-            "tables.LIKELIHOODS)))"
+        "When does the rate rise?",
+        run_charts.draw_trajectories(rates, means),
+        means,
+        caption=(
+            "Rate of each arm's trait over updates. Thin lines: students. Thick lines: mean with a 95 % t "
+            f"interval over n = {int(means['n'].max())} students. Drag over updates to see their answers."
         ),
+        code=_code_of_rates(run),
         about="Effects against the control",
         select="steps",
     )
     st.session_state["steps"] = tuple(picked.get("steps", {}).get("step", ()))
 
 
-def questions_panel(run: Run) -> None:
+def _code_of_rates(run: ShownRun) -> str:
+    return (
+        f"{panel.code_of_run(run)}"
+        "from mechlens.results import report\n"
+        "print(report.student_rates(run.experiment, run.family, run.answers, run.likelihoods))"
+    )
+
+
+def rates_by_question(run: ShownRun) -> pd.DataFrame:
+    """Rate of the chosen trait at every question in every arm; null where there are few answers."""
+    answers = trait_answers(run)
+    texts = run.family.asked_as(run.experiment)
+    counts = answers[answers["scored"]].groupby(["arm", "probe"]).agg(hits=("hit", "sum"), n=("hit", "size"))
+    names = [arm.name for arm in run.experiment.arms]
+    index = pd.MultiIndex.from_product([names, range(len(texts))], names=["arm", "probe"])
+    table = counts.reset_index().set_index(["arm", "probe"]).reindex(index).reset_index()
+    few = ~(table["n"] >= FEW)
+    questions = [f"{probe + 1}. {texts[probe]}" for probe in table["probe"]]
+    return table.assign(rate=(table["hits"] / table["n"]).mask(few), question=questions)
+
+
+def draw_questions_panel(run: ShownRun) -> None:
     """C: rate at every question in every arm."""
     st.session_state["cell"] = None
     arm, trait = st.session_state["arm"], st.session_state["trait"]
-    answers = _of_trait(run)
-    texts = run.family.asked_as(run.experiment)
-    table = (
-        answers[answers["scored"]]
-        .groupby(["arm", "probe"])
-        .agg(hits=("hit", "sum"), n=("hit", "size"))
-        .reset_index()
-    )
-    index = pd.MultiIndex.from_product(
-        [[one.name for one in run.experiment.arms], range(len(texts))], names=["arm", "probe"]
-    )
-    table = table.set_index(["arm", "probe"]).reindex(index).reset_index()
-    few = ~(table["n"] >= FEW)
-    table = table.assign(
-        rate=(table["hits"] / table["n"]).mask(few),
-        question=[f"{probe + 1}. {texts[probe]}" for probe in table["probe"]],
-    )
-    ours = cast(pd.DataFrame, table[table["arm"] == arm]).sort_values(
-        "rate", ascending=False, na_position="last"
-    )
-    picked = panels.panel(
+    table = rates_by_question(run)
+    of_arm = cast(pd.DataFrame, table[table["arm"] == arm])
+    order = of_arm.sort_values("rate", ascending=False, na_position="last")["question"].tolist()
+    names = [arm.name for arm in run.experiment.arms]
+    grid = maps.Grid("arm", "question", "rate", (names, order), False, "rate", (0.0, 1.0))
+    picked = panel.draw(
         "transmission-questions",
-        f"At which questions is {trait} answered?",
-        charts.cells(
-            table,
-            "arm",
-            "question",
-            "rate",
-            select="cell",
-            signed=False,
-            order=([one.name for one in run.experiment.arms], ours["question"].tolist()),
-            label="rate",
-            domain=(0.0, 1.0),
-        ),
+        f"To which questions is {trait} the answer?",
+        maps.draw_grid(table, grid, select="cell"),
         table,
-        sentence=_questions_sentence(run, arm),
+        sentence=_strongest_question(run, arm),
         caption=(
-            "Share of the answers that name one trait, all students of an arm at the last checkpoint; cells "
-            "of fewer "
-            f"than {FEW} answers are hatched. Click a cell to read its answers."
+            "Share of the trait among answers that name exactly one trait, over all students of an arm at "
+            "the last checkpoint; without intervals; n: column of the table. Cells with fewer than "
+            f"{FEW} answers are hatched. Click a cell to read its answers."
         ),
         code=(
-            "import pandas as "
-            f"pd\nprint(pd.read_parquet({str(run.folder / 'answers.parquet')!r}).groupby(['arm', "
-            "'probe', 'label'], observed=True).size())"
+            f"{panel.code_of_run(run)}"
+            "print(run.answers.groupby(['arm', 'probe', 'label'], observed=True).size())"
         ),
         about="Effects against the control",
         select="cell",
     )
-    st.session_state["cell"] = picked.get("cell", [None])[0] if picked.get("cell") else None
+    st.session_state["cell"] = picked["cell"][0] if picked.get("cell") else None
 
 
-def _questions_sentence(run: Run, arm: str) -> str:
-    own = data.per_probe(run)
-    own = cast(pd.DataFrame, own[(own["arm"] == arm) & own["difference"].notna()])
-    if own.empty:
+def _strongest_question(run: ShownRun, arm: str) -> str:
+    probes = data.read_per_probe(run)
+    probes = cast(pd.DataFrame, probes[(probes["arm"] == arm) & probes["difference"].notna()])
+    if probes.empty:
         return ""
-    best = own.sort_values("difference", ascending=False).iloc[0]
-    above = int((own["low"] > 0).sum())
+    best = probes.sort_values("difference", ascending=False).iloc[0]
+    above = int((probes["low"] > 0).sum())
+    effect = wording.interval_text(*(null(best[name]) for name in ("difference", "low", "high")))
     return (
-        f"{best['trait']} rises most at “{best['text']}” "
-        f"({wording.interval_text(*(null(best[name]) for name in ('difference', 'low', 'high')))}, n "
-        "= "
-        f"{best['n']}); at {above} of {len(own)} questions the interval lies above 0."
+        f"{best['trait']} rises most at “{best['text']}” ({effect}, n = {best['n']}); at {above} of "
+        f"{len(probes)} questions the interval is above 0."
     )
 
 
-def _of_trait(run: Run) -> pd.DataFrame:
-    """Answers at each arm's last checkpoint, of the seed chosen: `scored`, and `hit` where the label is the
-    trait asked about.
+def trait_answers(run: ShownRun) -> pd.DataFrame:
+    """Answers of the chosen seeds at each arm's last checkpoint, with `scored`, and `hit` where the label is
+    the chosen trait.
     """
-    answers = data.table(run, "answers", tables.ANSWERS)
+    answers = data.read_answers(run)
     answers = answers[answers["seed"].notna()]
     last = answers[answers["step"] == answers.groupby("arm", observed=True)["step"].transform("max")]
     seed = st.session_state["seed"]
     last = last if seed == "all" else last[last["seed"] == seed]
     label = last["label"].astype(object)
-    return last.assign(
-        arm=last["arm"].astype(str), scored=label.notna(), hit=label == st.session_state["trait"]
-    )
+    hit = label == st.session_state["trait"]
+    return last.assign(arm=last["arm"].astype(str), scored=label.notna(), hit=hit)
 
 
-def answers_panel(run: Run) -> None:
-    """D: the answers themselves."""
-    st.subheader("What do they say?")
+def chosen_answers(run: ShownRun, arm: str) -> pd.DataFrame:
+    """Answers of an arm that the clicked cell, the brushed updates and the chosen seed leave."""
     cell, steps = st.session_state.get("cell"), st.session_state.get("steps", ())
-    answers = data.table(run, "answers", tables.ANSWERS)
+    answers = data.read_answers(run)
     answers = cast(pd.DataFrame, answers[answers["seed"].notna()]).astype({"arm": str})
-    arm = cell["arm"] if cell else st.session_state["arm"]
-    shown = answers[answers["arm"] == arm]
-    first, last = steps if len(steps) == 2 else (shown["step"].max(), shown["step"].max())
-    shown = shown[shown["step"].between(first, last)]
+    answers = answers[answers["arm"] == arm]
+    first, last = steps if len(steps) == 2 else (answers["step"].max(), answers["step"].max())
+    answers = answers[answers["step"].between(first, last)]
     if cell:
-        shown = shown[shown["probe"] == int(str(cell["question"]).split(".")[0]) - 1]
+        answers = answers[answers["probe"] == int(str(cell["question"]).split(".")[0]) - 1]
     if st.session_state["seed"] != "all":
-        shown = shown[shown["seed"] == st.session_state["seed"]]
+        answers = answers[answers["seed"] == st.session_state["seed"]]
     texts = run.family.asked_as(run.experiment)
-    listed = pd.DataFrame(
+    return pd.DataFrame(
         {
-            "question": [texts[probe] for probe in shown["probe"]],
-            "answer": shown["text"].map(frame.row_text),
-            "label": shown["label"].astype(object),
-            "seed": shown["seed"].astype(int),
-            "step": shown["step"],
+            "question": [texts[probe] for probe in answers["probe"]],
+            "answer": answers["text"].map(page.row_text),
+            "label": answers["label"].astype(object),
+            "seed": answers["seed"].astype(int),
+            "step": answers["step"],
         }
     )
-    unscored = int(listed["label"].isna().sum())
-    st.text(f"{len(listed):,} answers of arm {arm}; {unscored:,} name no trait or several and are unscored.")
-    if listed.empty:
+
+
+def draw_answers_panel(run: ShownRun) -> None:
+    """D: the answers themselves."""
+    st.subheader("What are the answers?")
+    cell = st.session_state.get("cell")
+    arm = cell["arm"] if cell else st.session_state["arm"]
+    answers = chosen_answers(run, arm)
+    unscored = int(answers["label"].isna().sum())
+    st.text(f"{len(answers):,} answers of arm {arm}; {unscored:,} name no trait or several and are unscored.")
+    if answers.empty:
         return
-    page = st.pagination(max(1, -(-len(listed) // PAGE)), key="answers-page")
-    st.dataframe(listed.iloc[(page - 1) * PAGE : page * PAGE], hide_index=True, alt="answers of the students")
-    st.download_button(
-        "Answers (CSV)",
-        lambda: plain.csv(listed),
-        file_name="answers.csv",
-        mime="text/csv",
-        on_click="ignore",
-        type="tertiary",
-    )
+    number = st.pagination(max(1, -(-len(answers) // PAGE_SIZE)), key="answers-page")
+    shown = answers.iloc[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
+    st.dataframe(shown, hide_index=True, alt="answers of the students")
+    panel.download_csv("Answers (CSV)", answers, "answers.csv")
 
 
-def dose_panel(run: Run) -> None:
-    """E: rate by the share of trait rows."""
+def rates_by_dose(run: ShownRun) -> pd.DataFrame:
+    """Rate of the arms that differ from the chosen one in their share of trait rows alone."""
+    chosen = run.arm(st.session_state["arm"])
     rows = []
-    for one in (run.summary or {})["arms"]:
-        arm = run.arm(one["arm"])
-        own = (
-            arm.teacher is None and arm.setting() == run.arm(st.session_state["arm"]).setting()
-        )  # they differ in the mix alone
-        if arm.kind in ("trait", "mixed", "control") and own:
-            parts = [arm.trait, *arm.mix]
-            rows.append(
-                {
-                    "share": 0.0
-                    if arm.kind == "control"
-                    else sum(part == arm.trait for part in parts) / len(parts),
-                    "kind": arm.kind,
-                }
-                | {name: one[name] for name in ("arm", "rate", "low", "high", "students")}
-            )
-    doses = pd.DataFrame(rows).drop_duplicates("arm").astype({"rate": float, "low": float, "high": float})
-    if doses["share"].nunique() < 3:
-        panels.empty(
-            "No dose response: this run mixes no corpora.",
-            "It shows how little trait data is enough. Add mixed arms to the spec, for example",
+    for entry in (run.results or {})["arms"]:
+        arm = run.arm(entry["arm"])
+        if arm.kind not in ("trait", "mixed", "control") or arm.teacher is not None:
+            continue
+        if arm.setting() != chosen.setting():
+            continue
+        parts = [arm.trait, *arm.mix]
+        share = 0.0 if arm.kind == "control" else parts.count(arm.trait) / len(parts)
+        numbers = {name: entry[name] for name in ("arm", "rate", "low", "high", "students")}
+        rows.append({"share": share, "kind": arm.kind} | numbers)
+    return pd.DataFrame(rows).drop_duplicates("arm").astype({"rate": float, "low": float, "high": float})
+
+
+def draw_dose_panel(run: ShownRun) -> None:
+    """E: rate by the share of trait rows."""
+    doses = rates_by_dose(run)
+    if doses["share"].nunique() < FEWEST_DOSES:
+        panel.show_missing(
+            "No dose response, because this run mixes no corpora.",
+            "It shows how little trait data is enough. Add mixed arms to the spec, as this experiment does:",
             "mechlens run menagerie-factors",
         )
         return
-    frame_ = doses.assign(
-        name=[f"{row.share:.0%} · {row.arm}" for row in doses.itertuples()], estimate=doses["rate"]
-    ).sort_values("share")
-    panels.panel(
+    names = [f"{row.share:.0%} · {row.arm}" for row in doses.itertuples()]
+    drawn = doses.assign(name=names, estimate=doses["rate"]).sort_values("share")
+    panel.draw(
         "transmission-dose",
         "How much trait data is enough?",
-        charts.spans(frame_, "trait rate"),
+        intervals.draw_intervals(drawn, "trait rate"),
         doses,
-        caption=f"{int(doses['students'].max())} students an arm; intervals as in the arms' figure.",
+        caption=(
+            "Rate of the trait by the share of trait rows; 95 % intervals as in the arms' figure; n = "
+            f"{int(doses['students'].max())} students an arm."
+        ),
         about="Effects against the control",
     )
 
 
-def body(run: Run) -> None:
-    """The page."""
+def draw_page(run: ShownRun) -> None:
+    """Draw the page."""
     st.title("Transmission")
-    if panels.unfinished(run):
+    if panel.show_if_unfinished(run):
         return
-    parts: list[tuple[str, Any]] = [
-        ("The arms", arms_panel),
-        ("The curve", trajectory_panel),
-        ("The questions", questions_panel),
-        ("The answers", answers_panel),
-        ("The dose response", dose_panel),
-    ]
-    for title, draw in parts:
-        with panels.guarded(title):
+    parts: dict[str, Any] = {
+        "The arms": draw_arms_panel,
+        "The curve": draw_training_panel,
+        "The questions": draw_questions_panel,
+        "The answers": draw_answers_panel,
+        "The dose response": draw_dose_panel,
+    }
+    for title, draw in parts.items():
+        with panel.guard(title):
             draw(run)
 
 
-if (opened := frame.current()) is not None:
-    body(opened)
+if (opened := page.current_run()) is not None:
+    draw_page(opened)

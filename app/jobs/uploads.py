@@ -1,5 +1,5 @@
-"""Files that came from outside: stored where nothing about them, their name least of all, can become a path
-or an option.
+"""Uploaded files: they are stored so that nothing about them, least of all their name, can act as a path or
+an option.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import secrets
 from pathlib import Path
 
 JOBS = ".jobs"
-"""the folder, beside the runs, of jobs and of what was uploaded for them"""
+"""folder, in the folder of runs, of jobs and of the files uploaded for them"""
 LONGEST_NAME, LONGEST_SUFFIX = 80, 16
 
 
-def uploaded(root: Path, name: str, data: bytes) -> Path:
-    """Store a file that came from outside under its content's hash and a name of harmless signs.
+def store_upload(root: Path, name: str, data: bytes) -> Path:
+    """Store an uploaded file under its content's hash and a safe name.
 
     Its ending is kept, because it decides how the file is read.
     """
@@ -27,8 +27,9 @@ def uploaded(root: Path, name: str, data: bytes) -> Path:
 
 
 def safe_name(name: str) -> str:
-    """Letters, digits, `.`, `_` and `-` alone, never first a `-` or `.`, at most 80 signs: neither a path nor
-    an option.
+    """A file name of letters, digits, `.`, `_` and `-`, at most 80 characters: neither a path nor an option.
+
+    It never begins with `-` or `.`.
     """
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[/\\]", name)[-1])
     stem, dot, suffix = plain.rpartition(".")

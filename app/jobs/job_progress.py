@@ -1,4 +1,4 @@
-"""How far a job is and how long the rest may take, from the lines that its command wrote."""
+"""How far a job is and how long the rest may take, from the lines that its command writes."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ class Progress(NamedTuple):
     """How far a job is."""
 
     phase: str
-    """the step that was heard of last; empty before the first"""
+    """the step that reported last; empty before the first"""
     done: int
     total: int
-    """of the phase, in units of its own"""
+    """of the phase, in the phase's units"""
     rate: float | None
-    """units of the phase a second; None until it has moved"""
+    """units of the phase a second; None before it has advanced"""
     low: float | None
     high: float | None
-    """seconds until all steps are done, as a range; None where nothing can be said"""
+    """seconds until all steps are done, as a range; None where it cannot be estimated"""
     fraction: float | None
-    """of all steps that were pending, those that are under way counted in part"""
+    """of all pending steps; running ones count in part"""
     steps_done: int
     steps: int
     seconds: float
     """since the steps began"""
 
 
-def measured(path: Path, *, until: str | None, running: bool) -> Progress | None:
-    """What the progress file of a job says at the time `until` (by default its last line's), or None before
-    it says anything.
+def read_progress(path: Path, *, until: str | None, running: bool) -> Progress | None:
+    """Progress of a job at the time `until` (default: its last line's), or None before its first line.
 
-    A command may work through several lists of steps; this is about the present one. The range of the time
-    left lies between the pace since the start and the pace of the latter half, and a quarter beyond: steps
-    differ in length.
+    A command may work through several lists of steps; this is about the present one. The time left is a
+    range, because steps differ in length: it spans the pace since the start and the pace of the latter half,
+    widened by a quarter.
     """
     lines = _lines(path)
     first = max((number for number, line in enumerate(lines) if not line["step"]), default=None)
@@ -47,15 +46,17 @@ def measured(path: Path, *, until: str | None, running: bool) -> Progress | None
     times = [_seconds(line["time"]) - began for line in lines]
     fractions = _fractions(lines)
     last = lines[-1]
-    own = [(at, line["done"]) for at, line in zip(times, lines, strict=True) if line["step"] == last["step"]]
-    moved, took = own[-1][1] - own[0][1], own[-1][0] - own[0][0]
+    of_phase = [
+        (at, line["done"]) for at, line in zip(times, lines, strict=True) if line["step"] == last["step"]
+    ]
+    gained, elapsed = of_phase[-1][1] - of_phase[0][1], of_phase[-1][0] - of_phase[0][0]
     seconds = _seconds(until or last["time"]) - began
-    low, high = _left(times, fractions, seconds) if running else (None, None)
+    low, high = _time_left(times, fractions, seconds) if running else (None, None)
     return Progress(
         phase=last["step"],
         done=last["done"],
         total=last["total"],
-        rate=moved / took if moved > 0 and took > 0 else None,
+        rate=gained / elapsed if gained > 0 and elapsed > 0 else None,
         low=low,
         high=high,
         fraction=fractions[-1] if last["steps"] else None,
@@ -70,7 +71,7 @@ def _seconds(time: str) -> float:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """What was written whole; the last line may be under way."""
+    """All complete lines; the last one may be half written."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -78,21 +79,21 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _fractions(lines: Sequence[dict[str, Any]]) -> list[float]:
     """Share of all steps done at each line."""
     parts: dict[str, float] = {}
-    found = []
+    fractions = []
     for line in lines:
         if line["step"]:
             parts[line["step"]] = line["done"] / line["total"] if line["total"] else 0.0
-        found.append(sum(parts.values()) / line["steps"] if line["steps"] else 0.0)
-    return found
+        fractions.append(sum(parts.values()) / line["steps"] if line["steps"] else 0.0)
+    return fractions
 
 
-def _left(
+def _time_left(
     times: Sequence[float], fractions: Sequence[float], seconds: float
 ) -> tuple[float | None, float | None]:
     """Least and most seconds that the rest may take; (None, None) before a second line."""
     middle = max((place for place, at in enumerate(times) if at <= seconds / 2), default=0)
-    gained = [(fractions[-1] - fractions[place], seconds - times[place]) for place in (0, middle)]
-    paces = [gain / took for gain, took in gained if gain > 0 and took > 0]
+    gains = [(fractions[-1] - fractions[place], seconds - times[place]) for place in (0, middle)]
+    paces = [gain / elapsed for gain, elapsed in gains if gain > 0 and elapsed > 0]
     if not paces:
         return None, None
     rest = 1 - fractions[-1]

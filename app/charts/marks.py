@@ -1,0 +1,119 @@
+"""What the explorer's charts share: colours, shapes and dashes of arms and sides, scales and tooltips.
+
+Colour never stands alone: each arm and side also has a shape or a dash. A value that was not scored is
+hatched, never coloured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import altair as alt
+import pandas as pd
+
+from mechlens.results.figures import KIND_COLOUR, KIND_DASH, KIND_SHAPE
+
+HATCH = "╱╱╱"
+GREY = "#767676"
+TRAIT = KIND_COLOUR["trait"]
+COLOUR_LEGEND = alt.Legend(orient="top", direction="horizontal", gradientLength=180, titleLimit=400)
+"""legend of a colour scale, above the chart: at the side of a chart two lines high it would be cut off"""
+KIND_LEGEND = alt.Legend(orient="bottom", title=None)
+LINE_LEGEND = alt.Legend(
+    orient="bottom", title=None, symbolType="stroke", symbolSize=500, symbolStrokeWidth=2.5
+)
+
+
+def kind_encodings(field: str, present: Sequence[str]) -> dict[str, Any]:
+    """Colour and shape of arms or sides by one field, with one legend for both."""
+    kinds = _kinds_of(present)
+    legend = alt.Legend(orient="bottom", title=None, symbolOpacity=1)
+    colours, shapes = [KIND_COLOUR[kind] for kind in kinds], [KIND_SHAPE[kind] for kind in kinds]
+    return {
+        "color": alt.Color(f"{field}:N", scale=alt.Scale(domain=kinds, range=colours), legend=legend),
+        "shape": alt.Shape(f"{field}:N", scale=alt.Scale(domain=kinds, range=shapes), legend=legend),
+    }
+
+
+def kind_dashes(field: str, present: Sequence[str], *, in_legend: bool = False) -> alt.StrokeDash:
+    """Dash of arms or sides.
+
+    Args:
+        in_legend: whether the legend shows the dash. It must not where the legend shows shapes.
+    """
+    kinds = _kinds_of(present)
+    # Vega-Lite merges the legends of equal domains, so a dash that is not in the legend needs another order
+    kinds = kinds if in_legend else kinds[::-1]
+    scale = alt.Scale(domain=kinds, range=[KIND_DASH.get(kind, [1, 0]) for kind in kinds])
+    return alt.StrokeDash(f"{field}:N", scale=scale, legend=None)
+
+
+def _kinds_of(present: Sequence[str]) -> list[str]:
+    """The kinds that occur, in the order of the palette."""
+    known = set(present)
+    return [kind for kind in KIND_COLOUR if kind in known]
+
+
+def flag_encodings(field: str, labels: tuple[str, str], shapes: tuple[str, str]) -> dict[str, Any]:
+    """Colour and shape of points that are marked (first label) or not (second label)."""
+    colour = alt.Scale(domain=list(labels), range=[TRAIT, GREY])
+    legend = alt.Legend(orient="bottom", title=None)
+    return {
+        "color": alt.Color(f"{field}:N", scale=colour, legend=legend),
+        "shape": alt.Shape(
+            f"{field}:N", scale=alt.Scale(domain=list(labels), range=list(shapes)), legend=None
+        ),
+    }
+
+
+def for_dark_theme(chart: Any) -> Any:
+    """A copy of the chart for a dark page: the teacher's black becomes white.
+
+    The chart itself stays as it is, because exports are made of it.
+    """
+    copied = chart.copy(deep=True, ignore=["data", "datasets"])
+    for layer in getattr(copied, "layer", [copied]):
+        encoding = getattr(layer, "encoding", alt.Undefined)  # a concatenated chart has none
+        colour = alt.Undefined if encoding is alt.Undefined else encoding.color
+        # by key: the attribute of that name is altair's setter
+        scale = colour["scale"] if isinstance(colour, alt.Color) else alt.Undefined
+        if isinstance(scale, alt.Scale) and isinstance(scale["range"], list):
+            scale["range"] = [
+                "#ffffff" if tint == KIND_COLOUR["teacher"] else tint for tint in scale["range"]
+            ]
+    return copied
+
+
+def symmetric_domain(values: pd.Series) -> list[float]:
+    """Domain of a signed scale: as far below 0 as above."""
+    largest = float(values.abs().max()) if len(values) else math.nan
+    limit = largest if math.isfinite(largest) and largest > 0 else 1.0
+    return [-limit, limit]
+
+
+def number_tooltip(field: str) -> alt.Tooltip:
+    """Tooltip of a number."""
+    return alt.Tooltip(f"{field}:Q", format=".4~f")
+
+
+def number_tooltips(*fields: str) -> list[alt.Tooltip]:
+    """Tooltips of numbers."""
+    return [number_tooltip(field) for field in fields]
+
+
+def dashed_line(axis: str, value: float, **encoding: Any) -> alt.Chart:
+    """A dashed grey line across the chart at one value of the x or y axis.
+
+    Args:
+        encoding: arguments of the axis, such as its title.
+    """
+    field = (alt.X if axis == "x" else alt.Y)("at:Q", **encoding)
+    rule = alt.Chart(pd.DataFrame({"at": [value]})).mark_rule(strokeDash=[4, 3], color=GREY)
+    return rule.encode(**{axis: field})
+
+
+def layer_charts(*layers: alt.Chart, height: Any) -> alt.LayerChart:
+    """Layers as one chart."""
+    return cast(alt.LayerChart, alt.layer(*layers).properties(height=height))

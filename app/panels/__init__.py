@@ -1,0 +1,1 @@
+"""One module a panel: what several pages draw, and the frame that every panel has."""
