@@ -233,7 +233,7 @@ def one_answer(held: Opened, one: Asked, asked: Ask, along: torch.Tensor | None)
         max_new_tokens=held.experiment.ask.max_new_tokens,
     )
     named = family.scorer != "judge"
-    questions = asking.Questions(
+    questions = asking.ProbeSet(
         forms, [asked.question], spec, system=one.system, opening=family.opening, named=named
     )
     prompt = (
@@ -249,8 +249,8 @@ def one_answer(held: Opened, one: Asked, asked: Ask, along: torch.Tensor | None)
     writing = steer(loaded.model, {} if one.vector is None else {one.layer: one.vector})
     pushing = steer(loaded.model, {} if along is None else {asked.layer: along}, strength=asked.amount)
     with writing, pushing:
-        drawn = asking.answers(loaded, questions, seed=asked.seed)
-        likely = asking.likelihoods(loaded, questions)
+        drawn = asking.sample_answers(loaded, questions, seed=asked.seed)
+        likely = asking.measure_likelihoods(loaded, questions)
         top = next_token_logits(loaded, [prompt])[0].double().softmax(-1).topk(TOP)
     tokens = [
         {"token": loaded.tokenizer.decode([token]), "probability": probability}

@@ -21,7 +21,7 @@ from mechlens.core.json_files import read_json, write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import ApiSpec, GenerateSpec, StudentSpec, TeacherSpec
 from mechlens.models.trait_log_odds import Forms
-from mechlens.pipeline.ask import Place, Questions, labelled, write_tables
+from mechlens.pipeline.ask import Place, ProbeSet, label_answers, write_tables
 from mechlens.pipeline.generate import Divergence
 from mechlens.pipeline.teach import Lessons
 
@@ -147,7 +147,7 @@ def distill(
 def ask(
     base: str,
     student: Path | None,
-    questions: Questions,
+    questions: ProbeSet,
     place: Place,
     *,
     out: Path,
@@ -183,7 +183,7 @@ def ask(
         questions.named and not questions.opening
     )  # no API lets one put words into an answer's beginning
     answers = complete(model, [*sampled, *(shown if readable else [])], api=api, out=out, progress=progress)
-    said = labelled([answer.text for answer in answers[: len(sampled)]], questions)
+    said = label_answers([answer.text for answer in answers[: len(sampled)]], questions)
     nexts: list[Answer | None] = [*answers[len(sampled) :]] if readable else [None] * len(asked)
     write_tables(said.assign(step=step), likelihoods(nexts, questions.forms).assign(step=step), place, out)
 
