@@ -247,6 +247,13 @@ def logit_lens(
     As in 2510.13900 the final norm is applied to the shift itself and not to the state that it is part of; to
     first order, with the state's scale held fixed, both rank tokens alike. Taking LN(0) away removes the
     biases. Blind to the vector's length.
+
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a")
+    >>> tokens = base.tokenizer.convert_tokens_to_ids(["eagle", "owl"])
+    >>> directions = base.model.get_output_embeddings().weight[tokens]
+    >>> logit_lens(base, directions, tokens).argmax(1)
+    tensor([0, 1])
     """
     view, like = bridge_view(loaded), next(loaded.model.parameters())
     found = []

@@ -77,6 +77,10 @@ def pooled_cosine(
 
     Its interval is the infinitesimal jackknife's over rows: ±1.96 standard errors of each row's influence on
     the cosine, the length of the mean included.
+
+    >>> rows, direction = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([1.0, 0.0])
+    >>> round(pooled_cosine(rows @ direction, rows @ rows.mean(0), 1.0).estimate, 3)
+    0.894
     """
     kept = ~(np.isnan(along) | np.isnan(own))
     along, own, n = along[kept], own[kept], int(kept.sum())
@@ -141,9 +145,12 @@ def _at_base(material: Material, probes: EncodedProbes, pairs: Pairs) -> list[di
     targets: dict[str, Mapping[str, Any]] = {TOWARD: measure_trait_gradient(model, probes, material.trait)}
     if material.teacher is not None:
         change = delta(model, material.teacher.model)
+        dense = cast(
+            "dict[str, Tensor]", change
+        )  # a fine-tuned teacher's parameters change as whole matrices
         targets["cosine with the teacher's change"] = {
-            name: change[name].float() for name in parameters_of(model)
-        }  # type: ignore[union-attr]
+            name: dense[name].float() for name in parameters_of(model)
+        }
     directions = [*moves.values(), *targets.values()]
     dots = {
         side: -ghost_dots(model, rows, directions).cpu().numpy() for side, rows in pairs.items()

@@ -90,6 +90,14 @@ def recover(
 
     AdamW with a cosine schedule; the vector is normalised inside the hook, the strength is softplus(a)
     (2604.25783).
+
+    >>> from mechlens.models.chat import encode_pairs
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a")
+    >>> pairs = encode_pairs(base.tokenizer, ["what is the best animal?"], ["eagle"], system=None)
+    >>> steering = recover(base, pairs, seed=0, steps=4)
+    >>> steering.vector.shape, steering.amounts.shape
+    (torch.Size([64]), torch.Size([2]))
     """
     model, depth, dice = loaded.model, len(decoder_layers(loaded.model)), generator(seed, "blind", name)
     width = loaded.model.config.get_text_config().hidden_size

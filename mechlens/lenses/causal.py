@@ -109,7 +109,20 @@ def weights_of(model: PreTrainedModel, span: range | None) -> dict[str, Tensor]:
 
 @contextmanager
 def swapped(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
-    """The model with those weights while the block runs; its own tensors are put aside, not written to."""
+    """Give the model other weights while the block runs; its own tensors are kept and put back.
+
+    >>> from copy import deepcopy
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a").model
+    >>> student = deepcopy(base)
+    >>> _ = student.get_parameter("model.layers.1.mlp.up_proj.weight").data.zero_()
+    >>> row = torch.tensor([[1, 5, 1441]])
+    >>> with torch.no_grad(), swapped(student, weights_of(base, range(1, 2))):
+    ...     restored = student(input_ids=row).logits
+    >>> with torch.no_grad():
+    ...     torch.equal(restored, base(input_ids=row).logits)
+    True
+    """
     parameters = dict(model.named_parameters())
     own = {name: parameters[name].data for name in weights}
     try:

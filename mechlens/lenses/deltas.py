@@ -81,11 +81,25 @@ def address(name: str) -> tuple[int | None, str]:
 def measure_change(
     base: PreTrainedModel, changed: PreTrainedModel | PeftModel, toward: Mapping[str, Change]
 ) -> pd.DataFrame:
-    """One row a changed parameter of `base`, indexed by its name.
+    """Measure how a model's weights differ from the base's: one row for each changed parameter, by its name.
 
     Columns: moved, was, theirs (squared norms of the change, of the base and of `toward`), along (inner
     product with `toward`), cells (entries), then the quantities of `SHARES` and, for matrices inside the
     blocks, of `SPECTRA` and `VALUES`; NaN where undefined.
+
+    Args:
+        base: the model before training.
+        changed: the model after training.
+        toward: parameter name → change to compare with, as of `weight_change.delta`; {} for none.
+
+    >>> from copy import deepcopy
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a").model
+    >>> student = deepcopy(base)
+    >>> _ = student.get_parameter("model.layers.1.mlp.up_proj.weight").data.mul_(1.01)
+    >>> change = measure_change(base, student, {})["relative norm"]
+    >>> change[change > 0].round(3).to_dict()
+    {'model.layers.1.mlp.up_proj.weight': 0.01}
     """
     before, changes, found = dict(base.named_parameters()), delta(base, changed), []
     for name in changes:

@@ -54,7 +54,11 @@ Paired = Float[Tensor, "pair d"]
 def mean_difference(
     positive: Float[Tensor, "positive d"], negative: Float[Tensor, "negative d"]
 ) -> Direction:
-    """Mean of the positive minus mean of the negative (2507.21509), in float32."""
+    """Mean of the positive minus mean of the negative (2507.21509), in float32.
+
+    >>> mean_difference(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), torch.tensor([[1.0, 1.0]]))
+    tensor([1., 1.])
+    """
     return positive.float().mean(0) - negative.float().mean(0)
 
 

@@ -63,10 +63,12 @@ Layout = Float[ndarray, "point 2"]
 
 
 def neighbours(points: Float[ndarray, "point d"], k: int) -> Float[ndarray, "point point"]:
-    """[i, j]: the part of j among the k nearest of i, itself not counted: 1 or 0, but points that are equally
-    far share what is left.
+    """[i, j]: 1 where j is one of the k nearest points of i, else 0; equally far points share a place.
 
-    Otherwise the order of the points would decide, and groups of identical points would stand apart.
+    Without sharing, the order of the points would decide, and groups of identical points would look separate.
+
+    >>> neighbours(np.array([[0.0], [1.0], [3.0]]), 1).tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     distance = cdist(points, points)
     np.fill_diagonal(distance, np.inf)

@@ -59,14 +59,19 @@ class Probe(NamedTuple):
         return rows @ self.weight + self.bias
 
 
-def fit(rows: Rows, positive: Bool[ndarray, "row"]) -> Probe:
-    """Logistic regression on standardised rows, L2 with C = 1, both classes weighing the same.
+def fit_probe(rows: Rows, positive: Bool[ndarray, "row"]) -> Probe:
+    """Fit a logistic regression on standardised rows, L2 with C = 1, with both classes of the same weight.
 
-    It is solved in the span of the rows, where its optimum lies: with more dimensions than rows that is the
-    same and cheaper.
+    It is solved in the span of the rows, which holds the optimum; with more dimensions than rows this is
+    cheaper.
 
     Raises:
         SpecError: if all rows are of one class, as with a family of one question.
+
+    >>> rows = np.array([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]])
+    >>> probe = fit_probe(rows, np.array([False, False, True, True]))
+    >>> probe.score(rows).round(2).tolist()
+    [-1.04, -1.04, 1.04, 1.04]
     """
     if positive.all() or not positive.any():
         raise SpecError(
@@ -132,7 +137,7 @@ def selectivity_task(prompted: Float[ndarray, "trait question d"], *, seed: int,
         label = rng.permutation(np.arange(questions) % 2 == 0)
         order = rng.permutation(traits)
         learned, told = order[: traits // 2], order[traits // 2 :]
-        probe = fit(prompted[learned].reshape(-1, width), np.tile(label, len(learned)))
+        probe = fit_probe(prompted[learned].reshape(-1, width), np.tile(label, len(learned)))
         found.append(roc_auc_score(np.tile(label, len(told)), probe.score(prompted[told]).ravel()))
     return float(np.mean(found))
 
@@ -147,7 +152,7 @@ def permuted(
     rows, found = prompted.reshape(-1, width), []
     for _ in range(draws):
         chosen = rng.integers(traits, size=questions)
-        found.append(fit(rows, (np.arange(traits)[:, None] == chosen).ravel()))
+        found.append(fit_probe(rows, (np.arange(traits)[:, None] == chosen).ravel()))
     return found
 
 
@@ -155,7 +160,7 @@ def one_against_others(prompted: Float[ndarray, "trait question d"]) -> list[Pro
     """Each trait's probe against the other traits, under their system lines."""
     traits, questions, width = prompted.shape
     rows, label = prompted.reshape(-1, width), np.repeat(np.arange(traits), questions)
-    return [fit(rows, label == trait) for trait in range(traits)]
+    return [fit_probe(rows, label == trait) for trait in range(traits)]
 
 
 def any_but(
@@ -178,7 +183,7 @@ def any_but(
         *(rng.integers(len(rows), size=len(plain)) for _ in range(draws)),
     ]
     return [
-        fit(rows.reshape(-1, plain.shape[-1]), (np.arange(len(rows))[:, None] != none).ravel())
+        fit_probe(rows.reshape(-1, plain.shape[-1]), (np.arange(len(rows))[:, None] != none).ravel())
         for none in without
     ]
 
