@@ -1,6 +1,4 @@
-"""Where the files of a base are, which they are, and why they do not load. No weights are read here but for
-their digest.
-"""
+"""Find the files of a base, take their fingerprint, and explain why they do not load."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ answered
 
 
 def locate(name: str) -> str:
-    """What the loaders are given for a base's name: a folder where there is one, else a hub name.
+    """Where a base's name leads: a folder on this machine, else a name on the hub.
 
     Raises:
         SpecError: if it is a path or a menagerie name that does not exist.
