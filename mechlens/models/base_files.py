@@ -18,7 +18,8 @@ VOCABULARIES = ("merges.txt", "vocab.txt")
 WEIGHTS = Path(__file__).parents[1] / "menagerie" / "weights"
 """of the shipped bases"""
 OUT_OF_REACH = {
-    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError", "ReadTimeout",
+    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout", "ConnectionError",
+    "ProxyError", "ReadTimeout",
 }  # fmt: skip
 """names of the exceptions by which the hub's client, whichever HTTP library it uses, says that nothing
 answered

@@ -82,7 +82,7 @@ def template_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def load(name: str) -> Loaded:
-    """A base in evaluation mode with its tokenizer, on the accelerator if there is one; runs no remote code."""
+    """A base in evaluation mode and its tokenizer, on the accelerator if any. No remote code runs."""
     source, spec = locate(name), model_of(name)
     settings = {
         "dtype": getattr(torch, spec.dtype),
