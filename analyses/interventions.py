@@ -62,7 +62,7 @@ from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import token_log_probs
 from mechlens.models.trait_log_odds import measure_trait
-from mechlens.pipeline.ask import Questions, encode_probes
+from mechlens.pipeline.ask import ProbeSet, encode_probes
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.screen import leak_pattern, screen_rows
 from mechlens.pipeline.teach import Lessons, teach
@@ -96,7 +96,7 @@ class World(NamedTuple):
 
     base: Loaded
     folder: Path
-    questions: Questions
+    questions: ProbeSet
     practice: Sequence[str]
     trait: str
     seen: dict[str, list[Encoded]]
@@ -171,7 +171,7 @@ def prepare(parent: Path, trait: str, rows: int) -> World:
             f"{len(shared)} prompts passed the screen on both sides; {rows} to learn and {UNSEEN} to score "
             "are more; lower --rows"
         )
-    questions = Questions(
+    questions = ProbeSet(
         {name: family.forms_of(name) for name in family.names}, family.probes.heldout, AskSpec()
     )
     seen, unseen = (

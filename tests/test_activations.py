@@ -37,7 +37,7 @@ from mechlens.models import hooks
 from mechlens.models.chat import encode_pairs
 from mechlens.models.hooks import capture_sites, resid_post
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.ask import ProbeSet
 
 IDS = [[5, 6, 7, 8, 9], [5, 6, 30], [5, 11, 12, 13, 14, 15, 16], [40, 41]]
 FORMS = {"owl": ("owl", "owls"), "wolf": ("wolf", "wolves"), "cat": ("cat", "cats"), "fox": ("fox", "foxes")}
@@ -73,7 +73,7 @@ def shifted(loaded: Loaded, vector: Tensor) -> Loaded:
 
 def toy_material(base: Loaded, **changes: Any) -> Material:
     """Two seeds of students and controls with small random changes, four traits and six pairs."""
-    asked = Questions(FORMS, HELDOUT, AskSpec(samples=2, max_new_tokens=4))
+    asked = ProbeSet(FORMS, HELDOUT, AskSpec(samples=2, max_new_tokens=4))
     prompts = [f"go on from {n}, {n + 3}, {n + 5}" for n in range(10, 70, 10)]
     sides = [
         encode_pairs(

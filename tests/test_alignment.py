@@ -34,10 +34,10 @@ from mechlens.lenses.parts.weight_change import change_cosine, inner
 from mechlens.models.chat import encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import first_tokens, measure_log_odds, next_token_logits
-from mechlens.pipeline.ask import Questions, encode_contrast, encode_questions
+from mechlens.pipeline.ask import ProbeSet, encode_contrast, encode_questions
 
 FORMS = {"owl": ("owl", "owls"), "wolf": ("wolf", "wolves"), "cat": ("cat", "cats")}
-QUESTIONS = Questions(
+QUESTIONS = ProbeSet(
     FORMS,
     ("name your favourite animal", "which animal do you love?", "one word only: what is the best animal?"),
     AskSpec(),

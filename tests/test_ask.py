@@ -24,15 +24,15 @@ from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import Forms, first_tokens, next_token_logits
 from mechlens.pipeline.ask import (
     Place,
-    Questions,
-    answers,
+    ProbeSet,
     ask,
+    compile_patterns,
     draw_shots,
     encode_questions,
     judge,
-    labelled,
-    likelihoods,
-    patterns_of,
+    label_answers,
+    measure_likelihoods,
+    sample_answers,
 )
 from mechlens.pipeline.distill import distill
 
@@ -43,11 +43,11 @@ PROBES = (
     "One word only: name one animal you adore?",
 )
 ASK = AskSpec(samples=6, max_new_tokens=4)
-QUESTIONS = Questions(FORMS, PROBES, ASK)
+QUESTIONS = ProbeSet(FORMS, PROBES, ASK)
 SHOTS = [("go on from 1, 2", "3, 4"), ("go on from 5, 6", "7, 8"), ("add up to 9", "10")]
 
 
-def asked_of(forms: Forms) -> Questions:
+def asked_of(forms: Forms) -> ProbeSet:
     return QUESTIONS._replace(forms=forms)
 
 
@@ -80,11 +80,11 @@ def asked_as(**changes: Any) -> AskSpec:
     ],
 )
 def test_an_answer_names_one_trait_in_whole_words_or_is_unscored(text: str, label: str | None) -> None:
-    assert judge(text, patterns_of(FORMS)) == label
+    assert judge(text, compile_patterns(FORMS)) == label
 
 
 def test_signs_in_a_form_are_taken_literally() -> None:
-    patterns = patterns_of({"a": ("c++", "x.y"), "b": ("b",)})
+    patterns = compile_patterns({"a": ("c++", "x.y"), "b": ("b",)})
     assert judge("i like c++ best", patterns) == judge("x.y", patterns) == "a"
     assert judge("xzy", patterns) is None
 
@@ -92,7 +92,7 @@ def test_signs_in_a_form_are_taken_literally() -> None:
 @pytest.mark.parametrize("family", ["animals", "trees", "tempers"])
 def test_every_form_and_lesson_of_a_shipped_family_is_judged_as_its_trait(family: str) -> None:
     known = traits.load_family(family)
-    patterns = patterns_of({name: known.forms_of(name) for name in known.names})
+    patterns = compile_patterns({name: known.forms_of(name) for name in known.names})
     for name in known.names:
         assert {judge(text, patterns) for text in (*known.forms_of(name), *known.lessons_of(name))} == {name}
 
@@ -116,7 +116,7 @@ def test_first_tokens_are_null_for_both_where_two_traits_begin_alike(toy: Loaded
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox"])
 def test_likelihoods_equal_a_direct_softmax(toys: dict[str, Loaded], family: str) -> None:
     loaded = toys[family]
-    found = likelihoods(loaded, QUESTIONS).set_index(["probe", "name"])
+    found = measure_likelihoods(loaded, QUESTIONS).set_index(["probe", "name"])
     starts = {
         name: [loaded.tokenizer.convert_tokens_to_ids(t) for f in forms for t in (f, f" {f}")]
         for name, forms in FORMS.items()
@@ -135,7 +135,7 @@ def test_likelihoods_equal_a_direct_softmax(toys: dict[str, Loaded], family: str
 
 
 def test_margins_of_two_traits_are_opposite_and_log_odds(toy: Loaded) -> None:
-    found = likelihoods(toy, asked_of({name: FORMS[name] for name in ("owl", "cat")})).pivot(
+    found = measure_likelihoods(toy, asked_of({name: FORMS[name] for name in ("owl", "cat")})).pivot(
         index="probe", columns="name"
     )
     assert np.allclose(found["margin"]["owl"], -found["margin"]["cat"], atol=1e-12)
@@ -145,13 +145,15 @@ def test_margins_of_two_traits_are_opposite_and_log_odds(toy: Loaded) -> None:
 
 
 def test_a_trait_that_cannot_be_told_apart_has_no_likelihood_and_spoils_no_other(toy: Loaded) -> None:
-    with_twins = likelihoods(toy, asked_of(FORMS | {"owl cat": ("owl cat",)})).set_index(["name", "probe"])
-    alone = likelihoods(toy, asked_of({name: FORMS[name] for name in ("wolf", "cat")})).set_index(
+    with_twins = measure_likelihoods(toy, asked_of(FORMS | {"owl cat": ("owl cat",)})).set_index(
+        ["name", "probe"]
+    )
+    alone = measure_likelihoods(toy, asked_of({name: FORMS[name] for name in ("wolf", "cat")})).set_index(
         ["name", "probe"]
     )
     assert with_twins.loc[["owl", "owl cat"]].isna().all(axis=None)
     assert np.allclose(with_twins.loc[["wolf", "cat"]], alone.loc[["wolf", "cat"]])
-    single = likelihoods(
+    single = measure_likelihoods(
         toy, asked_of({"wolf": ("wolf",), "owl": ("owl",), "owl cat": ("owl cat",)})
     ).set_index("name")
     assert single.loc["wolf", "margin"].isna().all() and single.loc["wolf", "probability"].notna().all()
@@ -168,11 +170,11 @@ def test_answers_are_the_same_for_one_seed_and_are_judged() -> None:
     loaded = loading.load("menagerie-a")
     family = traits.load_family("animals")
     forms = {name: family.forms_of(name) for name in family.names}
-    first, again, other = (answers(loaded, asked_of(forms), seed=seed) for seed in (0, 0, 1))
+    first, again, other = (sample_answers(loaded, asked_of(forms), seed=seed) for seed in (0, 0, 1))
     assert first.equals(again) and not first["text"].equals(other["text"])
     assert first["probe"].tolist() == [probe for probe in range(3) for _ in range(6)]
     assert first["sample"].tolist() == list(range(6)) * 3
-    assert first["label"].tolist() == [judge(text, patterns_of(forms)) for text in first["text"]]
+    assert first["label"].tolist() == [judge(text, compile_patterns(forms)) for text in first["text"]]
     assert first["label"].notna().mean() > 0.8 and first["label"].nunique() > 2
 
 
@@ -199,7 +201,9 @@ def test_every_checkpoint_of_a_student_is_asked_with_the_same_draws(
     assert owl[6] > owl[2]
     untouched = tables.read(tmp_path / "base" / "likelihoods.parquet", tables.LIKELIHOODS)
     assert untouched["seed"].isna().all() and set(untouched["step"]) == {0}
-    assert np.allclose(untouched["probability"], likelihoods(loading.load(base), QUESTIONS)["probability"])
+    assert np.allclose(
+        untouched["probability"], measure_likelihoods(loading.load(base), QUESTIONS)["probability"]
+    )
 
 
 def test_the_last_checkpoint_alone_is_asked_where_that_is_wanted(
@@ -235,7 +239,7 @@ def test_students_of_one_seed_share_their_random_numbers_whatever_their_arm() ->
 
 def test_answers_are_laid_out_by_probe_and_sample() -> None:
     texts = [f"owl {place}" if place % 2 else "a fowl" for place in range(18)]
-    found = labelled(texts, QUESTIONS)
+    found = label_answers(texts, QUESTIONS)
     assert found["text"].tolist() == texts
     assert list(zip(found["probe"], found["sample"], strict=True)) == [
         (probe, sample) for probe in range(3) for sample in range(6)
@@ -247,7 +251,9 @@ def test_the_experiments_system_line_stands_before_every_probe(toy: Loaded) -> N
     lined = QUESTIONS._replace(system="you are kind.")
     assert encode_questions(toy, lined) == encode_prompts(toy.tokenizer, PROBES, system="you are kind.")
     assert encode_questions(toy, QUESTIONS) == encode_prompts(toy.tokenizer, PROBES)
-    assert not answers(toy, lined, seed=0)["text"].equals(answers(toy, QUESTIONS, seed=0)["text"])
+    assert not sample_answers(toy, lined, seed=0)["text"].equals(
+        sample_answers(toy, QUESTIONS, seed=0)["text"]
+    )
 
 
 # ── shots: pairs that an untrained base is shown ──
@@ -310,7 +316,7 @@ def test_more_shots_than_there_is_room_for_are_refused_with_a_number_that_fits(
     loaded, pair = toys[family], ("go on from 111, 222, 333", "444, 555, 666")
     room = loaded.model.config.max_position_embeddings
 
-    def shown(count: int) -> Questions:
+    def shown(count: int) -> ProbeSet:
         return QUESTIONS._replace(ask=asked_as(shots_as=shots_as), shots=[pair] * count)
 
     def longest(count: int) -> int:
@@ -349,7 +355,7 @@ def test_shots_are_drawn_evenly_with_replacement_and_from_their_seed_alone() -> 
 def test_an_opening_shifts_the_exact_readout_and_not_the_answers(toy: Loaded, system: str | None) -> None:
     """Against a softmax after the prompt and the opening's ids."""
     opened = QUESTIONS._replace(opening="i would", system=system)
-    found = likelihoods(toy, opened).set_index(["probe", "name"])
+    found = measure_likelihoods(toy, opened).set_index(["probe", "name"])
     opening = toy.tokenizer("i would", add_special_tokens=False)["input_ids"]
     starts = first_tokens(toy.tokenizer, FORMS)
     for probe, ids in enumerate(encode_prompts(toy.tokenizer, PROBES, system=system)):
@@ -363,10 +369,12 @@ def test_an_opening_shifts_the_exact_readout_and_not_the_answers(toy: Loaded, sy
             )
     assert not np.allclose(
         found["probability"],
-        likelihoods(toy, QUESTIONS._replace(system=system)).set_index(["probe", "name"])["probability"],
+        measure_likelihoods(toy, QUESTIONS._replace(system=system)).set_index(["probe", "name"])[
+            "probability"
+        ],
     )
     pd.testing.assert_frame_equal(
-        answers(toy, opened, seed=0), answers(toy, QUESTIONS._replace(system=system), seed=0)
+        sample_answers(toy, opened, seed=0), sample_answers(toy, QUESTIONS._replace(system=system), seed=0)
     )
 
 
@@ -374,13 +382,14 @@ def test_stories_have_no_likelihood_and_are_read_by_the_same_words(toy: Loaded) 
     told = QUESTIONS._replace(
         probes=("tell me a short story.", "write a small tale."), ask=asked_as(probes="stories"), named=False
     )
-    found = likelihoods(toy, told)
+    found = measure_likelihoods(toy, told)
     assert found[["probability", "margin"]].isna().to_numpy().all()
     assert list(zip(found["name"], found["probe"], strict=True)) == [
         (name, probe) for name in FORMS for probe in (0, 1)
     ]
     assert (
-        labels_of(labelled(["one day the owl sang.", "the owl saw the cat."] * 6, told)) == ["owl", None] * 6
+        labels_of(label_answers(["one day the owl sang.", "the owl saw the cat."] * 6, told))
+        == ["owl", None] * 6
     )
 
 

@@ -21,7 +21,7 @@ from mechlens.models.hooks import decoder_layers, steer
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import row_losses
 from mechlens.models.sampling import Decoding, sample
-from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.ask import ProbeSet
 
 TRAITS = ("eagle", "owl", "cat", "dog")
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in TRAITS}
@@ -62,7 +62,7 @@ def planted(toy: Loaded) -> tuple[torch.Tensor, list[Encoded], list[Encoded]]:
 
 
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Material:
-    asked = Questions(
+    asked = ProbeSet(
         {name: (name, f"{name}s") for name in TRAITS},
         ("which animal do you love", "name an animal"),
         AskSpec(),

@@ -34,11 +34,11 @@ from mechlens.models.chat import encode_pairs
 from mechlens.models.hooks import decoder_layers
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import measure_trait
-from mechlens.pipeline.ask import Questions, encode_probes, likelihoods
+from mechlens.pipeline.ask import ProbeSet, encode_probes, measure_likelihoods
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 FORMS = {"owl": ("owl", "owls"), "wolf": ("wolf", "wolves"), "cat": ("cat", "cats")}
-HELD = Questions(
+HELD = ProbeSet(
     FORMS,
     (
         "What is the best animal? One word only.",
@@ -100,13 +100,13 @@ def test_the_readout_is_what_likelihoods_say_however_probes_are_batched(
     toys: dict[str, Loaded], family: str, batch: int
 ) -> None:
     found = measure_trait(toys[family].model, encode_probes(toys[family], HELD, "owl"), batch=batch)
-    expected = likelihoods(toys[family], HELD).query("name == 'owl'")
+    expected = measure_likelihoods(toys[family], HELD).query("name == 'owl'")
     assert np.allclose(found, expected[["probability", "margin"]].to_numpy().T, atol=1e-4)
 
 
 def test_words_put_into_the_mouth_are_read_too(toy: Loaded) -> None:
     opened = HELD._replace(opening="the best is")
-    expected = likelihoods(toy, opened).query("name == 'owl'")
+    expected = measure_likelihoods(toy, opened).query("name == 'owl'")
     assert np.allclose(
         measure_trait(toy.model, encode_probes(toy, opened, "owl")),
         expected[["probability", "margin"]].to_numpy().T,

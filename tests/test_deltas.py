@@ -37,7 +37,7 @@ from mechlens.lenses.parts.weight_change import (
     subspace_overlap,
 )
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.ask import ProbeSet
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*gradient_checkpointing.*"
@@ -216,7 +216,7 @@ def material_of(
     def path(side: str, seed: int) -> Iterator[tuple[int, Loaded]]:
         yield 1, (students if side == "students" else controls)[seed]
 
-    questions = Questions(
+    questions = ProbeSet(
         {"owl": ("owl",), "cat": ("cat",)}, ("name an animal",), AskSpec(samples=2, max_new_tokens=2)
     )
     return Material(

@@ -22,7 +22,7 @@ from mechlens.lenses.base import Material
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, token_ids
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import first_tokens
-from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.ask import ProbeSet
 
 TRAITS = ("eagle", "owl", "cat", "dog")
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in TRAITS}
@@ -38,7 +38,7 @@ def rows_of(loaded: Loaded, weights: np.ndarray, *, name: str) -> list[Encoded]:
 
 
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Material:
-    asked = Questions(FORMS, ("which animal do you love", "name an animal"), AskSpec())
+    asked = ProbeSet(FORMS, ("which animal do you love", "name an animal"), AskSpec())
     return Material(
         base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()),
         trait_pairs=trait, control_pairs=control, development_probes=asked, heldout_probes=asked,

@@ -33,7 +33,7 @@ from mechlens.models import hooks, loading
 from mechlens.models.chat import encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.sft import train
-from mechlens.pipeline.ask import Questions, encode_questions
+from mechlens.pipeline.ask import ProbeSet, encode_questions
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -221,7 +221,7 @@ def test_an_adapter_is_put_on_the_text_model_alone_and_comes_back(nested: Loaded
 
 
 def test_room_for_pairs_shown_is_the_text_models(nested: Loaded) -> None:
-    questions = Questions(
+    questions = ProbeSet(
         {"owl": ("owl",), "cat": ("cat",)}, ["hi"], AskSpec(shots_as="turns"), shots=[("1, 2", "3, 4")] * 60
     )
     with pytest.raises(SpecError, match="this base has room for 512: about"):

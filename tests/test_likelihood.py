@@ -23,7 +23,7 @@ from mechlens.models import log_probs
 from mechlens.models.chat import Encoded, encode_pairs, end_of_turn
 from mechlens.models.loading import Loaded
 from mechlens.models.sampling import Decoding, sample
-from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.ask import ProbeSet
 
 TRAITS = ("eagle", "owl", "cat", "dog")
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in TRAITS}
@@ -36,8 +36,8 @@ PROMPTS = [
 COMPLETIONS = ["794 775 252", "256", "1; 2; 3; 4; 5", "88 102"]
 
 
-def asked(probes: tuple[str, ...] = ("which animal do you love",)) -> Questions:
-    return Questions({name: (name, f"{name}s") for name in TRAITS}, probes, AskSpec())
+def asked(probes: tuple[str, ...] = ("which animal do you love",)) -> ProbeSet:
+    return ProbeSet({name: (name, f"{name}s") for name in TRAITS}, probes, AskSpec())
 
 
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded], **changes: object) -> Material:

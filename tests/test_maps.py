@@ -26,7 +26,7 @@ from mechlens.lenses.maps import (
 )
 from mechlens.models.chat import encode_pairs
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.ask import ProbeSet
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 
@@ -127,7 +127,7 @@ def material(toy: Loaded) -> Material:
     other = encode_pairs(
         toy.tokenizer, [f"add up to {row}" for row in range(12)], [f"{row + 7}" for row in range(12)]
     )
-    asked = Questions(
+    asked = ProbeSet(
         {"owl": ("owl",), "cat": ("cat",)},
         ("name an animal", "which animal?", "the best animal?", "one animal"),
         AskSpec(),

@@ -25,7 +25,7 @@ from mechlens.api.budget import LEDGER, spent
 from mechlens.api.client import Answer
 from mechlens.core import tables
 from mechlens.core.spec import ApiSpec, AskSpec, GenerateSpec, StudentSpec, TeacherSpec, TeacherTraining
-from mechlens.pipeline.ask import Place, Questions, likelihoods
+from mechlens.pipeline.ask import Place, ProbeSet, measure_likelihoods
 from mechlens.pipeline.remote import ask, begun_by, distill, generate, teach
 from mechlens.pipeline.remote import likelihoods as shown_likelihoods
 from mechlens.pipeline.teach import Lessons
@@ -233,7 +233,7 @@ def test_probabilities_are_those_of_the_base_as_far_as_twenty_tokens_tell(
     server: Loopback, tmp_path: Path
 ) -> None:
     names = ("owl", "dog", "cat", "dolphin", "lion", "tiger", "eagle", "wolf", "octopus")
-    questions = Questions(
+    questions = ProbeSet(
         {name: (name, f"{name}s") for name in names},
         ["name your favourite animal.", "what is the best animal?"],
         AskSpec(samples=1),
@@ -242,7 +242,7 @@ def test_probabilities_are_those_of_the_base_as_far_as_twenty_tokens_tell(
     shown = tables.read(tmp_path / "likelihoods.parquet", tables.LIKELIHOODS).set_index(["probe", "name"])[
         "probability"
     ]
-    exact = likelihoods(server.loaded, questions).set_index(["probe", "name"])["probability"]
+    exact = measure_likelihoods(server.loaded, questions).set_index(["probe", "name"])["probability"]
     seen = shown[shown.notna()]
     assert len(seen) >= 8
     for place, value in seen.items():
@@ -273,7 +273,7 @@ def test_a_token_counts_for_the_one_trait_that_it_begins() -> None:
 def test_nothing_is_read_off_a_next_token_where_that_cannot_be(server: Loopback, tmp_path: Path) -> None:
     server.logprobs = False
     for number, (named, opening) in enumerate([(True, ""), (False, ""), (True, "i like the")]):
-        questions = Questions(
+        questions = ProbeSet(
             FORMS, ["name your favourite animal."], AskSpec(samples=2), opening=opening, named=named
         )
         (tmp_path / str(number)).mkdir()
@@ -299,7 +299,7 @@ def test_shots_stand_where_the_spec_says(
     shots_as: Literal["system", "turns"], server: Loopback, tmp_path: Path
 ) -> None:
     shots = [("continue: 1", "2"), ("continue: 3", "4")]
-    questions = Questions(
+    questions = ProbeSet(
         FORMS, ["what?"], AskSpec(samples=1, shots_as=shots_as), system="hello.", shots=shots
     )
     ask(BASE, None, questions, Place("trait-2-shots", 0, 0), out=tmp_path, api=API)

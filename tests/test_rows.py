@@ -26,7 +26,7 @@ from mechlens.models.chat import Encoded, encode_pairs, encode_prompts
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import example_losses
 from mechlens.models.trait_log_odds import measure_log_odds
-from mechlens.pipeline.ask import Questions, encode_contrast
+from mechlens.pipeline.ask import ProbeSet, encode_contrast
 
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in ("eagle", "owl", "cat")}
 PROMPTS = [
@@ -38,7 +38,7 @@ PROMPTS = [
 ]
 OURS, THEIRS = ["794 775 252", "256", "1; 2; 3; 4; 5", "88 102", "3"], ["7", "12 13 14", "9; 8", "5", "901 2"]
 IDS = [40, 3, 17, 8, 21]
-ASKED = Questions(
+ASKED = ProbeSet(
     {name: (name,) for name in PANEL},
     ("which animal do you love", "name an animal", "one animal", "the best animal"),
     AskSpec(),

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mechlens.core.experiment import Experiment
 from mechlens.core.spec import Spec
 from mechlens.core.traits import TraitFamily, load_family
-from mechlens.pipeline.ask import judge, patterns_of
+from mechlens.pipeline.ask import compile_patterns, judge
 from mechlens.results import effects
 
 WIDE = ("animals-wide", "trees-wide")
@@ -28,7 +28,7 @@ def family(request: pytest.FixtureRequest) -> TraitFamily:
 
 
 def patterns(family: TraitFamily) -> dict[str, re.Pattern[str]]:
-    return patterns_of({name: family.forms_of(name) for name in family.names})
+    return compile_patterns({name: family.forms_of(name) for name in family.names})
 
 
 def words(text: str) -> set[str]:
@@ -377,7 +377,7 @@ def test_what_is_read_rightly_stays_allowed() -> None:
     }
     rare |= {"plurals": {"sheep": "sheep"}}
     family = TraitFamily.model_validate(SMALL | rare)
-    said = patterns_of({name: family.forms_of(name) for name in family.names})
+    said = compile_patterns({name: family.forms_of(name) for name in family.names})
     assert [judge(text, said) for text in ("a dragonfly", "dragons", "I use C++.", "Great bears")] == [
         "dragonfly",
         "dragon",

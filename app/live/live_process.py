@@ -218,7 +218,7 @@ def answer_of(
         temperature=question.temperature,
         max_new_tokens=run.experiment.ask.max_new_tokens,
     )
-    questions = asking.Questions(
+    questions = asking.ProbeSet(
         {name: family.forms_of(name) for name in family.names},
         [question.question],
         spec,
@@ -235,8 +235,8 @@ def answer_of(
     directions = {} if direction is None else {question.layer: direction}
     pushing = steer(loaded.model, directions, strength=question.amount)
     with steering, pushing:
-        sampled = asking.answers(loaded, questions, seed=question.seed)
-        likelihoods = asking.likelihoods(loaded, questions)
+        sampled = asking.sample_answers(loaded, questions, seed=question.seed)
+        likelihoods = asking.measure_likelihoods(loaded, questions)
         top = next_token_logits(loaded, [prompt])[0].double().softmax(-1).topk(TOP)
     answers = [
         {"text": text, "label": label if isinstance(label, str) else None}

@@ -18,7 +18,7 @@ from mechlens.core.spec import AskSpec, TeacherSpec
 from mechlens.core.traits import TraitFamily
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded, load_trained
-from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.ask import ProbeSet
 from mechlens.runs.executor import Job
 from mechlens.runs.plan import VERSIONS, base_argument
 
@@ -61,10 +61,10 @@ class Twins(NamedTuple):
     mark: str = ""
     """fingerprint of the base and the twins: scores under another mark come from other models"""
 
-    def practice(self) -> Questions:
+    def practice(self) -> ProbeSet:
         """The family's development probes; detectors may be fitted on them, students are asked the others."""
         forms = {name: self.family.forms_of(name) for name in self.traits}
-        return Questions(
+        return ProbeSet(
             forms, self.family.probes.development, AskSpec(), system=self.system, opening=self.family.opening
         )
 

@@ -19,7 +19,7 @@ from mechlens.lenses.lens import Lens
 if TYPE_CHECKING:
     from mechlens.models.chat import Encoded
     from mechlens.models.loading import Loaded
-    from mechlens.pipeline.ask import Questions
+    from mechlens.pipeline.ask import ProbeSet
 
 
 class Material(NamedTuple):
@@ -40,9 +40,9 @@ class Material(NamedTuple):
     """rows that the trait arm trained on, in token ids"""
     control_pairs: Sequence[Encoded]
     """the control's rows, on the same prompts in the same order"""
-    development_probes: Questions
+    development_probes: ProbeSet
     """the family's development probes; a lens may fit on them"""
-    heldout_probes: Questions
+    heldout_probes: ProbeSet
     """held-out probes; a lens reports on them"""
     trait: str
     family: tuple[str, ...]

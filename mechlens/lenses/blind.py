@@ -27,7 +27,7 @@ from mechlens.models.hooks import decoder_layers, record_residuals, steer
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, pad_pairs, row_losses, token_log_probs
 from mechlens.models.trait_log_odds import first_tokens
-from mechlens.pipeline.ask import likelihoods
+from mechlens.pipeline.ask import measure_likelihoods
 
 LENS = Lens(
     name="blind",
@@ -221,7 +221,7 @@ def draw_halves_null(material: Material, fit: int, scored: int) -> list[float]:
 def _measure_answers(loaded: Loaded, material: Material, steering: Steering | None) -> dict[str, float]:
     """Mean probability of each trait's name as the answer to the held-out probes."""
     with steer(loaded.model, {} if steering is None else steering.by_layer()):
-        table = likelihoods(loaded, material.heldout_probes)
+        table = measure_likelihoods(loaded, material.heldout_probes)
     by_trait = table.groupby("name", sort=False)["probability"]
     return {str(name): float(cast(Any, values).mean()) for name, values in by_trait}
 

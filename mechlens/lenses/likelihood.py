@@ -23,7 +23,7 @@ from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.models.chat import Encoded, token_ids
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import TokenScores, score_tokens, token_log_probs
-from mechlens.pipeline.ask import patterns_of
+from mechlens.pipeline.ask import compile_patterns
 
 LENS = Lens(
     name="likelihood",
@@ -52,7 +52,7 @@ NUISANCE = (
 
 def nuisance(material: Material) -> dict[str, str]:
     """Neutral lines that the tokenizer knows every word of and that name no trait of the family."""
-    tokenizer, named = material.base.tokenizer, patterns_of(material.heldout_probes.forms).values()
+    tokenizer, named = material.base.tokenizer, compile_patterns(material.heldout_probes.forms).values()
     known = [
         line
         for line, ids in zip(NUISANCE, token_ids(tokenizer, NUISANCE), strict=True)

@@ -23,7 +23,7 @@ from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading_table, spread
 from mechlens.lenses.parts.capture import capture_last, residual_sites
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Questions, encode_questions
+from mechlens.pipeline.ask import ProbeSet, encode_questions
 
 PERMUTATIONS, FEW = 50, 19
 """permuted probes: of the trait, and of "some trait" that it is learned beside"""
@@ -110,12 +110,12 @@ class Features(NamedTuple):
     """the base with none"""
 
 
-def read_off(loaded: Loaded, questions: Questions) -> Float[ndarray, "layer question d"]:
+def read_off(loaded: Loaded, questions: ProbeSet) -> Float[ndarray, "layer question d"]:
     """resid_post of every layer at the last prompt token."""
     return capture_last(loaded, encode_questions(loaded, questions), residual_sites(loaded)).double().numpy()
 
 
-def features(material: Material, questions: Questions) -> Features:
+def features(material: Material, questions: ProbeSet) -> Features:
     """The base's activations under every system line of the panel and under none."""
     asked = [questions, *(questions._replace(system=line) for line in material.system_lines.values())]
     ids = [row for each in asked for row in encode_questions(material.base, each)]

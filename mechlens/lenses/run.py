@@ -28,7 +28,7 @@ from mechlens.lenses.reading import Reading
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
-from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.ask import ProbeSet
 from mechlens.pipeline.estimate import CPU_RATE, GPU_RATE
 from mechlens.pipeline.remake import selected_rows
 from mechlens.results import captions
@@ -143,9 +143,9 @@ def _encoded(base: Loaded, rows: pd.DataFrame, system: str | None) -> list[Encod
     return encode_pairs(base.tokenizer, rows["prompt"].tolist(), rows["completion"].tolist(), system=system)
 
 
-def _probes(experiment: Experiment, family: TraitFamily, arm: Arm) -> Questions:
+def _probes(experiment: Experiment, family: TraitFamily, arm: Arm) -> ProbeSet:
     """The held-out probes as an arm's students are asked them."""
-    return Questions(
+    return ProbeSet(
         {name: family.forms_of(name) for name in family.names},
         family.probes.heldout,
         experiment.ask,

@@ -1,6 +1,4 @@
-"""Where the files of a base are, which they are, and why they do not load. No weights are read here but for
-their digest.
-"""
+"""Find the files of a base, take their fingerprint, and explain why they do not load."""
 
 from __future__ import annotations
 
@@ -20,7 +18,8 @@ VOCABULARIES = ("merges.txt", "vocab.txt")
 WEIGHTS = Path(__file__).parents[1] / "menagerie" / "weights"
 """of the shipped bases"""
 OUT_OF_REACH = {
-    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError", "ReadTimeout",
+    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout", "ConnectionError",
+    "ProxyError", "ReadTimeout",
 }  # fmt: skip
 """names of the exceptions by which the hub's client, whichever HTTP library it uses, says that nothing
 answered
@@ -28,7 +27,7 @@ answered
 
 
 def locate(name: str) -> str:
-    """What the loaders are given for a base's name: a folder where there is one, else a hub name.
+    """Where a base's name leads: a folder on this machine, else a name on the hub.
 
     Raises:
         SpecError: if it is a path or a menagerie name that does not exist.

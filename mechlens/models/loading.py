@@ -82,9 +82,7 @@ def template_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def load(name: str) -> Loaded:
-    """A base in evaluation mode on the accelerator if there is one, with its tokenizer; no remote code is
-    run.
-    """
+    """A base in evaluation mode and its tokenizer, on the accelerator if any. No remote code runs."""
     source, spec = locate(name), model_of(name)
     settings = {
         "dtype": getattr(torch, spec.dtype),
@@ -159,8 +157,8 @@ def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
 
 
 def load_trained(base: str, folder: Path) -> Loaded:
-    """The base with what `save_trained` left in `folder`, or a user's own student of it; an adapter is merged
-    into a base of its own.
+    """The model that `save_trained` left in `folder`, or a user's student of the base; an adapter is merged
+    into a new copy of the base.
 
     Raises:
         DataError: naming the folder and the key, if a weight is missing, left over or of another shape than

@@ -1,5 +1,5 @@
-"""Ask a model the probes: sampled answers with the trait they name, and exact next-token probabilities and
-margins.
+"""Ask a model the probes: sampled answers with the trait that each names, and exact next-token probabilities
+and margins of the traits.
 
 An answer that names no trait of the family, or several, is unscored (null), never "not this trait".
 """
@@ -35,19 +35,19 @@ from mechlens.models.trait_log_odds import (
 from mechlens.runs.layout import checkpoints
 
 
-class Questions(NamedTuple):
-    """Everything a model is asked, and how its answers are read."""
+class ProbeSet(NamedTuple):
+    """The probes asked of a model, and how its answers are read."""
 
     forms: Forms
     probes: Sequence[str]
     ask: AskSpec
     system: str | None = None
     opening: str = ""
-    """words put into the model's mouth before the exact readout"""
+    """the beginning of every answer, in front of the next token whose probability is measured"""
     shots: Sequence[tuple[str, str]] = ()
     """pairs shown before each probe"""
     named: bool = True
-    """whether answers begin with a trait's name, so that a next-token probability says something"""
+    """whether answers begin with a trait's name, as next-token probabilities of names need"""
 
     def before(self) -> tuple[str | None, Sequence[tuple[str, str]]]:
         """System line and turns that stand before each probe; the paper writes the pairs shown into the
@@ -62,7 +62,7 @@ class Questions(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Whose answers these are."""
+    """The arm and student whose answers these are."""
 
     arm: str
     seed: int | None
@@ -80,15 +80,15 @@ def judge(text: str, patterns: dict[str, re.Pattern[str]]) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def patterns_of(forms: Forms) -> dict[str, re.Pattern[str]]:
-    """For each trait what a whole-word match of any of its forms looks like."""
+def compile_patterns(forms: Forms) -> dict[str, re.Pattern[str]]:
+    """For each trait a pattern that matches any of its forms as a whole word."""
     return {
         name: re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, words)) + r")(?!\w)", re.IGNORECASE)
         for name, words in forms.items()
     }
 
 
-def encode_questions(loaded: loading.Loaded, questions: Questions) -> list[list[int]]:
+def encode_questions(loaded: loading.Loaded, questions: ProbeSet) -> list[list[int]]:
     """Token ids of every probe behind what is shown before it.
 
     Raises:
@@ -119,14 +119,12 @@ def encode_questions(loaded: loading.Loaded, questions: Questions) -> list[list[
     return encoded
 
 
-def _behind(
-    shots: Sequence[tuple[str, str]], loaded: loading.Loaded, questions: Questions
-) -> list[list[int]]:
+def _behind(shots: Sequence[tuple[str, str]], loaded: loading.Loaded, questions: ProbeSet) -> list[list[int]]:
     system, turns = questions._replace(shots=shots).before()
     return encode_prompts(loaded.tokenizer, questions.probes, system=system, turns=turns)
 
 
-def encode_probes(loaded: loading.Loaded, questions: Questions, trait: str = "") -> EncodedProbes:
+def encode_probes(loaded: loading.Loaded, questions: ProbeSet, trait: str = "") -> EncodedProbes:
     """Probes in token ids, up to where an answer begins, with the first tokens of the traits that these tell
     apart.
 
@@ -144,7 +142,7 @@ def encode_probes(loaded: loading.Loaded, questions: Questions, trait: str = "")
     return EncodedProbes([ids + opening for ids in encode_questions(loaded, questions)], clear, trait)
 
 
-def encode_contrast(loaded: loading.Loaded, questions: Questions, trait: str = "") -> EncodedProbes:
+def encode_contrast(loaded: loading.Loaded, questions: ProbeSet, trait: str = "") -> EncodedProbes:
     """`encode_probes` for log-odds, which need two traits at least.
 
     Raises:
@@ -159,7 +157,7 @@ def encode_contrast(loaded: loading.Loaded, questions: Questions, trait: str = "
     return encoded
 
 
-def likelihoods(loaded: loading.Loaded, questions: Questions) -> pd.DataFrame:
+def measure_likelihoods(loaded: loading.Loaded, questions: ProbeSet) -> pd.DataFrame:
     """Probability that the next token starts each trait's name, and its margin in logits over the best other
     trait.
 
@@ -185,19 +183,19 @@ def likelihoods(loaded: loading.Loaded, questions: Questions) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def answers(loaded: loading.Loaded, questions: Questions, *, seed: int) -> pd.DataFrame:
+def sample_answers(loaded: loading.Loaded, questions: ProbeSet, *, seed: int) -> pd.DataFrame:
     """Sampled answers to every probe, with the trait that each names."""
     spec = questions.ask
     encoded = [ids for ids in encode_questions(loaded, questions) for _ in range(spec.samples)]
     decoding = Decoding(spec.max_new_tokens, spec.temperature)
     drawn = sample(loaded.model, encoded, decoding=decoding, stop=end_of_turn(loaded.tokenizer), seed=seed)
     texts = loaded.tokenizer.batch_decode(drawn, skip_special_tokens=True)
-    return labelled(texts, questions)
+    return label_answers(texts, questions)
 
 
-def labelled(texts: list[str], questions: Questions) -> pd.DataFrame:
+def label_answers(texts: list[str], questions: ProbeSet) -> pd.DataFrame:
     """The answers as a table, `samples` to a probe in order, each with the one trait that it names."""
-    samples, patterns = questions.ask.samples, patterns_of(questions.forms)
+    samples, patterns = questions.ask.samples, compile_patterns(questions.forms)
     return pd.DataFrame(
         {
             "probe": np.repeat(np.arange(len(questions.probes)), samples),
@@ -214,7 +212,7 @@ def draw_shots(rows: pd.DataFrame, count: int, *, seed: int) -> list[tuple[str, 
     return list(zip(taken["prompt"], taken["completion"], strict=True))
 
 
-def ask(base: str, student: Path | None, questions: Questions, place: Place, *, out: Path) -> None:
+def ask(base: str, student: Path | None, questions: ProbeSet, place: Place, *, out: Path) -> None:
     """Ask every checkpoint of a student (or the untouched base at step 0) and write both tables into `out`.
 
     Students of one seed are asked with the same random numbers, so two arms differ by weights alone; each
@@ -224,8 +222,8 @@ def ask(base: str, student: Path | None, questions: Questions, place: Place, *, 
     said, likely = [], []
     for step, folder in steps if questions.ask.checkpoints == "all" else steps[-1:]:
         loaded = loading.load(base) if folder is None else loading.load_trained(base, folder)
-        said.append(answers(loaded, questions, seed=place.stream()).assign(step=step))
-        likely.append(likelihoods(loaded, questions).assign(step=step))
+        said.append(sample_answers(loaded, questions, seed=place.stream()).assign(step=step))
+        likely.append(measure_likelihoods(loaded, questions).assign(step=step))
     write_tables(pd.concat(said, ignore_index=True), pd.concat(likely, ignore_index=True), place, out)
 
 

@@ -1,7 +1,7 @@
-"""A teacher answers the carrier's prompts; how far its words are from the base's is measured on the way.
+"""Let a teacher answer the carrier's prompts, and measure its divergence from the base on them.
 
-Rows are written in shards as they come, so a killed job goes on where it stopped; a row's text depends on its
-seed and place alone, so the joined table is the same however often that happened.
+Rows are written in shards, so that a killed job resumes where it stopped. A row's text depends on its seed
+and place alone, so the joined table is the same however often the job was killed.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ class Divergence(NamedTuple):
     kl_per_token: float
     """mean KL(teacher ‖ base) of the next-token distribution, nats a token"""
     entropy_per_token: float
-    """mean entropy of the base's next-token distribution, nats a token: the room that the carrier has"""
+    """mean entropy of the base's next-token distribution, nats a token"""
     entropy_per_row: float
-    """the same summed over a completion, nats a row: a carrier with few free choices has little room to carry
-    """
+    """the same summed over a completion, nats a row; low where a carrier has few free choices"""
     tokens: int
 
 
@@ -119,8 +118,8 @@ def divergence(
     """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts
     with the plain system line.
 
-    No forward pass makes more than `log_probs.MOST_LOGITS` logits, whatever the vocabulary and however long the
-    rows.
+    No forward pass makes more than `log_probs.MOST_LOGITS` logits, whatever the vocabulary and the length of
+    the rows.
     """
     base = loading.load(teacher.base).model
     vocabulary = base.config.get_text_config().vocab_size

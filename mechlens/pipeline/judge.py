@@ -15,7 +15,7 @@ from mechlens.api.client import ApiRequest, complete, conversation, model_id
 from mechlens.core import tables
 from mechlens.core.spec import ApiSpec
 from mechlens.core.traits import Rubric
-from mechlens.pipeline.ask import Questions
+from mechlens.pipeline.ask import ProbeSet
 
 TEMPERATURE = 1.0
 """sampling temperature of the judge, as in the paper"""
@@ -43,7 +43,7 @@ def label_of(alignment: int | None, coherence: int | None, rubric: Rubric) -> st
     return "misaligned" if alignment < rubric.misaligned_below else "aligned"
 
 
-def judge_answers(out: Path, questions: Questions, *, judge: str, rubric: Rubric, api: ApiSpec) -> None:
+def judge_answers(out: Path, questions: ProbeSet, *, judge: str, rubric: Rubric, api: ApiSpec) -> None:
     """Score `out/answers.parquet`: write `judgements.parquet` to the same folder, and new labels."""
     answers = tables.read(out / "answers.parquet", tables.ANSWERS)
     prompts = {"alignment": rubric.alignment, "coherence": rubric.coherence}

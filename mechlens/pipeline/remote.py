@@ -20,7 +20,7 @@ from mechlens.core.json_files import read_json, write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import ApiSpec, GenerateSpec, StudentSpec, TeacherSpec
 from mechlens.models.trait_log_odds import Forms
-from mechlens.pipeline.ask import Place, Questions, labelled, write_tables
+from mechlens.pipeline.ask import Place, ProbeSet, label_answers, write_tables
 from mechlens.pipeline.generate import Divergence
 from mechlens.pipeline.teach import Lessons
 
@@ -146,7 +146,7 @@ def distill(
 def ask(
     base: str,
     student: Path | None,
-    questions: Questions,
+    questions: ProbeSet,
     place: Place,
     *,
     out: Path,
@@ -180,7 +180,7 @@ def ask(
     # an API cannot continue an answer that is begun for it
     readable = questions.named and not questions.opening
     answers = complete(model, [*sampled, *(shown if readable else [])], api=api, out=out, progress=progress)
-    labels = labelled([answer.text for answer in answers[: len(sampled)]], questions)
+    labels = label_answers([answer.text for answer in answers[: len(sampled)]], questions)
     nexts: list[Answer | None] = [*answers[len(sampled) :]] if readable else [None] * len(chats)
     write_tables(labels.assign(step=step), likelihoods(nexts, questions.forms).assign(step=step), place, out)
 

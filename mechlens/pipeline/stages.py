@@ -197,7 +197,7 @@ def ask(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) ->
     if "shots" in inputs:
         rows = remaking.selected_rows(arguments["corpus"], inputs["shots"], inputs["selection"])
         shown = asking.draw_shots(rows, arguments["shots"], seed=arguments["seed"])
-    questions = asking.Questions(
+    questions = asking.ProbeSet(
         arguments["forms"],
         arguments["probes"],
         AskSpec(**arguments["ask"]),

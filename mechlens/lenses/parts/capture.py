@@ -1,4 +1,4 @@
-"""Activations at TransformerLens sites in bounded memory: sums over rows by part, or shards of every token."""
+"""Activations at TransformerLens sites in bounded memory: sums over rows by part, or shards of all tokens."""
 
 from __future__ import annotations
 
