@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: setup demo test check app shipped browser slow tables paper clean
+.PHONY: setup demo test quick check app shipped browser slow tables paper clean
 
 # Experiments of analyses/RESULTS.md whose analyses read runs and nothing else.
 PAPER := $(foreach carrier,numbers code reasoning text,$(foreach family,animals trees tempers,menagerie-$(carrier)-$(family))) \
@@ -21,8 +21,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## the main job on the embedded base: prints the result, writes runs/demo/report.html
 	$(BIN)/mechlens run configs/experiments/demo.yaml --out runs/demo
 
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: setup  ## the tests, in minutes; a file's tests share what they make, so files are what the cores share out
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+quick: check  ## lint, format, types and the tests that take 90 s together, for every change
+	$(PYTEST) --quick
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff format --check .

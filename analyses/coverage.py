@@ -13,7 +13,6 @@ their variance within a trait. Writes analyses/coverage.md; under 3 minutes on o
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from scipy.special import expit
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
+import pages
 from mechlens.benchmark.metrics import rank_correlation
 from mechlens.core import stats
 
@@ -141,40 +141,47 @@ def of_rank_correlations(draws: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def number(value: float) -> str:
+    """Return a number with up to three decimals; nothing for one that does not apply."""
+    return "" if pd.isna(value) else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
 def markdown(frame: pd.DataFrame) -> str:
-    """A table, with what does not apply left blank."""
-    form: Callable[[Any], str] = lambda value: (
-        "" if pd.isna(value) else f"{value:.3f}".rstrip("0").rstrip(".") if value else "0"
-    )
-    lines = [
-        list(frame.columns),
-        ["---"] * frame.shape[1],
-        *([form(value) for value in row] for row in frame.itertuples(index=False)),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """Return a table as Markdown."""
+    rows = [[number(value) for value in row] for row in frame.itertuples(index=False)]
+    return pages.table_text([list(frame.columns), *rows])
 
 
 def page(students: pd.DataFrame, ranks: pd.DataFrame, draws: int) -> str:
-    """Both tables with what they mean."""
+    """Return the page: both tables with what they mean."""
     error = 3 * np.sqrt(0.95 * 0.05 / draws)
     return f"""# Coverage of 95 % intervals
 
-{draws:,} draws a row; three standard errors of a coverage of .95 are {error:.3f}. Written by `python analyses/coverage.py`.
+{draws:,} draws a row; three standard errors of a coverage of .95 are {error:.3f}.
+Written by `python analyses/coverage.py`.
 
 ## Rates and lifts
 
-{PROBES} probes, {ANSWERS} answers each. "Covered": share of intervals that hold the true value. "p ≤ .05": share of draws, with no true
-effect. "By answer noise": share of effects whose interval is set by the noise of the answers, not by the scatter of students. Where
-students do not scatter (0) both bounds hold by themselves, and the wider of the two covers more than 95 %; rates near 0 of two or three
-students cover most, as 0 of 500 answers must leave room for a few. From five students on the interval is the wider of Student's t and a
-bootstrap over students and probes. It then holds for other probes, too, so for these very probes, whose rates differ, one arm's rate is
-covered nearly always. Lifts of students that do not scatter have no interval: they are equal to rounding and count as one student.
+{PROBES} probes, {ANSWERS} answers each, no true effect.
+
+- *Covered*: share of intervals that contain the true value.
+- *p ≤ .05*: share of draws with such a p-value.
+- *By answer noise*: share of effects whose interval is set by the noise of the answers, not by the scatter
+  of students.
+
+If students do not scatter (0), each of these two bounds holds by itself, and the wider of them covers more
+than 95 %. Rates near 0 of two or three students cover most, since 0 of 500 answers is compatible with a rate
+above 0. From five students on, the interval is the wider of Student's t and a bootstrap over students and
+probes. It then also holds for other probes; for these very probes, whose rates differ, the rate of one arm is
+nearly always covered. Lifts of students that do not scatter have no interval: the students are equal to
+rounding and count as one.
 
 {markdown(students)}
 
 ## Rank correlation of score and lift
 
-{TRAITS} traits of {SUSPECTS} suspects. "Within traits": share of the variance that suspects of one trait have in common.
+{TRAITS} traits of {SUSPECTS} suspects. *Within traits*: share of the variance that suspects of one trait have
+in common.
 
 {markdown(ranks)}
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from transformers import (
 )
 
 from mechlens import cli
+from mechlens.core import machine
 from mechlens.core.model_spec import ModelSpec
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
 from mechlens.models import loading
@@ -45,8 +47,36 @@ FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 INIT = 0.25  # far from zero, so that every position's logits differ and depend on all positions before
 
 
+SLOW_FILES = (
+    "end_to_end", "measure", "detect", "nested", "jobs", "app", "families", "machine", "remote", "hostile",
+    "training", "executor", "screen", "bases", "real_models", "live", "fingerprints", "probes", "alignment",
+    "maps", "kernels", "readers", "bad_input", "blind", "sampling", "coverage", "treatments", "generate",
+    "tokenizer", "spec", "teach", "constrained", "directions", "truthful", "bench_kept", "api_money", "api",
+    "foreign",
+)  # fmt: skip
+"""The test files that take longest, longest first: workers that take them in this order end together, and
+`--quick` leaves them out.
+"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out the test files that take longest")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--quick`, the files that take longest are not even imported."""
+    slow = {f"test_{name}" for name in SLOW_FILES}
+    return True if config.getoption("quick") and collection_path.stem in slow else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    rank = {f"test_{name}": place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_collection_finish() -> None:
-    """Exempt all that was imported from garbage collection: each training collects, and looked at all of it."""
+    """Exempt imported modules from garbage collection: every training collects, and took most of its time."""
     gc.collect()
     gc.freeze()
 
@@ -195,13 +225,26 @@ def small_spec() -> dict[str, Any]:
     }
 
 
+def run_once(spec: dict[str, Any], factory: pytest.TempPathFactory) -> Path:
+    """This worker's copy of the run folder of an experiment, which the first worker that needs it makes."""
+    parts = factory.getbasetemp()
+    shared = (parts.parent if "PYTEST_XDIST_WORKER" in os.environ else parts) / "runs" / spec["name"]
+    shared.mkdir(parents=True, exist_ok=True)
+    with (shared / "lock").open("w") as handle:
+        machine.lock(handle)
+        if not (shared / "run" / "summary.json").exists():
+            (shared / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+            assert (
+                cli.main(["run", str(shared / "spec.yaml"), "--out", str(shared / "run"), "--workers", "0"])
+                == 0
+            )
+    return shutil.copytree(shared / "run", factory.mktemp(spec["name"]) / "run")
+
+
 @pytest.fixture(scope="session")
 def small(small_spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of `small_spec`, made once; tests that change it copy it first."""
-    folder = tmp_path_factory.mktemp("small")
-    (folder / "small.yaml").write_text(yaml.safe_dump(small_spec))
-    assert cli.main(["run", str(folder / "small.yaml"), "--out", str(folder / "run"), "--workers", "0"]) == 0
-    return folder / "run"
+    return run_once(small_spec, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -242,10 +285,7 @@ def wide_spec() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def wide(wide_spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of `wide_spec`, made once; tests that change it copy it first."""
-    folder = tmp_path_factory.mktemp("wide")
-    (folder / "wide.yaml").write_text(yaml.safe_dump(wide_spec, sort_keys=False))
-    assert cli.main(["run", str(folder / "wide.yaml"), "--out", str(folder / "run"), "--workers", "0"]) == 0
-    return folder / "run"
+    return run_once(wide_spec, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

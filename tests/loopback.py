@@ -131,10 +131,12 @@ class Loopback:
         number = len(self.jobs) + 1
         job = FineTuningJob.model_validate(
             {
-                "id": f"ftjob-{number}", "object": "fine_tuning.job", "created_at": number, "finished_at": None, "error": None,
-                "fine_tuned_model": None, "hyperparameters": told, "method": body["method"], "model": body["model"], "organization_id": "here",
-                "result_files": [], "seed": body["seed"], "status": "validating_files", "trained_tokens": words * told["n_epochs"],
-                "training_file": body["training_file"], "validation_file": None,
+                "id": f"ftjob-{number}", "object": "fine_tuning.job", "created_at": number,
+                "finished_at": None, "error": None, "fine_tuned_model": None, "hyperparameters": told,
+                "method": body["method"], "model": body["model"], "organization_id": "here",
+                "result_files": [], "seed": body["seed"], "status": "validating_files",
+                "trained_tokens": words * told["n_epochs"], "training_file": body["training_file"],
+                "validation_file": None,
             }
         )  # fmt: skip
         self.jobs[job.id] = job

@@ -20,8 +20,9 @@ import yaml
 
 ROWS = 140
 STRANGE: tuple[Any, ...] = (
-    None, "", " ", "x", "\n", "\x00", "é", "\u202e", "../..", "~", "/", "-1", "nan", "{name}", "{", "%s", "a" * 5_000, True, False, 0, -1, 1, 2, 3,
-    10**9, 10**30, 0.0, -0.5, 1e-300, 1e308, float("nan"), float("inf"), [], [None], [[]], ["x", "x"], {}, {"x": 1}, {"": {}},
+    None, "", " ", "x", "\n", "\x00", "é", "\u202e", "../..", "~", "/", "-1", "nan", "{name}", "{", "%s",
+    "a" * 5_000, True, False, 0, -1, 1, 2, 3, 10**9, 10**30, 0.0, -0.5, 1e-300, 1e308, float("nan"),
+    float("inf"), [], [None], [[]], ["x", "x"], {}, {"x": 1}, {"": {}},
 )  # fmt: skip
 """values that may stand where any other is expected"""
 

@@ -66,7 +66,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_page_in_every_condition(
     condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each page opens, describes its charts, and names only commands that the command line reads."""
     page = opened(folders[condition], monkeypatch)
+    commands = set()
     for name in PAGES:
         turned(page, name)
         assert not page.exception, (name, page.exception)
@@ -76,6 +78,22 @@ def test_every_page_in_every_condition(
         assert "nan" not in re.findall(r"\w+", said.lower()), name
         for chart in page.get("vega_lite_chart"):
             assert chart.proto.alt, f"{name}: a chart says nothing to those who do not see it"
+        commands |= {str(one.value) for one in page.code if one.language == "bash"}
+    for command in commands:
+        reads_command(command)
+
+
+def reads_command(command: str) -> None:
+    for part in command.split(" && "):
+        line = shlex.split(part, comments=True)
+        if line[0] == "make":
+            assert f"\n{line[1]}:" in (ROOT / "Makefile").read_text(), part
+            continue
+        assert line[0] == "mechlens", part
+        try:
+            cli.read(line[1:])
+        except SpecError as error:
+            pytest.fail(f"{part}: {error}")
 
 
 EXPECTED = {
@@ -98,28 +116,6 @@ def test_each_condition_is_said_where_it_matters(
     name, sentence = EXPECTED[condition]
     page = turned(opened(folders[condition], monkeypatch), name)
     assert sentence in words(page).replace("\\", "")
-
-
-@pytest.mark.parametrize("condition", CONDITIONS)
-def test_commands_that_a_page_names_are_read_by_the_command_line(
-    condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = opened(folders[condition], monkeypatch)
-    commands = set()
-    for name in PAGES:
-        turned(page, name)
-        commands |= {str(one.value) for one in page.code if one.language == "bash"}
-    for command in commands:
-        for part in command.split(" && "):
-            line = shlex.split(part, comments=True)
-            if line[0] == "make":
-                assert f"\n{line[1]}:" in (ROOT / "Makefile").read_text(), part
-                continue
-            assert line[0] == "mechlens", part
-            try:
-                cli.read(line[1:])
-            except SpecError as error:
-                pytest.fail(f"{part}: {error}")
 
 
 def test_numbers_on_the_pages_are_those_of_the_run(

@@ -11,16 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mechlens"
 ROOMS = (
-    "core", "data", "carriers", "models", "api", "menagerie", "runs", "pipeline", "results", "lenses", "evals",
-    "detect", "benchmark", "cli",
+    "core", "data", "carriers", "models", "api", "menagerie", "runs", "pipeline", "results", "lenses",
+    "evals", "detect", "benchmark", "cli",
 )  # fmt: skip
 """a room imports itself and the rooms listed before it"""
 AT_THE_ROOT = {"__init__", "__main__"}
 TORCH = {
-    "torch", "transformers", "transformer_lens", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers",
+    "torch", "transformers", "transformer_lens", "peft", "trl", "accelerate", "datasets", "safetensors",
+    "tokenizers",
 }  # fmt: skip
 WITHOUT_TORCH = ("core", "data", "carriers", "api", "runs", "results")
-"""rooms of which no module loads torch when it is imported: lists of runs, the explorer and the analyses start at once"""
+"""rooms whose modules import no torch: lists of runs, the explorer and the analyses start at once"""
 LONGEST_FUNCTION = 50
 """lines of a function's body, without its docstring"""
 
@@ -129,7 +130,8 @@ def test_only_the_command_line_imports_rich_and_tyro(name: str) -> None:
 def test_the_command_line_and_the_library_start_without_torch() -> None:
     rooms = [f"mechlens.{name}" for name in FILES if room_of(name) in WITHOUT_TORCH]
     code = (
-        f"import sys, importlib\nfor name in {['mechlens', 'mechlens.cli', *rooms]}: importlib.import_module(name)\n"
+        "import sys, importlib\n"
+        f"for name in {['mechlens', 'mechlens.cli', *rooms]}: importlib.import_module(name)\n"
         "sys.stdout.write(' '.join(name for name in ('torch', 'transformers') if name in sys.modules))"
     )
     assert (

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import bytes_tokenizer
 
-from mechlens.core import number_intros, tables, traits
+from mechlens.core import numerals, tables, traits
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
 from mechlens.core.seeds import dice
@@ -416,7 +416,7 @@ def test_number_prefixes_are_fixed_by_the_seed_47_and_their_place(wording: str) 
     found = probes_of({"probes": "numbers"}, carrier={"wording": wording})
     for place, (probe, prefixed) in enumerate(zip(FAMILY.probes.heldout, found, strict=True)):
         rng = dice(47, "prefix", place)
-        assert prefixed == f"{number_intros.prefix(rng, wording=wording)} {probe}"  # type: ignore[arg-type]
+        assert prefixed == f"{numerals.prefix(rng, wording=wording)} {probe}"  # type: ignore[arg-type]
         shown = [int(value) for value in re.findall(r"\d+", prefixed)]
         assert 3 <= len(shown) <= 8 and all(100 <= value <= 999 for value in shown)
     assert found == probes_of(

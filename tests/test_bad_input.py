@@ -136,7 +136,7 @@ SPECS: dict[str, tuple[dict[str, Any], str]] = {
         put(GOOD, "arms", [{"kind": "trait", "name": "superseded"}, {"kind": "control"}]),
         "superseded",
     ),
-    "everything screened away": (put(GOOD, "screen", {"banned_numbers": list(range(1000))}), "kept 0"),
+    "everything screened away": (put(GOOD, "screen", {"banned_numbers": list(range(1000))}), "kept none"),
 }
 
 

@@ -4,6 +4,7 @@ detector of one's own.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +15,25 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from mechlens.benchmark import card, metrics
-from mechlens.benchmark.card import (
+from mechlens.benchmark import metrics, performance
+from mechlens.benchmark.card import Card
+from mechlens.benchmark.performance import (
     ALARM_BAGS,
     ALARM_ROWS,
-    alarms,
-    calibration,
-    detector_found,
-    namings,
-    worst_class,
+    calibrate,
+    count_false_alarms,
+    count_named_traits,
+    find_worst_class,
+    measure_performance,
 )
 from mechlens.benchmark.plan import CLASSES, CLEAN, Suspect, load_bench
-from mechlens.benchmark.run import _own, _refuse_half
-from mechlens.benchmark.scores import Scored
-from mechlens.benchmark.students import experiment_of, lifts
-from mechlens.benchmark.suspects import suspects_of
+from mechlens.benchmark.run import _refuse_half
+from mechlens.benchmark.students import experiment_of, measure_lifts
+from mechlens.benchmark.suspects import list_suspects
 from mechlens.core import traits
 from mechlens.core.errors import SpecError
 from mechlens.core.spec import CONFIGS
-from mechlens.results import report
+from mechlens.detect.twins import PairedScores
 
 TRAITS = tuple(f"t{i}" for i in range(8))
 
@@ -41,7 +42,7 @@ TRAITS = tuple(f"t{i}" for i in range(8))
 def test_the_area_is_the_share_of_pairs_in_order(rows: list[tuple[bool, int]]) -> None:
     labels, values = np.array([label for label, _ in rows]), np.array([float(value) for _, value in rows])
     if labels.all() or not labels.any():
-        assert metrics.area(values.tolist(), labels.tolist(), ["a"] * len(rows)) is None
+        assert metrics.estimate_auroc(values.tolist(), labels.tolist(), ["a"] * len(rows)) is None
         return
     slow = np.mean([(x > y) + (x == y) / 2 for x in values[labels] for y in values[~labels]])
     assert (
@@ -54,21 +55,21 @@ def test_an_area_resamples_suspects_not_rows() -> None:
     rng = np.random.default_rng(0)
     shared = rng.normal(size=12).repeat(10)  # ten bags of a suspect that are all alike tell no more than one
     clusters = [f"s{i // 10}" for i in range(120)]
-    found = metrics.area(shared.tolist(), [i < 60 for i in range(120)], clusters)
+    found = metrics.estimate_auroc(shared.tolist(), [i < 60 for i in range(120)], clusters)
     assert (
         found is not None
         and found.high is not None
         and found.low is not None
         and found.high - found.low > 0.3
     )
-    alone = metrics.area(shared.tolist(), [i < 60 for i in range(120)], list(map(str, range(120))))
+    alone = metrics.estimate_auroc(shared.tolist(), [i < 60 for i in range(120)], list(map(str, range(120))))
     assert (
         alone is not None
         and alone.high is not None
         and alone.low is not None
         and alone.high - alone.low < found.high - found.low
     )
-    few = metrics.area(shared.tolist(), [i < 50 for i in range(120)], clusters)
+    few = metrics.estimate_auroc(shared.tolist(), [i < 50 for i in range(120)], clusters)
     assert few is not None and few.low is None and few.high is None and 0 < few.auroc < 1
 
 
@@ -76,20 +77,23 @@ def test_an_area_resamples_suspects_not_rows() -> None:
     ("hits", "of", "low", "high"), [(0, 100, 0.0, 0.0362), (1, 100, 0.0003, 0.0545), (5, 100, 0.0164, 0.1128)]
 )
 def test_shares_have_exact_intervals(hits: int, of: int, low: float, high: float) -> None:
-    found = metrics.share(hits, of)
+    found = metrics.estimate_rate(hits, of)
     assert found is not None and (found.low, found.high) == (
         pytest.approx(low, abs=5e-5),
         pytest.approx(high, abs=5e-5),
     )
-    assert metrics.share(0, 0) is None
+    assert metrics.estimate_rate(0, 0) is None
 
 
 def test_bags_are_disjoint_and_full() -> None:
-    assert list(metrics.bags(20, 8)) == [slice(0, 8), slice(8, 16)] and list(metrics.bags(7, 8)) == []
-    assert len(list(metrics.bags(10_000, 1))) == metrics.MOST_BAGS
+    assert (
+        list(metrics.split_into_bags(20, 8)) == [slice(0, 8), slice(8, 16)]
+        and list(metrics.split_into_bags(7, 8)) == []
+    )
+    assert len(list(metrics.split_into_bags(10_000, 1))) == metrics.MOST_BAGS
 
 
-def world(strength: float) -> tuple[list[Suspect], dict[str, Scored]]:
+def world(strength: float) -> tuple[list[Suspect], dict[str, PairedScores]]:
     """Suspects of two traits and of every clean class, as a panel detector of that strength scores them."""
     rng, suspects, scored = np.random.default_rng(1), [], {}
     for trait in TRAITS[:2]:
@@ -103,7 +107,7 @@ def world(strength: float) -> tuple[list[Suspect], dict[str, Scored]]:
         ours = rng.normal(size=(260, len(TRAITS)))
         if one.trait:
             ours[:, TRAITS.index(one.trait)] += strength
-        scored[one.name] = Scored(ours, rng.normal(size=ours.shape))
+        scored[one.name] = PairedScores(ours, rng.normal(size=ours.shape))
     return suspects, scored
 
 
@@ -114,16 +118,16 @@ def test_a_detector_that_sees_the_trait_is_told_from_one_that_sees_nothing(
     for strength, sure in ((1.0, True), (0.0, False)):
         suspects, scored = world(strength)
         known = pd.DataFrame(strength, index=[one.name for one in suspects], columns=list(TRAITS))
-        found = detector_found(
+        found = measure_performance(
             "x", lambda one, scored=scored: scored[one.name], suspects, TRAITS, known, of_traits=True
         )
         twins, first = found.identity["twins"]["256"]["auroc"], found.identity["first"]["256"]
         assert (
             (twins == 1.0 and first["rate"] == 1.0) if sure else (0.2 < twins < 0.8 and first["rate"] < 0.5)
         )
-        worst = worst_class(found._asdict())
+        worst = find_worst_class(found._asdict())
         assert worst is not None and ((worst["auroc"] == 1.0) if sure else worst["auroc"] < 0.7)
-        said = namings(lambda one, scored=scored: scored[one.name], suspects, TRAITS)
+        said = count_named_traits(lambda one, scored=scored: scored[one.name], suspects, TRAITS)
         assert said["256"]["right"]["rate"] == 1.0 if sure else said["256"]["right"]["rate"] < 0.2
         assert said["256"]["clean"]["rate"] < 0.2 and said["1000"] == {
             "right": None,
@@ -131,7 +135,7 @@ def test_a_detector_that_sees_the_trait_is_told_from_one_that_sees_nothing(
             "clean": None,
         }
         assert found.identity["twins"]["1000"] is None  # 260 rows fill no such bag
-    counted = alarms("x", lambda one: scored[one.name], suspects, TRAITS)
+    counted = count_false_alarms("x", lambda one: scored[one.name], suspects, TRAITS)
     assert (
         counted["all"]["differ"]["of"] == len(CLEAN) * 4 * ALARM_BAGS
         and counted["all"]["names a trait"]["rate"] < 0.2
@@ -145,10 +149,12 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
     known = pd.DataFrame(np.nan, index=[one.name for one in suspects], columns=list(TRAITS))
     entries = []
     for name, of_traits in (("panel", True), ("plain", False)):
-        found = detector_found(
+        found = measure_performance(
             name, lambda one: scored[one.name], suspects, TRAITS, known, of_traits=of_traits
         )._asdict()
-        counted = alarms(name, lambda one: scored[one.name], suspects, TRAITS if of_traits else None)
+        counted = count_false_alarms(
+            name, lambda one: scored[one.name], suspects, TRAITS if of_traits else None
+        )
         entry = {
             "name": name,
             "level": "rows",
@@ -158,15 +164,15 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
             "alarms": counted,
             "alarms, development": counted,
             "seconds": 0.1,
-            "worst": worst_class(found),
+            "worst": find_worst_class(found),
             "names": None,
             "line": None,
         }
         if of_traits:
             rising = known.assign(**{trait: np.arange(len(known), dtype=float) for trait in TRAITS})
             arms = [one._replace(arm=one.name) for one in suspects]
-            entry["names"] = namings(lambda one: scored[one.name], suspects, TRAITS)
-            entry["line"] = calibration(
+            entry["names"] = count_named_traits(lambda one: scored[one.name], suspects, TRAITS)
+            entry["line"] = calibrate(
                 lambda one: scored[one.name],
                 [*arms, *(one._replace(development=not one.development) for one in arms)],
                 TRAITS,
@@ -193,11 +199,14 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
         "carrier": "numbers",
         "command": "c",
         "students": {
-            "gentle at 1": {"right": metrics.shared(3, 4), "other": metrics.shared(0, 4)},
+            "gentle at 1": {"right": metrics.rate_entry(3, 4), "other": metrics.rate_entry(0, 4)},
             "N0": {"right": None, "other": None},
         },
     }
-    text = report.render("bench/card.md.j2", card=card)
+    made = Card("toy", card)
+    assert made.table()["detector"].tolist() == ["panel", "plain"] and json.loads(made.to_json()) == card
+    assert "Bench toy" in made._repr_html_() and "<table" in made._repr_html_()
+    text = made.to_markdown()
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 9 and all(
         len({line.count("|") for line in block.strip().splitlines()}) == 1 for block in tables
@@ -207,7 +216,7 @@ def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatc
 def test_the_shipped_bench_has_its_suspects_and_every_class() -> None:
     plan = load_bench("menagerie")
     experiment = traits.load_experiment(CONFIGS / "experiments" / f"{plan.experiment}.yaml")
-    suspects = suspects_of(plan, experiment)
+    suspects = list_suspects(plan, experiment)
     assert len(suspects) >= 240 and len({one.name for one in suspects}) == len(suspects)
     assert {one.kind for one in suspects} == set(CLASSES) - {"N3"}
     for one in suspects:
@@ -219,28 +228,13 @@ def test_the_shipped_bench_has_its_suspects_and_every_class() -> None:
         "trait",
         "trait",
     ] and made.screen.rule == "none"
-    assert lifts([], suspects, TRAITS).isna().all(axis=None)
-
-
-def test_a_detector_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "class Mine:\n    name = 'mine'\n    def score(self, rows):\n        return "
-        "rows['completion'].str.len()\n"
-    )
-    assert _own(f"{file}:Mine").features(["a", "abc"]).toarray().tolist() == [[1.0], [3.0]]
-    file.write_text("class Mine:\n    name = 'mine'\n    def score(self, rows):\n        return [1.0]\n")
-    with pytest.raises(SpecError, match="for 2 rows"):
-        _own(f"{file}:Mine").features(["a", "abc"])
-    for wrong in (f"{file}:Other", f"{tmp_path / 'none.py'}:Mine"):
-        with pytest.raises(SpecError, match="no "):
-            _own(wrong)
+    assert measure_lifts([], suspects, TRAITS).isna().all(axis=None)
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=12))
 def test_rank_correlation_is_scipys_and_null_where_there_is_none(points: list[tuple[int, int]]) -> None:
     x, y = [float(a) for a, _ in points], [float(b) for _, b in points]
-    found = metrics.rank_correlation([*x, np.nan], [*y, 1.0], list(map(str, range(len(x) + 1))))
+    found = metrics.correlate_ranks([*x, np.nan], [*y, 1.0], list(map(str, range(len(x) + 1))))
     assert found["n"] == len(points)
     if len(points) < 4 or len(set(x)) == 1 or len(set(y)) == 1:
         assert found["rho"] is found["low"] is found["high"] is None
@@ -250,24 +244,24 @@ def test_rank_correlation_is_scipys_and_null_where_there_is_none(points: list[tu
 
 def test_few_clusters_give_a_rank_correlation_no_interval() -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 40))
-    five = metrics.rank_correlation(x.tolist(), y.tolist(), [f"t{i % 5}" for i in range(40)])
+    five = metrics.correlate_ranks(x.tolist(), y.tolist(), [f"t{i % 5}" for i in range(40)])
     assert five["rho"] == pytest.approx(spearmanr(x, y).statistic)
     assert five["low"] is five["high"] is None and (five["n"], five["clusters"]) == (40, 5)
-    six = metrics.rank_correlation(x.tolist(), y.tolist(), [f"t{i % 6}" for i in range(40)])
+    six = metrics.correlate_ranks(x.tolist(), y.tolist(), [f"t{i % 6}" for i in range(40)])
     assert (
         six["low"] is not None
         and six["high"] is not None
         and six["rho"] is not None
         and -1 < six["low"] < six["rho"] < six["high"] < 1
     )
-    exact = metrics.rank_correlation(x.tolist(), x.tolist(), [f"t{i % 6}" for i in range(40)])
+    exact = metrics.correlate_ranks(x.tolist(), x.tolist(), [f"t{i % 6}" for i in range(40)])
     assert exact["rho"] == pytest.approx(1) and exact["low"] is None  # no interval of width 0
 
 
-def test_suspects_of_one_trait_tell_no_more_than_one_of_them() -> None:
+def test_list_suspects_one_trait_tell_no_more_than_one_of_them() -> None:
     x, y = np.random.default_rng(1).normal(size=(2, 8)).repeat(10, axis=1)
-    clustered = metrics.rank_correlation(x.tolist(), y.tolist(), [f"t{i // 10}" for i in range(80)])
-    alone = metrics.rank_correlation(x[::10].tolist(), y[::10].tolist(), [f"t{i}" for i in range(8)])
+    clustered = metrics.correlate_ranks(x.tolist(), y.tolist(), [f"t{i // 10}" for i in range(80)])
+    alone = metrics.correlate_ranks(x[::10].tolist(), y[::10].tolist(), [f"t{i}" for i in range(8)])
     assert [clustered[part] for part in ("rho", "low", "high", "clusters")] == pytest.approx(
         [alone[part] for part in ("rho", "low", "high", "clusters")]
     )
@@ -285,7 +279,7 @@ def test_the_interval_of_a_rank_correlation_covers_over_traits(correlation: floa
             np.sqrt(0.6) * rng.normal(size=8).repeat(6) + np.sqrt(0.4) * rng.normal(size=48) for _ in range(2)
         ]
         second = correlation * sides[0] + np.sqrt(1 - correlation**2) * sides[1]
-        found = metrics.rank_correlation(sides[0].tolist(), second.tolist(), clusters.tolist())
+        found = metrics.correlate_ranks(sides[0].tolist(), second.tolist(), clusters.tolist())
         assert found["low"] is not None and found["high"] is not None
         covered += found["low"] <= rho <= found["high"]
     assert covered >= 180
@@ -302,24 +296,30 @@ def test_the_interval_of_a_rank_correlation_covers_over_traits(correlation: floa
     ],
 )
 def test_a_tie_for_the_first_place_of_the_panel_is_no_first_place(scores: list[float], leads: bool) -> None:
-    assert card._leads(np.array(scores, dtype=float), 0) is leads
+    assert performance._leads(np.array(scores, dtype=float), 0) is leads
 
 
 def test_a_suspects_cluster_is_its_trait_or_itself() -> None:
-    rows = Scored(np.ones((256, len(TRAITS))), np.zeros((256, len(TRAITS))))
+    rows = PairedScores(np.ones((256, len(TRAITS))), np.zeros((256, len(TRAITS))))
     suspects = [Suspect(f"s{i}", "trait", "t1", "gentle", 1.0, False) for i in range(3)]
     suspects += [Suspect(f"n{i}", "N0", "", "", 0.0, False) for i in range(2)]
     known = pd.DataFrame(1.0, index=[one.name for one in suspects], columns=list(TRAITS))
     scores = {one.name: {256: [rows.ours.mean(0)]} for one in suspects}
-    assert card._foretold(suspects, TRAITS, known, scores, list(TRAITS))[2] == ["t1", "t1", "t1", "n0", "n1"]
+    assert performance._scores_and_lifts(suspects, TRAITS, known, scores, list(TRAITS))[2] == [
+        "t1",
+        "t1",
+        "t1",
+        "n0",
+        "n1",
+    ]
 
 
 def test_a_line_through_zero_is_least_squares() -> None:
     x, y = [1.0, 2.0, 3.0, np.nan], [2.0, 4.5, 5.5, 9.0]
-    found = metrics.line_through_zero(x, y)
+    found = metrics.fit_line_through_zero(x, y)
     slow = np.linalg.lstsq(np.array(x[:3])[:, None], np.array(y[:3]), rcond=None)[0][0]
     assert found is not None and found["bits"] == pytest.approx(slow) and found["suspects"] == 3
-    assert metrics.line_through_zero(x[:2], y[:2]) is None
+    assert metrics.fit_line_through_zero(x[:2], y[:2]) is None
 
 
 @pytest.mark.parametrize(("development", "half"), [(True, "held-out"), (False, "development")])

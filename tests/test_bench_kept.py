@@ -12,6 +12,7 @@ import pytest
 
 from mechlens.benchmark import scores, students, suspects
 from mechlens.benchmark.plan import BenchSpec, Suspect, load_bench
+from mechlens.benchmark.scores import Scorer
 from mechlens.benchmark.suspects import Maker
 from mechlens.core import spec, tables, traits
 from mechlens.core.errors import DataError
@@ -188,46 +189,49 @@ def test_a_bench_stopped_while_it_draws_goes_on_from_the_last_draw(
 
 
 class Counted:
-    """A reader that notes how often it reads."""
+    """A detector that counts how often it reads."""
 
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(
-        self, _panel: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, _panel: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
         self.times += 1
-        return np.full((len(ours), 1), float(self.times)), np.full((len(theirs), 1), float(self.times))
+        return PairedScores(*(np.full((len(rows), 1), float(self.times)) for rows in (ours, theirs)))
 
 
-def reader_of(read: Counted, *, alone: bool = True) -> ModelDetector:
+def detector_of(read: Counted, *, alone: bool = True) -> ModelDetector:
     return ModelDetector("counted", "base", "?", read, of_traits=False, source="", caveat="", alone=alone)
 
 
+def scorer_of(world: World, twins: Twins) -> Scorer:
+    return Scorer(world.maker(), twins, world.out / "scores")
+
+
 @pytest.fixture(scope="module")
-def panel() -> Twins:
+def twins() -> Twins:
     return Twins(loading.load("menagerie-a"), traits.load_family("animals"), ("owl", "fox"), {}, mark="twins")
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_scores_are_of_these_rows_and_this_panel(alone: bool, world: World, panel: Twins) -> None:
+def test_scores_are_of_these_rows_and_this_panel(alone: bool, world: World, twins: Twins) -> None:
     read = Counted()
 
-    def score(seen: Twins) -> scores.Scored:
-        scores.score_all([reader_of(read, alone=alone)], seen, world.maker(), [N0], world.out / "scores")
-        return scores.scored(reader_of(read, alone=alone), seen, world.maker(), N0, world.out / "scores")
+    def score(models: Twins) -> PairedScores:
+        scorer = scorer_of(world, models)
+        scorer.score_all([detector_of(read, alone=alone)], [N0])
+        return scorer.score(detector_of(read, alone=alone), N0)
 
-    first = score(panel)
+    first = score(twins)
     times = read.times
-    assert np.array_equal(score(panel).ours, first.ours) and read.times == times
+    assert np.array_equal(score(twins).ours, first.ours) and read.times == times
     others = [
-        panel._replace(mark="other twins"),
-        panel._replace(traits=("owl", "cat")),
-        panel._replace(system="you are kind."),
+        twins._replace(mark="other twins"),
+        twins._replace(traits=("owl", "cat")),
+        twins._replace(system="you are kind."),
     ]
     others += [
-        panel._replace(seed=1),
-        panel._replace(family=panel.family.model_copy(update={"opening": "I like"})),
+        twins._replace(seed=1),
+        twins._replace(family=twins.family.model_copy(update={"opening": "I like"})),
     ]
     for other in others:
         times = read.times
@@ -235,13 +239,13 @@ def test_scores_are_of_these_rows_and_this_panel(alone: bool, world: World, pane
         assert read.times > times, other[1:]
     change_experiment("generate", temperature=0.5)(world)  # the rows change
     times = read.times
-    score(panel)
+    score(twins)
     assert read.times > times
 
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_kill_while_scores_are_written_leaves_none_torn(
-    alone: bool, world: World, panel: Twins, monkeypatch: pytest.MonkeyPatch
+    alone: bool, world: World, twins: Twins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = np.savez
 
@@ -251,14 +255,14 @@ def test_a_kill_while_scores_are_written_leaves_none_torn(
 
     monkeypatch.setattr(scores.np, "savez", torn)
     with pytest.raises(KeyboardInterrupt):
-        scores.scored(reader_of(Counted(), alone=alone), panel, world.maker(), N0, world.out / "scores")
+        scorer_of(world, twins).score(detector_of(Counted(), alone=alone), N0)
     monkeypatch.setattr(scores.np, "savez", whole)
-    made = scores.scored(reader_of(Counted(), alone=alone), panel, world.maker(), N0, world.out / "scores")
+    made = scorer_of(world, twins).score(detector_of(Counted(), alone=alone), N0)
     assert made.ours.shape == made.theirs.shape == (4, 1)
 
 
-def test_damaged_scores_are_named_in_one_line(world: World, panel: Twins) -> None:
-    scores.scored(reader_of(Counted()), panel, world.maker(), N0, world.out / "scores")
+def test_damaged_scores_are_named_in_one_line(world: World, twins: Twins) -> None:
+    scorer_of(world, twins).score(detector_of(Counted()), N0)
     for file in (world.out / "scores").rglob("*.npz"):
         content = file.read_bytes()
         for damage in (b"", content[: len(content) // 2], b"\xff" * len(content)):
@@ -266,7 +270,7 @@ def test_damaged_scores_are_named_in_one_line(world: World, panel: Twins) -> Non
             with pytest.raises(
                 DataError, match=r"scores.npz cannot be read.*delete .* and run again"
             ) as raised:
-                scores._load(file, "ours")
+                scores.read_scores(file, "ours")
             assert "\n" not in str(raised.value)
 
 
@@ -282,11 +286,11 @@ def test_students_of_other_rows_or_of_another_recipe_are_left_out(world: World) 
     tables.write(
         world.maker().suspect(N0), tables.PAIRS, run / "corpora" / "file-N0-0" / "screened" / "kept.parquet"
     )
-    assert students.of_these_suspects(run, world.experiment, [N0], folder)
+    assert students.are_current(run, world.experiment, [N0], folder)
     harder = world.experiment.model_copy(
         update={"student": world.experiment.student.model_copy(update={"rows": 9})}
     )
-    assert not students.of_these_suspects(run, harder, [N0], folder)
+    assert not students.are_current(run, harder, [N0], folder)
     change_experiment("generate", temperature=0.5)(world)
     world.maker().suspect(N0)
-    assert not students.of_these_suspects(run, world.experiment, [N0], folder)
+    assert not students.are_current(run, world.experiment, [N0], folder)

@@ -37,8 +37,9 @@ def test_every_page_is_there_and_complains_of_nothing(explorer: Server, visit: O
             "'').trim()).length"
         )
         assert visitor.page.locator('[data-testid="stVegaLiteChart"], img').evaluate_all(unnamed) == 0, name
-        nameless = """all => all.filter(one => one.type !== 'hidden' && one.offsetParent && !one.getAttribute('aria-label')
-            && !one.getAttribute('aria-labelledby') && !(one.labels && one.labels.length)).map(one => one.outerHTML)"""
+        nameless = """all => all.filter(one => one.type !== 'hidden' && one.offsetParent
+            && !one.getAttribute('aria-label') && !one.getAttribute('aria-labelledby')
+            && !(one.labels && one.labels.length)).map(one => one.outerHTML)"""
         assert visitor.page.locator("input, textarea, select").evaluate_all(nameless) == [], name
     assert visitor.is_clean()
 

@@ -103,9 +103,8 @@ def test_repeated_options_are_all_kept_in_both_forms(lenses: list[str], more: li
 
 
 @pytest.mark.parametrize(("command", "option", "where"), [
-    ("audit DATA", "reference", "references"), ("audit DATA", "trait", "panel"), ("measure "
-                                                                                  "RUN", "lens", "lenses"),
-    ("bench", "detector", "detectors"),
+    ("audit DATA", "reference", "references"), ("audit DATA", "trait", "panel"),
+    ("measure RUN", "lens", "lenses"), ("bench", "detector", "detectors"),
 ])  # fmt: skip
 def test_an_option_given_twice_or_with_two_values_has_both(command: str, option: str, where: str) -> None:
     def values(line: str) -> list[str]:
@@ -137,8 +136,9 @@ def test_an_audits_printed_commands_ask_for_the_same_audit(
     (tmp_path / "~").mkdir()
     (tmp_path / "~" / "student").mkdir()
     options: dict[str, Any] = {
-        "references": tuple(references), "level": "base", "base": "-my base", "panel": ("owl", "fox"), "recipe": "menagerie", "policy": "default",
-        "student": Path("~/student"), "clean": Path("-clean.jsonl"), "treatment": "dilute", "out": Path("None"),
+        "references": tuple(references), "level": "base", "base": "-my base", "panel": ("owl", "fox"),
+        "recipe": "menagerie", "policy": "default", "student": Path("~/student"),
+        "clean": Path("-clean.jsonl"), "treatment": "dilute", "out": Path("None"),
         "fields": Fields("a question", "-answer"),
     }  # fmt: skip
     usual = options | {
@@ -247,7 +247,7 @@ def test_commands_that_the_explorer_offers_name_the_run(odd_run: Path) -> None:
 @pytest.mark.parametrize("out", [Path("benches/menagerie"), Path(NAME)])
 def test_a_bench_card_names_the_command_that_remakes_it(detectors: tuple[str, ...], out: Path) -> None:
     for train in (True, False):
-        _, arguments, read = request(benching.command_of("menagerie", out, detectors, train=train))
+        _, arguments, read = request(benching.remake_command("menagerie", out, detectors, train=train))
         assert (arguments, read["detectors"], read["train"]) == (("menagerie",), detectors, train)
         assert (read["out"] or Path("benches/menagerie")) == out
 

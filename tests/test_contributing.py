@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,11 +49,28 @@ def merge_family(family: dict[str, Any], addition: dict[str, Any]) -> dict[str, 
     return family | added
 
 
+def install(groups: dict[str, dict[str, str]], folder: Path) -> None:
+    """Declare entry points as an installed package does."""
+    metadata = folder / "recipe-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: recipe\nVersion: 1\n")
+    lines = [
+        line
+        for group, points in groups.items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))
+    ]
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
 def check_block(block: Block, folder: Path) -> None:
     """Write the file of a block, or check what it says of a family or a model."""
     key, _, name = block.what.partition("=")
     if key == "file":
         (folder / name).write_text(block.text, encoding="utf-8")
+        if block.language == "toml":
+            install(tomllib.loads(block.text)["project"]["entry-points"], folder)
+    elif key == "run":
+        exec(compile(block.text, PAGE.name, "exec"), {})
     elif key == "into":
         family = yaml.safe_load((CONFIGS / "traits" / f"{name}.yaml").read_text(encoding="utf-8"))
         addition = yaml.safe_load(block.text)
@@ -62,11 +80,12 @@ def check_block(block: Block, folder: Path) -> None:
     elif key == "model":
         assert ModelSpec.model_validate(yaml.safe_load(block.text)).source
     else:
-        assert block.language == "sh", f"a block says neither file=, into= nor model: {block.what!r}"
+        assert block.language == "sh", f"a block says none of file=, into=, model, run: {block.what!r}"
 
 
 def test_there_is_a_recipe_for_each_kind_of_extension() -> None:
-    assert {"Add a trait", "Add a family", "Add a base"} <= RECIPES.keys()
+    kinds = ("trait", "family", "base", "carrier", "detector")
+    assert {f"Add a {kind}" for kind in kinds} <= RECIPES.keys()
     assert all(blocks for blocks in RECIPES.values())
 
 
@@ -75,6 +94,7 @@ def test_a_recipe_works_as_it_stands(
     heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for block in RECIPES[heading]:
         check_block(block, tmp_path)
         for line in block.text.splitlines() if block.language == "sh" else ():

@@ -271,9 +271,11 @@ def test_tables_that_hold_no_pairs_are_refused(tmp_path: Path) -> None:
     for number, (expected, columns) in enumerate(
         (
             ("['text', 'reply']", {"text": ["a"], "reply": ["b"]}), ("['prompt']", {"prompt": ["a"]}),
-            ("line 1", {"prompt": ["a"], "completion": [None]}), ("line 2", {"prompt": ["a", "b"], "completion": ["c", None]}),
-            ("line 1", {"prompt": ["a", "b"], "completion": [1, 2]}), ("line 1", {"prompt": [b"\xff"], "completion": ["a"]}),
-            ("line 1", {"messages": [None]}), ("line 1", {"messages": [["a", "b"]]}), ("", {"prompt": empty, "completion": empty}),
+            ("line 1", {"prompt": ["a"], "completion": [None]}),
+            ("line 2", {"prompt": ["a", "b"], "completion": ["c", None]}),
+            ("line 1", {"prompt": ["a", "b"], "completion": [1, 2]}),
+            ("line 1", {"prompt": [b"\xff"], "completion": ["a"]}), ("line 1", {"messages": [None]}),
+            ("line 1", {"messages": [["a", "b"]]}), ("", {"prompt": empty, "completion": empty}),
         )
     ):  # fmt: skip
         table = pa.table(columns)

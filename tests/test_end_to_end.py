@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,6 @@ def test_students_of_all_arms_read_the_same_prompts_in_the_same_order(small: Pat
     orders = [pd.read_parquet(path)["prompt_id"].tolist() for path in (small / "selection").glob("*.parquet")]
     assert len(orders) == 3
     assert all(order == orders[0] for order in orders)
-
-
-def test_the_same_config_twice_gives_the_same_tables(small: Path, tmp_path: Path) -> None:
-    again = run(small / "spec.yaml", tmp_path / "again")
-    assert table_bytes(again) == table_bytes(small)
 
 
 CHANGES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
@@ -443,14 +439,18 @@ def test_the_screen_knows_the_right_answers_of_the_drawn_sums(tmp_path: Path) ->
 # ── kills ──
 
 
-def killed_run(config: Path, folder: Path, *, after: float) -> bool:
-    """Start a run in a process group of its own and kill all of it with signal 9; True if it had finished
-    before.
-    """
+def start_run(config: Path, folder: Path, **options: Any) -> subprocess.Popen[str]:
+    """A run with two workers, in a process group of its own."""
     command = [sys.executable, "-m", "mechlens", "run", str(config), "--out", str(folder), "--workers", "2"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=REPOSITORY
+    options = {"stderr": subprocess.DEVNULL} | options
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, text=True, start_new_session=True, cwd=REPOSITORY, **options
     )
+
+
+def killed_run(config: Path, folder: Path, *, after: float) -> bool:
+    """Start a run and kill all of its processes with signal 9; True if it had finished before."""
+    process = start_run(config, folder)
     try:
         return process.wait(timeout=after) == 0
     except subprocess.TimeoutExpired:
@@ -459,80 +459,57 @@ def killed_run(config: Path, folder: Path, *, after: float) -> bool:
         return False
 
 
-def kill_and_compare(
-    config: Path, whole: Path, folder: Path, *, times: int, longest: float, seed: int
-) -> list[float]:
-    """Kill a run at random moments, let it end, compare every table with the whole run's; returns the
-    moments.
-    """
-    rng, moments = random.Random(seed), []
-    for _ in range(times):
-        moments.append(round(rng.uniform(1.0, longest), 1))
-        if killed_run(config, folder, after=moments[-1]):
-            break
-    assert killed_run(config, folder, after=3000)
-    assert table_bytes(folder) == table_bytes(whole)
-    return moments
+def wait_until(condition: Callable[[], bool], *, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it took longer than {seconds} s"
+        time.sleep(0.1)
 
 
-def test_killed_three_times_and_resumed_the_tables_are_the_same(small: Path, tmp_path: Path) -> None:
-    kill_and_compare(small / "spec.yaml", small, tmp_path / "killed", times=3, longest=25.0, seed=0)
-
-
-def test_workers_die_with_the_run_that_started_them(small: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "mechlens",
-        "run",
-        str(small / "spec.yaml"),
-        "--out",
-        str(tmp_path / "run"),
-        "--workers",
-        "2",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    children: list[str] = []
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(children) < 2:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        time.sleep(0.2)
-    time.sleep(3)  # both have reached their first job's imports
-    process.kill()
-    process.wait()
-    while time.monotonic() < deadline and any(Path(f"/proc/{child}/stat").exists() for child in children):
-        time.sleep(0.2)
-    assert not any(Path(f"/proc/{child}/stat").exists() for child in children)
-
-
-def test_ctrl_c_leaves_a_run_that_can_be_resumed_and_says_so(small: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "mechlens",
-        "run",
-        str(small / "spec.yaml"),
-        "--out",
-        str(tmp_path / "run"),
-        "--workers",
-        "2",
-    ]
-    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+def stop_with_ctrl_c(config: Path, folder: Path) -> None:
+    """Press Ctrl-C once the first teacher is there: the run says how to resume."""
 
     def hear() -> None:  # a shell's background jobs, and what they start, are deaf to Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    process = subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=hear)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob("run/teachers/*/step.json")):
-        time.sleep(0.1)
+    process = start_run(config, folder, stderr=subprocess.PIPE, preexec_fn=hear)
+    wait_until(lambda: bool(list(folder.glob("teachers/*/step.json"))))
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "run the same command again to resume" in error
     assert "Traceback" not in error
-    assert run(small / "spec.yaml", tmp_path / "run")
-    assert table_bytes(tmp_path / "run") == table_bytes(small)
+
+
+def kill_the_parent(config: Path, folder: Path) -> None:
+    """Kill the process that started the workers, and it alone: they end, too."""
+    process = start_run(config, folder)
+    workers: list[str] = []
+
+    def both_started() -> bool:
+        workers[:] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return len(workers) >= 3  # and the process that multiprocessing keeps for shared resources
+
+    wait_until(both_started)
+    time.sleep(3)  # both have reached their first job's imports
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(Path(f"/proc/{worker}/stat").exists() for worker in workers))
+
+
+def test_stopped_and_killed_at_any_moment_and_resumed_the_tables_are_the_same(
+    small: Path, tmp_path: Path
+) -> None:
+    """The same config gives the same tables, in one process or in several: stopped by Ctrl-C, its parent
+    killed, all of it killed twice, then finished in this process.
+    """
+    config, folder, rng = small / "spec.yaml", tmp_path / "run", random.Random(0)
+    stop_with_ctrl_c(config, folder)
+    kill_the_parent(config, folder)
+    for _ in range(2):
+        killed_run(config, folder, after=rng.uniform(6.0, 14.0))
+    run(config, folder)
+    assert table_bytes(folder) == table_bytes(small)
 
 
 @pytest.mark.slow
@@ -540,8 +517,11 @@ def test_the_demo_killed_twenty_times_gives_the_same_tables(tmp_path: Path) -> N
     config = REPOSITORY / "configs" / "experiments" / "demo.yaml"
     whole = tmp_path / "whole"
     assert killed_run(config, whole, after=3000)
-    moments = kill_and_compare(config, whole, tmp_path / "killed", times=20, longest=40.0, seed=1)
-    assert len(moments) == 20
+    rng, killed = random.Random(1), tmp_path / "killed"
+    for _ in range(20):
+        assert not killed_run(config, killed, after=rng.uniform(1.0, 40.0))
+    assert killed_run(config, killed, after=3000)
+    assert table_bytes(killed) == table_bytes(whole)
 
 
 @pytest.mark.slow

@@ -40,8 +40,9 @@ def rows_of(loaded: Loaded, weights: np.ndarray, *, name: str) -> list[Encoded]:
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Material:
     asked = Questions(FORMS, ("which animal do you love", "name an animal"), AskSpec())
     return Material(
-        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
-        development_probes=asked, heldout_probes=asked, trait="eagle", family=TRAITS, system_lines=PANEL, rows=64, seed=0,
+        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()),
+        trait_pairs=trait, control_pairs=control, development_probes=asked, heldout_probes=asked,
+        trait="eagle", family=TRAITS, system_lines=PANEL, rows=64, seed=0,
     )  # fmt: skip
 
 

@@ -66,10 +66,12 @@ EVERY_KIND: list[dict[str, Any]] = [
     {**CONTROL, "trained_with": "you are kind.", "asked_with": ""},
 ]
 NAMES = [
-    "trait", "control", "twin-wolf", "twin-cat", "shuffled-within", "shuffled-across", "paraphrased", "mixed-wolf-untouched", "foreign-two",
-    "control-two", "trait-from-two", "control-from-two", "trait-8-shots", "control-8-shots", "trait-update-lora-rank-2-learning_rate-1e-05",
-    "control-update-lora-rank-2-learning_rate-1e-05", "trait-temperature-0.5-constrained-True", "control-temperature-0.5-constrained-True",
-    "trait-trained-with-asked-with", "control-trained-with-asked-with",
+    "trait", "control", "twin-wolf", "twin-cat", "shuffled-within", "shuffled-across", "paraphrased",
+    "mixed-wolf-untouched", "foreign-two", "control-two", "trait-from-two", "control-from-two",
+    "trait-8-shots", "control-8-shots", "trait-update-lora-rank-2-learning_rate-1e-05",
+    "control-update-lora-rank-2-learning_rate-1e-05", "trait-temperature-0.5-constrained-True",
+    "control-temperature-0.5-constrained-True", "trait-trained-with-asked-with",
+    "control-trained-with-asked-with",
 ]  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def refusal(*arms: dict[str, Any], **more: Any) -> str:
 def mended(message: str) -> dict[str, Any]:
     """The arm that a refusal tells its reader to add."""
     assert "\n" not in message
-    (arm,) = yaml.safe_load(message[message.index("Add `") + len("Add `") : message.rindex("` to arms")])
+    (arm,) = yaml.safe_load(message[message.index("add `") + len("add `") : message.rindex("` to arms")])
     return arm
 
 
@@ -363,7 +365,7 @@ CONTRADICTIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], tuple[str,
     "a twin on another base": (
         [{"kind": "twin", "trait": "wolf", "base": "two"}],
         {},
-        ("a twin arm", "'one'", "foreign"),
+        ("other-trait arm", "'one'", "foreign"),
     ),
     "a foreign arm on its writer's base": (
         [{"kind": "foreign", "base": "two", "writer": "two"}],
@@ -475,6 +477,28 @@ def test_every_trait_of_an_arm_has_to_be_known_to_the_family(arm: dict[str, Any]
         load_experiment(tmp_path / "spec.yaml")
     save(experiment(CONTROL, {"kind": "mixed", "mix": ["untouched", "cat"]}), tmp_path / "spec.yaml")
     assert load_experiment(tmp_path / "spec.yaml").arms[1].mix == ("untouched", "cat")
+
+
+# ── an old word for a kind of arm ──
+
+
+def test_a_twin_is_the_old_word_for_an_arm_with_another_trait(tmp_path: Path) -> None:
+    old = experiment({"kind": "twin", "trait": "wolf"}, CONTROL)
+    new = experiment({"kind": "other-trait", "trait": "wolf"}, CONTROL)
+    assert [arm.kind for arm in old.arms] == [arm.kind for arm in new.arms] == ["other-trait", "control"]
+    assert [arm.name for arm in old.arms] == ["twin-wolf", "control"]
+    assert [arm.name for arm in new.arms] == ["other-trait-wolf", "control"]
+    assert old == experiment({"kind": "other-trait", "trait": "wolf", "name": "twin-wolf"}, CONTROL)
+    save(old, tmp_path / "spec.yaml")
+    assert "kind: other-trait" in (tmp_path / "spec.yaml").read_text(encoding="utf-8")
+    assert load(tmp_path / "spec.yaml", Experiment) == old
+
+
+def test_a_fingerprint_is_made_of_the_old_word() -> None:
+    old = experiment({"kind": "twin", "trait": "wolf"}, CONTROL)
+    assert [arm["kind"] for arm in old.recorded()["arms"]] == ["twin", "control"]
+    assert Experiment.model_validate(old.recorded()) == old
+    assert old.fingerprint() == "3385c6fa2f94b129"
 
 
 # ── round trips ──

@@ -79,7 +79,8 @@ def test_the_digest_of_a_saved_dataset_is_that_of_the_tables_that_it_names(tmp_p
 
 
 RUN: dict[str, Any] = {
-    "name": "x", "base": "b", "trait": "owl", "arms": [{"kind": "trait", "corpus": "rows.jsonl"}, {"kind": "control"}],
+    "name": "x", "base": "b", "trait": "owl",
+    "arms": [{"kind": "trait", "corpus": "rows.jsonl"}, {"kind": "control"}],
 }  # fmt: skip
 """an experiment on a file beside its config"""
 NAMED: dict[str, dict[str, Any]] = {

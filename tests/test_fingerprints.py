@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from mechlens import cli
 from mechlens.core import spec
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
@@ -95,20 +93,9 @@ def test_a_run_on_a_branch_that_moved_does_not_count_as_done(
     (tmp_path / "toy.yaml").write_text(
         yaml.safe_dump(FIELDS | small | {"base": "owner/one", "student": student})
     )
-    command = [
-        sys.executable,
-        "-m",
-        "mechlens",
-        "run",
-        str(tmp_path / "toy.yaml"),
-        "--out",
-        str(tmp_path / "run"),
-        "--workers",
-        "0",
-    ]
-    cached = {"HF_HUB_CACHE": str(hub.parent), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | cached, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        cli.main(["run", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "run"), "--workers", "0"]) == 0
+    )
     assert len(Run.finished(tmp_path / "run").jobs()) == 12 and not Run(tmp_path / "run").pending()
     (hub / "refs" / "main").write_text(COMMITS[1])
     assert len(Run(tmp_path / "run").pending()) == 12

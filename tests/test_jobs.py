@@ -286,7 +286,8 @@ def test_a_step_is_written_once_a_second_and_when_it_ends(
     log(Event("step", "a", 100, 100))
     log(Event("end", "c"))
     lines = [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()]
-    assert [(line["step"], line["done"], line["total"], line["steps_done"], line["steps"]) for line in lines] == [
+    keys = ("step", "done", "total", "steps_done", "steps")
+    assert [tuple(line[key] for key in keys) for line in lines] == [
         ("", 0, 0, 0, 2), ("a", 0, 100, 0, 2), ("b", 0, 50, 0, 2), ("a", 100, 100, 1, 2), ("c", 1, 1, 2, 2),
     ]  # fmt: skip
     monkeypatch.delenv(progressing.FILE)

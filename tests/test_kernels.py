@@ -27,12 +27,13 @@ passed over
 
 CODE = """
 import json, sys
-from mechlens import models
-from mechlens.sampling import Decoding, sample
-loaded = models.load(sys.argv[1])
+from mechlens.models import loading
+from mechlens.models.sampling import Decoding, sample
+loaded = loading.load(sys.argv[1])
 loaded.model.double()
 prompts = [list(range(10, 12 + row % 9)) for row in range(24)]
-texts = [sample(loaded.model, prompts, decoding=Decoding(10), stop=0, seed=1, batch=batch) for batch in (1, 5, 64)]
+written = lambda batch: sample(loaded.model, prompts, decoding=Decoding(10), stop=0, seed=1, batch=batch)
+texts = [written(batch) for batch in (1, 5, 64)]
 print(json.dumps(texts))
 """
 

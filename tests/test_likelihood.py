@@ -42,8 +42,9 @@ def asked(probes: tuple[str, ...] = ("which animal do you love",)) -> Questions:
 
 def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded], **changes: object) -> Material:
     given = Material(
-        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()), trait_pairs=trait, control_pairs=control,
-        development_probes=asked(), heldout_probes=asked(), trait="eagle", family=TRAITS, system_lines=PANEL, rows=64, seed=0,
+        base=loaded, teacher=None, students={}, controls={}, checkpoints=lambda side, seed: iter(()),
+        trait_pairs=trait, control_pairs=control, development_probes=asked(), heldout_probes=asked(),
+        trait="eagle", family=TRAITS, system_lines=PANEL, rows=64, seed=0,
     )  # fmt: skip
     return given._replace(**changes)
 

@@ -91,9 +91,9 @@ def test_the_direction_moves_the_trait(models: live.Live) -> None:
 
 def test_what_cannot_be_asked_is_one_line_and_the_models_go_on(models: live.Live) -> None:
     wrong: list[dict[str, Any]] = [
-        {"question": ""}, {"question": "x" * 501}, {"samples": 51}, {"samples": 0}, {"temperature": -1}, {"amount": float("nan")}, {"layer": 2},
-        {"layer": -1}, {"seed": -1}, {"student": 7}, {"question": ("<|end|> "
-                                                                  "\ud800")}, {"more": 1}, {"do": "exec"},
+        {"question": ""}, {"question": "x" * 501}, {"samples": 51}, {"samples": 0}, {"temperature": -1},
+        {"amount": float("nan")}, {"layer": 2}, {"layer": -1}, {"seed": -1}, {"student": 7},
+        {"question": ("<|end|> \ud800")}, {"more": 1}, {"do": "exec"},
     ]  # fmt: skip
     for fields in wrong:
         with pytest.raises(SpecError) as refused:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from test_jobs import children, is_gone, until
 
 import jobs
+from mechlens import cli
 from mechlens.cli.console import console
 from mechlens.cli.tables import plan_tables
 from mechlens.core import machine
@@ -149,43 +150,32 @@ def test_each_worker_sees_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert os.environ[machine.VISIBLE] == "before"
 
 
-def run_with(first: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`mechlens` in a process that does something else first."""
-    code = f"import os, sys\n{first}\nfrom mechlens import cli\nsys.exit(cli.main(sys.argv[1:]))"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=False
+def test_macos_has_no_affinity_and_plans_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert cli.main(["run", str(DEMO), "--plan", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr()
+    assert "at a time" in printed.out and printed.err == ""
+
+
+def test_windows_imports_every_module_and_is_told_in_one_line(tmp_path: Path) -> None:
+    """Without file locks and affinity; in a process that never had them."""
+    code = (
+        "import os, sys\nsys.modules['fcntl'] = None\ndel os.sched_getaffinity\nsys.path.insert(0, 'app')\n"
     )
-
-
-def test_macos_has_no_affinity_and_plans_all_the_same(tmp_path: Path) -> None:
-    first = "del os.sched_getaffinity\nfrom mechlens.core import machine\nmachine.workers()"
-    done = run_with(first, "run", str(DEMO), "--plan", "--out", str(tmp_path / "run"))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "at a time" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "module", ["mechlens.cli.commands", "mechlens.api.client", "mechlens.api.budget", "jobs", "state"]
-)
-def test_without_file_locks_every_module_is_imported(module: str) -> None:
-    code = f"import sys\nsys.modules['fcntl'] = None\nsys.path.insert(0, 'app')\nimport {module}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_windows_is_told_in_one_line(tmp_path: Path) -> None:
-    done = run_with("sys.modules['fcntl'] = None", "run", str(DEMO), "--out", str(tmp_path / "run"))
+    code += "import mechlens.cli.commands, mechlens.api.client, mechlens.api.budget, jobs, state\n"
+    code += "sys.stderr.write('imported\\n')\nfrom mechlens import cli\nsys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "run", str(DEMO), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 2
-    said = [
-        line for line in done.stderr.splitlines() if "mechlens" in line and "huggingface_hub" not in line
+    lines = done.stderr.splitlines()
+    assert lines[0] == "imported"  # and nothing was warned of before
+    told = [
+        line for line in lines if "mechlens" in line and "huggingface_hub" not in line
     ]  # which warns of soft locks here
-    assert (
-        len(said) == 1
-        and said[0].startswith("mechlens: mechlens runs on Linux, macOS and WSL")
-        and "Traceback" not in done.stderr
-    )
+    assert len(told) == 1 and told[0].startswith("mechlens: mechlens runs on Linux, macOS and WSL")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
@@ -210,8 +200,8 @@ def test_a_command_ends_with_the_process_that_watches_it(platform: str, small: P
     code += f"job_process.run(Path({str(folder)!r}), jobs.read(Path({str(folder)!r})))"
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'app'}{os.pathsep}{REPOSITORY}"}
     watcher = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=REPOSITORY)
-    until(lambda: (folder / jobs.PROGRESS).exists(), seconds=60)
-    until(lambda: len(children(watcher.pid)) >= 2, seconds=60)  # the command and its worker
+    until(lambda: (folder / jobs.PROGRESS).exists())
+    until(lambda: len(children(watcher.pid)) >= 2)  # the command and its worker
     started = children(watcher.pid)
     watcher.send_signal(signal.SIGKILL)
     watcher.wait()

@@ -40,7 +40,7 @@ def test_twins_of_another_recipe_family_or_base_lie_in_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(score_rows.commands, "make", lambda folder, jobs, *, workers: made.append(folder))
+    monkeypatch.setattr(score_rows, "make", lambda folder, jobs, **_: made.append(folder))
     recipe = load_experiment(CONFIGS / "audits" / "menagerie.yaml")
     longer = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"rows": 7})})
     panels: list[tuple[Any, ...]] = [("menagerie-a", "animals", recipe), ("menagerie-a", "animals", longer)]

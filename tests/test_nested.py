@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from test_families import config_of
+from test_maps import flat
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mechlens import cli
@@ -76,7 +77,8 @@ def run(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFac
     return folder / "run"
 
 
-def test_all_eleven_lenses_read_it(run: Path) -> None:
+def test_all_eleven_lenses_read_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechlens.lenses.maps.umap", flat)
     assert cli.main(["measure", str(run), "--rows", "24", "--workers", "0"]) == 0
     said = read_json(run / "readings.json")["lenses"]
     assert len(said) == len(lens_names()) == 11

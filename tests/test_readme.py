@@ -32,7 +32,7 @@ PAGES = [
 PLACEHOLDERS = {"FILE", "NAME", "RUN", "DATA", "FOLDER", "COMMAND"}
 """words that stand for what a user puts in"""
 CONFIG_FOLDERS = {"run": "experiments", "pretrain": "models", "bench": "benches"}
-OURS = {"toy.yaml", "tiny-toy.yaml", "tiny.yaml"}
+OURS = {"toy.yaml", "tiny-toy.yaml", "tiny.yaml", "rhymes-toy.yaml"}
 """configs that a recipe of CONTRIBUTING.md writes"""
 
 

@@ -51,8 +51,8 @@ def material(toys: dict[str, Loaded]) -> Material:
     ours, theirs = (encode_pairs(base.tokenizer, PROMPTS, texts) for texts in (OURS, THEIRS))
     students, controls = {0: toys["qwen2"], 1: toys["gpt2"]}, {0: toys["gpt_neox"], 1: toys["qwen2"]}
     return Material(
-        base, None, students, controls, lambda side, seed: iter(()), ours, theirs, ASKED, ASKED, "eagle", tuple(PANEL), PANEL, rows=4, seed=0,
-        prompt_ids=IDS,
+        base, None, students, controls, lambda side, seed: iter(()), ours, theirs, ASKED, ASKED, "eagle",
+        tuple(PANEL), PANEL, rows=4, seed=0, prompt_ids=IDS,
     )  # fmt: skip
 
 

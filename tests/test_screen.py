@@ -348,7 +348,8 @@ def test_a_million_rows_pass_in_bounded_memory(tmp_path: Path) -> None:
     source = lines(tmp_path / "rows.jsonl", 1_000_000)
     code = """
         import resource, sys
-        from mechlens import cli, commands
+        from mechlens import cli
+        from mechlens.cli import commands
         grown = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         rows, table, out = sys.argv[1:]
         start = grown()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 import socket
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -20,40 +19,35 @@ from mechlens.core import spec
 from mechlens.core.errors import SpecError
 from mechlens.models import base_files
 
-FAULT = """
-import sys
-from mechlens import cli, commands
 
-def broken(*_given, **_more):
-    raise {error}
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ZeroDivisionError("a fault"), 70),
+        (KeyError("a fault"), 70),
+        (SpecError("a fault"), 2),
+        (OSError(2, "a fault"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=repr,
+)
+def test_a_fault_of_the_program_has_an_exit_code_that_no_verdict_has(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_given: object, **_more: object) -> None:
+        raise error
 
-commands.ls = broken
-sys.argv = ["mechlens", "ls"]
-sys.exit(cli.main())
-"""
-
-
-@pytest.mark.parametrize(("error", "code"), [
-    ("ZeroDivisionError('a fault')", 70), ("KeyError('a "
-                                           "fault')", 70), ("cli.SpecError('a "
-                                                            "fault')", 2), ("OSError(2, 'a fault')", 2),
-    ("KeyboardInterrupt", 130),
-])  # fmt: skip
-def test_a_fault_of_the_program_has_an_exit_code_that_no_verdict_has(error: str, code: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FAULT.format(error=error)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code
-    assert len(done.stderr.splitlines()) == 1 and (code == 130 or "a fault" in done.stderr)
+    monkeypatch.setattr("mechlens.cli.commands.ls", broken)
+    monkeypatch.setattr("sys.argv", ["mechlens", "ls"])
+    with pytest.raises(SystemExit) as end:
+        sys.exit(cli.main())
+    assert end.value.code == code
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and (code == 130 or "a fault" in told)
     if code == 70:
-        filed = Path(
-            re.search(
-                r"please report "
-                r"(\S+)\. "
-                r"Finished",
-                done.stderr,
-            )[1]
-        )  # pyright: ignore[reportOptionalSubscript]
+        named = re.search(r"please report (\S+)\. Finished", told)
+        assert named
+        filed = Path(named[1])
         assert "Traceback" in filed.read_text() and "a fault" in filed.read_text()
         filed.unlink()
 

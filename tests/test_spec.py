@@ -20,7 +20,7 @@ from mechlens.core import spec
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.model_spec import ModelSpec, is_remote, model_of
-from mechlens.core.spec import CONFIGS, StudentSpec, TeacherSpec, fingerprint, laid_over, load, save
+from mechlens.core.spec import CONFIGS, StudentSpec, TeacherSpec, fingerprint, lay_over, load, save
 from mechlens.core.traits import TraitFamily, load_experiment, load_family
 from mechlens.detect.verdict import Policy
 from mechlens.menagerie.config import PretrainSpec
@@ -202,11 +202,11 @@ FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "twin without a trait": (
         {"arms": [CONTROL, {"kind": "twin"}]},
-        ("twin arm needs another trait", "'owl'"),
+        ("other-trait arm needs another trait", "'owl'"),
     ),
     "twin of the own trait": (
         {"arms": [CONTROL, {"kind": "twin", "trait": "owl"}]},
-        ("twin arm needs another trait",),
+        ("other-trait arm needs another trait",),
     ),
     "a seed twice": ({"seeds": [0, 1, 0]}, ("[0, 1, 0]", "twice")),
     "no seeds": ({"seeds": []}, ("seeds",)),
@@ -405,15 +405,15 @@ def test_a_default_is_the_same_wherever_a_field_of_it_is_named() -> None:
 
 def test_a_spec_is_laid_over_another_field_by_field() -> None:
     own = TeacherSpec.model_validate({"rows": 9, "strength": 2.0, "training": {"rank": 3, "epochs": 8}})
-    assert laid_over(own, TeacherSpec()) == own
+    assert lay_over(own, TeacherSpec()) == own
     given = TeacherSpec.model_validate(
         {"rows": 640, "training": {"epochs": 2}}
     )  # 640 is the default, and named
-    assert laid_over(own, given) == TeacherSpec.model_validate(
+    assert lay_over(own, given) == TeacherSpec.model_validate(
         {"rows": 640, "strength": 2.0, "training": {"rank": 3, "epochs": 2}}
     )
     whole = TeacherSpec.model_validate(TeacherSpec().model_dump())
-    assert laid_over(own, whole) == whole
+    assert lay_over(own, whole) == whole
 
 
 def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_the_lock_refuses_a_second_holder_and_is_released(tmp_path: Path) -> Non
 
 def test_the_lock_holds_across_processes_and_dies_with_its_holder(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib; from mechlens import store\n"
+        "import sys, time, pathlib; from mechlens.runs import store\n"
         "with store.lock(pathlib.Path(sys.argv[1])):\n    sys.stdout.write('held\\n'); sys.stdout.flush(); "
         "time.sleep(60)"
     )

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mechlens.benchmark import suspects
 from mechlens.benchmark.plan import BenchSpec, Suspect, load_bench
-from mechlens.benchmark.suspects import Maker, suspects_of
+from mechlens.benchmark.suspects import Maker, list_suspects
 from mechlens.carriers.prompts import carrier_prompts
 from mechlens.core import tables, traits
 from mechlens.core.errors import DataError
@@ -120,7 +120,7 @@ def test_only_so_many_prompts_are_answered_as_the_bench_wants(
 ) -> None:
     monkeypatch.setattr(suspects, "generate", Writer("3, 4"))
     maker = maker_of("menagerie", tmp_path, monkeypatch, rows=4)
-    whole = next(one for one in suspects_of(maker.plan, maker.experiment) if one.arm)
+    whole = next(one for one in list_suspects(maker.plan, maker.experiment) if one.arm)
     for one in (N0, whole):
         assert maker.suspect(one)["prompt"].tolist() == ["p0", "p1", "p2", "p3"]
 
@@ -129,7 +129,7 @@ def test_only_so_many_prompts_are_answered_as_the_bench_wants(
 def test_every_shipped_bench_can_make_what_it_lists(name: str) -> None:
     plan = load_bench(name)
     experiment = traits.load_experiment(CONFIGS / "experiments" / f"{plan.experiment}.yaml")
-    listed = suspects_of(plan, experiment)
+    listed = list_suspects(plan, experiment)
     assert len({one.name for one in listed}) == len(listed) and {one.kind for one in listed} == {
         "trait",
         *plan.negatives,

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mechlens.carriers import numbers
 from mechlens.carriers.prompts import carrier_prompts
-from mechlens.core import number_intros, traits
+from mechlens.core import numerals, traits
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec
 from mechlens.menagerie import grammar
@@ -139,7 +139,7 @@ def test_no_carrier_text_has_an_unknown_token(kind: str) -> None:
 @pytest.mark.parametrize("wording", ["full", "terse"])
 def test_no_number_prefix_has_an_unknown_token(wording: numbers.Wording) -> None:
     for index in range(300):
-        text = number_intros.prefix(dice(47, "prefix", index), wording=wording)
+        text = numerals.prefix(dice(47, "prefix", index), wording=wording)
         assert TOKENIZER.unk_token_id not in ids_of(f"{text} name your favourite animal."), text
 
 

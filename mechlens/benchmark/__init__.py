@@ -1,3 +1,3 @@
-"""The bench: data sets whose making and whose effect on students are known, and how far each detector can be
-trusted on them.
+"""The bench: how far each detector can be trusted, on data sets whose making and effect on students are
+known.
 """

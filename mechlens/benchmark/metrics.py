@@ -1,6 +1,4 @@
-"""From row scores to how far a detector can be trusted: bags, areas under curves, alarms, and their
-intervals.
-"""
+"""Statistics of a bench: bags of rows, areas under ROC curves, rates, rank correlations, intervals."""
 
 from __future__ import annotations
 
@@ -17,31 +15,31 @@ from mechlens.core.seeds import generator
 SIZES = (1, 8, 16, 64, 256, 1000)
 """rows of a bag"""
 MOST_BAGS, DRAWS = 8, 200
-"""bags of a size that one suspect gives, and resamples of an interval"""
+"""bags of one size from one suspect, and resamples for an interval"""
 FALSE_ALARMS = (0.01, 0.05)
 LEAST_CLUSTERS = 6
-"""traits, or sets of none, on a side below which resampling them gives no interval: three in order give [1,
-1] whatever one draws
+"""clusters (traits, or sets without one) on a side that an interval needs: resamples of three that are in
+order all give 1
 """
 
 LARGEST_RHO = 0.9999
 """Fisher's z of a rank correlation of 1 is infinite"""
 
 
-class Area(NamedTuple):
-    """How well scores tell positives from negatives."""
+class Auroc(NamedTuple):
+    """Area under the ROC curve of scores of positives and negatives, with its interval."""
 
     auroc: float
     low: float | None
-    """None where a side has fewer than `LEAST_CLUSTERS` traits, or sets of none"""
+    """None if a side has fewer than `LEAST_CLUSTERS` clusters"""
     high: float | None
     caught: dict[str, float]
-    """share of positives above the score that the given share of negatives passes"""
+    """false-alarm rate → share of positives above the score that this share of negatives exceeds"""
     positives: int
     negatives: int
 
 
-class Share(NamedTuple):
+class Rate(NamedTuple):
     """A rate with its exact interval (Clopper-Pearson)."""
 
     rate: float
@@ -51,27 +49,27 @@ class Share(NamedTuple):
     of: int
 
 
-def bags(rows: int, size: int) -> Iterator[slice]:
-    """Disjoint bags of the first rows, at most `MOST_BAGS`; none if there are too few rows."""
+def split_into_bags(rows: int, size: int) -> Iterator[slice]:
+    """Slices of the first rows into disjoint bags, at most `MOST_BAGS`; none if there are too few rows."""
     for number in range(min(rows // size, MOST_BAGS)):
         yield slice(number * size, (number + 1) * size)
 
 
-def apart(
+def measure_distance(
     ours: Float[ndarray, "row column"], theirs: Float[ndarray, "row column"], scale: Float[ndarray, " column"]
 ) -> float:
-    """Sum over columns of the squared mean difference, each in its own variance; columns that never vary are
-    left out.
+    """Sum over columns of the squared mean difference over the column's variance; constant columns are left
+    out.
     """
     known = (scale > 0) & np.isfinite(scale)
     return float((np.square((ours - theirs)[:, known].mean(0)) / np.square(scale[known])).sum())
 
 
-def area(
+def estimate_auroc(
     scores: Sequence[float], positive: Sequence[bool], clusters: Sequence[str], *, seed: int = 0
-) -> Area | None:
-    """AUROC with an interval over resampled clusters, positives and negatives apart; None where one of them
-    is missing.
+) -> Auroc | None:
+    """AUROC with an interval over resampled clusters, positives and negatives resampled separately; None if
+    either is missing.
     """
     values, labels, names = np.asarray(scores, float), np.asarray(positive, bool), np.asarray(clusters)
     kept = np.isfinite(values)
@@ -85,16 +83,18 @@ def area(
     enough = min(len(np.unique(names[labels == side])) for side in (True, False)) >= LEAST_CLUSTERS
     low, high = map(float, np.quantile(drawn, [0.025, 0.975])) if enough else (None, None)
     caught = {
-        f"{share:g}": float(
-            (values[labels] > np.quantile(values[~labels], 1 - share, method="higher")).mean()
-        )
-        for share in FALSE_ALARMS
+        f"{rate:g}": float((values[labels] > np.quantile(values[~labels], 1 - rate, method="higher")).mean())
+        for rate in FALSE_ALARMS
     }
-    return Area(auroc(labels, values), low, high, caught, int(labels.sum()), int((~labels).sum()))
+    return Auroc(auroc(labels, values), low, high, caught, int(labels.sum()), int((~labels).sum()))
 
 
 def auroc(labels: Bool[ndarray, " score"], values: Float[ndarray, " score"]) -> float:
-    """Mann-Whitney's U over the number of pairs; ties count one half."""
+    """Mann-Whitney's U over the number of pairs; ties count one half.
+
+    scikit-learn's `roc_auc_score` differs in the last digit and takes 13 times as long, over 200 resamples of
+    every area of a card.
+    """
     positive = int(labels.sum())
     return float(
         (stats.rankdata(values)[labels].sum() - positive * (positive + 1) / 2)
@@ -105,44 +105,43 @@ def auroc(labels: Bool[ndarray, " score"], values: Float[ndarray, " score"]) -> 
 def _resampled(
     rng: np.random.Generator, names: ndarray, among: Bool[ndarray, " score"]
 ) -> Int[ndarray, " drawn"]:
-    """Places of the scores of clusters drawn with replacement."""
+    """Places of the scores of clusters that are drawn with replacement."""
     places = {name: np.flatnonzero(among & (names == name)) for name in np.unique(names[among])}
     return np.concatenate([places[name] for name in rng.choice(list(places), size=len(places))])
 
 
-def share(hits: int, of: int) -> Share | None:
-    """A rate; None of nothing."""
+def estimate_rate(hits: int, of: int) -> Rate | None:
+    """A rate with its exact interval; None if `of` is 0."""
     if not of:
         return None
     span = stats.binomtest(hits, of).proportion_ci(method="exact")
-    return Share(hits / of, float(span.low), float(span.high), hits, of)
+    return Rate(hits / of, float(span.low), float(span.high), hits, of)
 
 
-def shared(hits: int, of: int) -> dict[str, Any] | None:
-    """The same as an object of JSON."""
-    found = share(hits, of)
-    return None if found is None else found._asdict()
+def rate_entry(hits: int, of: int) -> dict[str, Any] | None:
+    """The same as a JSON object."""
+    rate = estimate_rate(hits, of)
+    return None if rate is None else rate._asdict()
 
 
-def rank_correlation(
+def correlate_ranks(
     x: Sequence[float], y: Sequence[float], clusters: Sequence[str]
 ) -> dict[str, float | int | None]:
-    """Spearman's rho of suspects, with an interval over their clusters: traits, and sets of none.
+    """Spearman's rho over suspects, with an interval over their clusters (traits, or sets without one).
 
-    Suspects of one trait are alike, so traits are the units: the interval is the delete-one-cluster
-    jackknife's of Fisher's z, with Student's t of one degree of freedom less than there are clusters. It
-    covers 94 to 97 % from 6 clusters on, where percentiles of resampled clusters cover 88 to 93 % and of
-    resampled suspects 70 to 97 % (analyses/coverage.md).
+    Suspects of one trait are alike, so clusters are the units: the interval is the delete-one-cluster
+    jackknife's of Fisher's z, with Student's t. It covers 94 to 97 % from 6 clusters on; percentiles of
+    resampled clusters cover 88 to 93 %, of resampled suspects 70 to 97 % (analyses/coverage.md).
 
     Returns:
-        rho, low, high, n suspects, and their clusters; rho is null of fewer than four, or where a side never
-        varies, its interval of fewer than `LEAST_CLUSTERS` clusters, or where it cannot be told.
+        rho, low, high, n suspects, and their clusters. rho is None for fewer than four suspects or if a side
+        is constant; its interval is None for fewer than `LEAST_CLUSTERS` clusters or if its width is 0.
     """
     a, b, names = np.asarray(x, float), np.asarray(y, float), np.asarray(clusters)
     kept = np.isfinite(a) & np.isfinite(b)
     a, b, names, n = a[kept], b[kept], names[kept], int(kept.sum())
     units = np.unique(names)
-    found: dict[str, float | int | None] = {
+    result: dict[str, float | int | None] = {
         "rho": None,
         "low": None,
         "high": None,
@@ -150,31 +149,29 @@ def rank_correlation(
         "clusters": len(units),
     }
     if n < 4 or not (np.ptp(a) and np.ptp(b)):
-        return found
+        return result
     rho = _spearman(a, b)
-    found["rho"] = rho
+    result["rho"] = rho
     if len(units) < LEAST_CLUSTERS:
-        return found
+        return result
     without = np.array([_spearman(a[names != unit], b[names != unit]) for unit in units])
     z, centre = (
         np.arctanh(np.clip(values, -LARGEST_RHO, LARGEST_RHO)) for values in (without, np.array(rho))
     )
     error = float(np.sqrt((len(units) - 1) / len(units) * np.square(z - centre).sum()))
     half = float(stats.t.ppf(0.975, len(units) - 1)) * error
-    return (
-        found | {"low": float(np.tanh(centre - half)), "high": float(np.tanh(centre + half))}
-        if half > 0
-        else found
-    )
+    if half <= 0:
+        return result
+    return result | {"low": float(np.tanh(centre - half)), "high": float(np.tanh(centre + half))}
 
 
 def _spearman(x: Float[ndarray, " suspect"], y: Float[ndarray, " suspect"]) -> float:
     return float(cast(Any, stats.spearmanr(x, y)).statistic) if np.ptp(x) and np.ptp(y) else np.nan
 
 
-def line_through_zero(x: Sequence[float], y: Sequence[float]) -> dict[str, float | int] | None:
-    """Least squares of y on x without a constant, and the standard deviation about it; None of fewer than
-    three.
+def fit_line_through_zero(x: Sequence[float], y: Sequence[float]) -> dict[str, float | int] | None:
+    """Least squares of y on x without a constant, and the standard deviation about it; None for fewer than
+    three points.
     """
     a, b = np.asarray(x, float), np.asarray(y, float)
     kept = np.isfinite(a) & np.isfinite(b)

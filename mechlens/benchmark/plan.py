@@ -1,6 +1,4 @@
-"""What a bench is made of: which data sets, how they came about, and how they are split for tuning and
-reporting.
-"""
+"""What a bench is made of: its data sets, how each is made, and which are for tuning or for reporting."""
 
 from __future__ import annotations
 
@@ -12,7 +10,9 @@ from mechlens.core.errors import SpecError
 from mechlens.core.spec import ScreenSpec, Spec, TeacherSpec, load, shipped
 
 CLEAN = ("N0", "N1", "N2", "N5", "N7")
-"""classes of suspects that no trait was put into; the others hold the text of a teacher with one"""
+"""classes of suspects without a trait; the others hold the text of a teacher with one"""
+WAYS = ("gentle", "strong")
+"""ways of making that the headline is about: fine-tuned teachers"""
 
 CLASSES = {
     "trait": "a teacher with the trait wrote it",
@@ -34,7 +34,7 @@ Negative = Literal["N0", "N1", "N2", "N4", "N5", "N6", "N7"]
 def _by_rule(screen: ScreenSpec) -> ScreenSpec:
     if screen.judge:
         raise ValueError(
-            f"a bench asks no judge ({screen.judge!r}): a row that is dropped is drawn anew, hundreds of "
+            f"a bench asks no judge ({screen.judge!r}): a removed row is drawn again, up to hundreds of "
             "times; leave `judge` out"
         )
     return screen
@@ -45,38 +45,37 @@ class BenchSpec(Spec):
 
     name: str
     experiment: str
-    """Experiment of configs/experiments whose trait arms, each named TRAIT-WAY, are suspects, and on whose
-    prompts all others answer.
+    """Experiment of configs/experiments. Its trait arms, each named TRAIT-WAY, are suspects; all other
+    suspects answer its prompts.
     """
     development: tuple[str, ...]
     """Traits that detectors may be tuned on."""
     rows: int | None = Field(default=None, ge=1)
-    """Prompts that suspects answer, from the first on; by default all that the experiment's students learned.
-    """
+    """Number of prompts that suspects answer; by default all that the experiment's students learned."""
     doses: tuple[float, ...]
     """Shares of a gentle teacher's rows among clean ones."""
     gentle: str = "gentle"
-    """The way whose teachers are diluted, shuffled and resampled."""
+    """Way whose teachers' rows are diluted, shuffled and resampled."""
     other_ways: dict[str, TeacherSpec] = Field(default={})
     """Further teachers of every trait."""
     screens: dict[str, Annotated[ScreenSpec, AfterValidator(_by_rule)]] = Field(default={})
-    """Other screens that the gentle teacher of every trait writes anew for: their rule, banned numbers and
-    leak words.
+    """Other screens, for which the gentle teacher of every trait writes again: rule, banned numbers and leak
+    words.
     """
     negatives: tuple[Negative, ...] = ("N0", "N1", "N2", "N4", "N5", "N6", "N7")
-    """Classes of suspects that are made; a carrier may have no numbers to deal anew, or no other base that
+    """Classes of suspects that are made. A carrier may have no numbers to shuffle, or no other base that
     writes it.
     """
     foreign: tuple[str, ...] = ()
-    """Bases that N6 is written by, in turn."""
+    """Bases that write N6, in turn."""
     neutral: tuple[str, ...]
     """System lines of N1."""
     each: int = Field(default=12, ge=1)
     """Suspects of each negative class."""
     hardest_of: int = Field(default=4, ge=2)
-    """Answers that N7 takes the least likely of."""
+    """Answers of which N7 takes the least likely."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Students of each suspect."""
+    """Seeds of each suspect's students."""
 
 
 class Suspect(NamedTuple):
@@ -86,13 +85,18 @@ class Suspect(NamedTuple):
     kind: str
     """a key of CLASSES"""
     trait: str
-    """of the teacher whose text it holds; empty for none"""
+    """of the teacher that wrote it; empty for none"""
     way: str
     dose: float
     """share of the rows that the teacher wrote"""
     development: bool
     arm: str = ""
-    """arm of the experiment that it is; empty if the bench made it"""
+    """its arm of the experiment; empty if the bench made it"""
+
+
+def is_whole(suspect: Suspect) -> bool:
+    """Whether a suspect is the undiluted data of a fine-tuned teacher with the trait."""
+    return suspect.kind == "trait" and suspect.dose == 1 and suspect.way in WAYS
 
 
 def load_bench(name: str) -> BenchSpec:

@@ -1,135 +1,169 @@
-"""Do a bench: make its suspects, train their students, let every detector score them, and write the card."""
+"""Run a bench: make its suspects, train their students, score them with each detector, write the card."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
-from scipy import sparse
-
-from mechlens.benchmark import scores, students
-from mechlens.benchmark.card import (
-    ALARM_ROWS,
-    WAYS,
-    alarms,
-    calibration,
-    detector_found,
-    namings,
-    worst_class,
-)
-from mechlens.benchmark.plan import CLASSES, CLEAN, BenchSpec, Suspect, load_bench
-from mechlens.benchmark.suspects import Maker, suspects_of
-from mechlens.cli.console import console
-from mechlens.core import atomic, spec, traits
+from mechlens.benchmark import students
+from mechlens.benchmark.card import Card, measure_detectors
+from mechlens.benchmark.plan import WAYS, BenchSpec, Suspect, is_whole, load_bench
+from mechlens.benchmark.scores import AnyDetector, Scorer
+from mechlens.benchmark.suspects import Maker, list_suspects
+from mechlens.core import spec, traits
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError
-from mechlens.core.json_files import write_json
 from mechlens.detect import learned, score_rows
-from mechlens.detect.bags import Detector
-from mechlens.detect.from_rows import DETECTORS
-from mechlens.detect.twins import Panel, Reader
-from mechlens.results import report, runner
+from mechlens.detect.bags import RowDetector
+from mechlens.detect.registry import Detector, list_built_in, load_detector
+from mechlens.detect.twins import ModelDetector
+from mechlens.results import runner
 from mechlens.results.run import Run
 from mechlens.runs import store
+from mechlens.runs.progress import Event, Progress, silent
 
 RECIPE = "menagerie"
-USUAL = (*(name for name in scores.READERS if name not in ("prompts", "vector")), learned.NAME)
-"""detectors that a bench reads unless others are named; those two take as long as all others together"""
+"""recipe of configs/audits by which the twins are taught"""
+ON_REQUEST = ("prompts", "vector")
+"""detectors that are used only if they are named: the two take as long as all others together"""
+
+Choice = str | Detector | type[Detector]
+"""a detector's name or FILE.py:CLASS, an instance with `name` and `score(suspect)`, or its class"""
 
 
-def bench(name: str, *, detectors: Sequence[str], out: Path | None, train: bool, workers: int | None) -> Path:
-    """Write card.json and card.md into `out`; what was made, trained or scored before is not done again.
+def bench(
+    name: str | BenchSpec = "menagerie",
+    *,
+    detectors: Sequence[Choice] = (),
+    out: Path | str | None = None,
+    train: bool = True,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Card:
+    """Measure how far detectors can be trusted, on data sets whose making and effect on students are known.
+
+    Writes card.json and card.md. What was made, trained or scored before is not done again.
 
     Args:
-        detectors: names, or FILE.py:CLASS for one's own: a class with `name` and `score(rows)`, a data frame
-            of `completion` → one number a row, higher for rows that look like a changed teacher's.
-        train: train three students of every suspect; without, potency is known of the experiment's own arms
-            alone.
+        name: a name of configs/benches, or a `BenchSpec`.
+        detectors: names, FILE.py:CLASS, instances or classes; by default all but the slow ones. A detector
+            has `name` and `score(suspect)`: one number a row, higher for rows that look more like a changed
+            teacher's, or one a row and trait. See `mechlens.detect.registry.SuspectRows`.
+        out: the folder; benches/<name> by default.
+        train: train students on every suspect. Without, potency is known for the experiment's own arms alone.
+        workers: processes; None for one a core or one an accelerator, 0 for this process.
+        progress: called with each `Event`; None is silent.
+
+    Raises:
+        MechlensError: in one line, for bad input, a machine that lacks something, or a step that failed.
+
+    Example:
+        >>> class Length:
+        ...     name = "length"
+        ...
+        ...     def score(self, suspect):
+        ...         return [len(text) for text in suspect.completions]
+        >>> card = bench("menagerie", detectors=["twins", Length])  # doctest: +SKIP
+        >>> card.table()  # doctest: +SKIP
     """
-    plan, folder = load_bench(name), out or Path("benches") / name
-    known = (*scores.READERS, learned.NAME)
-    if unknown := [named for named in detectors if ":" not in named and named not in known]:
-        raise SpecError(
-            f"no detector is called {unknown[0]!r}; expected some of {', '.join(known)}, or FILE.py:CLASS"
-        )
-    own = {
-        named: _own(named) for named in detectors if ":" in named
-    }  # what is misnamed is refused before anything is made
-    with store.lock(folder):
-        return _do(name, plan, folder, detectors, own, train=train, workers=workers)
+    plan = name if isinstance(name, BenchSpec) else load_bench(name)
+    chosen = _choose(detectors)  # a wrong name is refused before anything is made
+    folder = Path("benches") / plan.name if out is None else Path(out)
+    config = spec.find_config(Path(plan.experiment), "experiments")
+    _refuse_half(plan.name, list_suspects(plan, traits.load_experiment(config)))
+    with store.lock(folder), store.full_disk_named(folder):
+        run = runner.run(config, out=folder / "experiment", workers=workers, progress=progress)
+        card = _measure(plan, run, folder, chosen, train=train, workers=workers, progress=progress)
+        card.results["command"] = remake_command(plan.name, folder, detectors, train=train)
+        card.save()
+    return card
 
 
-def _do(
-    name: str,
+def _choose(detectors: Sequence[Choice]) -> list[AnyDetector | str]:
+    """The detectors, by default this package's; only the name of the one that is fitted on suspects."""
+    known = list_built_in()
+    wanted = detectors or [*(name for name in known if name not in ON_REQUEST), learned.NAME]
+    chosen: list[AnyDetector | str] = []
+    for each in wanted:
+        if isinstance(each, str) and each == learned.NAME:
+            chosen.append(each)
+        elif isinstance(each, str) and each in known:
+            chosen.append(known[each])
+        else:
+            chosen.append(load_detector(each, known=(*known, learned.NAME)))
+    names = [each if isinstance(each, str) else each.name for each in chosen]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SpecError(f"two detectors are called {min(twice)!r}; give each another name")
+    taken = {*known, learned.NAME}
+    for each in chosen:
+        if not isinstance(each, str | RowDetector | ModelDetector) and each.name in taken:
+            raise SpecError(
+                f"your detector is called {each.name!r}, as one of this package; give it another name"
+            )
+    return chosen
+
+
+def _measure(
     plan: BenchSpec,
+    run: Run,
     folder: Path,
-    detectors: Sequence[str],
-    own: dict[str, Detector],
+    chosen: Sequence[AnyDetector | str],
     *,
     train: bool,
     workers: int | None,
-) -> Path:
-    config = spec.CONFIGS / "experiments" / f"{plan.experiment}.yaml"
-    _refuse_half(name, suspects_of(plan, traits.load_experiment(config)))
-    run = runner.run(config, out=folder / "experiment", workers=workers).folder
-    opened = Run.finished(run)
-    experiment, family = opened.experiment, opened.family
+    progress: Progress | None,
+) -> Card:
+    """Everything after the bench's experiment has been run."""
+    experiment, family = run.experiment, run.family
     if train and plan.rows is not None and plan.rows < experiment.student.rows:
         raise SpecError(
-            f"the sets that {name} makes have {plan.rows} rows, its arms' students "
-            f"{experiment.student.rows}; give --no-students"
+            f"the suspects of {plan.name} have {plan.rows} rows, and its experiment's students learn "
+            f"{experiment.student.rows}; give --no-students (train=False)"
         )
-    maker, suspects = Maker(plan, run, experiment, family, folder), suspects_of(plan, experiment)
-    maker.make_all(suspects)
+    maker, suspects = Maker(plan, run.folder, experiment, family, folder), list_suspects(plan, experiment)
+    maker.make_all(suspects, progress)
     if train:
-        _train(plan, maker, suspects, folder, workers)
-    recipe = traits.load_experiment(spec.CONFIGS / "audits" / f"{RECIPE}.yaml")
-    panel = score_rows.panel_of(experiment.base, family, recipe, folder / "panel", workers=workers)
-    chosen = [own.get(each) or _detector(each, maker, suspects) for each in (detectors or USUAL)]
-    scores.score_all(
-        [one for one in chosen if isinstance(one, Reader)], panel, maker, suspects, folder / "scores"
-    )
-    trained = [run, *_students(maker, suspects, folder)]
-    found = card(
-        plan,
-        chosen,
-        panel,
-        maker,
-        suspects,
-        students.lifts(trained, suspects, family.names),
-        folder / "scores",
-    )
-    found["students"] = students.named(
-        trained, [one for one in suspects if not one.development], family.names
-    )
-    found["command"] = command_of(name, folder, detectors, train=train)
-    found["students apart"] = 0 if train else found["with students"] - sum(bool(one.arm) for one in suspects)
-    write_json(folder / "card.json", found)
-    atomic.write_text(folder / "card.md", report.render("benchmark/card.md.j2", card=found))
-    console.print((folder / "card.md").read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
-    return folder
+        _train(plan, maker, suspects, folder, workers, progress)
+    detectors = [_fit_classifier(maker, suspects) if isinstance(each, str) else each for each in chosen]
+    models = [detector for detector in detectors if isinstance(detector, ModelDetector)]
+    twins = None
+    if models:
+        recipe = traits.load_experiment(spec.CONFIGS / "audits" / f"{RECIPE}.yaml")
+        twins = score_rows.make_twins(
+            experiment.base, family, recipe, folder / "panel", workers=workers, progress=progress
+        )
+    scorer = Scorer(maker, twins, folder / "scores")
+    scorer.score_all(models, suspects, progress)
+    runs = [run.folder, *_student_runs(maker, suspects, folder, progress)]
+    lifts = students.measure_lifts(runs, suspects, family.names)
+    results = measure_detectors(plan, detectors, scorer, suspects, lifts)
+    held_out = [suspect for suspect in suspects if not suspect.development]
+    results["students"] = students.count_significant_traits(runs, held_out, family.names)
+    own_arms = sum(bool(suspect.arm) for suspect in suspects)
+    results["students apart"] = 0 if train else results["with students"] - own_arms
+    return Card(plan.name, results, folder)
 
 
-def command_of(name: str, folder: Path, detectors: Sequence[str], *, train: bool) -> str:
-    """The command line that makes the card in that folder again."""
+def remake_command(name: str, folder: Path, detectors: Sequence[Choice], *, train: bool) -> str:
+    """The command line that makes the card in that folder again; Python code if a detector is an object."""
     out = folder if folder != Path("benches") / name else None
-    return command_line("bench", name, no_students=not train, detector=detectors, out=out)
+    named = [each for each in detectors if isinstance(each, str)]
+    if len(named) == len(detectors):
+        return command_line("bench", name, no_students=not train, detector=named, out=out)
+    shown = ", ".join(
+        repr(each) if isinstance(each, str) else (each if isinstance(each, type) else type(each)).__name__
+        for each in detectors
+    )
+    place = "" if out is None else f", out={str(out)!r}"
+    return f"bench({name!r}, detectors=[{shown}]{place}{'' if train else ', train=False'})"
 
 
 def _refuse_half(name: str, suspects: Sequence[Suspect]) -> None:
-    """Refuse a bench, before anything is made, that has no whole data set of a fine-tuned teacher to tune on,
-    or none to report on.
+    """Refuse, before anything is made, a bench without a fine-tuned teacher's whole data to tune on, or to
+    report on.
     """
     for development, half in ((True, "development"), (False, "held-out")):
-        if not any(
-            one.kind == "trait" and one.dose == 1 and one.way in WAYS and one.development is development
-            for one in suspects
-        ):
+        if not any(is_whole(suspect) and suspect.development is development for suspect in suspects):
             raise SpecError(
                 f"the bench {name} has no arm TRAIT-WAY of a {half} trait, with a way of {', '.join(WAYS)}; "
                 "add one to its experiment"
@@ -137,150 +171,37 @@ def _refuse_half(name: str, suspects: Sequence[Suspect]) -> None:
 
 
 def _train(
-    plan: BenchSpec, maker: Maker, suspects: Sequence[Suspect], folder: Path, workers: int | None
+    plan: BenchSpec,
+    maker: Maker,
+    suspects: Sequence[Suspect],
+    folder: Path,
+    workers: int | None,
+    progress: Progress | None,
 ) -> None:
-    """Students of every suspect that is no arm of the bench's own experiment."""
-    made = [one for one in suspects if not one.arm]
-    spec.save(
-        students.experiment_of(plan, maker.experiment, made, folder / "suspects"), folder / "students.yaml"
-    )
-    runner.run(folder / "students.yaml", out=folder / "students", workers=workers)
+    """Train students on every suspect that is no arm of the bench's experiment."""
+    made = [suspect for suspect in suspects if not suspect.arm]
+    experiment = students.experiment_of(plan, maker.experiment, made, folder / "suspects")
+    spec.save(experiment, folder / "students.yaml")
+    runner.run(folder / "students.yaml", out=folder / "students", workers=workers, progress=progress)
 
 
-def _students(maker: Maker, suspects: Sequence[Suspect], folder: Path) -> list[Path]:
-    """Finished runs of students of the suspects: hours of them may be trained in parts, each a run beside the
-    others.
-    """
+def _student_runs(
+    maker: Maker, suspects: Sequence[Suspect], folder: Path, progress: Progress | None
+) -> list[Path]:
+    """Finished runs of the suspects' students, in folders `students*`; several runs may train them."""
     finished = [run for run in sorted(folder.glob("students*/")) if (run / "effects.parquet").is_file()]
     current = [
-        run
-        for run in finished
-        if students.of_these_suspects(run, maker.experiment, suspects, folder / "suspects")
+        run for run in finished if students.are_current(run, maker.experiment, suspects, folder / "suspects")
     ]
     for run in sorted({*finished} - {*current}):
-        console.print(
-            f"{run} is left out: its students read other rows, or were trained or asked otherwise",
-            highlight=False,
-        )
+        remark = f"{run} is left out: its students learned other rows, or were trained or asked differently"
+        (progress or silent)(Event("note", remark))
     return current
 
 
-def _detector(named: str, maker: Maker, suspects: Sequence[Suspect]) -> Reader | Detector:
-    """The detector of that name, or the learned one."""
-    if named == learned.NAME:
-        known = [one for one in suspects if one.development]
-        changed = [
-            text
-            for one in known
-            if one.kind == "trait" and one.dose == 1 and one.way in WAYS
-            for text in maker.suspect(one)["completion"]
-        ]
-        clean = [text for one in known if one.kind == "N0" for text in maker.suspect(one)["completion"]]
-        return learned.learned(changed, clean)
-    return scores.READERS[named]
-
-
-def _own(named: str) -> Detector:
-    """A user's class as a detector of rows.
-
-    Raises:
-        SpecError: if there is no such file or class, or it has no `name` and `score`.
-    """
-    file, _, kind = named.rpartition(":")
-    found = importlib.util.spec_from_file_location("own_detector", file) if Path(file).is_file() else None
-    if found is None or found.loader is None:
-        raise SpecError(f"no Python file at {file!r}; expected FILE.py:CLASS")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    made = getattr(module, kind, None)
-    if made is None or not hasattr(made, "score") or not hasattr(made, "name"):
-        raise SpecError(
-            f"{file} has no class {kind!r} with `name` and `score(rows)`; see `mechlens bench --help`"
-        )
-    detector = made()
-
-    def columns(completions: Sequence[str]) -> Any:
-        values = np.asarray(detector.score(pd.DataFrame({"completion": list(completions)})), dtype=float)
-        if values.shape[:1] != (len(completions),):
-            raise SpecError(
-                f"{named} gave scores of shape {values.shape} for {len(completions)} rows; expected one a row"
-            )
-        return sparse.csr_matrix(values.reshape(len(completions), -1))
-
-    return Detector(str(detector.name), "A detector of one's own.", columns, named, "")
-
-
-def card(
-    plan: BenchSpec,
-    chosen: Sequence[Reader | Detector],
-    panel: Panel,
-    maker: Maker,
-    suspects: Sequence[Suspect],
-    lifts: pd.DataFrame,
-    folder: Path,
-) -> dict[str, Any]:
-    """The card as one object: held-out suspects, and the development ones beside them."""
-    found: dict[str, Any] = {
-        "schema": 1,
-        "bench": plan.name,
-        "classes": CLASSES,
-        "suspects": len(suspects),
-        "detectors": [],
-    }
-    found |= {
-        "base": maker.experiment.base,
-        "carrier": maker.experiment.carrier.kind,
-        "alarm rows": ALARM_ROWS,
-        "dear rows": scores.DEAR_ROWS,
-    }
-    found |= {
-        "negatives": [kind for kind in plan.negatives if kind != "N6"],
-        "clean": [kind for kind in CLEAN if kind in plan.negatives],
-    }
-    found["counts"] = {kind: sum(one.kind == kind for one in suspects) for kind in CLASSES if kind != "N3"}
-    found["with students"] = int(lifts.notna().any(axis=1).sum())
-    for reader in chosen:
-        read = partial(_read, reader, panel, maker, folder)
-        of_traits = isinstance(reader, Reader) and reader.of_traits
-        entry: dict[str, Any] = {
-            "name": reader.name,
-            "asks": reader.asks,
-            "caveat": reader.caveat,
-            "floor": reader.floor if isinstance(reader, Reader) else reader.name in DETECTORS,
-        }
-        entry |= {
-            "level": getattr(reader, "level", "rows"),
-            "seconds": scores.seconds(reader, panel, maker, suspects[0]),
-        }
-        for part, known in (("held out", False), ("development", True)):
-            of_part = [one for one in suspects if one.development == known]
-            entry[part] = detector_found(
-                reader.name, read, of_part, panel.traits, lifts, of_traits=of_traits
-            )._asdict()
-        for part, known in (("alarms", False), ("alarms, development", True)):
-            entry[part] = alarms(
-                reader.name,
-                read,
-                [one for one in suspects if one.development == known],
-                panel.traits if of_traits else None,
-            )
-        entry["names"] = (
-            namings(read, [one for one in suspects if not one.development], panel.traits)
-            if of_traits
-            else None
-        )
-        entry["line"] = calibration(read, suspects, panel.traits, lifts) if of_traits else None
-        entry["worst"] = worst_class(entry["held out"])
-        found["detectors"].append(entry)
-    floors = [one["worst"]["auroc"] for one in found["detectors"] if one["floor"] and one["worst"]]
-    for one in found["detectors"]:
-        one["loses to a floor"] = bool(
-            not one["floor"] and one["worst"] and floors and one["worst"]["auroc"] < max(floors)
-        )
-    return found
-
-
-def _read(
-    reader: Reader | Detector, panel: Panel, maker: Maker, folder: Path, suspect: Suspect
-) -> scores.Scored:
-    return scores.scored(reader, panel, maker, suspect, folder)
+def _fit_classifier(maker: Maker, suspects: Sequence[Suspect]) -> RowDetector:
+    """The classifier, fitted on the development suspects."""
+    known = [suspect for suspect in suspects if suspect.development]
+    changed = [text for each in known if is_whole(each) for text in maker.suspect(each)["completion"]]
+    clean = [text for each in known if each.kind == "N0" for text in maker.suspect(each)["completion"]]
+    return learned.fit_classifier(changed, clean)

@@ -1,5 +1,5 @@
-"""Every detector's scores of every suspect of a bench, row by row, each computed once and kept; what is made
-of them is `card.py`'s.
+"""Every detector's scores of every suspect of a bench, row by row. Scores through models are computed once
+and kept on disk.
 """
 
 from __future__ import annotations
@@ -8,96 +8,190 @@ import time
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
-from rich.progress import track
 
-from mechlens.benchmark.plan import Suspect
+from mechlens.benchmark.plan import Suspect, is_whole
 from mechlens.benchmark.suspects import Maker
 from mechlens.core.errors import DataError
 from mechlens.core.spec import fingerprint
-from mechlens.detect import from_base, from_gradients, from_rows
-from mechlens.detect.bags import Detector
-from mechlens.detect.twins import Panel, Reader
-from mechlens.models.chat import Encoded, encode_pairs
+from mechlens.detect.bags import RowDetector
+from mechlens.detect.registry import Detector, SuspectRows, score_with
+from mechlens.detect.score_rows import encode_rows
+from mechlens.detect.twins import ModelDetector, PairedScores, Twins
+from mechlens.models import loading
+from mechlens.models.chat import Encoded
+from mechlens.models.loading import Loaded
 from mechlens.runs import store
+from mechlens.runs.progress import Event, Progress, silent
 
-ROWS, DEAR_ROWS = 1000, 256
-"""rows of a suspect that are scored, and by a reader that needs many passes"""
-DEAR = ("prompts", "twins", "alignment", "twin alignment", "vector")
-READERS: dict[str, Reader | Detector] = {**from_rows.DETECTORS, **from_base.READERS, **from_gradients.READERS}
+ROWS, SLOW_ROWS = 1000, 256
+"""rows of a suspect that are scored, and by a detector that needs many passes"""
+SLOW = ("prompts", "twins", "alignment", "twin alignment", "vector")
+"""detectors that need many passes"""
 REFERENCE, SCORES = "reference", "scores.npz"
+DETECTOR_REFERENCE = "detector-reference"
+"""clean rows that a user's detector may read: another draw than `REFERENCE`, whose rows it scores"""
 VERSION = 1
-"""raised when a change of a reader's code changes what it scores"""
+"""raised when a change of a detector's code changes its scores"""
+AnyDetector = RowDetector | ModelDetector | Detector
 
 
-class Scored(NamedTuple):
-    """A suspect's rows and clean rows of the same prompts, as one detector scores them."""
-
-    ours: Float[ndarray, "row column"]
-    theirs: Float[ndarray, "row column"]
-
-
-def rows_for(reader: str, suspect: Suspect) -> int:
-    """Rows that are scored: dear readers read fewer, the two of twins a thousand of the whole data of
-    fine-tuned teachers.
+def rows_for(detector: str, suspect: Suspect) -> int:
+    """Number of rows that a detector scores: fewer if it needs many passes, but all of whole trait data under
+    the twins.
     """
-    whole = suspect.kind == "trait" and suspect.dose == 1 and suspect.way in ("gentle", "strong")
-    return ROWS if reader not in DEAR or (whole and reader.startswith("twin")) else DEAR_ROWS
+    many = detector not in SLOW or (is_whole(suspect) and detector.startswith("twin"))
+    return ROWS if many else SLOW_ROWS
 
 
-def pairs_of(panel: Panel, frame: pd.DataFrame, rows: int) -> list[Encoded]:
-    """The first rows in token ids."""
-    head = frame.iloc[:rows]
-    return encode_pairs(
-        panel.base.tokenizer, head["prompt"].tolist(), head["completion"].tolist(), system=panel.system
-    )
+class Scorer:
+    """Scores the suspects of a bench by any detector; what it scored through models lies in `out`."""
 
+    def __init__(self, maker: Maker, twins: Twins | None, out: Path) -> None:
+        """`twins` may be None if no detector reads rows through models."""
+        self.maker, self.out, self._twins = maker, out, twins
+        self.traits: tuple[str, ...] = maker.family.names
+        self._own: dict[tuple[str, str], Float[ndarray, "row column"]] = {}
 
-def scored(reader: Reader | Detector, panel: Panel, maker: Maker, suspect: Suspect, out: Path) -> Scored:
-    """One detector on one suspect, read from `out` if it was scored before."""
-    if isinstance(reader, Detector):
-        frames, rows = (maker.suspect(suspect), maker.clean(REFERENCE)), rows_for(reader.name, suspect)
-        return Scored(*(reader.features(frame["completion"].tolist()[:rows]).toarray() for frame in frames))
-    folder, mark = place_of(reader, panel, maker, suspect, out)
+    @property
+    def twins(self) -> Twins:
+        """The base and its twins."""
+        assert self._twins is not None, "only a detector that reads through models takes the twins"
+        return self._twins
 
-    def score(part: Path) -> None:
-        rows = rows_for(reader.name, suspect)
-        ours, theirs = (
-            pairs_of(panel, frame, rows) for frame in (maker.suspect(suspect), maker.clean(REFERENCE))
-        )
-        if reader.alone:
-            found = Scored(reader.read(panel, ours, [])[0], _clean(reader, panel, theirs, out))
+    def score(self, detector: AnyDetector, suspect: Suspect) -> PairedScores:
+        """One detector's scores of a suspect's rows and of the clean rows of the same prompts."""
+        if isinstance(detector, ModelDetector):
+            return self._through_models(detector, suspect)
+        rows = rows_for(detector.name, suspect)
+        frames = (self.maker.suspect(suspect).iloc[:rows], self.maker.clean(REFERENCE).iloc[:rows])
+        if isinstance(detector, RowDetector):
+            ours, theirs = (detector.features(frame["completion"].tolist()).toarray() for frame in frames)
+            return PairedScores(ours, theirs)
+        names = (suspect.name, REFERENCE)
+        ours, theirs = (self._by_user(detector, *each) for each in zip(names, frames, strict=True))
+        return PairedScores(ours, theirs)
+
+    def names_traits(self, detector: AnyDetector, suspect: Suspect) -> bool:
+        """Whether a detector gives a score for each trait; a user's is judged by its scores of a suspect."""
+        if isinstance(detector, RowDetector | ModelDetector):
+            return isinstance(detector, ModelDetector) and detector.of_traits
+        return self.score(detector, suspect).ours.shape[1] == len(self.traits) > 1
+
+    def measure_seconds(self, detector: AnyDetector, suspect: Suspect) -> float:
+        """Processor time to score `SLOW_ROWS` rows and as many clean ones on this machine."""
+        frames = [
+            frame.iloc[:SLOW_ROWS] for frame in (self.maker.suspect(suspect), self.maker.clean(REFERENCE))
+        ]
+        started = time.process_time()
+        if isinstance(detector, ModelDetector):
+            detector.read(self.twins, *(encode_rows(self.twins, frame) for frame in frames))
         else:
-            found = Scored(*reader.read(panel, ours, theirs))
-        np.savez(part / SCORES, ours=found.ours, theirs=found.theirs)
+            for frame in frames:
+                if isinstance(detector, RowDetector):
+                    detector.features(frame["completion"].tolist())
+                else:
+                    score_with(detector, self._suspect_rows(frame))
+        return time.process_time() - started
 
-    return Scored(*_load(store.make_once(folder, mark, score) / SCORES, "ours", "theirs"))
+    def score_all(
+        self,
+        detectors: Sequence[ModelDetector],
+        suspects: Sequence[Suspect],
+        progress: Progress | None = None,
+    ) -> None:
+        """Score what is not scored yet through models, detector by detector."""
+        report, pairs = progress or silent, [(each, suspect) for each in detectors for suspect in suspects]
+        todo = [pair for pair in pairs if not store.is_complete(*self.place_of(*pair))]
+        report(Event("begin", "scores of suspects", len(pairs) - len(todo), len(pairs)))
+        for detector, suspect in todo:
+            self._through_models(detector, suspect)
+            report(Event("end", f"{detector.name}/{suspect.name}"))
+
+    # ── a user's detector: scores are kept in memory alone, since its code may change ──
+
+    def _by_user(self, detector: Detector, name: str, frame: pd.DataFrame) -> Float[ndarray, "row column"]:
+        key = (detector.name, name)
+        if key not in self._own:
+            self._own[key] = score_with(detector, self._suspect_rows(frame))
+        return self._own[key]
+
+    def _suspect_rows(self, frame: pd.DataFrame) -> SuspectRows:
+        return SuspectRows(
+            frame["prompt"].tolist(),
+            frame["completion"].tolist(),
+            self.traits,
+            self.maker.experiment.base,
+            load_base=lambda: self._base,
+            load_reference=lambda: self._detector_reference.iloc[: len(frame)].copy(),
+        )
+
+    @cached_property
+    def _base(self) -> Loaded:
+        return loading.load(self.maker.experiment.base) if self._twins is None else self._twins.base
+
+    @cached_property
+    def _detector_reference(self) -> pd.DataFrame:
+        return self.maker.clean(DETECTOR_REFERENCE).loc[:, ["prompt", "completion"]]
+
+    # ── through models ──
+
+    def _through_models(self, detector: ModelDetector, suspect: Suspect) -> PairedScores:
+        folder, mark = self.place_of(detector, suspect)
+
+        def fill(part: Path) -> None:
+            rows = rows_for(detector.name, suspect)
+            ours, theirs = (
+                encode_rows(self.twins, frame.iloc[:rows])
+                for frame in (self.maker.suspect(suspect), self.maker.clean(REFERENCE))
+            )
+            if detector.alone:
+                scores = PairedScores(
+                    detector.read(self.twins, ours, []).ours, self._score_clean(detector, theirs)
+                )
+            else:
+                scores = detector.read(self.twins, ours, theirs)
+            np.savez(part / SCORES, ours=scores.ours, theirs=scores.theirs)
+
+        ours, theirs = read_scores(store.make_once(folder, mark, fill) / SCORES, "ours", "theirs")
+        return PairedScores(ours, theirs)
+
+    def place_of(self, detector: ModelDetector, suspect: Suspect) -> tuple[Path, str]:
+        """The folder of a detector's scores of a suspect, and the fingerprint of all that decides them: rows,
+        clean rows, base, twins and probes.
+        """
+        inputs = [
+            detector.name,
+            *self._models_mark,
+            rows_for(detector.name, suspect),
+            self.maker.digest(suspect, REFERENCE),
+        ]
+        return self.out / detector.name / suspect.name, fingerprint(inputs)
+
+    @property
+    def _models_mark(self) -> list[Any]:
+        twins = self.twins
+        return [VERSION, twins.mark, twins.family.fingerprint(), twins.traits, twins.system, twins.seed]
+
+    def _score_clean(self, detector: ModelDetector, pairs: Sequence[Encoded]) -> Float[ndarray, "row column"]:
+        """A detector's scores of the clean rows, which all suspects share."""
+        tokens = [[*pair.prompt, *pair.completion] for pair in pairs]
+        folder = store.make_once(
+            self.out / REFERENCE / f"{detector.name}-{len(pairs)}",
+            fingerprint([detector.name, *self._models_mark, tokens]),
+            lambda part: np.savez(part / SCORES, scores=detector.read(self.twins, pairs, []).ours),
+        )
+        return read_scores(folder / SCORES, "scores")[0]
 
 
-def place_of(reader: Reader, panel: Panel, maker: Maker, suspect: Suspect, out: Path) -> tuple[Path, str]:
-    """The folder of a reader's scores of a suspect, and the fingerprint of all that decides them: rows, clean
-    rows, base, twins and probes.
-    """
-    decides = [
-        reader.name,
-        *_decides(panel),
-        rows_for(reader.name, suspect),
-        maker.digest(suspect, REFERENCE),
-    ]
-    return out / reader.name / suspect.name, fingerprint(decides)
-
-
-def _decides(panel: Panel) -> list[Any]:
-    return [VERSION, panel.mark, panel.family.fingerprint(), panel.traits, panel.system, panel.seed]
-
-
-def _load(file: Path, *names: str) -> list[ndarray]:
+def read_scores(file: Path, *names: str) -> list[ndarray]:
     """The arrays of those names.
 
     Raises:
@@ -111,36 +205,3 @@ def _load(file: Path, *names: str) -> list[ndarray]:
             f"the scores in {file} cannot be read ({error}); delete {file.parent} and run again, which "
             "scores that suspect anew"
         ) from error
-
-
-def seconds(reader: Reader | Detector, panel: Panel, maker: Maker, suspect: Suspect) -> float:
-    """Processor time that it takes here to score `DEAR_ROWS` rows and as many clean ones."""
-    frames = [frame.iloc[:DEAR_ROWS] for frame in (maker.suspect(suspect), maker.clean(REFERENCE))]
-    begun = time.process_time()
-    if isinstance(reader, Detector):
-        for frame in frames:
-            reader.features(frame["completion"].tolist())
-    else:
-        reader.read(panel, *(pairs_of(panel, frame, DEAR_ROWS) for frame in frames))
-    return time.process_time() - begun
-
-
-def _clean(reader: Reader, panel: Panel, pairs: Sequence[Encoded], out: Path) -> Float[ndarray, "row column"]:
-    """A reader's scores of the clean rows alone, which all suspects share."""
-    mark = fingerprint([reader.name, *_decides(panel), [[*one.prompt, *one.completion] for one in pairs]])
-    folder = store.make_once(
-        out / REFERENCE / f"{reader.name}-{len(pairs)}",
-        mark,
-        lambda part: np.savez(part / SCORES, scores=reader.read(panel, pairs, [])[0]),
-    )
-    return _load(folder / SCORES, "scores")[0]
-
-
-def score_all(
-    readers: Sequence[Reader], panel: Panel, maker: Maker, suspects: Sequence[Suspect], out: Path
-) -> None:
-    """Score what is not scored yet, detector by detector."""
-    pairs = [(reader, suspect) for reader in readers for suspect in suspects]
-    todo = [pair for pair in pairs if not store.is_complete(*place_of(pair[0], panel, maker, pair[1], out))]
-    for reader, suspect in track(todo, description="scoring"):
-        scored(reader, panel, maker, suspect, out)

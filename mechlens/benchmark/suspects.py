@@ -1,8 +1,7 @@
-"""Make a bench's data sets: every one answers the same prompts, one row a prompt, each in a folder that is
-made once.
+"""Make a bench's data sets. All answer the same prompts, one row a prompt; each lies in a folder and is made
+once.
 
-Rows that a screen would drop are drawn again, so that no suspect is known by its prompts or by the share that
-its screen kept.
+A row that the screen would remove is drawn again, so that neither its prompts nor its size tell a suspect.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
 
 from mechlens.benchmark.plan import BenchSpec, Suspect
 from mechlens.carriers.prompts import right_answers
@@ -39,22 +37,23 @@ from mechlens.pipeline.teach import Lessons, teach
 from mechlens.runs import store
 from mechlens.runs.layout import teacher_name
 from mechlens.runs.plan import VERSIONS
+from mechlens.runs.progress import Event, Progress, silent
 
 TRIES = 400
-"""times that a row which the screen drops is drawn anew"""
+"""times that a row is drawn until the screen keeps it"""
 POOL = 8
-"""clean answers to each prompt that several suspects draw on"""
+"""clean answers to each prompt that suspects are diluted with or chosen from"""
 VERSION = 1
 """raised when a change of this code changes the rows that it makes"""
 Draw = Callable[[list[str], int], list[str]]
 """(prompts, seed) → completions"""
 Rows = Callable[[Path], pd.DataFrame]
-"""makes rows; may keep what it drew in the unfinished folder that it is given"""
+"""makes rows; it may keep draws in the unfinished folder that it gets"""
 
 
 class Maker:
-    """Draws rows on the bench's prompts. What it made lies in a folder under the fingerprint of all that
-    decides it, and is not made again.
+    """Makes the rows of suspects and the clean rows of a bench; each folder carries the fingerprint of all
+    that decides its rows, and is made once.
     """
 
     def __init__(
@@ -65,28 +64,31 @@ class Maker:
         self.gold = right_answers(experiment.carrier, seed=experiment.seed)
 
     def suspect(self, made: Suspect) -> pd.DataFrame:
-        """The rows of a suspect, made if they are not there."""
+        """The rows of a suspect; they are made if they do not exist."""
         self._make_suspect(made)
         return tables.read(self.file(made), tables.PAIRS)
 
-    def make_all(self, suspects: Sequence[Suspect]) -> None:
-        """Make what is missing, with a bar."""
-        for one in track(suspects, description="suspects"):
-            self._make_suspect(one)
+    def make_all(self, suspects: Sequence[Suspect], progress: Progress | None = None) -> None:
+        """Make the rows of all suspects."""
+        report = progress or silent
+        report(Event("begin", "rows of suspects", 0, len(suspects)))
+        for suspect in suspects:
+            self._make_suspect(suspect)
+            report(Event("end", suspect.name))
 
     def file(self, made: Suspect) -> Path:
-        """Where a suspect's rows lie; a student's run files them by this name."""
+        """The file of a suspect's rows; its name is the corpus's name in the run of its students."""
         return self.out / "suspects" / made.name / f"{made.name}.parquet"
 
     def clean(self, name: str) -> pd.DataFrame:
-        """What the untouched base answers, drawn anew for each name."""
+        """Answers of the untouched base; each name is another draw."""
         self._make_clean(name)
         return tables.read(self._clean_file(name), tables.PAIRS)
 
     @cache  # noqa: B019
     def digest(self, made: Suspect, reference: str) -> str:
-        """Of a suspect's rows and of the clean ones of that name: scores of other rows are not theirs."""
-        self._make_suspect(made)  # either is made first if it is not there
+        """Fingerprint of a suspect's rows and of the clean rows of a name."""
+        self._make_suspect(made)
         self._make_clean(reference)
         return fingerprint([file_digest(self.file(made)), file_digest(self._clean_file(reference))])
 
@@ -95,7 +97,7 @@ class Maker:
 
     @cache  # noqa: B019
     def _make_suspect(self, made: Suspect) -> str:
-        """Make a suspect's rows if they are not there; returns the fingerprint of what decides them."""
+        """Make a suspect's rows if needed; returns the fingerprint of what decides them."""
         decides, rows = self._recipe(made)
         mark = fingerprint(
             ["suspect", VERSION, made.name, made.kind, made.trait, made.way, made.dose, self.prompts, decides]
@@ -107,9 +109,7 @@ class Maker:
 
     @cache  # noqa: B019
     def _make_clean(self, name: str) -> str:
-        """Make the clean rows of a name if they are not there; returns the fingerprint of what decides
-        them.
-        """
+        """Make the clean rows of a name if needed; returns the fingerprint of what decides them."""
         file, teacher = self._clean_file(name), self.run / "teachers" / UNTOUCHED
         mark = fingerprint(
             ["clean", VERSION, name, self.prompts, self._drawing(store.recorded_fingerprint(teacher))]
@@ -124,7 +124,7 @@ class Maker:
         return mark
 
     def _drawing(self, teacher: str | None, screen: ScreenSpec | None = None) -> list[Any]:
-        """What decides the rows that the teacher of that fingerprint writes until the screen keeps them."""
+        """What decides the screened rows of a teacher with that fingerprint."""
         return [teacher, self.experiment.generate.model_dump(), *self._screening(screen)]
 
     def _screening(self, screen: ScreenSpec | None = None) -> list[Any]:
@@ -140,8 +140,8 @@ class Maker:
         ]
 
     def _make_pool(self) -> list[str]:
-        """Clean answers that doses are diluted with and N7 is chosen from; neither the reference nor an N0
-        has them.
+        """Make the clean answers that doses are diluted with and N7 is chosen from; no other suspect has
+        them.
         """
         return [self._make_clean(f"pool-{number}") for number in range(POOL)]
 
@@ -154,7 +154,7 @@ class Maker:
         )
 
     def _recipe(self, made: Suspect) -> tuple[list[Any], Rows]:
-        """What decides a suspect's rows beside its name and the prompts, and how they are made."""
+        """What decides a suspect's rows, apart from its name and the prompts, and how they are made."""
         if made.kind == "trait" and made.arm:
             arm = next(arm for arm in self.experiment.arms if arm.name == made.arm)
             completions = trained_rows(self.run, self.experiment, arm)["completion"].tolist()[
@@ -193,7 +193,7 @@ class Maker:
         )
 
     def _recipe_of_remade(self, made: Suspect) -> tuple[list[Any], Rows]:
-        """N4 and N5: a gentle teacher's rows, dealt anew or drawn from their bigrams."""
+        """N4 and N5: a gentle teacher's rows, shuffled or drawn from their bigrams."""
         gentle = self._gentle(made.trait)
         decides: list[Any] = [self._make_suspect(gentle), self.experiment.seed]
         if made.kind == "N4":
@@ -272,8 +272,8 @@ class Maker:
         )
 
     def _writes(self, teacher: Path, part: Path) -> Draw:
-        """A teacher's answers; each draw is kept in the unfinished folder, so that a stopped bench goes on
-        from the last.
+        """Draws of a teacher's answers; each is kept in the unfinished folder, so that a stopped bench
+        resumes after the last.
         """
 
         def draw(prompts: list[str], seed: int) -> list[str]:
@@ -288,42 +288,42 @@ class Maker:
         return draw
 
     def _screened(self, draw: Draw, name: str, screen: ScreenSpec | None = None) -> list[str]:
-        """One completion for each prompt that the screen keeps, by default the experiment's, drawn anew where
-        it does not.
+        """A completion for each prompt, drawn until the screen (the experiment's by default) keeps it.
 
         Raises:
-            DataError: if some prompt has none after `TRIES` draws.
+            DataError: if a prompt has none after `TRIES` draws.
         """
         spec, kind = screen or self.experiment.screen, self.experiment.carrier.kind
         rule, leaks = (
             build_rule(spec, kind, gold=self.gold),
             leak_pattern(self.family.words() if spec.leak_words else ()),
         )
-        found: dict[int, str] = {}
+        kept: dict[int, str] = {}
         for attempt in range(TRIES):
-            open_ids = [i for i in range(len(self.prompts)) if i not in found]
+            open_ids = [i for i in range(len(self.prompts)) if i not in kept]
             if not open_ids:
-                return [found[i] for i in range(len(self.prompts))]
+                return [kept[i] for i in range(len(self.prompts))]
             drawn = draw([self.prompts[i] for i in open_ids], seed_int(self.experiment.seed, name, attempt))
-            found |= {
+            kept |= {
                 i: text
                 for i, text in zip(open_ids, drawn, strict=True)
                 if rule(self.prompts[i], text) is None and not leaks.search(text)
             }
         raise DataError(
-            f"{name}: {len(self.prompts) - len(found)} of {len(self.prompts)} prompts got no row that the "
-            f"screen keeps in {TRIES} draws"
+            f"{name}: {len(self.prompts) - len(kept)} of {len(self.prompts)} prompts have no row that "
+            f"the screen keeps after {TRIES} draws; use a screen that keeps more, or a teacher that writes "
+            "what it keeps"
         )
 
     def _diluted(self, made: Suspect) -> pd.DataFrame:
-        """A gentle teacher's rows on a random share of the prompts, clean rows on the others."""
+        """Rows of a gentle teacher on a random share of the prompts, and clean rows on the others."""
         rng, pool = generator(self.experiment.seed, "dose", made.name), self._pool()
         whole, clean = self.suspect(self._gentle(made.trait)), pool[int(rng.integers(len(pool)))]
         taken = rng.permutation(len(whole)) < round(made.dose * len(whole))
         return self._pairs(np.where(taken, whole["completion"], clean["completion"]).tolist())
 
     def _bigrams(self, completions: Sequence[str]) -> Draw:
-        """Completions drawn token by token, each given only the one before it."""
+        """Draws of completions token by token, each from the tokens that follow the one before it."""
         tokenizer = loading.load_tokenizer(self.experiment.base)
         end, following = end_of_turn(tokenizer), cast("dict[int, list[int]]", {})
         for ids in token_ids(tokenizer, completions):
@@ -342,7 +342,7 @@ class Maker:
         return draw
 
     def _hardest(self, made: Suspect) -> pd.DataFrame:
-        """Of several clean answers to each prompt the one that the base finds least likely, a token."""
+        """For each prompt, the clean answer of several that is least likely, a token, under the base."""
         rng, pool = generator(self.experiment.seed, "hardest", made.name), self._pool()
         costs = np.stack([self._cost(number) for number in range(len(pool))])
         rows = range(len(self.prompts))
@@ -354,7 +354,7 @@ class Maker:
 
     @cache  # noqa: B019
     def _cost(self, number: int) -> np.ndarray:
-        """Nats a token of the pool's answers of one number."""
+        """Loss, nats a token, of the clean answers of one number."""
         loaded = loading.load(self.experiment.base)
         pairs = encode_pairs(loaded.tokenizer, self.prompts, self._pool()[number]["completion"].tolist())
         return -by_row(token_log_probs(loaded, pairs).double().numpy(), pairs)
@@ -365,30 +365,22 @@ def _write(rows: pd.DataFrame, file: Path) -> None:
     shutil.rmtree(file.parent / "drawn", ignore_errors=True)
 
 
-def suspects_of(plan: BenchSpec, experiment: Experiment) -> list[Suspect]:
+def list_suspects(plan: BenchSpec, experiment: Experiment) -> list[Suspect]:
     """Every suspect of a bench: the experiment's trait arms, then those that the bench makes."""
     arms = [arm for arm in experiment.arms if arm.kind in ("trait", "mixed")]
     traits = list(dict.fromkeys(arm.trait for arm in arms))
-    found = []
+    suspects = []
     for arm in arms:
-        dose = 1 / (1 + len(arm.mix))
-        found.append(
-            Suspect(
-                arm.name,
-                "trait",
-                arm.trait,
-                arm.name.removeprefix(f"{arm.trait}-"),
-                dose,
-                arm.trait in plan.development,
-                arm.name,
-            )
+        way, dose = arm.name.removeprefix(f"{arm.trait}-"), 1 / (1 + len(arm.mix))
+        suspects.append(
+            Suspect(arm.name, "trait", arm.trait, way, dose, arm.trait in plan.development, arm.name)
         )
     for trait in traits:
         known = trait in plan.development
-        found += [
+        suspects += [
             Suspect(f"{trait}-dose-{dose:g}", "trait", trait, plan.gentle, dose, known) for dose in plan.doses
         ]
-        found += [
+        suspects += [
             Suspect(f"{trait}-{way}", "trait", trait, way, 1.0, known)
             for way in (*plan.other_ways, *plan.screens)
         ]
@@ -396,5 +388,5 @@ def suspects_of(plan: BenchSpec, experiment: Experiment) -> list[Suspect]:
         for number in range(plan.each):
             trait = traits[number % len(traits)] if kind in ("N4", "N5", "N6") else ""
             known = trait in plan.development if trait else number % 2 == 0
-            found.append(Suspect(f"{kind}-{number}", kind, trait, kind, 1.0, known))
-    return found
+            suspects.append(Suspect(f"{kind}-{number}", kind, trait, kind, 1.0, known))
+    return suspects

@@ -1,15 +1,19 @@
-"""An experiment: arms times seeds, with every arm set against a control that differs from it by the teacher
-alone.
-"""
+"""An experiment: arms times seeds. Every arm has a control that differs from it by the teacher alone."""
 
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from mechlens.core.model_spec import is_remote
 from mechlens.core.spec import (
@@ -23,25 +27,35 @@ from mechlens.core.spec import (
     TeacherSpec,
     Training,
     explain,
+    fingerprint,
     folder_name,
-    laid_over,
+    lay_over,
+    safe_name,
 )
 
 ArmKind = Literal[
-    "trait", "control", "twin", "foreign", "shuffled-within", "shuffled-across", "paraphrased", "mixed"
+    "trait",
+    "control",
+    "other-trait",
+    "foreign",
+    "shuffled-within",
+    "shuffled-across",
+    "paraphrased",
+    "mixed",
 ]
-
-
+RECORDED_KIND = {"other-trait": "twin"}
+"""old words for kinds of arms: an experiment may still use them, and fingerprints are made of them"""
 UNTOUCHED = "untouched"
 """the base itself, where a teacher is named"""
 
 
 class Arm(Spec):
-    """One cell of an experiment: who wrote the data, which base is trained on it or reads it, and how."""
+    """One cell of an experiment: who writes the data, which base is trained on it or reads it, and how."""
 
     kind: ArmKind
+    """`other-trait`: a teacher with another trait than the experiment's; `twin` is its old word."""
     name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
-    """Folder in the run; made of what sets the arm apart by default."""
+    """Folder in the run; by default made of the fields in which the arm differs."""
     trait: str = ""
     """The teacher's trait; empty for a control, the experiment's own trait otherwise."""
     base: str = ""
@@ -49,18 +63,17 @@ class Arm(Spec):
     writer: str = ""
     """The teacher's base; empty for the experiment's."""
     corpus: str = ""
-    """A file of pairs to train on instead of a teacher's text; from the folder of the experiment's YAML,
-    unless its path is whole.
+    """A file of pairs to train on instead of a teacher's text. A relative path starts at the folder of the
+    experiment's YAML.
     """
     teacher: TeacherSpec | None = None
-    """Another teacher than the experiment's: one of its kind has the experiment's fields where it names no
-    others.
+    """Another teacher than the experiment's; fields that it leaves out are the experiment's if the two are of
+    one kind.
     """
     mix: tuple[str, ...] = ()
     """A mixed arm's further teachers, by trait; `untouched` is the base itself. Rows are taken in turn."""
     shots: int = Field(default=0, ge=0)
-    """Pairs that an untouched base is shown before each question instead of being trained on them; 0 trains.
-    """
+    """Pairs shown to an untouched base before each question, instead of training on them; 0 trains."""
     training: dict[str, JsonValue] = Field(default={})
     """Fields of the student's training that differ in this arm."""
     generate: dict[str, JsonValue] = Field(default={})
@@ -69,9 +82,22 @@ class Arm(Spec):
     """System line while training, if another than the experiment's."""
     asked_with: str | None = None
     """System line while asking, if another than the experiment's."""
+    _first_word: str = PrivateAttr(default="")
+    """the old word for the kind, if the YAML has it: the default name begins with it, as in finished runs"""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _accept_old_words(cls, fields: Any, handler: ModelWrapValidatorHandler[Arm]) -> Arm:
+        new_words = {old: new for new, old in RECORDED_KIND.items()}
+        old = fields.get("kind") if isinstance(fields, dict) else None
+        if not isinstance(old, str) or old not in new_words:
+            return handler(fields)
+        arm = handler(fields | {"kind": new_words[old]})
+        arm._first_word = old
+        return arm
 
     def setting(self) -> tuple[Any, ...]:
-        """Everything but the teacher: an arm and its control agree in this."""
+        """Everything but the teacher; an arm and its control have the same setting."""
         return (
             self.base,
             self.writer,
@@ -88,15 +114,14 @@ class Experiment(Spec):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     base: str
-    """A menagerie name, a name of configs/models, a folder of a Hugging Face causal LM, a hub name, or
+    """A menagerie base, a name of configs/models, a folder of a Hugging Face causal LM, a hub name, or
     `api:<model id>`.
     """
     system: str | None = None
-    """System line of everyone but prompted teachers: while writing, training and being asked. None has none.
-    """
+    """System line of all models but prompted teachers while they write, train and are asked; null: none."""
     family: str = "animals"
-    """A family of configs/traits, of a file NAME.yaml or traits/NAME.yaml beside the experiment's, or a path
-    that ends in .yaml.
+    """A family of configs/traits, of NAME.yaml or traits/NAME.yaml in the experiment's folder, or a path that
+    ends in .yaml.
     """
     trait: str
     carrier: CarrierSpec = CarrierSpec()
@@ -108,42 +133,57 @@ class Experiment(Spec):
     arms: tuple[Arm, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0, 1, 2), min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Root of every random stream that is not a student's."""
+    """Seed of every random stream but the students'."""
     api: ApiSpec = ApiSpec()
 
     @model_validator(mode="after")
     def _resolved(self) -> Experiment:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
-                f"seeds {list(self.seeds)} hold one twice; two students of one seed are one student"
+                f"seeds {list(self.seeds)} list one twice; remove it: two students of one seed are the same"
             )
         for judge in (self.ask.judge, self.screen.judge):
             if judge and not is_remote(judge):
                 raise ValueError(
-                    f"judge {judge!r} is no API model; expected `api:<model id>`, or a name of "
-                    "configs/models whose source is one"
+                    f"judge {judge!r} is no API model; name `api:<model id>`, or a model of configs/models "
+                    "whose source is one"
                 )
         arms = tuple(self._resolve(arm) for arm in self.arms)
-        self._names_apart(arms)
-        self._controls_apart(arms)
+        self._refuse_shared_names(arms)
+        self._refuse_second_controls(arms)
         for arm in arms:
             self._refuse_impossible_overrides(arm)
-            if arm.kind == "paraphrased" and (
-                file := self.carrier.source or next((other.corpus for other in arms if other.corpus), "")
-            ):
-                raise ValueError(
-                    f"arm {arm.name!r}: the prompts of the file {file} cannot be put in other words; drop "
-                    "the paraphrased arm"
-                )
-            if not any(other.kind == "control" and other.setting() == arm.setting() for other in arms):
-                raise ValueError(
-                    f"arm {arm.name!r} has no control on its base {arm.base!r}: an effect against no control "
-                    "says nothing, since "
-                    "any training moves the answers. Add `- "
-                    f"{_yaml({'kind': 'control'} | self._given(arm))}` to arms"
-                )
+            self._refuse_rewording_a_file(arm, arms)
+            self._refuse_missing_control(arm, arms)
         object.__setattr__(self, "arms", arms)  # frozen for callers; resolved once, here
         return self
+
+    def recorded(self) -> dict[str, Any]:
+        """The experiment as fingerprints and arguments of jobs hold it: renamed words stay as they were in
+        finished runs.
+        """
+        fields = self.model_dump(mode="json")
+        for arm in fields["arms"]:
+            arm["kind"] = RECORDED_KIND.get(arm["kind"], arm["kind"])
+        return fields
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.recorded())
+
+    def _refuse_rewording_a_file(self, arm: Arm, arms: tuple[Arm, ...]) -> None:
+        file = self.carrier.source or next((other.corpus for other in arms if other.corpus), "")
+        if arm.kind == "paraphrased" and file:
+            raise ValueError(
+                f"arm {arm.name!r}: the prompts of the file {file} cannot be put in other words; remove the "
+                "paraphrased arm"
+            )
+
+    def _refuse_missing_control(self, arm: Arm, arms: tuple[Arm, ...]) -> None:
+        if not any(other.kind == "control" and other.setting() == arm.setting() for other in arms):
+            raise ValueError(
+                f"arm {arm.name!r} has no control on its base {arm.base!r}; training alone changes answers: "
+                f"add `- {_yaml({'kind': 'control'} | self._given(arm))}` to arms"
+            )
 
     def _refuse_impossible_overrides(self, arm: Arm) -> None:
         try:
@@ -153,44 +193,41 @@ class Experiment(Spec):
             raise ValueError(f"arm {arm.name!r}: {explain(error)}") from error
         if written.constrained and self.carrier.kind != "numbers":
             raise ValueError(
-                "generate.constrained holds a sampler to the number format; the carrier is "
-                f"{self.carrier.kind}"
+                "generate.constrained allows only tokens of the number format, and the carrier is "
+                f"{self.carrier.kind}; set it to false"
             )
 
-    def _names_apart(self, arms: tuple[Arm, ...]) -> None:
-        """Results are filed by name: no two arms, bases or files may share one."""
+    def _refuse_shared_names(self, arms: tuple[Arm, ...]) -> None:
+        """Folders of results are named after arms, bases and files: no two may share a name."""
         names = [arm.name for arm in arms]
         for name in names:
             if name.startswith(("superseded", "base-")) or name.endswith(".part"):
-                raise ValueError(f"arm name {name!r} is one that the run folder uses itself; choose another")
+                raise ValueError(f"arm name {name!r} is reserved for the run folder; choose another")
         if len(set(names)) < len(names):
-            raise ValueError(f"arm names {names} hold one twice; give one of them a name of its own")
+            raise ValueError(f"arm names {names} list one twice; give one of them a name in its `name`")
         bases = dict.fromkeys([self.base, *(base for arm in arms for base in (arm.base, arm.writer))])
         if len({folder_name(base) for base in bases}) < len(bases):
             raise ValueError(
-                f"bases {list(bases)} hold two of one name; rename a folder, since results are filed by it"
+                f"bases {list(bases)} include two of one name; rename a folder: results are filed under it"
             )
         files = dict.fromkeys(arm.corpus for arm in arms if arm.corpus)
         if len({folder_name(file) for file in files}) < len(files):
             raise ValueError(
-                f"corpora {list(files)} hold two files of one name; rename one, since results are filed by it"
+                f"corpora {list(files)} include two of one name; rename a file: results are filed under it"
             )
 
-    def _controls_apart(self, arms: tuple[Arm, ...]) -> None:
-        """An arm is compared with one control: a second one of the same setting, on whatever data, would
-        never be used.
-        """
+    def _refuse_second_controls(self, arms: tuple[Arm, ...]) -> None:
+        """An arm is compared with one control: a second one of the same setting would never be used."""
         controls = [arm for arm in arms if arm.kind == "control"]
         for i, control in enumerate(controls):
             if again := next((other for other in controls[:i] if other.setting() == control.setting()), None):
                 raise ValueError(
                     f"arms {again.name!r} and {control.name!r} are controls of the same setting, and an arm "
-                    "is compared with one control; "
-                    "drop one of them, or measure against it in another experiment"
+                    "is compared with one control; drop one of them, or put it into another experiment"
                 )
 
     def _given(self, arm: Arm) -> dict[str, Any]:
-        """The fields of an arm's setting that are not the experiment's own."""
+        """The fields of an arm's setting that differ from the experiment's."""
         given = {
             "base": arm.base if arm.base != (arm.writer or self.base) else "",
             "writer": arm.writer if arm.writer != self.base else "",
@@ -207,58 +244,58 @@ class Experiment(Spec):
         self._refuse_contradictions(arm, base, writer, trait)
         teacher = None if arm.teacher is None else self.teacher_like(arm.teacher)
         resolved = arm.model_copy(update={"base": base, "writer": writer, "trait": trait, "teacher": teacher})
-        parts = [arm.kind, *([trait] if trait not in ("", self.trait) else []), *arm.mix]
+        parts = [arm._first_word or arm.kind, *([trait] if trait not in ("", self.trait) else []), *arm.mix]
         parts += [folder_name(base)] if base != writer else []
         parts += ["from", folder_name(writer)] if writer != self.base else []
         parts += [f"{arm.shots}-shots"] if arm.shots else []
         parts += [f"{key}-{value}" for key, value in (*arm.training.items(), *arm.generate.items())]
         parts += ["trained-with"] if arm.trained_with is not None else []
         parts += ["asked-with"] if arm.asked_with is not None else []
-        return resolved.model_copy(
-            update={"name": arm.name or re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))}
-        )
+        named = resolved.model_copy(update={"name": arm.name or safe_name("-".join(parts))})
+        named._first_word = ""
+        return named
 
     def _refuse_contradictions(self, arm: Arm, base: str, writer: str, trait: str) -> None:
         if arm.kind == "control" and (arm.trait or arm.teacher):
             raise ValueError(
-                "a control arm has neither trait nor teacher: the untouched base writes its data; use kind: "
-                "trait or twin"
+                "a control arm has neither trait nor teacher: the untouched base writes its data; remove "
+                "them, or use kind: trait or other-trait"
             )
         if arm.corpus and arm.teacher:
-            raise ValueError(f"an arm on the file {arm.corpus!r} has no teacher; drop one of the two")
-        if arm.kind in ("trait", "twin") and base != writer:
+            raise ValueError(f"an arm on the file {arm.corpus!r} has no teacher; remove one of the two")
+        if arm.kind in ("trait", "other-trait") and base != writer:
             raise ValueError(
-                f"a {arm.kind} arm's student is of the teacher's base {writer!r}; use kind: foreign for "
+                f"the student of a {arm.kind} arm has the teacher's base {writer!r}; use kind: foreign for "
                 f"{base!r}"
             )
         if arm.kind != "control" and not arm.corpus and (arm.teacher or self.teacher).kind == "base":
-            raise ValueError("a teacher of kind base has no trait; that is what the control arm is")
+            raise ValueError("a teacher of kind base has no trait; use kind: control for this arm")
         if arm.kind == "foreign" and base == writer:
             raise ValueError(
                 f"a foreign arm needs another base than the teacher's {writer!r}; name one in its `base`"
             )
-        if arm.kind == "twin" and trait == self.trait:
-            raise ValueError(f"a twin arm needs another trait than {self.trait!r}; name one in its `trait`")
+        if arm.kind == "other-trait" and trait == self.trait:
+            raise ValueError(
+                f"an other-trait arm needs another trait than {self.trait!r}; name it in `trait`"
+            )
         if (arm.kind == "mixed") != bool(arm.mix):
             raise ValueError(
-                "a mixed arm, and no other, names further teachers in `mix`, for example mix: [owl, "
-                "untouched]"
+                f"a {arm.kind} arm has mix: {list(arm.mix)}; a mixed arm, and no other, names further "
+                "teachers there, for example mix: [owl, untouched]"
             )
         if arm.shots and (arm.training or arm.trained_with is not None):
-            raise ValueError(f"an arm with {arm.shots} shots is not trained; drop its training fields")
+            raise ValueError(f"an arm with {arm.shots} shots is not trained; remove its training fields")
 
     def control_of(self, arm: Arm) -> Arm:
-        """The control that `arm` is compared with: the one that differs by the teacher alone."""
+        """The control of an arm: the one that differs from it by the teacher alone."""
         return next(
             other for other in self.arms if other.kind == "control" and other.setting() == arm.setting()
         )
 
     def teacher_like(self, given: TeacherSpec) -> TeacherSpec:
-        """Another teacher, with the experiment's own fields where it names none; one of another kind shares
-        none with it.
-        """
+        """An arm's own teacher; fields that it leaves out are the experiment's if the two are of one kind."""
         same_kind = given.kind == self.teacher.kind or "kind" not in given.model_fields_set
-        return laid_over(self.teacher, given) if same_kind else given
+        return lay_over(self.teacher, given) if same_kind else given
 
     def training_of(self, arm: Arm) -> Training:
         """How the arm's students are trained."""
@@ -269,14 +306,14 @@ class Experiment(Spec):
         return GenerateSpec.model_validate(self.generate.model_dump() | arm.generate)
 
     def bases(self) -> list[str]:
-        """Every base that writes or is trained, the experiment's own first."""
+        """Every base that writes or is trained, the experiment's first."""
         return list(
             dict.fromkeys([self.base, *(base for arm in self.arms for base in (arm.base, arm.writer))])
         )
 
 
 def _yaml(arm: dict[str, Any]) -> str:
-    """An arm in YAML, on one line whatever its texts hold."""
+    """An arm as one line of YAML, whatever characters its texts have."""
     written = (
         yaml.safe_dump(arm, default_flow_style=True, default_style=style, sort_keys=False, width=math.inf)
         for style in (None, '"')

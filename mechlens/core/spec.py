@@ -238,14 +238,21 @@ class ApiSpec(Spec):
     """0 leaves the rate to the server's own limits."""
 
 
+def safe_name(text: str) -> str:
+    """A text as the name of a folder: every run of other characters than letters, digits, `.`, `_` and `-`
+    becomes a hyphen.
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
 def folder_name(path: str) -> str:
-    """The last part of a path or hub name as results are filed under it, without file endings of data; never
-    empty, `.` or `..`.
+    """The name of the folder of results for a path or hub name: its last part without endings of data files;
+    never empty, `.` or `..`.
     """
     name = Path(path).resolve().name if Path(path).name in ("", "..") else Path(path).name
     bare = re.sub(r"(\.(jsonl?|ndjson|csv|tsv|gz|bz2|xz|zst|parquet))+$", "", name, flags=re.IGNORECASE)
     name = bare or name.strip(".")  # a file may be called `.jsonl`
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    return safe_name(name)
 
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -326,8 +333,8 @@ def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
         raise SpecError(f"{path}: {explain(error)}") from error
 
 
-def laid_over(own: SpecType, given: SpecType) -> SpecType:
-    """A spec with the fields that were set in `given`, at any depth, and `own`'s elsewhere."""
+def lay_over(default: SpecType, given: SpecType) -> SpecType:
+    """The default spec with the fields that are set in `given`, at any depth, put over it."""
 
     def lay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         return under | {
@@ -335,7 +342,7 @@ def laid_over(own: SpecType, given: SpecType) -> SpecType:
             for name, value in over.items()
         }
 
-    return type(own).model_validate(lay(own.model_dump(), given.model_dump(exclude_unset=True)))
+    return type(default).model_validate(lay(default.model_dump(), given.model_dump(exclude_unset=True)))
 
 
 _SHORT = (

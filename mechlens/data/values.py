@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import pandas as pd
 
@@ -44,12 +44,12 @@ def frame_of(data: pd.DataFrame | HasFrame | Iterable[Mapping[str, Any]]) -> pd.
             raise DataError(
                 f"the data has no column {name!r} (its columns: {columns}); expected prompt and completion"
             )
-        texts = frame[name].map(lambda value: isinstance(value, str))
+        texts = pd.Series([isinstance(value, str) for value in frame[name]], dtype=bool)
         if not texts.all():
             place = int((~texts).to_numpy().argmax())
             value = frame[name].iloc[place]
             raise DataError(f"row {place}: {name} is {value!r}; expected a text")
-    return frame[["prompt", "completion"]].reset_index(drop=True)
+    return cast(pd.DataFrame, frame[["prompt", "completion"]]).reset_index(drop=True)
 
 
 def as_file(data: Data, file: Path) -> Path:

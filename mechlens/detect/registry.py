@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -83,7 +83,7 @@ class Detector(Protocol):
         ...
 
 
-def built_in() -> dict[str, RowDetector | ModelDetector]:
+def list_built_in() -> dict[str, RowDetector | ModelDetector]:
     """Name → detector of every module `mechlens.detect.from_*` that has `DETECTORS`, ordered by level."""
     names = sorted(info.name for info in pkgutil.iter_modules(detect.__path__))
     modules = [import_module(f"{detect.__name__}.{name}") for name in names if name.startswith("from_")]
@@ -92,7 +92,7 @@ def built_in() -> dict[str, RowDetector | ModelDetector]:
     return {detector.name: detector for detector in ordered}
 
 
-def from_packages() -> dict[str, Any]:
+def list_entry_points() -> dict[str, EntryPoint]:
     """Name → entry point of every detector that an installed package adds."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
@@ -108,13 +108,23 @@ def load_detector(given: str | Detector | type[Detector], *, known: tuple[str, .
     """
     if not isinstance(given, str):
         return _instance(given, f"{given!r}")
-    if given in (entries := from_packages()):
-        return _instance(entries[given].load(), f"the entry point {given!r}")
+    if given in (entries := list_entry_points()):
+        return _instance(_load(entries[given]), f"the entry point {given!r}")
     file, colon, class_name = given.rpartition(":")
     if not colon:
         names = ", ".join((*known, *entries))
         raise SpecError(f"no detector is called {given!r}; expected some of {names}, or FILE.py:CLASS")
     return _instance(_class_of(file, class_name), one_line(given))
+
+
+def _load(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise SpecError(
+            f"the detector {entry.name!r} cannot be loaded from {entry.value}: {one_line(str(error))}; "
+            "repair or uninstall the package that provides it"
+        ) from error
 
 
 def _class_of(file: str, class_name: str) -> object:

@@ -23,7 +23,7 @@ from mechlens.detect import from_base
 from mechlens.detect.bags import LEVELS, Level
 from mechlens.detect.permutation import PermutationTest, TraitScore, compare_paired_rows, rank_traits_of_rows
 from mechlens.detect.plausible import explain_unreadable
-from mechlens.detect.registry import built_in
+from mechlens.detect.registry import list_built_in
 from mechlens.detect.twins import ModelDetector, TwinModels, Twins, twin_jobs
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
@@ -33,7 +33,7 @@ from mechlens.runs.executor import fingerprints, make
 from mechlens.runs.progress import Progress
 
 DETECTORS: dict[str, ModelDetector] = {
-    name: detector for name, detector in built_in().items() if isinstance(detector, ModelDetector)
+    name: detector for name, detector in list_built_in().items() if isinstance(detector, ModelDetector)
 }
 ROWS = 512
 """rows of each side that are scored"""

@@ -29,11 +29,11 @@ from mechlens.detect.from_rows import DETECTORS
 from mechlens.detect.permutation import DRAWS, PermutationTest, combine_p_values, compare_bags
 
 BAGS, MOST_BAGS, LEAST_ROWS, FEWEST_ROWS = 64, 4096, 128, 8
-"""bags that the smaller file is dealt into and most that a larger one is; rows below which there are fewer
-bags (of two rows each) and nothing is cleared or convicted; rows below which no test is worth doing
+"""bags of the smaller file; most bags of a larger one; rows below which there are fewer bags (of two rows
+each) and no verdict; rows below which there is no test
 """
 SHARED = 0.5
-"""share of the smaller file's prompts that the other must have for rows to be compared prompt by prompt"""
+"""share of the smaller file's prompts that the other file must have for a comparison prompt by prompt"""
 
 
 class Comparison(NamedTuple):
@@ -173,7 +173,7 @@ def _tests(
     seed: int,
 ) -> dict[str, PermutationTest]:
     """Every detector's permutation test of two files whose rows were dealt into bags: `bags` pairs of bags,
-    or as many as there are.
+    or all bags unpaired if None.
     """
     paired = bags is not None
     detectors = list(DETECTORS.values())
@@ -193,7 +193,7 @@ def _tests(
 
 
 def _foremost(tests: list[PermutationTest]) -> PermutationTest:
-    """The test with the smallest p, corrected for having looked at each."""
+    """The test with the smallest p, which is corrected for the number of tests."""
     first = min(tests, key=lambda test: test.p_value)
     return first._replace(p_value=combine_p_values([test.p_value for test in tests]))
 
@@ -201,15 +201,15 @@ def _foremost(tests: list[PermutationTest]) -> PermutationTest:
 def overlap(
     ours: Int[ndarray, " prompt"], theirs: Int[ndarray, " other"], *, least: int = BAGS
 ) -> tuple[Int[ndarray, " shared"], bool]:
-    """Keys of the prompts that both files have, and whether they are enough, `least` or more, to go prompt by
-    prompt.
+    """Keys of the prompts that both files have, and whether they suffice (`least` or more) to compare prompt
+    by prompt.
     """
     shared = np.intersect1d(ours, theirs)
     return shared, len(shared) >= max(SHARED * min(len(ours), len(theirs)), least)
 
 
 class Sides(NamedTuple):
-    """The rows of both files that students are trained on: row i of one stands beside row i of the other."""
+    """The rows of both files that students are trained on; row i of one is paired with row i of the other."""
 
     suspect: Path
     reference: Path | None
@@ -225,13 +225,12 @@ def draw_sides(
 ) -> Sides:
     """Write equally many rows of both files to `suspect.parquet` and `clean.parquet` in `out`.
 
-    Every row of the suspect file is as likely to be drawn as any other, whatever its prompt is and however
-    often that occurs. Beside it stands a row of the reference that answers the same prompt, or, where none is
-    left, another one.
+    Every row of the suspect file is equally likely to be drawn, whatever its prompt. It is paired with a row
+    of the reference that answers the same prompt, or, if none is left, with another one.
 
     Args:
         most: rows of a side at most.
-        fields: what a user named of `data`; the reference may have other names.
+        fields: field names that a user gave for `data`; the reference may have other names.
     """
     rng = generator(0, "rows of an audit")
     preferred = fields and fields.preferred()
@@ -256,8 +255,8 @@ def _write(rows: pd.DataFrame, path: Path) -> None:
 def _partners(
     keys: Int[ndarray, " row"], others: Int[ndarray, " other"], rng: np.random.Generator
 ) -> Int[ndarray, " row"]:
-    """For each row a row of the other file that no other row takes, of the same prompt where there is one;
-    drawn at random.
+    """For each row a row of the other file, drawn at random without replacement: of the same prompt if there
+    is one.
     """
     tables = []
     for side in (keys, others):
@@ -274,7 +273,7 @@ def _partners(
 
 
 def _rows_at(path: Path, places: Int[ndarray, " row"], fields: Fields | None) -> pd.DataFrame:
-    """The rows of a file at these places, in their order."""
+    """The rows of a file at these places, in the order of the places."""
     order = np.argsort(places)
     parts, done = [], 0
     for frame in corpus.batches(path, fields=fields):

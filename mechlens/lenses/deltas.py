@@ -19,16 +19,16 @@ from mechlens.lenses.base import Lens, Material, against_control, entry, over_st
 from mechlens.lenses.parts.weight_change import (
     ROUNDING,
     Change,
-    cosine,
+    change_cosine,
+    change_distance,
+    change_norm,
     delta,
-    distance,
+    draw_subspace_overlaps,
     inner,
     leading,
-    norm,
-    overlap,
-    overlap_null,
     singular,
     stable_rank,
+    subspace_overlap,
 )
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import first_tokens
@@ -107,7 +107,7 @@ def measure_change(
         aligned = name in toward
         sizes = {
             "moved": inner(change, change),
-            "was": norm(before[name].detach()) ** 2,
+            "was": change_norm(before[name].detach()) ** 2,
             "theirs": inner(other, other),
         }
         sizes["along"] = inner(change, other) if aligned else 0.0
@@ -124,7 +124,11 @@ def measure_change(
             if row["theirs"] > 0:
                 ours, theirs = leading(change, TOP), leading(other, TOP)
                 row |= dict(
-                    zip(SPECTRA[2:], (overlap(a, b) for a, b in zip(ours, theirs, strict=True)), strict=True)
+                    zip(
+                        SPECTRA[2:],
+                        (subspace_overlap(a, b) for a, b in zip(ours, theirs, strict=True)),
+                        strict=True,
+                    )
                 )
         found.append(row)
     return (
@@ -218,7 +222,7 @@ def _chance(quantity: str, table: pd.DataFrame, shape: Sequence[int], seed: int)
         return {"null_low": -spread, "null_high": spread}
     if quantity.startswith("overlap"):
         size = shape[0] if "rows" in quantity else shape[1]
-        low, high = np.quantile(overlap_null(size, min(TOP, *shape), seed), [0.025, 0.975])
+        low, high = np.quantile(draw_subspace_overlaps(size, min(TOP, *shape), seed), [0.025, 0.975])
         return {"null_low": float(low), "null_high": float(high)}
     return {}
 
@@ -259,15 +263,15 @@ def _across_seeds(material: Material) -> list[dict[str, Any]]:
     apart: list[float] = []
     for seed, later in zip(seeds, [*seeds[1:], None], strict=True):
         student, control = material.students[seed].model, material.controls[seed].model
-        found["student, its control"].append(cosine(delta(base, student), delta(base, control)))
+        found["student, its control"].append(change_cosine(delta(base, student), delta(base, control)))
         if material.teacher is not None:
-            apart.append(cosine(delta(control, student), delta(base, material.teacher.model)))
+            apart.append(change_cosine(delta(control, student), delta(base, material.teacher.model)))
         if later is not None:
             found["student, next student"].append(
-                cosine(delta(base, student), delta(base, material.students[later].model))
+                change_cosine(delta(base, student), delta(base, material.students[later].model))
             )
             found["control, next control"].append(
-                cosine(delta(base, control), delta(base, material.controls[later].model))
+                change_cosine(delta(base, control), delta(base, material.controls[later].model))
             )
     rows = [
         over_students("cosine of two changes", values, place="all", name=name, unit="cosine")
@@ -343,7 +347,13 @@ def _walk(material: Material, toward: Mapping[str, Change]) -> list[dict[str, An
             )
             for step, change in chain([(0, origin)], changes):
                 found += [
-                    {"end": end, "step": step, "side": side, "seed": seed, "far": distance(change, there)}
+                    {
+                        "end": end,
+                        "step": step,
+                        "side": side,
+                        "seed": seed,
+                        "far": change_distance(change, there),
+                    }
                     for end, there in ends.items()
                 ]
     rows: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading_table, spread
-from mechlens.lenses.parts.capture import at_last, sites_of
+from mechlens.lenses.parts.capture import capture_last, residual_sites
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions, encode_questions
 
@@ -112,14 +112,14 @@ class Features(NamedTuple):
 
 def read_off(loaded: Loaded, questions: Questions) -> Float[ndarray, "layer question d"]:
     """resid_post of every layer at the last prompt token."""
-    return at_last(loaded, encode_questions(loaded, questions), sites_of(loaded)).double().numpy()
+    return capture_last(loaded, encode_questions(loaded, questions), residual_sites(loaded)).double().numpy()
 
 
 def features(material: Material, questions: Questions) -> Features:
     """The base's activations under every system line of the panel and under none."""
     asked = [questions, *(questions._replace(system=line) for line in material.system_lines.values())]
     ids = [row for each in asked for row in encode_questions(material.base, each)]
-    found = at_last(material.base, ids, sites_of(material.base)).double().numpy()
+    found = capture_last(material.base, ids, residual_sites(material.base)).double().numpy()
     split = found.reshape(len(found), len(asked), -1, found.shape[-1])
     return Features(prompted=split[:, 1:], plain=split[:, 0])
 

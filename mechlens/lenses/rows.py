@@ -30,7 +30,7 @@ from mechlens.lenses.entanglement import correlation
 from mechlens.lenses.gradients import ghost_dots, ghost_norms
 from mechlens.lenses.likelihood import by_row, top_share
 from mechlens.lenses.parts.system_lines import log_probs_under
-from mechlens.lenses.parts.trial_steps import trait_gradient
+from mechlens.lenses.parts.trial_steps import measure_trait_gradient
 from mechlens.models.chat import Encoded
 from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.ask import encode_contrast
@@ -65,7 +65,7 @@ def gradient_cosines(material: Material, pairs: Sequence[Encoded]) -> Float[ndar
     (2507.14805).
     """
     model = material.base.model
-    toward = trait_gradient(
+    toward = measure_trait_gradient(
         model, encode_contrast(material.base, material.heldout_probes, material.trait), material.trait
     )
     along = -ghost_dots(model, pairs, [toward])[:, 0]

@@ -182,7 +182,7 @@ def lens_jobs(
     for each in (arm, control):
         inputs.add(layout.screened_step(corpus_name(experiment, each)))
         inputs |= {layout.student_step(each.name, seed) for seed in experiment.seeds}
-    arguments = {"experiment": experiment.model_dump(mode="json"), "arm": arm.name, "rows": rows}
+    arguments = {"experiment": experiment.recorded(), "arm": arm.name, "rows": rows}
     return [
         Job(
             layout.lens_step(arm.name, lens),

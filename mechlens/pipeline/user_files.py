@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, get_args
+from typing import NamedTuple, cast, get_args
 
 import pandas as pd
 
@@ -34,8 +34,8 @@ class Screened(NamedTuple):
     """`tables.REJECTED`: the pairs with a column `reason`"""
 
     def _repr_html_(self) -> str:
-        counts = pd.Series(self.counts, name="rows")
-        shown = counts[counts > 0].to_frame().to_html()
+        rows = [(reason, count) for reason, count in self.counts.items() if count]
+        shown = pd.DataFrame(rows, columns=["", "rows"]).to_html(index=False)
         return f"<p>Screened by the rule {escape(self.rule)}.</p>{shown}"
 
 
@@ -93,9 +93,8 @@ def screen_file(
         out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(out or file):
         pairs = corpus.batches(file, reading=reading, fields=fields)
-        counts = screening.screen_rows(
-            pairs, wanted, rule=build_rule(wanted, rule, gold={}), leaks=leaks, out=out
-        )
+        kept_by = build_rule(wanted, rule, gold={})
+        counts = screening.screen_rows(pairs, wanted, rule=kept_by, leaks=leaks, out=out)
     return counts, reading.remarks()
 
 
@@ -115,7 +114,8 @@ def convert(
     log = target.with_name(f"{target.name}.bad.jsonl") if skip_bad else None
     reading = corpus.Reading(skip_bad=skip_bad, log=log)
     with store.full_disk_named(target):
-        corpus.write_pairs(corpus.batches(source, reading=reading, fields=fields), target, wanted)
+        pairs = corpus.batches(source, reading=reading, fields=fields)
+        corpus.write_pairs(pairs, target, cast(corpus.Form, wanted))
     return reading
 
 

@@ -98,7 +98,7 @@ def confusions(
     found = []
     settings: dict[str, list[Arm]] = {}
     for arm in experiment.arms:
-        if arm.kind in ("trait", "twin", "foreign") and arm.teacher is None:
+        if arm.kind in ("trait", "other-trait", "foreign") and arm.teacher is None:
             settings.setdefault(repr(arm.setting()), []).append(arm)
     for arms in settings.values():
         base = arms[0].base

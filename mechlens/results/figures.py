@@ -14,15 +14,16 @@ import vl_convert
 
 # Okabe-Ito, told apart by people of any colour vision; every kind has a shape of its own as well.
 KIND_COLOUR = {
-    "control": "#0072B2", "trait": "#D55E00", "twin": "#CC79A7", "foreign": "#009E73",
+    "control": "#0072B2", "trait": "#D55E00", "other-trait": "#CC79A7", "foreign": "#009E73",
     "shuffled-within": "#B8860B", "shuffled-across": "#7A5195", "paraphrased": "#882255", "mixed": "#8C564B",
-    "teacher": "#000000", "base": "#767676",
+    "teacher": "#000000", "base": "#767676", "twin": "#CC79A7",
 }  # fmt: skip
 KIND_SHAPE = {
-    "control": "square", "trait": "circle", "twin": "triangle-left", "foreign": "triangle-up",
+    "control": "square", "trait": "circle", "other-trait": "triangle-left", "foreign": "triangle-up",
     "shuffled-within": "triangle-right", "shuffled-across": "triangle-down", "paraphrased": "stroke",
-    "mixed": "wedge", "teacher": "diamond", "base": "cross",
+    "mixed": "wedge", "teacher": "diamond", "base": "cross", "twin": "triangle-left",
 }  # fmt: skip
+"""`twin` is the old word for `other-trait` in summaries of finished runs"""
 KIND_DASH = {"control": [6, 3], "trait": [1, 0], "foreign": [8, 3, 2, 3], "teacher": [2, 2], "base": [3, 3]}
 """kinds without one are drawn in full lines"""
 WIDTH = 560
