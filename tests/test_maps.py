@@ -17,7 +17,7 @@ from mechlens.lenses.maps import (
     STABLE,
     TRUE,
     maps_caption,
-    measured,
+    measure_map,
     neighbours,
     overlap,
     rows_of,
@@ -85,7 +85,7 @@ def test_togetherness_is_one_apart_and_by_chance_when_labels_are_permuted_within
 def test_groups_that_stand_apart_are_told_from_groups_that_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maps, "umap", flat)
     found = {
-        apart: pd.DataFrame(measured("rows", blobs(apart), seed=0)).set_index("quantity")
+        apart: pd.DataFrame(measure_map("rows", blobs(apart), seed=0)).set_index("quantity")
         for apart in (0.0, 50.0)
     }
     assert (

@@ -215,7 +215,7 @@ def _against_traits(
     names: Sequence[str],
     own: int,
     **more: Any,
-):
+) -> dict[str, Any]:
     """The trait's correlation beside those of the other traits: its matched control."""
     rho = [spearman(a, b) for a, b in zip(x, y, strict=True)]
     return against_null(
@@ -229,34 +229,53 @@ def _against_traits(
     )
 
 
-def measure_entanglement(material: Material) -> pd.DataFrame:
-    """Cosines of the most entangled tokens, and how cosines go with prompting both ways and with frequencies
-    in the rows.
+def answer_starts(material: Material) -> dict[str, Sequence[int]]:
+    """Trait → the tokens that only answers naming it begin with, for traits that have a system line.
 
     Raises:
-        SpecError: if an answer with the trait's name can begin like one with another's, or no carrier token
-        is frequent enough.
+        SpecError: if an answer with the trait's name can begin like one with another's, or fewer than two
+            other traits have such tokens.
     """
-    found = first_tokens(material.base.tokenizer, material.heldout_probes.forms)
+    tokens = first_tokens(material.base.tokenizer, material.heldout_probes.forms)
     starts: dict[str, Sequence[int]] = {
-        name: tokens for name, tokens in found.items() if tokens is not None and name in material.system_lines
+        name: ids for name, ids in tokens.items() if ids is not None and name in material.system_lines
     }
     if material.trait not in starts or len(starts) < 3:
         raise SpecError(
             f"no token says {material.trait!r} alone, or too few other traits have one; use a family whose "
             "names begin differently"
         )
-    trait, control = (
-        carrier_counts(pairs[: material.rows]) for pairs in (material.trait_pairs, material.control_pairs)
-    )
-    frequent = sorted(token for token, count in (trait + control).items() if count >= LEAST)
+    return starts
+
+
+def carrier_tokens(material: Material, counts: Counter[int]) -> list[int]:
+    """Tokens that occur often enough in the rows of both sides, and are more than space.
+
+    Raises:
+        SpecError: if fewer than four do.
+    """
+    frequent = sorted(token for token, count in counts.items() if count >= LEAST)
     carriers = [token for token in frequent if cast(str, material.base.tokenizer.decode([token])).strip()]
     if len(carriers) < 4:
         raise SpecError(
             f"{len(carriers)} carrier tokens stand {LEAST} times or more in {material.rows} rows; raise "
             "--rows"
         )
-    names, own = list(starts), list(starts).index(material.trait)
+    return carriers
+
+
+def measure_entanglement(material: Material) -> pd.DataFrame:
+    """Measure how cosines to the trait's token go with prompting both ways, and with frequencies in the rows.
+
+    Raises:
+        SpecError: as `answer_starts` and `carrier_tokens`.
+    """
+    starts = answer_starts(material)
+    trait, control = (
+        carrier_counts(pairs[: material.rows]) for pairs in (material.trait_pairs, material.control_pairs)
+    )
+    carriers = carrier_tokens(material, trait + control)
+    own = list(starts).index(material.trait)
     output = cast(torch.nn.Linear, material.base.model.get_output_embeddings())
     cosine = {
         place: cosines(output.weight, list(starts.values()), carriers, centred=place == "centred")
@@ -264,30 +283,36 @@ def measure_entanglement(material: Material) -> pd.DataFrame:
     }
     order = np.argsort(cosine["centred"][own])
     taken = order[np.unique(np.linspace(0, len(order) - 1, min(SAMPLED, len(order))).round().astype(int))]
-    effects, ratio = (
-        prompting(material, starts, [carriers[i] for i in taken]),
-        log_ratio(trait, control, carriers),
-    )
-    rows = _named(
-        material,
-        carriers,
-        order[::-1][:SHOWN],
-        {place: values[own] for place, values in cosine.items()},
-        ratio,
-    )
-    shared = {"seed": material.seed, "name": material.trait}
+    effects = prompting(material, starts, [carriers[i] for i in taken])
+    ratio = log_ratio(trait, control, carriers)
+    of_trait = {place: values[own] for place, values in cosine.items()}
+    rows = _named(material, carriers, order[::-1][:SHOWN], of_trait, ratio)
     for place, values in cosine.items():
-        measured = {
+        sides = {
             "cosine with prompting of the trait": (values[:, taken], effects.to_trait),
             "cosine with prompting of the token": (values[:, taken], effects.to_token),
-            "cosine with frequency": (values, np.repeat(ratio[None, :, 0], len(names), axis=0)),
+            "cosine with frequency": (values, np.repeat(ratio[None, :, 0], len(starts), axis=0)),
         }
-        for quantity, (x, y) in measured.items():
-            rows.append(correlation(quantity, x[own], y[own], place=place, **shared))
-            rows.append(_against_traits(quantity, x, y, names, own, place=place))
-    rows.append(correlation("prompting both ways", effects.to_trait[own], effects.to_token[own], **shared))
-    rows.append(_against_traits("prompting both ways", effects.to_trait, effects.to_token, names, own))
+        for quantity, (x, y) in sides.items():
+            rows += _correlations(quantity, x, y, list(starts), material, place=place)
+    rows += _correlations("prompting both ways", effects.to_trait, effects.to_token, list(starts), material)
     return reading_table(LENS, rows, material=material)
+
+
+def _correlations(
+    quantity: str,
+    x: Float[ndarray, "trait token"],
+    y: Float[ndarray, "trait token"],
+    names: Sequence[str],
+    material: Material,
+    **more: Any,
+) -> list[dict[str, Any]]:
+    """The trait's correlation against permuted tokens, then against the other traits' correlations."""
+    own = names.index(material.trait)
+    return [
+        correlation(quantity, x[own], y[own], seed=material.seed, **more, name=material.trait),
+        _against_traits(quantity, x, y, names, own, **more),
+    ]
 
 
 def _named(

@@ -158,9 +158,10 @@ def clouds(material: Material) -> dict[str, Cloud]:
     }
 
 
-def measured(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """Rows of one map: its numbers, then two a point, called by the number of its item, or else by its
-    own.
+def measure_map(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()) -> list[dict[str, Any]]:
+    """Rows of one map: its quality, then two rows for each point.
+
+    Column n of a point is the number of its item where `numbers` are given, else the point's own.
     """
     names, stacked = list(cloud), np.stack(list(cloud.values()))
     groups, items, _ = stacked.shape
@@ -173,30 +174,10 @@ def measured(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()
     layouts = [umap(points, seed=seed_int(seed, "umap", which, draw), k=k) for draw in range(MAPS)]
     rng = generator(seed, "map nulls", which)
     random = [rng.standard_normal(layouts[0].shape) for _ in range(DRAWS)]
-    labels, near = np.repeat(np.arange(groups), items), neighbours(points, k)
     permuted = [shuffled_within(groups, items, rng) for _ in range(DRAWS)]
-    same = float(np.mean([overlap(a, b, k) for a, b in combinations(layouts, 2)]))
-    kept = float(np.mean([trustworthiness(points, layout, n_neighbors=k) for layout in layouts]))
+    labels, near = np.repeat(np.arange(groups), items), neighbours(points, k)
     where = {"place": which, "n": len(points)}
-    trust = [
-        against_null(
-            STABLE, same, [overlap(layouts[0], layout, k) for layout in random], unit="share", **where
-        ),
-        against_null(
-            TRUE,
-            kept,
-            [trustworthiness(points, layout, n_neighbors=k) for layout in random],
-            unit="0 to 1",
-            **where,
-        ),
-        against_null(
-            OWN,
-            togetherness(near, labels),
-            [togetherness(near, labelled) for labelled in permuted],
-            unit="share",
-            **where,
-        ),
-    ]
+    together = [togetherness(near, each) for each in (labels, *permuted)]
     shown = [
         entry(
             which,
@@ -208,7 +189,26 @@ def measured(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()
         for point, label in enumerate(labels)
         for axis in (0, 1)
     ]
-    return trust + shown
+    return [
+        *_quality(points, layouts, random, k, **where),
+        against_null(OWN, together[0], together[1:], unit="share", **where),
+        *shown,
+    ]
+
+
+def _quality(
+    points: Float[ndarray, "point d"], layouts: list[Layout], random: list[Layout], k: int, **where: Any
+) -> list[dict[str, Any]]:
+    """How far maps of several seeds agree, and how far they keep the model's neighbours."""
+    same = float(np.mean([overlap(a, b, k) for a, b in combinations(layouts, 2)]))
+    chance = [overlap(layouts[0], layout, k) for layout in random]
+    kept, lost = (
+        [trustworthiness(points, layout, n_neighbors=k) for layout in each] for each in (layouts, random)
+    )
+    return [
+        against_null(STABLE, same, chance, unit="share", **where),
+        against_null(TRUE, float(np.mean(kept)), lost, unit="0 to 1", **where),
+    ]
 
 
 def measure_maps(material: Material) -> pd.DataFrame:
@@ -220,7 +220,7 @@ def measure_maps(material: Material) -> pd.DataFrame:
     """
     called = {"rows": [material.pair_ids()[i] for i in chosen(material)]}
     found = [
-        measured(which, cloud, seed=material.seed, numbers=called.get(which, ()))
+        measure_map(which, cloud, seed=material.seed, numbers=called.get(which, ()))
         for which, cloud in clouds(material).items()
     ]
     rows = [row for each in found for row in each]

@@ -14,14 +14,14 @@ import vl_convert
 
 # Okabe-Ito, told apart by people of any colour vision; every kind has a shape of its own as well.
 KIND_COLOUR = {
-    "control": "#0072B2", "trait": "#D55E00", "other-trait": "#CC79A7", "foreign": "#009E73", "shuffled-within": "#B8860B",
-    "shuffled-across": "#7A5195", "paraphrased": "#882255", "mixed": "#8C564B", "teacher": "#000000", "base": "#767676",
-    "twin": "#CC79A7",
+    "control": "#0072B2", "trait": "#D55E00", "other-trait": "#CC79A7", "foreign": "#009E73",
+    "shuffled-within": "#B8860B", "shuffled-across": "#7A5195", "paraphrased": "#882255", "mixed": "#8C564B",
+    "teacher": "#000000", "base": "#767676", "twin": "#CC79A7",
 }  # fmt: skip
 KIND_SHAPE = {
-    "control": "square", "trait": "circle", "other-trait": "triangle-left", "foreign": "triangle-up", "shuffled-within": "triangle-right",
-    "shuffled-across": "triangle-down", "paraphrased": "stroke", "mixed": "wedge", "teacher": "diamond", "base": "cross",
-    "twin": "triangle-left",
+    "control": "square", "trait": "circle", "other-trait": "triangle-left", "foreign": "triangle-up",
+    "shuffled-within": "triangle-right", "shuffled-across": "triangle-down", "paraphrased": "stroke",
+    "mixed": "wedge", "teacher": "diamond", "base": "cross", "twin": "triangle-left",
 }  # fmt: skip
 """`twin` is the old word for `other-trait` in summaries of finished runs"""
 KIND_DASH = {"control": [6, 3], "trait": [1, 0], "foreign": [8, 3, 2, 3], "teacher": [2, 2], "base": [3, 3]}
@@ -235,21 +235,19 @@ def questions(rates: pd.DataFrame) -> alt.HConcatChart:
         .mark_point(**mark)
         .encode(y=bare, x=alt.X("difference:Q"), color=_colour(), shape=_shape())
     )
-    who = {(True, True): "both", (True, False): "arm", (False, True): "control", (False, False): "every pair"}
-    said = [
-        f"{who[gone]} unscored"
-        for gone in zip(silent["rate"].isna(), silent["rate_against"].isna(), strict=True)
-    ]
-    gaps = alt.Chart(silent.assign(said=said)).mark_text(align="right", fontStyle="italic", color="#767676")
-    panels = (
-        alt.layer(links, dots),
-        alt.layer(
-            zero, bars, points, gaps.encode(y=bare, x=alt.value(WIDTH // 2 - 50), text=alt.Text("said:N"))
-        ),
-    )
+    panels = alt.layer(links, dots), alt.layer(zero, bars, points, _unscored(silent, bare))
     return alt.hconcat(
         *(panel.properties(width=WIDTH // 2 - 40, height=alt.Step(22)) for panel in panels), spacing=12
     )
+
+
+def _unscored(rates: pd.DataFrame, y: alt.Y) -> alt.Chart:
+    """What is unscored, in words, in the place of a difference."""
+    who = {(True, True): "both", (True, False): "arm", (False, True): "control", (False, False): "every pair"}
+    unscored = zip(rates["rate"].isna(), rates["rate_against"].isna(), strict=True)
+    words = [f"{who[sides]} unscored" for sides in unscored]
+    text = alt.Chart(rates.assign(said=words)).mark_text(align="right", fontStyle="italic", color="#767676")
+    return text.encode(y=y, x=alt.value(WIDTH // 2 - 50), text=alt.Text("said:N"))
 
 
 def svg(chart: alt.LayerChart | alt.Chart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart) -> str:
@@ -414,8 +412,11 @@ def _points(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
     placed = frame[["name", "n", "place", "estimate"]].astype({"name": str, "place": str})
     wide = placed.pivot_table(index=["name", "n"], columns="place", values="estimate").reset_index()
     hidden = alt.Axis(labels=False, ticks=False, grid=False)
-    points = alt.Chart(wide).mark_point(filled=True, size=22, opacity=0.7).encode(
-        x=alt.X("x:Q", title=None, axis=hidden), y=alt.Y("y:Q", title=None, axis=hidden),
-        color=alt.Color("name:N", title=None, legend=alt.Legend(orient="bottom", columns=3)), shape=alt.Shape("name:N", title=None),
-    )  # fmt: skip
+    points = alt.Chart(wide).mark_point(filled=True, size=22, opacity=0.7)
+    points = points.encode(
+        x=alt.X("x:Q", title=None, axis=hidden),
+        y=alt.Y("y:Q", title=None, axis=hidden),
+        color=alt.Color("name:N", title=None, legend=alt.Legend(orient="bottom", columns=3)),
+        shape=alt.Shape("name:N", title=None),
+    )
     return _layered(points, height=300)
