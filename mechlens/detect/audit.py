@@ -26,7 +26,7 @@ from mechlens.data import corpus, treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
 from mechlens.data.treat import Treatment
-from mechlens.data.values import Data, frame_of
+from mechlens.data.values import Data
 from mechlens.detect import from_student, summary
 from mechlens.detect.bags import Level, RowKeys, read_row_keys
 from mechlens.detect.permutation import TraitScore
@@ -188,7 +188,7 @@ def _as_files(given: Sequence[Data], folder: Path | None) -> tuple[list[Path], P
 
     Pairs in memory are written to that folder, which is then named after the data by default.
     """
-    frames = [None if isinstance(each, Path | str) else frame_of(each) for each in given]
+    frames = [None if isinstance(each, Path | str) else corpus.load_pairs(each).texts for each in given]
     names = ["" if frame is None else f"pairs-{_digest(frame)}" for frame in frames]
     if folder is None and any(names):
         folder = Path("audits") / names[0] if names[0] else usual_folder(Path(given[0]))  # pyright: ignore[reportArgumentType]
