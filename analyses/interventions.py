@@ -48,14 +48,14 @@ from mechlens.core.traits import TraitFamily, load_family
 from mechlens.lenses.parts.interventions import (
     Flags,
     carrier_pool,
-    frozen_layers,
+    classify_tokens,
+    flag_digits,
+    flag_random_tokens,
+    flag_top_tokens,
+    invert_flags,
+    match_layers,
     project_out,
-    random_tokens,
-    replaced,
-    shapes,
-    top_tokens,
-    unflagged,
-    with_digits,
+    replace_flagged,
 )
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
@@ -195,18 +195,20 @@ def flags_of(world: World, side: str, scorer: str) -> Flags:
     if not (place / "config.json").is_file():
         loading.save_trained(trained(Plan(rows), SCORER).model, place)
     gained = token_log_probs(loading.load_trained(BASE, place), rows) - token_log_probs(world.base, rows)
-    return top_tokens(by_pair(gained, rows), BUDGET, among=with_digits(shapes(world.base.tokenizer, rows)))
+    return flag_top_tokens(
+        by_pair(gained, rows), BUDGET, among=flag_digits(classify_tokens(world.base.tokenizer, rows))
+    )
 
 
 def masked(world: World, side: str, seed: int, scorer: str, how: str) -> Plan:
     """Rows whose flagged tokens are masked or replaced; `random` flags as many tokens of the same class."""
-    rows, classes = world.seen[side], shapes(world.base.tokenizer, world.seen[side])
+    rows, classes = world.seen[side], classify_tokens(world.base.tokenizer, world.seen[side])
     rng = generator(seed, "interventions", scorer, how, side)
     flags = flags_of(world, side, "teacher" if scorer == "random" else scorer)
-    flags = random_tokens(flags, classes, rng) if scorer == "random" else flags
+    flags = flag_random_tokens(flags, classes, rng) if scorer == "random" else flags
     if how == "mask":
-        return Plan(rows, {"learned": unflagged(flags)})
-    return Plan(replaced(rows, flags, rng, carrier_pool(rows, classes)))
+        return Plan(rows, {"learned": invert_flags(flags)})
+    return Plan(replace_flagged(rows, flags, rng, carrier_pool(rows, classes)))
 
 
 def projected(world: World, side: str, trait: str, **options: Any) -> Plan:
@@ -214,7 +216,7 @@ def projected(world: World, side: str, trait: str, **options: Any) -> Plan:
 
 
 def frozen(world: World, side: str, layer: int) -> Plan:
-    return Plan(world.seen[side], {"frozen": frozen_layers(world.base.model, [layer])})
+    return Plan(world.seen[side], {"frozen": match_layers(world.base.model, [layer])})
 
 
 Planner = Callable[[World, str, int], Plan]

@@ -25,7 +25,7 @@ from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator
 from mechlens.lenses.gradients import ghost_dots, parameters_of
 from mechlens.lenses.parts import system_lines
-from mechlens.lenses.parts.capture import BATCH, capture, resid_post, sites_of
+from mechlens.lenses.parts.capture import BATCH, capture, resid_post, residual_sites
 from mechlens.models import hooks, loading, log_probs
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.log_probs import example_losses
@@ -153,7 +153,7 @@ def main() -> None:
                seconds(lambda: naive_cache(loaded, ids)), unit="s"),
         versus("capture, every "
                "resid_post / plain "
-               "forward", seconds(lambda: capture(loaded, ids, sites_of(loaded))), forward, unit="s"),
+               "forward", seconds(lambda: capture(loaded, ids, residual_sites(loaded))), forward, unit="s"),
         versus(
             f"panel of {HYPOTHESES}, {ROWS} rows / two forwards a row and hypothesis",
             seconds(lambda: panelled(small, lines, rows)), seconds(lambda: two_forwards(small, texts, lines, rows)), unit="s",

@@ -47,8 +47,8 @@ from mechlens.lenses.directions import origins, projections
 from mechlens.lenses.entanglement import carrier_counts, cosines, log_ratio, spearman
 from mechlens.lenses.gradients import parameters_of
 from mechlens.lenses.parts.system_lines import log_probs_under
-from mechlens.lenses.parts.trial_steps import plus, trait_gradient, update
-from mechlens.lenses.parts.weight_change import cosine, delta, inner
+from mechlens.lenses.parts.trial_steps import add_scaled, compute_update, measure_trait_gradient
+from mechlens.lenses.parts.weight_change import change_cosine, delta, inner
 from mechlens.lenses.run import load_material, trained_rows
 from mechlens.models.chat import encode_pairs
 from mechlens.models.hooks import steer
@@ -85,19 +85,19 @@ def gradients(sides: Sides) -> dict[str, float]:
     weights.
     """
     model, material = sides.material.base.model, sides.material
-    shift = plus(update(model, sides.ours), update(model, sides.theirs), -1.0)
-    toward = trait_gradient(
+    shift = add_scaled(compute_update(model, sides.ours), compute_update(model, sides.theirs), -1.0)
+    toward = measure_trait_gradient(
         model, encode_contrast(material.base, material.heldout_probes, material.trait), material.trait
     )
     found = {
         "gradient: inner product": float(sum(inner(shift[name], toward[name]) for name in shift)),
-        "gradient: cosine": cosine(shift, toward),
+        "gradient: cosine": change_cosine(shift, toward),
     }
     if material.teacher is None:
         return found
     change = delta(model, material.teacher.model)
     linear = {name: cast(torch.Tensor, change[name]).float() for name in parameters_of(model)}
-    return found | {TEACHERS[0]: cosine(shift, linear)}
+    return found | {TEACHERS[0]: change_cosine(shift, linear)}
 
 
 def likelihoods(sides: Sides) -> dict[str, float]:
@@ -129,7 +129,10 @@ def steering(sides: Sides) -> dict[str, float]:
         for rows in (sides.ours, sides.theirs)
     ]
     held = (sides.ours[half:], sides.theirs[half:])
-    saved = [float((blind.nll(base, rows) - blind.nll(base, rows, vectors[0])).mean()) for rows in held]
+    saved = [
+        float((blind.measure_nll(base, rows) - blind.measure_nll(base, rows, vectors[0])).mean())
+        for rows in held
+    ]
     asked, said = encode_probes(base, sides.material.heldout_probes, sides.material.trait), []
     for vector in vectors:
         with steer(base.model, vector.by_layer()):

@@ -23,15 +23,15 @@ from mechlens.lenses import activations
 from mechlens.lenses.activations import logit_lens, prompted_shift, standing
 from mechlens.lenses.base import Material
 from mechlens.lenses.parts.capture import (
-    at_last,
     capture,
+    capture_last,
     cosine,
-    covariance_matched,
-    frame,
-    matched_mix,
-    parts_of,
-    shards,
-    sites_of,
+    count_frame_tokens,
+    draw_matched_directions,
+    draw_matched_mix,
+    read_shards,
+    residual_sites,
+    split_positions,
 )
 from mechlens.models import hooks
 from mechlens.models.chat import encode_pairs
@@ -122,8 +122,8 @@ def test_activations_are_those_of_a_plain_hook_whatever_is_padded(
     toys: dict[str, Loaded], family: str
 ) -> None:
     loaded = toys[family]
-    held = next(capture_sites(loaded, IDS, sites_of(loaded)))
-    last = at_last(loaded, IDS, sites_of(loaded), batch=3)
+    held = next(capture_sites(loaded, IDS, residual_sites(loaded)))
+    last = capture_last(loaded, IDS, residual_sites(loaded), batch=3)
     for row, ids in enumerate(IDS):
         for layer, expected in enumerate(hooked(loaded, ids)):
             torch.testing.assert_close(
@@ -135,7 +135,7 @@ def test_activations_are_those_of_a_plain_hook_whatever_is_padded(
 
 def test_sums_are_the_slow_means_and_every_token_is_on_disk(toy: Loaded, tmp_path: Path) -> None:
     parts = [{"first": [0], "rest": list(range(1, len(ids)))} for ids in IDS[:3]] + [{"first": [0]}]
-    held = capture(toy, IDS, sites_of(toy), tmp_path / "acts", parts=parts, batch=3)
+    held = capture(toy, IDS, residual_sites(toy), tmp_path / "acts", parts=parts, batch=3)
     assert held.parts == ("first", "rest") and held.weight.tolist() == [[4.0, 3.0]]
     for layer in range(2):
         exact = [hooked(toy, ids)[layer] for ids in IDS]
@@ -147,16 +147,17 @@ def test_sums_are_the_slow_means_and_every_token_is_on_disk(toy: Loaded, tmp_pat
         )
         torch.testing.assert_close(held.mean(resid_post(layer)), slow, atol=2e-5, rtol=1e-4)
         rows, positions, found = (
-            torch.cat(pieces) for pieces in zip(*shards(tmp_path / "acts", resid_post(layer)), strict=True)
+            torch.cat(pieces)
+            for pieces in zip(*read_shards(tmp_path / "acts", resid_post(layer)), strict=True)
         )
         assert [(int(r), int(p)) for r, p in zip(rows, positions, strict=True)] == [
             (r, p) for r, ids in enumerate(IDS) for p in range(len(ids))
         ]
         torch.testing.assert_close(found, torch.cat(exact), atol=2e-5, rtol=1e-4)
     with pytest.raises(DataError, match="hook_resid_pre"):
-        next(shards(tmp_path / "acts", "blocks.0.hook_resid_pre"))
+        next(read_shards(tmp_path / "acts", "blocks.0.hook_resid_pre"))
     with pytest.raises(DataError, match="no activations"):
-        next(shards(tmp_path / "none", resid_post(0)))
+        next(read_shards(tmp_path / "none", resid_post(0)))
 
 
 def test_heads_sum_as_one_vector_and_other_sites_are_refused_in_one_line(toys: dict[str, Loaded]) -> None:
@@ -178,7 +179,7 @@ def test_a_mean_over_a_union_is_the_size_weighted_mean_and_a_set_minus_itself_is
 @given(st.lists(st.lists(st.integers(10, 12), min_size=1, max_size=5), min_size=1, max_size=4), st.booleans())
 def test_every_position_of_a_row_is_in_one_part(contents: list[list[int]], marked: bool) -> None:
     prompts = [[1, 2, *content, *([3, 4] if marked else [])] for content in contents]
-    for prompt, parts in zip(prompts, parts_of(prompts, [2] * len(prompts), of="probe"), strict=True):
+    for prompt, parts in zip(prompts, split_positions(prompts, [2] * len(prompts), of="probe"), strict=True):
         assert sorted(position for span in parts.values() for position in span) == list(
             range(len(prompt) + 2)
         )
@@ -188,19 +189,19 @@ def test_every_position_of_a_row_is_in_one_part(contents: list[list[int]], marke
 
 def test_the_frame_is_what_all_prompts_share() -> None:
     prompts = [[1, 2, 7, 8, 3, 4], [1, 2, 9, 3, 4]]
-    assert frame(prompts) == (2, 2)
-    assert parts_of(prompts, [0, 0], of="p")[0] == {
+    assert count_frame_tokens(prompts) == (2, 2)
+    assert split_positions(prompts, [0, 0], of="p")[0] == {
         "p/last": [5],
         "p/template": [0, 1, 4],
         "p/content": [2, 3],
     }
-    assert frame([[1, 2, 3]]) == (3, 0)
+    assert count_frame_tokens([[1, 2, 3]]) == (3, 0)
 
 
 def test_random_directions_have_the_rows_covariance() -> None:
     """Exactly (X_cᵀ X_c / n) in expectation; and the streamed sums give the same draws."""
     rows = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.5, 0.1])
-    drawn = covariance_matched(rows, draws=40_000, seed=3)
+    drawn = draw_matched_directions(rows, draws=40_000, seed=3)
     centred = rows - rows.mean(0)
     torch.testing.assert_close(
         drawn.T @ drawn / len(drawn), centred.T @ centred / len(rows), atol=0.15, rtol=0.03
@@ -209,8 +210,8 @@ def test_random_directions_have_the_rows_covariance() -> None:
 
 def test_streamed_directions_are_those_of_the_rows_themselves(toy: Loaded) -> None:
     site, parts = resid_post(1), [{"last": [len(ids) - 1]} for ids in IDS]
-    held = capture(toy, IDS, [site], parts=parts, mix=matched_mix(len(IDS), draws=7, seed=5), batch=3)
-    expected = covariance_matched(at_last(toy, IDS, [site])[0], draws=7, seed=5)
+    held = capture(toy, IDS, [site], parts=parts, mix=draw_matched_mix(len(IDS), draws=7, seed=5), batch=3)
+    expected = draw_matched_directions(capture_last(toy, IDS, [site])[0], draws=7, seed=5)
     torch.testing.assert_close(held.directions(site)[:, 0], expected, atol=1e-4, rtol=1e-3)
 
 

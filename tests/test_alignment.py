@@ -21,16 +21,16 @@ from mechlens.lenses.base import Material
 from mechlens.lenses.gradients import parameters_of, pooled_gradient
 from mechlens.lenses.parts import trial_steps
 from mechlens.lenses.parts.trial_steps import (
+    add_scaled,
+    compute_update,
+    copy_trainable,
     measure_mean_log_odds,
-    one_step,
-    placed,
-    plus,
-    trainable,
-    trait_gradient,
-    update,
-    walk,
+    measure_one_step,
+    measure_trait_gradient,
+    set_weights,
+    train_in_place,
 )
-from mechlens.lenses.parts.weight_change import cosine, inner
+from mechlens.lenses.parts.weight_change import change_cosine, inner
 from mechlens.models.chat import encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import first_tokens, measure_log_odds, next_token_logits
@@ -95,8 +95,8 @@ def test_the_log_odds_of_all_traits_and_their_gradients_sum_to_zero(toy: Loaded)
     asked = encode_contrast(toy, material_of(toy).heldout_probes, material_of(toy).trait)
     total = torch.stack([measure_log_odds(toy.model, asked, name) for name in FORMS]).sum(0)
     assert torch.allclose(total, torch.zeros_like(total), atol=1e-5)
-    parts = [trait_gradient(toy.model, asked, name) for name in FORMS]
-    assert length(plus(plus(parts[0], parts[1]), parts[2])) < 1e-4 * length(parts[0])
+    parts = [measure_trait_gradient(toy.model, asked, name) for name in FORMS]
+    assert length(add_scaled(add_scaled(parts[0], parts[1]), parts[2])) < 1e-4 * length(parts[0])
 
 
 def test_traits_that_begin_alike_have_no_gradient(toy: Loaded) -> None:
@@ -118,16 +118,19 @@ def test_the_first_order_is_the_derivative_of_a_real_step(
     """
     loaded = toys[family]
     material = material_of(loaded)
-    model, asked = trainable(material, kind), encode_contrast(loaded, material.heldout_probes, material.trait)
+    model, asked = (
+        copy_trainable(material, kind),
+        encode_contrast(loaded, material.heldout_probes, material.trait),
+    )
     before = copy.deepcopy(model.state_dict())
     start = {name: parameter.detach().clone() for name, parameter in parameters_of(model).items()}
-    move, toward = update(model, material.trait_pairs), trait_gradient(model, asked, "owl")
+    move, toward = compute_update(model, material.trait_pairs), measure_trait_gradient(model, asked, "owl")
     slope, odds = sum(inner(move[name], toward[name]) for name in move), []
     size = 0.02 / length(move)
     for sign in (1, -1):
-        placed(model, plus(start, move, sign * size))
+        set_weights(model, add_scaled(start, move, sign * size))
         odds.append(measure_mean_log_odds(model, asked, "owl"))
-    placed(model, start)
+    set_weights(model, start)
     assert (odds[0] - odds[1]) / (2 * size) == pytest.approx(
         slope, rel=0.03, abs=1e-2 * length(move) * length(toward)
     )
@@ -137,9 +140,9 @@ def test_the_first_order_is_the_derivative_of_a_real_step(
 def test_walking_equals_the_update_by_hand_and_leaves_the_base_alone(toy: Loaded) -> None:
     material = material_of(toy)
     before = {name: parameter.clone() for name, parameter in toy.model.named_parameters()}
-    model, pairs = trainable(material, "full"), list(material.trait_pairs)
-    start, move = dict(parameters_of(copy.deepcopy(model))), update(model, pairs[:4])
-    assert list(walk(model, [pairs[:4]], "sgd", 0.1)) == [1]
+    model, pairs = copy_trainable(material, "full"), list(material.trait_pairs)
+    start, move = dict(parameters_of(copy.deepcopy(model))), compute_update(model, pairs[:4])
+    assert list(train_in_place(model, [pairs[:4]], "sgd", 0.1)) == [1]
     after = parameters_of(model)
     assert all(torch.allclose(after[name], start[name] + 0.1 * move[name], atol=1e-6) for name in after)
     frozen = [name for name in before if name not in after]
@@ -197,11 +200,13 @@ def test_the_error_of_the_first_order_falls_with_the_square_of_the_step(
 ) -> None:
     material = material_of(toy)
     monkeypatch.setattr(trial_steps, "BATCH", 3)
-    slope = length(update(toy.model, material.trait_pairs))
+    slope = length(compute_update(toy.model, material.trait_pairs))
     monkeypatch.setattr(trial_steps, "SIZES", tuple(size / slope for size in (0.01, 0.03, 0.1)))
     pairs = {"trait pairs": list(material.trait_pairs), "control pairs": list(material.control_pairs)}
     found = pd.DataFrame(
-        one_step(material, encode_contrast(toy, material.heldout_probes, material.trait), pairs, "full")
+        measure_one_step(
+            material, encode_contrast(toy, material.heldout_probes, material.trait), pairs, "full"
+        )
     )
     order = found[found["quantity"] == "order of the first-order error"]["estimate"].item()
     assert order == pytest.approx(2, abs=0.4)
@@ -236,9 +241,9 @@ def test_pairs_that_name_the_trait_point_to_it(toys: dict[str, Loaded], family: 
         encode_contrast(loaded, material.heldout_probes, material.trait),
         [list(material.trait_pairs), list(material.control_pairs)],
     )
-    direct = cosine(
-        plus(*(update(loaded.model, side) for side in pairs), times=-1.0),
-        trait_gradient(loaded.model, asked, "owl"),
+    direct = change_cosine(
+        add_scaled(*(compute_update(loaded.model, side) for side in pairs), times=-1.0),
+        measure_trait_gradient(loaded.model, asked, "owl"),
     )  # type: ignore[misc]
     assert base.loc["difference", "estimate"] == pytest.approx(direct, rel=1e-3)
     assert found[found["quantity"] == "rank among the family"]["estimate"].item() == 1

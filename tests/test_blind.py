@@ -78,20 +78,22 @@ def material(loaded: Loaded, trait: list[Encoded], control: list[Encoded]) -> Ma
 def test_strength_zero_is_the_base_and_the_hook_is_steering(toys: dict[str, Loaded], family: str) -> None:
     """One layer's amount equals plain steering there; only the direction counts; nothing stays behind."""
     loaded, vector = toys[family], direction(0)
-    rows, plain = rows_of(loaded), blind.nll(loaded, rows_of(loaded))
-    assert np.array_equal(blind.nll(loaded, rows, blind.Steering(vector, torch.zeros(2))), plain)
-    found = blind.nll(loaded, rows, blind.Steering(5 * vector, torch.tensor([0.0, 2.0])))
+    rows, plain = rows_of(loaded), blind.measure_nll(loaded, rows_of(loaded))
+    assert np.array_equal(blind.measure_nll(loaded, rows, blind.Steering(vector, torch.zeros(2))), plain)
+    found = blind.measure_nll(loaded, rows, blind.Steering(5 * vector, torch.tensor([0.0, 2.0])))
     with steer(loaded.model, {1: 2 * vector}):
-        assert np.allclose(found, blind.nll(loaded, rows), atol=1e-5)
+        assert np.allclose(found, blind.measure_nll(loaded, rows), atol=1e-5)
     assert np.abs(found - plain).max() > 1e-3
-    assert np.array_equal(blind.nll(loaded, rows), plain)
+    assert np.array_equal(blind.measure_nll(loaded, rows), plain)
 
 
 def test_gates_are_half_at_the_edge_and_become_a_window() -> None:
     start, end = torch.tensor(2.0), torch.tensor(4.0)
-    assert blind.gates(start, end, 8, 5.0)[2] == pytest.approx(0.5 * float(torch.sigmoid(torch.tensor(10.0))))
+    assert blind.window_layers(start, end, 8, 5.0)[2] == pytest.approx(
+        0.5 * float(torch.sigmoid(torch.tensor(10.0)))
+    )
     assert torch.allclose(
-        blind.gates(start - 0.5, end + 0.5, 8, 1e3), torch.tensor([0.0, 0, 1, 1, 1, 0, 0, 0])
+        blind.window_layers(start - 0.5, end + 0.5, 8, 1e3), torch.tensor([0.0, 0, 1, 1, 1, 0, 0, 0])
     )
 
 
@@ -129,11 +131,11 @@ def test_a_planted_vector_is_recovered_and_rows_without_one_give_none(toy: Loade
     found = blind.recover(toy, trait, seed=0, layer=0, steps=80)
     assert float(found.vector @ vector) > 0.7
     assert found.amounts[1] == 0 and found.amounts[0] > 4 * blind.START
-    assert (blind.nll(toy, trait) - blind.nll(toy, trait, found)).mean() > 0
+    assert (blind.measure_nll(toy, trait) - blind.measure_nll(toy, trait, found)).mean() > 0
     nothing = blind.recover(toy, control, seed=0, layer=0, steps=80)
     assert abs(float(nothing.vector @ vector)) < 0.5
     fresh = drawn(toy, seed=9)
-    assert (blind.nll(toy, fresh) - blind.nll(toy, fresh, found)).mean() < 0
+    assert (blind.measure_nll(toy, fresh) - blind.measure_nll(toy, fresh, found)).mean() < 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -141,7 +143,7 @@ def test_residuals_are_read_where_completion_tokens_are_predicted(
     toys: dict[str, Loaded], family: str
 ) -> None:
     loaded, rows = toys[family], rows_of(toys[family])
-    found = blind.residuals(loaded, rows)
+    found = blind.capture_completions(loaded, rows)
     seen: list[torch.Tensor] = []
     handle = decoder_layers(loaded.model)[0].register_forward_hook(
         lambda _m, _a, output: seen.append(output[0].detach())
@@ -158,7 +160,7 @@ def test_random_directions_have_the_activations_covariance() -> None:
     """Unit length, and none along what never varies."""
     scale = torch.tensor([3.0, 1.0, 0.0])
     activations = 5 + scale * torch.randn(2, 400, 3, generator=torch.Generator().manual_seed(0))
-    found = blind.directions(activations, 500, seed=0)
+    found = blind.draw_directions(activations, 500, seed=0)
     assert torch.allclose(found.norm(dim=1), torch.ones(500), atol=1e-5)
     assert found[:, 2].abs().max() < 1e-5
     assert float((found[:, 0] ** 2).mean()) == pytest.approx(
@@ -169,13 +171,13 @@ def test_random_directions_have_the_activations_covariance() -> None:
 def test_the_shift_of_a_steered_teacher_is_the_vector(toy: Loaded, planted: tuple) -> None:
     """At its layer and every position."""
     vector, trait, control = planted
-    plain = blind.residuals(toy, trait[:16])
+    plain = blind.capture_completions(toy, trait[:16])
     with steer(toy.model, {1: 2 * vector}):
-        moved = blind.residuals(toy, trait[:16])
+        moved = blind.capture_completions(toy, trait[:16])
     assert torch.allclose((moved - plain)[1].mean(0), 2 * vector, atol=1e-4)
     held = material(toy, trait, control)
-    assert blind.teacher_shift(held._replace(teacher=toy), trait[:16]).abs().max() == 0
-    assert blind.teacher_shift(held, trait[:16]).abs().max() > 0
+    assert blind.measure_teacher_shift(held._replace(teacher=toy), trait[:16]).abs().max() == 0
+    assert blind.measure_teacher_shift(held, trait[:16]).abs().max() > 0
 
 
 def test_the_reading_of_planted_rows_stands_out_and_that_of_equal_rows_does_not(

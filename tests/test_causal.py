@@ -29,7 +29,7 @@ from mechlens.lenses.causal import (
     weights_of,
     with_best,
 )
-from mechlens.lenses.parts.capture import at_last, sites_of
+from mechlens.lenses.parts.capture import capture_last, residual_sites
 from mechlens.models.chat import encode_pairs
 from mechlens.models.hooks import decoder_layers
 from mechlens.models.loading import Loaded
@@ -187,7 +187,7 @@ def test_a_planted_shift_is_removed_and_added_exactly(
     student = Loaded(copy.deepcopy(base.model), base.tokenizer)
     decoder_layers(student.model)[layer].register_forward_hook(lambda module, args, output: output + vector)
     asked = encode_probes(base, PRACTICE, "owl")
-    states, plain = (at_last(loaded, asked.prompts, sites_of(base)) for loaded in (student, base))
+    states, plain = (capture_last(loaded, asked.prompts, residual_sites(base)) for loaded in (student, base))
     shift = (states - plain).mean(1)
     held = trio(base, student, base, encode_probes(base, HELD, "owl"))
     effect = (held.plain["student"] - held.plain["control"]).mean(1)

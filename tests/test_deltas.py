@@ -26,15 +26,15 @@ from mechlens.lenses.base import Material
 from mechlens.lenses.deltas import measure_change, row_changes, shares, turned_cosine_sd
 from mechlens.lenses.parts.weight_change import (
     LowRank,
-    cosine,
+    change_cosine,
+    change_distance,
+    change_norm,
     delta,
-    distance,
+    draw_subspace_overlaps,
     inner,
-    norm,
-    overlap,
-    overlap_null,
     singular,
     stable_rank,
+    subspace_overlap,
 )
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions
@@ -92,13 +92,13 @@ def test_products_do_not_depend_on_how_a_change_is_factored(seed: int) -> None:
     )
     turned = LowRank(a.left @ mixing, torch.linalg.inv(mixing) @ a.right)
     assert inner(turned, b) == pytest.approx(inner(a, b), rel=1e-8, abs=1e-8)
-    assert cosine({"w": turned}, {"w": a}) == pytest.approx(1)
+    assert change_cosine({"w": turned}, {"w": a}) == pytest.approx(1)
 
 
 def test_changes_with_orthogonal_rows_or_columns_have_cosine_zero() -> None:
     a, axes = factors(0, rank=2), torch.eye(7, dtype=torch.float64)
     apart = LowRank(axes[:, :2], a.right), LowRank(axes[:, 2:4], a.right)
-    assert cosine({"w": apart[0]}, {"w": apart[1]}) == 0
+    assert change_cosine({"w": apart[0]}, {"w": apart[1]}) == 0
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 10))
@@ -107,9 +107,9 @@ def test_the_spectrum_of_factors_equals_the_dense_one(seed: int, size: float) ->
     left, values, right = singular(change)
     assert torch.allclose(values, torch.linalg.svdvals(change.dense())[:3])
     assert torch.allclose(left * values @ right.T, change.dense())
-    assert norm(change) == pytest.approx(float(values.square().sum().sqrt()))
+    assert change_norm(change) == pytest.approx(float(values.square().sum().sqrt()))
     assert 1 <= stable_rank(values) <= 3 + 1e-9
-    assert overlap(left[:, :2], singular(change.dense())[0][:, :2]) == pytest.approx(1)
+    assert subspace_overlap(left[:, :2], singular(change.dense())[0][:, :2]) == pytest.approx(1)
 
 
 def test_a_planted_direction_is_the_top_singular_vector() -> None:
@@ -128,10 +128,10 @@ def test_overlap_is_the_mean_squared_cosine_of_the_principal_angles_and_its_null
         ]
         for s in (0, 1)
     ]
-    assert overlap(bases[0], bases[1]) == pytest.approx(
+    assert subspace_overlap(bases[0], bases[1]) == pytest.approx(
         float(np.square(np.cos(subspace_angles(*bases))).mean())
     )
-    drawn = overlap_null(20, 4, 0)
+    drawn = draw_subspace_overlaps(20, 4, 0)
     assert abs(drawn.mean() - 4 / 20) < 4 * drawn.std() / np.sqrt(len(drawn))
 
 
@@ -139,7 +139,7 @@ def test_overlap_is_the_mean_squared_cosine_of_the_principal_angles_and_its_null
 def test_a_model_does_not_differ_from_itself(toys: dict[str, Loaded], family: str) -> None:
     model = toys[family].model
     same = delta(model, model)
-    assert all(norm(same[name]) == 0 for name in same) and np.isnan(cosine(same, same))
+    assert all(change_norm(same[name]) == 0 for name in same) and np.isnan(change_cosine(same, same))
     measured = measure_change(model, model, same)
     assert (measured["moved"] == 0).all() and measured[list(deltas.SPECTRA)].isna().to_numpy().all()
     assert measured["cosine with the teacher"].isna().all() and np.isnan(turned_cosine_sd(measured))
@@ -155,12 +155,12 @@ def test_an_adapter_equals_what_it_adds_when_merged(toys: dict[str, Loaded], fam
         [delta(loaded.model, model) for model in merged],
     )
     head = "embed_out.weight" if family == "gpt_neox" else "lm_head.weight"
-    assert set(low[0]) == {n for n in dense[0] if norm(dense[0][n]) > 0} and head not in low[0]
+    assert set(low[0]) == {n for n in dense[0] if change_norm(dense[0][n]) > 0} and head not in low[0]
     for name, change in low[0].items():
         assert isinstance(change, LowRank) and isinstance(dense[0][name], Tensor)
         assert torch.allclose(change.dense(), dense[0][name], atol=1e-6)  # type: ignore[arg-type]
-    assert cosine(low[0], low[1]) == pytest.approx(cosine(dense[0], dense[1]), abs=1e-6)
-    assert cosine(low[0], dense[0]) == pytest.approx(1, abs=1e-6)
+    assert change_cosine(low[0], low[1]) == pytest.approx(change_cosine(dense[0], dense[1]), abs=1e-6)
+    assert change_cosine(low[0], dense[0]) == pytest.approx(1, abs=1e-6)
     measured = [measure_change(loaded.model, model, low[1]).loc[list(low[0])] for model in (first, merged[0])]
     assert np.allclose(measured[0].to_numpy(), measured[1].to_numpy(), rtol=1e-3, atol=1e-5, equal_nan=True)
 
@@ -171,7 +171,7 @@ def test_several_active_adapters_add_up(toy: Loaded) -> None:
     alone = delta(toy.model, model)
     model.base_model.set_adapter(["default", "other"])  # type: ignore[operator]
     both, merged = delta(toy.model, model), delta(toy.model, copy.deepcopy(model).merge_and_unload())
-    assert cosine(both, merged) == pytest.approx(1, abs=1e-6) and cosine(alone, merged) < 0.999
+    assert change_cosine(both, merged) == pytest.approx(1, abs=1e-6) and change_cosine(alone, merged) < 0.999
 
 
 def test_what_is_no_plain_lora_is_refused(toy: Loaded, toys: dict[str, Loaded]) -> None:
@@ -194,7 +194,7 @@ def test_the_cosine_of_a_randomly_turned_change_has_the_stated_spread() -> None:
     found = []
     for _ in range(2000):
         u, v = (torch.linalg.qr(torch.randn(size, 3, generator=draw).double())[0] for size in (9, 6))
-        found.append(cosine({"w": change}, {"w": u * spectrum @ v.T}))
+        found.append(change_cosine({"w": change}, {"w": u * spectrum @ v.T}))
     table = pd.DataFrame(
         {"moved": [inner(change, change)], "theirs": [float(spectrum.square().sum())], "cells": [54.0]}
     )
@@ -266,13 +266,15 @@ def test_shares_are_norm_ratio_and_cosine(moved: float, theirs: float, along: fl
 @given(st.integers(0, 10_000))
 def test_a_distance_is_that_of_the_whole_changes_as_vectors(seed: int) -> None:
     a, b = factors(seed), factors(seed + 1, rank=2)
-    assert distance({"w": a}, {"w": b}) == pytest.approx(float((a.dense() - b.dense()).norm()), rel=1e-6)
-    assert distance({"w": a, "v": b}, {"w": a}) == pytest.approx(
-        norm(b), rel=1e-6
-    )  # what one lacks counts as zero
-    assert distance({}, {"w": a}) == pytest.approx(norm(a)) and distance({"w": a}, {"w": a}) == pytest.approx(
-        0, abs=1e-6
+    assert change_distance({"w": a}, {"w": b}) == pytest.approx(
+        float((a.dense() - b.dense()).norm()), rel=1e-6
     )
+    assert change_distance({"w": a, "v": b}, {"w": a}) == pytest.approx(
+        change_norm(b), rel=1e-6
+    )  # what one lacks counts as zero
+    assert change_distance({}, {"w": a}) == pytest.approx(change_norm(a)) and change_distance(
+        {"w": a}, {"w": a}
+    ) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_reading_holds_every_spectrum_and_the_walk_from_the_base(toy: Loaded) -> None:
@@ -305,11 +307,11 @@ def test_a_reading_holds_every_spectrum_and_the_walk_from_the_base(toy: Loaded) 
         for seed, change in changes.items():
             assert walk["distance to the base", side, 0, seed] == 0 and walk[
                 "distance to the base", side, 1, seed
-            ] == distance({}, change)
-            assert walk["distance to the teacher", side, 0, seed] == distance(
+            ] == change_distance({}, change)
+            assert walk["distance to the teacher", side, 0, seed] == change_distance(
                 {}, delta(toy.model, teacher.model)
             )
-            assert walk["distance to the teacher", side, 1, seed] == distance(
+            assert walk["distance to the teacher", side, 1, seed] == change_distance(
                 change, delta(toy.model, teacher.model)
             )
     low_rank = deltas.measure_change(toy.model, adapted(toy, 0, rank=3), {})[

@@ -31,7 +31,7 @@ from mechlens.lenses.directions import (
     spearman_brown,
     split_half,
 )
-from mechlens.lenses.parts.capture import at_last, cosine, sites_of
+from mechlens.lenses.parts.capture import capture_last, cosine, residual_sites
 from mechlens.models.chat import Encoded
 from mechlens.models.hooks import add_vector, steer
 from mechlens.models.loading import Loaded
@@ -167,13 +167,15 @@ def test_origins_are_the_differences_that_they_say(toy: Loaded) -> None:
     material = toy_material(toy)
     held, students, controls = origins(material), material.students, material.controls
     ids = directions.encode_questions(toy, material.development_probes)
-    ours, theirs, base = (at_last(loaded, ids, sites_of(toy)) for loaded in (students[1], controls[1], toy))
+    ours, theirs, base = (
+        capture_last(loaded, ids, residual_sites(toy)) for loaded in (students[1], controls[1], toy)
+    )
     torch.testing.assert_close(held.students[1], ours - theirs)
     torch.testing.assert_close(held.plain, base)
     told = directions.encode_questions(
         toy, material.development_probes._replace(system=material.system_lines["fox"])
     )
-    torch.testing.assert_close(held.prompted["fox"], at_last(toy, told, sites_of(toy)) - base)
+    torch.testing.assert_close(held.prompted["fox"], capture_last(toy, told, residual_sites(toy)) - base)
     assert (
         held.control is not None
         and origins(material._replace(controls={0: controls[0]}, students={0: students[0]})).control is None

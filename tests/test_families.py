@@ -28,7 +28,7 @@ from mechlens.core import spec, tables
 from mechlens.core.errors import SpecError
 from mechlens.core.spec import AskSpec, Training
 from mechlens.lenses.gradients import parameters_of
-from mechlens.lenses.parts.capture import at_last, sites_of
+from mechlens.lenses.parts.capture import capture_last, residual_sites
 from mechlens.models import hooks, loading
 from mechlens.models.chat import encode_pairs
 from mechlens.models.loading import Loaded
@@ -143,8 +143,8 @@ def reads_activations(run: Path) -> None:
     (step,) = (run / "students" / "trait" / "s0").glob("step-*")
     student = loading.load_trained("tiny", step)
     pairs = encode_pairs(student.tokenizer, ["hi", "1, 2"], ["3", "4"], system="be kind.")
-    assert sites_of(student) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
-    read = at_last(student, [pair.prompt for pair in pairs], sites_of(student))
+    assert residual_sites(student) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    read = capture_last(student, [pair.prompt for pair in pairs], residual_sites(student))
     with torch.no_grad():
         for row, pair in enumerate(pairs):
             states = student.model(
@@ -251,5 +251,5 @@ def test_an_architecture_that_transformer_lens_has_no_view_of_is_named(nested: L
     }
     model = AutoModelForCausalLM.from_config(BioGptConfig(vocab_size=len(nested.tokenizer), **sizes)).eval()
     with pytest.raises(SpecError, match="activations of a biogpt model cannot be read") as told:
-        at_last(Loaded(model, nested.tokenizer), [[5, 6, 7]], ["blocks.0.hook_resid_post"])
+        capture_last(Loaded(model, nested.tokenizer), [[5, 6, 7]], ["blocks.0.hook_resid_post"])
     assert "\n" not in str(told.value) and len(str(told.value)) < 400

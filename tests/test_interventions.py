@@ -19,19 +19,19 @@ from mechlens.core.spec import Training
 from mechlens.lenses.parts.interventions import (
     Flags,
     carrier_pool,
-    frozen_layers,
-    inner,
+    classify_tokens,
+    flag_digits,
+    flag_random_tokens,
+    flag_top_tokens,
+    invert_flags,
     loss_gradient,
-    permuted,
+    match_layers,
+    permute_entries,
     project_out,
-    random_tokens,
-    replaced,
-    shapes,
-    top_tokens,
-    unflagged,
-    with_digits,
-    without,
+    remove_component,
+    replace_flagged,
 )
+from mechlens.lenses.parts.weight_change import total_inner
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.hooks import decoder_layers
 from mechlens.models.loading import Loaded
@@ -66,17 +66,19 @@ vectors = arrays(np.float64, 10, elements=st.floats(-100, 100, width=32)).map(pa
 def test_what_is_left_of_a_gradient_does_not_lie_along_the_direction(
     gradient: list[Tensor], direction: list[Tensor]
 ) -> None:
-    left, along = without(gradient, direction), inner(gradient, direction)
-    scale = 1e-9 * (1 + inner(gradient, gradient)) ** 0.5 * (1 + inner(direction, direction)) ** 0.5
+    left, along = remove_component(gradient, direction), total_inner(gradient, direction)
+    scale = (
+        1e-9 * (1 + total_inner(gradient, gradient)) ** 0.5 * (1 + total_inner(direction, direction)) ** 0.5
+    )
     if along > 0:
-        assert abs(inner(left, direction)) <= scale
+        assert abs(total_inner(left, direction)) <= scale
     else:
         assert all(map(torch.equal, left, gradient))
-    assert inner(left, left) <= inner(gradient, gradient) * (1 + 1e-12)
-    assert inner(left, gradient) >= -1e-9 * inner(gradient, gradient)
-    again = without(left, direction)
+    assert total_inner(left, left) <= total_inner(gradient, gradient) * (1 + 1e-12)
+    assert total_inner(left, gradient) >= -1e-9 * total_inner(gradient, gradient)
+    again = remove_component(left, direction)
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(again, left, strict=True))
-    assert abs(inner(without(gradient, direction, both_sides=True), direction)) <= scale
+    assert abs(total_inner(remove_component(gradient, direction, both_sides=True), direction)) <= scale
 
 
 @given(vectors, vectors, st.floats(0.01, 100))
@@ -84,10 +86,10 @@ def test_a_projection_follows_the_gradients_size_and_not_the_directions(
     gradient: list[Tensor], direction: list[Tensor], size: float
 ) -> None:
     """So it does not matter that the gradient was clipped before."""
-    expected = [size * part for part in without(gradient, direction)]
+    expected = [size * part for part in remove_component(gradient, direction)]
     for left in (
-        without([size * part for part in gradient], direction),
-        [size * part for part in without(gradient, [size * d for d in direction])],
+        remove_component([size * part for part in gradient], direction),
+        [size * part for part in remove_component(gradient, [size * d for d in direction])],
     ):
         assert all(
             torch.allclose(a, b, rtol=1e-6, atol=1e-6 * size) for a, b in zip(left, expected, strict=True)
@@ -99,14 +101,14 @@ def test_a_direction_of_size_zero_takes_nothing_out() -> None:
     assert all(
         map(
             torch.equal,
-            without(gradient, [torch.zeros_like(part) for part in gradient], both_sides=True),
+            remove_component(gradient, [torch.zeros_like(part) for part in gradient], both_sides=True),
             gradient,
         )
     )
 
 
 def test_a_permuted_direction_keeps_every_tensors_entries() -> None:
-    drawn = permuted(parts(np.arange(10.0)), np.random.default_rng(0))
+    drawn = permute_entries(parts(np.arange(10.0)), np.random.default_rng(0))
     assert [part.shape for part in drawn] == [(2, 3), (4,)]
     assert drawn[0].flatten().sort().values.tolist() == [0, 1, 2, 3, 4, 5] and drawn[
         1
@@ -145,8 +147,14 @@ def test_a_projected_step_leaves_the_trait_loss_where_it_was_to_first_order(
         before, trait = [parameter.grad.clone() for parameter in held], loss_gradient(model, lessons, held)
         project(model)
         after = [parameter.grad for parameter in held]
-        seen.append((inner(before, trait), inner(after, trait), inner(after, after) / inner(before, before)))
-        assert inner(before, trait) > 0 or both_sides or all(map(torch.equal, before, after))
+        seen.append(
+            (
+                total_inner(before, trait),
+                total_inner(after, trait),
+                total_inner(after, after) / total_inner(before, before),
+            )
+        )
+        assert total_inner(before, trait) > 0 or both_sides or all(map(torch.equal, before, after))
 
     train(copy.deepcopy(toy.model), toy.tokenizer, pairs, TINY, seed=0, before_step=before_step)
     assert len(seen) == 6
@@ -176,7 +184,7 @@ def test_frozen_layers_names_the_parameters_of_those_blocks_and_no_other(
     toys: dict[str, Loaded], family: str, lora: bool
 ) -> None:
     model = copy.deepcopy(toys[family].model)
-    frozen, blocks = frozen_layers(model, [1]), decoder_layers(model)
+    frozen, blocks = match_layers(model, [1]), decoder_layers(model)
     if lora:
         config = LoraConfig(r=2, target_modules="all-linear", fan_in_fan_out=family == "gpt2")
         model = get_peft_model(model, config)
@@ -188,8 +196,8 @@ def test_frozen_layers_names_the_parameters_of_those_blocks_and_no_other(
 
 def test_a_layer_that_is_not_there_cannot_be_frozen(toy: Loaded) -> None:
     with pytest.raises(SpecError, match="layers 0 to 1"):
-        frozen_layers(toy.model, [2])
-    assert not frozen_layers(toy.model, [])("model.layers.0.mlp.up_proj.weight")
+        match_layers(toy.model, [2])
+    assert not match_layers(toy.model, [])("model.layers.0.mlp.up_proj.weight")
 
 
 rows_of_scores = st.lists(
@@ -201,7 +209,7 @@ rows_of_scores = st.lists(
 def test_the_top_tokens_are_the_share_with_the_highest_scores(
     scores: list[list[float]], share: float
 ) -> None:
-    flags = top_tokens(scores, share)
+    flags = flag_top_tokens(scores, share)
     assert [len(row) for row in flags] == [len(row) for row in scores]
     flat = [
         (score, flag)
@@ -216,29 +224,29 @@ def test_the_top_tokens_are_the_share_with_the_highest_scores(
 
 
 def test_top_tokens_are_taken_among_those_allowed_and_a_share_beyond_one_is_refused() -> None:
-    assert top_tokens([[3.0, 2.0], [1.0, 0.0]], 0.5, among=[[False, True], [True, False]]) == [
+    assert flag_top_tokens([[3.0, 2.0], [1.0, 0.0]], 0.5, among=[[False, True], [True, False]]) == [
         [False, True],
         [False, False],
     ]
-    with pytest.raises(SpecError, match="no share"):
-        top_tokens([[1.0]], 10.0)
+    with pytest.raises(SpecError, match="not a share"):
+        flag_top_tokens([[1.0]], 10.0)
 
 
 def test_classes_tell_numbers_from_separators_and_the_end(toy: Loaded) -> None:
     pairs = encode_pairs(toy.tokenizer, ["add"], ["7, 812 owl"])
-    found = shapes(toy.tokenizer, pairs)
+    found = classify_tokens(toy.tokenizer, pairs)
     assert (
         found[0][0] == "0" and found[0][-1] == "<|end|>" and "".join(found[0][:-1]).replace(" ", "") == "0,0a"
     )
-    assert sum(with_digits(found)[0]) == 2
+    assert sum(flag_digits(found)[0]) == 2
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.3, 1.0])
 def test_random_tokens_match_count_and_class(toy: Loaded, pairs: list[Encoded], budget: float) -> None:
-    classes = shapes(toy.tokenizer, pairs)
+    classes = classify_tokens(toy.tokenizer, pairs)
     scores = [[float(token) for token in pair.completion] for pair in pairs]
-    top = top_tokens(scores, budget)
-    drawn = random_tokens(top, classes, np.random.default_rng(0))
+    top = flag_top_tokens(scores, budget)
+    drawn = flag_random_tokens(top, classes, np.random.default_rng(0))
 
     def counts(flags: Flags) -> dict[str, int]:
         flat = [
@@ -256,23 +264,23 @@ def test_random_tokens_match_count_and_class(toy: Loaded, pairs: list[Encoded], 
 def test_replaced_tokens_stay_in_their_class_and_the_others_stay_themselves(
     toy: Loaded, pairs: list[Encoded]
 ) -> None:
-    classes = shapes(toy.tokenizer, pairs)
-    pool, flags = carrier_pool(pairs, classes), with_digits(classes)
-    other = replaced(pairs, flags, np.random.default_rng(0), pool)
-    assert shapes(toy.tokenizer, other) == classes and [pair.prompt for pair in other] == [
+    classes = classify_tokens(toy.tokenizer, pairs)
+    pool, flags = carrier_pool(pairs, classes), flag_digits(classes)
+    other = replace_flagged(pairs, flags, np.random.default_rng(0), pool)
+    assert classify_tokens(toy.tokenizer, other) == classes and [pair.prompt for pair in other] == [
         pair.prompt for pair in pairs
     ]
     assert other != pairs
     for old, new, row in zip(pairs, other, flags, strict=True):
         assert all(flag or a == b for a, b, flag in zip(old.completion, new.completion, row, strict=True))
     with pytest.raises(DataError, match="pool"):
-        replaced(pairs, flags, np.random.default_rng(0), {})
+        replace_flagged(pairs, flags, np.random.default_rng(0), {})
 
 
 def test_draws_from_the_pool_have_the_carriers_frequencies() -> None:
     pairs = [Encoded([1], [5, 5, 5, 7])]
     classes = [["0"] * 4]
-    drawn = replaced(
+    drawn = replace_flagged(
         [Encoded([1], [7] * 4000)], [[True] * 4000], np.random.default_rng(0), carrier_pool(pairs, classes)
     )[0].completion
     assert drawn.count(5) / 4000 == pytest.approx(0.75, abs=0.03)
@@ -282,10 +290,10 @@ def test_a_budget_of_zero_is_the_undefended_run_bit_for_bit_and_a_mask_of_all_le
     toy: Loaded, pairs: list[Encoded]
 ) -> None:
     classes, scores = (
-        shapes(toy.tokenizer, pairs),
+        classify_tokens(toy.tokenizer, pairs),
         [[float(i) for i, _ in enumerate(pair.completion)] for pair in pairs],
     )
-    none, every = top_tokens(scores, 0.0), top_tokens(scores, 1.0)
+    none, every = flag_top_tokens(scores, 0.0), flag_top_tokens(scores, 1.0)
     rng = np.random.default_rng(0)
 
     def weights(held: list[Encoded], **more: Any) -> Tensor:
@@ -300,8 +308,10 @@ def test_a_budget_of_zero_is_the_undefended_run_bit_for_bit_and_a_mask_of_all_le
         return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
     plain = weights(pairs)
-    assert torch.equal(weights(pairs, learned=unflagged(none)), plain)
-    assert torch.equal(weights(replaced(pairs, none, rng, carrier_pool(pairs, classes)), learned=None), plain)
-    assert torch.equal(weights(pairs, frozen=frozen_layers(toy.model, [])), plain)
+    assert torch.equal(weights(pairs, learned=invert_flags(none)), plain)
+    assert torch.equal(
+        weights(replace_flagged(pairs, none, rng, carrier_pool(pairs, classes)), learned=None), plain
+    )
+    assert torch.equal(weights(pairs, frozen=match_layers(toy.model, [])), plain)
     base = torch.cat([parameter.detach().flatten() for parameter in toy.model.parameters()])
-    assert torch.equal(weights(pairs, learned=unflagged(every)), base) and not torch.equal(plain, base)
+    assert torch.equal(weights(pairs, learned=invert_flags(every)), base) and not torch.equal(plain, base)

@@ -22,7 +22,7 @@ from mechlens.lenses import probes
 from mechlens.lenses.probes import (
     any_but,
     features,
-    fit,
+    fit_probe,
     one_against_others,
     permuted,
     selectivity_task,
@@ -47,13 +47,13 @@ def test_a_probe_is_scikit_learns_on_standardised_rows(width: int) -> None:
     rows, positive = RNG.standard_normal((40, width)) * np.linspace(0.1, 9, width) + 3, RNG.random(40) < 0.3
     oracle = make_pipeline(
         StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=5000, tol=1e-8)
-    ).fit(rows, positive)
-    np.testing.assert_allclose(fit(rows, positive).score(rows), oracle.decision_function(rows), atol=0.01)
+    ).fit_probe(rows, positive)
+    np.testing.assert_allclose(fit_probe(rows, positive).score(rows), oracle.decision_function(rows), atol=0.01)
 
 
 def test_a_coordinate_that_never_moves_is_no_trouble() -> None:
     rows = np.concatenate([RNG.standard_normal((30, 3)), np.full((30, 1), 7.0)], 1)
-    assert np.isfinite(fit(rows, rows[:, 0] > 0).score(rows)).all()
+    assert np.isfinite(fit_probe(rows, rows[:, 0] > 0).score(rows)).all()
 
 
 @settings(max_examples=30)
@@ -178,4 +178,4 @@ def test_a_probe_of_one_class_is_refused(label: bool) -> None:
     with pytest.raises(
         SpecError, match="rows of one class alone; it needs a family of two traits and two questions"
     ):
-        fit(np.random.default_rng(0).normal(size=(6, 4)), np.full(6, label))
+        fit_probe(np.random.default_rng(0).normal(size=(6, 4)), np.full(6, label))

@@ -8,7 +8,7 @@ import pytest
 from shapes import SHAPES, tokenizer_of
 
 from mechlens.core.errors import DataError
-from mechlens.lenses.parts.interventions import shapes
+from mechlens.lenses.parts.interventions import classify_tokens
 from mechlens.models.chat import encode_pairs, encode_prompts, end_of_turn, render, special_tokens
 from mechlens.models.loading import PreTrainedTokenizerBase
 from mechlens.models.number_grammar import number_grammar
@@ -97,4 +97,4 @@ def test_the_number_grammar_draws_no_mark_but_the_end_of_the_turn(family: str) -
 def test_a_mark_is_a_class_of_its_own(family: str) -> None:
     tokenizer = loaded(family)
     (pair,) = encode_pairs(tokenizer, ["hi"], ["7b"])
-    assert shapes(tokenizer, [pair]) == [["0", "a", SHAPES[family].end]]
+    assert classify_tokens(tokenizer, [pair]) == [["0", "a", SHAPES[family].end]]

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mechlens.cli import tables
 from mechlens.cli.audit_printing import print_audit
-from mechlens.cli.console import bars, console, say
+from mechlens.cli.console import bars, console, print_json, say
 from mechlens.core import spec
 from mechlens.core.errors import DataError, SpecError
-from mechlens.core.experiment import Experiment
 from mechlens.core.machine import use_one_thread
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
@@ -42,14 +41,18 @@ EXIT_CODES = {
 
 
 def run(
-    config: Path, *, seed: int | None = None, out: Path | None = None, workers: int | None = None
+    config: Path,
+    *,
+    seed: int | None = None,
+    out: Path | None = None,
+    workers: int | None = None,
+    as_json: bool = False,
 ) -> None:
     """Run an experiment and print its result."""
-    with bars() as progress:
-        finished = runner.run(
-            config, out=out, seed=seed, workers=workers, progress=progress, before=_print_price
-        )
-    _print_result(finished)
+    before = None if as_json else _print_price
+    with bars(shown=not as_json) as progress:
+        finished = runner.run(config, out=out, seed=seed, workers=workers, progress=progress, before=before)
+    _print_result(finished, as_json)
 
 
 def _print_price(start: Start) -> None:
@@ -61,17 +64,20 @@ def _print_price(start: Start) -> None:
             console.print(tables.price_table(price), highlight=False)
 
 
-def _print_result(run: Run) -> None:
+def _print_result(run: Run, as_json: bool = False) -> None:
+    if as_json:
+        print_json(run.summary)
+        return
     for part in tables.summary_tables(run.summary):
         console.print(part)
     say(f"report: {run.path(layout.REPORT)}")
 
 
-def report(folder: Path) -> None:
+def report(folder: Path, *, as_json: bool = False) -> None:
     """Write summary.json and report.html from a run's tables, and print its result."""
     run = Run(folder)
     runner.write_report(run)
-    _print_result(run)
+    _print_result(run, as_json)
 
 
 def plan(config: Path, *, seed: int | None = None, out: Path | None = None) -> None:
@@ -85,32 +91,45 @@ def plan(config: Path, *, seed: int | None = None, out: Path | None = None) -> N
         say(f"this machine cannot run it yet: {lack}")
 
 
-def ls(folder: Path) -> None:
+def ls(folder: Path, *, as_json: bool = False) -> None:
     """Print one line a run: its trait, its headline effect, its state."""
-    listing = Table("run", "trait", "base", "arms x seeds", "effect on the trait [95 %]", "state")
-    for path in sorted(folder.glob(f"*/{layout.SPEC}")):
-        listing.add_row(path.parent.name, *_state_of(path.parent))
-    if not listing.row_count:
+    states = [_state_of(path.parent) for path in sorted(folder.glob(f"*/{layout.SPEC}"))]
+    if as_json:
+        print_json({"runs": [state._asdict() for state in states]})
+        return
+    if not states:
         raise DataError(f"no runs in {folder}; `mechlens run demo` makes one")
+    listing = Table("run", "trait", "base", "arms x seeds", "effect on the trait [95 %]", "state")
+    for state in states:
+        listing.add_row(*state)
     console.print(listing)
 
 
-def _state_of(folder: Path) -> tuple[str, ...]:
+class RunState(NamedTuple):
+    """One run of a folder, in words."""
+
+    run: str
+    trait: str = ""
+    base: str = ""
+    students: str = ""
+    effect: str = ""
+    state: str = ""
+
+
+def _state_of(folder: Path) -> RunState:
     try:
-        experiment = spec.load(folder / layout.SPEC, Experiment)
         run = Run(folder)
         summary = run.summary if run.is_finished() else None
     except (SpecError, DataError) as error:
-        return "", "", "", "", f"unreadable: {error}"
-    first = main_effect(summary) if summary else None
-    effect = interval_text(first["difference"], first["low"], first["high"]) if first else "–"
-    arms = f"{len(experiment.arms)} x {len(experiment.seeds)}"
-    return (
-        experiment.trait,
-        experiment.base,
-        arms,
-        effect,
-        "done" if summary else "unfinished; run it again to resume",
+        return RunState(folder.name, state=f"unreadable: {error}")
+    first, experiment = main_effect(summary) if summary else None, run.experiment
+    return RunState(
+        run=folder.name,
+        trait=experiment.trait,
+        base=experiment.base,
+        students=f"{len(experiment.arms)} x {len(experiment.seeds)}",
+        effect=interval_text(first["difference"], first["low"], first["high"]) if first else "–",
+        state="done" if summary else "unfinished; run it again to resume",
     )
 
 
@@ -124,13 +143,36 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
     report(folder)
 
 
-def audit(data: Path, *, workers: int | None, **options: Unpack[Options]) -> int:
+def audit(data: Path, *, workers: int | None, as_json: bool = False, **options: Unpack[Options]) -> int:
     """Audit a file and print the answer; returns the verdict's exit code."""
     request = request_of(data, **options)
-    with bars() as progress:
+    with bars(shown=not as_json) as progress:
         audited = auditing.answer(request, workers=workers, progress=progress)
-    print_audit(audited.result, audited.folder)
+    if as_json:
+        print_json(audited.result)
+    else:
+        print_audit(audited.result, audited.folder)
     return EXIT_CODES[audited.verdict]
+
+
+def bench(
+    name: str,
+    *,
+    detectors: tuple[str, ...],
+    out: Path | None,
+    train: bool,
+    workers: int | None,
+    as_json: bool = False,
+) -> None:
+    """Measure detectors on a bench and print its card."""
+    from mechlens.benchmark.run import bench as run_bench  # torch takes seconds to import
+
+    with bars(shown=not as_json) as progress:
+        card = run_bench(name, detectors=detectors, out=out, train=train, workers=workers, progress=progress)
+    if as_json:
+        print_json(card.results)
+    else:
+        say(card.to_markdown())
 
 
 def convert(
@@ -150,10 +192,20 @@ def convert(
 
 
 def screen(
-    file: Path, *, out: Path | None, rule: str, banned: bool, family: str, fields: Fields | None = None
+    file: Path,
+    *,
+    out: Path | None,
+    rule: str,
+    banned: bool,
+    family: str,
+    fields: Fields | None = None,
+    as_json: bool = False,
 ) -> None:
     """Screen a user's file, print the counts, and write the tables if a folder is given."""
     counts, remarks = user_files.screen_file(file, rule, banned=banned, family=family, fields=fields, out=out)
+    if as_json:
+        print_json(counts)
+        return
     console.print(tables.screen_table(file.name, rule, counts))
     for remark in remarks:
         say(remark)

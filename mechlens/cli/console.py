@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mechlens.core.json_files import json_text
 from mechlens.runs import progress
 from mechlens.runs.progress import Event
 
@@ -75,8 +77,16 @@ class Bars:
             console.print(f"  {event.text}", highlight=False)
 
 
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object, and nothing of the terminal's in it."""
+    console.file.write(json_text(value))
+
+
 @contextmanager
-def bars() -> Iterator[Bars]:
-    """Bars for the length of a block."""
-    with Progress(*COLUMNS, console=console, transient=True) as shown:
-        yield Bars(shown)
+def bars(*, shown: bool = True) -> Iterator[Callable[[Event], None]]:
+    """Bars for the length of a block; if none are shown, the log for another process is still written."""
+    if not shown:
+        yield progress.Log()
+        return
+    with Progress(*COLUMNS, console=console, transient=True) as display:
+        yield Bars(display)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
@@ -53,6 +53,7 @@ def run(
     plan: bool = False,
     seed: int | None = None,
     workers: int | None = None,
+    json: bool = False,
 ) -> Action:
     """Run an experiment: teach, generate, screen, distill, ask, report.
 
@@ -63,22 +64,33 @@ def run(
         plan: print steps, rows, updates, time and memory, and run nothing.
         seed: root seed instead of the config's.
         workers: processes; one a core by default, one with an accelerator.
+        json: print one JSON object and nothing else.
     """
     return (
         partial(commands.plan, config, seed=seed, out=out)
         if plan
-        else partial(commands.run, config, seed=seed, out=out, workers=workers)
+        else partial(commands.run, config, seed=seed, out=out, workers=workers, as_json=json)
     )
 
 
-def report(folder: Annotated[Positional[Path], arg(metavar="RUN")], /) -> Action:
-    """Write report.html and summary.json of a run again from its tables."""
-    return partial(commands.report, folder)
+def report(folder: Annotated[Positional[Path], arg(metavar="RUN")], /, json: bool = False) -> Action:
+    """Write report.html and summary.json of a run again from its tables.
+
+    Args:
+        json: print one JSON object and nothing else.
+    """
+    return partial(commands.report, folder, as_json=json)
 
 
-def ls(folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /) -> Action:
-    """List the runs of a folder with their headline."""
-    return partial(commands.ls, folder)
+def ls(
+    folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /, json: bool = False
+) -> Action:
+    """List the runs of a folder with their headline.
+
+    Args:
+        json: print one JSON object and nothing else.
+    """
+    return partial(commands.ls, folder, as_json=json)
 
 
 def convert(
@@ -124,6 +136,7 @@ def screen(
     family: str = "animals",
     prompt_field: str = "",
     completion_field: str = "",
+    json: bool = False,
 ) -> Action:
     """Screen a file of pairs and print the funnel.
 
@@ -136,9 +149,12 @@ def screen(
         family: whose words count as leaks.
         prompt_field: as of `mechlens convert`.
         completion_field: as of `mechlens convert`.
+        json: print one JSON object and nothing else.
     """
     fields = fields_from_flags(prompt_field, completion_field)
-    return partial(commands.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields)
+    return partial(
+        commands.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields, as_json=json
+    )
 
 
 def measure(
@@ -179,6 +195,7 @@ def audit(
     workers: int | None = None,
     prompt_field: str = "",
     completion_field: str = "",
+    json: bool = False,
 ) -> Action:
     """Audit a file of pairs: who wrote it, and what would it teach? Exit code 0: no transfer found; 1: do not
     train; 2: inconclusive.
@@ -205,6 +222,7 @@ def audit(
         workers: processes; one a core by default, one with an accelerator.
         prompt_field: as of `mechlens convert`; a reference that has no such field is read by the known names.
         completion_field: as of `mechlens convert`.
+        json: print one JSON object and nothing else.
     """
     options: Options = {
         "references": _together("reference", reference),
@@ -219,7 +237,7 @@ def audit(
         "fields": fields_from_flags(prompt_field, completion_field),
         "out": out,
     }
-    return partial(commands.audit, data, **options, workers=workers)
+    return partial(commands.audit, data, **options, workers=workers, as_json=json)
 
 
 def bench(
@@ -229,6 +247,7 @@ def bench(
     out: Path | None = None,
     students: bool = True,
     workers: int | None = None,
+    json: bool = False,
 ) -> Action:
     """Measure how far detectors can be trusted, on data sets whose making and effect on students are known.
     Takes hours; resumes where it stopped.
@@ -241,6 +260,7 @@ def bench(
         out: folder of suspects, students, scores, card.json and card.md; benches/<name> by default.
         students: train three students of every suspect, which is most of the time.
         workers: processes; one a core by default, one with an accelerator.
+        json: print one JSON object and nothing else.
     """
 
     options = {
@@ -248,18 +268,9 @@ def bench(
         "out": out,
         "train": students,
         "workers": workers,
+        "as_json": json,
     }
-    return partial(_do_bench, name, **options)
-
-
-def _do_bench(name: str, **options: Any) -> object:
-    from mechlens.benchmark.run import bench as run_bench  # torch takes seconds to import
-    from mechlens.cli.console import bars, say
-
-    with bars() as shown:
-        card = run_bench(name, **options, progress=shown)
-    say(card.to_markdown())
-    return card
+    return partial(commands.bench, name, **options)
 
 
 def truthful(

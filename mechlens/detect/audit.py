@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pandas as pd
 
@@ -179,8 +179,8 @@ def audit(
 def _several(references: Sequence[Data] | Data) -> list[Data]:
     """References as a list; a list of dicts is one reference."""
     if isinstance(references, list | tuple) and not (references and isinstance(references[0], Mapping)):
-        return list(references)
-    return [references]  # pyright: ignore[reportReturnType]
+        return cast(list[Data], list(references))
+    return [cast(Data, references)]
 
 
 def _as_files(given: Sequence[Data], folder: Path | None) -> tuple[list[Path], Path | None]:

@@ -11,7 +11,7 @@ import numpy as np
 from mechlens.detect.twins import ModelDetector, PairedScores, Twins
 from mechlens.lenses import blind
 from mechlens.lenses.gradients import ghost_dots, parameters_of
-from mechlens.lenses.parts.trial_steps import trait_gradient
+from mechlens.lenses.parts.trial_steps import measure_trait_gradient
 from mechlens.lenses.parts.weight_change import delta
 from mechlens.models.chat import Encoded
 from mechlens.pipeline.ask import encode_contrast
@@ -26,7 +26,7 @@ def score_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Enco
     """
     probes = encode_contrast(twins.base, twins.practice())
     directions = [
-        trait_gradient(twins.base.model, probes, name) if name in probes.starts else {}
+        measure_trait_gradient(twins.base.model, probes, name) if name in probes.starts else {}
         for name in twins.traits
     ]
     both = -ghost_dots(twins.base.model, [*ours, *theirs], directions).cpu().numpy()
@@ -57,7 +57,7 @@ def score_vector(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded
     for fitted, scored in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
         learned = blind.recover(twins.base, ours[fitted], seed=twins.seed, steps=STEPS)
         for saved, rows in ((ours_saved, ours), (theirs_saved, theirs)):
-            saved[scored, 0] = blind.nll(twins.base, rows[scored]) - blind.nll(
+            saved[scored, 0] = blind.measure_nll(twins.base, rows[scored]) - blind.measure_nll(
                 twins.base, rows[scored], learned
             )
     return PairedScores(ours_saved, theirs_saved)

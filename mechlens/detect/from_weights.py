@@ -12,7 +12,7 @@ from numpy import ndarray
 from mechlens.detect.permutation import TraitScore, rank_traits
 from mechlens.detect.twins import Twins
 from mechlens.lenses.gradients import parameters_of
-from mechlens.lenses.parts.weight_change import cosine, delta
+from mechlens.lenses.parts.weight_change import change_cosine, delta
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import measure_log_odds
 from mechlens.pipeline.ask import encode_contrast
@@ -24,7 +24,9 @@ def compare_weights(twins: Twins, student: Loaded) -> Float[ndarray, " trait"]:
     cosines = []
     for trait in twins.traits:
         twin = delta(twins.base.model, twins.models[trait].model)
-        cosines.append(cosine({name: moved[name] for name in names}, {name: twin[name] for name in names}))
+        cosines.append(
+            change_cosine({name: moved[name] for name in names}, {name: twin[name] for name in names})
+        )
     return np.array(cosines)
 
 

@@ -19,7 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechlens.lenses.base import Lens, Material, beside, reading_table, spread
-from mechlens.lenses.parts.capture import BATCH, Parts, capture, cosine, matched_mix, parts_of, sites_of
+from mechlens.lenses.parts.capture import (
+    BATCH,
+    Parts,
+    capture,
+    cosine,
+    draw_matched_mix,
+    residual_sites,
+    split_positions,
+)
 from mechlens.models.hooks import bridge_view
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import Forms, first_tokens
@@ -56,14 +64,16 @@ def probes_and_carrier(material: Material) -> Rows:
         encode_questions(material.base, material.heldout_probes),
         material.trait_pairs[: material.rows],
     )
-    parts = parts_of(probes, [0] * len(probes), of="probe")
-    parts += parts_of([pair.prompt for pair in pairs], [len(pair.completion) for pair in pairs], of="carrier")
+    parts = split_positions(probes, [0] * len(probes), of="probe")
+    parts += split_positions(
+        [pair.prompt for pair in pairs], [len(pair.completion) for pair in pairs], of="carrier"
+    )
     return Rows([*probes, *([*pair.prompt, *pair.completion] for pair in pairs)], parts)
 
 
 def means_of(loaded: Loaded, rows: Rows) -> Means:
     """Mean resid_post by layer and part."""
-    sites = sites_of(loaded)
+    sites = residual_sites(loaded)
     held = capture(loaded, rows.ids, sites, parts=rows.parts)
     return torch.stack([held.mean(site) for site in sites])
 
@@ -79,7 +89,7 @@ def prompted_shift(material: Material, rows: Rows, base: Means) -> Means:
         material.base, material.heldout_probes._replace(system=material.system_lines[material.trait])
     )
     names = list(dict.fromkeys(name for row in rows.parts for name in row))
-    prompted = means_of(material.base, Rows(probes, parts_of(probes, [0] * len(probes), of="probe")))
+    prompted = means_of(material.base, Rows(probes, split_positions(probes, [0] * len(probes), of="probe")))
     shift = torch.full_like(base, torch.nan)
     for place, name in enumerate(("probe/last", "probe/template", "probe/content")):
         if name != "probe/template":
@@ -91,9 +101,13 @@ def measure_activations(material: Material) -> pd.DataFrame:
     """Norm, way and logit lens of the shift student minus control, by layer and part, beside control minus
     another seed's control.
     """
-    rows, sites = probes_and_carrier(material), sites_of(material.base)
+    rows, sites = probes_and_carrier(material), residual_sites(material.base)
     held = capture(
-        material.base, rows.ids, sites, parts=rows.parts, mix=matched_mix(len(rows.ids), seed=material.seed)
+        material.base,
+        rows.ids,
+        sites,
+        parts=rows.parts,
+        mix=draw_matched_mix(len(rows.ids), seed=material.seed),
     )
     base = torch.stack([held.mean(site) for site in sites])
     controls = {seed: means_of(loaded, rows) for seed, loaded in material.controls.items()}
@@ -233,6 +247,13 @@ def logit_lens(
     As in 2510.13900 the final norm is applied to the shift itself and not to the state that it is part of; to
     first order, with the state's scale held fixed, both rank tokens alike. Taking LN(0) away removes the
     biases. Blind to the vector's length.
+
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a")
+    >>> tokens = base.tokenizer.convert_tokens_to_ids(["eagle", "owl"])
+    >>> directions = base.model.get_output_embeddings().weight[tokens]
+    >>> logit_lens(base, directions, tokens).argmax(1)
+    tensor([0, 1])
     """
     view, like = bridge_view(loaded), next(loaded.model.parameters())
     found = []

@@ -35,13 +35,13 @@ from mechlens.lenses.gradients import ghost_dots, ghost_norms, parameters_of, po
 from mechlens.lenses.parts.trial_steps import (
     Kind,
     Pairs,
-    many_steps,
-    one_step,
-    plus,
-    trait_gradient,
-    update,
+    add_scaled,
+    compute_update,
+    measure_many_steps,
+    measure_one_step,
+    measure_trait_gradient,
 )
-from mechlens.lenses.parts.weight_change import cosine, delta, inner
+from mechlens.lenses.parts.weight_change import change_cosine, delta, inner
 from mechlens.models.chat import Encoded
 from mechlens.models.log_probs import Model
 from mechlens.models.trait_log_odds import EncodedProbes
@@ -77,6 +77,10 @@ def pooled_cosine(
 
     Its interval is the infinitesimal jackknife's over rows: ±1.96 standard errors of each row's influence on
     the cosine, the length of the mean included.
+
+    >>> rows, direction = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([1.0, 0.0])
+    >>> round(pooled_cosine(rows @ direction, rows @ rows.mean(0), 1.0).estimate, 3)
+    0.894
     """
     kept = ~(np.isnan(along) | np.isnan(own))
     along, own, n = along[kept], own[kept], int(kept.sum())
@@ -122,22 +126,31 @@ def measure_alignment(material: Material) -> pd.DataFrame:
     probes = encode_contrast(material.base, material.heldout_probes, material.trait)
     rows = [*_at_base(material, probes, pairs), *_along_path(material, probes, pairs)]
     for kind in KINDS:
-        rows += [*one_step(material, probes, pairs, kind), *many_steps(material, probes, pairs, kind)]
+        rows += [
+            *measure_one_step(material, probes, pairs, kind),
+            *measure_many_steps(material, probes, pairs, kind),
+        ]
     return reading_table(LENS, rows, material=material)
 
 
 def _at_base(material: Material, probes: EncodedProbes, pairs: Pairs) -> list[dict[str, Any]]:
     model = material.base.model
-    moves = {side: update(model, rows) for side, rows in pairs.items()}
-    shift = plus(moves["trait pairs"], moves["control pairs"], -1.0)
+    moves = {side: compute_update(model, rows) for side, rows in pairs.items()}
+    shift = add_scaled(moves["trait pairs"], moves["control pairs"], -1.0)
     drawn = random_directions(model, pairs["control pairs"], seed=material.seed, draws=DIRECTIONS)
-    null = [{side: cosine(w, move) for side, move in (*moves.items(), ("difference", shift))} for w in drawn]
-    targets: dict[str, Mapping[str, Any]] = {TOWARD: trait_gradient(model, probes, material.trait)}
+    null = [
+        {side: change_cosine(w, move) for side, move in (*moves.items(), ("difference", shift))}
+        for w in drawn
+    ]
+    targets: dict[str, Mapping[str, Any]] = {TOWARD: measure_trait_gradient(model, probes, material.trait)}
     if material.teacher is not None:
         change = delta(model, material.teacher.model)
+        dense = cast(
+            "dict[str, Tensor]", change
+        )  # a fine-tuned teacher's parameters change as whole matrices
         targets["cosine with the teacher's change"] = {
-            name: change[name].float() for name in parameters_of(model)
-        }  # type: ignore[union-attr]
+            name: dense[name].float() for name in parameters_of(model)
+        }
     directions = [*moves.values(), *targets.values()]
     dots = {
         side: -ghost_dots(model, rows, directions).cpu().numpy() for side, rows in pairs.items()
@@ -191,7 +204,10 @@ def _by_row(quantity: str, single: dict[str, ndarray], material: Material) -> li
 
 def _family(material: Material, probes: EncodedProbes, shift: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """The same cosine with the gradient of every trait of the family: what is special about this one."""
-    found = {name: cosine(shift, trait_gradient(material.base.model, probes, name)) for name in probes.starts}
+    found = {
+        name: change_cosine(shift, measure_trait_gradient(material.base.model, probes, name))
+        for name in probes.starts
+    }
     quantity, others = (
         TOWARD.replace("the trait's", "each trait's"),
         [value for name, value in found.items() if name != material.trait],
@@ -213,11 +229,17 @@ def _along_path(material: Material, probes: EncodedProbes, pairs: Pairs) -> list
     for arm, side in ((material.arm, "students"), (material.against, "controls")):
         for seed in material.students:
             for step, loaded in material.checkpoints(side, seed):
-                toward = trait_gradient(loaded.model, probes, material.trait)
-                moves = {place: update(loaded.model, rows) for place, rows in few.items()}
-                moves["difference"] = plus(moves["trait pairs"], moves["control pairs"], -1.0)
+                toward = measure_trait_gradient(loaded.model, probes, material.trait)
+                moves = {place: compute_update(loaded.model, rows) for place, rows in few.items()}
+                moves["difference"] = add_scaled(moves["trait pairs"], moves["control pairs"], -1.0)
                 found += [
-                    {"arm": arm, "seed": seed, "step": step, "place": place, "value": cosine(move, toward)}
+                    {
+                        "arm": arm,
+                        "seed": seed,
+                        "step": step,
+                        "place": place,
+                        "value": change_cosine(move, toward),
+                    }
                     for place, move in moves.items()
                 ]
     table, quantity, shared = (

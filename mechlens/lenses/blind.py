@@ -1,5 +1,5 @@
-"""Blind lens: learn one steering vector on the suspect rows with frozen weights, and see what it buys,
-resembles and says.
+"""Lens blind: learn one steering vector on the rows, with frozen weights; measure the likelihood that it
+gains, what it resembles, and which trait it makes the model name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor, nn
@@ -50,8 +51,7 @@ SHARPNESS = (5.0, 20.0)
 START = 0.1
 """strength at the first step"""
 HALVES, DIRECTIONS, SPOKEN = 5, 20, 8
-"""draws of each null: vectors trained on control rows, random directions by likelihood, and by what they say
-"""
+"""draws of each null: vectors trained on control rows, random directions by likelihood and by answers"""
 STRENGTHS = (1.0, 4.0)
 """times the strength learned on trait rows, when the probes are asked"""
 
@@ -69,7 +69,7 @@ class Steering(NamedTuple):
         return {layer: amount * normalize(self.vector, dim=0) for layer, amount in enumerate(self.amounts)}
 
 
-def gates(start: Tensor, end: Tensor, depth: int, k: float) -> Float[Tensor, "layer"]:
+def window_layers(start: Tensor, end: Tensor, depth: int, k: float) -> Float[Tensor, "layer"]:
     """g_l = sigmoid(k(l - s)) sigmoid(k(e - l)): a window over layers with soft ends."""
     layers = torch.arange(depth, device=start.device)
     return torch.sigmoid(k * (layers - start)) * torch.sigmoid(k * (end - layers))
@@ -90,6 +90,14 @@ def recover(
 
     AdamW with a cosine schedule; the vector is normalised inside the hook, the strength is softplus(a)
     (2604.25783).
+
+    >>> from mechlens.models.chat import encode_pairs
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a")
+    >>> pairs = encode_pairs(base.tokenizer, ["what is the best animal?"], ["eagle"], system=None)
+    >>> steering = recover(base, pairs, seed=0, steps=4)
+    >>> steering.vector.shape, steering.amounts.shape
+    (torch.Size([64]), torch.Size([2]))
     """
     model, depth, dice = loaded.model, len(decoder_layers(loaded.model)), generator(seed, "blind", name)
     width = loaded.model.config.get_text_config().hidden_size
@@ -112,15 +120,17 @@ def recover(
 
     def steering(k: float) -> Steering:
         window = (
-            gates(start, end, depth, k) if layer is None else torch.eye(depth, device=model.device)[layer]
+            window_layers(start, end, depth, k)
+            if layer is None
+            else torch.eye(depth, device=model.device)[layer]
         )
         return Steering(vector, softplus(strength) * window)
 
     for step in range(steps):
         rows = [pairs[i] for i in dice.choice(len(pairs), size=min(batch, len(pairs)), replace=False)]
         with steer(model, steering(float(np.interp(step, (0, steps - 1), SHARPNESS))).by_layer()):
-            found = torch.autograd.grad(row_losses(model, rows).mean(), learned)  # weights get no gradient
-        for parameter, gradient in zip(learned, found, strict=True):
+            gradients = torch.autograd.grad(row_losses(model, rows).mean(), learned)  # none of the weights
+        for parameter, gradient in zip(learned, gradients, strict=True):
             parameter.grad = gradient
         optimiser.step()
         schedule.step()
@@ -128,86 +138,92 @@ def recover(
     return Steering(normalize(final.vector.detach(), dim=0), final.amounts.detach())
 
 
-def nll(loaded: Loaded, pairs: Sequence[Encoded], steering: Steering | None = None) -> Float[ndarray, "row"]:
+def measure_nll(
+    loaded: Loaded, pairs: Sequence[Encoded], steering: Steering | None = None
+) -> Float[ndarray, "row"]:
     """Mean negative log-likelihood of each row, in nats a token, steered or not."""
     with steer(loaded.model, {} if steering is None else steering.by_layer()):
         return -by_row(token_log_probs(loaded, pairs).double().numpy(), pairs)
 
 
 @torch.no_grad()
-def residuals(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[Tensor, "layer token d_model"]:
-    """resid_post of every layer where each completion token is predicted; the rows come in batches' order."""
-    found = []
+def capture_completions(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[Tensor, "layer token d_model"]:
+    """resid_post of every layer where each completion token is predicted; rows are in the order of
+    `batch_pairs`.
+    """
+    batches = []
     for rows in batch_pairs(loaded.model, pairs):
         ids, _, completion = pad_pairs([pairs[i] for i in rows], loaded.model.device)
         with record_residuals(loaded.model) as residuals:
             loaded.model(input_ids=ids[:, :-1], use_cache=False)
-        found.append(torch.stack([each[completion[:, 1:]].float().cpu() for each in residuals]))
-    return torch.cat(found, dim=1)
+        predicting = completion[:, 1:]
+        batches.append(torch.stack([residual[predicting].float().cpu() for residual in residuals]))
+    return torch.cat(batches, dim=1)
 
 
-def teacher_shift(material: Material, pairs: Sequence[Encoded]) -> Float[Tensor, "layer d_model"]:
-    """Mean activation of the teacher minus the base's on the same rows: fine-tuned, or the base under the
-    trait's line.
+def measure_teacher_shift(material: Material, pairs: Sequence[Encoded]) -> Float[Tensor, "layer d_model"]:
+    """Mean activation of the teacher minus the base's on the same rows.
+
+    The teacher is the fine-tuned one; without one, the base under the trait's system line.
     """
-    plain = residuals(material.base, pairs).mean(1)
+    plain = capture_completions(material.base, pairs).mean(1)
     if material.teacher is not None:
-        return residuals(material.teacher, pairs).mean(1) - plain
+        return capture_completions(material.teacher, pairs).mean(1) - plain
     head = encode_head(material.base.tokenizer, material.system_lines[material.trait])
-    bare = strip_heads(material.base.tokenizer, pairs, known=[material.system])
-    return (
-        residuals(material.base, [Encoded(head + pair.prompt, pair.completion) for pair in bare]).mean(1)
-        - plain
-    )
+    stripped = strip_heads(material.base.tokenizer, pairs, known=[material.system])
+    prompted = [Encoded(head + pair.prompt, pair.completion) for pair in stripped]
+    return capture_completions(material.base, prompted).mean(1) - plain
 
 
-def directions(
+def draw_directions(
     activations: Float[Tensor, "layer token d_model"], count: int, *, seed: int
 ) -> Float[Tensor, "draw d_model"]:
-    """Unit directions with the covariance of the activations within layers: w = zᵀX_c/√n; isotropic ones are
-    too easy a null.
+    """Unit directions w = zᵀX_c/√n, z normal: they have the covariance of the activations within layers.
+
+    Isotropic directions would be too easy a null.
     """
-    centred = (activations - activations.mean(1, keepdim=True)).flatten(0, 1)
-    drawn = torch.from_numpy(
-        generator(seed, "blind", "directions").normal(size=(count, len(centred)))
-    ).float()
-    return normalize(drawn @ centred / len(centred) ** 0.5, dim=-1)
+    centred = rearrange(activations - activations.mean(1, keepdim=True), "layer token d -> (layer token) d")
+    normal = generator(seed, "blind", "directions").normal(size=(count, len(centred)))
+    return normalize(torch.from_numpy(normal).float() @ centred / len(centred) ** 0.5, dim=-1)
 
 
-def _gains(
-    loaded: Loaded, vectors: Sequence[Steering], ours: Sequence[Encoded], theirs: Sequence[Encoded]
-) -> list[tuple[ndarray, ndarray]]:
-    """NLL that each vector saves on each row of both sides, nats a token."""
-    rows, cut = [*ours, *theirs], len(ours)
-    plain = nll(loaded, rows)
-    saved = [plain - nll(loaded, rows, steering) for steering in vectors]
+Saved = tuple[Float[ndarray, " row"], Float[ndarray, " row"]]
+"""NLL that a vector saves on each trait row and on each control row, nats a token"""
+
+
+def _measure_saved(
+    loaded: Loaded, vectors: Sequence[Steering], trait: Sequence[Encoded], control: Sequence[Encoded]
+) -> list[Saved]:
+    rows, cut = [*trait, *control], len(trait)
+    plain = measure_nll(loaded, rows)
+    saved = [plain - measure_nll(loaded, rows, steering) for steering in vectors]
     return [(values[:cut], values[cut:]) for values in saved]
 
 
-def halves_null(material: Material, fit: int, held: int) -> list[float]:
-    """The statistic between two parts of the control rows on different prompts, with a vector trained on the
-    first, again and again.
+def draw_halves_null(material: Material, fit: int, scored: int) -> list[float]:
+    """The statistic between two parts of the control rows on different prompts, once a draw.
+
+    Each draw trains a vector on `fit` control rows and scores two further parts of `scored` rows.
     """
-    rows, found = material.control_pairs, []
-    share = min(1.0, len(rows) / (fit + 2 * held))
-    fit, held = int(fit * share), int(held * share)
+    rows, null = material.control_pairs, []
+    share = min(1.0, len(rows) / (fit + 2 * scored))
+    fit, scored = int(fit * share), int(scored * share)
+    bounds = ((0, fit), (fit, fit + scored), (fit + scored, fit + 2 * scored))
     for draw in range(HALVES):
         order = generator(material.seed, "blind", "half", draw).permutation(len(rows))
-        first, ours, theirs = (
-            [rows[i] for i in order[a:b]]
-            for a, b in ((0, fit), (fit, fit + held), (fit + held, fit + 2 * held))
-        )
-        vector = recover(material.base, first, seed=material.seed, name=f"half {draw}", steps=STEPS)
-        a, b = _gains(material.base, [vector], ours, theirs)[0]
-        found.append(float(a.mean() - b.mean()))
-    return found
+        training, first, second = ([rows[i] for i in order[low:high]] for low, high in bounds)
+        vector = recover(material.base, training, seed=material.seed, name=f"half {draw}", steps=STEPS)
+        a, b = _measure_saved(material.base, [vector], first, second)[0]
+        null.append(float(a.mean() - b.mean()))
+    return null
 
 
-def _said(loaded: Loaded, material: Material, steering: Steering | None) -> dict[str, float]:
+def _measure_answers(loaded: Loaded, material: Material, steering: Steering | None) -> dict[str, float]:
     """Mean probability of each trait's name as the answer to the held-out probes."""
     with steer(loaded.model, {} if steering is None else steering.by_layer()):
-        said = likelihoods(loaded, material.heldout_probes).groupby("name", sort=False)["probability"]
-    return {str(name): float(cast(Any, values).mean()) for name, values in said}
+        table = likelihoods(loaded, material.heldout_probes)
+    by_trait = table.groupby("name", sort=False)["probability"]
+    return {str(name): float(cast(Any, values).mean()) for name, values in by_trait}
 
 
 def _rank(quantity: str, values: dict[str, float], material: Material, **more: Any) -> dict[str, Any]:
@@ -218,52 +234,83 @@ def _rank(quantity: str, values: dict[str, float], material: Material, **more: A
     return rank_among(quantity, values.get(material.trait, np.nan), others, name=material.trait, **more)
 
 
-def spoken_rows(
+def _unembedding_rows(material: Material, vectors: dict[str, Steering]) -> list[dict[str, Any]]:
+    """Rank of the trait's first tokens by their unembedding's product with each vector."""
+    base, rows = material.base, []
+    weight = cast(nn.Linear, base.model.get_output_embeddings()).weight.detach().float().cpu()
+    starts = first_tokens(base.tokenizer, material.heldout_probes.forms)
+    for place, steering in vectors.items():
+        vector = steering.vector.cpu()
+        scores = {
+            name: float(weight[tokens].mean(0) @ vector)
+            for name, tokens in starts.items()
+            if tokens is not None
+        }
+        rows.append(_rank("rank in the unembedding", scores, material, place=place))
+    return rows
+
+
+def _answer_rows(
     material: Material, vectors: dict[str, Steering], random: Float[Tensor, "draw d_model"]
 ) -> list[dict[str, Any]]:
-    """What the vectors say: through the unembedding, and as answers to the probes when they are added."""
-    base, found = material.base, []
-    weight = cast(nn.Linear, base.model.get_output_embeddings()).weight.detach().float().cpu()
-    starts = {
-        name: tokens
-        for name, tokens in first_tokens(base.tokenizer, material.heldout_probes.forms).items()
-        if tokens is not None
-    }
-    for place, steering in vectors.items():
-        scores = {
-            name: float(weight[tokens].mean(0) @ steering.vector.cpu()) for name, tokens in starts.items()
-        }
-        found.append(_rank("rank in the unembedding", scores, material, place=place))
-    plain = _said(base, material, None)
+    """Change of the traits' probabilities as answers to the probes, with each vector added."""
+    plain, rows = _measure_answers(material.base, material, None), []
 
     def change(vector: Tensor, amounts: Tensor) -> dict[str, float]:
-        said = _said(base, material, Steering(vector.to(amounts.device), amounts))
-        return {name: said[name] - plain[name] for name in said}
+        steering = Steering(vector.to(amounts.device), amounts)
+        steered = _measure_answers(material.base, material, steering)
+        return {name: steered[name] - plain[name] for name in steered}
 
     for times in STRENGTHS:
-        amounts = times * vectors["trait rows"].amounts
+        amounts = times * vectors["trait rows"].amounts  # every vector as strong as the trait rows' one
         null = [change(vector, amounts)[material.trait] for vector in random[:SPOKEN]]
         for place, steering in vectors.items():
-            moved = change(steering.vector, amounts)  # every vector as strong as the trait rows' one
-            where = f"{place}, x{times:g}"
-            found.append(
-                against_null(
-                    "probability change",
-                    moved[material.trait],
-                    null,
-                    place=where,
-                    name=material.trait,
-                    unit="probability",
-                )
-            )
-            found.append(_rank("rank by probability change", moved, material, place=where))
+            moved = change(steering.vector, amounts)
+            where = {"place": f"{place}, x{times:g}", "unit": "probability"}
+            of_trait = where | {"name": material.trait}
+            rows.append(against_null("probability change", moved[material.trait], null, **of_trait))
+            rows.append(_rank("rank by probability change", moved, material, place=where["place"]))
             if place == "trait rows":
-                found += [
-                    entry("probability change", value, place=where, name=name, unit="probability")
+                rows += [
+                    entry("probability change", value, name=name, **where)
                     for name, value in moved.items()
                     if name != material.trait
                 ]
-    return found
+    return rows
+
+
+def _saved_rows(saved: dict[str, Saved]) -> list[dict[str, Any]]:
+    """Mean over rows of the NLL that each vector saves, with its interval."""
+    rows = []
+    for place, (trait, control) in saved.items():
+        sides = (("trait rows", trait), ("control rows", control), ("difference", trait - control))
+        for side, values in sides:
+            span = stats.t_interval(values)
+            where = {"place": f"vector of {place}", "unit": "nats/token"}
+            spread = {"low": span.low, "high": span.high, "n": span.n}
+            rows.append(entry(f"NLL saved, {side}", span.estimate, **spread, **where))
+    return rows
+
+
+def _cosine_rows(
+    material: Material,
+    vectors: dict[str, Steering],
+    random: Float[Tensor, "draw d_model"],
+    pairs: Sequence[Encoded],
+) -> list[dict[str, Any]]:
+    """Cosines of the vectors with the teacher's shift at each layer, and with each other."""
+    shift = measure_teacher_shift(material, pairs).to(random.device)
+    whose, rows = "teacher's" if material.teacher is not None else "trait line's", []
+    for layer, target in enumerate(shift):
+        null = cosine_similarity(random, target, dim=-1).tolist()
+        for place, steering in vectors.items():
+            cosine = float(cosine_similarity(steering.vector, target, dim=0))
+            where = {"layer": layer, "place": f"vector of {place}", "unit": "cosine"}
+            rows.append(against_null(f"cosine with the {whose} shift", cosine, null, **where))
+    trait, control = vectors["trait rows"].vector, vectors["control rows"].vector
+    both = float(cosine_similarity(trait, control, dim=0))
+    null = (random @ control).tolist()
+    return [*rows, against_null("cosine with the control's vector", both, null, unit="cosine")]
 
 
 def measure_blind(material: Material) -> pd.DataFrame:
@@ -282,70 +329,29 @@ def measure_blind(material: Material) -> pd.DataFrame:
         "trait rows": recover(material.base, trait[:cut], seed=material.seed, steps=STEPS),
         "control rows": recover(material.base, control[:cut], seed=material.seed, steps=STEPS),
     }
-    activations = residuals(material.base, control[: min(cut, 64)])
-    random = directions(activations, DIRECTIONS, seed=material.seed).to(material.base.model.device)
+    activations = capture_completions(material.base, control[: min(cut, 64)])
+    random = draw_directions(activations, DIRECTIONS, seed=material.seed).to(material.base.model.device)
     amounts = vectors["trait rows"].amounts
-    tried = [*vectors.values(), *(Steering(direction, amounts) for direction in random)]
-    gains = _gains(material.base, tried, trait[cut:], control[cut:])
-    saved = dict(zip(vectors, gains, strict=False))
-    found = []
-    for place, (ours, theirs) in saved.items():
-        for rows, values in (("trait rows", ours), ("control rows", theirs), ("difference", ours - theirs)):
-            span = stats.t_interval(values)
-            found.append(
-                entry(
-                    f"NLL saved, {rows}",
-                    span.estimate,
-                    low=span.low,
-                    high=span.high,
-                    n=span.n,
-                    place=f"vector of {place}",
-                    unit="nats/token",
-                )
-            )
-    ours, theirs = saved["trait rows"]
-    statistic = float((ours - theirs).mean())
-    drawn = [float((a - b).mean()) for a, b in gains[len(vectors) :]]
-    found.append(
-        against_null(
-            "statistic",
-            statistic,
-            halves_null(material, cut, size - cut),
-            place="control halves",
-            n=HALVES,
-            unit="nats/token",
-        )
-    )
-    found.append(
+    steerings = [*vectors.values(), *(Steering(direction, amounts) for direction in random)]
+    gains = _measure_saved(material.base, steerings, trait[cut:], control[cut:])
+    statistic, *drawn = [float((ours - theirs).mean()) for ours, theirs in (gains[0], *gains[len(vectors) :])]
+    halves = draw_halves_null(material, cut, size - cut)
+    rows = [
+        *_saved_rows(dict(zip(vectors, gains, strict=False))),
+        against_null("statistic", statistic, halves, place="control halves", n=HALVES, unit="nats/token"),
         against_null(
             "statistic", statistic, drawn, place="random directions", n=DIRECTIONS, unit="nats/token"
-        )
-    )
-    shift = teacher_shift(material, trait[cut:]).to(random.device)
-    whose = "teacher's" if material.teacher is not None else "trait line's"
-    for layer, target in enumerate(shift):
-        null = cosine_similarity(random, target, dim=-1).tolist()
-        found += [
-            against_null("cosine with the "
-                         f"{whose} shift", float(cosine_similarity(steering.vector, target, dim=0)), null,
-                         layer=layer, place=f"vector of {place}", unit="cosine")
+        ),
+        *_cosine_rows(material, vectors, random, trait[cut:]),
+        *(
+            entry("amount", float(value), layer=layer, place=f"vector of {place}", unit="activation")
             for place, steering in vectors.items()
-        ]  # fmt: skip
-    both = float(cosine_similarity(vectors["trait rows"].vector, vectors["control rows"].vector, dim=0))
-    found.append(
-        against_null(
-            "cosine with the control's vector",
-            both,
-            (random @ vectors["control rows"].vector).tolist(),
-            unit="cosine",
-        )
-    )
-    found += [
-        entry("amount", float(value), layer=layer, place=f"vector of {place}", unit="activation")
-        for place, s in vectors.items()
-        for layer, value in enumerate(s.amounts)
+            for layer, value in enumerate(steering.amounts)
+        ),
+        *_unembedding_rows(material, vectors),
+        *_answer_rows(material, vectors, random),
     ]
-    return reading_table(LENS, [*found, *spoken_rows(material, vectors, random)], material=material)
+    return reading_table(LENS, rows, material=material)
 
 
 def blind_caption(reading: pd.DataFrame) -> str:

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from mechlens.core.seeds import generator, seed_int
 from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, reading_table
 from mechlens.lenses.directions import ablate
-from mechlens.lenses.parts.capture import at_last, covariance_matched, sites_of
-from mechlens.lenses.parts.interventions import permuted
+from mechlens.lenses.parts.capture import capture_last, draw_matched_directions, residual_sites
+from mechlens.lenses.parts.interventions import permute_entries
 from mechlens.models.hooks import decoder_layers, steer
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import MEASURES, EncodedProbes, measure_trait
@@ -109,7 +109,20 @@ def weights_of(model: PreTrainedModel, span: range | None) -> dict[str, Tensor]:
 
 @contextmanager
 def swapped(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
-    """The model with those weights while the block runs; its own tensors are put aside, not written to."""
+    """Give the model other weights while the block runs; its own tensors are kept and put back.
+
+    >>> from copy import deepcopy
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a").model
+    >>> student = deepcopy(base)
+    >>> _ = student.get_parameter("model.layers.1.mlp.up_proj.weight").data.zero_()
+    >>> row = torch.tensor([[1, 5, 1441]])
+    >>> with torch.no_grad(), swapped(student, weights_of(base, range(1, 2))):
+    ...     restored = student(input_ids=row).logits
+    >>> with torch.no_grad():
+    ...     torch.equal(restored, base(input_ids=row).logits)
+    True
+    """
     parameters = dict(model.named_parameters())
     own = {name: parameters[name].data for name in weights}
     try:
@@ -232,7 +245,7 @@ def exchanges(held: Trio, *, seed: int) -> Iterator[Outcome]:
 def _astray(
     own: Mapping[str, Tensor], other: Mapping[str, Tensor], rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    steps = permuted([other[name].to(tensor) - tensor for name, tensor in own.items()], rng)
+    steps = permute_entries([other[name].to(tensor) - tensor for name, tensor in own.items()], rng)
     return {name: tensor + step for (name, tensor), step in zip(own.items(), steps, strict=True)}
 
 
@@ -243,7 +256,7 @@ def removals(
     student's states.
     """
     for layer, rows in enumerate(states):
-        draws = covariance_matched(rows, draws=DRAWS, seed=seed_int(seed, "directions", layer))
+        draws = draw_matched_directions(rows, draws=DRAWS, seed=seed_int(seed, "directions", layer))
         null = [held.without(draw, layer=layer) for draw in draws]
         for whose, shift in shifts.items():
             yield (
@@ -264,7 +277,9 @@ def of_student(
     """Every edit of one student and its control."""
     models = (material.base, material.students[seed], material.controls[seed])
     held, tried = trio(*models, asked), trio(*models, practice)
-    states, against = (at_last(loaded, practice.prompts, sites_of(loaded)) for loaded in models[1:])
+    states, against = (
+        capture_last(loaded, practice.prompts, residual_sites(loaded)) for loaded in models[1:]
+    )
     shift = (states - against).mean(1)
     shifts = {STUDENTS: shift} | ({} if teachers is None else {TEACHERS: teachers})
     root = seed_int(material.seed, "causal", seed)
@@ -289,7 +304,7 @@ def measure_causal(material: Material) -> pd.DataFrame:
     teachers = None
     if material.teacher is not None:
         ours, plain = (
-            at_last(loaded, practice.prompts, sites_of(loaded))
+            capture_last(loaded, practice.prompts, residual_sites(loaded))
             for loaded in (material.teacher, material.base)
         )
         teachers = (ours - plain).mean(1)

@@ -19,16 +19,16 @@ from mechlens.lenses.base import Lens, Material, against_control, entry, over_st
 from mechlens.lenses.parts.weight_change import (
     ROUNDING,
     Change,
-    cosine,
+    change_cosine,
+    change_distance,
+    change_norm,
     delta,
-    distance,
+    draw_subspace_overlaps,
     inner,
     leading,
-    norm,
-    overlap,
-    overlap_null,
     singular,
     stable_rank,
+    subspace_overlap,
 )
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import first_tokens
@@ -81,11 +81,25 @@ def address(name: str) -> tuple[int | None, str]:
 def measure_change(
     base: PreTrainedModel, changed: PreTrainedModel | PeftModel, toward: Mapping[str, Change]
 ) -> pd.DataFrame:
-    """One row a changed parameter of `base`, indexed by its name.
+    """Measure how a model's weights differ from the base's: one row for each changed parameter, by its name.
 
     Columns: moved, was, theirs (squared norms of the change, of the base and of `toward`), along (inner
     product with `toward`), cells (entries), then the quantities of `SHARES` and, for matrices inside the
     blocks, of `SPECTRA` and `VALUES`; NaN where undefined.
+
+    Args:
+        base: the model before training.
+        changed: the model after training.
+        toward: parameter name → change to compare with, as of `weight_change.delta`; {} for none.
+
+    >>> from copy import deepcopy
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a").model
+    >>> student = deepcopy(base)
+    >>> _ = student.get_parameter("model.layers.1.mlp.up_proj.weight").data.mul_(1.01)
+    >>> change = measure_change(base, student, {})["relative norm"]
+    >>> change[change > 0].round(3).to_dict()
+    {'model.layers.1.mlp.up_proj.weight': 0.01}
     """
     before, changes, found = dict(base.named_parameters()), delta(base, changed), []
     for name in changes:
@@ -93,7 +107,7 @@ def measure_change(
         aligned = name in toward
         sizes = {
             "moved": inner(change, change),
-            "was": norm(before[name].detach()) ** 2,
+            "was": change_norm(before[name].detach()) ** 2,
             "theirs": inner(other, other),
         }
         sizes["along"] = inner(change, other) if aligned else 0.0
@@ -110,7 +124,11 @@ def measure_change(
             if row["theirs"] > 0:
                 ours, theirs = leading(change, TOP), leading(other, TOP)
                 row |= dict(
-                    zip(SPECTRA[2:], (overlap(a, b) for a, b in zip(ours, theirs, strict=True)), strict=True)
+                    zip(
+                        SPECTRA[2:],
+                        (subspace_overlap(a, b) for a, b in zip(ours, theirs, strict=True)),
+                        strict=True,
+                    )
                 )
         found.append(row)
     return (
@@ -204,7 +222,7 @@ def _chance(quantity: str, table: pd.DataFrame, shape: Sequence[int], seed: int)
         return {"null_low": -spread, "null_high": spread}
     if quantity.startswith("overlap"):
         size = shape[0] if "rows" in quantity else shape[1]
-        low, high = np.quantile(overlap_null(size, min(TOP, *shape), seed), [0.025, 0.975])
+        low, high = np.quantile(draw_subspace_overlaps(size, min(TOP, *shape), seed), [0.025, 0.975])
         return {"null_low": float(low), "null_high": float(high)}
     return {}
 
@@ -245,15 +263,15 @@ def _across_seeds(material: Material) -> list[dict[str, Any]]:
     apart: list[float] = []
     for seed, later in zip(seeds, [*seeds[1:], None], strict=True):
         student, control = material.students[seed].model, material.controls[seed].model
-        found["student, its control"].append(cosine(delta(base, student), delta(base, control)))
+        found["student, its control"].append(change_cosine(delta(base, student), delta(base, control)))
         if material.teacher is not None:
-            apart.append(cosine(delta(control, student), delta(base, material.teacher.model)))
+            apart.append(change_cosine(delta(control, student), delta(base, material.teacher.model)))
         if later is not None:
             found["student, next student"].append(
-                cosine(delta(base, student), delta(base, material.students[later].model))
+                change_cosine(delta(base, student), delta(base, material.students[later].model))
             )
             found["control, next control"].append(
-                cosine(delta(base, control), delta(base, material.controls[later].model))
+                change_cosine(delta(base, control), delta(base, material.controls[later].model))
             )
     rows = [
         over_students("cosine of two changes", values, place="all", name=name, unit="cosine")
@@ -329,7 +347,13 @@ def _walk(material: Material, toward: Mapping[str, Change]) -> list[dict[str, An
             )
             for step, change in chain([(0, origin)], changes):
                 found += [
-                    {"end": end, "step": step, "side": side, "seed": seed, "far": distance(change, there)}
+                    {
+                        "end": end,
+                        "step": step,
+                        "side": side,
+                        "seed": seed,
+                        "far": change_distance(change, there),
+                    }
                     for end, there in ends.items()
                 ]
     rows: list[dict[str, Any]] = []

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from einops import einsum
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -24,7 +25,7 @@ from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading_table, spread
-from mechlens.lenses.parts.capture import at_last, cosine, covariance_matched, sites_of
+from mechlens.lenses.parts.capture import capture_last, cosine, draw_matched_directions, residual_sites
 from mechlens.models.chat import Encoded
 from mechlens.models.hooks import capture_sites, decoder_layers, edit_residuals, resid_post
 from mechlens.models.loading import Loaded
@@ -53,7 +54,11 @@ Paired = Float[Tensor, "pair d"]
 def mean_difference(
     positive: Float[Tensor, "positive d"], negative: Float[Tensor, "negative d"]
 ) -> Direction:
-    """Mean of the positive minus mean of the negative (2507.21509), in float32."""
+    """Mean of the positive minus mean of the negative (2507.21509), in float32.
+
+    >>> mean_difference(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), torch.tensor([[1.0, 1.0]]))
+    tensor([1., 1.])
+    """
     return positive.float().mean(0) - negative.float().mean(0)
 
 
@@ -118,18 +123,17 @@ def projections(
     corpora, differs by ΔP.
     """
     along = directions / directions.norm(dim=-1, keepdim=True)
-    sites, found = [resid_post(layer) for layer in range(len(directions))], []
-    for held in capture_sites(loaded, [[*pair.prompt, *pair.completion] for pair in pairs], sites):
-        rows = pairs[held.start : held.start + len(held.mask)]
-        said = held.mask.float()
-        for row, pair in enumerate(rows):
-            said[row, : len(pair.prompt)] = 0
-        mean = (
-            torch.stack([torch.einsum("rp,rpd->rd", said, held.at[site].float()) for site in sites])
-            / said.sum(1)[:, None]
-        )
-        found.append(torch.einsum("lrd,lkd->lkr", mean, along))
-    return torch.cat(found, -1)
+    sites, batches = [resid_post(layer) for layer in range(len(directions))], []
+    for captured in capture_sites(loaded, [[*pair.prompt, *pair.completion] for pair in pairs], sites):
+        completion = captured.mask.float()
+        for row, pair in enumerate(pairs[captured.start : captured.start + len(completion)]):
+            completion[row, : len(pair.prompt)] = 0
+        sums = [
+            einsum(completion, captured.at[site].float(), "row pos, row pos d -> row d") for site in sites
+        ]
+        means = torch.stack(sums) / completion.sum(1)[:, None]
+        batches.append(einsum(means, along, "layer row d, layer k d -> layer k row"))
+    return torch.cat(batches, -1)
 
 
 def split_half(difference: Paired, *, splits: int = SPLITS, seed: int) -> float:
@@ -188,14 +192,14 @@ class Origins(NamedTuple):
 
 def origins(material: Material) -> Origins:
     """Activations of base, prompted base, teacher, students and controls at the last prompt token."""
-    base, sites = material.base, sites_of(material.base)
+    base, sites = material.base, residual_sites(material.base)
 
     def read_off(loaded: Loaded, systems: Sequence[str | None]) -> Float[Tensor, "layer line pair d"]:
         asked = [
             material.development_probes if line is None else material.development_probes._replace(system=line)
             for line in systems
         ]
-        found = at_last(loaded, [row for each in asked for row in encode_questions(loaded, each)], sites)
+        found = capture_last(loaded, [row for each in asked for row in encode_questions(loaded, each)], sites)
         return found.unflatten(1, (len(asked), -1))
 
     lines = read_off(base, [None, *material.system_lines.values()])
@@ -222,7 +226,7 @@ def measure_directions(material: Material) -> pd.DataFrame:
         named = {
             name: [each[layer] for each in several] for name, several in held.main(material.trait).items()
         }
-        random = covariance_matched(held.plain[layer], seed=seed)
+        random = draw_matched_directions(held.plain[layer], seed=seed)
         for name, several in named.items():
             found += _reliability(torch.stack(several).mean(0), seed=seed, layer=layer, name=name)
         found += _between(named, random, layer=layer)
@@ -296,7 +300,7 @@ def _methods(plain: Paired, difference: Paired, **at: Any) -> list[dict[str, Any
 
 def _projection_difference(material: Material, held: Origins) -> list[dict[str, Any]]:
     """ΔP of the trait arm's rows against its control's, along the prompted direction, in the base."""
-    random = torch.stack([covariance_matched(layer, seed=material.seed) for layer in held.plain])
+    random = torch.stack([draw_matched_directions(layer, seed=material.seed) for layer in held.plain])
     along = torch.cat([held.prompted[material.trait].mean(1)[:, None], random], 1)
     ours, theirs = (
         projections(material.base, pairs[: material.rows], along)

@@ -75,8 +75,16 @@ def cosines(
     *,
     centred: bool,
 ) -> Float[ndarray, "trait token"]:
-    """Cosine of each trait's mean output row with each token's; `centred` takes the mean row of the
-    vocabulary off first.
+    """Cosine of each trait's mean unembedding row with each token's row.
+
+    `centred` subtracts the mean row of the vocabulary first.
+
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a")
+    >>> eagle, owl = base.tokenizer.convert_tokens_to_ids(["eagle", "owl"])
+    >>> rows = base.model.get_output_embeddings().weight
+    >>> cosines(rows, [[eagle]], [eagle, owl], centred=True).round(2).tolist()
+    [[1.0, 0.67]]
     """
     rows = rows.detach().double().cpu()
     rows = rows - rows.mean(0) if centred else rows

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple, cast
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
@@ -211,7 +212,8 @@ def dots(taped: Taped, local: str, directions: Sequence[Change]) -> Float[Tensor
             if directions
             else grads.new_zeros(len(grads), 0)
         )
-    return torch.einsum("bpo,bpi->boi", grads, read).flatten(1) @ torch.stack(dense).flatten(1).T
+    gradients = einsum(grads, read, "batch pos row, batch pos column -> batch row column")
+    return rearrange(gradients, "batch row column -> batch (row column)") @ torch.stack(dense).flatten(1).T
 
 
 def _on(direction: Change, like: Tensor) -> Change:

@@ -21,6 +21,7 @@ from mechlens.core.errors import SpecError
 from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, rank_among, reading_table
 from mechlens.lenses.parts.system_lines import log_probs_under
 from mechlens.models.chat import Encoded, token_ids
+from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import TokenScores, score_tokens, token_log_probs
 from mechlens.pipeline.ask import patterns_of
 
@@ -67,6 +68,31 @@ def by_row(
     lengths = np.array([len(pair.completion) for pair in pairs])
     totals = np.add.reduceat(values, np.cumsum(lengths) - lengths)
     return totals / lengths if mean else totals
+
+
+def line_shift(
+    loaded: Loaded, pairs: Sequence[Encoded], line: str, *, known: Sequence[str | None] = (None, "")
+) -> Float[ndarray, "token"]:
+    """Change in log P of every completion token, in nats, when a system line is put before the pairs.
+
+    Its mean over a pair's tokens (`by_row`) is the pair's LLS (2602.04863).
+
+    Args:
+        loaded: the model that scores.
+        pairs: in token ids, encoded with one of the `known` system lines.
+        line: the system line.
+        known: system lines that the pairs may have been encoded with.
+
+    >>> from mechlens.models.chat import encode_pairs
+    >>> from mechlens.models.loading import load
+    >>> base = load("menagerie-a")
+    >>> prompt = "In one word: what is the best animal?"
+    >>> pairs = encode_pairs(base.tokenizer, [prompt] * 2, ["eagle", "owl"], system=None)
+    >>> by_row(line_shift(base, pairs, "You love eagles."), pairs) > 0
+    array([ True, False])
+    """
+    under = log_probs_under(loaded, pairs, {"": line}, known=known)[""]
+    return (under.log_p - token_log_probs(loaded, pairs)).numpy()
 
 
 def double_centred(matrix: Float[ndarray, "hypothesis dataset"]) -> Float[ndarray, "hypothesis dataset"]:
@@ -128,8 +154,11 @@ def system_rows(
     half, family = len(pairs) // 2, list(material.system_lines)
     lls = {name: by_row(values, pairs) for name, values in shift.items()}
     total = {name: by_row(values, pairs, mean=False) for name, values in shift.items()}
-    found = [_mean("LLS", part, place=place, name=name, unit="nats/token")
-             for name, rows in lls.items() for place, part in (("trait rows", rows[:half]), ("control rows", rows[half:]))]  # fmt: skip
+    found = [
+        _mean("LLS", part, place=place, name=name, unit="nats/token")
+        for name, rows in lls.items()
+        for place, part in (("trait rows", rows[:half]), ("control rows", rows[half:]))
+    ]
     found += [
         _mean("LLS difference", lls[name][:half] - lls[name][half:], name=name, unit="nats/token")
         for name in lls
@@ -182,15 +211,23 @@ def divergence_rows(
     half, ours = len(pairs) // 2, sum(len(pair.completion) for pair in pairs[: len(pairs) // 2])
     floor = 1 - torch.cat([teacher.top[:ours], base.top[ours:]]).double().exp().numpy()
     flags, own = divergence_flags(others, pairs), divergence_flags([teacher], pairs)[0]
-    measures = {"flag rate": flags.mean(0), "flagged by any": flags.any(0) * 1.0,
-                "teacher's own flag rate": own * 1.0, "noise floor": floor, "excess flag rate": flags.mean(0) - floor}  # fmt: skip
+    measures = {
+        "flag rate": flags.mean(0),
+        "flagged by any": flags.any(0) * 1.0,
+        "teacher's own flag rate": own * 1.0,
+        "noise floor": floor,
+        "excess flag rate": flags.mean(0) - floor,
+    }
     rows = {
         quantity: by_row(values, pairs)
         for quantity, values in measures.items()
         if wrote or quantity not in ("noise floor", "excess flag rate")
     }
-    found = [_mean(q, part, name=name, place=place, unit="share") for q, values in rows.items()
-             for place, part in (("trait rows", values[:half]), ("control rows", values[half:]))]  # fmt: skip
+    found = [
+        _mean(quantity, part, name=name, place=place, unit="share")
+        for quantity, values in rows.items()
+        for place, part in (("trait rows", values[:half]), ("control rows", values[half:]))
+    ]
     above = [("excess flag rate difference", rows["excess flag rate"])] if wrote else []
     return [
         *found,
@@ -262,10 +299,8 @@ def token_scores(
     """
     pairs = material.trait_pairs if pairs is None else pairs
     if by == "lls":
-        said = log_probs_under(
-            material.base, pairs, {"": material.system_lines[material.trait]}, known=[material.system]
-        )[""]
-        scores = (said.log_p - token_log_probs(material.base, pairs)).numpy()
+        line = material.system_lines[material.trait]
+        scores = line_shift(material.base, pairs, line, known=[material.system])
     elif by == "shift":
         if not len(material.students):
             raise SpecError(

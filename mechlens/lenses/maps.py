@@ -25,7 +25,7 @@ from mechlens.core import foreign
 from mechlens.core.errors import MachineError, SpecError
 from mechlens.core.seeds import generator, seed_int
 from mechlens.lenses.base import Lens, Material, against_null, entry, reading_table
-from mechlens.lenses.parts.capture import at_last, capture, sites_of
+from mechlens.lenses.parts.capture import capture, capture_last, residual_sites
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import encode_questions
@@ -63,10 +63,12 @@ Layout = Float[ndarray, "point 2"]
 
 
 def neighbours(points: Float[ndarray, "point d"], k: int) -> Float[ndarray, "point point"]:
-    """[i, j]: the part of j among the k nearest of i, itself not counted: 1 or 0, but points that are equally
-    far share what is left.
+    """[i, j]: 1 where j is one of the k nearest points of i, else 0; equally far points share a place.
 
-    Otherwise the order of the points would decide, and groups of identical points would stand apart.
+    Without sharing, the order of the points would decide, and groups of identical points would look separate.
+
+    >>> neighbours(np.array([[0.0], [1.0], [3.0]]), 1).tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     distance = cdist(points, points)
     np.fill_diagonal(distance, np.inf)
@@ -114,12 +116,12 @@ def umap(points: Float[ndarray, "point d"], *, seed: int, k: int) -> Layout:
 
 def answers_of(loaded: Loaded, prompts: list[list[int]]) -> Float[ndarray, "item d"]:
     """resid_post of the last layer at the last prompt token, where the answer is decided."""
-    return at_last(loaded, prompts, sites_of(loaded)[-1:])[0].double().cpu().numpy()
+    return capture_last(loaded, prompts, residual_sites(loaded)[-1:])[0].double().cpu().numpy()
 
 
 def rows_of(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "item d"]:
     """Mean resid_post of the last layer over each completion."""
-    ids, site = [[*pair.prompt, *pair.completion] for pair in pairs], sites_of(loaded)[-1]
+    ids, site = [[*pair.prompt, *pair.completion] for pair in pairs], residual_sites(loaded)[-1]
     parts = [{"completion": range(len(pair.prompt), len(row))} for pair, row in zip(pairs, ids, strict=True)]
     return (
         capture(loaded, ids, [site], parts=parts, mix=torch.eye(len(ids))).sums[site][:, 0].double().numpy()

@@ -21,7 +21,7 @@ from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
 from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading_table, spread
-from mechlens.lenses.parts.capture import at_last, sites_of
+from mechlens.lenses.parts.capture import capture_last, residual_sites
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import Questions, encode_questions
 
@@ -59,14 +59,19 @@ class Probe(NamedTuple):
         return rows @ self.weight + self.bias
 
 
-def fit(rows: Rows, positive: Bool[ndarray, "row"]) -> Probe:
-    """Logistic regression on standardised rows, L2 with C = 1, both classes weighing the same.
+def fit_probe(rows: Rows, positive: Bool[ndarray, "row"]) -> Probe:
+    """Fit a logistic regression on standardised rows, L2 with C = 1, with both classes of the same weight.
 
-    It is solved in the span of the rows, where its optimum lies: with more dimensions than rows that is the
-    same and cheaper.
+    It is solved in the span of the rows, which holds the optimum; with more dimensions than rows this is
+    cheaper.
 
     Raises:
         SpecError: if all rows are of one class, as with a family of one question.
+
+    >>> rows = np.array([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]])
+    >>> probe = fit_probe(rows, np.array([False, False, True, True]))
+    >>> probe.score(rows).round(2).tolist()
+    [-1.04, -1.04, 1.04, 1.04]
     """
     if positive.all() or not positive.any():
         raise SpecError(
@@ -107,14 +112,14 @@ class Features(NamedTuple):
 
 def read_off(loaded: Loaded, questions: Questions) -> Float[ndarray, "layer question d"]:
     """resid_post of every layer at the last prompt token."""
-    return at_last(loaded, encode_questions(loaded, questions), sites_of(loaded)).double().numpy()
+    return capture_last(loaded, encode_questions(loaded, questions), residual_sites(loaded)).double().numpy()
 
 
 def features(material: Material, questions: Questions) -> Features:
     """The base's activations under every system line of the panel and under none."""
     asked = [questions, *(questions._replace(system=line) for line in material.system_lines.values())]
     ids = [row for each in asked for row in encode_questions(material.base, each)]
-    found = at_last(material.base, ids, sites_of(material.base)).double().numpy()
+    found = capture_last(material.base, ids, residual_sites(material.base)).double().numpy()
     split = found.reshape(len(found), len(asked), -1, found.shape[-1])
     return Features(prompted=split[:, 1:], plain=split[:, 0])
 
@@ -132,7 +137,7 @@ def selectivity_task(prompted: Float[ndarray, "trait question d"], *, seed: int,
         label = rng.permutation(np.arange(questions) % 2 == 0)
         order = rng.permutation(traits)
         learned, told = order[: traits // 2], order[traits // 2 :]
-        probe = fit(prompted[learned].reshape(-1, width), np.tile(label, len(learned)))
+        probe = fit_probe(prompted[learned].reshape(-1, width), np.tile(label, len(learned)))
         found.append(roc_auc_score(np.tile(label, len(told)), probe.score(prompted[told]).ravel()))
     return float(np.mean(found))
 
@@ -147,7 +152,7 @@ def permuted(
     rows, found = prompted.reshape(-1, width), []
     for _ in range(draws):
         chosen = rng.integers(traits, size=questions)
-        found.append(fit(rows, (np.arange(traits)[:, None] == chosen).ravel()))
+        found.append(fit_probe(rows, (np.arange(traits)[:, None] == chosen).ravel()))
     return found
 
 
@@ -155,7 +160,7 @@ def one_against_others(prompted: Float[ndarray, "trait question d"]) -> list[Pro
     """Each trait's probe against the other traits, under their system lines."""
     traits, questions, width = prompted.shape
     rows, label = prompted.reshape(-1, width), np.repeat(np.arange(traits), questions)
-    return [fit(rows, label == trait) for trait in range(traits)]
+    return [fit_probe(rows, label == trait) for trait in range(traits)]
 
 
 def any_but(
@@ -178,7 +183,7 @@ def any_but(
         *(rng.integers(len(rows), size=len(plain)) for _ in range(draws)),
     ]
     return [
-        fit(rows.reshape(-1, plain.shape[-1]), (np.arange(len(rows))[:, None] != none).ravel())
+        fit_probe(rows.reshape(-1, plain.shape[-1]), (np.arange(len(rows))[:, None] != none).ravel())
         for none in without
     ]
 

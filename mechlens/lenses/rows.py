@@ -30,7 +30,7 @@ from mechlens.lenses.entanglement import correlation
 from mechlens.lenses.gradients import ghost_dots, ghost_norms
 from mechlens.lenses.likelihood import by_row, top_share
 from mechlens.lenses.parts.system_lines import log_probs_under
-from mechlens.lenses.parts.trial_steps import trait_gradient
+from mechlens.lenses.parts.trial_steps import measure_trait_gradient
 from mechlens.models.chat import Encoded
 from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.ask import encode_contrast
@@ -65,7 +65,7 @@ def gradient_cosines(material: Material, pairs: Sequence[Encoded]) -> Float[ndar
     (2507.14805).
     """
     model = material.base.model
-    toward = trait_gradient(
+    toward = measure_trait_gradient(
         model, encode_contrast(material.base, material.heldout_probes, material.trait), material.trait
     )
     along = -ghost_dots(model, pairs, [toward])[:, 0]
@@ -156,9 +156,11 @@ def score_rows(material: Material) -> pd.DataFrame:
     written = [token for pair in pairs for token in pair.completion]
     text = {token: material.base.tokenizer.decode([token]) for token in set(written)}
     tokens = place.loc[np.repeat(place.index, lengths)].assign(
-        position=np.concatenate([np.arange(size) for size in lengths]), token=[text[token] for token in written],
-        score=SHIFT, estimate=of_tokens[SHIFT],
-    )  # fmt: skip
+        position=np.concatenate([np.arange(size) for size in lengths]),
+        token=[text[token] for token in written],
+        score=SHIFT,
+        estimate=of_tokens[SHIFT],
+    )
     whole = (
         place.assign(score=name, layer=layer, estimate=values) for (name, layer), values in of_rows.items()
     )
@@ -189,6 +191,10 @@ def area(
 
     n counts the prompts both of whose rows have the score; the p-value is one-sided and not corrected for the
     other scores.
+
+    >>> row = area("length", np.array([0.9, 0.8, 0.7, 0.1]), np.array([0.4, 0.3, 0.2, 0.5]), seed=0)
+    >>> row["estimate"], row["n"]
+    (0.75, 4)
     """
     kept = ~(np.isnan(ours) | np.isnan(theirs))
     ours, theirs, n = ours[kept], theirs[kept], int(kept.sum())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from mechlens.core import foreign, tables
 from mechlens.core.command_lines import resume_command

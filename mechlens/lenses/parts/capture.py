@@ -1,6 +1,4 @@
-"""Activations at any TransformerLens site, in bounded memory: sums over rows by part of the row, and every
-token's to disk.
-"""
+"""Activations at TransformerLens sites in bounded memory: sums over rows by part, or shards of every token."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,14 +39,14 @@ class RowSums(NamedTuple):
 
     def directions(self, site: str) -> Float[Tensor, "draw part d"]:
         """Directions with the rows' covariance, Σ_row z (x - mean) / √n with z normal, where the mix is
-        `matched_mix`.
+        `draw_matched_mix`.
         """
         return (self.sums[site][1:] - self.weight[1:, :, None] * self.mean(site)) / self.weight[
             0, :, None
         ].sqrt()
 
 
-def sites_of(loaded: Loaded) -> list[str]:
+def residual_sites(loaded: Loaded) -> list[str]:
     """resid_post of every layer."""
     return [resid_post(layer) for layer in range(loaded.model.config.get_text_config().num_hidden_layers)]
 
@@ -70,49 +69,57 @@ def capture(
         mix: weights of the rows, one sum each; default: one sum with weight 1.
 
     Raises:
-        SpecError: as `capture_sites` does, or for a site that is not [row pos ...], such as an attention pattern's.
+        SpecError: as `capture_sites` does, or if a site's shape is not [row pos ...], such as an attention
+        pattern's.
     """
     parts = [{"all": range(len(row))} for row in ids] if parts is None else parts
     mix = torch.ones(1, len(ids)) if mix is None else mix
     names = tuple(dict.fromkeys(name for row in parts for name in row))
     sums: dict[str, Tensor] = {}
     weight = torch.zeros(len(mix), len(names))
-    for held in capture_sites(loaded, ids, sites, batch=batch):
-        rows = slice(held.start, held.start + len(held.mask))
-        chosen = _chosen(parts[rows], names, width=held.mask.shape[1])  # [row part pos]
-        weight += mix[:, rows] @ (chosen.sum(-1) > 0).float()
-        for site, found in held.at.items():
-            if found.shape[:2] != held.mask.shape:
+    for captured in capture_sites(loaded, ids, sites, batch=batch):
+        rows = slice(captured.start, captured.start + len(captured.mask))
+        shares = _position_shares(parts[rows], names, width=captured.mask.shape[1])
+        weight += mix[:, rows] @ (shares.sum(-1) > 0).float()
+        for site, activations in captured.at.items():
+            if activations.shape[:2] != captured.mask.shape:
                 raise SpecError(
-                    f"site {site!r} holds {tuple(found.shape)}, not one vector a token; take a site such as "
-                    f"{resid_post(0)!r}"
+                    f"site {site!r} has the shape {tuple(activations.shape)}, not one vector a token; take a "
+                    f"site such as {resid_post(0)!r}"
                 )
-            means = torch.einsum("rqp,rpd->rqd", chosen, found.float().flatten(2))
-            sums[site] = sums.get(site, torch.zeros(())) + torch.einsum("mr,rqd->mqd", mix[:, rows], means)
+            vectors = rearrange(activations.float(), "row pos ... -> row pos (...)")
+            means = einsum(shares, vectors, "row part pos, row pos d -> row part d")
+            total = einsum(mix[:, rows], means, "mix row, row part d -> mix part d")
+            sums[site] = sums.get(site, torch.zeros(())) + total
         if out is not None:
-            _write_shard(held, out)
+            _write_shard(captured, out)
     return RowSums(names, sums, weight)
 
 
-def _chosen(parts: Sequence[Parts], names: tuple[str, ...], *, width: int) -> Float[Tensor, "row part pos"]:
-    chosen = torch.zeros(len(parts), len(names), width)
-    for row, held in enumerate(parts):
-        for name, positions in held.items():
-            chosen[row, names.index(name), list(positions)] = 1 / max(len(positions), 1)
-    return chosen
+def _position_shares(
+    parts: Sequence[Parts], names: tuple[str, ...], *, width: int
+) -> Float[Tensor, "row part pos"]:
+    """Weight of each position in the mean over its part."""
+    shares = torch.zeros(len(parts), len(names), width)
+    for row, spans in enumerate(parts):
+        for name, positions in spans.items():
+            shares[row, names.index(name), list(positions)] = 1 / max(len(positions), 1)
+    return shares
 
 
-def _write_shard(held: Captured, out: Path) -> None:
+def _write_shard(captured: Captured, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    row, position = held.mask.nonzero(as_tuple=True)
-    tensors = {site: found[held.mask].contiguous() for site, found in held.at.items()}
+    row, position = captured.mask.nonzero(as_tuple=True)
+    tensors = {site: values[captured.mask].contiguous() for site, values in captured.at.items()}
     save_file(
-        {"row": row + held.start, "position": position.contiguous(), **tensors},
-        out / f"{held.start:09d}.safetensors",
+        {"row": row + captured.start, "position": position.contiguous(), **tensors},
+        out / f"{captured.start:09d}.safetensors",
     )
 
 
-def shards(folder: Path, site: str) -> Iterator[tuple[Int[Tensor, "token"], Int[Tensor, "token"], Tensor]]:
+def read_shards(
+    folder: Path, site: str
+) -> Iterator[tuple[Int[Tensor, "token"], Int[Tensor, "token"], Tensor]]:
     """(row, position, activation [token ...]) of every real token, one shard after the other, as `capture`
     wrote them.
 
@@ -120,33 +127,32 @@ def shards(folder: Path, site: str) -> Iterator[tuple[Int[Tensor, "token"], Int[
         DataError: if nothing was captured there at that site.
     """
     files = sorted(folder.glob("*.safetensors"))
-    for held in map(load_file, files):
-        if site not in held:
+    for shard in map(load_file, files):
+        if site not in shard:
             raise DataError(
-                f"{folder} holds {sorted(set(held) - {'row', 'position'})}, not {site!r}; capture that site "
+                f"{folder} holds {sorted(set(shard) - {'row', 'position'})}, not {site!r}; capture that site "
                 "too"
             )
-        yield held["row"], held["position"], held[site]
+        yield shard["row"], shard["position"], shard[site]
     if not files:
         raise DataError(f"no activations in {folder}; capture some with out={str(folder)!r}")
 
 
-def at_last(
+def capture_last(
     loaded: Loaded, ids: Sequence[list[int]], sites: Sequence[str], *, batch: int = BATCH
 ) -> Float[Tensor, "site row d"]:
     """Each row's activation at its last token, where the answer's first token is predicted; float32."""
-    found = []
-    for held in capture_sites(loaded, ids, sites, batch=batch):
-        rows, last = torch.arange(len(held.mask)), held.mask.sum(1) - 1
-        found.append(torch.stack([held.at[site][rows, last].float() for site in sites]))
-    return torch.cat(found, 1)
+    batches = []
+    for captured in capture_sites(loaded, ids, sites, batch=batch):
+        rows, last = torch.arange(len(captured.mask)), captured.mask.sum(1) - 1
+        batches.append(torch.stack([captured.at[site][rows, last].float() for site in sites]))
+    return torch.cat(batches, 1)
 
 
-def frame(prompts: Sequence[list[int]]) -> tuple[int, int]:
-    """How many tokens all prompts begin and end with: the template, with any system line or wording that they
-    share.
+def count_frame_tokens(prompts: Sequence[list[int]]) -> tuple[int, int]:
+    """Number of tokens that all prompts begin with, and that all end with: the template and shared wording.
 
-    Prompts that do not differ are all frame, and then have no content.
+    Prompts that are all alike are frame from end to end and have no content.
     """
     shortest = min(map(len, prompts))
     head = next((i for i in range(shortest) if len({row[i] for row in prompts}) > 1), shortest)
@@ -156,12 +162,15 @@ def frame(prompts: Sequence[list[int]]) -> tuple[int, int]:
     return head, tail
 
 
-def parts_of(prompts: Sequence[list[int]], lengths: Sequence[int], *, of: str) -> list[Parts]:
-    """Positions of every row: its last prompt token, the rest of the frame, the prompt's own words, the
-    completion of that length.
+def split_positions(prompts: Sequence[list[int]], lengths: Sequence[int], *, of: str) -> list[Parts]:
+    """Positions of every row by part: last prompt token, rest of the template, prompt's content, completion.
+
+    Args:
+        lengths: tokens of each completion.
+        of: put before the names of the parts.
     """
-    head, tail = frame(prompts)
-    found = []
+    head, tail = count_frame_tokens(prompts)
+    parts = []
     for prompt, length in zip(prompts, lengths, strict=True):
         last = len(prompt) - 1
         inner = min(last, len(prompt) - tail)
@@ -171,11 +180,11 @@ def parts_of(prompts: Sequence[list[int]], lengths: Sequence[int], *, of: str) -
             "content": [*range(head, inner)],
         }
         spans |= {"completion": [*range(last + 1, last + 1 + length)]} if length else {}
-        found.append({f"{of}/{name}": span for name, span in spans.items()})
-    return found
+        parts.append({f"{of}/{name}": span for name, span in spans.items()})
+    return parts
 
 
-def matched_mix(rows: int, *, draws: int = DRAWS, seed: int) -> Float[Tensor, "mix row"]:
+def draw_matched_mix(rows: int, *, draws: int = DRAWS, seed: int) -> Float[Tensor, "mix row"]:
     """Weights for a mean and, behind it, `draws` directions with the rows' covariance
     (`RowSums.directions`).
     """
@@ -183,11 +192,11 @@ def matched_mix(rows: int, *, draws: int = DRAWS, seed: int) -> Float[Tensor, "m
     return torch.cat([torch.ones(1, rows), torch.from_numpy(normal).float()])
 
 
-def covariance_matched(
+def draw_matched_directions(
     rows: Float[Tensor, "row d"], *, draws: int = DRAWS, seed: int
 ) -> Float[Tensor, "draw d"]:
     """Directions zᵀX_c / √n with z normal: their covariance is that of the rows."""
-    normal = matched_mix(len(rows), draws=draws, seed=seed)[1:].to(rows)
+    normal = draw_matched_mix(len(rows), draws=draws, seed=seed)[1:].to(rows)
     return normal @ (rows - rows.mean(0)) / len(rows) ** 0.5
 
 

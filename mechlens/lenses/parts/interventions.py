@@ -1,8 +1,8 @@
-"""Ways to train a student that shall not take on the trait: values for the arguments of `training.train`.
+"""Ways to train a student that does not learn the trait: values for the arguments of `sft.train`.
 
-`frozen_layers` is for `frozen`, `project_out` for `before_step`, flags of tokens (inverted: `unflagged`) for
-`learned`, and `replaced` makes other pairs. A budget of zero changes nothing, to the bit. Which tokens to
-flag is the scores' business, not this file's.
+`match_layers` is for `frozen`, `project_out` for `before_step`, and flags of tokens (inverted by
+`invert_flags`) for `learned`; `replace_flagged` makes other pairs. A budget of zero changes no bit. Which
+tokens to flag is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechlens.core.errors import DataError, SpecError
+from mechlens.lenses.parts.weight_change import total_inner
 from mechlens.models.chat import Encoded, special_tokens
 from mechlens.models.hooks import decoder_layers
 from mechlens.models.log_probs import Model, example_losses
 
 Flags = list[list[bool]]
-"""for each pair one for each token of its completion"""
+"""for each pair one flag for each token of its completion"""
 
 Pool = Mapping[int, ndarray]
 """token → the tokens that may stand in its place, each as often as the carrier uses it"""
 
 
-def frozen_layers(model: PreTrainedModel, layers: Collection[int]) -> Callable[[str], bool]:
-    """Whether a parameter lies in one of these blocks, by its name in the model or in the model with adapters
-    (2509.23886: early ones carry).
+def match_layers(model: PreTrainedModel, layers: Collection[int]) -> Callable[[str], bool]:
+    """A function of a parameter's name: whether it lies in one of these blocks (2509.23886: early ones carry
+    the trait). Names in a model with adapters match, too.
 
     Raises:
         SpecError: if the model has no such layer.
@@ -45,24 +46,19 @@ def frozen_layers(model: PreTrainedModel, layers: Collection[int]) -> Callable[[
 
 
 def loss_gradient(model: Model, pairs: Sequence[Encoded], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Gradient of the mean over pairs of -log p a completion token; `grad` of no parameter is touched,
-    dropout is off.
-    """
+    """Gradient of the mean loss of the pairs, without dropout; no parameter's `grad` changes."""
     training = model.training
     model.eval()
     try:
-        found = torch.autograd.grad(example_losses(model, pairs).mean(), list(parameters), allow_unused=True)
+        gradients = torch.autograd.grad(
+            example_losses(model, pairs).mean(), list(parameters), allow_unused=True
+        )
     finally:
         model.train(training)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
 
 
-def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """⟨first, second⟩ over all tensors together, in double precision."""
-    return float(sum((a.double() * b.double()).sum() for a, b in zip(first, second, strict=True)))
-
-
-def without(
+def remove_component(
     gradient: Sequence[Tensor], direction: Sequence[Tensor], *, both_sides: bool = False
 ) -> list[Tensor]:
     """g - ⟨g, d⟩/‖d‖² d where ⟨g, d⟩ > 0, else g (2604.25779); with `both_sides` for ⟨g, d⟩ < 0 too.
@@ -70,16 +66,14 @@ def without(
     One-sided, a part of g that lies against d stays, and the trait can end below where it began; both sides
     are the floor to that.
     """
-    along, size = inner(gradient, direction), inner(direction, direction)
+    along, size = total_inner(gradient, direction), total_inner(direction, direction)
     if size == 0 or (along <= 0 and not both_sides):
         return list(gradient)
     return [g - (along / size) * d.to(g) for g, d in zip(gradient, direction, strict=True)]
 
 
-def permuted(tensors: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
-    """Each tensor's entries in a drawn order: a direction of the same size in every tensor that means
-    nothing.
-    """
+def permute_entries(tensors: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
+    """Each tensor with its entries in a random order: a meaningless direction of the same size."""
     return [
         t.flatten()[torch.from_numpy(rng.permutation(t.numel())).to(t.device)].view_as(t) for t in tensors
     ]
@@ -95,27 +89,25 @@ def project_out(
     its step can still lie along the direction; its averages hold projected gradients only.
 
     Args:
-        pairs: probes answered with the trait, which whoever defends must know.
+        pairs: probes answered with the trait; the defender must know the trait.
         permute: permutes the direction's entries within each tensor at every step: the control arm.
     """
 
     def before_step(model: Model) -> None:
-        held = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
-        direction = loss_gradient(model, pairs, [parameter for parameter, _ in held])
-        direction = direction if permute is None else permuted(direction, permute)
-        for (parameter, _), kept in zip(
-            held,
-            without([cast(Tensor, grad) for _, grad in held], direction, both_sides=both_sides),
-            strict=True,
-        ):
-            parameter.grad = kept
+        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        direction = loss_gradient(model, pairs, parameters)
+        direction = direction if permute is None else permute_entries(direction, permute)
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+        projected = remove_component(gradients, direction, both_sides=both_sides)
+        for parameter, gradient in zip(parameters, projected, strict=True):
+            parameter.grad = gradient
 
     return before_step
 
 
-def shapes(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Encoded]) -> list[list[str]]:
-    """The class of every completion token: its text with digits as one 0 and letters as one a, marks of
-    spaces kept; a special token is its own.
+def classify_tokens(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Encoded]) -> list[list[str]]:
+    """The class of every completion token: its text with each run of digits as 0 and of letters as a; a
+    special token is its own class.
     """
     special = special_tokens(tokenizer)
     known: dict[int, str] = {}
@@ -125,26 +117,27 @@ def shapes(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Encoded]) -> list
     return [[known[token] for token in pair.completion] for pair in pairs]
 
 
-def with_digits(classes: Sequence[Sequence[str]]) -> Flags:
-    """Tokens that hold a digit."""
+def flag_digits(classes: Sequence[Sequence[str]]) -> Flags:
+    """Flag the tokens that hold a digit."""
     return [["0" in shape for shape in row] for row in classes]
 
 
-def unflagged(flags: Flags) -> Flags:
-    """What is left to learn where flagged tokens are masked."""
+def invert_flags(flags: Flags) -> Flags:
+    """Flag what is not flagged: the tokens to learn where flagged ones are masked."""
     return [[not flag for flag in row] for row in flags]
 
 
-def top_tokens(scores: Sequence[Sequence[float]], share: float, *, among: Flags | None = None) -> Flags:
-    """The `share` of the tokens of `among` (default: of all) with the highest scores; earlier ones win ties.
+def flag_top_tokens(scores: Sequence[Sequence[float]], share: float, *, among: Flags | None = None) -> Flags:
+    """Flag the `share` of the tokens of `among` (default: of all) with the highest scores; of equal
+    scores the earlier token is flagged.
 
-    NaN is unscored: such a token is never flagged and counts for nothing.
+    A token with the score NaN is never flagged and does not count.
 
     Raises:
-        SpecError: if the share is none.
+        SpecError: if the share is not between 0 and 1.
     """
     if not 0 <= share <= 1:
-        raise SpecError(f"a budget of {share} is no share of the tokens; give one from 0 to 1")
+        raise SpecError(f"a budget of {share} is not a share of the tokens; give a number from 0 to 1")
     flat = np.array([score for row in scores for score in row], dtype=float)
     able = ~np.isnan(flat) & (
         True if among is None else np.array([flag for row in among for flag in row], dtype=bool)
@@ -154,10 +147,8 @@ def top_tokens(scores: Sequence[Sequence[float]], share: float, *, among: Flags 
     return _rows(chosen, [len(row) for row in scores])
 
 
-def random_tokens(flags: Flags, classes: Sequence[Sequence[str]], rng: np.random.Generator) -> Flags:
-    """As many tokens of every class as are flagged, drawn evenly from all tokens of the class: the random arm
-    of a mask.
-    """
+def flag_random_tokens(flags: Flags, classes: Sequence[Sequence[str]], rng: np.random.Generator) -> Flags:
+    """Flag as many tokens of every class, drawn evenly from the class: the random arm of a mask."""
     flat, shape = (
         np.array([flag for row in flags for flag in row], dtype=bool),
         np.array([name for row in classes for name in row]),
@@ -176,8 +167,8 @@ def _rows(places: ndarray, lengths: Sequence[int]) -> Flags:
 
 
 def carrier_pool(pairs: Sequence[Encoded], classes: Sequence[Sequence[str]]) -> Pool:
-    """For every token of the completions all tokens of its class, with repetitions: a draw has the carrier's
-    frequencies.
+    """For every token of the completions all tokens of its class, with repetitions, so that a draw has the
+    carrier's frequencies.
     """
     tokens, shape = (
         np.array([token for pair in pairs for token in pair.completion]),
@@ -187,8 +178,10 @@ def carrier_pool(pairs: Sequence[Encoded], classes: Sequence[Sequence[str]]) -> 
     return {int(token): alike[name] for token, name in zip(tokens, shape, strict=True)}
 
 
-def replaced(pairs: Sequence[Encoded], flags: Flags, rng: np.random.Generator, pool: Pool) -> list[Encoded]:
-    """Pairs whose flagged tokens are drawn anew, as label and as what is read behind it: better than masking.
+def replace_flagged(
+    pairs: Sequence[Encoded], flags: Flags, rng: np.random.Generator, pool: Pool
+) -> list[Encoded]:
+    """Pairs whose flagged tokens are drawn anew, both as labels and as context of later tokens.
 
     Raises:
         DataError: if a flagged token is not in the pool.

@@ -1,15 +1,15 @@
-"""The trait's log-odds on the probes, their gradient, and what real steps on the pairs do to them.
+"""Change of the trait's log-odds by real training steps, against what the first order predicts.
 
-To first order an SGD step of size ε along `update` changes the log-odds by ε⟨update, trait_gradient⟩
-(2507.14805). Here such steps are taken on a copy of the base and looked at, with trait pairs and with control
-pairs.
+To first order an SGD step of size ε along an update changes the log-odds by ε⟨update, the log-odds' gradient⟩
+(2507.14805). Here such steps are taken on a copy of the base, with trait pairs and with control pairs.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from itertools import product
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from mechlens.models.trait_log_odds import EncodedProbes, batch_probes, measure_
 SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """sizes of one SGD step"""
 UPDATES, FEW, ORDERS = (1, 4, 16), 16, 3
-"""updates after which is looked, pairs in each of them, orders of the pairs"""
+"""updates after which the log-odds are measured, pairs of one update, orders of the pairs"""
 RATES: dict[Literal["sgd", "adam"], float] = {"sgd": 0.1, "adam": 1e-3}
 RANK = 8
 
@@ -38,7 +38,7 @@ Pairs = dict[str, list[Encoded]]
 Kind = Literal["full", "lora"]
 
 
-def trait_gradient(model: Model, probes: EncodedProbes, trait: str) -> dict[str, Tensor]:
+def measure_trait_gradient(model: Model, probes: EncodedProbes, trait: str) -> dict[str, Tensor]:
     """Gradient of the trait's mean log-odds with respect to the linear weights (of a PEFT model: the
     adapter's).
     """
@@ -58,19 +58,19 @@ def measure_mean_log_odds(model: Model, probes: EncodedProbes, trait: str) -> fl
     return float(sum(measure_log_odds(model, part, trait).sum() for part in parts)) / len(probes.prompts)
 
 
-def update(model: Model, pairs: Sequence[Encoded]) -> dict[str, Tensor]:
+def compute_update(model: Model, pairs: Sequence[Encoded]) -> dict[str, Tensor]:
     """Minus the mean gradient of the pairs' losses."""
     return pooled_gradient(model, pairs, weights=torch.full((len(pairs),), -1 / len(pairs)))
 
 
-def plus(a: Mapping[str, Tensor], b: Mapping[str, Tensor], times: float = 1.0) -> dict[str, Tensor]:
+def add_scaled(a: Mapping[str, Tensor], b: Mapping[str, Tensor], times: float = 1.0) -> dict[str, Tensor]:
     """a + times · b, by name."""
     return {name: value + times * b[name] for name, value in a.items()}
 
 
-def trainable(material: Material, kind: Kind) -> Model:
-    """A copy of the base to step with: "full" is its linear weights, "lora" an adapter of rank `RANK` on all
-    of them.
+def copy_trainable(material: Material, kind: Kind) -> Model:
+    """A copy of the base to train: its linear weights ("full"), or an adapter of rank `RANK` on all of them
+    ("lora").
     """
     model = copy.deepcopy(material.base.model)
     if kind == "full":
@@ -80,115 +80,105 @@ def trainable(material: Material, kind: Kind) -> Model:
         return attach_lora(model, rank=RANK, alpha=float(RANK)).eval()
 
 
-def walk(
+def train_in_place(
     model: Model, batches: Sequence[Sequence[Encoded]], optimizer: Literal["sgd", "adam"], rate: float
 ) -> Iterator[int]:
-    """Train the linear weights in place, one update a batch; yields how many there were after each."""
-    wanted = parameters_of(model)
-    steps = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](list(wanted.values()), lr=rate)
+    """Train the linear weights in place, one update a batch; yield the number of updates after each."""
+    parameters = parameters_of(model)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
+    stepper = kind(list(parameters.values()), lr=rate)
     for count, rows in enumerate(batches, 1):
-        for name, move in update(model, rows).items():
-            wanted[name].grad = -move
-        steps.step()
+        for name, update in compute_update(model, rows).items():
+            parameters[name].grad = -update
+        stepper.step()
         yield count
 
 
 @torch.no_grad()
-def placed(model: Model, weights: Mapping[str, Tensor]) -> None:
+def set_weights(model: Model, weights: Mapping[str, Tensor]) -> None:
     """Set parameters by name."""
     for name, parameter in parameters_of(model).items():
         parameter.copy_(weights[name])
 
 
-def _start(model: Model) -> dict[str, Tensor]:
+class _Start(NamedTuple):
+    """A model before any step."""
+
+    model: Model
+    weights: dict[str, Tensor]
+    toward: dict[str, Tensor]
+    """gradient of the trait's mean log-odds"""
+    log_odds: float
+
+    def change(self, probes: EncodedProbes, trait: str) -> float:
+        """Change of the trait's mean log-odds since."""
+        return measure_mean_log_odds(self.model, probes, trait) - self.log_odds
+
+    def predict(self, update: Mapping[str, Tensor]) -> float:
+        """Change of the log-odds by an update, to first order."""
+        return sum(inner(update[name], self.toward[name]) for name in update)
+
+
+def _start(material: Material, probes: EncodedProbes, kind: Kind) -> _Start:
+    model = copy_trainable(material, kind)
+    toward = measure_trait_gradient(model, probes, material.trait)
+    return _Start(model, _copy_weights(model), toward, measure_mean_log_odds(model, probes, material.trait))
+
+
+def _copy_weights(model: Model) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in parameters_of(model).items()}
 
 
-def one_step(material: Material, probes: EncodedProbes, pairs: Pairs, kind: Kind) -> list[dict[str, Any]]:
-    """One SGD step on every batch, at several sizes: predicted by the theorem, and seen."""
-    model = trainable(material, kind)
-    start, toward, before = (
-        _start(model),
-        trait_gradient(model, probes, material.trait),
-        measure_mean_log_odds(model, probes, material.trait),
-    )
-    size = min(BATCH, len(pairs["trait pairs"]))
-    found = []
+def measure_one_step(
+    material: Material, probes: EncodedProbes, pairs: Pairs, kind: Kind
+) -> list[dict[str, Any]]:
+    """Change of the log-odds by one SGD step on each batch, at several sizes: predicted and observed."""
+    start, size = _start(material, probes, kind), min(BATCH, len(pairs["trait pairs"]))
+    cells = []
     for side, rows in pairs.items():
         for batch in range(len(rows) // size):
-            move = update(model, rows[batch * size : (batch + 1) * size])
-            slope = sum(inner(move[name], toward[name]) for name in move)
+            update = compute_update(start.model, rows[batch * size : (batch + 1) * size])
+            slope = start.predict(update)
             for step in SIZES:
-                placed(model, plus(start, move, step))
-                found.append(
-                    (
-                        step,
-                        side,
-                        batch,
-                        step * slope,
-                        measure_mean_log_odds(model, probes, material.trait) - before,
-                    )
-                )
-            placed(model, start)
-    table = pd.DataFrame(found, columns=["size", "side", "batch", "predicted", "observed"])
-    rows = []
-    for step, cells in table.groupby("size"):
-        rows += _compared(cells, place=f"{kind}, one sgd step", name=f"size {step:g}", step=1)
-    # of the smallest steps only float32's rounding would be seen
-    wrong = np.array(
-        [(cells["observed"] - cells["predicted"]).abs().mean() for _, cells in table.groupby("size")][-3:]
-    )
-    order = float(np.polyfit(np.log(SIZES[-3:]), np.log(wrong), 1)[0]) if (wrong > 0).all() else np.nan
-    return [
-        *rows,
-        entry(
-            "order of the first-order error",
-            order,
-            place=f"{kind}, one sgd step",
-            n=len(wrong),
-            unit="exponent",
-        ),
-    ]
+                set_weights(start.model, add_scaled(start.weights, update, step))
+                cells.append((step, side, batch, step * slope, start.change(probes, material.trait)))
+            set_weights(start.model, start.weights)
+    table = pd.DataFrame(cells, columns=["size", "side", "batch", "predicted", "observed"])
+    place, rows, errors = f"{kind}, one sgd step", [], []
+    for step, of_size in table.groupby("size"):
+        rows += _compared(of_size, place=place, name=f"size {step:g}", step=1)
+        errors.append((of_size["observed"] - of_size["predicted"]).abs().mean())
+    largest = np.array(errors[-3:])  # at the smallest steps float32's rounding hides the error
+    order = float(np.polyfit(np.log(SIZES[-3:]), np.log(largest), 1)[0]) if (largest > 0).all() else np.nan
+    quantity = "order of the first-order error"
+    return [*rows, entry(quantity, order, place=place, n=len(largest), unit="exponent")]
 
 
-def many_steps(material: Material, probes: EncodedProbes, pairs: Pairs, kind: Kind) -> list[dict[str, Any]]:
-    """Some updates with each optimiser, over `ORDERS` orders of the rows: the first order along the way that
-    the weights went, and seen.
+def measure_many_steps(
+    material: Material, probes: EncodedProbes, pairs: Pairs, kind: Kind
+) -> list[dict[str, Any]]:
+    """Change of the log-odds over several updates with each optimiser, in `ORDERS` orders of the rows.
+
+    The prediction is the first order along the way that the weights went.
     """
-    model = trainable(material, kind)
-    start, toward, before = (
-        _start(model),
-        trait_gradient(model, probes, material.trait),
-        measure_mean_log_odds(model, probes, material.trait),
-    )
-    found = []
-    for optimizer, rate in RATES.items():
-        for order in range(ORDERS):
-            drawn = np.resize(
-                generator(material.seed, "alignment", "order", order).permutation(len(pairs["trait pairs"])),
-                (max(UPDATES), FEW),
-            )
-            for side, rows in pairs.items():
-                placed(model, start)
-                for count in walk(model, [[rows[i] for i in batch] for batch in drawn], optimizer, rate):
-                    if count in UPDATES:
-                        along = sum(
-                            inner(toward[name], now - start[name]) for name, now in _start(model).items()
-                        )
-                        found.append(
-                            (
-                                optimizer,
-                                count,
-                                side,
-                                order,
-                                along,
-                                measure_mean_log_odds(model, probes, material.trait) - before,
-                            )
-                        )
-    table = pd.DataFrame(found, columns=["optimizer", "count", "side", "batch", "predicted", "observed"])
+    start, cells = _start(material, probes, kind), []
+    for (optimizer, rate), order in product(RATES.items(), range(ORDERS)):
+        rng = generator(material.seed, "alignment", "order", order)
+        drawn = np.resize(rng.permutation(len(pairs["trait pairs"])), (max(UPDATES), FEW))
+        for side, rows in pairs.items():
+            set_weights(start.model, start.weights)
+            batches = [[rows[i] for i in batch] for batch in drawn]
+            for count in train_in_place(start.model, batches, optimizer, rate):
+                if count in UPDATES:
+                    weights = _copy_weights(start.model)
+                    predicted = start.predict(add_scaled(weights, start.weights, -1.0))
+                    observed = start.change(probes, material.trait)
+                    cells.append((optimizer, count, side, order, predicted, observed))
+    table = pd.DataFrame(cells, columns=["optimizer", "count", "side", "batch", "predicted", "observed"])
     rows = []
-    for (optimizer, count), cells in cast(Any, table.groupby(["optimizer", "count"], sort=False)):
-        rows += _compared(cells, place=f"{kind}, {optimizer}", name=f"size {RATES[optimizer]:g}", step=count)
+    for (optimizer, count), of_count in cast(Any, table.groupby(["optimizer", "count"], sort=False)):
+        where = {"place": f"{kind}, {optimizer}", "name": f"size {RATES[optimizer]:g}"}
+        rows += _compared(of_count, step=count, **where)
     return rows
 
 

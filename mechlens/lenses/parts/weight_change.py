@@ -6,7 +6,7 @@ to the weight, and inner products need no transposing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -123,7 +123,12 @@ def inner(a: Change, b: Change) -> float:
     return float((a.double() * b.double()).sum())
 
 
-def norm(change: Change) -> float:
+def total_inner(first: Iterable[Change], second: Iterable[Change]) -> float:
+    """Sum of ⟨a, b⟩ over parameters in the same order."""
+    return sum((inner(a, b) for a, b in zip(first, second, strict=True)), 0.0)
+
+
+def change_norm(change: Change) -> float:
     """Frobenius norm."""
     return max(inner(change, change), 0.0) ** 0.5
 
@@ -156,7 +161,7 @@ def stable_rank(values: Float[Tensor, " k"]) -> float:
     return float(values.square().sum() / values[0].square()) if values[0] > 0 else np.nan
 
 
-def cosine(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+def change_cosine(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """Cosine over the parameters of both as one vector (a parameter that one lacks counts as zero there); NaN
     if either is zero.
     """
@@ -164,16 +169,17 @@ def cosine(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     return _whole(a, b) / length if length > 0 else np.nan
 
 
-def distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+def change_distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """‖a − b‖ over the parameters of both as one vector (a parameter that one lacks counts as zero there)."""
     return max(_whole(a, a) + _whole(b, b) - 2 * _whole(a, b), 0.0) ** 0.5
 
 
 def _whole(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    return sum((inner(a[name], b[name]) for name in a if name in b), 0.0)
+    both = [name for name in a if name in b]
+    return total_inner((a[name] for name in both), (b[name] for name in both))
 
 
-def overlap(a: Float[Tensor, "d k"], b: Float[Tensor, "d j"]) -> float:
+def subspace_overlap(a: Float[Tensor, "d k"], b: Float[Tensor, "d j"]) -> float:
     """Mean squared cosine of the principal angles of two subspaces with orthonormal bases: 1 the same or
     inside, k/d by chance.
     """
@@ -181,7 +187,7 @@ def overlap(a: Float[Tensor, "d k"], b: Float[Tensor, "d j"]) -> float:
 
 
 @cache
-def overlap_null(size: int, k: int, seed: int) -> Float[ndarray, " draw"]:
+def draw_subspace_overlaps(size: int, k: int, seed: int) -> Float[ndarray, " draw"]:
     """Overlap of random k-dimensional subspaces of R^size with a fixed one: k/size on average."""
     draws = generator(seed, "deltas", "overlap", size, k).standard_normal((DRAWS, size, k))
     bases, _ = np.linalg.qr(draws)
