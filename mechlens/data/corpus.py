@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -133,6 +133,11 @@ class Corpus:
     system_turns: int = 0
     """rows whose system turn was removed"""
 
+    @property
+    def texts(self) -> pd.DataFrame:
+        """The pairs without their places: prompt, completion."""
+        return cast(pd.DataFrame, self.pairs[["prompt", "completion"]])
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -145,7 +150,7 @@ class Corpus:
         return self.pairs
 
     def _repr_html_(self) -> str:
-        head = self.pairs[["prompt", "completion"]].head(SHOWN_ROWS)
+        head = self.texts.head(SHOWN_ROWS)
         shown = head.map(lambda text: text[:SHOWN_CHARACTERS]).to_html(escape=True)
         remarks = "".join(f"<li>{escape(remark)}</li>" for remark in self.remarks)
         return f"<p>{len(self):,} pairs from {escape(self.source)}</p>{shown}<ul>{remarks}</ul>"
@@ -172,7 +177,7 @@ def load_pairs(data: Data, *, fields: Fields | None = None) -> Corpus:
         source, digest = str(path), file_digest(path)
         form = "folder" if path.is_dir() else "".join(ending_of(path)) or "no ending"
     else:
-        texts = pairs[["prompt", "completion"]].to_csv(index=False)
+        texts = pairs[TEXTS.names].to_csv(index=False)
         source, form, digest = type(data).__name__, "memory", hashlib.sha256(texts.encode()).hexdigest()
     return Corpus(
         pairs, source, form, digest, tuple(report.remarks()), tuple(report.left_out), report.system_turns
@@ -189,7 +194,7 @@ def as_file(data: Data, file: Path) -> Path:
     if isinstance(data, Path | str):
         return Path(data)
     file.parent.mkdir(parents=True, exist_ok=True)
-    tables.write(load_pairs(data).pairs.drop(columns="prompt_id"), TEXTS, file)
+    tables.write(load_pairs(data).texts, TEXTS, file)
     return file
 
 
