@@ -150,7 +150,7 @@ def test_measure_returns_readings_and_prints_nothing(
 def test_a_lens_of_another_package_that_fails_is_a_reading_that_says_why(
     small: Path, install: Install, tmp_path: Path
 ) -> None:
-    install(LENS_FILE.replace("    return reading_table(", "    raise KeyError('rows')\n    ("))
+    install(LENS_FILE.replace("    return reading_table(", "    raise KeyError('rows')\n    print("))
     shutil.copytree(small, tmp_path / "run")
     reading = measure(tmp_path / "run", ["counts"], rows=16, workers=0)["counts"]
     assert reading.missing == ("the lens 'counts' of the package counting.counts failed: KeyError: 'rows'",)
