@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from mechlens.lenses.parts.log_probs import token_log_probabilities
+from mechlens.models.log_probs import token_log_probs
 
 from mechlens.benchmark import run
 from mechlens.benchmark.card import Card
@@ -39,7 +39,7 @@ class MeanLogProb:
 
     def score(self, suspect: SuspectRows) -> np.ndarray:
         pairs = encode_pairs(suspect.base.tokenizer, suspect.prompts, suspect.completions)
-        return by_row(token_log_probabilities(suspect.base, pairs).double().numpy(), pairs, mean=True)
+        return by_row(token_log_probs(suspect.base, pairs).double().numpy(), pairs, mean=True)
 
 
 class LongerThanReference:

@@ -1,5 +1,5 @@
 """Intervals hold the true value 95 times in 100 and p is not too small, on a few hundred draws; all of them:
-analyses/coverage.py.
+analyses/interval_coverage.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 SPEC = importlib.util.spec_from_file_location(
-    "analyses_coverage", Path(__file__).parents[1] / "analyses" / "coverage.py"
+    "analyses_coverage", Path(__file__).parents[1] / "analyses" / "interval_coverage.py"
 )
 assert SPEC and SPEC.loader
 coverage = importlib.util.module_from_spec(SPEC)

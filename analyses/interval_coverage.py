@@ -1,7 +1,7 @@
 """How often intervals of 95 % hold the true value, and how often p is at most .05 where nothing is there: by
 simulation.
 
-    python analyses/coverage.py
+    python analyses/interval_coverage.py
 
 Students scatter in logits about fixed probe effects; each is asked 25 probes 20 times. The two arms of the
 null have the same true rates, and random numbers of their own, which is harder than the shared ones of a run.
@@ -24,7 +24,7 @@ from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
 import pages
-from mechlens.benchmark.metrics import rank_correlation
+from mechlens.benchmark.metrics import correlate_ranks
 from mechlens.core import stats
 
 PROBES, ANSWERS, DRAWS = 25, 20, 2000
@@ -133,7 +133,7 @@ def of_rank_correlations(draws: int) -> pd.DataFrame:
                 )
                 x, other = np.sqrt(within) * of_traits + np.sqrt(1 - within) * own
                 y = correlation * x + np.sqrt(1 - correlation**2) * other
-                found = rank_correlation(x.tolist(), y.tolist(), names)
+                found = correlate_ranks(x.tolist(), y.tolist(), names)
                 covered.append(found["low"] is not None and found["low"] <= true <= (found["high"] or 0.0))
             rows.append(
                 {"within traits": within, "true rho": round(true, 3), "covered": float(np.mean(covered))}
@@ -158,7 +158,7 @@ def page(students: pd.DataFrame, ranks: pd.DataFrame, draws: int) -> str:
     return f"""# Coverage of 95 % intervals
 
 {draws:,} draws a row; three standard errors of a coverage of .95 are {error:.3f}.
-Written by `python analyses/coverage.py`.
+Written by `python analyses/interval_coverage.py`.
 
 ## Rates and lifts
 
