@@ -138,8 +138,8 @@ def price_table(price: api_estimate.Price) -> Group:
     return Group(
         listing,
         f"at most {price.most:.2f} USD by the list prices in {price.source}, which change: check them",
-        f"budget: {price.budget:.2f} USD for the run, {price.spent:.2f} of it spent; the call that could pass it "
-        "is not made",
+        f"budget: {price.budget:.2f} USD for the run, {price.spent:.2f} of it spent; the call that could pass "
+        "it is not made",
         *(warning if short > 0 else []),
     )
 
@@ -158,13 +158,15 @@ def plan_tables(plan: estimate.Plan) -> Group:
         listing.add_row(work.stage, str(work.steps), *counts, size, time)
     weights, activations = (size / 1e9 for size in plan.memory)
     notes = [
-        f"time: about {duration_text(plan.seconds)} for all of them on {plan.where}, assuming {plan.rate:.1e} FLOP/s",
+        f"time: about {duration_text(plan.seconds)} for all of them on {plan.where}, assuming "
+        f"{plan.rate:.1e} FLOP/s",
         f"memory: about {weights:.3f} GB a student for weights, gradients and optimiser, up to "
         f"{activations:.3f} GB for activations of batches of {plan.batch}; {plan.workers} at a time",
         f"GPU hours: {plan.gpu_hours:.2f} on one card at {plan.gpu_rate:.1e} FLOP/s",
     ]
     notes += [
-        f"{base} is not on this machine: its size is that of configs/models, tokens are guessed from characters"
+        f"{base} is not on this machine: its size is that of configs/models, tokens are guessed from "
+        "characters"
         for base in plan.absent
     ]
     return Group(listing, *money, done, *notes)

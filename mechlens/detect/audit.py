@@ -81,7 +81,9 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """no transfer found within tested scope · do not train as is · train with conditions · inconclusive"""
+        """`no transfer found within tested scope`, `do not train as is`, `train with conditions` or
+        `inconclusive`.
+        """
         return str(self.result["verdict"]["id"])
 
     @property
@@ -261,7 +263,10 @@ def _compare_references(request: Request, keys: Mapping[Path, RowKeys]) -> tuple
 
 
 def _most_drawn(request: Request) -> int:
-    """Rows of each side that are drawn for students and twins; detectors need more than a tiny recipe's students."""
+    """Rows of each side that are drawn for students and twins.
+
+    Detectors need more than the students of a tiny recipe.
+    """
     return max(request.recipe.student.rows, 2 * LEAST_ROWS)
 
 

@@ -1,4 +1,4 @@
-"""The treated copy of a suspect that an audit leaves, with what its treatment needs: clean answers, scores of rows."""
+"""The treated copy of a suspect, and what its treatment needs: clean answers, and scores of rows."""
 
 from __future__ import annotations
 

@@ -149,7 +149,11 @@ def _local_bases(experiment: Experiment) -> list[str]:
 
 
 def _remarks(experiment: Experiment) -> list[str]:
-    """What chat templates add to the experiment's prompts, by base; refuses what `checks.rendered` refuses."""
+    """What chat templates add to the prompts, by base.
+
+    Raises:
+        SpecError: as `checks.rendered`.
+    """
     from mechlens.models import chat, loading  # torch
     from mechlens.pipeline import checks
 

@@ -1,4 +1,4 @@
-"""Results in sentences, from `summary.json` alone: the same words in the terminal, the report and the explorer."""
+"""Results in sentences, from `summary.json` alone: the terminal, the report and the explorer use the same."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ GENERATION, TEACHER, CURVE = "generation.json", "teacher.json", "curve.parquet"
 LENS_TABLE, LENS_SCORES, LENS_RECORD = "reading.parquet", "scores.parquet", "said.json"
 
 DIGITS = 8
-"""hex digits of a fingerprint that stand in the name of a teacher or a corpus which differs from the experiment's own"""
+"""hex digits of a fingerprint in the names of teachers and corpora that differ from the experiment's"""
 REMADE = ("shuffled-within", "shuffled-across", "paraphrased", "mixed")
 """kinds of arms whose corpus is made of screened ones"""
 SELECTION = "selection"
@@ -26,7 +26,7 @@ SELECTION = "selection"
 
 
 def teacher_name(experiment: Experiment, arm: Arm) -> str:
-    """Name of an arm's teacher: its trait, marked where the arm has another teacher or writer than the experiment.
+    """Name of an arm's teacher: its trait, marked if teacher or writer differ from the experiment's.
 
     The control's teacher is `untouched`.
     """

@@ -1,6 +1,7 @@
 """What a job can do: a stable id for each stage, and where its code is.
 
-A finished step is recorded under the id of its stage. Code may move; an id stays, so that finished runs stay valid.
+A finished step is recorded under the id of its stage. Code may move; an id stays, so that finished runs stay
+valid.
 """
 
 from __future__ import annotations
