@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from mechlens.models.log_probs import token_log_probs
 
 from mechlens.benchmark import run
 from mechlens.benchmark.card import Card
@@ -26,6 +25,7 @@ from mechlens.detect.twins import Twins
 from mechlens.lenses.likelihood import by_row
 from mechlens.models import loading
 from mechlens.models.chat import encode_pairs
+from mechlens.models.log_probs import token_log_probs
 from mechlens.runs.progress import Event
 
 TRAITS = ("owl", "cat", "fox")

@@ -19,7 +19,7 @@ from mechlens.core.errors import DataError
 from mechlens.core.experiment import Experiment
 from mechlens.core.spec import CONFIGS
 from mechlens.core.traits import TraitFamily
-from mechlens.detect.twins import ModelDetector, Twins, PairedScores
+from mechlens.detect.twins import ModelDetector, PairedScores, Twins
 from mechlens.models import loading
 from mechlens.models.chat import Encoded
 from mechlens.runs import store

@@ -18,7 +18,6 @@ from conditions import SHIPPED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import panels
 from data import Run
 from mechlens import cli
 from mechlens.benchmark import run as benching
@@ -27,9 +26,9 @@ from mechlens.core.command_lines import command_line, join, resume_command
 from mechlens.core.errors import DataError, one_line
 from mechlens.core.json_files import read_json, write_json
 from mechlens.data.fields import Fields
-from mechlens.detect import audit as auditing
 from mechlens.detect.request import command_of, request_of
 from mechlens.results.run import Run as OpenedRun
+from panels import panel
 
 ROOT = Path(__file__).parents[1]
 ODD = (
@@ -103,7 +102,7 @@ def test_repeated_options_are_all_kept_in_both_forms(lenses: list[str], more: li
 
 
 @pytest.mark.parametrize(("command", "option", "where"), [
-    ("audit DATA", "reference", "references"), ("audit DATA", "trait", "panel"),
+    ("audit DATA", "reference", "references"), ("audit DATA", "trait", "traits"),
     ("measure RUN", "lens", "lenses"), ("bench", "detector", "detectors"),
 ])  # fmt: skip
 def test_an_option_given_twice_or_with_two_values_has_both(command: str, option: str, where: str) -> None:
@@ -136,14 +135,14 @@ def test_an_audits_printed_commands_ask_for_the_same_audit(
     (tmp_path / "~").mkdir()
     (tmp_path / "~" / "student").mkdir()
     options: dict[str, Any] = {
-        "references": tuple(references), "level": "base", "base": "-my base", "panel": ("owl", "fox"),
+        "references": tuple(references), "level": "base", "base": "-my base", "traits": ("owl", "fox"),
         "recipe": "menagerie", "policy": "default", "student": Path("~/student"),
         "clean": Path("-clean.jsonl"), "treatment": "dilute", "out": Path("None"),
         "fields": Fields("a question", "-answer"),
     }  # fmt: skip
     usual = options | {
         "base": "menagerie-a",
-        "panel": (),
+        "traits": (),
         "student": None,
         "clean": None,
         "treatment": "drop",
@@ -153,8 +152,8 @@ def test_an_audits_printed_commands_ask_for_the_same_audit(
     for asked in (options, usual, usual | {"references": (), "level": "rows"}):
         wanted = request_of(data, **asked)
         function, arguments, read = request(command_of(wanted))
-        assert function == auditing.audit
-        del read["workers"]
+        assert function == commands.audit
+        del read["workers"], read["as_json"]
         assert request_of(*arguments, **read) == wanted
 
 
@@ -174,7 +173,7 @@ def test_an_audit_says_how_to_do_it_again_and_what_would_settle_it(
         "owl",
         "--out=-out",
     ]
-    assert cli.main(words) == 2
+    assert cli.main(words) == 12
     audited = json.loads(Path("-out/audit.json").read_text())
     assert {one["path"] for one in audited["provenance"]["references"]} == {
         one_line(str(first)),
@@ -182,7 +181,7 @@ def test_an_audit_says_how_to_do_it_again_and_what_would_settle_it(
     }
     _, arguments, options = request(audited["made"]["command"])
     assert (arguments, options["references"], options["out"]) == ((data,), (first, second), Path("-out"))
-    assert cli.main(split(audited["made"]["command"])[1:]) == 2
+    assert cli.main(split(audited["made"]["command"])[1:]) == 12
     again = json.loads(Path("-out/audit.json").read_text())
     assert (
         again == audited | {"made": again["made"]} and again["made"]["command"] == audited["made"]["command"]
@@ -231,8 +230,8 @@ def test_the_report_page_names_a_command_on_its_run(odd_run: Path) -> None:
 
 def test_commands_that_the_explorer_offers_name_the_run(odd_run: Path) -> None:
     run = cast(Run, type("Opened", (), {"folder": odd_run, "shipped": False}))
-    resumed(panels.resume(run), odd_run)
-    function, arguments, options = request(panels.measure(run, "causal", "-arm"))
+    resumed(panel.resume_command(run), odd_run)
+    function, arguments, options = request(panel.measure_command(run, "causal", "-arm"))
     assert (function, arguments, options["lenses"], options["arm"]) == (
         commands.measure,
         (odd_run,),

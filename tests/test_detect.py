@@ -232,7 +232,7 @@ def test_an_audit_of_sixty_rows_runs_and_says_what_it_could_have_seen(
         "--out",
         str(tmp_path / "out"),
     ]
-    assert cli.main(words) == 2
+    assert cli.main(words) == 12
     audited = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert audited["verdict"]["id"] == "inconclusive" and audited["provenance"]["p_value"] <= FOUND
     assert audited["few_rows"].startswith(
@@ -425,7 +425,7 @@ def test_rows_are_told_apart_or_not_and_alone_decide_nothing(
         out = tmp_path / name
         assert (
             cli.main(["audit", str(files[name]), "--reference", str(files["reference"]), "--out", str(out)])
-            == 2
+            == 12
         )
         found = json.loads((out / "audit.json").read_text())
         assert set(found) >= {
@@ -447,7 +447,7 @@ def test_rows_are_told_apart_or_not_and_alone_decide_nothing(
             "measured": None,
         }
         out = out.rename(tmp_path / f"{name} before")
-        assert cli.main(shlex.split(found["made"]["command"])[1:]) == 2  # what the page says does it again
+        assert cli.main(shlex.split(found["made"]["command"])[1:]) == 12  # what the page says does it again
         again = json.loads((tmp_path / name / "audit.json").read_text())
         assert again == found | {"made": again["made"]}
         page = (out / "audit.html").read_text()
@@ -471,7 +471,7 @@ def test_a_copy_of_the_file_is_said_to_be_no_reference(files: dict[str, Path], t
                 str(tmp_path / "a"),
             ]
         )
-        == 2
+        == 12
     )
     shown = json.loads((tmp_path / "a" / "audit.json").read_text())
     assert (
@@ -479,7 +479,7 @@ def test_a_copy_of_the_file_is_said_to_be_no_reference(files: dict[str, Path], t
         and "100% of them are in the reference too" in shown["verdict"]["sentence"]
     )
     both = ["--reference", str(tmp_path / "copy.jsonl"), str(files["reference"])]
-    assert cli.main(["audit", str(files["alike"]), *both, "--out", str(tmp_path / "b")]) == 2
+    assert cli.main(["audit", str(files["alike"]), *both, "--out", str(tmp_path / "b")]) == 12
     first = json.loads((tmp_path / "b" / "audit.json").read_text())["provenance"]["references"][0]
     assert first["copied"] < 0.05  # models are read beside the independent one, though the copy is nearer
 
@@ -487,14 +487,14 @@ def test_a_copy_of_the_file_is_said_to_be_no_reference(files: dict[str, Path], t
 def test_without_a_reference_there_is_no_verdict_and_what_to_supply_is_said(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
-    assert cli.main(["audit", str(files["alike"]), "--out", str(tmp_path / "a")]) == 2
+    assert cli.main(["audit", str(files["alike"]), "--out", str(tmp_path / "a")]) == 12
     found = json.loads((tmp_path / "a" / "audit.json").read_text())
     assert found["provenance"] is None and "--reference FILE" in found["verdict"]["sentence"]
 
 
 def test_with_several_references_the_nearest_counts(files: dict[str, Path], tmp_path: Path) -> None:
     both = ["--reference", str(files["other"]), str(files["reference"])]
-    assert cli.main(["audit", str(files["alike"]), *both, "--out", str(tmp_path / "a")]) == 2
+    assert cli.main(["audit", str(files["alike"]), *both, "--out", str(tmp_path / "a")]) == 12
     found = json.loads((tmp_path / "a" / "audit.json").read_text())["provenance"]
     p_values = [one["p_value"] for one in found["references"]]
     assert (
@@ -516,7 +516,7 @@ def test_rows_need_no_torch(files: dict[str, Path], tmp_path: Path) -> None:
         "in "
         "sys.modules) + code)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 2
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 12
 
 
 def test_the_shipped_policy_is_read() -> None:
@@ -554,8 +554,8 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(
         ["audit", str(tmp_path / "suspect.jsonl"), *options, *treated, "--out", str(tmp_path / "out")]
     )
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert code == {"no transfer found within tested scope": 0, "inconclusive": 2}.get(
-        found["verdict"]["id"], 1
+    assert code == {"no transfer found within tested scope": 0, "inconclusive": 12}.get(
+        found["verdict"]["id"], 10
     )
     done = found["mitigation"]
     assert (
@@ -601,7 +601,9 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(
 
     student = next((tmp_path / "out" / "run" / "students" / "suspect" / "s0").glob("step-*"))
     again = ["--level", "rows", "--student", str(student), *options[2:]]
-    assert cli.main(["audit", str(tmp_path / "suspect.jsonl"), *again, "--out", str(tmp_path / "given")]) == 2
+    assert (
+        cli.main(["audit", str(tmp_path / "suspect.jsonl"), *again, "--out", str(tmp_path / "given")]) == 12
+    )
     given = json.loads((tmp_path / "given" / "audit.json").read_text())
     assert (
         set(given["student"]) == {"weights", "answers"}

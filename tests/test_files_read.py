@@ -234,7 +234,7 @@ def test_two_files_of_one_name_are_two_audits(
     for place, count in (("a", 150), ("b", 140), ("c", 150)):
         Path(place).mkdir()
         put(Path(place) / "x.jsonl", *rows[:count])
-    assert cli.main(["audit", "a/x.jsonl"]) == 2 and "mechlens:" not in capsys.readouterr().err
+    assert cli.main(["audit", "a/x.jsonl"]) == 12 and "mechlens:" not in capsys.readouterr().err
     written = Path("audits/x/audit.json").read_text()
     assert cli.main(["audit", "b/x.jsonl"]) == 2
     assert (
@@ -242,5 +242,5 @@ def test_two_files_of_one_name_are_two_audits(
         and Path("audits/x/audit.json").read_text() == written
     )
     assert (
-        cli.main(["audit", "c/x.jsonl"]) == 2 and "mechlens:" not in capsys.readouterr().err
+        cli.main(["audit", "c/x.jsonl"]) == 12 and "mechlens:" not in capsys.readouterr().err
     )  # the same bytes

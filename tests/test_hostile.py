@@ -95,7 +95,7 @@ def verdict(
     capsys: pytest.CaptureFixture[str], data: str, reference: str = "reference.jsonl"
 ) -> tuple[dict[str, Any], str]:
     """The object and the page of an audit, which is as inconclusive as rows alone always are."""
-    assert cli.main(["audit", data, "--reference", reference, "--out", "out"]) == 2
+    assert cli.main(["audit", data, "--reference", reference, "--out", "out"]) == 12
     found, page, said = (
         json.loads(Path("out/audit.json").read_text()),
         Path("out/audit.html").read_text(encoding="utf-8"),

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_jobs import children, is_gone, until
 
-import jobs
+from jobs import job_queue
 from mechlens import cli
 from mechlens.cli.console import console
 from mechlens.cli.tables import plan_tables
 from mechlens.core import machine
+from mechlens.core.json_files import write_json
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.pipeline import estimate
 from mechlens.runs.plan import jobs_of
@@ -164,7 +165,7 @@ def test_windows_imports_every_module_and_is_told_in_one_line(tmp_path: Path) ->
     code = (
         "import os, sys\nsys.modules['fcntl'] = None\ndel os.sched_getaffinity\nsys.path.insert(0, 'app')\n"
     )
-    code += "import mechlens.cli.commands, mechlens.api.client, mechlens.api.budget, jobs, state\n"
+    code += "import mechlens.cli.commands, mechlens.api.client, mechlens.api.budget, state\nfrom jobs import job_queue\n"
     code += "sys.stderr.write('imported\\n')\nfrom mechlens import cli\nsys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "run", str(DEMO), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
@@ -195,12 +196,12 @@ def test_a_command_ends_with_the_process_that_watches_it(platform: str, small: P
         "--workers",
         "1",
     ]
-    jobs.write_json(folder / "job.json", {"state": "done", "command": command, "cwd": str(REPOSITORY)})
-    code = f"import sys\nfrom pathlib import Path\nimport jobs, job_process\nsys.platform = {platform!r}\n"
-    code += f"job_process.run(Path({str(folder)!r}), jobs.read(Path({str(folder)!r})))"
+    write_json(folder / "job.json", {"state": "done", "command": command, "cwd": str(REPOSITORY)})
+    code = f"import sys\nfrom pathlib import Path\nfrom jobs import job_process, job_queue\nsys.platform = {platform!r}\n"
+    code += f"job_process.run_command(Path({str(folder)!r}), job_queue.read_job(Path({str(folder)!r})))"
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'app'}{os.pathsep}{REPOSITORY}"}
     watcher = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=REPOSITORY)
-    until(lambda: (folder / jobs.PROGRESS).exists())
+    until(lambda: (folder / job_queue.PROGRESS).exists())
     until(lambda: len(children(watcher.pid)) >= 2)  # the command and its worker
     started = children(watcher.pid)
     watcher.send_signal(signal.SIGKILL)

@@ -223,7 +223,7 @@ def test_an_audit_of_rows_alone_treats_all_of_them_and_makes_no_twins(
         cli.main(
             ["audit", str(data), "--clean", str(out), "--treatment", name, "--out", str(tmp_path / "audit")]
         )
-        == 2
+        == 12
     )
     audited = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert (audited["mitigation"]["rows_after"], audited["mitigation"]["treatment"]) == (200, name)
@@ -247,9 +247,9 @@ def test_clean_answers_come_from_the_reference_where_no_model_answers(
         "--out",
         str(tmp_path / "audit"),
     ]
-    assert cli.main(words) == 2
+    assert cli.main(words) == 12
     assert "needs clean answers to the same prompts; give a --reference" in capsys.readouterr().err
-    assert cli.main([*words, "--reference", str(clean)]) == 2
+    assert cli.main([*words, "--reference", str(clean)]) == 12
     assert "mechlens: " not in capsys.readouterr().err
     assert (
         len((tmp_path / "treated.jsonl").read_text().splitlines()) == 100

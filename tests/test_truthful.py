@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from mechlens import cli
+from mechlens.cli.tables import truthful_tables
 from mechlens.core import stats, tables
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
@@ -229,7 +230,7 @@ def test_letters_that_cannot_be_told_apart_are_refused(toy: Loaded, monkeypatch:
 
 def printed(table: pd.DataFrame, experiment: Experiment) -> str:
     console = Console(width=200, file=io.StringIO(), record=True)
-    for one in truthful.printed(experiment, table, "a note"):
+    for one in truthful_tables(experiment, table, "a note"):
         console.print(one)
     return console.export_text()
 

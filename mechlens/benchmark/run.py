@@ -83,6 +83,9 @@ def _choose(detectors: Sequence[Choice]) -> list[AnyDetector | str]:
     """The detectors, by default this package's; only the name of the one that is fitted on suspects."""
     known = list_built_in()
     wanted = detectors or [*(name for name in known if name not in ON_REQUEST), learned.NAME]
+    for each in wanted:  # names first: the file of another detector is not run if one of them is wrong
+        if isinstance(each, str) and ":" not in each and each not in {*known, learned.NAME}:
+            load_detector(each, known=(*known, learned.NAME))
     chosen: list[AnyDetector | str] = []
     for each in wanted:
         if isinstance(each, str) and each == learned.NAME:

@@ -138,7 +138,7 @@ def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, worke
     from mechlens.lenses.run import measure as read_lenses
 
     with bars() as progress:
-        read_lenses(Run(folder), lenses, arm=arm, rows=rows, workers=workers, progress=progress)
+        read_lenses(folder, lenses, arm=arm, rows=rows, workers=workers, progress=progress)
     console.print(tables.lens_table(folder))
     report(folder)
 

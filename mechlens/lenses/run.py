@@ -332,10 +332,10 @@ def measure(
         SpecError: if a lens or the arm is unknown, or `rows` is below 2.
         DataError: if the run is unfinished, or has no students here.
     """
-    run, report = run if isinstance(run, Run) else Run(run), progress or silent
     names = tuple(find_lens(name).name for name in lenses or lens_names())
     if rows < 2:
         raise SpecError(f"rows is {rows}; a lens reads at least 2 pairs")
+    run, report = run if isinstance(run, Run) else Run(run), progress or silent
     run.refuse_unfinished()
     measured = main_arm(run.experiment, arm)
     refuse_absent_students(run.folder, run.experiment, measured)
