@@ -172,7 +172,7 @@ def _refuse_long_prompts(
                 _refuse_long(arm.writer, "prompt", prompts, room, "generate.max_new_tokens", line)
         if arm.base in bases:
             line = experiment.system if arm.asked_with is None else arm.asked_with
-            asked = family.asked_as(experiment)
+            asked = family.probes_for(experiment)
             _refuse_long(
                 arm.base, "question", asked, experiment.ask.max_new_tokens, "ask.max_new_tokens", line
             )

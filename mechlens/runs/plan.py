@@ -185,7 +185,7 @@ def _asking(experiment: Experiment, family: TraitFamily, arm: Arm | None) -> dic
     line = experiment.system if arm is None or arm.asked_with is None else arm.asked_with
     arguments: dict[str, object] = {
         "forms": {name: list(family.forms_of(name)) for name in family.names},
-        "probes": list(family.asked_as(experiment)),
+        "probes": list(family.probes_for(experiment)),
         "ask": experiment.ask.model_dump(mode="json"),
         "root_seed": experiment.seed,
     }
