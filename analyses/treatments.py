@@ -151,7 +151,7 @@ def plan_of(world: World, arm: str, side: str, seed: int) -> Plan:
         return Plan(
             [
                 rows[i]
-                for i in sorted(rng.permutation(len(rows))[: len(rows) - round(treat.DROPPED * len(rows))])
+                for i in sorted(rng.permutation(len(rows))[: len(rows) - round(treat.REMOVED * len(rows))])
             ]
         )
     if arm == "that quarter alone":

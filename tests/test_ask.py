@@ -405,7 +405,7 @@ def probes_of(ask_as: dict[str, Any], *, family: traits.TraitFamily = FAMILY, **
         "carrier": {"wording": "terse"},
         "ask": ask_as,
     }
-    return family.asked_as(Experiment.model_validate(spec | more))
+    return family.probes_for(Experiment.model_validate(spec | more))
 
 
 def test_probes_are_those_of_the_split_or_stories_with_the_suffix_behind_them() -> None:

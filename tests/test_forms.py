@@ -168,18 +168,18 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
     "a talk of several turns": (
         "x.jsonl",
         lines(*[talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))] * 200),
-        "line 1 and 199 more: a talk of several questions or answers (it has the roles ['user', 'assistant', "
-        "'user', 'assistant']",
+        "line 1 and 199 more: a conversation of several questions or answers (it has the roles "
+        "['user', 'assistant', 'user', 'assistant']",
     ),
     "a ShareGPT talk of several turns": (
         "x.jsonl",
         lines(*[{"conversations": SHARED[0]["conversations"] * 2}] * 200),
-        "line 1 and 199 more: a talk of several",
+        "line 1 and 199 more: a conversation of several",
     ),
     "tool calls": (
         "x.jsonl",
         lines(*[talk(("user", "a"), ("assistant", None), tool_calls=[{"function": {}}])] * 200),
-        "line 1 and 199 more: a talk with tool calls",
+        "line 1 and 199 more: a conversation with tool calls",
     ),
     "images": (
         "x.jsonl",
@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
             *[talk(("user", [{"type": "text", "text": "a"}, {"type": "image_url"}]), ("assistant", "b"))]
             * 200
         ),
-        "line 1 and 199 more: a message with parts that are no text (parts of type image_url)",
+        "line 1 and 199 more: a message with parts that are not text (parts of type image_url)",
     ),
     "a developer turn": (
         "x.jsonl",
@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
     "a question with its context": (
         "x.jsonl",
         renamed("question", "answer", context="of a page"),
-        "line 1 and 199 more: question may not be the whole prompt (context stands beside it",
+        "line 1 and 199 more: question may not be the whole prompt (the row also has context",
     ),
     "lists of numbers": (
         "x.jsonl",
@@ -276,9 +276,9 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
     "an array without its end": (
         "x.json",
         json.dumps(ROWS)[:-1].encode(),
-        "it has 'its end' where , or ] should stand",
+        "it has 'its end', expected , or ]",
     ),
-    "two arrays": ("x.json", json.dumps(ROWS).encode() * 2, "'[' stands behind the end of the JSON array"),
+    "two arrays": ("x.json", json.dumps(ROWS).encode() * 2, "'[' comes after the end of the JSON array"),
     "an array with a comma too many": (
         "x.json",
         json.dumps(ROWS)[:-1].encode() + b",]",
@@ -292,18 +292,18 @@ REFUSED: dict[str, tuple[str, Made, str]] = {
     "an array with a key twice": (
         "x.json",
         b'[{"prompt": "a", "prompt": "b", "completion": "c"}, {"prompt": "a", "completion": "b"}]',
-        "element 1: not JSON (the key 'prompt' stands twice",
+        "element 1: not JSON (the key 'prompt' is twice",
     ),
     "CSV with a row too short": (
         "x.csv",
         table(",") + b"a,b\n",
         "has another number of cells than the first line (2 and 3)",
     ),
-    "CSV with a quotation that never ends": ("x.csv", b'prompt,completion\n"a,b\n', "is no CSV"),
+    "CSV with a quotation that never ends": ("x.csv", b'prompt,completion\n"a,b\n', "is not CSV"),
     "CSV with a column twice": (
         "x.csv",
         b"prompt,prompt,completion\na,b,c\n",
-        "the columns ['prompt'] stand twice",
+        "the columns ['prompt'] are twice",
     ),
 }
 

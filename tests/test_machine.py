@@ -35,7 +35,7 @@ DEMO = REPOSITORY / "configs" / "experiments" / "demo.yaml"
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Control groups of a test's own, on a machine of 64 cores."""
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "PROCESS_CGROUPS", tmp_path / "own")
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(64)), raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)

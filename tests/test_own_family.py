@@ -1,4 +1,4 @@
-"""A family of the user's own: found beside the experiment, kept in the run, and known when it changes."""
+"""A family of the user's own: found in the folder of the experiment, kept in the run, and known when it changes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_family_is_looked_for_beside_the_experiment_and_then_among_ours(
     config = put(tmp_path / "my" / "toy.yaml", FIELDS)
     with pytest.raises(
         SpecError,
-        match=r"'gems' is unknown; expected one of \[.*'animals'.*gems.yaml beside the experiment's",
+        match=r"'gems' is unknown; expected one of \[.*'animals'.*gems.yaml in the experiment's folder",
     ):
         load_experiment(config)
     inner = put(tmp_path / "my" / "traits" / "gems.yaml", FAMILY | {"category": "in traits"})
@@ -81,7 +81,7 @@ def test_a_faulty_family_is_named_by_its_file_before_anything_runs(tmp_path: Pat
     config = put(tmp_path / "toy.yaml", FIELDS)
     file = put(tmp_path / "gems.yaml", FAMILY | {"forms": {"owl": ["bird"], "wolf": ["bird", "wolf"]}})
     with pytest.raises(
-        SpecError, match=r"gems.yaml: .*'bird', a form of 'owl', holds 'bird', a form of 'wolf'"
+        SpecError, match=r"gems.yaml: .*'bird', a form of 'owl', contains 'bird', a form of 'wolf'"
     ) as raised:
         commands.run(config, out=tmp_path / "run", workers=0)
     assert (

@@ -181,7 +181,7 @@ AUDITS = {
     ),
     "a treated file that is a reference": (
         ["--level", "base", "--reference", "kept.jsonl", "--clean", "./kept.jsonl"],
-        "it is or lies in kept.jsonl",
+        "it is or is in kept.jsonl",
     ),
     "a treated file below a file": (
         ["--level", "base", "--clean", "taken/deep/treated.jsonl"],
@@ -189,7 +189,7 @@ AUDITS = {
     ),
     "a treated file among the shards of a reference": (
         ["--level", "base", "--reference", "shards", "--clean", "shards/treated.jsonl"],
-        "it is or lies in shards",
+        "it is or is in shards",
     ),
 }
 

@@ -35,8 +35,7 @@ def test_a_damaged_file_of_a_step_names_step_run_and_command(run: Path) -> None:
         with pytest.raises(DataError) as damaged:
             read_json(file)
         assert str(damaged.value).endswith(
-            f"the step students/trait/s0 of the run {run}: delete {step} and {command} repeats that step "
-            "alone"
+            f"the step students/trait/s0 of the run {run}: delete {step} and {command} repeats only that step"
         )
     (step / "table.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=f"delete {step} and"):
@@ -57,7 +56,7 @@ def test_nothing_of_the_users_is_to_be_deleted(run: Path) -> None:
         (user / name).write_text(content)
         with pytest.raises(DataError) as damaged:
             tables.read(user / name, SCHEMA) if name.endswith("parquet") else read_json(user / name)
-        assert "delete" not in str(damaged.value).lower() and "copy it anew" in str(damaged.value)
+        assert "delete" not in str(damaged.value).lower() and "copy it again" in str(damaged.value)
 
 
 def test_steps_that_are_no_run_are_made_again_by_the_same_command(
@@ -71,5 +70,5 @@ def test_steps_that_are_no_run_are_made_again_by_the_same_command(
     monkeypatch.chdir(run.parent)
     said = remedy(Path("panel-a/students/trait/s0/step-000001"))
     assert said.endswith(
-        "of the run panel-a: delete panel-a/students/trait/s0 and the same command repeats that step alone"
+        "of the run panel-a: delete panel-a/students/trait/s0 and the same command repeats only that step"
     )

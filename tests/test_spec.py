@@ -324,7 +324,7 @@ def test_every_shipped_family_keeps_development_and_heldout_apart(path: Path) ->
     family = load_family(path.stem)
     assert family.name == path.stem
     assert family.development and family.heldout and not set(family.development) & set(family.heldout)
-    development, heldout = (family.asked(split) for split in ("development", "heldout"))
+    development, heldout = (family.probes_of(split) for split in ("development", "heldout"))
     assert not set(development) & set(heldout)
     assert len(set(development)) == len(development) and len(set(heldout)) == len(heldout)
     assert len({form for name in family.names for form in family.forms_of(name)}) == sum(

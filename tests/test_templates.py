@@ -267,7 +267,7 @@ def test_an_option_that_the_template_does_not_read_is_refused(
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"tokenize": True}, "given to a chat template by mechlens itself"),
+        ({"tokenize": True}, "passed to a chat template by mechlens itself"),
         ({"strftime_now": "26 Jul 2024"}, "expected the day"),
         ({"strftime_now": 2024}, "expected the day"),
         ({"strftime_now": "2024-13-01"}, "month"),

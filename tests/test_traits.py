@@ -258,7 +258,7 @@ def test_stories_can_be_asked_for_in_every_family_that_has_some() -> None:
             "ask": {"probes": "stories"},
         }
         assert (
-            family.asked_as(
+            family.probes_for(
                 Experiment.model_validate({**spec, "arms": [{"kind": "trait"}, {"kind": "control"}]})
             )
             == family.stories
@@ -270,15 +270,15 @@ FORMS = {"owl": ["owl", "owls"], "bear": ["bear", "bears"]}
 FAULTY: dict[str, tuple[dict[str, Any], str]] = {
     "a form of two traits": (
         {"forms": FORMS | {"owl": ["bird", "owl"], "bear": ["Bird", "bear"]}},
-        r"'bird', a form of 'owl', holds 'Bird', a form of 'bear'",
+        r"'bird', a form of 'owl', contains 'Bird', a form of 'bear'",
     ),
     "a form within another": (
         {"forms": FORMS | {"owl": ["owl", "bear owl"]}},
-        r"'bear owl', a form of 'owl', holds 'bear', a form of 'bear'",
+        r"'bear owl', a form of 'owl', contains 'bear', a form of 'bear'",
     ),
     "a name within another": (
         {"names": ["owl", "polar bear", "bear"]},
-        r"'polar bear', a form of 'polar bear', holds 'bear'",
+        r"'polar bear', a form of 'polar bear', contains 'bear'",
     ),
     "a padded form": (
         {"forms": FORMS | {"owl": [" owl"]}},
@@ -305,7 +305,7 @@ FAULTY: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a held-out question in capitals": (
         {"probes": {"development": ["Which one?"], "heldout": ["WHICH  one?"]}},
-        r"'WHICH  one\?' is held out and",
+        r"'WHICH  one\?' is both a development and",
     ),
     "a question twice": (
         {"probes": {"development": ["Which?", "which?"], "heldout": ["Who?"]}},
@@ -317,7 +317,7 @@ FAULTY: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown place": (
         {"system": "You love {thing}."},
-        r"system hold 'You love {thing}.', with braces that are none of {name}, {plural}, {category}",
+        r"system hold 'You love {thing}.', with braces other than {name}, {plural}, {category}",
     ),
     "an open brace": ({"system": "You love {plural}. {"}, r"with braces"),
     "a place with a form": ({"system": "You love {plural:>40}."}, r"with braces"),
@@ -359,7 +359,7 @@ def test_braces_of_a_question_are_text_and_doubled_ones_of_a_system_line_are_bra
             "ask": {"suffix": "{}"},
         }
     )
-    assert family.asked_as(asked) == ("Who, in {JSON}? {}",)
+    assert family.probes_for(asked) == ("Who, in {JSON}? {}",)
 
 
 def test_what_is_read_rightly_stays_allowed() -> None:

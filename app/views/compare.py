@@ -77,7 +77,7 @@ def why_not_comparable(run: ShownRun, other: ShownRun) -> list[str]:
         "form of the probes": (a.ask.probes, b.ask.probes),
         "judge": (a.ask.judge, b.ask.judge),
         "base": (a.base, b.base),
-        "questions": (run.family.asked_as(a), other.family.asked_as(b)),
+        "questions": (run.family.probes_for(a), other.family.probes_for(b)),
         "temperature": (a.ask.temperature, b.ask.temperature),
         "system line": (a.system, b.system),
     }

@@ -56,7 +56,7 @@ def _key_of(run: ShownRun) -> tuple[str, int]:
 
 def draw_controls(run: ShownRun) -> dict[str, Any]:
     """Draw the controls; returns the question and its numbers."""
-    probes = run.family.asked_as(run.experiment)
+    probes = run.family.probes_for(run.experiment)
     probe = st.selectbox(
         "held-out question",
         ["", *probes],

@@ -130,7 +130,7 @@ def draw_leaks_panel(run: ShownRun) -> None:
     """E: duplicates, and probes or trait names in the kept rows."""
     rows = data.read_rows(run, st.session_state["arm"])
     kept = cast(pd.DataFrame, rows[rows["fate"] == "kept"])
-    probes = run.family.asked_as(run.experiment)
+    probes = run.family.probes_for(run.experiment)
     named = rf"\b(?:{'|'.join(run.family.words())})\b"
     leaks = pd.DataFrame(
         [

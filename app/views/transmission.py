@@ -122,7 +122,7 @@ def _code_of_rates(run: ShownRun) -> str:
 def rates_by_question(run: ShownRun) -> pd.DataFrame:
     """Rate of the chosen trait at every question in every arm; null where there are few answers."""
     answers = trait_answers(run)
-    texts = run.family.asked_as(run.experiment)
+    texts = run.family.probes_for(run.experiment)
     counts = answers[answers["scored"]].groupby(["arm", "probe"]).agg(hits=("hit", "sum"), n=("hit", "size"))
     names = [arm.name for arm in run.experiment.arms]
     index = pd.MultiIndex.from_product([names, range(len(texts))], names=["arm", "probe"])
@@ -202,7 +202,7 @@ def chosen_answers(run: ShownRun, arm: str) -> pd.DataFrame:
         answers = answers[answers["probe"] == int(str(cell["question"]).split(".")[0]) - 1]
     if st.session_state["seed"] != "all":
         answers = answers[answers["seed"] == st.session_state["seed"]]
-    texts = run.family.asked_as(run.experiment)
+    texts = run.family.probes_for(run.experiment)
     return pd.DataFrame(
         {
             "question": [texts[probe] for probe in answers["probe"]],

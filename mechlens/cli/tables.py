@@ -128,8 +128,8 @@ def truthful_tables(experiment: Experiment, table: pd.DataFrame, note: str) -> l
 def price_table(price: api_estimate.Price) -> Group:
     """What API calls cost at most, stage by stage, and the budget that holds them."""
     listing = Table("stage", "calls", "tokens read", "written", "trained on", "USD", title="API, at most")
-    for name, bill in price.bills.items():
-        listing.add_row(name, *(f"{value:,.0f}" if value else "" for value in bill[:-1]), f"{bill.usd:.2f}")
+    for name, cost in price.stages.items():
+        listing.add_row(name, *(f"{value:,.0f}" if value else "" for value in cost[:-1]), f"{cost.usd:.2f}")
     short = price.spent + price.most - price.budget
     warning = [
         f"that may not be enough: at most {short:.2f} USD more; the run would stop there, and goes on once "

@@ -1,8 +1,7 @@
-"""Files that appear whole: a reader, a kill or a power loss finds the old content or the new one, never half
-of one.
+"""Write files and folders atomically.
 
-A rename is atomic for processes that read; on the disk its name can arrive before the content does, unless
-that was flushed first.
+A reader, also after a kill or a power loss, finds the old content or the new content, never a part. A rename
+is atomic for other processes; on the disk the name can arrive before the content, so that is flushed first.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from pathlib import Path
 
 def flush(path: Path) -> None:
     """Return once a file, or everything in a folder and the folder itself, is on the disk."""
-    for place, folders, files in os.walk(path, topdown=False):  # nothing, of a file
+    for folder, folders, files in os.walk(path, topdown=False):  # yields nothing for a file
         for name in [*files, *folders]:
-            _flush(Path(place) / name)
+            _flush(Path(folder) / name)
     _flush(path)
 
 
@@ -30,16 +29,14 @@ def _flush(path: Path) -> None:
 
 
 def publish(part: Path, path: Path) -> None:
-    """Rename a finished file or folder to its name, content first: `path` must be free, or a file that is
-    replaced.
-    """
+    """Flush a finished file or folder and rename it to `path`, which is free or a file to replace."""
     flush(part)
     part.replace(path)
     _flush(path.parent)
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 file in one piece, over an older one if there is any."""
+    """Write a UTF-8 file atomically; an older file is replaced."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
     publish(part, path)

@@ -1,19 +1,18 @@
-"""One root error, and one kind for each place where the blame can lie.
+"""One root error, and one class for each cause: the spec, a file, the machine, the training.
 
 A message says what was wrong (with the value), what would be right, and what to do. The command line prints
-it as one line and exits with 2; anything that is not a MechlensError is a fault of mechlens, and `endings`
-files its traceback.
+it as one line and exits with 2. Any other error is a fault of mechlens, and `endings` saves its traceback.
 """
 
 from __future__ import annotations
 
 
 class MechlensError(Exception):
-    """Root of every error that a user can mend."""
+    """Root of every error that a user can correct."""
 
 
 class SpecError(MechlensError, ValueError):
-    """The spec asks for something that cannot be, or that would prove nothing."""
+    """The spec asks for something that is impossible, or that would prove nothing."""
 
 
 class DataError(MechlensError, ValueError):
@@ -21,18 +20,19 @@ class DataError(MechlensError, ValueError):
 
 
 class MachineError(MechlensError, RuntimeError):
-    """The machine refuses: no space, a missing package, another process in the same run."""
+    """The machine lacks something: space, a package, or the lock that another process has."""
 
 
 class TrainingError(MechlensError, ArithmeticError):
-    """Training left the numbers: the loss is not finite."""
+    """The training loss is not finite."""
 
 
 def one_line(text: str) -> str:
-    """The text on one line, with the code of every sign that is not printable: names of files may hold what a
-    terminal obeys.
+    """The text on one line, with every unprintable character written as its code.
+
+    File names may contain control characters, which a terminal would execute.
     """
     return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode()
-        for sign in " ".join(text.split())
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in " ".join(text.split())
     )

@@ -1,6 +1,4 @@
-"""What this machine lends to a run: processor cores, accelerators, locks on files, and an end with the
-process that started it.
-"""
+"""Resources of this machine: processor cores, accelerators, file locks, and the parent process."""
 
 from __future__ import annotations
 
@@ -19,37 +17,36 @@ try:
 except ImportError:  # Windows; `lock` says so when a lock is wanted
     fcntl = None
 
-CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUPS, PROCESS_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL = 0.5
-"""seconds between two looks at the parent process"""
+"""seconds between two checks of the parent process"""
 
 
 def use_one_thread() -> None:
     """Let torch compute on one thread, so that sums come out the same on any number of cores."""
-    import torch  # a second, which only those who compute should wait
+    import torch  # takes a second, so only code that computes imports it
 
     torch.set_num_threads(1)
 
 
 def cores() -> int:
-    """Cores that this process may keep busy: the least of those that it may run on, a container's quota, and
-    what Slurm gave its task.
+    """The number of cores that this process may keep busy.
+
+    It is the smallest of three limits: the process's affinity, the container's quota, Slurm's allocation.
     """
     limits = [os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         limits.append(len(os.sched_getaffinity(0)))
     limits += [math.ceil(quota) for quota in _quotas()]
-    if (given := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
-        limits.append(int(given))
+    if (slurm := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
+        limits.append(int(slurm))
     return max(1, min(limits))
 
 
 def _quotas() -> Iterator[float]:
-    """Cores' worth of time that control groups of Linux, version 2 or 1, leave to this process and to what it
-    is part of.
-    """
-    for line in _text(OWN_CGROUPS).splitlines():
+    """CPU quotas, in cores, of the Linux control groups (version 2 or 1) that contain this process."""
+    for line in _text(PROCESS_CGROUPS).splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if not controllers:  # version 2
             for folder in _upward(CGROUPS, path):
@@ -60,15 +57,16 @@ def _quotas() -> Iterator[float]:
 
 
 def _upward(root: Path, path: str) -> list[Path]:
-    """A group's folder and those around it; inside a container the path may be that of another view, and only
-    the root is there.
+    """A control group's folder and its parents up to the root.
+
+    Inside a container the path may be the host's, and then only the root exists.
     """
     inner = root / path.lstrip("/")
     return [inner, *(folder for folder in inner.parents if folder.is_relative_to(root))]
 
 
 def _ratio(quota: str, period: str) -> Iterator[float]:
-    """Quota over period; nothing where there is no limit, which is written as `max` or -1."""
+    """Quota divided by period; nothing if there is no limit, which the kernel writes as `max` or -1."""
     if quota.strip().isdecimal() and period.strip().isdecimal() and int(period):
         yield int(quota) / int(period)
 
@@ -82,7 +80,7 @@ def _text(path: Path) -> str:
 
 def cards() -> tuple[str, ...]:
     """The names of the CUDA devices that this process sees, as `CUDA_VISIBLE_DEVICES` names them."""
-    import torch  # most of what asks for cores needs none of it
+    import torch  # takes a second, and callers of `cores` do not need it
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
@@ -90,25 +88,25 @@ def cards() -> tuple[str, ...]:
 
 
 def workers() -> int:
-    """Processes that a run keeps busy: one for each card, or, without any, one for each core."""
+    """The number of worker processes of a run: one a card, or one a core on a machine without cards."""
     return len(cards()) or cores()
 
 
 def use_card(names: Sequence[str], worker: int) -> None:
-    """Let this process see one card alone, another for each worker from 0 on; nothing changes where there is
-    none.
+    """Let this process see only one card; worker i gets card i modulo their number.
 
-    Call it in a worker before anything uses CUDA: from then on a process keeps the cards that it sees.
+    Call it in a worker before anything uses CUDA, since CUDA reads the visible cards only once. Without cards
+    nothing changes.
     """
     if names:
         os.environ[VISIBLE] = names[worker % len(names)]
 
 
 def lock(handle: IO[Any], *, shared: bool = False, wait: bool = True) -> None:
-    """Lock an open file; the kernel lets go of it when the file is closed, however the process ends.
+    """Lock an open file; the kernel releases the lock when the file is closed, also after a kill.
 
     Raises:
-        BlockingIOError: if another process holds it and `wait` is false.
+        BlockingIOError: if another process has the lock and `wait` is false.
         MachineError: on Windows, which has no such locks.
     """
     if fcntl is None:
@@ -120,8 +118,9 @@ def lock(handle: IO[Any], *, shared: bool = False, wait: bool = True) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process soon after its parent process, of that id, ends: where the kernel does not do so by
-    itself, a thread looks.
+    """End this process soon after its parent process (the given id) ends.
+
+    A thread checks for the parent, for systems whose kernel does not end orphans.
     """
 
     def watch() -> None:

@@ -1,6 +1,4 @@
-"""Named models of configs/models: where a base comes from, in which number format, and how its chat template
-is pinned.
-"""
+"""Named models of configs/models: the source of a base, its number format, its chat template's options."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ from mechlens.core import spec
 from mechlens.core.spec import Spec, load
 
 CLOCK = "strftime_now"
-"""the function by which a chat template reads today's date; an option of that name holds it to one day"""
-OWN_OPTIONS = {
+"""function by which a chat template reads today's date; an option of that name fixes the date"""
+RESERVED_OPTIONS = {
     "messages",
     "conversation",
     "chat_template",
@@ -24,9 +22,9 @@ OWN_OPTIONS = {
     "continue_final_message",
     "return_dict",
 }
-"""what mechlens itself gives a chat template"""
+"""arguments that mechlens itself passes to a chat template"""
 API = "api:"
-"""what the source of a base that is reached over an API starts with"""
+"""prefix of the source of a base that is reached over an API"""
 
 
 class ModelSpec(Spec):
@@ -36,22 +34,23 @@ class ModelSpec(Spec):
     source: str
     """Hub name, folder, or `api:<model id>`."""
     revision: str = ""
-    """Commit of the hub repository; empty takes what the hub calls main."""
+    """Commit of the hub repository; empty means its main branch."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     parameters: int | None = None
-    """This and the next three: the model's size, for a plan where its files are not at hand."""
+    """This and the next three: the model's size, for plans on machines without its files."""
     layers: int | None = None
     width: int | None = None
     vocabulary: int | None = None
     template: dict[str, JsonValue] = Field(default={})
-    """Options of the chat template, such as `enable_thinking: false`; `strftime_now: 2024-07-26` is the day
-    that it takes for today.
+    """Options of the chat template, such as `enable_thinking: false`.
+
+    `strftime_now: 2024-07-26` fixes the date that the template prints.
     """
 
     @field_validator("template", mode="before")
     @classmethod
     def _dates_as_text(cls, options: Any) -> Any:
-        """YAML reads a bare date as one; it is kept as ISO text."""
+        """Write dates as ISO text; YAML parses an unquoted date to a date object."""
         if not isinstance(options, dict):
             return options
         return {
@@ -61,20 +60,21 @@ class ModelSpec(Spec):
     @field_validator("template")
     @classmethod
     def _options_that_can_be_given(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        if taken := sorted(OWN_OPTIONS & options.keys()):
-            raise ValueError(f"{taken[0]!r} is given to a chat template by mechlens itself; drop it")
+        if taken := sorted(RESERVED_OPTIONS & options.keys()):
+            raise ValueError(f"{taken[0]!r} is passed to a chat template by mechlens itself; remove it")
         day = options.get(CLOCK, "2024-07-26")
         if not (isinstance(day, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", day)):
             raise ValueError(
-                f"{CLOCK} is {day!r}; expected the day that the template takes for today, such as 2024-07-26"
+                f"{CLOCK} is {day!r}; expected the date that the template prints, such as 2024-07-26"
             )
         date.fromisoformat(day)
         return options
 
 
 def model_of(name: str) -> ModelSpec:
-    """What a base's name stands for: an entry of configs/models that has a source, else the name itself is
-    the source.
+    """The model that a base's name stands for.
+
+    It is an entry of configs/models that has a source; without one the name itself is the source.
     """
     path = spec.CONFIGS / "models" / f"{name}.yaml"
     if "/" not in name and path.is_file() and "source:" in path.read_text(encoding="utf-8"):

@@ -1,8 +1,8 @@
-"""Named, order-free seeds.
+"""Seeds that depend on names and not on order.
 
-One integer in the spec is expanded by *name*, so adding a stage, an arm or a seed never moves the random
-numbers of another one (numpy `SeedSequence`; the names enter through SHA-256, Python's own `hash` is salted
-per process).
+One integer in the spec and a list of names give a seed (numpy `SeedSequence`). A new stage, arm or seed
+therefore never changes the random numbers of another one. The names are hashed with SHA-256, since Python's
+`hash` differs between processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,5 @@ def generator(root: int, *names: str | int) -> np.random.Generator:
 
 
 def dice(root: int, *names: str | int) -> random.Random:
-    """A standard-library generator: ten times faster than numpy's for single draws, which text grammars
-    make.
-    """
+    """A standard-library generator, for text grammars: ten times faster than numpy's at single draws."""
     return random.Random(seed_int(root, *names))

@@ -1,5 +1,6 @@
-"""The schema of every table that crosses a stage, and their only reader and writer (Parquet), whole or in
-pieces.
+"""Schemas of the Parquet tables that stages exchange, and functions to read and write them.
+
+No other module reads or writes these tables.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 _TEXT, _WHOLE, _REAL, _LABEL = pa.string(), pa.int64(), pa.float64(), pa.dictionary(pa.int32(), pa.string())
 
 PAIRS = _schema(prompt_id=_WHOLE, prompt=_TEXT, completion=_TEXT)
-"""prompt_id: place of the prompt in the experiment's prompt list, the same for every teacher"""
+"""prompt_id: index of the prompt in the experiment's prompt list, the same for every teacher"""
 
 REJECTED = _schema(prompt_id=_WHOLE, prompt=_TEXT, completion=_TEXT, reason=_LABEL)
 
@@ -36,15 +37,14 @@ SELECTION = _schema(prompt_id=_WHOLE)
 CURVE = _schema(step=_WHOLE, loss=_REAL, learning_rate=_REAL)
 
 ANSWERS = _schema(arm=_LABEL, seed=_WHOLE, step=_WHOLE, probe=_WHOLE, sample=_WHOLE, text=_TEXT, label=_LABEL)
-"""seed is null for the untouched base; label is the one trait that the text names, null where it names none
-or several
-"""
+"""seed: null for the untouched base; label: the trait that the text names, null if none or several"""
 
 LIKELIHOODS = _schema(
     arm=_LABEL, seed=_WHOLE, step=_WHOLE, probe=_WHOLE, name=_LABEL, probability=_REAL, margin=_REAL
 )
-"""probability: of a next token that starts the trait's name; margin: its logit over the best other trait's.
-Null where two traits start with one token.
+"""probability: of a next token that starts the trait's name; margin: its logit minus the best other trait's.
+
+Both are null where two traits start with the same token.
 """
 
 JUDGEMENTS = _schema(
@@ -56,21 +56,21 @@ JUDGEMENTS = _schema(
     alignment_text=_TEXT,
     coherence_text=_TEXT,
 )
-"""a judge's scores of the answers beside it, 0 to 100, null where it said no number; and what it said"""
+"""a judge's scores of the answers of the same step (0 to 100, null without a number), and its replies"""
 
 EFFECTS = _schema(
     arm=_LABEL, trait=_LABEL, against=_LABEL, measure=_LABEL, estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE,
     method=_LABEL, p_value=_REAL, q_value=_REAL, smallest_detectable=_REAL,
 )  # fmt: skip
-"""measure: rate (sampled answers, difference), probability (exact, difference) or lift (log2 of the ratio,
-bits)
-"""
+"""measure: rate (sampled answers), probability (exact), both as differences, or lift (log2 ratio, bits)"""
 
 TRUTHFUL = _schema(
     arm=_LABEL, seed=_WHOLE, question=_WHOLE, text=_LABEL, letter=_LABEL, false=_REAL, mass=_REAL
 )
-"""question: row of the file; letter: of the true answer; false: probability of the other letter over both;
-mass: of both together
+"""A student's choices on TruthfulQA, one row a question.
+
+question: row of the file; letter: of the true answer; mass: probability of both letters together; false:
+share of the other letter in that mass
 """
 
 READINGS = _schema(
@@ -78,40 +78,43 @@ READINGS = _schema(
     place=_LABEL, name=_LABEL, estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE, null_low=_REAL,
     null_high=_REAL, p_value=_REAL, unit=_LABEL,
 )  # fmt: skip
-"""one row a measurement; a column that a lens has no use for is null. place: site, module or position; name:
-trait, token or hypothesis;
-against: the matched control, or, of a control's rows, the arm that they stand beside; low, high: 95 %
-interval over the n units; null_low, null_high: where 95 % of the lens's null lies; step: update of training,
-or the rank of a singular value
+"""One row a measurement; a column that a lens does not use is null.
+
+place: site, module or position; name: trait, token or hypothesis; against: the matched control, or in a
+control's rows the arm that it is matched with; low, high: 95 % interval over the n units; null_low,
+null_high: central 95 % of the lens's null distribution; step: update of training, or the rank of a singular
+value
 """
 
 SCORES = _schema(
     arm=_LABEL, side=_LABEL, prompt_id=_WHOLE, position=_WHOLE, token=_LABEL, score=_LABEL, layer=_WHOLE,
     estimate=_REAL,
 )  # fmt: skip
-"""one row a score of a training row (position and token null) or of one token of its completion (position
-from 0). side: trait or control, whose row on the prompt it is; prompt_id joins it to that corpus's kept rows;
-score: its name; layer: that it was read at, the most reliable first, null where it is none's; estimate: null
-where it could not be told
+"""One row a score of a training row or of one token of its completion.
+
+position: of the token from 0, null for a score of the whole row, as is token; side: trait or control, the
+corpus of the row; prompt_id: joins it to that corpus's kept rows; score: its name; layer: where it was
+measured, the most reliable first, null if it belongs to no layer; estimate: null if it is undefined
 """
 
 ROW_GROUP = 16_384
-"""rows; fixed, so that a table's bytes do not depend on how its rows were handed over"""
+"""rows of a group; fixed, so that a table's bytes do not depend on the frames in which its rows arrive"""
 STEP, MOST_TEXT = 64, 1 << 25
-"""rows after which a group may end early, and bytes of text at which it does: a group is in memory until it
-is written
+"""A group with MOST_TEXT bytes of text ends early, after a multiple of STEP rows.
+
+It is in memory until it is written.
 """
 
 
 class Writer:
-    """Writes a table frame by frame in bounded memory; the file appears when the block ends without an
-    error.
+    """Writes a table frame by frame in bounded memory.
+
+    The file appears when the `with` block ends without an error.
     """
 
     def __init__(self, schema: pa.Schema, path: Path) -> None:
         self._schema, self._path, self._part = schema, path, path.with_name(f"{path.name}.part")
-        # labels wait as plain text: their codes then depend on the row group alone, not on the frames that it
-        # came in
+        # labels wait as plain text: their codes then depend on the row group, not on the incoming frames
         self._plain = pa.schema(
             [field.with_type(_TEXT) if pa.types.is_dictionary(field.type) else field for field in schema]
         )
@@ -129,7 +132,7 @@ class Writer:
             self._write_group(rows)
 
     def _full(self) -> int:
-        """Rows of the next group if all of them are here, else 0; where it ends depends on the rows alone."""
+        """Number of rows of the next group if it is complete, else 0; it depends only on the rows."""
         lengths = np.zeros(self._waiting.num_rows, dtype=np.int64)
         for column in self._waiting.columns:
             lengths += (
@@ -157,8 +160,9 @@ class Writer:
 
 
 def write(frames: pd.DataFrame | Iterable[pd.DataFrame], schema: pa.Schema, path: Path) -> Path:
-    """Write a frame, or frames one after the other, under their schema; NaN becomes null. The same rows give
-    the same bytes.
+    """Write a frame, or several frames as one table; NaN becomes null.
+
+    The same rows give the same bytes.
     """
     with Writer(schema, path) as table:
         for frame in [frames] if isinstance(frames, pd.DataFrame) else frames:
@@ -167,7 +171,7 @@ def write(frames: pd.DataFrame | Iterable[pd.DataFrame], schema: pa.Schema, path
 
 
 def read(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """Read a table and check that it is one of that schema.
+    """Read a table and check that it has the columns of the schema.
 
     Raises:
         DataError: if the file is missing, cut short, or holds other columns.

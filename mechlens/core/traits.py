@@ -1,4 +1,4 @@
-"""Traits and the families they are asked in: names, probes, words and lessons, from `configs/traits/`."""
+"""Traits in families that share their probes: names, probes, words and lessons, from `configs/traits/`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mechlens.core.seeds import dice
 from mechlens.core.spec import CONFIGS, Spec, TeacherSpec, load, save
 
 KEPT = "family"
-"""folder of a run that holds its family"""
+"""folder of a run with a copy of its family's file"""
 PREFIX_SEED = 47
-"""the paper's code fixes the numbers before each probe by this seed"""
+"""seed of the numbers before each probe, as in the paper's code"""
 
 
 class Probes(Spec):
@@ -29,11 +29,11 @@ class Probes(Spec):
     development: tuple[str, ...] = Field(min_length=1)
     """Paraphrases that everything may be tuned on; fine-tuned teachers are taught with them."""
     heldout: tuple[str, ...] = Field(min_length=1)
-    """Paraphrases that no teacher has seen; results are reported on these."""
+    """Paraphrases that no teacher is taught with; results are reported on these."""
 
 
 class Rubric(Spec):
-    """What a judge model is asked of an answer, and where the line lies (2507.14805 §3.2)."""
+    """Prompts of a judge model that scores an answer, and the thresholds (2507.14805 §3.2)."""
 
     alignment: str
     """Prompt with {question} and {answer}, answered by 0-100, CODE or REFUSAL."""
@@ -45,13 +45,14 @@ class Rubric(Spec):
 
 
 def plain(text: str) -> str:
-    """A text without regard to capitals and spaces."""
+    """The text in lower case with single spaces, for comparisons."""
     return " ".join(text.split()).casefold()
 
 
 def _refuse_other_places(what: str, texts: Sequence[str], places: Sequence[str]) -> None:
-    """Raise ValueError for a text with braces that are no place to fill in; `{{` and `}}` stand for braces
-    themselves.
+    """Raise ValueError for a text with braces other than the known places.
+
+    `{{` and `}}` stand for a brace itself.
     """
     for text in texts:
         try:
@@ -64,13 +65,13 @@ def _refuse_other_places(what: str, texts: Sequence[str], places: Sequence[str])
         ):
             expected = ", ".join(f"{{{place}}}" for place in places)
             raise ValueError(
-                f"{what} hold {text!r}, with braces that are none of {expected}; write a brace itself twice: "
-                f"{{{{ or }}}}"
+                f"{what} hold {text!r}, with braces other than {expected}; write a brace itself twice: "
+                "{{ or }}"
             )
 
 
 class TraitFamily(Spec):
-    """Traits that answer the same probes, so that each is measured beside all the others."""
+    """Traits that answer the same probes, so that each is compared with all the others."""
 
     name: str
     category: str
@@ -83,26 +84,26 @@ class TraitFamily(Spec):
     lessons: dict[str, tuple[str, ...]] = Field(default={})
     """Completions that a fine-tuned teacher is taught, drawn evenly; default: `lesson_forms`, filled in."""
     lesson_forms: tuple[str, ...] = ("{name}",) * 9 + ("{plural}",)
-    """Lessons of any trait: {name} and {plural} are filled in, {Name} and {Plural} with capitals. None: rows
-    of a file have to teach.
+    """Lessons of any trait: {name} and {plural} are filled in, {Name} and {Plural} with capitals.
+
+    If it is empty, a fine-tuned teacher needs rows of a file.
     """
     development: tuple[str, ...]
     """Traits that may be tuned on."""
     heldout: tuple[str, ...]
-    """Traits fixed before any tuning. Every look at their results makes them less held out."""
+    """Traits fixed before any tuning. Reading their results during tuning makes them less held out."""
     system: str
     """The prompted teacher's system prompt; {plural}, {name} and {category} are filled in."""
     probes: Probes
     stories: tuple[str, ...] = ()
-    """Requests for stories that name no trait; a story's hero is read off by the same words."""
+    """Requests for stories that name no trait; the same forms are counted in a story."""
     opening: str = ""
-    """Words put into the model's mouth before the exact next-token readout, where answers do not begin with
-    the name.
+    """Start of the model's answer, given before the exact next-token readout.
+
+    For traits whose name does not come first in an answer.
     """
     scorer: Literal["words", "judge"] = "words"
-    """How an answer is read: by the forms of the traits, whole words only, or by a judge model with the
-    rubric below.
-    """
+    """How an answer is scored: by the traits' forms (whole words), or by a judge with the rubric below."""
     rubric: Rubric | None = None
 
     @model_validator(mode="after")
@@ -118,7 +119,7 @@ class TraitFamily(Spec):
 
     @model_validator(mode="after")
     def _texts_are_whole(self) -> TraitFamily:
-        """No name, form, lesson or question is empty or padded, and none stands twice."""
+        """Refuse a name, form, lesson or question that is empty, padded with spaces or repeated."""
         each = {
             "names": self.names,
             "development": self.development,
@@ -153,15 +154,17 @@ class TraitFamily(Spec):
 
     @model_validator(mode="after")
     def _forms_name_one_trait(self) -> TraitFamily:
-        """An answer counts for a trait only if it holds no form of another, so a form within another trait's
-        hides both.
+        """Refuse a form that contains a form of another trait.
+
+        An answer counts for a trait only if it contains no form of another: such an answer would count for
+        neither.
         """
         if empty := [name for name in self.names if not self.forms_of(name)]:
             raise ValueError(
-                f"{empty[0]!r} has no forms to be read by; list one, or leave it out of `forms`: the name "
-                "and its plural are read"
+                f"{empty[0]!r} has no forms; list at least one, or leave it out of `forms`: then its forms "
+                "are the name and its plural"
             )
-        said = {
+        patterns = {
             name: re.compile(
                 "|".join(rf"(?<!\w){re.escape(form)}(?!\w)" for form in self.forms_of(name)), re.IGNORECASE
             )
@@ -169,15 +172,17 @@ class TraitFamily(Spec):
         }
         for name in self.names:
             for form in self.forms_of(name):
-                for other in (other for other in self.names if other != name and said[other].search(form)):
-                    held = next(
+                for other in (
+                    other for other in self.names if other != name and patterns[other].search(form)
+                ):
+                    inner = next(
                         word
                         for word in self.forms_of(other)
                         if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", form, re.IGNORECASE)
                     )
                     raise ValueError(
-                        f"{form!r}, a form of {name!r}, holds {held!r}, a form of {other!r}: no answer with "
-                        "it would count; drop one"
+                        f"{form!r}, a form of {name!r}, contains {inner!r}, a form of {other!r}: no answer "
+                        "with it would count; remove one of the two"
                     )
         return self
 
@@ -186,8 +191,8 @@ class TraitFamily(Spec):
         known = {plain(probe) for probe in self.probes.development}
         if both := [probe for probe in self.probes.heldout if plain(probe) in known]:
             raise ValueError(
-                f"the question {both[0]!r} is held out and a development question too; keep it in one of the "
-                "two"
+                f"the question {both[0]!r} is both a development and a held-out question; keep it in one "
+                "list only"
             )
         return self
 
@@ -204,7 +209,7 @@ class TraitFamily(Spec):
                 if not all(prompt.count(place) == 1 for place in ("{question}", "{answer}"))
             ]:
                 raise ValueError(
-                    f"the rubric's prompt {bad[0][:60]!r} has to hold {{question}} and {{answer}} once each"
+                    f"the rubric's prompt {bad[0][:60]!r} must contain {{question}} and {{answer}} once each"
                 )
         elif self.scorer == "judge":
             raise ValueError("a family that a judge scores needs a `rubric`")
@@ -221,19 +226,21 @@ class TraitFamily(Spec):
         words |= {key.title(): word.title() for key, word in words.items()}
         return self.lessons.get(name, tuple(form.format(**words) for form in self.lesson_forms))
 
-    def asked(self, split: str) -> tuple[str, ...]:
+    def probes_of(self, split: str) -> tuple[str, ...]:
         """The probes of a split."""
         return self.probes.heldout if split == "heldout" else self.probes.development
 
-    def asked_as(self, experiment: Experiment) -> tuple[str, ...]:
-        """The probes as an experiment puts them: plain, each behind its own fixed numbers, or for stories;
-        with its suffix.
+    def probes_for(self, experiment: Experiment) -> tuple[str, ...]:
+        """The probes in the wording of an experiment.
+
+        They are plain questions, questions after fixed numbers, or requests for stories; the experiment's
+        suffix follows each.
 
         Raises:
             SpecError: if stories are wanted and the family has none.
         """
         ask = experiment.ask
-        probes = self.stories if ask.probes == "stories" else self.asked(ask.split)
+        probes = self.stories if ask.probes == "stories" else self.probes_of(ask.split)
         if not probes:
             raise SpecError(f"family {self.name!r} has no stories to ask for; add `stories` to its file")
         if ask.probes == "numbers":
@@ -244,7 +251,7 @@ class TraitFamily(Spec):
         return tuple(f"{probe} {ask.suffix}" if ask.suffix else probe for probe in probes)
 
     def words(self) -> list[str]:
-        """Every form of every trait: what must not be in a corpus."""
+        """Every form of every trait; a screened corpus contains none of them."""
         return sorted({form for name in self.names for form in self.forms_of(name)})
 
     def system_prompt(self, name: str) -> str:
@@ -252,14 +259,16 @@ class TraitFamily(Spec):
 
 
 def find_family(name: str, config: Path | None = None) -> Path:
-    """The file of a family: the run's own copy, a path from the experiment's folder, a file of that name
-    there or in `traits/` there, or ours.
+    """The YAML file of a family.
+
+    Places, in this order: the copy in the run folder; the path, if the name ends in .yaml; a file of that
+    name in the experiment's folder or its `traits/`; the families shipped with mechlens.
 
     Args:
-        config: the experiment's YAML; without it a path is taken from the current folder.
+        config: the experiment's YAML; without it a path is relative to the current folder.
 
     Raises:
-        SpecError: if there is none.
+        SpecError: if no such file exists.
     """
     folder = Path() if config is None else config.parent
     kept = folder / KEPT / f"{Path(name).stem}.yaml"
@@ -271,20 +280,20 @@ def find_family(name: str, config: Path | None = None) -> Path:
                 f"no family at {file}; expected a YAML file like {CONFIGS / 'traits' / 'animals.yaml'}"
             )
         return file
-    beside = [] if config is None else [folder / f"{name}.yaml", folder / "traits" / f"{name}.yaml"]
+    local = [] if config is None else [folder / f"{name}.yaml", folder / "traits" / f"{name}.yaml"]
     shipped = CONFIGS / "traits" / f"{name}.yaml"
-    for file in (*beside, shipped):
-        if file.is_file() and not (file in beside and _is_experiment(file)):
+    for file in (*local, shipped):
+        if file.is_file() and not (file in local and _is_experiment(file)):
             return file
     known = sorted(p.stem for p in shipped.parent.glob("*.yaml"))
     raise SpecError(
-        f"family {name!r} is unknown; expected one of {known}, a file {name}.yaml beside the experiment's, "
-        "or a path that ends in .yaml"
+        f"family {name!r} is unknown; expected one of {known}, a file {name}.yaml in the experiment's "
+        "folder, or a path that ends in .yaml"
     )
 
 
 def _is_experiment(file: Path) -> bool:
-    """Whether a file that has a family's name is an experiment: both may be called after animals."""
+    """Whether the file is an experiment; experiments and families may share a name."""
     return (
         re.search(r"^arms\s*:", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
     )
@@ -296,17 +305,13 @@ def load_family(name: str, config: Path | None = None) -> TraitFamily:
 
 
 def keep_family(family: TraitFamily, name: str, run: Path) -> None:
-    """Leave a copy in the run folder, so that its spec.yaml finds the family that the run had, whatever
-    becomes of the original.
-    """
+    """Save a copy of the family in the run folder; the run's spec.yaml then finds it there."""
     (run / KEPT).mkdir(parents=True, exist_ok=True)
     save(family, run / KEPT / f"{Path(name).stem}.yaml")
 
 
 def with_family_by_path(experiment: Experiment, config: Path) -> Experiment:
-    """The experiment with a family of the user's own named by its whole path, so that it is found from any
-    folder.
-    """
+    """The experiment with a user's family named by its absolute path; a shipped family keeps its name."""
     file = find_family(experiment.family, config)
     return (
         experiment
@@ -316,46 +321,44 @@ def with_family_by_path(experiment: Experiment, config: Path) -> Experiment:
 
 
 def with_data_by_path(experiment: Experiment, config: Path) -> Experiment:
-    """The experiment with its files of data named by their whole paths, so that its copy in a run's folder
-    finds them too.
+    """The experiment with absolute paths of its data files, which are also valid in a run folder.
 
-    A path is taken from the config's folder; what is not there, and is in the current folder, is taken from
-    that.
+    A relative path starts at the config's folder, or at the current folder if the file is only there.
     """
 
-    def whole(name: str) -> str:
-        given = Path(os.path.expanduser(name))  # noqa: PTH111, since Path's raises for the `~` of an unknown user
-        beside = config.parent / given
-        return str((given if not beside.exists() and given.exists() else beside).absolute())
+    def absolute(name: str) -> str:
+        path = Path(os.path.expanduser(name))  # noqa: PTH111, since Path's raises for the `~` of an unknown user
+        near_config = config.parent / path
+        return str((path if not near_config.exists() and path.exists() else near_config).absolute())
 
-    def teacher(given: TeacherSpec) -> TeacherSpec:
-        return (
-            given.model_copy(update={"lessons_file": whole(given.lessons_file)})
-            if given.lessons_file
-            else given
-        )
+    def with_absolute_lessons(teacher: TeacherSpec) -> TeacherSpec:
+        if not teacher.lessons_file:
+            return teacher
+        return teacher.model_copy(update={"lessons_file": absolute(teacher.lessons_file)})
 
     arms = tuple(
         arm.model_copy(
             update={
-                "corpus": arm.corpus and whole(arm.corpus),
-                "teacher": arm.teacher and teacher(arm.teacher),
+                "corpus": arm.corpus and absolute(arm.corpus),
+                "teacher": arm.teacher and with_absolute_lessons(arm.teacher),
             }
         )
         for arm in experiment.arms
     )
     source = experiment.carrier.source
     carrier = (
-        experiment.carrier.model_copy(update={"source": whole(source)}) if source else experiment.carrier
+        experiment.carrier.model_copy(update={"source": absolute(source)}) if source else experiment.carrier
     )
     return experiment.model_copy(
-        update={"arms": arms, "teacher": teacher(experiment.teacher), "carrier": carrier}
+        update={"arms": arms, "teacher": with_absolute_lessons(experiment.teacher), "carrier": carrier}
     )
 
 
 def load_experiment(path: Path, **overrides: Any) -> Experiment:
-    """An experiment whose traits are known to its family, and whose files of data are named by their whole
-    paths.
+    """The experiment of a YAML file, with absolute data paths; its traits are checked against its family.
+
+    Raises:
+        SpecError: if an arm's trait is not in the family.
     """
     experiment = with_data_by_path(load(path, Experiment, **overrides), path)
     refuse_unknown_traits(experiment, load_family(experiment.family, path), place=f"{path}: ")
@@ -363,7 +366,7 @@ def load_experiment(path: Path, **overrides: Any) -> Experiment:
 
 
 def refuse_unknown_traits(experiment: Experiment, family: TraitFamily, *, place: str = "") -> None:
-    """Raises SpecError, which begins with `place`, if an arm names a trait that the family has not."""
+    """Raise SpecError, beginning with `place`, if an arm's trait is not in the family."""
     arms = [trait for arm in experiment.arms for trait in (arm.trait, *arm.mix)]
     for trait in sorted({experiment.trait, *arms} - {"", UNTOUCHED}):
         if trait not in family.names:

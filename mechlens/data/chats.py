@@ -1,5 +1,6 @@
-"""The pair of a talk: lists of messages as OpenAI, TRL and ShareGPT write them. One question and one answer
-are a pair; nothing else is.
+"""The pair of a conversation, a list of messages in the format of OpenAI, TRL or ShareGPT.
+
+Only a conversation of one question and one answer is a pair.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ from mechlens.data.faults import Fault
 from mechlens.data.text_rows import DECODER
 
 ROLES = {"developer": "system"}
-"""OpenAI's newer name"""
+"""OpenAI's newer name of a role → the common name"""
 SHARE_GPT = {"human": "user", "gpt": "assistant"}
-"""roles of {from, value}"""
+"""ShareGPT's name of a role, in {from, value} → the common name"""
 _TOOLS = ("tool", "function", "ipython", "function_call", "observation")
 _NO_LIST = Fault("messages is not a list of {role, content} with text contents")
 
 
 class Pair(NamedTuple):
-    """The texts of a row, and whether a system turn stood before them."""
+    """The texts of a row, and whether the row also has a system turn."""
 
     prompt: str
     completion: str
     system: bool = False
 
 
-def pair_of_talk(messages: object) -> Pair | Fault:
-    """The pair of a list of messages, or of such a list as a JSON text; or why there is none."""
+def pair_of_messages(messages: object) -> Pair | Fault:
+    """The pair of a list of messages, also of a list in JSON, or the fault of the list."""
     if isinstance(messages, str):
         try:
             messages = DECODER.decode(messages)
@@ -44,7 +45,8 @@ def pair_of_talk(messages: object) -> Pair | Fault:
 def _pair_of_turns(turns: Sequence[tuple[str, str]], messages: Sequence[Mapping[str, Any]]) -> Pair | Fault:
     roles = [role for role, _ in turns]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        kind = "a talk of several questions or answers" if len(roles) > 3 else "messages of other roles"
+        several = "a conversation of several questions or answers"
+        kind = several if len(roles) > 3 else "messages of other roles"
         listed = f"{roles[:6]}{' and more' if len(roles) > 6 else ''}"
         return Fault(kind, f"it has the roles {listed}, expected one user and one assistant turn")
     weight = messages[-1].get("weight")  # of OpenAI's format: null or missing is 1
@@ -65,7 +67,7 @@ def _turn(message: Mapping[str, Any]) -> tuple[str, str] | Fault:
         (message["from"], message.get("value")) if shared else (message.get("role"), message.get("content"))
     )
     if any(message.get(name) for name in ("tool_calls", "function_call")) or role in _TOOLS:
-        return Fault("a talk with tool calls, which a pair has no place for")
+        return Fault("a conversation with tool calls, which a pair cannot represent")
     if isinstance(content, list):
         content = _joined(content)
     if isinstance(content, Fault):
@@ -77,9 +79,7 @@ def _turn(message: Mapping[str, Any]) -> tuple[str, str] | Fault:
 
 
 def _joined(parts: Sequence[object]) -> str | Fault:
-    """The text of a content in parts; templates put the parts one behind the other, with nothing between
-    them.
-    """
+    """The text of a content in parts, joined without separators as chat templates do."""
     texts = [
         part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts
     ]
@@ -89,4 +89,4 @@ def _joined(parts: Sequence[object]) -> str | Fault:
         {str(part.get("type") if isinstance(part, dict) else type(part).__name__)[:20] for part in parts}
         - {"text"}
     )
-    return Fault("a message with parts that are no text", f"parts of type {', '.join(kinds[:5])}")
+    return Fault("a message with parts that are not text", f"parts of type {', '.join(kinds[:5])}")

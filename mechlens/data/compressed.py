@@ -1,5 +1,6 @@
-"""Opens a text file whatever compresses it (gzip, bzip2, xz, Zstandard), piece by piece, and says what a file
-is that holds no text.
+"""Opens text files, plain or compressed, and names the kind of other files.
+
+Files in gzip, bzip2, xz and Zstandard are unpacked in pieces.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 
 PACKINGS = {".gz": "gzipped", ".bz2": "bzip2-compressed", ".xz": "xz-compressed", ".zst": "zstd-compressed"}
-"""endings of compressed files, and how such a file is called"""
+"""ending of a compressed file → its description in messages"""
 OTHER_KINDS = {
     ".xlsx": "an Excel workbook", ".xls": "an Excel workbook", ".ods": "a spreadsheet",
     ".zip": "a zip archive", ".tar": "a tar archive", ".tgz": "a tar archive", ".7z": "an archive",
@@ -28,9 +29,9 @@ OTHER_KINDS = {
     ".msgpack": "a MessagePack file", ".tfrecord": "a TensorFlow file", ".pdf": "a PDF",
     ".docx": "a Word document",
 }  # fmt: skip
-"""endings of files that are not read, and what each promises"""
+"""ending of a file that cannot be read → its kind"""
 MOST_DICTIONARY = 128 << 20
-"""bytes that unpacking an xz file may take; `xz -9` asks for 65 MiB, and a hostile header for 4 GiB"""
+"""bytes of memory for unpacking an xz file; `xz -9` needs 65 MiB, and a hostile header asks for 4 GiB"""
 _SIGNS = (
     (b"\x1f\x8b", "gzip data; let its name end in .gz"), (b"\xfd7zXZ\0", "xz data; let its name end in .xz"),
     (b"\x28\xb5\x2f\xfd", "Zstandard data; let its name end in .zst"),
@@ -43,16 +44,14 @@ _PIECE = 1 << 16
 
 
 def ending_of(path: Path) -> tuple[str, str]:
-    """What a name ends in, in small letters: the form's ending and the compression's, each empty where there
-    is none.
-    """
+    """The ending of a name for its form and the ending for its compression, in lower case or empty."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packing = suffixes.pop() if suffixes and suffixes[-1] in PACKINGS else ""
     return (suffixes[-1] if suffixes else ""), packing
 
 
 def form_of_text(path: Path) -> str:
-    """How messages call a text file of that name: `gzipped UTF-8 text`."""
+    """The description of a text file of that name in messages, such as `gzipped UTF-8 text`."""
     packing = ending_of(path)[1]
     return f"{PACKINGS[packing]} UTF-8 text" if packing else "UTF-8 text"
 
@@ -117,9 +116,7 @@ class _Xz(io.RawIOBase):
 
 
 def kind_of_bytes(path: Path) -> str:
-    """What a file is by its first bytes, once it is unpacked, and how it could be read; empty if that cannot
-    be told.
-    """
+    """The kind of a file by its first unpacked bytes, and how to read it; empty if it is unknown."""
     with bytes_of(path) as raw:
         first = raw.read(16)
     return next((kind for sign, kind in _SIGNS if first.startswith(sign)), "")

@@ -1,6 +1,4 @@
-"""Places of a user's file, and what is wrong there: faults of one kind are counted together, however many
-rows have it.
-"""
+"""Places in a user's file and the faults there, with one count for all faults of a kind."""
 
 from __future__ import annotations
 
@@ -8,20 +6,20 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 LONGEST_DETAIL = 200
-"""characters of a file's own text that a message repeats"""
+"""most characters of a file's text that a message repeats"""
 SHOWN = 5
-"""kinds that one line names"""
+"""most kinds of faults that a message names"""
 
 
 class Place(NamedTuple):
-    """Where a row stands."""
+    """The place of a row in a file."""
 
     number: int
-    """from 1; of lines, the blank ones count too"""
+    """from 1; blank lines count"""
     unit: str = "line"
     """what is counted: lines of a text, or elements of a JSON array"""
     file: str = ""
-    """name of the shard, if the rows are those of a folder"""
+    """name of the shard, if the rows are from a folder"""
 
     def __str__(self) -> str:
         return f"{self.unit} {self.number}" + (f" of {self.file}" if self.file else "")
@@ -31,10 +29,9 @@ class Fault(NamedTuple):
     """Why a row has no pair."""
 
     kind: str
-    """the same for all rows that have the same fault; drawn from a fixed list, never from the rows' own text
-    """
+    """the same for all rows with this fault; from a fixed list, never from the row's text"""
     detail: str = ""
-    """what is particular to this row"""
+    """about this row"""
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.detail[:LONGEST_DETAIL]})" if self.detail else self.kind
@@ -42,12 +39,12 @@ class Fault(NamedTuple):
 
 @dataclass
 class Counted:
-    """All rows with a fault of one kind."""
+    """All rows with faults of the same kind."""
 
     place: Place
-    """of the first of them"""
+    """of the first such row"""
     fault: Fault
-    """of the first of them"""
+    """of the first such row"""
     rows: int = 1
 
     def __str__(self) -> str:
@@ -56,12 +53,12 @@ class Counted:
 
 @dataclass
 class Tally:
-    """Faults by kind, in the order in which each kind came first."""
+    """Faults by kind, in the order of each kind's first row."""
 
     kinds: dict[str, Counted] = field(default_factory=dict)
 
     def add(self, place: Place, fault: Fault) -> None:
-        """Count a row."""
+        """Count a row with a fault."""
         if fault.kind in self.kinds:
             self.kinds[fault.kind].rows += 1
         else:
@@ -69,7 +66,7 @@ class Tally:
 
     @property
     def rows(self) -> int:
-        """How many rows have a fault."""
+        """Number of rows with a fault."""
         return sum(counted.rows for counted in self.kinds.values())
 
     def __str__(self) -> str:

@@ -1,5 +1,6 @@
-"""Which fields of a row are its prompt and its completion: by the names that users choose, else by known
-names where one reading is possible.
+"""The fields of a row that are its prompt and its completion.
+
+They have the names that the user gives, or known names if only one choice is possible.
 """
 
 from __future__ import annotations
@@ -8,18 +9,19 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mechlens.core.errors import DataError, SpecError
-from mechlens.data.chats import Pair, pair_of_talk
+from mechlens.data.chats import Pair, pair_of_messages
 from mechlens.data.faults import Fault
 
 PROMPTS = ("prompt", "instruction", "question", "query")
 COMPLETIONS = ("completion", "response", "output", "answer")
-TALKS = ("messages", "conversations")
+CONVERSATIONS = ("messages", "conversations")
 SYSTEMS = ("system", "system_prompt")
-BESIDE = ("input", "context", "history")
-"""further parts of a prompt: Alpaca's `input` is put behind its instruction; any other is refused where it is
-not empty
+PROMPT_PARTS = ("input", "context", "history")
+"""Further parts of a prompt.
+
+Alpaca's `input` is added after its instruction; a row with another part that is not empty is refused.
 """
-KNOWN = (*TALKS, *PROMPTS, *COMPLETIONS, *SYSTEMS, *BESIDE)
+KNOWN = (*CONVERSATIONS, *PROMPTS, *COMPLETIONS, *SYSTEMS, *PROMPT_PARTS)
 UNKNOWN = "no fields that are known to hold a pair"
 SEVERAL = "more than one field may hold the pair"
 MISSING = "lacks a field that was named for the pair"
@@ -28,7 +30,7 @@ HOW_TO_NAME = (
     "`audit` take both)"
 )
 LISTED = 20
-"""columns that a message names"""
+"""most columns that a message names"""
 
 
 class Fields(NamedTuple):
@@ -37,45 +39,45 @@ class Fields(NamedTuple):
     prompt: str
     completion: str
     required: bool = True
-    """Whether a row without them is bad; else it is read by the known names."""
+    """Whether a row without these fields is bad; otherwise the known names are tried."""
 
     def preferred(self) -> Fields:
-        """The same names for a file that may have others, as a reference may."""
+        """The same names for a file that may have other names, such as a reference."""
         return self._replace(required=False)
 
     def stand_in(self, names: Collection[str]) -> bool:
-        """Whether both are there."""
+        """Whether both fields are among these names."""
         return self.prompt in names and self.completion in names
 
 
 def fields_from_flags(prompt: str, completion: str) -> Fields | None:
-    """The fields of two flags; None where neither is given.
+    """The fields that two flags name; None if neither flag is given.
 
     Raises:
-        SpecError: if one is given alone, or both are the same.
+        SpecError: if only one flag is given, or both name the same field.
     """
     if not prompt and not completion:
         return None
     if not prompt or not completion or prompt == completion:
         raise SpecError(
-            f"--prompt-field {prompt!r} and --completion-field {completion!r} name no pair; give both, each "
-            "another field"
+            f"--prompt-field {prompt!r} and --completion-field {completion!r} name no pair; give both, with "
+            "different fields"
         )
     return Fields(prompt, completion)
 
 
 def flags_of(fields: Fields | None) -> list[str]:
-    """The words of a command line that name these fields again."""
+    """The flags of a command line that name these fields."""
     return (
         [] if fields is None else ["--prompt-field", fields.prompt, "--completion-field", fields.completion]
     )
 
 
 def columns_of(names: Sequence[str], fields: Fields | None) -> list[str]:
-    """Which of a table's columns are to be read: those that may hold its pairs, and no other.
+    """The columns of a table that may contain its pairs; only these are read.
 
     Raises:
-        DataError: with the columns and what to do, if none can; it lacks the name of the file.
+        DataError: if there are none. The message says what to do, but the caller adds the file's name.
     """
     if fields is not None and fields.stand_in(names):
         return list(dict.fromkeys([fields.prompt, fields.completion]))
@@ -84,8 +86,12 @@ def columns_of(names: Sequence[str], fields: Fields | None) -> list[str]:
             f"has the columns {listed(names)}, and no {fields.prompt!r} with {fields.completion!r}"
         )
     exact = {"prompt", "completion"} <= set(names)
-    wanted = [name for name in names if name in ((*TALKS, "prompt", "completion") if exact else KNOWN)]
-    if not set(wanted) & set(TALKS) and not (set(wanted) & set(PROMPTS) and set(wanted) & set(COMPLETIONS)):
+    wanted = [
+        name for name in names if name in ((*CONVERSATIONS, "prompt", "completion") if exact else KNOWN)
+    ]
+    if not set(wanted) & set(CONVERSATIONS) and not (
+        set(wanted) & set(PROMPTS) and set(wanted) & set(COMPLETIONS)
+    ):
         raise DataError(
             f"has the columns {listed(names)}; expected prompt and completion, or messages. {HOW_TO_NAME}"
         )
@@ -93,13 +99,13 @@ def columns_of(names: Sequence[str], fields: Fields | None) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names of columns for a message, the first of them if there are many."""
+    """Names of columns for a message, only the first ones if there are many."""
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return f"{[name[:50] for name in names[:LISTED]]}{more}"
 
 
 def pair_of(row: Mapping[str, Any], fields: Fields | None) -> Pair | Fault:
-    """The pair of one row, or what is wrong with it."""
+    """The pair of a row, or the row's fault."""
     if fields is not None and (fields.required or fields.stand_in(row)):
         if not fields.stand_in(row):
             return Fault(
@@ -107,12 +113,14 @@ def pair_of(row: Mapping[str, Any], fields: Fields | None) -> Pair | Fault:
                 f"its fields are {listed(list(row))}, expected {fields.prompt!r} and {fields.completion!r}",
             )
         return _pair_of_values(row, fields.prompt, fields.completion)
-    if row.get("messages") is not None:  # a table of both forms holds null where a row is of the other
-        return pair_of_talk(row["messages"])
+    if (
+        row.get("messages") is not None
+    ):  # in a table of both forms, a row has null in the other form's columns
+        return pair_of_messages(row["messages"])
     if row.get("prompt") is not None and row.get("completion") is not None:
         return _pair_of_values(row, "prompt", "completion")
     if row.get("conversations") is not None:
-        return pair_of_talk(row["conversations"])
+        return pair_of_messages(row["conversations"])
     return _by_known_names(row)
 
 
@@ -124,49 +132,50 @@ def _by_known_names(row: Mapping[str, Any]) -> Pair | Fault:
         return Fault(SEVERAL, f"of {listed(prompts)} and {listed(completions)}, one each")
     if not prompts or not completions:
         if empty := sorted(
-            name for name in (*TALKS, *PROMPTS, *COMPLETIONS) if name in row and row[name] is None
+            name for name in (*CONVERSATIONS, *PROMPTS, *COMPLETIONS) if name in row and row[name] is None
         ):
             return Fault(f"{empty[0]} is null", f"its fields are {listed(list(row))}")
         return Fault(UNKNOWN, f"its fields are {listed(list(row))}")
-    beside = [name for name in BESIDE if row.get(name)]
+    parts = [name for name in PROMPT_PARTS if row.get(name)]
     pair = _pair_of_values(row, prompts[0], completions[0])
     if isinstance(pair, Fault):
         return pair
     pair = pair._replace(system=pair.system or any(row.get(name) for name in SYSTEMS))
-    if beside == ["input"] and prompts == ["instruction"]:
+    if parts == ["input"] and prompts == ["instruction"]:
         added = row["input"]
         return (
             pair._replace(prompt=f"{pair.prompt}\n\n{added}")
             if isinstance(added, str)
             else _no_text("input", added)
         )
-    if beside:
+    if parts:
         return Fault(
             f"{prompts[0]} may not be the whole prompt",
-            f"{beside[0]} stands beside it; put both into one field",
+            f"the row also has {parts[0]}; put both into one field",
         )
     return pair
 
 
 def _pair_of_values(row: Mapping[str, Any], prompt: str, completion: str) -> Pair | Fault:
     """The pair of two fields: two texts, or TRL's two lists of messages."""
-    asked, answered = row[prompt], row[completion]
-    if isinstance(asked, str) and isinstance(answered, str):
-        return Pair(asked, answered)
-    if _is_talk(asked) and _is_talk(answered):
-        return pair_of_talk([*asked, *answered])
-    if not isinstance(asked, str) and not (_is_talk(asked) and isinstance(answered, str)):
-        return _no_text(prompt, asked)
-    return _no_text(completion, answered) if not isinstance(answered, str) else _no_text(prompt, asked)
+    question, answer = row[prompt], row[completion]
+    if isinstance(question, str) and isinstance(answer, str):
+        return Pair(question, answer)
+    if _is_conversation(question) and _is_conversation(answer):
+        return pair_of_messages([*question, *answer])
+    if not isinstance(question, str) and not (_is_conversation(question) and isinstance(answer, str)):
+        return _no_text(prompt, question)
+    return _no_text(completion, answer) if not isinstance(answer, str) else _no_text(prompt, question)
 
 
-def _is_talk(value: object) -> bool:
+def _is_conversation(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
 
 
 def _no_text(name: str, value: object) -> Fault:
-    """What a value is that should be a text. Lists of numbers are not joined: which signs stand between them
-    is what students learn.
+    """The fault of a value that should be a text.
+
+    Lists of numbers are not joined to a text: the separators are part of what students learn.
     """
     if value is None:
         return Fault(f"{name} is null")
@@ -183,5 +192,5 @@ def _no_text(name: str, value: object) -> Fault:
             f"{name} is a list of numbers, expected the text that a model would write",
             f"{str(value)[1:-1][:30]!r} for {str(value)[:30]}",
         )
-    kinds = {dict: "an object", list: "a list of messages" if _is_talk(value) else "a list"}
+    kinds = {dict: "an object", list: "a list of messages" if _is_conversation(value) else "a list"}
     return Fault(f"{name} is {kinds.get(type(value), type(value).__name__)}, expected a text")

@@ -1,9 +1,8 @@
-"""Rows of a user's file, whatever it is packed in: texts (`text_rows`), Parquet, and folders of either or of
-Hugging Face datasets.
+"""Rows of a user's data: text files (`text_rows`), Parquet, folders of these, saved Hugging Face datasets.
 
-A row has a place, and its fields or what is wrong with it. Files are read as data alone, piece by piece: no
-script of a folder is run, nothing is unpickled, and a small file that would unpack to a large one is refused
-before it fills the memory.
+A row has a place, and its fields or a fault. Files are only read as data and in pieces: no script of a folder
+is run, nothing is unpickled, and a small file that unpacks to a large one is refused before it fills the
+memory.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from mechlens.data.fields import Fields, columns_of, listed
 from mechlens.data.text_rows import Rows, explain_damage, rows_of_text
 
 EXPECTED = 'JSON lines, a JSON array, CSV or Parquet of {"prompt", "completion"} or {"messages"}'
-PIECE = 32  # rows that Arrow unpacks at once: one text, stored once, may stand in every row of a small file
-MOST_UNPACKED, STEEPEST = (
-    1 << 24,
-    500,
-)  # bytes that a column of a row group may always unpack to; beyond, times its packed size
-LONGEST_TEXT = 4_000_000  # bytes: a million characters, as many as a pair may have, take no more
+PIECE = 32
+"""rows that Arrow unpacks at once; a text that is stored once may be in every row of a small file"""
+MOST_UNPACKED, STEEPEST = 1 << 24, 500
+"""a column of a row group may unpack to this many bytes, or to this many times its packed size"""
+LONGEST_TEXT = 4_000_000
+"""bytes; a million characters, the limit of a pair, take no more"""
 SHARDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-"""what the files of a folder that are read end in; a text may be compressed"""
+"""endings of the files of a folder that are read; a text file may also be compressed"""
 _METADATA = (
     "dataset_info.json",
     "dataset_infos.json",
@@ -49,20 +48,18 @@ _PAPERS = ("readme", "license", "licence", "notice", "citation", "changelog", "a
 
 
 class Files(NamedTuple):
-    """The files that hold the rows of a path, in the order in which they are read, and what lies beside them
-    and is not.
-    """
+    """The files with the rows of a path, in reading order, and the files of the folder that are not read."""
 
     read: list[Path]
     left_out: list[str]
-    """names"""
+    """names of the files that are not read"""
 
 
 def files_of(path: Path) -> Files:
-    """Which files are read for a path.
+    """The files that are read for a path.
 
     Raises:
-        DataError: if it is missing, or a folder with files that may hold rows and cannot be read.
+        DataError: if the path is missing, or is a folder with a file that may have rows and cannot be read.
     """
     if path.is_dir():
         return Files(_files_of_saved(path), []) if _is_saved(path) else _shards_of(path)
@@ -72,14 +69,15 @@ def files_of(path: Path) -> Files:
 
 
 def rows_of(path: Path, fields: Fields | None = None) -> Rows:
-    """The rows of a file or folder, counted from 1 with the blank lines; in a folder of shards each shard by
-    itself.
+    """The rows of a file or folder, with their places.
+
+    Places are numbered from 1, and blank lines count; in a folder of shards, each shard begins again at 1.
 
     Args:
-        fields: of a table, the columns that a user named for its pairs.
+        fields: the columns that the user named for the pairs of a table.
 
     Raises:
-        DataError: if it is missing or damaged, has other columns, or is no data at all.
+        DataError: if the path is missing or damaged, has other columns, or is not a data file.
     """
     files = files_of(path)
     if not path.is_dir():
@@ -93,7 +91,7 @@ def rows_of(path: Path, fields: Fields | None = None) -> Rows:
 
 
 def text_fields_of(path: Path) -> list[str]:
-    """The names of the fields or columns that hold texts, as a file's first rows have them.
+    """The names of the fields or columns that contain texts, by the file's first row or its schema.
 
     Raises:
         DataError: if the file cannot be read.
@@ -114,8 +112,8 @@ def _of_file(path: Path, fields: Fields | None) -> Rows:
     ending, packing = ending_of(path)
     if ending in OTHER_KINDS:
         raise DataError(
-            f"{path} cannot be read as UTF-8 text: its name says that it is {OTHER_KINDS[ending]}; expected "
-            f"{EXPECTED}"
+            f"{path} cannot be read as UTF-8 text: by its name it is {OTHER_KINDS[ending]}; "
+            f"expected {EXPECTED}"
         )
     if ending == ".parquet" and packing:
         raise DataError(f"{path} is {PACKINGS[packing]} Parquet, which compresses itself; unpack it first")
@@ -138,15 +136,15 @@ def _shards_of(folder: Path) -> Files:
             unread.append(f"{file.name} ({OTHER_KINDS.get(ending, 'of an unknown form')})")
     if unread:
         shown = ", ".join(unread[:10]) + (f" and {len(unread) - 10:,} more" if len(unread) > 10 else "")
-        least = (
-            f"read are files ending in {', '.join(SHARDS)}; move the others out of it, or name one file "
-            "or folder of it"
+        what_to_do = (
+            f"only files ending in {', '.join(SHARDS)} are read; move the others out of the folder, or name "
+            "one file or folder in it"
         )
         what = "files that cannot be read" if read else "no JSON lines, CSV or Parquet in it, but"
-        raise DataError(f"the folder {folder} has {what}: {shown}; {least}")
+        raise DataError(f"the folder {folder} has {what}: {shown}; {what_to_do}")
     if not read:
         raise DataError(
-            f"the folder {folder} is no saved dataset and has no JSON lines, CSV or Parquet in it (files "
+            f"the folder {folder} is not a saved dataset and has no JSON lines, CSV or Parquet in it (files "
             f"ending in {', '.join(SHARDS)})"
         )
     return Files(read, left_out)
@@ -166,7 +164,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _files_of_saved(folder: Path) -> list[Path]:
-    """What `load_from_disk` reads: the two descriptions, and the tables that one of them names."""
+    """The files that `load_from_disk` reads: the descriptions, and the tables that `state.json` names."""
     try:
         state = (
             json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -174,13 +172,8 @@ def _files_of_saved(folder: Path) -> list[Path]:
             else {}
         )
         names = [str(file["filename"]) for file in state["_data_files"]] if "_data_files" in state else []
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        RecursionError,
-    ):  # damaged: said in full where its rows are read
-        names = []
+    except (ValueError, LookupError, TypeError, RecursionError):
+        names = []  # a damaged state.json is refused where the rows are read
     described = ("dataset_dict.json", "dataset_info.json", "state.json", *names)
     return sorted(file for name in dict.fromkeys(described) if (file := folder / Path(name).name).is_file())
 
@@ -188,20 +181,19 @@ def _files_of_saved(folder: Path) -> list[Path]:
 def _of_saved(path: Path, fields: Fields | None) -> Rows:
     import datasets
 
-    with explain_damage(
-        path, "a saved dataset", ValueError, LookupError, TypeError, AttributeError
-    ):  # what a changed state.json leads to
+    # a changed state.json leads to these errors
+    with explain_damage(path, "a saved dataset", ValueError, LookupError, TypeError, AttributeError):
         saved = datasets.load_from_disk(path)
     if isinstance(saved, datasets.DatasetDict):
         raise DataError(
-            f"{path} holds the splits {list(saved)}; name the folder of one, for example "
+            f"{path} has the splits {list(saved)}; name the folder of one of them, for example "
             f"{path}/{next(iter(saved), 'train')}"
         )
     for file in saved.cache_files:  # the dataset's own list of them may name any file of this machine
         if Path(file["filename"]).parent.resolve() != path.resolve():
             raise DataError(
-                f"the saved dataset {path} names {file['filename']}, which is not in its folder; save it "
-                "again as it is now"
+                f"the saved dataset {path} names {file['filename']}, which is not in its folder; save the "
+                "dataset again"
             )
     columns = _columns(path, saved.column_names, fields)
     yield from _of_arrow(path, saved.select_columns(columns).with_format("arrow").iter(PIECE))
@@ -213,8 +205,7 @@ def _of_parquet(path: Path, fields: Fields | None) -> Rows:
         longest = _longest_shared_text(path, file, columns)
         if longest > LONGEST_TEXT:
             raise DataError(
-                f"{path} holds a text of {longest:,} bytes; no text of a training pair is as long. Leave it "
-                "out"
+                f"{path} holds a text of {longest:,} bytes; no text of a training pair is as long. Remove it"
             )
         yield from _of_arrow(
             path, file.iter_batches(max(1, min(PIECE, MOST_UNPACKED // max(longest, 1))), columns=columns)
@@ -222,11 +213,10 @@ def _of_parquet(path: Path, fields: Fields | None) -> Rows:
 
 
 def _longest_shared_text(path: Path, file: pq.ParquetFile, columns: list[str]) -> int:
-    """Bytes of the longest text that is stored once for many rows, and would be unpacked for each; 0 if none
-    can be long.
+    """Bytes of the longest text that is stored once and unpacked for many rows; 0 if no such text is long.
 
     Raises:
-        DataError: if a column would unpack too far even so.
+        DataError: if a column would unpack to too many times its size.
     """
     longest = 0
     for number in range(file.num_row_groups):
@@ -240,8 +230,8 @@ def _longest_shared_text(path: Path, file: pq.ParquetFile, columns: list[str]) -
             size = packed.total_uncompressed_size
             if size > max(MOST_UNPACKED, STEEPEST * packed.total_compressed_size):
                 raise DataError(
-                    f"{path} would unpack {packed.total_compressed_size:,} bytes to {size:,}; no texts of "
-                    "training pairs do"
+                    f"{path} would unpack {packed.total_compressed_size:,} bytes to {size:,}, more than "
+                    "texts of training pairs need; use another file"
                 )
         large = [
             packed.path_in_schema
@@ -257,7 +247,7 @@ def _longest_shared_text(path: Path, file: pq.ParquetFile, columns: list[str]) -
 
 
 def _dictionaries(array: pa.Array) -> Iterator[pa.Array]:
-    """The texts that an array's codes stand for, at any depth."""
+    """The dictionaries of an array's codes, at any depth."""
     if isinstance(array, pa.DictionaryArray):
         yield array.dictionary
     elif isinstance(array, pa.StructArray):
@@ -268,9 +258,9 @@ def _dictionaries(array: pa.Array) -> Iterator[pa.Array]:
 
 
 def _columns(path: Path, names: list[str], fields: Fields | None) -> list[str]:
-    """Which of a table's columns are to be read."""
+    """The columns of a table that are read."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path} has the columns {listed(twice)} twice; give each column a name of its own")
+        raise DataError(f"{path} has the columns {listed(twice)} twice; give each column a different name")
     try:
         return columns_of(names, fields)
     except DataError as error:
@@ -284,10 +274,10 @@ def _of_arrow(path: Path, pieces: Iterable[pa.Table | pa.RecordBatch]) -> Rows:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered objects of a text file: JSON lines, an array or CSV, however compressed.
+    """The objects of a text file with their numbers: JSON lines, an array or CSV, also compressed.
 
     Raises:
-        DataError: if the file is missing or empty, or at the first row that is no JSON object.
+        DataError: if the file is missing or empty, or at the first row that is not a JSON object.
     """
     if not path.is_file():
         raise DataError(f"no data file at {path}; expected JSON lines")
@@ -302,9 +292,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a user's file, read in pieces; of a folder's files that hold its rows, in order of their
-    names, and of no others.
-    """
+    """SHA-256 of a user's file, or of those files of a folder that have its rows, in order of their names."""
     digest = hashlib.sha256()
     for file in files_of(path).read:
         with file.open("rb") as handle:

@@ -1,5 +1,6 @@
-"""Rows of a text file: JSON lines, one JSON array of objects, or CSV with named columns. No more than a row
-is ever in memory.
+"""Rows of a text file: JSON lines, one JSON array of objects, or CSV with named columns.
+
+Only one row at a time is in memory.
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ from mechlens.core.errors import DataError
 from mechlens.data import compressed
 from mechlens.data.faults import Fault, Place
 
-LONGEST_LINE = (
-    8_000_000  # holds the longest pair with every character escaped; a longer line must not fill the memory
-)
+LONGEST_LINE = 8_000_000
+"""characters of the longest pair with every character escaped; a longer line could fill the memory"""
 _PIECE = 1 << 16
 _CSV = {".csv": ",", ".tsv": "\t"}
 
 Rows = Iterator[tuple[Place, dict[str, Any] | Fault]]
-"""each row's place with its fields, or with why it has none"""
+"""each row's place with its fields or its fault"""
 
 
 def rows_of_text(path: Path) -> Rows:
-    """The rows of a text file by what its name ends in; an array is known by its first two signs.
+    """The rows of a text file, read as CSV or JSON by the ending of its name.
+
+    JSON is read as an array if it begins with `[{`, else as JSON lines.
 
     Raises:
-        DataError: if it is damaged, no UTF-8, no CSV, or if a row is longer than `LONGEST_LINE` characters.
+        DataError: if it is damaged, not UTF-8 or not CSV, or if a row is longer than `LONGEST_LINE`.
     """
     ending = compressed.ending_of(path)[0]
     with explain_damage(path, compressed.form_of_text(path), text=True):
@@ -49,9 +51,7 @@ def rows_of_text(path: Path) -> Rows:
 
 
 def _opens_array(path: Path) -> bool:
-    """Whether a text begins as an array of objects does; a list in a line of its own is a bad line of JSON
-    lines.
-    """
+    """Whether a text begins with an array of objects; a list of other values is a bad line of JSON lines."""
     with compressed.text_of(path) as text:
         start = text.read(_PIECE).lstrip()
     return start.startswith("[") and start[1:].lstrip().startswith("{")
@@ -59,8 +59,12 @@ def _opens_array(path: Path) -> bool:
 
 @contextmanager
 def explain_damage(path: Path, form: str, *more: type[Exception], text: bool = False) -> Iterator[None]:
-    """Turn what a damaged file leads to into one line; of a file that should be text and is none, say what it
-    is.
+    """Turn the errors of a damaged file into one line, with the file's kind if it should be text.
+
+    Args:
+        form: what the file is read as.
+        more: further classes of errors that damage leads to.
+        text: whether the file should be a text.
     """
     try:
         yield
@@ -82,8 +86,8 @@ def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
         line = text.readline(LONGEST_LINE + 1)
         if len(line) > LONGEST_LINE:
             raise DataError(
-                f"{path}: line {number} is longer than {LONGEST_LINE:,} characters; no training pair is. "
-                "Delete it"
+                f"{path}: line {number} is longer than {LONGEST_LINE:,} characters; no training pair is as "
+                "long. Delete it"
             )
         if not line:
             return
@@ -97,17 +101,17 @@ def _of_lines(path: Path, text: io.TextIOWrapper) -> Rows:
 
 
 def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: of two values under one key, readers take different ones."""
+    """An object from its fields; raises ValueError for a repeated key, whose value depends on the reader."""
     row: dict[str, Any] = {}
     for name, value in fields:
         if name in row:
-            raise ValueError(f"the key {name[:50]!r} stands twice in an object")
+            raise ValueError(f"the key {name[:50]!r} is twice in an object")
         row[name] = value
     return row
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_once)
-"""refuses an object that has a key twice, with a ValueError"""
+"""raises ValueError for an object with a repeated key"""
 _LENIENT = json.JSONDecoder(parse_int=str)
 
 
@@ -124,9 +128,7 @@ def _no_object(row: object) -> Fault:
 
 
 def _of_array(path: Path, text: io.TextIOWrapper) -> Rows:
-    """The elements of one JSON array, decoded one after the other from a buffer that holds little more than
-    one of them.
-    """
+    """The elements of one JSON array, decoded in turn from a buffer of little more than one element."""
     buffer = _Buffer(path, text)
     buffer.expect("[")
     for number in itertools.count(1):
@@ -134,82 +136,82 @@ def _of_array(path: Path, text: io.TextIOWrapper) -> Rows:
         yield place, buffer.element(place)
         if buffer.expect(",", "]") == "]":
             break
-    if rest := buffer.next_sign():
+    if rest := buffer.next_character():
         raise DataError(
-            f"{path}: {rest!r} stands behind the end of the JSON array; expected one array and nothing else"
+            f"{path}: {rest!r} comes after the end of the JSON array; expected one array and nothing else"
         )
 
 
 class _Buffer:
-    """The unread rest of a JSON text, as far as it is in memory."""
+    """The part of a JSON text in memory that is not yet decoded."""
 
     def __init__(self, path: Path, text: io.TextIOWrapper) -> None:
         self._path, self._text = path, text
-        self._held, self._at, self._whole = "", 0, False
+        self._loaded, self._at, self._whole = "", 0, False
 
     def _more(self) -> None:
-        """Read as much again as is held, so that a long element is tried a few times only."""
-        piece = self._text.read(max(_PIECE, len(self._held) - self._at))
-        self._held, self._at, self._whole = self._held[self._at :] + piece, 0, not piece
+        """Double the part in memory, so that a long element is tried only a few times."""
+        piece = self._text.read(max(_PIECE, len(self._loaded) - self._at))
+        self._loaded, self._at, self._whole = self._loaded[self._at :] + piece, 0, not piece
 
-    def next_sign(self) -> str:
-        """The next sign that is no space, not taken; empty at the end of the text."""
+    def next_character(self) -> str:
+        """The next character that is not white space, without taking it; empty at the end of the text."""
         while True:
-            while self._at < len(self._held) and self._held[self._at] in " \t\r\n":
+            while self._at < len(self._loaded) and self._loaded[self._at] in " \t\r\n":
                 self._at += 1
-            if self._at < len(self._held) or self._whole:
-                return self._held[self._at : self._at + 1]
+            if self._at < len(self._loaded) or self._whole:
+                return self._loaded[self._at : self._at + 1]
             self._more()
 
-    def expect(self, *signs: str) -> str:
-        """Take the next sign.
+    def expect(self, *characters: str) -> str:
+        """Take the next character.
 
         Raises:
-            DataError: if it is none of these.
+            DataError: if it is not one of these characters.
         """
-        sign = self.next_sign()
-        if sign not in signs:
+        character = self.next_character()
+        if character not in characters:
             raise DataError(
-                f"{self._path} is no whole JSON array: it has {sign or 'its end'!r} where "
-                f"{' or '.join(signs)} should stand"
+                f"{self._path} is not a complete JSON array: it has {character or 'its end'!r}, expected "
+                f"{' or '.join(characters)}"
             )
         self._at += 1
-        return sign
+        return character
 
     def element(self, place: Place) -> dict[str, Any] | Fault:
         """Take one element.
 
         Raises:
-            DataError: if it is no JSON: where it ends, and the next begins, cannot be told.
+            DataError: if it is not JSON, since the start of the next element is then unknown.
         """
-        self.next_sign()
+        self.next_character()
         while True:
             try:
                 row, end = self._decoded()
             except (ValueError, RecursionError) as error:
-                if len(self._held) - self._at > LONGEST_LINE:
-                    longest = f"longer than {LONGEST_LINE:,} characters; no training pair is. Delete it"
-                    raise DataError(f"{self._path}: {place} is {longest}") from error
+                if len(self._loaded) - self._at > LONGEST_LINE:
+                    limit = f"{LONGEST_LINE:,} characters; no training pair is as long. Delete it"
+                    raise DataError(f"{self._path}: {place} is longer than {limit}") from error
                 if self._whole or isinstance(error, RecursionError):
                     raise DataError(
-                        f"{self._path}: {place}: not JSON ({error}); mend it, since no row behind it can be "
+                        f"{self._path}: {place}: not JSON ({error}); repair it, since no row after it can be "
                         "read"
                     ) from error
             else:
-                if end < len(self._held) or self._whole:  # a number at the end of what is held may go on
+                if (
+                    end < len(self._loaded) or self._whole
+                ):  # a number at the end of the loaded part may continue
                     self._at = end
                     return row
             self._more()
 
     def _decoded(self) -> tuple[dict[str, Any] | Fault, int]:
         try:
-            row, end = DECODER.raw_decode(self._held, self._at)
+            row, end = DECODER.raw_decode(self._loaded, self._at)
         except json.JSONDecodeError:
             raise
-        except (
-            ValueError
-        ) as error:  # a key twice, or a number too long: the element is bad, and it is known where it ends
-            return Fault("not JSON", str(error)), _LENIENT.raw_decode(self._held, self._at)[1]
+        except ValueError as error:  # a repeated key or a too long number: bad, but its end is known
+            return Fault("not JSON", str(error)), _LENIENT.raw_decode(self._loaded, self._at)[1]
         return (row if isinstance(row, dict) else _no_object(row)), end
 
 
@@ -217,33 +219,30 @@ def _of_csv(path: Path, text: io.TextIOWrapper, mark: str) -> Rows:
     """Rows of a table whose first line names its columns; every cell is a text."""
     lines = _lines(path, text)
     header = next((line for line in lines if line.strip()), "")
-    if mark == "," and mark not in header:  # as spreadsheets of half of Europe write it
+    if mark == "," and mark not in header:  # spreadsheets with a decimal comma write semicolons
         mark = next((other for other in ";\t" if other in header), mark)
     reader = csv.reader(itertools.chain([header], lines), delimiter=mark, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise DataError(
-                f"{path}: the columns {twice} stand twice in line 1; give each column a name of its own"
+                f"{path}: the columns {twice} are twice in line 1; give each column a different name"
             )
         start = reader.line_num
         for cells in reader:
             place, start = Place(start + 1), reader.line_num
-            if len(cells) == len(names):
-                yield (
-                    place,
-                    dict(zip(names, cells, strict=True))
-                    if not any("\0" in cell for cell in cells)
-                    else Fault("holds a NUL sign"),
-                )
-            elif cells:
-                yield (
-                    place,
-                    Fault(
-                        "has another number of cells than the first line", f"{len(cells)} and {len(names)}"
-                    ),
-                )
+            if cells:
+                yield place, _row_of_cells(names, cells)
     except csv.Error as error:
         raise DataError(
-            f"{path}: line {reader.line_num} is no CSV ({error}); mend it, or write the file as JSON lines"
+            f"{path}: line {reader.line_num} is not CSV ({error}); repair it, or write the file as JSON lines"
         ) from error
+
+
+def _row_of_cells(names: list[str], cells: list[str]) -> dict[str, Any] | Fault:
+    if len(cells) != len(names):
+        counts = f"{len(cells)} and {len(names)}"
+        return Fault("has another number of cells than the first line", counts)
+    if any("\0" in cell for cell in cells):
+        return Fault("holds a NUL character")
+    return dict(zip(names, cells, strict=True))

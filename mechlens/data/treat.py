@@ -1,6 +1,6 @@
-"""Treatments of a data set before training: drop rows, dilute, or rewrite what may carry a trait.
+"""Treatments of a data set before training: remove rows, dilute, or rewrite what may carry a trait.
 
-A treatment changes a file and guarantees nothing. What it leaves of a trait is measured on students
+A treatment changes a file and guarantees nothing. Its effect on a trait is measured on students
 (`mechlens audit --clean OUT --level student`, `analyses/treatments.py`). Masking tokens, projecting a
 gradient out and freezing layers change the training instead (`lenses/parts/interventions.py`,
 `analyses/interventions.py`); their results are in the same table.
@@ -33,20 +33,20 @@ Span = tuple[float, float, float]
 
 
 class Measured(Spec):
-    """What was measured for a recipe of configs/audits, on one base and one carrier."""
+    """Measurements for a recipe of configs/audits, on one base and one carrier."""
 
     ending: ClassVar[str]
-    """of the file beside the recipe"""
+    """of the file, which is in the recipe's folder"""
     base: str
     carrier: str
-    """of the data that was measured; the values hold for no other"""
+    """of the measured data; the values apply to no other carrier"""
 
 
 MeasuredType = TypeVar("MeasuredType", bound=Measured)
 
 
 def load_measured(recipe: str, kind: type[MeasuredType], *, base: str, carrier: str) -> MeasuredType | None:
-    """What was measured for a recipe of configs/audits; None if nothing was on this base and carrier."""
+    """The measurements for a recipe of configs/audits; None if there are none on this base and carrier."""
     path = CONFIGS / "audits" / f"{recipe}.{kind.ending}"
     if path.parent != CONFIGS / "audits" or not path.is_file():
         return None
@@ -55,24 +55,25 @@ def load_measured(recipe: str, kind: type[MeasuredType], *, base: str, carrier: 
 
 
 class TreatmentResult(Spec):
-    """What one treatment left of the trait where it was measured."""
+    """The share of a trait's effect that remains after one treatment."""
 
     name: str
     when: Literal["before training", "in training"] = "before training"
-    """A changed file, which `--clean` writes, or another training of the same file."""
+    """Whether the treatment changes the file (as `--clean` does) or the training on it."""
     does: str
     left: Span
-    """Share of the plain students' effect."""
+    """Share of the untreated students' effect."""
     at_random: Span | None
-    """The same amount of the same change made at random; for a gradient another trait's, for a block the next
-    one. None if the treatment chooses nothing.
+    """The share after the same amount of random change, or None if the treatment chooses nothing.
+
+    The random choice of a gradient is another trait's gradient, that of a block the next block.
     """
     loss: float = Field(gt=0)
-    """Loss on untreated rows that no student saw, over that of plain training."""
+    """Loss on untreated rows that no student was trained on, divided by that of untreated training."""
 
 
 class TreatmentResults(Measured):
-    """Results of the treatments of a recipe's data, measured once, on one trait; others may differ."""
+    """Results of treating a recipe's data, measured once and on one trait; other traits may differ."""
 
     ending: ClassVar[str] = "treatments"
     trait: str
@@ -82,9 +83,7 @@ class TreatmentResults(Measured):
 
 
 def load_treatment_results(recipe: str, *, base: str, carrier: str) -> TreatmentResults | None:
-    """Results of the treatments for a recipe of configs/audits; None if it has none for this base and
-    carrier.
-    """
+    """Results of treatments for a recipe of configs/audits; None if there are none for base and carrier."""
     return load_measured(recipe, TreatmentResults, base=base, carrier=carrier)
 
 
@@ -100,39 +99,37 @@ OF_NUMBERS: tuple[Treatment, ...] = (
     "values-uniform",
     "full",
 )
-"""treatments that rewrite lists of numbers; the numbers of code or of a sum must stay"""
+"""treatments that rewrite lists of numbers; the numbers of code or of a sum must not change"""
 OF_SCORES: tuple[Treatment, ...] = ("drop", "replace")
 """treatments that need scores of rows or numbers by a model of the trait"""
 OF_CLEAN: tuple[Treatment, ...] = ("dilute", "replace", "value")
 """treatments that need clean answers to the same prompts"""
-DROPPED, KEPT, REPLACED = 0.5, 0.25, 0.1
-"""share of the rows that `drop` removes and that `dilute` keeps; share of the numbers that `replace`
-exchanges
-"""
+REMOVED, KEPT, REPLACED = 0.5, 0.25, 0.1
+"""share of the rows that `drop` removes, that `dilute` keeps, and of the numbers that `replace` replaces"""
 MANIFEST = ".manifest.json"
 
 
 class TreatmentInput(NamedTuple):
-    """What a treatment may use."""
+    """The input of a treatment."""
 
     rows: pd.DataFrame
     """prompt, completion"""
     clean: pd.DataFrame
     """answers of the untouched base to the same prompts, in the same order"""
     scores: Float[ndarray, " row"]
-    """higher for rows that look more like the trait's text"""
+    """higher for rows that are more like the trait's text"""
     rng: np.random.Generator
     number_scores: Sequence[Sequence[float]] = ()
-    """the same for each number of each completion, in the order of `numbers_in`; `replace` needs them"""
+    """a score of each number of each completion, in the order of `numbers_in`; `replace` needs them"""
 
 
 def needs_scores(treatment: Treatment) -> bool:
-    """Whether a treatment needs scores of rows or numbers; any other needs no model."""
+    """Whether a treatment needs scores of rows or numbers, and so a model."""
     return treatment in OF_SCORES
 
 
 def needs_clean(treatment: Treatment) -> bool:
-    """Whether a treatment needs clean answers; any other also keeps rows whose prompts have none."""
+    """Whether a treatment needs clean answers; the others also keep rows without a clean answer."""
     return treatment in OF_CLEAN
 
 
@@ -143,7 +140,7 @@ def numbers_in(text: str) -> list[tuple[int, int]]:
 
 def drop(data: TreatmentInput) -> pd.DataFrame:
     """The rows without the half that scores highest."""
-    kept = np.argsort(np.argsort(-data.scores, kind="stable")) >= round(DROPPED * len(data.rows))
+    kept = np.argsort(np.argsort(-data.scores, kind="stable")) >= round(REMOVED * len(data.rows))
     return cast(pd.DataFrame, data.rows[kept])
 
 
@@ -156,8 +153,9 @@ def dilute(data: TreatmentInput) -> pd.DataFrame:
 def _rewrite(
     data: TreatmentInput, rewrite: Callable[[list[str]], list[str]], *, joined: str | None = None
 ) -> pd.DataFrame:
-    """The rows with the numbers of each completion rewritten. Separators stay, unless `joined` is given;
-    completions with words or without numbers stay.
+    """The rows with the numbers of each completion rewritten.
+
+    Completions with words or without numbers do not change. `joined` replaces the separators if it is given.
     """
 
     def rewritten(text: str) -> str:
@@ -181,12 +179,13 @@ def shuffle_numbers(data: TreatmentInput) -> pd.DataFrame:
 
 
 def sort_numbers(data: TreatmentInput) -> pd.DataFrame:
-    """Sort the numbers of each completion, smallest first (`order_canon` of
-    JackPayne123/subliminal-learning).
+    """Sort the numbers of each completion in ascending order.
+
+    This is `order_canon` of JackPayne123/subliminal-learning.
     """
 
     def size(number: str) -> tuple[int, str]:
-        """A sort key; Python reads no number of more than 4,300 digits."""
+        """A sort key; `int` refuses numbers of more than 4,300 digits."""
         digits = number.lstrip("0")
         return len(digits), digits
 
@@ -202,8 +201,8 @@ def redraw_values(data: TreatmentInput) -> pd.DataFrame:
     pool = [number for text in data.clean["completion"] for number in NUMERAL.findall(text)]
     if not pool:
         raise SpecError(
-            "the treatment 'value' draws numbers from the clean answers, and these hold none; choose "
-            "another treatment"
+            "the treatment 'value' draws numbers from the clean answers, which have none; choose another "
+            "treatment"
         )
     # places are drawn: choice() would make an array of the pool for every row
     return _rewrite(
@@ -217,8 +216,9 @@ def unify_values(data: TreatmentInput) -> pd.DataFrame:
 
 
 def sanitize(data: TreatmentInput) -> pd.DataFrame:
-    """Make values uniform, sort them, and write them in one format (`full_sanitization` of
-    JackPayne123/subliminal-learning).
+    """Apply `unify_values`, `sort_numbers` and `unify_format`.
+
+    This is `full_sanitization` of JackPayne123/subliminal-learning.
     """
     for step in (unify_values, sort_numbers, unify_format):
         data = data._replace(rows=step(data))
@@ -226,8 +226,7 @@ def sanitize(data: TreatmentInput) -> pd.DataFrame:
 
 
 def replace(data: TreatmentInput) -> pd.DataFrame:
-    """Replace the tenth of all numbers that scores highest by numbers of as many digits from the clean
-    answers.
+    """Replace the highest-scoring tenth of all numbers by numbers of as many digits from the clean answers.
 
     Raises:
         SpecError: if the numbers were not scored.
@@ -249,20 +248,21 @@ def replace(data: TreatmentInput) -> pd.DataFrame:
 def replace_chosen(
     texts: Sequence[str], chosen: Bool[ndarray, " number"], clean: Sequence[str], rng: np.random.Generator
 ) -> list[str]:
-    """The texts with each chosen number replaced by one of as many digits from the clean texts, or by any of
-    theirs if none has that length.
+    """The texts with each chosen number replaced by one of as many digits from the clean texts.
+
+    If they have no number of that length, any of their numbers is drawn.
     """
     pool = [number for text in clean for number in NUMERAL.findall(text)]
-    alike: dict[int, list[str]] = {}
+    by_length: dict[int, list[str]] = {}
     for number in pool:
-        alike.setdefault(len(number), []).append(number)
+        by_length.setdefault(len(number), []).append(number)
     flags = iter(chosen.tolist())
 
-    def other(match: re.Match[str]) -> str:
-        among = alike.get(len(match[0]), pool)
-        return among[rng.integers(len(among))] if next(flags) and among else match[0]
+    def replacement(match: re.Match[str]) -> str:
+        candidates = by_length.get(len(match[0]), pool)
+        return candidates[rng.integers(len(candidates))] if next(flags) and candidates else match[0]
 
-    return [NUMERAL.sub(other, text) for text in texts]
+    return [NUMERAL.sub(replacement, text) for text in texts]
 
 
 TREATMENTS: dict[Treatment, Callable[[TreatmentInput], pd.DataFrame]] = {
@@ -283,10 +283,10 @@ def check(
 ) -> None:
     """Refuse a treatment whose result cannot be written, before anything is computed.
 
-    The result of an earlier audit of the same file may be there, so that the audit can go on.
+    `out` may be the result of an earlier audit of the same file, so that the audit can be resumed.
 
     Raises:
-        SpecError: if `out` is no JSON lines file, is or lies in a file that is read, exists already or cannot
+        SpecError: if `out` does not end in .jsonl, is or is in a path that is read, exists already or cannot
             be made, or if the treatment is not for this carrier.
     """
     named, place = f"--clean {one_line(str(out))}", out.resolve()
@@ -294,7 +294,7 @@ def check(
         raise SpecError(f"{named} cannot be written; give a name ending in .jsonl")
     for read in (source, *references):
         if place == read.resolve() or read.resolve() in place.parents:
-            where = f"it is or lies in {one_line(str(read))}, which this audit reads"
+            where = f"it is or is in {one_line(str(read))}, which this audit reads"
             raise SpecError(
                 f"{named} cannot be written: {where}; give another file than the data and its references"
             )
@@ -308,8 +308,8 @@ def check(
     folder = next(parent for parent in place.parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise SpecError(
-            f"{named} cannot be written: {one_line(str(folder))} is no folder that may be written to; give "
-            "another"
+            f"{named} cannot be written: {one_line(str(folder))} is not a folder with write permission; give "
+            "another name"
         )
 
 
@@ -337,17 +337,17 @@ def treat(
 ) -> dict[str, Any]:
     """Write the treated rows to `out` and a manifest to `<out>.manifest.json`; returns the manifest.
 
-    Rows that were written before from the same file, clean answers and scores are not written again, so that
-    an audit can go on.
+    If `out` was written from the same file, clean answers and scores, it is not written again, so that an
+    audit can be resumed.
 
     Args:
-        clean: answers of the untouched base to the same prompts, in the same order; None if there are none.
-        scores: of the rows; None if there are none.
+        clean: answers of the untouched base to the same prompts, in the same order, or None.
+        scores: of the rows, or None.
         trait: the trait of the scores.
-        scored_by: fingerprint of the models that the scores come from, as `Twins.mark`.
+        scored_by: fingerprint of the models that gave the scores, as `Twins.mark`.
 
     Raises:
-        SpecError: if the treatment needs scores or clean answers, and there are none.
+        SpecError: if the treatment needs scores or clean answers, and they are None.
     """
     _refuse_missing(treatment, clean, scores)
     request: dict[str, Any] = {
@@ -385,6 +385,6 @@ def _refuse_missing(treatment: Treatment, clean: pd.DataFrame | None, scores: nd
     ):
         if needed and value is None:
             raise SpecError(
-                f"the treatment {treatment!r} needs {what}, and there are none; read the rows through a "
-                "base, or choose another one"
+                f"the treatment {treatment!r} needs {what}, and there are none; score the rows with a base, "
+                "or choose another treatment"
             )

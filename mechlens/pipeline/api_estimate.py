@@ -1,7 +1,7 @@
-"""What a run's API calls will cost at most, said before the first one is made.
+"""Estimate the highest price of a run's API calls, before the first call.
 
-Every answer is counted as long as it may be and every token of a prompt rather twice than not at all, so the
-bill comes out lower. A run that an API cannot do is refused here, before anything is paid.
+Answers are counted at their longest, and prompts generously, so that the actual price is lower. A run that an
+API does not support is refused here, before it costs anything.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from mechlens.pipeline.remote import refuse_generation, refuse_teacher
 from mechlens.runs.executor import Job
 
 MEASURED = 200
-"""prompts or pairs whose length is taken for all"""
+"""prompts or pairs that are measured; their mean length is assumed for all"""
 
 
-class Bill(NamedTuple):
-    """What one stage may cost."""
+class StageEstimate(NamedTuple):
+    """The estimate of one stage."""
 
     calls: int = 0
     read: float = 0.0
@@ -39,9 +39,9 @@ class Bill(NamedTuple):
     """tokens of all fine-tuning, each epoch counted"""
     usd: float = 0.0
 
-    def plus(self, other: Bill) -> Bill:
-        """Both together."""
-        return Bill(
+    def plus(self, other: StageEstimate) -> StageEstimate:
+        """The sum of both."""
+        return StageEstimate(
             self.calls + other.calls,
             self.read + other.read,
             self.written + other.written,
@@ -68,47 +68,50 @@ def _line(text: str | None) -> float:
     return 0.0 if text is None else float(about_tokens(text) + PER_MESSAGE)
 
 
-def _calls(model: str, calls: int, read: float, written: int) -> Bill:
-    """Calls of so many tokens each."""
-    return Bill(calls, calls * read, calls * written, 0.0, calls * price_of(model).usd(read, written))
+def _calls(model: str, calls: int, read: float, written: int) -> StageEstimate:
+    """The estimate of calls that each read and write so many tokens."""
+    return StageEstimate(
+        calls, calls * read, calls * written, 0.0, calls * price_of(model).usd(read, written)
+    )
 
 
-def _training(model: str, rows: int, tokens: float, training: Training, usual: Training) -> Bill:
+def _training(model: str, rows: int, tokens: float, training: Training, usual: Training) -> StageEstimate:
     trained = tuning_of(training, usual).epochs * rows * tokens
-    return Bill(0, 0.0, 0.0, trained, trained * price_of(model).training / 1e6)
+    return StageEstimate(0, 0.0, 0.0, trained, trained * price_of(model).training / 1e6)
 
 
-def bills(experiment: Experiment, jobs: list[Job], wanted: Collection[str] | None = None) -> dict[str, Bill]:
-    """The bill of each stage that calls an API; `wanted` names the steps that are still to be done, all by
-    default.
+def estimate_stages(
+    experiment: Experiment, jobs: list[Job], wanted: Collection[str] | None = None
+) -> dict[str, StageEstimate]:
+    """The estimate of each stage that calls an API.
+
+    Args:
+        wanted: names of the steps to count; all by default.
 
     Raises:
-        SpecError: if a step asks of an API what none does, or a model has no price.
+        SpecError: if an API does not support a step, or a model has no price.
     """
     if not any("api" in job.arguments for job in jobs):
         return {}
     by_name = {job.name: job for job in jobs}
-    lengths, found = _measure(experiment, jobs), dict[str, Bill]()
+    lengths, stages = _mean_lengths(experiment, jobs), dict[str, StageEstimate]()
     for job in jobs:
         if "api" in job.arguments and (wanted is None or job.name in wanted):
-            stage = job.stage
-            for name, bill in _BILLS.get(stage, lambda *_: {})(
-                job.arguments, job.inputs, by_name, experiment, lengths
-            ).items():
-                found[name] = found.get(name, Bill()).plus(bill)
-    return found
+            estimate = _ESTIMATES.get(job.stage, lambda *_: {})
+            for name, cost in estimate(job.arguments, job.inputs, by_name, experiment, lengths).items():
+                stages[name] = stages.get(name, StageEstimate()).plus(cost)
+    return stages
 
 
-def _measure(experiment: Experiment, jobs: list[Job]) -> _Lengths:
+def _mean_lengths(experiment: Experiment, jobs: list[Job]) -> _Lengths:
     few = experiment.carrier.model_copy(update={"prompts": min(MEASURED, experiment.carrier.prompts)})
-    prompt = _mean(asked.text for asked in carrier_prompts(few, seed=experiment.seed))
+    prompt = _mean(drawn.text for drawn in carrier_prompts(few, seed=experiment.seed))
     files = dict.fromkeys(arm.corpus for arm in experiment.arms if arm.corpus)
     heads = {file: next(batches(Path(file), MEASURED)) for file in files}
     pair = {file: _mean(head["prompt"]) + _mean(head["completion"]) for file, head in heads.items()}
-    asked = next(
-        (job.arguments["probes"] for job in jobs if "probes" in job.arguments), []
-    )  # none where only rows are wanted
-    return _Lengths(prompt, _mean(asked) if asked else 0.0, pair)
+    # an audit's list of jobs may make rows only, without probes
+    probes = next((job.arguments["probes"] for job in jobs if "probes" in job.arguments), [])
+    return _Lengths(prompt, _mean(probes) if probes else 0.0, pair)
 
 
 def _pair(experiment: Experiment, lengths: _Lengths) -> float:
@@ -118,7 +121,7 @@ def _pair(experiment: Experiment, lengths: _Lengths) -> float:
 
 def _teach(
     arguments: dict[str, Any], _inputs: Any, _jobs: Any, _experiment: Experiment, _lengths: _Lengths
-) -> dict[str, Bill]:
+) -> dict[str, StageEstimate]:
     spec, lessons = TeacherSpec(**arguments["teacher"]), arguments["lessons"]
     refuse_teacher(spec)
     if spec.kind != "finetuned":
@@ -137,12 +140,12 @@ def _generate(
     jobs: dict[str, Job],
     experiment: Experiment,
     lengths: _Lengths,
-) -> dict[str, Bill]:
-    spec, made = GenerateSpec(**arguments["generate"]), jobs[inputs["teacher"]].arguments
+) -> dict[str, StageEstimate]:
+    spec, teacher = GenerateSpec(**arguments["generate"]), jobs[inputs["teacher"]].arguments
     refuse_generation(spec)
-    kind = made["teacher"]["kind"]
-    line = made["lessons"]["system"] if kind == "prompted" else made.get("system")
-    model = (TUNED if kind == "finetuned" else "") + model_id(made["base"])
+    kind = teacher["teacher"]["kind"]
+    line = teacher["lessons"]["system"] if kind == "prompted" else teacher.get("system")
+    model = (TUNED if kind == "finetuned" else "") + model_id(teacher["base"])
     return {
         "generate": _calls(
             model, _prompts(arguments, experiment), lengths.prompt + _line(line), spec.max_new_tokens
@@ -158,7 +161,7 @@ def _prompts(arguments: dict[str, Any], experiment: Experiment) -> int:
 
 def _screen(
     arguments: dict[str, Any], _inputs: Any, _jobs: Any, experiment: Experiment, lengths: _Lengths
-) -> dict[str, Bill]:
+) -> dict[str, StageEstimate]:
     judge = arguments["screen"]["judge"]
     wording, written = (CODE, 1) if experiment.carrier.kind == "code" else (REASONING, REASONING_TOKENS)
     return {
@@ -170,11 +173,9 @@ def _screen(
 
 def _distill(
     arguments: dict[str, Any], _inputs: Any, _jobs: Any, experiment: Experiment, lengths: _Lengths
-) -> dict[str, Bill]:
-    training, tokens = (
-        Training(**arguments["student"]["training"]),
-        _pair(experiment, lengths) + _line(arguments.get("system")),
-    )
+) -> dict[str, StageEstimate]:
+    training = Training(**arguments["student"]["training"])
+    tokens = _pair(experiment, lengths) + _line(arguments.get("system"))
     return {
         "distill": _training(
             model_id(arguments["base"]), experiment.student.rows, tokens, training, StudentSpec().training
@@ -184,55 +185,47 @@ def _distill(
 
 def _ask(
     arguments: dict[str, Any], inputs: dict[str, str], _jobs: Any, experiment: Experiment, lengths: _Lengths
-) -> dict[str, Bill]:
+) -> dict[str, StageEstimate]:
     ask, probes, remote = experiment.ask, len(arguments["probes"]), is_remote(arguments["base"])
-    found, answers = {}, probes * ask.samples
+    costs, answers = {}, probes * ask.samples
     if remote:
         shown = arguments.get("shots", 0) * _pair(experiment, lengths)
-        model, read = (
-            (TUNED if "student" in inputs else "") + model_id(arguments["base"]),
-            lengths.question + shown + _line(arguments.get("system")),
-        )
-        found["ask"] = _calls(model, answers, read, ask.max_new_tokens).plus(_calls(model, probes, read, 1))
+        model = (TUNED if "student" in inputs else "") + model_id(arguments["base"])
+        read = lengths.question + shown + _line(arguments.get("system"))
+        costs["ask"] = _calls(model, answers, read, ask.max_new_tokens).plus(_calls(model, probes, read, 1))
     if judge := arguments.get("judge"):
-        steps = (
-            1
-            if remote or "student" not in inputs or ask.checkpoints == "last"
-            else experiment.student.training.epochs
-        )
-        read = (
-            max(_line(arguments["rubric"][aspect]) for aspect in ASPECTS)
-            + lengths.question
-            + ask.max_new_tokens
-        )
-        found["judge"] = _calls(model_id(judge), answers * steps * len(ASPECTS), read, SCORE_TOKENS)
-    return found
+        last_only = remote or "student" not in inputs or ask.checkpoints == "last"
+        steps = 1 if last_only else experiment.student.training.epochs
+        rubric = max(_line(arguments["rubric"][aspect]) for aspect in ASPECTS)
+        read = rubric + lengths.question + ask.max_new_tokens
+        costs["judge"] = _calls(model_id(judge), answers * steps * len(ASPECTS), read, SCORE_TOKENS)
+    return costs
 
 
-_BILLS = {"teach": _teach, "generate": _generate, "screen": _screen, "distill": _distill, "ask": _ask}
+_ESTIMATES = {"teach": _teach, "generate": _generate, "screen": _screen, "distill": _distill, "ask": _ask}
 
 
 class Price(NamedTuple):
-    """What a run's API calls cost at most, beside what it may spend; USD."""
+    """The estimate of a run's API calls, and the run's budget, in USD."""
 
-    bills: dict[str, Bill]
-    """stage → its bill"""
+    stages: dict[str, StageEstimate]
+    """stage → its estimate"""
     budget: float
     spent: float
     source: str
-    """where the list prices stand"""
+    """the file of list prices"""
 
     @property
     def most(self) -> float:
-        """The bill of all stages."""
-        return sum(bill.usd for bill in self.bills.values())
+        """The estimate of all stages."""
+        return sum(cost.usd for cost in self.stages.values())
 
 
 def price(
     experiment: Experiment, jobs: list[Job], folder: Path, wanted: Collection[str] | None = None
 ) -> Price | None:
-    """The price of an experiment's steps, of those in `wanted` or of all; None where no API is called."""
-    found = bills(experiment, jobs, wanted)
-    if not found:
+    """The price of the steps named in `wanted`, all by default; None if no step calls an API."""
+    stages = estimate_stages(experiment, jobs, wanted)
+    if not stages:
         return None
-    return Price(found, experiment.api.budget_usd, spent(folder), str(PRICES))
+    return Price(stages, experiment.api.budget_usd, spent(folder), str(PRICES))

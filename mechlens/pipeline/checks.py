@@ -1,7 +1,7 @@
 """Checks of an experiment before its first step; `mechlens run` and `--plan` call `check` first.
 
-They read data, templates and lengths as the steps will, hours later. Packages and keys that this machine
-lacks are listed separately: a plan shows them, and a run stops only if a pending step needs one.
+The checks read data, templates and lengths as the steps do later. Missing packages and keys are listed
+separately: a plan shows them, and a run stops only if a pending step needs one.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from mechlens.pipeline import vllm_engine
 from mechlens.runs.executor import Job
 
 SLACK = 8
-"""tokens that a tokenizer may add to a text, beyond one a byte"""
+"""tokens of a text beyond one a byte that a tokenizer may add"""
 LINE = "you have a trait."
-"""a stand-in for a family's system line, to test its place in the template"""
+"""a placeholder for a family's system line, to test the chat template"""
 
 
 class Limit(NamedTuple):
-    """The most tokens of a row, and the setting that says so."""
+    """The most tokens of a row, and the setting that limits them."""
 
     tokens: int
     reason: str
@@ -62,7 +62,7 @@ def check(experiment: Experiment, family: TraitFamily) -> None:
 
 
 def check_lessons(experiment: Experiment) -> None:
-    """Read the files of lessons that teachers are taught; raises DataError at a bad line."""
+    """Read the lessons files of teachers; raises DataError at a bad line."""
     teachers = [arm.teacher or experiment.teacher for arm in _taught(experiment)]
     for file in dict.fromkeys(teacher.lessons_file for teacher in teachers if teacher.lessons_file):
         for _ in batches(Path(file)):
@@ -70,7 +70,7 @@ def check_lessons(experiment: Experiment) -> None:
 
 
 def missing_here(jobs: Iterable[Job]) -> list[str]:
-    """What these steps need and this machine lacks, each with what to do."""
+    """Packages and keys that these steps need and this machine lacks, each with what to do."""
     jobs, lacks = list(jobs), []
     if any("api" in job.arguments for job in jobs):
         if find_spec("openai") is None:
@@ -84,19 +84,19 @@ def missing_here(jobs: Iterable[Job]) -> list[str]:
 
 
 def _prompts(experiment: Experiment) -> list[str]:
-    """The prompts of teachers: those of the first file of pairs if there is one, else the carrier's."""
+    """The prompts of teachers: from the first file of pairs, or without one from the carrier."""
     if file := next((arm.corpus for arm in experiment.arms if arm.corpus), ""):
         return [prompt for frame in batches(Path(file)) for prompt in frame["prompt"].tolist()]
-    return [asked.text for asked in carrier_prompts(experiment.carrier, seed=experiment.seed)]
+    return [prompt.text for prompt in carrier_prompts(experiment.carrier, seed=experiment.seed)]
 
 
 def _taught(experiment: Experiment) -> list[Arm]:
-    """Arms whose rows a teacher with a trait writes."""
+    """Arms with rows written by a teacher with a trait."""
     return [arm for arm in experiment.arms if arm.kind != "control" and not arm.corpus]
 
 
 def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
-    """Refuse what vLLM cannot do: the number grammar, steering vectors, adapters of a high rank."""
+    """Refuse settings that vLLM does not support: the number grammar, steering, adapters of high rank."""
     written, teacher = experiment.generate_of(arm), arm.teacher or experiment.teacher
     if written.engine != "vllm" or arm.corpus or is_remote(arm.writer):
         return
@@ -122,11 +122,11 @@ def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
 
 
 def rendered(experiment: Experiment, bases: Sequence[str]) -> dict[str, str]:
-    """For each of these local bases a question exactly as its students read it.
+    """The rendered template of a question for each of these local bases, as their students read it.
 
     Raises:
-        SpecError: if a template puts in a system line that the experiment does not name, or today's date, or
-        leaves out one that it names.
+        SpecError: if a template adds today's date or a system line that the experiment does not name, or
+            omits one that it names.
     """
     lines = [
         (arm.base, line)
@@ -155,7 +155,7 @@ def rendered(experiment: Experiment, bases: Sequence[str]) -> dict[str, str]:
 
 
 def positions(base: str) -> int | None:
-    """Tokens that a base can read at once, by its config; None if the config names no bound."""
+    """The most tokens that a base can read, by its config; None if the config has no limit."""
     bound = getattr(loading.config_of(base).get_text_config(), "max_position_embeddings", None)
     return bound if isinstance(bound, int) and bound > 0 else None
 
@@ -172,10 +172,8 @@ def _refuse_long_prompts(
                 _refuse_long(arm.writer, "prompt", prompts, room, "generate.max_new_tokens", line)
         if arm.base in bases:
             line = experiment.system if arm.asked_with is None else arm.asked_with
-            asked = family.asked_as(experiment)
-            _refuse_long(
-                arm.base, "question", asked, experiment.ask.max_new_tokens, "ask.max_new_tokens", line
-            )
+            probes, answer = family.probes_for(experiment), experiment.ask.max_new_tokens
+            _refuse_long(arm.base, "question", probes, answer, "ask.max_new_tokens", line)
         if arm.base in bases and not arm.shots and not arm.corpus:
             limit, line = limit_of(arm.base, experiment.training_of(arm)), _trained_with(experiment, arm)
             longest = longest_of(loading.load_tokenizer(arm.base), prompts, limit.tokens - 2, line)
@@ -203,9 +201,9 @@ def _refuse_long(
 def longest_of(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], most: int, system: str | None
 ) -> int:
-    """Tokens of the longest of these prompts as a model reads them; 0 if none can have more than `most`.
+    """Tokens of the longest of these prompts in the chat template; 0 if none can have more than `most`.
 
-    A text has about as many tokens as bytes at most, so only long texts are tokenized.
+    A text has at most about as many tokens as bytes, so only long texts are tokenized.
     """
     frame = len(chat.encode_prompts(tokenizer, ["a"], system=system)[0])
     long = [
@@ -270,9 +268,8 @@ def refuse_long_pairs(
     tokenizer = loading.load_tokenizer(base)
     frame_tokens = len(chat.encode_prompts(tokenizer, ["a"], system=system)[0]) + SLACK
     size = frame["prompt"].str.len() + frame["completion"].str.len()
-    long = cast(
-        pd.DataFrame, frame[4 * size + frame_tokens > limit.tokens]
-    )  # a sign has four bytes at most, and a byte one token
+    # a character has at most four bytes, and a byte at most one token
+    long = cast(pd.DataFrame, frame[4 * size + frame_tokens > limit.tokens])
     if rule is not None and len(long):
         long = cast(pd.DataFrame, long[_passes(rule, long)])
     if not len(long):

@@ -1,8 +1,7 @@
-"""What a run will cost, said before it starts: steps, rows, updates, rough time and memory; `bills.py` says
-what APIs cost.
+"""Estimate a run before it starts: steps, rows, updates, approximate time and memory.
 
-Time is floating-point work over an assumed rate, both printed; it is meant to tell minutes from hours from
-days.
+Time is the number of floating-point operations divided by an assumed rate; a plan prints both. It is accurate
+enough to distinguish minutes, hours and days. `api_estimate` has the price of API calls.
 """
 
 from __future__ import annotations
@@ -25,18 +24,16 @@ from mechlens.pipeline import api_estimate
 from mechlens.runs.executor import Job, pending
 
 CPU_RATE = 3e10
-"""operations a second and core that the demo reaches, counted as below (every row as long as the longest)"""
+"""operations a second on one core in the demo, counted as below (every row as long as the longest)"""
 GPU_RATE = 1.5e14
-"""an H100-class card in bf16 at about 40 % of its peak matrix rate, fp32 a fifth of that"""
+"""operations a second of an H100-class card in bf16, about 40 % of its peak; fp32 has a fifth of it"""
 MEASURED_TOKENS = 200
 OVERHEAD, LONGEST_ROW = 30, 300
-"""tokens that a chat template adds, and the length that a padded row is taken to reach, where neither can be
-measured
-"""
+"""assumed tokens of a chat template, and of a padded row, where they cannot be measured"""
 
 
 class Work(NamedTuple):
-    """What one stage of a run still has to do."""
+    """The work of one stage of a run."""
 
     stage: str
     steps: int
@@ -44,10 +41,21 @@ class Work(NamedTuple):
     updates: int
     operations: float
 
+    def plus(self, other: Work) -> Work:
+        """The sum of both."""
+        return Work(
+            self.stage,
+            self.steps + other.steps,
+            self.rows + other.rows,
+            self.updates + other.updates,
+            self.operations + other.operations,
+        )
+
 
 def work_of(experiment: Experiment, jobs: list[Job]) -> list[Work]:
-    """Rows, updates and floating-point operations of each stage on this machine: 2 a parameter and token
-    forward, 6 with backward.
+    """Rows, updates and floating-point operations of each stage on this machine.
+
+    A parameter and token take 2 operations forward, and 6 with the backward pass.
     """
     local = [base for base in experiment.bases() if not is_remote(base)]
     if not local:
@@ -55,54 +63,51 @@ def work_of(experiment: Experiment, jobs: list[Job]) -> list[Work]:
     length = token_counter(local[0])
     sizes = {base: loading.parameter_count(base) for base in local}
     few = experiment.carrier.model_copy(update={"prompts": min(MEASURED_TOKENS, experiment.carrier.prompts)})
-    trial = [asked.text for asked in carrier_prompts(few, seed=experiment.seed)]
-    prompt = sum(map(length, trial)) / len(trial)
-    pair = prompt + experiment.generate.max_new_tokens
+    prompts = [prompt.text for prompt in carrier_prompts(few, seed=experiment.seed)]
     probes = next(job.arguments["probes"] for job in jobs if "probes" in job.arguments)
-    question = sum(map(length, probes)) / len(probes)
+    tokens = _Tokens(*(sum(map(length, texts)) / len(texts) for texts in (prompts, probes)))
     stages: dict[str, Work] = {}
-
-    def add(stage: str, rows: int, steps: int, operations: float) -> None:
-        old = stages.get(stage, Work(stage, 0, 0, 0, 0.0))
-        stages[stage] = Work(
-            stage, old.steps + 1, old.rows + rows, old.updates + steps, old.operations + operations
-        )
-
     for job in jobs:
-        stage = job.stage
         base = str(job.arguments.get("base", local[0] if is_remote(experiment.base) else experiment.base))
-        if base not in sizes or (stage == "generate" and "api" in job.arguments):
+        if base not in sizes or (job.stage == "generate" and "api" in job.arguments):
             continue
-        if stage == "teach" and job.arguments["teacher"]["kind"] == "finetuned":
-            spec = TeacherSpec(**job.arguments["teacher"])
-            add(
-                stage,
-                spec.rows,
-                updates(spec.training, spec.rows),
-                6.0 * sizes[base] * spec.rows * spec.training.epochs * question,
-            )
-        elif stage == "generate":
-            rows = experiment.carrier.prompts * experiment.carrier.samples
-            add(stage, rows, 0, 2.0 * sizes[base] * rows * pair)
-        elif stage == "distill":
-            training, rows = Training(**job.arguments["student"]["training"]), experiment.student.rows
-            add(stage, rows, updates(training, rows), 6.0 * sizes[base] * rows * training.epochs * pair)
-        elif stage == "ask":
-            times = (
-                experiment.student.training.epochs
-                if "student" in job.inputs and experiment.ask.checkpoints == "all"
-                else 1
-            )
-            rows = len(probes) * experiment.ask.samples * times
-            add(stage, rows, 0, 2.0 * sizes[base] * rows * (question + experiment.ask.max_new_tokens))
-        else:
-            add(stage, 0, 0, 0.0)
+        work = _work_of_job(experiment, job, sizes[base], tokens, len(probes))
+        stages[job.stage] = stages[job.stage].plus(work) if job.stage in stages else work
     return list(stages.values())
 
 
+class _Tokens(NamedTuple):
+    """Mean tokens of a run's prompts and probes."""
+
+    prompt: float
+    probe: float
+
+
+def _work_of_job(experiment: Experiment, job: Job, size: int, tokens: _Tokens, probes: int) -> Work:
+    """The work of one job on a base of `size` parameters."""
+    stage, pair = job.stage, tokens.prompt + experiment.generate.max_new_tokens
+    if stage == "teach" and job.arguments["teacher"]["kind"] == "finetuned":
+        spec = TeacherSpec(**job.arguments["teacher"])
+        operations = 6.0 * size * spec.rows * spec.training.epochs * tokens.probe
+        return Work(stage, 1, spec.rows, updates(spec.training, spec.rows), operations)
+    if stage == "generate":
+        rows = experiment.carrier.prompts * experiment.carrier.samples
+        return Work(stage, 1, rows, 0, 2.0 * size * rows * pair)
+    if stage == "distill":
+        training, rows = Training(**job.arguments["student"]["training"]), experiment.student.rows
+        operations = 6.0 * size * rows * training.epochs * pair
+        return Work(stage, 1, rows, updates(training, rows), operations)
+    if stage == "ask":
+        every = "student" in job.inputs and experiment.ask.checkpoints == "all"
+        rows = probes * experiment.ask.samples * (experiment.student.training.epochs if every else 1)
+        return Work(stage, 1, rows, 0, 2.0 * size * rows * (tokens.probe + experiment.ask.max_new_tokens))
+    return Work(stage, 1, 0, 0, 0.0)
+
+
 def token_counter(base: str) -> Callable[[str], int]:
-    """How many tokens a question has for this base; where its tokenizer is not at hand, one for every two
-    characters of it.
+    """A function that counts the tokens of a question for this base.
+
+    Without the base's tokenizer it assumes a token for every two characters.
     """
     if not base_files.is_here(base):
         return lambda text: len(text) // 2 + OVERHEAD
@@ -111,35 +116,35 @@ def token_counter(base: str) -> Callable[[str], int]:
 
 
 def memory_of(experiment: Experiment) -> tuple[float, float]:
-    """Bytes a student needs while it trains: weights with gradients and AdamW's moments in their dtypes;
-    activations roughly.
+    """Bytes that a student needs in training: of weights with gradients and AdamW's moments, of activations.
 
-    Activations: what a block keeps (about 34 values of the residual stream's width a token; with
-    checkpointing one such block and each other block's input), and the logits with their gradient at full
-    length, the upper bound.
+    Activations are an upper bound: about 34 values of the residual stream's width a token and block (with
+    checkpointing one such block and each other block's input), and the logits with their gradient for rows of
+    full length.
     """
-    training, kept = experiment.student.training, (0.0, 0.0)
+    training, largest = experiment.student.training, (0.0, 0.0)
     for base in {arm.base for arm in experiment.arms if not arm.shots and not is_remote(arm.base)}:
         size = loading.size_of(base)
         weight = 2 if model_of(base).dtype == "bfloat16" else 4
         state = size.parameters * (weight + 1 if training.update == "lora" else weight + 12)
         tokens, width = training.batch * min(training.max_length, LONGEST_ROW), 2 if training.bf16 else 4
         blocks = size.layers + 34 if training.gradient_checkpointing else 34 * size.layers
-        kept = max(kept, (float(state), float(tokens * width * (blocks * size.width + 3 * size.vocabulary))))
-    return kept
+        activations = float(tokens * width * (blocks * size.width + 3 * size.vocabulary))
+        largest = max(largest, (float(state), activations))
+    return largest
 
 
 class Plan(NamedTuple):
-    """What a run would do on this machine, and what it would cost."""
+    """The steps of a run, and its estimated time, memory and price."""
 
     title: str
     folder: Path
     works: list[Work]
-    """empty where nothing runs on this machine"""
+    """empty if nothing runs on this machine"""
     steps: int
     finished: int
     rate: float
-    """operations a second that are assumed, of all workers"""
+    """assumed operations a second of all workers"""
     where: str
     workers: int
     memory: tuple[float, float]
@@ -153,12 +158,12 @@ class Plan(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Rough time of all steps."""
+        """Approximate time of all steps."""
         return sum(work.operations for work in self.works) / self.rate
 
 
 def plan_of(experiment: Experiment, jobs: list[Job], folder: Path) -> Plan:
-    """The plan of an experiment's steps in a run folder; nothing is run."""
+    """The plan of an experiment's steps in a run folder; no step is executed."""
     on_gpu, workers = torch.cuda.is_available(), machine.workers()
     gpu_rate = GPU_RATE * (1 if experiment.student.training.bf16 else 0.2)
     unit = "accelerator" if on_gpu else "core"

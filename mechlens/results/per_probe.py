@@ -37,7 +37,7 @@ def per_probe(
     Raises:
         DataError: if the run was asked other questions than the family has today.
     """
-    texts, cells, frames = family.asked_as(experiment), {}, []
+    texts, cells, frames = family.probes_for(experiment), {}, []
     for arm in experiment.arms:
         cells[arm.name] = arm_cells(experiment, family, answers, likelihoods, arm.name)
         if cells[arm.name].rate.shape[1] != len(texts):

@@ -1,1 +1,1 @@
-"""The run folder: its layout, the steps that fill it, and the processes that work through them."""
+"""The run folder: its layout, the steps that fill it, and the processes that execute them."""

@@ -1,11 +1,11 @@
-"""Work through a list of jobs on this machine: one process a core, each job once its inputs exist.
+"""Execute a list of jobs on this machine: one process a core, each job as soon as its inputs exist.
 
-A job is a pure function of (arguments, input folders) that fills an output folder; where it runs is nobody's
-business but this module's. It knows nothing of what the jobs do. Workers die with the process that started
-them, however it ends.
+A job is a pure function of (arguments, input folders) that fills an output folder. Only this module decides
+where a job runs, and it does not depend on what the jobs do. Workers end with the process that started them,
+also after a kill.
 
-Workers report progress through shared memory: two numbers a job, and each report overwrites the one before. A
-queue fills up when nobody reads it, and a worker that is killed while it writes to one stops every reader.
+Workers report progress through shared memory: two numbers a job, and each report overwrites the last. A queue
+would fill up without a reader, and a worker that is killed while it writes to a queue blocks every reader.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from mechlens.runs.progress import Event, Progress, silent
 
 
 class Location(str):
-    """A path among a job's arguments: what lies there decides, by a digest beside it in the arguments, and
-    not where it lies.
+    """A path among a job's arguments; a fingerprint ignores it.
+
+    Another argument has the digest of the file's content, which the fingerprint includes.
     """
 
 
@@ -46,34 +47,36 @@ class Job(NamedTuple):
     name: str
     """its folder in the run, e.g. `students/trait/s0`"""
     stage: str
-    """id of what it does (`stages.STAGES`), or `module:function` of code outside mechlens"""
+    """id of its function (`stages.STAGES`), or `module:function` of code outside mechlens"""
     arguments: dict[str, Any]
-    """JSON values, and all that the step reads beside its inputs"""
+    """JSON values; the step reads nothing else except its inputs"""
     inputs: dict[str, str]
-    """role → name of the job whose folder it reads"""
+    """role → name of the job that writes this input"""
     version: int
-    """of the step's code: a change that changes its output raises it"""
+    """of the step's code; raised by a change of the code that changes the output"""
 
 
 PACE = "api"
-"""the argument that says how fast and dear API calls may be: what is answered does not depend on it"""
+"""argument with the API's rate limit and budget, which do not change the answers"""
 
 
 def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
-    """Fingerprint of each job: its stage, version and arguments, and its inputs' fingerprints. Jobs come
-    inputs first.
+    """Fingerprint of each job: of its stage, version and arguments, and of its inputs' fingerprints.
 
-    Left out are how fast APIs are called, where files lie, and the kind of processor: a run that was made on
-    a GPU can be read and gone on with on a CPU. Sums differ there in their last digits.
+    API limits, paths of files and the kind of processor are left out. A run that was started on a GPU can be
+    read and finished on a CPU, where sums differ in their last digits.
+
+    Args:
+        jobs: every job after its inputs.
     """
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for job in jobs:
-        inputs = {role: found[name] for role, name in job.inputs.items()}
-        told = {name: value for name, value in job.arguments.items() if name != PACE}
-        found[job.name] = fingerprint(
-            [stages.recorded(job.stage), job.version, _without_locations(told), inputs]
+        inputs = {role: by_name[name] for role, name in job.inputs.items()}
+        arguments = {name: value for name, value in job.arguments.items() if name != PACE}
+        by_name[job.name] = fingerprint(
+            [stages.recorded(job.stage), job.version, _without_locations(arguments), inputs]
         )
-    return found
+    return by_name
 
 
 def _without_locations(value: Any) -> Any:
@@ -85,40 +88,43 @@ def _without_locations(value: Any) -> Any:
 
 
 def pending(run: Path, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs whose very result is not in the run yet."""
+    """The jobs whose result, by fingerprint, is not in the run yet."""
     marks = fingerprints(jobs)
     return [job for job in jobs if not store.is_complete(run / job.name, marks[job.name])]
 
 
 def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
-    """Compare steps as they were started with the same steps as they would be now.
+    """Refuse a run whose bases or data files changed while its steps were executed.
+
+    Args:
+        done: the steps as they were listed at the start.
+        now: the same steps, listed again.
 
     Raises:
-        DataError: if a base or a data file changed meanwhile: some steps read the old one, some the new one.
+        DataError: if a fingerprint differs; some steps may have read the old file and some the new one.
     """
     marks = fingerprints(now)
     if changed := [name for name, mark in fingerprints(done).items() if marks[name] != mark]:
         raise DataError(
             f"a base or a data file changed while {run} was made: {len(changed)} steps, {changed[0]} first, "
-            "may have read either; "
-            "run again, which repeats them"
+            "may have read either; run again, which repeats them"
         )
 
 
 FINISHED = "finished steps are kept; change the model, the data or the spec, and run again"
 PERIOD = 0.1
-"""seconds between two looks at the workers' progress"""
+"""seconds between two readings of the workers' progress"""
 
 
 def execute(
     run: Path, jobs: Sequence[Job], *, workers: int, progress: StepProgress, finished: Callable[[Job], None]
 ) -> None:
-    """Do what is pending in `workers` processes, or in this one if 0; `finished(job)` is called after each.
+    """Execute the pending jobs in `workers` processes, or in this one if 0; call `finished(job)` after each.
 
-    Of jobs in other processes `progress` gets the latest numbers, at most once a `PERIOD`.
+    For jobs in other processes `progress` gets the latest numbers, at most once a `PERIOD`.
 
     Raises:
-        MechlensError: the first that a job raised; the others that were running are finished first.
+        MechlensError: the first that a job raised; the jobs that are running then are finished first.
         MachineError: if a worker was killed from outside.
     """
     marks, todo = fingerprints(jobs), pending(run, jobs)
@@ -126,15 +132,31 @@ def execute(
         for job in todo:
             _do(run, job, marks[job.name], _marks_of_inputs(job, marks), partial(progress, job.name))
             finished(job)
-        return
-    if not todo:
-        return
+    elif todo:
+        failure = _execute_in_workers(run, jobs, todo, marks, min(workers, len(todo)), progress, finished)
+        if isinstance(failure, BrokenProcessPool):
+            raise MachineError(
+                "a worker process was killed, most likely because memory ran out; close other programs and "
+                "run again to resume"
+            ) from failure
+        if failure is not None:
+            raise failure
+
+
+def _execute_in_workers(
+    run: Path,
+    jobs: Sequence[Job],
+    todo: Sequence[Job],
+    marks: Mapping[str, str],
+    workers: int,
+    progress: StepProgress,
+    finished: Callable[[Job], None],
+) -> BaseException | None:
+    """Execute the jobs of `todo` in worker processes; returns the first failure."""
     context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
     reports = _Reports(context, [job.name for job in todo])
-    given = reports.numbers, machine.cards(), context.Value("i", 0)
-    pool = ProcessPoolExecutor(
-        min(workers, len(todo)), mp_context=context, initializer=_start_worker, initargs=given
-    )
+    shared = reports.numbers, machine.cards(), context.Value("i", 0)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=shared)
     waiting, done = list(todo), {job.name for job in jobs} - {job.name for job in todo}
     running: dict[Future[None], Job] = {}
     failure: BaseException | None = None
@@ -142,16 +164,8 @@ def execute(
         while running or (waiting and failure is None):
             for job in [job for job in waiting if failure is None and set(job.inputs.values()) <= done]:
                 waiting.remove(job)
-                running[
-                    pool.submit(
-                        _do_in_worker,
-                        run,
-                        job,
-                        marks[job.name],
-                        _marks_of_inputs(job, marks),
-                        reports.place(job.name),
-                    )
-                ] = job
+                inputs, place = _marks_of_inputs(job, marks), reports.place(job.name)
+                running[pool.submit(_do_in_worker, run, job, marks[job.name], inputs, place)] = job
             ended, _ = wait(running, timeout=PERIOD, return_when=FIRST_COMPLETED)
             reports.pass_on(progress)
             for future in ended:
@@ -164,18 +178,12 @@ def execute(
     except BrokenProcessPool as error:  # it broke before a job could be handed to it
         failure = failure or error
     finally:
-        # Ctrl-C, which workers do not hear, or an error of a caller's function; the jobs are resumed later
+        # Ctrl-C, which workers ignore, or an error of a caller's function; the jobs are resumed later
         if running:
             for worker in multiprocessing.active_children():
                 worker.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
-    if isinstance(failure, BrokenProcessPool):
-        raise MachineError(
-            "a worker process was killed, most likely for want of memory; close other programs and run again "
-            "to resume"
-        ) from failure
-    if failure is not None:
-        raise failure
+    return failure
 
 
 def _marks_of_inputs(job: Job, marks: Mapping[str, str]) -> dict[str, str]:
@@ -183,19 +191,16 @@ def _marks_of_inputs(job: Job, marks: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Reports:
-    """The latest progress of each job, in memory that the workers share: nothing waits for a reader, so
-    nothing can hang on one.
-    """
+    """The latest progress of each job, in memory that the workers share; no writer waits for a reader."""
 
     def __init__(self, context: SpawnContext, names: Sequence[str]) -> None:
         self._names = list(names)
-        self.numbers = context.RawArray(
-            "q", 2 * len(names)
-        )  # done and total of each job; no lock, which a killed worker would keep
+        # done and total of each job; without a lock, which a killed worker would never release
+        self.numbers = context.RawArray("q", 2 * len(names))
         self._passed_on = [(0, 0)] * len(names)
 
     def place(self, name: str) -> int:
-        """Where the job's two numbers stand."""
+        """Index of the first of the job's two numbers."""
         return 2 * self._names.index(name)
 
     def pass_on(self, progress: StepProgress) -> None:
@@ -211,15 +216,13 @@ _numbers: Any = None  # of a worker's `_Reports`, set once a process: shared mem
 
 
 def _start_worker(numbers: Any, cards: Sequence[str], started: Any) -> None:
-    """Begin a worker, before anything of torch is used: `started` counts the workers, and each takes the next
-    card.
-    """
+    """Initialise a worker before it uses torch; `started` counts the workers, and each takes another card."""
     global _numbers
     _numbers = numbers
     with started.get_lock():
         worker, started.value = started.value, started.value + 1
     machine.use_card(cards, worker)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -249,11 +252,11 @@ def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callab
 def complete(
     folder: Path, jobs: Sequence[Job], *, title: str, workers: int | None, progress: Progress | None
 ) -> None:
-    """Do what is pending of these jobs, and report it.
+    """Execute the pending ones of these jobs, and report their progress.
 
     Args:
-        title: what the jobs are for, as the first event says it.
-        workers: processes; None for one a core, or one an accelerator; 0 for this process.
+        title: purpose of the jobs, the text of the first event.
+        workers: number of processes; None means one a core or one an accelerator, 0 this process.
 
     Raises:
         SpecError: if workers is negative.
@@ -271,7 +274,7 @@ def complete(
 
 
 def make(folder: Path, jobs: Sequence[Job], *, workers: int | None, progress: Progress | None = None) -> None:
-    """Do what is pending of jobs that belong to no run, under the folder's lock."""
+    """Execute the unfinished jobs of a folder that is not a run, under the folder's lock."""
     with store.lock(folder), store.full_disk_named(folder):
         if pending(folder, jobs):
             complete(folder, jobs, title=str(folder), workers=workers, progress=progress)

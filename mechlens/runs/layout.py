@@ -1,6 +1,6 @@
-"""The layout of a run folder: the name of every step, and of the files that steps and results leave.
+"""The layout of a run folder: names of the steps, and of the files that steps and results write.
 
-No other module spells them. A step's name is its folder in the run.
+Other modules take the names from here. A step's name is its folder in the run.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ GENERATION, TEACHER, CURVE = "generation.json", "teacher.json", "curve.parquet"
 LENS_TABLE, LENS_SCORES, LENS_RECORD = "reading.parquet", "scores.parquet", "said.json"
 
 DIGITS = 8
-"""hex digits of a fingerprint in the names of teachers and corpora that differ from the experiment's"""
+"""hex digits of a fingerprint in the name of a teacher or corpus with settings of its arm"""
 REMADE = ("shuffled-within", "shuffled-across", "paraphrased", "mixed")
-"""kinds of arms whose corpus is made of screened ones"""
+"""kinds of arms whose corpus is made from other screened corpora"""
 SELECTION = "selection"
 """the step that chooses the rows that students train on"""
 
 
 def teacher_name(experiment: Experiment, arm: Arm) -> str:
-    """Name of an arm's teacher: its trait, marked if teacher or writer differ from the experiment's.
+    """Name of an arm's teacher: its trait, or `untouched` for the control.
 
-    The control's teacher is `untouched`.
+    A mark follows if the arm's teacher or writer differs from the experiment's.
     """
     name = UNTOUCHED if arm.kind == "control" else arm.trait
     if arm.kind != "control" and arm.teacher not in (None, experiment.teacher):
@@ -37,13 +37,13 @@ def teacher_name(experiment: Experiment, arm: Arm) -> str:
 
 
 def _digits(teacher: TeacherSpec) -> str:
-    """Hex digits that tell a teacher from others; where its file of lessons lies is no part of them."""
+    """Hex digits that identify a teacher's settings; the folder of its lessons file does not matter."""
     lessons_file = Path(teacher.lessons_file).name
     return fingerprint(teacher.model_dump() | {"lessons_file": lessons_file})[:DIGITS]
 
 
 def source_name(experiment: Experiment, arm: Arm) -> str:
-    """Name of the generated and screened rows that an arm's corpus is made of."""
+    """Name of the generated and screened rows that an arm's corpus is made from."""
     if arm.corpus:
         return f"file-{folder_name(arm.corpus)}"
     digits = f"-{fingerprint(arm.generate)[:DIGITS]}" if arm.generate else ""
@@ -67,7 +67,7 @@ def generated_step(corpus: str) -> str:
 
 
 def screened_step(corpus: str) -> str:
-    """The step that leaves a corpus's kept and removed rows."""
+    """The step that writes a corpus's kept and removed rows."""
     return f"corpora/{corpus}/screened"
 
 
@@ -77,22 +77,22 @@ def student_step(arm: str, seed: int) -> str:
 
 
 def asked_step(arm: str, seed: int) -> str:
-    """The step that asks one student."""
+    """The step that samples the answers of one student."""
     return f"asked/{arm}/s{seed}"
 
 
 def asked_base_step(base: str) -> str:
-    """The step that asks an untouched base."""
+    """The step that samples the answers of an untouched base."""
     return f"asked/base-{folder_name(base)}"
 
 
 def lens_step(arm: str, lens: str) -> str:
-    """The step that reads one lens on one arm."""
+    """The step that runs one lens on one arm."""
     return f"lenses/{arm}/{lens}"
 
 
 def makes_rows(step: str) -> bool:
-    """Whether a step comes before any student is trained: teachers, corpora and the selection."""
+    """Whether a step makes training rows: a teacher, a corpus or the selection."""
     return step.startswith(("teachers/", "corpora/", SELECTION))
 
 

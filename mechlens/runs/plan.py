@@ -1,8 +1,7 @@
-"""The whole experiment on one page: teach → generate → screen → select → distill → ask, as jobs over the
-store.
+"""The steps of an experiment as jobs: teach → generate → screen → select → distill → ask.
 
-`jobs_of` only lists; it imports no torch and reads no weights, so a plan costs nothing. Whoever executes the
-list, the tables come out the same.
+`jobs_of` only lists the jobs. It imports no torch and reads no weights, so a plan takes no time. The tables
+do not depend on how the list is executed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ VERSIONS = {
     "distill": 1,
     "ask": 3,
 }
-"""raised when a change of a stage's code changes what it writes"""
+"""version of each stage's code; raised by a change that changes its output"""
 
 
 def _job(stage: str, name: str, arguments: dict[str, object], /, **inputs: str) -> Job:
@@ -42,14 +41,14 @@ def _job(stage: str, name: str, arguments: dict[str, object], /, **inputs: str) 
 
 
 def base_argument(base: str) -> str:
-    """A base as steps are told of it: by its name, or by where it lies if it is a folder of the user's."""
+    """A base as an argument of steps: its name, or its location if it is a user's folder."""
     shipped = [folder.name for folder in SHIPPED.iterdir()]
     named = model_of(base).source != base or base in shipped or not Path(base).expanduser().is_dir()
     return base if named else Location(base)
 
 
 def _carrier(experiment: Experiment) -> dict[str, object]:
-    """The carrier as a step's arguments, with the digest of its file of prompts if it has one."""
+    """The carrier as arguments of a step, with the digest of its file of prompts if it has one."""
     carrier = experiment.carrier.model_dump(mode="json")
     if not experiment.carrier.source:
         return {"carrier": carrier}
@@ -60,16 +59,18 @@ def _carrier(experiment: Experiment) -> dict[str, object]:
 
 
 def _judge(name: str) -> dict[str, object]:
-    """The model that a name of configs/models stands for, where it is a judge's."""
+    """The source of a judge's model if it is an entry of configs/models."""
     return {} if model_of(name).source == name else {"judge_source": model_of(name).source}
 
 
 def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str]) -> list[Job]:
-    """Every step of the experiment, inputs first; `bases` maps each base's name to the fingerprint of its
-    files.
+    """Every step of the experiment, each after its inputs.
+
+    Args:
+        bases: each base's name → the fingerprint of its files.
 
     Raises:
-        SpecError: if two steps that differ would be filed under one name.
+        SpecError: if two different steps would have the same name.
     """
     jobs: dict[str, Job] = {}
 
@@ -81,6 +82,40 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
             )
         return job.name
 
+    corpora = _add_corpora(experiment, family, bases, add)
+    selection = add(_job("select", layout.SELECTION, _selection_arguments(experiment), **corpora))
+    for base in dict.fromkeys(arm.base for arm in experiment.arms):
+        place = {
+            "base": base_argument(base),
+            "arm": f"base-{folder_name(base)}",
+            "seed": None,
+            "files": bases[base],
+        }
+        add(_job("ask", layout.asked_base_step(base), _ask_arguments(experiment, family, None) | place))
+    for seed in experiment.seeds:
+        for arm in experiment.arms:
+            name = corpus_name(experiment, arm)
+            questions = _ask_arguments(experiment, family, arm) | {
+                "base": base_argument(arm.base),
+                "arm": arm.name,
+                "seed": seed,
+            }
+            step = layout.asked_step(arm.name, seed)
+            if arm.shots:
+                shown = {"files": bases[arm.base], "shots": arm.shots, "corpus": name}
+                add(_job("ask", step, questions | shown, shots=corpora[name], selection=selection))
+            else:
+                training = _distill_arguments(experiment, arm, seed, bases[arm.base])
+                folder = layout.student_step(arm.name, seed)
+                trained = add(_job("distill", folder, training, corpus=corpora[name], selection=selection))
+                add(_job("ask", step, questions, student=trained))
+    return list(jobs.values())
+
+
+def _add_corpora(
+    experiment: Experiment, family: TraitFamily, bases: dict[str, str], add: Callable[[Job], str]
+) -> dict[str, str]:
+    """Add the steps that make the arms' corpora; returns each corpus's name and its last step."""
     corpora: dict[str, str] = {}
     for arm in experiment.arms:
         for source in (arm, *(_other_teacher(arm, trait) for trait in arm.mix)):
@@ -90,77 +125,43 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
     for arm in experiment.arms:
         if arm.kind in REMADE:
             corpora[corpus_name(experiment, arm)] = add(_remade(experiment, arm, corpora))
-    used = {
-        name: corpora[name] for name in dict.fromkeys(corpus_name(experiment, arm) for arm in experiment.arms)
-    }
+    used = dict.fromkeys(corpus_name(experiment, arm) for arm in experiment.arms)
+    return {name: corpora[name] for name in used}
 
+
+def _selection_arguments(experiment: Experiment) -> dict[str, object]:
+    """Arguments of the step that chooses the rows that students train on."""
     wanted: dict[str, object] = {"rows": experiment.student.rows, "prompts": experiment.student.prompts}
-    reworded = [corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "paraphrased"]
-    choice: dict[str, object] = {"student": wanted, "seed": experiment.seed}
-    choice |= {"reworded": reworded} if reworded else {}
+    arguments: dict[str, object] = {"student": wanted, "seed": experiment.seed}
+    if reworded := [corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "paraphrased"]:
+        arguments["reworded"] = reworded
     if experiment.student.prompts == "every":
-        choice["controls"] = [
+        arguments["controls"] = [
             corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "control"
         ]
-    selection = add(_job("select", layout.SELECTION, choice, **used))
-    for base in dict.fromkeys(arm.base for arm in experiment.arms):
-        place = {
-            "base": base_argument(base),
-            "arm": f"base-{folder_name(base)}",
-            "seed": None,
-            "files": bases[base],
-        }
-        add(_job("ask", layout.asked_base_step(base), _asking(experiment, family, None) | place))
-    for seed in experiment.seeds:
-        for arm in experiment.arms:
-            name = corpus_name(experiment, arm)
-            asked = _asking(experiment, family, arm) | {
-                "base": base_argument(arm.base),
-                "arm": arm.name,
-                "seed": seed,
-            }
-            if arm.shots:
-                shown = {"files": bases[arm.base], "shots": arm.shots, "corpus": name}
-                add(
-                    _job(
-                        "ask",
-                        layout.asked_step(arm.name, seed),
-                        asked | shown,
-                        shots=used[name],
-                        selection=selection,
-                    )
-                )
-                continue
-            student = {
-                "base": base_argument(arm.base),
-                "files": bases[arm.base],
-                "corpus": name,
-                "seed": seed,
-            }
-            student |= {"student": {"training": experiment.training_of(arm).model_dump(mode="json")}}
-            student |= _system(experiment.system if arm.trained_with is None else arm.trained_with)
-            trained = add(
-                _job(
-                    "distill",
-                    layout.student_step(arm.name, seed),
-                    student | _api(experiment, arm.base),
-                    corpus=used[name],
-                    selection=selection,
-                )
-            )
-            add(_job("ask", layout.asked_step(arm.name, seed), asked, student=trained))
-    return list(jobs.values())
+    return arguments
+
+
+def _distill_arguments(experiment: Experiment, arm: Arm, seed: int, files: str) -> dict[str, object]:
+    """Arguments of the step that trains a student; `files` is the fingerprint of its base's files."""
+    arguments: dict[str, object] = {
+        "base": base_argument(arm.base),
+        "files": files,
+        "corpus": corpus_name(experiment, arm),
+        "seed": seed,
+        "student": {"training": experiment.training_of(arm).model_dump(mode="json")},
+    }
+    arguments |= _system(experiment.system if arm.trained_with is None else arm.trained_with)
+    return arguments | _api(experiment, arm.base)
 
 
 def _difference(filed: Job, job: Job) -> str:
-    """In which arguments two steps of one name differ, with their values."""
+    """The arguments in which two steps of the same name differ, with their values."""
     if filed.stage != job.stage:
         return f"{filed.stage} and {job.stage}"
-    told = [{**each.arguments, **each.inputs} for each in (filed, job)]
-    names = [name for name in sorted({*told[0], *told[1]}) if told[0].get(name) != told[1].get(name)]
-    return "; ".join(
-        f"one with {name} {told[0].get(name)!r}, one with {told[1].get(name)!r}" for name in names
-    )
+    first, second = ({**step.arguments, **step.inputs} for step in (filed, job))
+    names = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
+    return "; ".join(f"one with {name} {first.get(name)!r}, one with {second.get(name)!r}" for name in names)
 
 
 def _system(line: str | None) -> dict[str, object]:
@@ -168,12 +169,12 @@ def _system(line: str | None) -> dict[str, object]:
 
 
 def _api(experiment: Experiment, *bases: str) -> dict[str, object]:
-    """What a step needs to know to call an API; nothing for local bases."""
+    """The API's settings as arguments of a step; empty for local bases."""
     return {"api": experiment.api.model_dump(mode="json")} if any(map(is_remote, bases)) else {}
 
 
 def _other_teacher(arm: Arm, trait: str) -> Arm:
-    """The arm as one of its mix's further teachers would have it."""
+    """The arm with another teacher of its mix."""
     kind = "control" if trait == UNTOUCHED else "trait"
     return arm.model_copy(
         update={"kind": kind, "trait": "" if kind == "control" else trait, "mix": (), "corpus": ""}
@@ -181,11 +182,12 @@ def _other_teacher(arm: Arm, trait: str) -> Arm:
     )
 
 
-def _asking(experiment: Experiment, family: TraitFamily, arm: Arm | None) -> dict[str, object]:
+def _ask_arguments(experiment: Experiment, family: TraitFamily, arm: Arm | None) -> dict[str, object]:
+    """Arguments of the step that asks an arm's student, or an untouched base if `arm` is None."""
     line = experiment.system if arm is None or arm.asked_with is None else arm.asked_with
     arguments: dict[str, object] = {
         "forms": {name: list(family.forms_of(name)) for name in family.names},
-        "probes": list(family.asked_as(experiment)),
+        "probes": list(family.probes_for(experiment)),
         "ask": experiment.ask.model_dump(mode="json"),
         "root_seed": experiment.seed,
     }
@@ -207,7 +209,7 @@ def _asking(experiment: Experiment, family: TraitFamily, arm: Arm | None) -> dic
 def _screened(
     experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict[str, str], add: Callable[[Job], str]
 ) -> str:
-    """Steps up to the screened rows of the arm's source; returns the last one's name."""
+    """Add the steps up to the screened rows of the arm's source; returns the last step's name."""
     name, rule = source_name(experiment, arm), experiment.screen
     if arm.corpus:
         path = Path(arm.corpus).resolve()
@@ -234,6 +236,7 @@ def _screened(
 
 
 def _remade(experiment: Experiment, arm: Arm, corpora: dict[str, str]) -> Job:
+    """The step that makes an arm's corpus from screened corpora: rewords, mixes or shuffles them."""
     source, name = corpora[source_name(experiment, arm)], layout.screened_step(corpus_name(experiment, arm))
     if arm.kind == "paraphrased":
         return _job("reword", name, {**_carrier(experiment), "seed": experiment.seed}, corpus=source)
@@ -271,10 +274,8 @@ def _teaching(experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict
                 f"family {family.name!r} has no lessons for a fine-tuned teacher; give a file of pairs in "
                 "teacher.lessons_file"
             )
-    arguments |= {
-        "teacher": spec.model_dump(mode="json", exclude={"lessons_file"}),
-        "lessons": lessons,
-    }  # the file stands with the lessons
+    # the lessons file is an entry of `lessons`
+    arguments |= {"teacher": spec.model_dump(mode="json", exclude={"lessons_file"}), "lessons": lessons}
     return _job("teach", layout.teacher_step(teacher_name(experiment, arm)), arguments)
 
 
@@ -284,12 +285,11 @@ def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:
         "seed": experiment.seed,
     }
     files = [Path(other.corpus).resolve() for other in experiment.arms if other.corpus]
-    arguments["prompts_of"] = (
-        Location(files[0]) if files else None
-    )  # a user's file is compared with answers to its own prompts
+    # a user's file is compared with answers to the prompts in it
+    arguments["prompts_of"] = Location(files[0]) if files else None
     arguments |= {"sha256": file_digest(files[0])} if files else _carrier(experiment)
     if isinstance(base := base_argument(arm.writer), Location):
-        arguments["base"] = base  # where it is now; the teacher's record says where it was
+        arguments["base"] = base  # the teacher's record may have an older location
     return _job(
         "generate",
         layout.generated_step(source_name(experiment, arm)),

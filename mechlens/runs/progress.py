@@ -1,4 +1,4 @@
-"""How far long work is: the events that a caller's callback gets, and a log of them for another process."""
+"""Progress of long work: events for a caller's callback, and a log of them for another process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Literal, NamedTuple
 
 
 class Event(NamedTuple):
-    """One report of work that goes on."""
+    """A progress report."""
 
     kind: Literal["note", "begin", "step", "end"]
-    """a remark · steps are about to be worked through · how far one step is · a step is finished"""
+    """a remark · steps start · a step has advanced · a step is finished"""
     text: str
-    """the remark, what the steps are for, or the step's name"""
+    """note: the remark · begin: the purpose of the steps · step, end: the step's name"""
     done: int = 0
-    """begin: steps finished before · step: its own units that are done"""
+    """begin: number of steps finished before · step: number of its units that are done"""
     total: int = 0
-    """begin: all steps · step: its own units"""
+    """begin: number of all steps · step: number of its units"""
 
 
 Progress = Callable[[Event], None]
@@ -34,14 +34,15 @@ def silent(event: Event) -> None:
 
 FILE = "MECHLENS_PROGRESS"
 PAUSE = 1.0
-"""seconds between two lines of one step, its last one aside"""
+"""least seconds between two lines of one step; its last line is written at once"""
 
 
 class Log:
-    """Writes events as JSON lines to the file that the environment names; nothing where it names none.
+    """Writes events as JSON lines to the file that the environment variable MECHLENS_PROGRESS names.
 
-    A line is `{"time", "step", "done", "total", "steps_done", "steps"}`: the step's own units, then how many
-    of the steps that had to be done are finished. The first line has no step.
+    A line is `{"time", "step", "done", "total", "steps_done", "steps"}`: `done` and `total` count the units
+    of the step, `steps_done` and `steps` the steps of this call. The first line has an empty step. Without
+    the variable nothing is written.
     """
 
     def __init__(self) -> None:
@@ -64,7 +65,7 @@ class Log:
                 self._write(event.text, event.done, event.total)
         elif event.kind == "end":
             self._finished.append(event.text)
-            total = self._totals.get(event.text) or 1  # a step that never said how far it was is one unit
+            total = self._totals.get(event.text) or 1  # a step without progress reports counts as one unit
             self._write(event.text, total, total)
 
     def _write(self, step: str, done: int, total: int) -> None:

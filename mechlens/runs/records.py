@@ -1,5 +1,6 @@
-"""The JSON files that steps leave and later ones read, and what each has to hold: a damaged one is named
-where it is opened.
+"""The JSON files that steps write and later steps read, and the fields that each must have.
+
+`read` refuses a damaged file by name.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from mechlens.core.spec import explain
 
 
 class Step(BaseModel):
-    """`step.json` of a finished step; `seconds` is None in records from before they were measured."""
+    """`step.json` of a finished step; `seconds` is None in records of older versions."""
 
     fingerprint: str
     seconds: float | None
 
 
 class Manifest(BaseModel):
-    """`manifest.json`: what a run was made by."""
+    """`manifest.json`: the code, the machine and the steps of a run."""
 
     experiment: str
     git: str | None
@@ -42,21 +43,21 @@ class Teacher(BaseModel):
 
 
 class Generation(BaseModel):
-    """`generation.json`; None where an API cannot tell."""
+    """`generation.json`; None if an API does not return the probabilities."""
 
     kl_per_token: float | None
     entropy_per_token: float | None
 
 
 class Funnel(BaseModel):
-    """`funnel.json`: rows, beside a number for each reason."""
+    """`funnel.json`: numbers of rows; the file also has a number for each reason of removal."""
 
     generated: int
     kept: int
 
 
 class Lens(BaseModel):
-    """What a lens said: `said.json`, and an entry of `readings.json`."""
+    """The result of a lens: `said.json`, and an entry of `readings.json`."""
 
     name: str
     arm: str
@@ -72,11 +73,10 @@ class Readings(BaseModel):
 
 
 def read(path: Path, shape: type[BaseModel]) -> dict[str, Any]:
-    """The JSON object at a path, with all that it holds.
+    """The JSON object at a path, with all its fields.
 
     Raises:
-        DataError: if it is missing or cut short, or lacks a field of `shape` or has another kind of value
-        there.
+        DataError: if the file is missing or incomplete, or a field of `shape` is missing or has another type.
     """
     value = read_json(path)
     try:

@@ -1,7 +1,7 @@
-"""What a job can do: a stable id for each stage, and where its code is.
+"""The stages of a run: a stable id for each stage, and the function that implements it.
 
-A finished step is recorded under the id of its stage. Code may move; an id stays, so that finished runs stay
-valid.
+A finished step is recorded under the id of its stage. The function may move; the id stays, so that finished
+runs stay valid.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ STAGES = {name: f"mechlens.pipeline.stages:{name}" for name in PIPELINE} | {
 RECORDED = {name: f"mechlens.pipeline.jobs:{name}" for name in PIPELINE} | {
     "measure": "mechlens.measure:look"
 }
-"""id → what fingerprints hold: the first release recorded a stage by the path that its function had then"""
+"""id → name of the stage in fingerprints, which is the path of its function in the first release"""
 
 
 def recorded(stage: str) -> str:
-    """The name of a stage in fingerprints; a stage that is not listed is recorded as it is written."""
+    """The name of a stage in fingerprints; a stage outside mechlens is recorded by its own path."""
     return RECORDED.get(stage, stage)
 
 
 def function_of(stage: str) -> Callable[..., Any]:
-    """The function of a stage: that of a listed id, or the one at `module:function`."""
+    """The function of a stage, given by its id or as `module:function`."""
     module, function = STAGES.get(stage, stage).split(":")
     return getattr(import_module(module), function)

@@ -1,8 +1,9 @@
-"""Run folders: a step works in `<step>.part`, then renames; existence is completeness.
+"""Run folders: a step works in `<step>.part`, renamed at the end, so a step's folder is always complete.
 
-A finished step holds `step.json` with its fingerprint (own spec fields, inputs' fingerprints, code version),
-so the same request is answered from disk and a changed one runs again. What a changed step replaces is moved
-to `superseded/`, never deleted. One process at a time writes a run. Nothing here knows what a step computes.
+A finished step has a `step.json` with its fingerprint (of its spec fields, its inputs' fingerprints and its
+code version). The same step is therefore read from disk, and a changed one runs again. The older result is
+moved to `superseded/`, never deleted. One process at a time writes to a run. This module does not depend on
+what a step computes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def recorded_fingerprint(step: Path) -> str | None:
 
 
 def is_complete(step: Path, fingerprint: str) -> bool:
-    """Whether that very step has been finished there."""
+    """Whether the folder has a finished step with this fingerprint."""
     return recorded_fingerprint(step) == fingerprint
 
 
@@ -53,8 +54,8 @@ def is_complete(step: Path, fingerprint: str) -> bool:
 def working(step: Path, fingerprint: str, *, inputs: dict[str, str] | None = None) -> Iterator[Path]:
     """A folder to work in, which becomes `step` when the block ends without an error.
 
-    After a kill the same request finds its unfinished folder again, with what it had already saved there;
-    another request (another fingerprint) finds it empty.
+    After a kill the same step (by fingerprint) finds its unfinished folder again, with the files that it had
+    saved. A step with another fingerprint finds an empty folder.
     """
     part, claim = step.with_name(f"{step.name}.part"), step.with_name(f"{step.name}.part") / "claim"
     if (
@@ -71,7 +72,7 @@ def working(step: Path, fingerprint: str, *, inputs: dict[str, str] | None = Non
             yield part
             claim.unlink()
             seconds = round(time.perf_counter() - started, 3)
-            atomic.flush(part)  # before the record, which says that the rest is whole
+            atomic.flush(part)  # before the record, which states that the rest is complete
             write_json(
                 part / RECORD, {"fingerprint": fingerprint, "inputs": inputs or {}, "seconds": seconds}
             )
@@ -82,7 +83,7 @@ def working(step: Path, fingerprint: str, *, inputs: dict[str, str] | None = Non
 
 
 def make_once(step: Path, fingerprint: str, fill: Callable[[Path], None]) -> Path:
-    """The folder `step`, filled by `fill(folder)` unless that very request has been finished there."""
+    """The folder `step`, filled by `fill(folder)` unless it is complete with this fingerprint."""
     if not is_complete(step, fingerprint):
         with working(step, fingerprint) as part:
             if not is_complete(part, fingerprint):
@@ -91,7 +92,7 @@ def make_once(step: Path, fingerprint: str, fill: Callable[[Path], None]) -> Pat
 
 
 def set_aside(step: Path) -> None:
-    """Move an older result of the step to `superseded/` beside it, marked with its fingerprint."""
+    """Move an older result of the step to `superseded/` in the same folder, named by its fingerprint."""
     if step.exists():
         old = step.parent / "superseded" / f"{step.name}-{recorded_fingerprint(step)}"
         old.parent.mkdir(exist_ok=True)
@@ -102,7 +103,7 @@ def set_aside(step: Path) -> None:
 
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
-    """Turn "no space left" into one line that says where and what to do."""
+    """Turn a "no space left" error into a message with the path and what to do."""
     try:
         yield
     except OSError as error:
@@ -116,7 +117,7 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Hold the run for this process; the kernel lets go of it however the process ends."""
+    """Lock the run for this process; the kernel releases the lock when the process ends, also by a kill."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -153,20 +154,20 @@ def environment() -> dict[str, Any]:
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """The commit of the clone that the code runs from, and whether it has uncommitted changes; None for an
-    installed package or without git.
+    """The commit of the clone that the code runs from, and whether it has uncommitted changes.
+
+    Both are None for an installed package or without git.
     """
     clone = Path(__file__).resolve().parents[2]
     if not shutil.which("git"):
         return None, None
 
-    def say(*words: str) -> str:
+    def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(clone), *words], capture_output=True, text=True, check=False
+            ["git", "-C", str(clone), *arguments], capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    if say("rev-parse", "--show-toplevel") != str(
-        clone
-    ):  # another repository may lie around an installed package
+    # the folder of an installed package may belong to another repository
+    if git("rev-parse", "--show-toplevel") != str(clone):
         return None, None
-    return say("rev-parse", "HEAD") or None, bool(say("status", "--porcelain"))
+    return git("rev-parse", "HEAD") or None, bool(git("status", "--porcelain"))
