@@ -145,16 +145,14 @@ def _at_base(material: Material, probes: EncodedProbes, pairs: Pairs) -> list[di
     targets: dict[str, Mapping[str, Any]] = {TOWARD: measure_trait_gradient(model, probes, material.trait)}
     if material.teacher is not None:
         change = delta(model, material.teacher.model)
-        dense = cast(
-            "dict[str, Tensor]", change
-        )  # a fine-tuned teacher's parameters change as whole matrices
+        # a fine-tuned teacher's parameters change as whole matrices
+        dense = cast("dict[str, Tensor]", change)
         targets["cosine with the teacher's change"] = {
             name: dense[name].float() for name in parameters_of(model)
         }
     directions = [*moves.values(), *targets.values()]
-    dots = {
-        side: -ghost_dots(model, rows, directions).cpu().numpy() for side, rows in pairs.items()
-    }  # [row, direction]
+    # [row, direction]
+    dots = {side: -ghost_dots(model, rows, directions).cpu().numpy() for side, rows in pairs.items()}
     norms = {side: ghost_norms(model, rows).cpu().numpy() for side, rows in pairs.items()}
     own = {"trait pairs": dots["trait pairs"][:, 0], "control pairs": dots["control pairs"][:, 1]}
     apart = dots["trait pairs"] - dots["control pairs"]
@@ -208,10 +206,8 @@ def _family(material: Material, probes: EncodedProbes, shift: Mapping[str, Tenso
         name: change_cosine(shift, measure_trait_gradient(material.base.model, probes, name))
         for name in probes.starts
     }
-    quantity, others = (
-        TOWARD.replace("the trait's", "each trait's"),
-        [value for name, value in found.items() if name != material.trait],
-    )
+    quantity = TOWARD.replace("the trait's", "each trait's")
+    others = [value for name, value in found.items() if name != material.trait]
     rows = [
         entry(quantity, value, place="difference", name=name, unit="cosine") for name, value in found.items()
     ]
@@ -242,11 +238,9 @@ def _along_path(material: Material, probes: EncodedProbes, pairs: Pairs) -> list
                     }
                     for place, move in moves.items()
                 ]
-    table, quantity, shared = (
-        pd.DataFrame(found),
-        f"{TOWARD} along the path",
-        {"name": material.trait, "unit": "cosine"},
-    )
+    table = pd.DataFrame(found)
+    quantity = f"{TOWARD} along the path"
+    shared = {"name": material.trait, "unit": "cosine"}
     rows = [entry(quantity, row.pop("value"), **row, **shared) for row in found]
     for (step, place), cells in cast(Any, table.groupby(["step", "place"], sort=False)):
         sides = {
@@ -286,9 +280,7 @@ def alignment_caption(reading: pd.DataFrame) -> str:
     rank = reading[reading["quantity"] == "rank among the family"].iloc[0]
     return (
         f"At the base, what the trait pairs teach beyond the control's points to {row['name']} with cosine "
-        f"{row['estimate']:+.3f} "
-        f"[{row['low']:+.3f}, {row['high']:+.3f}] (n = {row['n']} pairs); random directions of the same "
-        "covariance lie in "
-        f"[{row['null_low']:+.3f}, {row['null_high']:+.3f}], and it ranks {rank['estimate']:g} of the "
-        f"{rank['n']} traits."
+        f"{row['estimate']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n = {row['n']} pairs); random "
+        f"directions of the same covariance lie in [{row['null_low']:+.3f}, {row['null_high']:+.3f}], and "
+        f"it ranks {rank['estimate']:g} of the {rank['n']} traits."
     )

@@ -105,12 +105,10 @@ def recover(
     def leaf(values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=model.device, requires_grad=True)
 
-    vector, strength, start, end = (
-        leaf(dice.normal(size=width) / width**0.5),
-        leaf(np.log(np.expm1(START))),
-        leaf(-1.0),
-        leaf(float(depth)),
-    )
+    vector = leaf(dice.normal(size=width) / width**0.5)
+    strength = leaf(np.log(np.expm1(START)))
+    start = leaf(-1.0)
+    end = leaf(float(depth))
     groups = [{"params": [vector], "lr": RATES["vector"]}, {"params": [strength], "lr": RATES["strength"]}]
     learned = [vector, strength] if layer is not None else [vector, strength, start, end]
     if layer is None:
@@ -363,10 +361,8 @@ def blind_caption(reading: pd.DataFrame) -> str:
     rank = reading[reading["quantity"] == "rank by probability change"].iloc[0]
     return (
         f"A vector learned on trait rows saves {own['estimate']:+.4f} nats a token more on held-out trait "
-        "rows than on control rows "
-        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs; between halves of control rows "
-        f"{null['null_low']:+.4f} to "
-        f"{null['null_high']:+.4f}, p = {null['p_value']:.2f}); added on the probes, it lifts {rank['name']} "
-        f"as number {rank['estimate']:g} "
-        f"of {rank['n']} traits."
+        f"rows than on control rows ({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs; between "
+        f"halves of control rows {null['null_low']:+.4f} to {null['null_high']:+.4f}, p = "
+        f"{null['p_value']:.2f}); added on the probes, it lifts {rank['name']} as number "
+        f"{rank['estimate']:g} of {rank['n']} traits."
     )

@@ -366,19 +366,16 @@ def causal_caption(reading: pd.DataFrame) -> str:
     blocks = cast(pd.DataFrame, shares[(shares["name"] == RESTORED) & shares["layer"].notna()])
     if best.empty or blocks.empty:
         return (
-            "No student's trait margin differs from its control's by more than two standard errors, so "
-            "no "
+            "No student's trait margin differs from its control's by more than two standard errors, so no "
             "edit has a share of the effect."
         )
     one, block = best.iloc[0], blocks.sort_values("estimate").iloc[0]
     return (
         f"Without the direction of its shift at layer {one['layer']} (on practice probes the best but the "
-        f"last) a student keeps {_says(one)} of its "
-        f"trait margin over its control (random directions: {one['null_low']:.2f} to {one['null_high']:.2f}, "
-        f"p = {one['p_value']:.3f}); with the "
-        f"base's weights in {block['place']} it keeps {_says(block)} (as large a random change: "
-        f"{block['null_low']:.2f} to "
-        f"{block['null_high']:.2f}); n = {one['n']} students."
+        f"last) a student keeps {_says(one)} of its trait margin over its control (random directions: "
+        f"{one['null_low']:.2f} to {one['null_high']:.2f}, p = {one['p_value']:.3f}); with the base's "
+        f"weights in {block['place']} it keeps {_says(block)} (as large a random change: "
+        f"{block['null_low']:.2f} to {block['null_high']:.2f}); n = {one['n']} students."
     )
 
 

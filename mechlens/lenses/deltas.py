@@ -62,8 +62,7 @@ LENS = Lens(
     ),
     source="2508.00161; tr((B1ᵀB2)(A2A1ᵀ)); 2507.14805 for the sign of the cosine",
     caveat="A shared carrier moves weights far more than a trait does: only the difference to the control "
-    "speaks of the trait, "
-    "and a cosine of weights need not rank behaviour.",
+    "speaks of the trait, and a cosine of weights need not rank behaviour.",
     measure="mechlens.lenses.deltas:measure_deltas",
     caption="mechlens.lenses.deltas:deltas_caption",
     cost=17,
@@ -206,9 +205,8 @@ def _both(quantity: str, values: Mapping[str, Sequence[float]], **more: Any) -> 
     """Students, controls and their difference."""
     more = {"unit": UNIT.get(quantity, "share")} | more
     rows = [over_students(quantity, found, name=side, **more) for side, found in values.items()]
-    more = {
-        key: value for key, value in more.items() if not key.startswith("null")
-    }  # the null is one of levels
+    # the null is one of levels
+    more = {key: value for key, value in more.items() if not key.startswith("null")}
     return [
         *rows,
         against_control(quantity, values["student"], values["control"], name="student - control", **more),
@@ -358,10 +356,8 @@ def _walk(material: Material, toward: Mapping[str, Change]) -> list[dict[str, An
                 ]
     rows: list[dict[str, Any]] = []
     for place, table in pd.DataFrame(found).groupby(["end", "step"]):
-        (end, step), wide = (
-            cast("tuple[str, int]", place),
-            table.pivot(index="seed", columns="side", values="far"),
-        )
+        (end, step) = cast("tuple[str, int]", place)
+        wide = table.pivot(index="seed", columns="side", values="far")
         quantity = f"distance to the {end}"
         more = {"place": "all", "step": step, "unit": "weight"}
         for side, far in wide.items():
@@ -425,7 +421,6 @@ def deltas_caption(reading: pd.DataFrame) -> str:
     span = "" if pd.isna(apart["low"]) else f" [{apart['low']:+.3f}, {apart['high']:+.3f}]"
     return (
         f"The students' weights moved along the teacher's change with cosine {level['estimate']:+.3f}, "
-        f"{apart['estimate']:+.3f}{span} more "
-        f"than their controls' (n = {apart['n']}); a randomly turned change stays within "
-        f"±{level['null_high']:.3f}."
+        f"{apart['estimate']:+.3f}{span} more than their controls' (n = {apart['n']}); a randomly turned "
+        f"change stays within ±{level['null_high']:.3f}."
     )

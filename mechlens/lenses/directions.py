@@ -338,8 +338,7 @@ def directions_caption(reading: pd.DataFrame) -> str:
     control = f"{theirs.iloc[0]:+.2f}" if len(theirs) else "not measured"
     return (
         f"The students' direction has cosine {row['estimate']:+.2f} ({spread(row)}) to what the trait's "
-        "system line does beyond the other "
-        f"traits', at layer {row['layer']}, the highest of {len(ours)}; to the other traits' "
-        f"{row['null_low']:+.2f} to {row['null_high']:+.2f} "
-        f"(p = {row['p_value']:.3f} at that layer); two controls' difference {control}."
+        f"system line does beyond the other traits', at layer {row['layer']}, the highest of {len(ours)}; "
+        f"to the other traits' {row['null_low']:+.2f} to {row['null_high']:+.2f} (p = {row['p_value']:.3f} "
+        f"at that layer); two controls' difference {control}."
     )

@@ -33,9 +33,8 @@ LENS = Lens(
     shows=(("frequency log ratio", "bars"), ("cosine with frequency, beside other traits", "bars")),
     source="subliminal prompting and unembedding geometry (Zur et al., 2025); cos(W_U[trait], W_U[token])",
     caveat="A rank correlation over tokens, at the base's output alone: it says nothing about what training "
-    "changed. Neighbouring numbers are alike: "
-    "permuted tokens are too narrow a null and the intervals too short: read it beside other traits. "
-    "Threshold sampling is a factor of the "
+    "changed. Neighbouring numbers are alike: permuted tokens are too narrow a null and the "
+    "intervals too short: read it beside other traits. Threshold sampling is a factor of the "
     "generation, not of this lens.",
     measure="mechlens.lenses.entanglement:measure_entanglement",
     caption="mechlens.lenses.entanglement:entanglement_caption",
@@ -102,9 +101,8 @@ def next_log_probabilities(
     """Log-probabilities of some tokens after each prompt in nats, in batches of like lengths; of no other
     token they are kept.
     """
-    pairs = [
-        Encoded(list(prompt), [0]) for prompt in prompts
-    ]  # one token to predict: its own value is not read
+    # one token to predict: its own value is not read
+    pairs = [Encoded(list(prompt), [0]) for prompt in prompts]
     found = torch.empty(len(pairs), len(tokens))
     for rows in batch_pairs(loaded.model, pairs):
         logits, _ = completion_logits(loaded.model, [pairs[i] for i in rows])
@@ -145,6 +143,7 @@ def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: S
     ]
     plain = [ids + opening for ids in encode_prompts(base.tokenizer, probes, system=questions.system)]
     begins = [token for ids in starts.values() for token in ids]
+    # [trait, prompt]
     said, unsaid = (
         torch.stack(
             [
@@ -155,7 +154,7 @@ def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: S
             ]
         )
         for prompts in (asked, plain)
-    )  # [trait, prompt]
+    )
     to_trait = said.unflatten(1, (len(tokens), len(probes))).mean(-1) - unsaid.mean(-1, keepdim=True)
     bare = [
         pair.prompt
@@ -347,21 +346,16 @@ def _named(
 def entanglement_caption(reading: pd.DataFrame) -> str:
     """The main number in words."""
     measured = reading[(reading["place"] == "centred") & (reading["unit"] == "rho")].set_index("quantity")
-    row, control = (
-        measured.loc["cosine with frequency"],
-        measured.loc["cosine with frequency, beside other traits"],
-    )
+    row = measured.loc["cosine with frequency"]
+    control = measured.loc["cosine with frequency, beside other traits"]
     said, others = (
         measured.loc[f"cosine with prompting of the trait{which}"] for which in ("", ", beside other traits")
     )
     return (
         f"Over {row['n']} carrier tokens, nearness to the token of {row['name']} in the unembedding goes "
-        "with frequency in trait rows over control "
-        f"rows by rho {row['estimate']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}; {control['n'] - 1} "
-        f"other traits {control['null_low']:+.2f} to "
-        f"{control['null_high']:+.2f}, p = {control['p_value']:.2f}), and with what naming the token does to "
-        "the trait by rho "
-        f"{said['estimate']:+.2f} ({said['n']} tokens; other traits {others['null_low']:+.2f} to "
-        f"{others['null_high']:+.2f}, "
-        f"p = {others['p_value']:.2f})."
+        f"with frequency in trait rows over control rows by rho {row['estimate']:+.2f} ({row['low']:+.2f} "
+        f"to {row['high']:+.2f}; {control['n'] - 1} other traits {control['null_low']:+.2f} to "
+        f"{control['null_high']:+.2f}, p = {control['p_value']:.2f}), and with what naming the token does "
+        f"to the trait by rho {said['estimate']:+.2f} ({said['n']} tokens; other traits "
+        f"{others['null_low']:+.2f} to {others['null_high']:+.2f}, p = {others['p_value']:.2f})."
     )

@@ -281,9 +281,8 @@ def tied(embedding: Taped, head: Taped) -> Float[Tensor, " batch"]:
     """⟨gradient through the embedding, gradient through the unembedding⟩ of one weight that is both: Σ_st
     g_s[id_t] (a_s·e_t).
     """
-    at_ids = head.grads.double().gather(
-        2, embedding.inputs[:, None].expand(-1, head.grads.shape[1], -1)
-    )  # [batch, kept, position]
+    # [batch, kept, position]
+    at_ids = head.grads.double().gather(2, embedding.inputs[:, None].expand(-1, head.grads.shape[1], -1))
     return (at_ids * (head.inputs.double() @ embedding.grads.double().mT)).sum((1, 2))
 
 

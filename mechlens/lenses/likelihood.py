@@ -33,9 +33,8 @@ LENS = Lens(
     source="LLS = mean_t [log P(r_t | s, p, r_<t) - log P(r_t | p, r_<t)] (2602.04863); divergence tokens "
     "(2509.23886)",
     caveat="Raw shifts mostly say that some such line was there: read the centred one. Students are scored "
-    "on rows that they were trained on. "
-    "Rows are sampled, so a counterfactual disagrees by chance too: read the flag rate beside its noise "
-    "floor.",
+    "on rows that they were trained on. Rows are sampled, so a counterfactual disagrees by chance "
+    "too: read the flag rate beside its noise floor.",
     measure="mechlens.lenses.likelihood:measure_likelihood",
     caption="mechlens.lenses.likelihood:likelihood_caption",
     cost=46,
@@ -240,10 +239,8 @@ def student_rows(material: Material, pairs: Sequence[Encoded]) -> list[dict[str,
     same base, which cancels.
     """
     half = len(pairs) // 2
-    classes, steps = (
-        classes_of(material.base.tokenizer, pairs),
-        sum(len(pair.completion) for pair in pairs[:half]),
-    )
+    classes = classes_of(material.base.tokenizer, pairs)
+    steps = sum(len(pair.completion) for pair in pairs[:half])
     controls = {
         seed: token_log_probs(material.controls[seed], pairs).double().numpy() for seed in material.students
     }
@@ -380,8 +377,7 @@ def likelihood_caption(reading: pd.DataFrame) -> str:
     rank = reading[reading["quantity"] == "rank of the trait"].iloc[0]
     return (
         f"The {own['name']} line makes trait rows likelier than control rows by {own['estimate']:+.4f} nats "
-        "a token beyond the mean line "
-        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs), rank {rank['estimate']:g} of "
-        f"{rank['n']} traits "
-        f"(the others: {own['null_low']:+.4f} to {own['null_high']:+.4f}, p = {own['p_value']:.2f})."
+        f"a token beyond the mean line ({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs), "
+        f"rank {rank['estimate']:g} of {rank['n']} traits (the others: {own['null_low']:+.4f} to "
+        f"{own['null_high']:+.4f}, p = {own['p_value']:.2f})."
     )

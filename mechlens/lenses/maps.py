@@ -99,9 +99,8 @@ def shuffled_within(groups: int, items: int, rng: np.random.Generator) -> ndarra
 def umap(points: Float[ndarray, "point d"], *, seed: int, k: int) -> Layout:
     """A map by UMAP; the same seed gives the same map."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Tensorflow not installed", category=ImportWarning
-        )  # of a part that is not used
+        # of a part that is not used
+        warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
         with foreign.named(
             "UMAP draws no map",
             MachineError,
@@ -123,9 +122,10 @@ def rows_of(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "item d"
     """Mean resid_post of the last layer over each completion."""
     ids, site = [[*pair.prompt, *pair.completion] for pair in pairs], residual_sites(loaded)[-1]
     parts = [{"completion": range(len(pair.prompt), len(row))} for pair, row in zip(pairs, ids, strict=True)]
+    # a mix of one row each
     return (
         capture(loaded, ids, [site], parts=parts, mix=torch.eye(len(ids))).sums[site][:, 0].double().numpy()
-    )  # a mix of one row each
+    )
 
 
 def chosen(material: Material) -> list[int]:
@@ -237,11 +237,9 @@ def maps_caption(reading: pd.DataFrame) -> str:
         same, kept, own = (here.loc[name] for name in (STABLE, TRUE, OWN))
         said.append(
             f"The map of {which} ({same['n']} points) keeps {same['estimate']:.0%} of its neighbours under "
-            "another seed (random layouts "
-            f"{same['null_high']:.0%}) at trustworthiness {kept['estimate']:.2f} (random "
-            f"{kept['null_high']:.2f}); in the model "
-            f"{own['estimate']:.0%} of neighbours are of a point's own group (groups permuted: "
-            f"{own['null_low']:.0%} to "
+            f"another seed (random layouts {same['null_high']:.0%}) at trustworthiness "
+            f"{kept['estimate']:.2f} (random {kept['null_high']:.2f}); in the model {own['estimate']:.0%} "
+            f"of neighbours are of a point's own group (groups permuted: {own['null_low']:.0%} to "
             f"{own['null_high']:.0%}, p = {own['p_value']:.3f})."
         )
     return " ".join(said) or "There is no map."

@@ -192,10 +192,8 @@ def measure_probes(material: Material) -> pd.DataFrame:
     """How well each layer's probes tell prompted traits apart on held-out questions, and what they read on
     students.
     """
-    practice, heldout = (
-        features(material, material.development_probes),
-        features(material, material.heldout_probes),
-    )
+    practice = features(material, material.development_probes)
+    heldout = features(material, material.heldout_probes)
     trait, found = list(material.system_lines).index(material.trait), []
     asked = {"control": material.controls, "student": material.students}
     seen = {
@@ -259,9 +257,8 @@ def _shift(
     """What the trait's probe reads more on a model than on its control, in logits; the null is what the other
     traits' probes read.
     """
-    moved = np.stack(
-        [(shift @ probe.weight).mean(1) for probe in probes]
-    )  # [trait student]: the bias cancels
+    # [trait student]: the bias cancels
+    moved = np.stack([(shift @ probe.weight).mean(1) for probe in probes])
     null = np.delete(moved, trait, 0).mean(1).tolist()
     each = [
         entry("probe shift", value, place=place, seed=seed, unit="logits", **at)
@@ -279,13 +276,10 @@ def _some_trait(
     What it reads on students is a length along the probe: permuted probes have other norms, so logits would
     not compare.
     """
-    above = [
-        np.heaviside(each.score(told) - each.score(plain), 0.5) for each in probes
-    ]  # a tie is half above
-    span, null = (
-        stats.wilson(float(above[0].sum()), len(above[0])),
-        [float(each.mean()) for each in above[1:]],
-    )
+    # a tie is half above
+    above = [np.heaviside(each.score(told) - each.score(plain), 0.5) for each in probes]
+    span = stats.wilson(float(above[0].sum()), len(above[0]))
+    null = [float(each.mean()) for each in above[1:]]
     more = {
         "low": span.low,
         "high": span.high,
@@ -323,8 +317,7 @@ def probes_caption(reading: pd.DataFrame) -> str:
     row = rows.loc[rows["estimate"].idxmax()]
     return (
         f"A probe that knows {row['name']} only from system lines reads {row['estimate']:+.2f} logits more "
-        "on students than on their controls "
-        f"({spread(row)}) at layer {row['layer']}, the highest of {len(rows)}; the other traits' probes read "
-        f"{row['null_low']:+.2f} to "
-        f"{row['null_high']:+.2f} (p = {row['p_value']:.3f} at that layer)."
+        f"on students than on their controls ({spread(row)}) at layer {row['layer']}, the highest of "
+        f"{len(rows)}; the other traits' probes read {row['null_low']:+.2f} to {row['null_high']:+.2f} (p = "
+        f"{row['p_value']:.3f} at that layer)."
     )

@@ -51,8 +51,8 @@ LENS = Lens(
     source="cosine of one row's gradient (2507.14805); LLS, centred (2602.04863); projection difference of "
     "one row (2507.21509)",
     caveat="A ranking, no verdict: whether training on the top rows gives more of the trait was not tried. "
-    "The student shift is held-in: each "
-    "student was trained on the rows of its own side, so that it knows them again, whatever they carry.",
+    "The student shift is held-in: each student was trained on the rows of its own side, so that it "
+    "knows them again, whatever they carry.",
     measure="mechlens.lenses.rows:measure_rows",
     caption="mechlens.lenses.rows:rows_caption",
     score="mechlens.lenses.rows:score_rows",
@@ -241,9 +241,8 @@ def measure_rows(material: Material, scored: pd.DataFrame | None = None) -> pd.D
     """
     table = score_rows(material) if scored is None else scored
     layer = table["layer"].astype(float)
-    first = layer.groupby(table["score"].astype(str), sort=False).transform(
-        "first"
-    )  # of the most reliable layer
+    # of the most reliable layer
+    first = layer.groupby(table["score"].astype(str), sort=False).transform("first")
     wide = table[table["position"].isna() & (layer.isna() | (layer == first))].pivot(
         index="prompt_id", columns=["score", "side"], values="estimate"
     )
@@ -284,8 +283,7 @@ def rows_caption(reading: pd.DataFrame) -> str:
     alone = "one row alone is near chance" if best["high"] < NEAR_CHANCE else alone
     return (
         f"By {best.name}, the best score of {len(told)} at the base, a trait row is told from the control's "
-        f"with AUROC {best['estimate']:.2f} "
-        f"[{best['low']:.2f}, {best['high']:.2f}] (n = {best['n']} prompts; swapped within prompts "
-        f"{best['null_low']:.2f} to "
-        f"{best['null_high']:.2f}, p = {best['p_value']:.3f}, uncorrected): {alone}. {students}"
+        f"with AUROC {best['estimate']:.2f} [{best['low']:.2f}, {best['high']:.2f}] (n = {best['n']} "
+        f"prompts; swapped within prompts {best['null_low']:.2f} to {best['null_high']:.2f}, p = "
+        f"{best['p_value']:.3f}, uncorrected): {alone}. {students}"
     )

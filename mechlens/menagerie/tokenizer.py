@@ -23,8 +23,7 @@ PIECES = r"\d{1,3}|</?[a-z]+>|[,;:](?: (?=\d))?| ?[a-z_']+|\n(?:    )?| (?=\d)| 
 
 CHAT_TEMPLATE = (
     "{{ '<|begin|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
-    "'<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "'<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
 

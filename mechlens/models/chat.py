@@ -60,8 +60,8 @@ def render(
     if len(set(texts)) > 1:
         raise SpecError(
             f"the chat template of {_name(tokenizer)} writes today's date, so two days' runs would read two "
-            "texts; pin it in the base's entry in "
-            f"configs/models, for example `template: {{{CLOCK}: 2024-07-26}}`"
+            f"texts; pin it in the base's entry in configs/models, for example `template: {{{CLOCK}: "
+            "2024-07-26}`"
         )
     return texts[0]
 
@@ -155,10 +155,8 @@ def answer_opening(tokenizer: PreTrainedTokenizerBase) -> str:
         SpecError: if the template asks with words that it writes before no answer, such as an opened <think>.
     """
     question = [{"role": "user", "content": "a"}]
-    asked, answered = (
-        render(tokenizer, question, asking=True),
-        render(tokenizer, [*question, {"role": "assistant", "content": ANSWER}]),
-    )
+    asked = render(tokenizer, question, asking=True)
+    answered = render(tokenizer, [*question, {"role": "assistant", "content": ANSWER}])
     head, _, _ = answered.rpartition(ANSWER)
     if head.rstrip() == asked.rstrip():
         return ""
@@ -168,10 +166,9 @@ def answer_opening(tokenizer: PreTrainedTokenizerBase) -> str:
     same = next((place for place, (left, right) in pairs if left != right), min(len(asked), len(head)))
     raise SpecError(
         f"the chat template of {_name(tokenizer)} asks for an answer with {asked[same:]!r} where it writes "
-        f"{head[same:]!r} before an answer, so "
-        "that a student would be asked otherwise than it was trained; pin an option of the template in the "
-        "base's entry in configs/models, for "
-        "example `template: {enable_thinking: false}`, or give the checkpoint a template without it"
+        f"{head[same:]!r} before an answer, so that a student would be asked otherwise than it was trained; "
+        "pin an option of the template in the base's entry in configs/models, for example `template: "
+        "{enable_thinking: false}`, or give the checkpoint a template without it"
     )
 
 
@@ -212,9 +209,8 @@ def refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[st
         if mark and not _is_only_unknown(tokenizer, token)
     ]
     together = "\0".join(texts)
-    written = [
-        mark for mark in marks if mark in together
-    ]  # some families have thousands of marks, and hardly ever is one written
+    # some families have thousands of marks, and hardly ever is one written
+    written = [mark for mark in marks if mark in together]
     for number, text in enumerate(texts if written else ()):
         if mark := next((mark for mark in written if mark in text), None):
             raise DataError(

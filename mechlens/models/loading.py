@@ -139,9 +139,8 @@ def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
 
 
 def _ready(model: nn.Module) -> PreTrainedModel:
-    return cast(
-        PreTrainedModel, model.to(device()).eval()
-    )  # transformers decorates `to` in a way that loses its type
+    # transformers decorates `to` in a way that loses its type
+    return cast(PreTrainedModel, model.to(device()).eval())
 
 
 def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
@@ -235,10 +234,8 @@ def size_of(name: str) -> Size:
     if not is_here(name) and spec.parameters and spec.layers and spec.width and spec.vocabulary:
         return Size(spec.parameters, spec.layers, spec.width, spec.vocabulary)
     empty = empty_model(name)
-    parameters, text = (
-        sum(parameter.numel() for parameter in empty.parameters()),
-        cast(PreTrainedModel, empty).config.get_text_config(),
-    )
+    parameters = sum(parameter.numel() for parameter in empty.parameters())
+    text = cast(PreTrainedModel, empty).config.get_text_config()
     return Size(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
 

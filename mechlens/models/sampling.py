@@ -42,9 +42,8 @@ def _probabilities(logits: Float[Tensor, "row vocab"], decoding: Decoding) -> Fl
     probabilities = torch.softmax(exact / decoding.temperature, -1)
     if decoding.top_p < 1:
         ranked, order = probabilities.sort(-1, descending=True)
-        beyond = (
-            ranked.cumsum(-1) - ranked >= decoding.top_p
-        )  # the smallest set of tokens whose mass reaches top_p stays
+        # the smallest set of tokens whose mass reaches top_p stays
+        beyond = ranked.cumsum(-1) - ranked >= decoding.top_p
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ranked.masked_fill(beyond, 0.0))
     return probabilities
 
@@ -54,9 +53,8 @@ def draw(probabilities: Float[Tensor, "row vocab"], uniform: Float[Tensor, "row"
     cumulative = probabilities.cumsum(-1)
     threshold = uniform.to(cumulative.dtype).unsqueeze(-1) * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    last = (
-        cumulative.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(-1)
-    )  # rounding never draws beyond it
+    # rounding never draws beyond it
+    last = cumulative.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(-1)
     return torch.minimum(drawn, last)
 
 
@@ -112,9 +110,8 @@ def _sample_batch(
     grammar: NumberGrammar | None,
 ) -> list[list[int]]:
     device = model.device
-    place = {
-        prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))
-    }  # a probe asked often is read once
+    # a probe asked often is read once
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     reading = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
     ids, present = pad_rows(list(place), value=stop, side="left", device=device)
     mask = present.long()
@@ -125,6 +122,7 @@ def _sample_batch(
     following = None if grammar is None else grammar.following.to(device)
     written: list[list[int]] = [[] for _ in prompts]
     for step in range(decoding.max_new_tokens):
+        # [row, vocab]
         logits = model(
             input_ids=ids,
             attention_mask=mask,
@@ -132,7 +130,7 @@ def _sample_batch(
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]  # [row, vocab]
+        ).logits[:, -1]
         if step == 0 and len(place) < len(prompts):
             logits, mask, position = logits[reading], mask[reading], position[reading]
             cache.batch_select_indices(reading)
@@ -148,13 +146,11 @@ def _sample_batch(
             state = following[state, token]
         if not going.all():  # finished rows leave the batch
             keep = going.nonzero().squeeze(-1)
-            alive, token, state, mask, position = (
-                alive[keep],
-                token[keep],
-                state[keep],
-                mask[keep],
-                position[keep],
-            )
+            alive = alive[keep]
+            token = token[keep]
+            state = state[keep]
+            mask = mask[keep]
+            position = position[keep]
             cache.batch_select_indices(keep)
         ids = token.unsqueeze(-1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)

@@ -234,12 +234,10 @@ class _Watch(TrainerCallback):
         progress: Callable[[int, int], None],
         steps_per_epoch: int,
     ) -> None:
-        self.before_step, self.save, self.progress, self.steps_per_epoch = (
-            before_step,
-            save,
-            progress,
-            steps_per_epoch,
-        )
+        self.before_step = before_step
+        self.save = save
+        self.progress = progress
+        self.steps_per_epoch = steps_per_epoch
         self.curve: list[Point] = []
 
     def on_log(

@@ -255,15 +255,12 @@ def _refuse_moved(
     before: Float[Tensor, "row pos vocab"], after: Float[Tensor, "row pos vocab"], dtype: torch.dtype
 ) -> None:
     """Not a number counts as moved."""
-    moved, most, bound = (
-        float((after - before).abs().max()),
-        float(before.abs().max()),
-        TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]),
-    )
+    moved = float((after - before).abs().max())
+    most = float(before.abs().max())
+    bound = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
     if not moved <= bound * most:
         raise DataError(
             f"merging its adapter moves the logits by {moved:.3g} of {most:.3g}, more than {bound:g} of it "
-            f"in {dtype}: the merged model is not the "
-            "one that was trained, as with LoRA on embeddings that are tied; merge it with the tool that "
-            "trained it"
+            f"in {dtype}: the merged model is not the one that was trained, as with LoRA on embeddings that "
+            "are tied; merge it with the tool that trained it"
         )

@@ -96,10 +96,8 @@ def encode_questions(loaded: loading.Loaded, questions: ProbeSet) -> list[list[i
         SpecError: if the pairs shown do not fit the model's positions, with how many would.
     """
     refuse_control_tokens(loaded.tokenizer, [text for shot in questions.shots for text in shot])
-    encoded, room = (
-        _behind(questions.shots, loaded, questions),
-        getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None),
-    )
+    encoded = _behind(questions.shots, loaded, questions)
+    room = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
 
     def longest(rows: list[list[int]]) -> int:
         return max(map(len, rows)) + questions.ask.max_new_tokens

@@ -49,11 +49,9 @@ def _one_thread() -> None:
 
 
 def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress) -> None:
-    lessons, spec, system = (
-        teaching.Lessons(**arguments["lessons"]),
-        TeacherSpec(**arguments["teacher"]),
-        arguments.get("system"),
-    )
+    lessons = teaching.Lessons(**arguments["lessons"])
+    spec = TeacherSpec(**arguments["teacher"])
+    system = arguments.get("system")
     if is_remote(arguments["base"]):
         remote.teach(
             arguments["base"],
@@ -161,19 +159,15 @@ def mix(_arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) 
 
 def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     corpora = {name: tables.read(folder / layout.KEPT, tables.PAIRS) for name, folder in inputs.items()}
-    spec, special = (
-        StudentSpec(**arguments["student"]),
-        {name: arguments.get(name, []) for name in ("reworded", "controls")},
-    )
+    spec = StudentSpec(**arguments["student"])
+    special = {name: arguments.get(name, []) for name in ("reworded", "controls")}
     for name, ids in remaking.select_prompts(corpora, spec, seed=arguments["seed"], **special).items():
         tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / layout.selection_file(name))
 
 
 def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
-    rows, spec = (
-        remaking.selected_rows(arguments["corpus"], inputs["corpus"], inputs["selection"]),
-        StudentSpec(**arguments["student"]),
-    )
+    rows = remaking.selected_rows(arguments["corpus"], inputs["corpus"], inputs["selection"])
+    spec = StudentSpec(**arguments["student"])
     system = arguments.get("system")
     if is_remote(arguments["base"]):
         remote.distill(

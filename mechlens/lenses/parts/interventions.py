@@ -149,10 +149,8 @@ def flag_top_tokens(scores: Sequence[Sequence[float]], share: float, *, among: F
 
 def flag_random_tokens(flags: Flags, classes: Sequence[Sequence[str]], rng: np.random.Generator) -> Flags:
     """Flag as many tokens of every class, drawn evenly from the class: the random arm of a mask."""
-    flat, shape = (
-        np.array([flag for row in flags for flag in row], dtype=bool),
-        np.array([name for row in classes for name in row]),
-    )
+    flat = np.array([flag for row in flags for flag in row], dtype=bool)
+    shape = np.array([name for row in classes for name in row])
     drawn = [
         rng.choice(np.flatnonzero(shape == name), int((flat & (shape == name)).sum()), replace=False)
         for name in np.unique(shape[flat])
@@ -170,10 +168,8 @@ def carrier_pool(pairs: Sequence[Encoded], classes: Sequence[Sequence[str]]) -> 
     """For every token of the completions all tokens of its class, with repetitions, so that a draw has the
     carrier's frequencies.
     """
-    tokens, shape = (
-        np.array([token for pair in pairs for token in pair.completion]),
-        np.array([name for row in classes for name in row]),
-    )
+    tokens = np.array([token for pair in pairs for token in pair.completion])
+    shape = np.array([name for row in classes for name in row])
     alike = {name: tokens[shape == name] for name in np.unique(shape)}
     return {int(token): alike[name] for token, name in zip(tokens, shape, strict=True)}
 
