@@ -200,8 +200,8 @@ def measure_lens(
 ) -> None:
     """The stage "measure": measure one lens on one arm.
 
-    It writes the lens's table, its record (description, missing needs, caption) and, if the lens has them, the
-    scores of single rows.
+    It writes the lens's table and its record (description, missing needs, caption), and the scores of single
+    rows if the lens has them.
     """
     if loading.device().type == "cpu":
         use_one_thread()

@@ -1,12 +1,11 @@
-"""Prompts to completions: a batched sampler with a key-value cache on a plain Hugging Face model.
+"""Sample completions of prompts, in batches with a key-value cache, from a plain Hugging Face model.
 
-A row's text depends on (seed, row index) and the logits alone: each step spends one uniform number per row on
-the inverse of the cumulative distribution. Batch size, order and finished neighbours enter through the
-rounding of the logits
-alone: kernels sum in another order for another shape, and a draw that falls on the edge between two tokens
-goes either way. So the same call on one machine gives the same text; another batch size, thread count or
-processor gives the same text but for about one row in 3,000 (3 to 5 of 12,000 on the menagerie), and an
-equally good sample. In float64 no such draw was seen.
+A row's text depends only on (seed, row index) and the logits: each step uses one uniform number per row for
+the inverse of the cumulative distribution. Batch size, order and other rows matter only by the rounding of
+the logits: kernels sum in another order for another shape, and a draw on the edge between two tokens can go
+either way. So the same call on one machine gives the same text. Another batch size, thread count or processor
+changes about one row in 3,000 (3 to 5 of 12,000 on the menagerie) and gives an equally good sample. In
+float64 no row changed.
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ from mechlens.models.padding import pad_rows
 
 
 class Decoding(NamedTuple):
-    """How tokens are drawn. Everything a library might default silently (top-k, repetition penalty) is
-    off.
-    """
+    """How tokens are drawn; further settings of libraries (top-k, repetition penalty) are off."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -53,7 +50,7 @@ def draw(probabilities: Float[Tensor, "row vocab"], uniform: Float[Tensor, "row"
     cumulative = probabilities.cumsum(-1)
     threshold = uniform.to(cumulative.dtype).unsqueeze(-1) * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    # rounding never draws beyond it
+    # with rounding, no draw is beyond the last token that has mass
     last = cumulative.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(-1)
     return torch.minimum(drawn, last)
 
@@ -71,13 +68,13 @@ def sample(
     batch: int = 1024,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
-    """One completion per prompt, in token ids without the `stop` token.
+    """Sample one completion per prompt, in token ids without the `stop` token.
 
     Args:
         prompts: token ids of rendered prompts, ragged.
         stop: the end-of-turn token.
-        seed: row i uses the random stream (seed, first_row + i), so shards join to what one call would give.
-        grammar: only tokens that it allows are drawn.
+        seed: row i uses the random stream (seed, first_row + i), so shards together equal one call.
+        grammar: limits the tokens that are drawn.
         progress: called with the number of rows just finished.
     """
     uniforms = np.stack(
@@ -110,7 +107,7 @@ def _sample_batch(
     grammar: NumberGrammar | None,
 ) -> list[list[int]]:
     device = model.device
-    # a probe asked often is read once
+    # a prompt that occurs several times is read once
     place = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     reading = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
     ids, present = pad_rows(list(place), value=stop, side="left", device=device)

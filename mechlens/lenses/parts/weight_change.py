@@ -75,8 +75,8 @@ class Delta(Mapping[str, Change]):
 def delta(base: PreTrainedModel, changed: PreTrainedModel | PeftModel) -> Mapping[str, Change]:
     """What training changed, by parameter name of the base, in float64.
 
-    A plain model gives dense changes of every parameter. A PEFT model gives the factors of its active adapters
-    (factors of several adapters are stacked); other parameters have no entry, and its base must be `base`.
+    A plain model gives dense changes of every parameter. A PEFT model, whose base must be `base`, gives the
+    factors of its active adapters (those of several adapters are stacked), and nothing for other parameters.
 
     Raises:
         SpecError: if the models do not have the same parameters, or the adapter is no plain LoRA.
@@ -88,7 +88,7 @@ def adapter_delta(model: PeftModel) -> dict[str, Change]:
     """The active adapters' changes as factors (B·scaling, A), transposed where the layer keeps in × out.
 
     Raises:
-        SpecError: if something other than LoRA matrices on linear layers is trained (DoRA, saved modules,
+        SpecError: if anything other than LoRA matrices on linear layers is trained (DoRA, saved modules,
         embeddings, biases).
     """
     changes: dict[str, Change] = {}
@@ -99,7 +99,7 @@ def adapter_delta(model: PeftModel) -> dict[str, Change]:
         if "modules_to_save" in name or "lora_magnitude" in name or "lora_embedding" in name
     ]:
         raise SpecError(
-            f"{other[0]} is trained in addition to the LoRA matrices; merge the adapter and compare the merged model"
+            f"{other[0]} is trained, not only LoRA matrices; merge the adapter and compare the merged model"
         )
     for name, layer in inner_model.named_modules():
         if isinstance(layer, LoraLayer):
