@@ -17,7 +17,7 @@ def quiet_peft(*, loading: bool = False) -> Iterator[None]:
     """Suppress warnings of PEFT while the context is open.
 
     Args:
-        loading: suppress also warnings about keys, sizes and tied weights, which the caller then has to check.
+        loading: suppress also warnings about keys, sizes and tied weights, which the caller has to check.
     """
     with warnings.catch_warnings():
         # PEFT uses a name for gradient checkpointing that transformers 5 removed

@@ -183,8 +183,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Token id → text of every special token, with or without a name in the tokenizer (such as eos_token).
 
-    Turn marks often have no name: Gemma's <start_of_turn> and Llama 3's <|start_header_id|> are special only as
-    added tokens.
+    Turn marks often have no name: Gemma's <start_of_turn> and Llama 3's <|start_header_id|> are special only
+    as added tokens.
     """
     added = {
         number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special

@@ -227,8 +227,8 @@ def batch_spans(
     Each slice has as many rows as fit. A row that does not fit is a slice by itself.
 
     Args:
-        spans: for each row the first position whose logits are needed, and the position after the last. Logits
-            of a slice are computed from the first position of any row to the last.
+        spans: for each row the first position whose logits are needed, and the position after the last. The
+            logits of a slice go from the first position of any row to the last.
         rows: the most rows of a slice.
         most: the most logits of a slice; `MOST_LOGITS` by default.
     """

@@ -1,8 +1,8 @@
 """Load trained weights, whole or as a LoRA adapter, only if they surely give the trained model.
 
-Every key of a file has to be used, and none may be missing: transformers and PEFT ignore a key, or fill one at
-random, with no more than a warning. An adapter has to be of a kind whose merge is known, and logits after the
-merge are compared with those before.
+Every key of a file has to be used, and none may be missing: transformers and PEFT ignore a key, or fill one
+at random, with no more than a warning. An adapter has to be of a kind whose merge is known. Logits after the
+merge are compared with the logits before.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 merged weight
 """
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""values of init_lora_weights that do not change the base's weights, as PiSSA, OLoRA, CorDA and LoftQ do"""
+"""values of init_lora_weights that keep the base's weights; PiSSA, OLoRA, CorDA and LoftQ change them"""
 KNOWN = {
     *(
         "task_type",
@@ -107,10 +107,11 @@ def whole_weights(folder: Path, base: nn.Module, dtype: torch.dtype) -> PreTrain
         DataError: names the first weight that is missing, unexpected or of another shape.
     """
     settings = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    # mismatches are refused below, by name
     settings |= {
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
-    }  # mismatches are refused below, by name
+    }
     with _loading():
         model, report = cast(
             tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(folder, **settings)
@@ -193,8 +194,8 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Merge the adapter of that folder into the weights of `model`, which is changed.
 
     Raises:
-        DataError: if a key is unused, missing or of another shape, the kind is not known, or the merge changes
-            the logits.
+        DataError: if a key is unused, missing or of another shape, the kind is not known, or the merge
+            changes the logits.
     """
     read_config(folder)
     if not (folder / WEIGHTS).is_file():

@@ -120,7 +120,7 @@ def measure_trait(
     for part in batch_probes(model, probes, rows=batch):
         logits = last_logits(model, part.prompts)
         scores = trait_scores(logits, probes.starts)
-        # `trait_probabilities` rounds its last bit differently, and numbers of the lens causal depend on this form
+        # `trait_probabilities` rounds differently, and numbers of the lens causal depend on this form
         probability = (scores[probes.trait] - logits.logsumexp(-1)).exp()
         margin = trait_margin(scores, probes.trait)
         measured.append(torch.stack([probability, margin]))
