@@ -104,7 +104,7 @@ def test_traits_that_begin_alike_have_no_gradient(toy: Loaded) -> None:
     alike = material_of(toy)._replace(
         heldout_probes=QUESTIONS._replace(forms={"owl": ("owl",), "otter": ("otter",)})
     )
-    with pytest.raises(SpecError, match="begin apart"):
+    with pytest.raises(SpecError, match="begin differently"):
         encode_contrast(loaded, alike.heldout_probes, alike.trait)
 
 

@@ -98,7 +98,7 @@ def test_a_clock_that_changes_no_text_is_no_matter() -> None:
 
 def test_a_clock_that_cannot_be_pinned_is_refused() -> None:
     template = "{% set how = '%Y' %}{{ strftime_now(how) }}{{ messages[0]['content'] }}"
-    with pytest.raises(SpecError, match="a format that it works out"):
+    with pytest.raises(SpecError, match="a format that it computes"):
         render(tokenizer_of("phi", template=template, strftime_now="2024-07-26"), QUESTION)
 
 

@@ -1,4 +1,6 @@
-"""The lenses: one file each, found in this folder and in other packages, and listed without loading torch.
+"""Registry of the lenses, which lists them without loading torch.
+
+Each lens is one file of this folder or of another package.
 
 A lens is a module with `LENS = Lens(...)`. Another package adds one through an entry point of the group
 `mechlens.lenses`, whose value is `module` or `module:NAME`. A declaration of plain literals is read from the
@@ -46,25 +48,28 @@ class Registry(NamedTuple):
 
 
 def find_lenses() -> dict[str, Lens]:
-    """Every lens by its name, in the order of reports."""
+    """Return every lens by its name, in the order of reports."""
     return registry().lenses
 
 
 def broken_lenses() -> dict[str, str]:
-    """Lenses of other packages that cannot be used: name → one line that names the package and the fault."""
+    """Return the lenses of other packages that cannot be used.
+
+    The values name the package and the fault in one line.
+    """
     return registry().broken
 
 
 def lens_names() -> tuple[str, ...]:
-    """The names of all lenses, in the order of reports."""
+    """Return the names of all lenses, in the order of reports."""
     return tuple(find_lenses())
 
 
 def find_lens(name: str) -> Lens:
-    """The lens of that name.
+    """Find a lens by its name.
 
     Raises:
-        SpecError: if there is none, or the package that brings it is broken.
+        SpecError: if no lens has the name, or the package that declares it is broken.
     """
     known = registry()
     if name in known.broken:
@@ -76,7 +81,7 @@ def find_lens(name: str) -> Lens:
 
 @cache
 def registry() -> Registry:
-    """All lenses, looked for once a process; `registry.cache_clear()` looks again."""
+    """Find all lenses, once in a process; `registry.cache_clear()` makes it search again."""
     lenses = {}
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         spec = find_spec(module.name)
@@ -90,7 +95,7 @@ def registry() -> Registry:
         try:
             lens = _lens_of(point)
             if lens.name in lenses:
-                raise SpecError(f"{_named(point)} has the name of a lens that is there already; rename it")
+                raise SpecError(f"{_named(point)} has the same name as another lens; rename it")
             lenses[lens.name] = lens
         except MechlensError as error:
             broken[point.name] = str(error)
@@ -103,10 +108,10 @@ def _named(point: EntryPoint) -> str:
 
 
 def _lens_of(point: EntryPoint) -> Lens:
-    """The lens that another package declares.
+    """Return the lens that an entry point of another package declares.
 
     Raises:
-        SpecError: if it cannot be imported, or is not a complete declaration.
+        SpecError: if the module cannot be imported, or its declaration is not complete.
     """
     try:
         with foreign.named("it cannot be imported"):
@@ -126,9 +131,9 @@ def _lens_of(point: EntryPoint) -> Lens:
 
 
 def declaration(module: str, name: str = "LENS") -> Lens:
-    """The `Lens` that a module declares under a name.
+    """Return the `Lens` that a module declares under a name.
 
-    A declaration of literals is read from the source of the module, which is then not imported.
+    A declaration of literals is read from the source without an import of the module.
 
     Raises:
         SpecError: if there is no such module, or no lens of that name in it.
@@ -139,7 +144,7 @@ def declaration(module: str, name: str = "LENS") -> Lens:
     if call := _call(spec, name):
         try:
             return Lens(**{str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
-        except (ValueError, TypeError):  # not of literals alone: only the module itself knows the value
+        except (ValueError, TypeError):  # not all values are literals: the module has to be imported
             pass
     lens = getattr(import_module(module), name, None)
     if not isinstance(lens, Lens):
@@ -148,7 +153,7 @@ def declaration(module: str, name: str = "LENS") -> Lens:
 
 
 def _call(spec: ModuleSpec, name: str) -> ast.Call | None:
-    """The call `name = Lens(...)` in a module's source, if the source is at hand and has one."""
+    """Return the call `name = Lens(...)` in the source of a module, or None without source or call."""
     get_source = getattr(spec.loader, "get_source", None)
     source = get_source(spec.name) if get_source else None
     for node in ast.parse(source or "").body:

@@ -1,8 +1,7 @@
-"""Where training moved the activations, and whither: the shift by layer and position, its way, and its logit
-lens.
+"""The shift of the activations by layer and position: its size, its direction and its logit lens.
 
-The shift of a student is measured from its matched control, never from the base alone: what any training on
-the carrier does is then gone. Positions are kept apart, since a shift may live in the template alone
+The shift is student minus matched control, not student minus base. This cancels what any training on the
+carrier does. Each kind of position is measured separately, since a shift may occur only in the template
 (2606.00831, 2606.06667).
 """
 
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechlens.lenses.base import Lens, Material, beside, reading_table, spread
+from mechlens.lenses.base import Lens, Material, reading_table, spread, students_against_null
 from mechlens.lenses.parts.capture import (
     BATCH,
     Parts,
@@ -49,7 +48,7 @@ LENS = Lens(
 
 
 class Rows(NamedTuple):
-    """What the models read, and the parts of each row."""
+    """Token ids that the models read, and the parts of each row."""
 
     ids: list[list[int]]
     parts: list[Parts]
@@ -59,11 +58,9 @@ Means = Float[Tensor, "layer part d"]
 
 
 def probes_and_carrier(material: Material) -> Rows:
-    """Every held-out probe, then up to `material.rows` pairs of the trait arm."""
-    probes, pairs = (
-        encode_questions(material.base, material.heldout_probes),
-        material.trait_pairs[: material.rows],
-    )
+    """Encode every held-out probe, then up to `material.rows` pairs of the trait arm."""
+    probes = encode_questions(material.base, material.heldout_probes)
+    pairs = material.trait_pairs[: material.rows]
     parts = split_positions(probes, [0] * len(probes), of="probe")
     parts += split_positions(
         [pair.prompt for pair in pairs], [len(pair.completion) for pair in pairs], of="carrier"
@@ -72,18 +69,19 @@ def probes_and_carrier(material: Material) -> Rows:
 
 
 def means_of(loaded: Loaded, rows: Rows) -> Means:
-    """Mean resid_post by layer and part."""
+    """Measure the mean resid_post by layer and part."""
     sites = residual_sites(loaded)
-    held = capture(loaded, rows.ids, sites, parts=rows.parts)
-    return torch.stack([held.mean(site) for site in sites])
+    sums = capture(loaded, rows.ids, sites, parts=rows.parts)
+    return torch.stack([sums.mean(site) for site in sites])
 
 
 def prompted_shift(material: Material, rows: Rows, base: Means) -> Means:
-    """What the trait's system line does to the base on the probes; NaN at the frame, whose tokens differ, and
-    on the carrier.
+    """Measure what the trait's system line changes in the base on the probes.
 
-    It stands for the teacher's shift where the teacher was not fine-tuned (2606.00995: a trait prompt is
-    about one vector).
+    It is NaN in the template, whose tokens differ, and on the carrier.
+
+    It replaces the teacher's shift if the teacher was not fine-tuned (2606.00995: a trait prompt is about
+    one vector).
     """
     probes = encode_questions(
         material.base, material.heldout_probes._replace(system=material.system_lines[material.trait])
@@ -98,43 +96,44 @@ def prompted_shift(material: Material, rows: Rows, base: Means) -> Means:
 
 
 def measure_activations(material: Material) -> pd.DataFrame:
-    """Norm, way and logit lens of the shift student minus control, by layer and part, beside control minus
-    another seed's control.
+    """Measure norm, cosine to the teacher and logit lens of the shift by layer and part.
+
+    The same is measured for control minus the control of another seed.
     """
     rows, sites = probes_and_carrier(material), residual_sites(material.base)
-    held = capture(
+    sums = capture(
         material.base,
         rows.ids,
         sites,
         parts=rows.parts,
         mix=draw_matched_mix(len(rows.ids), seed=material.seed),
     )
-    base = torch.stack([held.mean(site) for site in sites])
+    base = torch.stack([sums.mean(site) for site in sites])
     controls = {seed: means_of(loaded, rows) for seed, loaded in material.controls.items()}
     students = {seed: means_of(loaded, rows) - controls[seed] for seed, loaded in material.students.items()}
-    between = [controls[one] - controls[other] for one, other in combinations(controls, 2)][: len(controls)]
+    between = [controls[a] - controls[b] for a, b in combinations(controls, 2)][: len(controls)]
     teacher = (
         means_of(material.teacher, rows) - base if material.teacher else prompted_shift(material, rows, base)
     )
-    found = []
+    entries = []
     for layer, site in enumerate(sites):
-        random = held.directions(site)  # [draw part d]
-        for part, place in enumerate(held.parts):
+        random = sums.directions(site)  # [draw part d]
+        for part, place in enumerate(sums.parts):
             at = {"layer": layer, "place": place}
             shifts = {
                 "student": [shift[layer, part] for shift in students.values()],
                 "control": [shift[layer, part] for shift in between],
             }
-            found += _norms(shifts, base[layer, part], **at)
-            found += _ways(shifts, teacher[layer, part], random[:, part], seeds=list(students), **at)
-            found += _lensed(material, shifts, random[:, part], **at)
-    return reading_table(LENS, found, material=material)
+            entries += _norms(shifts, base[layer, part], **at)
+            entries += _cosines(shifts, teacher[layer, part], random[:, part], seeds=list(students), **at)
+            entries += _lensed(material, shifts, random[:, part], **at)
+    return reading_table(LENS, entries, material=material)
 
 
 def _norms(shifts: dict[str, list[Tensor]], base: Float[Tensor, "d"], **at: Any) -> list[dict[str, Any]]:
-    size = {name: [float(shift.norm() / base.norm()) for shift in held] for name, held in shifts.items()}
+    size = {name: [float(shift.norm() / base.norm()) for shift in sample] for name, sample in shifts.items()}
     return [
-        beside(
+        students_against_null(
             "shift norm",
             size["student"],
             size["control"],
@@ -145,7 +144,7 @@ def _norms(shifts: dict[str, list[Tensor]], base: Float[Tensor, "d"], **at: Any)
     ]
 
 
-def _ways(
+def _cosines(
     shifts: dict[str, list[Tensor]],
     teacher: Float[Tensor, "d"],
     random: Float[Tensor, "draw d"],
@@ -153,15 +152,17 @@ def _ways(
     seeds: list[int],
     **at: Any,
 ) -> list[dict[str, Any]]:
-    """Cosines to the teacher's shift; the null puts a random direction in the place of the teacher's."""
-    found = []
-    for name, held in shifts.items():
-        if held:
-            values = [float(cosine(shift, teacher)) for shift in held]
-            null = torch.stack([cosine(shift, random) for shift in held]).mean(0).tolist()
-            found.append(beside("cosine to teacher", values, null, name=name, unit="cosine", **at))
+    """Cosines to the teacher's shift; the null replaces the teacher's shift by random directions."""
+    entries = []
+    for name, sample in shifts.items():
+        if sample:
+            values = [float(cosine(shift, teacher)) for shift in sample]
+            null = torch.stack([cosine(shift, random) for shift in sample]).mean(0).tolist()
+            entries.append(
+                students_against_null("cosine to teacher", values, null, name=name, unit="cosine", **at)
+            )
             if name == "student" and str(at["place"]).endswith("/last"):
-                found += [
+                entries += [
                     {
                         "quantity": "cosine to teacher",
                         "estimate": value,
@@ -172,26 +173,27 @@ def _ways(
                     }
                     for seed, value in zip(seeds, values, strict=True)
                 ]
-    return found
+    return entries
 
 
 def _lensed(
     material: Material, shifts: dict[str, list[Tensor]], random: Float[Tensor, "draw d"], **at: Any
 ) -> list[dict[str, Any]]:
-    """The trait under the logit lens of the shifts; only where an answer begins, elsewhere names are not what
-    comes next.
+    """Margin and rank of the trait under the logit lens of the shifts.
+
+    Only for positions where an answer begins: elsewhere the next token is not a name.
     """
     if at["place"] != "probe/last":
         return []
-    held = {"null": list(random)} | {name: shift for name, shift in shifts.items() if shift}
-    forms, found = material.heldout_probes.forms, []
+    vectors_of = {"null": list(random)} | {name: shift for name, shift in shifts.items() if shift}
+    forms, entries = material.heldout_probes.forms, []
     seen = {
         name: standing(material.base, torch.stack(vectors), forms, trait=material.trait)
-        for name, vectors in held.items()
+        for name, vectors in vectors_of.items()
     }
-    for name in list(held)[1:]:
-        found.append(
-            beside(
+    for name in list(vectors_of)[1:]:
+        entries.append(
+            students_against_null(
                 "lens margin",
                 seen[name].margin.tolist(),
                 seen["null"].margin.tolist(),
@@ -200,40 +202,38 @@ def _lensed(
                 **at,
             )
         )
-        low = beside(
-            "lens rank", (-seen[name].rank).tolist(), (-seen["null"].rank).tolist()
-        )  # a low rank is the rare one
+        # a low rank is the rare one
+        low = students_against_null("lens rank", (-seen[name].rank).tolist(), (-seen["null"].rank).tolist())
         turned = {
             "low": -low["high"],
             "high": -low["low"],
             "null_low": -low["null_high"],
             "null_high": -low["null_low"],
         }
-        found.append(
+        entries.append(
             low | turned | {"estimate": -low["estimate"], "name": name, "unit": f"of {len(forms)}", **at}
         )
-    return found
+    return entries
 
 
 def activations_caption(reading: pd.DataFrame) -> str:
-    """The largest cosine to the teacher where answers begin, beside its null and the control."""
+    """Describe the largest cosine to the teacher where answers begin, with its null and the control."""
     rows = reading.loc[
         (reading["quantity"] == "cosine to teacher")
         & (reading["place"] == "probe/last")
         & reading["seed"].isna()
     ]
-    ours = rows.loc[(rows["name"] == "student") & rows["estimate"].notna()]
-    if len(ours) == 0:
+    students = rows.loc[(rows["name"] == "student") & rows["estimate"].notna()]
+    if len(students) == 0:
         return "The students' shift has no measurable direction where the answer begins."
-    row = ours.loc[ours["estimate"].idxmax()]
-    theirs = rows.loc[(rows["name"] == "control") & (rows["layer"] == row["layer"]), "estimate"]
-    control = f"{theirs.iloc[0]:+.2f}" if len(theirs) else "not measured"
+    row = students.loc[students["estimate"].idxmax()]
+    controls = rows.loc[(rows["name"] == "control") & (rows["layer"] == row["layer"]), "estimate"]
+    control = f"{controls.iloc[0]:+.2f}" if len(controls) else "not measured"
     return (
         "Where the answer begins, the shift of the students from their controls has cosine "
-        f"{row['estimate']:+.2f} "
-        f"({spread(row)}) to the teacher's at layer {row['layer']}, the highest of {len(ours)}; "
-        f"covariance-matched random directions reach {row['null_low']:+.2f} to {row['null_high']:+.2f} "
-        f"(p = {row['p_value']:.3f} at that layer), two controls' shift {control}."
+        f"{row['estimate']:+.2f} ({spread(row)}) to the teacher's at layer {row['layer']}, the highest of "
+        f"{len(students)}; covariance-matched random directions reach {row['null_low']:+.2f} to "
+        f"{row['null_high']:+.2f} (p = {row['p_value']:.3f} at that layer), two controls' shift {control}."
     )
 
 
@@ -241,12 +241,13 @@ def activations_caption(reading: pd.DataFrame) -> str:
 def logit_lens(
     loaded: Loaded, vectors: Float[Tensor, "vector d"], tokens: Sequence[int]
 ) -> Float[Tensor, "vector token"]:
-    """What a residual direction writes to the logits of `tokens`: U·LN(v / rms v) - U·LN(0), U and LN the
-    model's own.
+    """Return what residual directions write to the logits of `tokens`.
 
-    As in 2510.13900 the final norm is applied to the shift itself and not to the state that it is part of; to
-    first order, with the state's scale held fixed, both rank tokens alike. Taking LN(0) away removes the
-    biases. Blind to the vector's length.
+    This is U·LN(v / rms v) - U·LN(0), with the model's own U and LN.
+
+    As in 2510.13900, the final norm is applied to the shift itself and not to the state that it is part of.
+    To first order, at a fixed scale of the state, both rank tokens alike. Subtracting LN(0) removes the
+    biases. The result does not depend on the vector's length.
 
     >>> from mechlens.models.loading import load
     >>> base = load("menagerie-a")
@@ -256,17 +257,18 @@ def logit_lens(
     tensor([0, 1])
     """
     view, like = bridge_view(loaded), next(loaded.model.parameters())
-    found = []
+    logits = []
     for piece in vectors.split(BATCH):
         unit = (piece / piece.square().mean(-1, keepdim=True).sqrt()).to(like)[:, None]
         written = view.unembed(view.ln_final(unit)) - view.unembed(view.ln_final(torch.zeros_like(unit)))
-        found.append(written[:, 0, list(tokens)].float().cpu())
-    return torch.cat(found)
+        logits.append(written[:, 0, list(tokens)].float().cpu())
+    return torch.cat(logits)
 
 
 class Standing(NamedTuple):
-    """How a trait stands among its family under the logit lens; NaN where no token tells it from the
-    others.
+    """Rank and margin of a trait within its family under the logit lens.
+
+    NaN if no token tells the trait from the others.
     """
 
     rank: Float[np.ndarray, "vector"]
@@ -276,8 +278,9 @@ class Standing(NamedTuple):
 
 
 def standing(loaded: Loaded, vectors: Float[Tensor, "vector d"], forms: Forms, *, trait: str) -> Standing:
-    """The trait's place among the family's names, each scored by the logsumexp over its first tokens, as
-    `likelihoods` does.
+    """Rank the trait within the family by the logit lens.
+
+    Each name is scored by the logsumexp over its first tokens, as in `measure_likelihoods`.
     """
     starts = {
         name: tokens for name, tokens in first_tokens(loaded.tokenizer, forms).items() if tokens is not None

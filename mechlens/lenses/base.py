@@ -1,8 +1,7 @@
-"""What every lens shares: the values that it is given, what it says it needs, and the one tidy table that it
-fills.
+"""What every lens shares: its input (`Material`), its declaration and the table that it fills.
 
-A lens is a file with `LENS` (what it is and needs), `read` (values → reading) and the functions that it is
-made of. It knows models, pairs and questions; it never knows a run.
+A lens is a file with `LENS` (its declaration), a function that measures (`Material` → table) and a function
+that writes the caption. It knows models, pairs and probes, but not runs.
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ if TYPE_CHECKING:
 
 
 class Material(NamedTuple):
-    """Everything that a lens may look at."""
+    """The input of a lens: models, pairs and probes of one arm and its control."""
 
     base: Loaded
     teacher: Loaded | None
-    """the fine-tuned model of this base that wrote the trait rows; None for a prompted or steered teacher,
-    one of another base, and a file
+    """the fine-tuned model of this base that wrote the trait rows
+
+    None for a prompted or steered teacher, a teacher of another base, and rows from a file.
     """
     students: Mapping[int, Loaded]
-    """seed → the trait arm's student at its last checkpoint; loaded anew each time it is asked for"""
+    """seed → the trait arm's student at its last checkpoint; every lookup loads it again"""
     controls: Mapping[int, Loaded]
     """the same seeds of its matched control"""
     checkpoints: Callable[[str, int], Iterator[tuple[int, Loaded]]]
@@ -46,25 +46,25 @@ class Material(NamedTuple):
     """held-out probes; a lens reports on them"""
     trait: str
     family: tuple[str, ...]
-    """every trait that the probes are asked about"""
+    """every trait that the probes can distinguish"""
     system_lines: Mapping[str, str]
     """hypothesis → the system line of a teacher prompted with it"""
     rows: int
-    """how many pairs a lens may read at most: its cost"""
+    """the most pairs that a lens may read; this bounds its cost"""
     seed: int
     system: str | None = None
     """the system line that the pairs were encoded with"""
     arm: str = "trait"
     against: str = "control"
     prompt_ids: Sequence[int] = ()
-    """each pair's place in the experiment's list of prompts; empty where the pairs are of no experiment"""
+    """position of each pair's prompt in the experiment's list; empty for pairs without an experiment"""
 
     def pair_ids(self) -> Sequence[int]:
-        """What the pairs are called in tables: their prompt ids, else 0, 1, 2 …"""
+        """Return the ids of the pairs in tables: their prompt ids, else 0, 1, 2 …"""
         return self.prompt_ids or range(len(self.trait_pairs))
 
     def missing(self, lens: Lens) -> list[str]:
-        """What the lens needs and is not here."""
+        """Return the needs of the lens that this material does not meet."""
         have = {
             "teacher": self.teacher is not None,
             "students": len(self.students) > 0,
@@ -76,15 +76,16 @@ class Material(NamedTuple):
 
 
 def entry(quantity: str, estimate: float, **more: Any) -> dict[str, Any]:
-    """One row of a reading; columns that are not named are null."""
+    """Make one row of a reading; columns without a value are null."""
     unknown = sorted(set(more) - set(tables.READINGS.names))
-    assert not unknown, f"a reading has no columns {unknown}"
+    assert not unknown, f"a reading does not have the columns {unknown}"
     return {"quantity": quantity, "estimate": estimate} | more
 
 
 def over_students(quantity: str, values: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One row: the mean over students with its t interval (NaN is unscored); no interval from fewer than
-    two.
+    """Make one row: the mean over students with its t interval.
+
+    NaN values are unscored. Fewer than two students give no interval.
     """
     return entry(quantity, **_span(np.asarray(values, dtype=float)), **more)
 
@@ -92,7 +93,7 @@ def over_students(quantity: str, values: Sequence[float], **more: Any) -> dict[s
 def against_control(
     quantity: str, treated: Sequence[float], control: Sequence[float], **more: Any
 ) -> dict[str, Any]:
-    """One row: the difference treated minus control, paired by student, with its t interval and p-value."""
+    """Make one row: treated minus control, paired by student, with its t interval and p-value."""
     effect = stats.paired_effect(
         np.asarray(treated, dtype=float)[:, None], np.asarray(control, dtype=float)[:, None]
     )
@@ -108,10 +109,11 @@ def against_control(
 
 
 def against_null(quantity: str, value: float, null: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One row: a value beside draws of its null; p is the share of draws at least as high, with the value
-    counted (conformal).
+    """Make one row: a value with draws of its null.
 
-    Draws that could not be measured (NaN) are left out; where none is left there is no p-value.
+    The p-value is the share of draws at least as high, with the value counted (conformal).
+
+    Draws that could not be measured (NaN) are left out. Without any draw there is no p-value.
     """
     drawn = np.asarray(null, dtype=float)
     drawn = drawn[~np.isnan(drawn)]
@@ -125,28 +127,30 @@ def against_null(quantity: str, value: float, null: Sequence[float], **more: Any
 
 
 def rank_among(quantity: str, value: float, others: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One row: the place of a value among itself and the others, 1 the highest; equal values share the mean
-    of their places.
+    """Make one row: the rank of a value among itself and the others, 1 for the highest.
 
-    p is the share of the scored values, itself included, that are at least as high; n counts them. Unscored
-    others (NaN) are left out.
+    Equal values share the mean of their ranks.
+
+    The p-value is the share of the scored values that are at least as high, the value itself included; n
+    counts the scored values. Unscored others (NaN) are left out.
     """
     scored = np.asarray(others, dtype=float)
     scored = scored[~np.isnan(scored)]
-    higher, equal, n = (
-        int((scored > value).sum()),
-        int((scored == value).sum()),
-        len(scored) + int(np.isfinite(value)),
-    )
+    higher = int((scored > value).sum())
+    equal = int((scored == value).sum())
+    n = len(scored) + int(np.isfinite(value))
     place, p_value = (
         (1 + higher + equal / 2, (1 + higher + equal) / n) if np.isfinite(value) else (np.nan, np.nan)
     )
     return entry(quantity, place, n=n, p_value=p_value, unit="rank", **more)
 
 
-def beside(quantity: str, values: Sequence[float], null: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One row: the mean over students with its t interval, beside draws of the null of that mean; p is
-    against the null.
+def students_against_null(
+    quantity: str, values: Sequence[float], null: Sequence[float], **more: Any
+) -> dict[str, Any]:
+    """Make one row: the mean over students with its t interval, and draws of the null of that mean.
+
+    The p-value is against the null.
     """
     row = over_students(quantity, values, **more)
     return against_null(quantity, row["estimate"], null, **more) | row if len(null) else row
@@ -158,7 +162,7 @@ def _span(values: np.ndarray) -> dict[str, Any]:
 
 
 def spread(row: Any) -> str:
-    """The interval over students of one row of a reading, in words."""
+    """Describe the interval over students of one row of a reading."""
     if row["n"] < 2:
         return "no interval from one student"
     if pd.isna(row["low"]):
@@ -169,8 +173,9 @@ def spread(row: Any) -> str:
 def reading_table(
     lens: Lens, rows: Sequence[dict[str, Any]], *, material: Material | None = None
 ) -> pd.DataFrame:
-    """Rows as the tidy table of `tables.READINGS`, under the lens's name and, where a row names none, the
-    material's arms.
+    """Make the tidy table of `tables.READINGS` from rows.
+
+    The lens's name is added, and the material's arms where a row has none.
     """
     named = {"lens": lens.name} | (
         {} if material is None else {"arm": material.arm, "against": material.against}

@@ -1,5 +1,7 @@
-"""Lens blind: learn one steering vector on the rows, with frozen weights; measure the likelihood that it
-gains, what it resembles, and which trait it makes the model name.
+"""The blind lens: one steering vector learned on the rows, with frozen weights.
+
+It measures the likelihood that the vector gains, what the vector resembles, and which trait it makes the
+model name.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ START = 0.1
 HALVES, DIRECTIONS, SPOKEN = 5, 20, 8
 """draws of each null: vectors trained on control rows, random directions by likelihood and by answers"""
 STRENGTHS = (1.0, 4.0)
-"""times the strength learned on trait rows, when the probes are asked"""
+"""factors of the strength that was learned on trait rows, for the answers to probes"""
 
 
 class Steering(NamedTuple):
@@ -85,8 +87,9 @@ def recover(
     steps: int = STEPS,
     batch: int = BATCH,
 ) -> Steering:
-    """Learn the direction that makes the rows likeliest, at all layers through a soft window or at one; no
-    weight moves.
+    """Learn the direction that makes the rows likeliest, with frozen weights.
+
+    It acts at all layers through a soft window, or at one layer.
 
     AdamW with a cosine schedule; the vector is normalised inside the hook, the strength is softplus(a)
     (2604.25783).
@@ -105,12 +108,10 @@ def recover(
     def leaf(values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=model.device, requires_grad=True)
 
-    vector, strength, start, end = (
-        leaf(dice.normal(size=width) / width**0.5),
-        leaf(np.log(np.expm1(START))),
-        leaf(-1.0),
-        leaf(float(depth)),
-    )
+    vector = leaf(dice.normal(size=width) / width**0.5)
+    strength = leaf(np.log(np.expm1(START)))
+    start = leaf(-1.0)
+    end = leaf(float(depth))
     groups = [{"params": [vector], "lr": RATES["vector"]}, {"params": [strength], "lr": RATES["strength"]}]
     learned = [vector, strength] if layer is not None else [vector, strength, start, end]
     if layer is None:
@@ -148,8 +149,9 @@ def measure_nll(
 
 @torch.no_grad()
 def capture_completions(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[Tensor, "layer token d_model"]:
-    """resid_post of every layer where each completion token is predicted; rows are in the order of
-    `batch_pairs`.
+    """resid_post of every layer at the positions that predict completion tokens.
+
+    Rows are in the order of `batch_pairs`.
     """
     batches = []
     for rows in batch_pairs(loaded.model, pairs):
@@ -227,9 +229,7 @@ def _measure_answers(loaded: Loaded, material: Material, steering: Steering | No
 
 
 def _rank(quantity: str, values: dict[str, float], material: Material, **more: Any) -> dict[str, Any]:
-    """The true trait's rank among the family's traits that can be scored, 1 the highest; p is its share of
-    them.
-    """
+    """The true trait's rank among the family's scored traits, 1 the highest."""
     others = [value for name, value in values.items() if name != material.trait]
     return rank_among(quantity, values.get(material.trait, np.nan), others, name=material.trait, **more)
 
@@ -262,7 +262,8 @@ def _answer_rows(
         return {name: steered[name] - plain[name] for name in steered}
 
     for times in STRENGTHS:
-        amounts = times * vectors["trait rows"].amounts  # every vector as strong as the trait rows' one
+        # all vectors get the strength of the trait rows' vector
+        amounts = times * vectors["trait rows"].amounts
         null = [change(vector, amounts)[material.trait] for vector in random[:SPOKEN]]
         for place, steering in vectors.items():
             moved = change(steering.vector, amounts)
@@ -300,13 +301,14 @@ def _cosine_rows(
 ) -> list[dict[str, Any]]:
     """Cosines of the vectors with the teacher's shift at each layer, and with each other."""
     shift = measure_teacher_shift(material, pairs).to(random.device)
-    whose, rows = "teacher's" if material.teacher is not None else "trait line's", []
+    source = "teacher's" if material.teacher is not None else "trait line's"
+    rows = []
     for layer, target in enumerate(shift):
         null = cosine_similarity(random, target, dim=-1).tolist()
         for place, steering in vectors.items():
             cosine = float(cosine_similarity(steering.vector, target, dim=0))
             where = {"layer": layer, "place": f"vector of {place}", "unit": "cosine"}
-            rows.append(against_null(f"cosine with the {whose} shift", cosine, null, **where))
+            rows.append(against_null(f"cosine with the {source} shift", cosine, null, **where))
     trait, control = vectors["trait rows"].vector, vectors["control rows"].vector
     both = float(cosine_similarity(trait, control, dim=0))
     null = (random @ control).tolist()
@@ -314,7 +316,7 @@ def _cosine_rows(
 
 
 def measure_blind(material: Material) -> pd.DataFrame:
-    """What a vector learned on trait rows saves beyond control rows, resembles, and says.
+    """Measure what a vector learned on trait rows saves beyond control rows, resembles, and makes likely.
 
     Raises:
         SpecError: if there are fewer than 8 rows.
@@ -355,18 +357,16 @@ def measure_blind(material: Material) -> pd.DataFrame:
 
 
 def blind_caption(reading: pd.DataFrame) -> str:
-    """The main number in words."""
-    own = reading[
+    """Describe the likelihood that the vector saves on trait rows beyond control rows."""
+    saved = reading[
         (reading["quantity"] == "NLL saved, difference") & (reading["place"] == "vector of trait rows")
     ].iloc[0]
     null = reading[(reading["quantity"] == "statistic") & (reading["place"] == "control halves")].iloc[0]
     rank = reading[reading["quantity"] == "rank by probability change"].iloc[0]
     return (
-        f"A vector learned on trait rows saves {own['estimate']:+.4f} nats a token more on held-out trait "
-        "rows than on control rows "
-        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs; between halves of control rows "
-        f"{null['null_low']:+.4f} to "
-        f"{null['null_high']:+.4f}, p = {null['p_value']:.2f}); added on the probes, it lifts {rank['name']} "
-        f"as number {rank['estimate']:g} "
-        f"of {rank['n']} traits."
+        f"A vector learned on trait rows saves {saved['estimate']:+.4f} nats a token more on held-out trait "
+        f"rows than on control rows ({saved['low']:+.4f} to {saved['high']:+.4f}, {saved['n']} row pairs; "
+        f"between halves of control rows {null['null_low']:+.4f} to {null['null_high']:+.4f}, p = "
+        f"{null['p_value']:.2f}); added on the probes, it lifts {rank['name']} as number "
+        f"{rank['estimate']:g} of {rank['n']} traits."
     )

@@ -1,9 +1,11 @@
-"""What the trait needs and what is enough for it: blocks exchanged between models, a direction removed or
-added, the trait read exactly.
+"""Which blocks and directions the trait needs, and which are sufficient for it.
+
+The lens exchanges blocks between models, and removes or adds directions.
 
 The share of an edit is (edited student - control with the same edit) / (student - control), the mean over
-held-out probes above and below: 1 leaves the whole effect, 0 none, and what the edit does to any model
-cancels. A student whose own effect is within two standard errors (over probes) of none has no share.
+held-out probes in numerator and denominator. A share of 1 leaves the whole effect, 0 leaves nothing, and what
+the edit does to any model cancels. A student has no share if its effect is within two standard errors (over
+probes) of zero.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ DRAWS = 20
 """random changes and directions of each null: the least p-value is 1/21"""
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 DEEP = 8
-"""blocks above which not every span is tried, but each block alone and the spans from the first or to the
-last
+"""the most blocks for which every span is tried; deeper models: single blocks, and spans that start at the
+first or end at the last
 """
 
 OUTSIDE = "all but the blocks"
@@ -62,7 +64,7 @@ STUDENTS, TEACHERS, BEST, ADDED = "student's", "teacher's", "best direction remo
 
 
 class Edit(NamedTuple):
-    """What was done to the models."""
+    """A change to the models."""
 
     name: str
     place: str
@@ -76,8 +78,8 @@ Shifts = Float[Tensor, "layer d_model"]
 """mean over practice probes of the difference of resid_post at the last prompt token"""
 
 
-class Found(NamedTuple):
-    """All of one student."""
+class StudentEdits(NamedTuple):
+    """Every edit of one student."""
 
     seed: int
     raw: dict[str, Measured]
@@ -88,15 +90,16 @@ class Found(NamedTuple):
 
 
 def spans(depth: int) -> list[range]:
-    """Every run of neighbouring blocks; of a deep model single blocks and the runs from the first or to the
-    last.
+    """Every run of neighbouring blocks.
+
+    Of a deep model: single blocks, and the runs that start at the first or end at the last block.
     """
     every = [range(first, last + 1) for first in range(depth) for last in range(first, depth)]
     return [span for span in every if depth <= DEEP or len(span) == 1 or 0 in span or depth - 1 in span]
 
 
 def weights_of(model: PreTrainedModel, span: range | None) -> dict[str, Tensor]:
-    """Weights of those blocks by name; of everything outside the blocks if None."""
+    """The weights of those blocks by name; of everything outside the blocks if None."""
     blocks = decoder_layers(model)
     place = next(name for name, module in model.named_modules() if module is blocks)
     inside = tuple(f"{place}.{layer}." for layer in (range(len(blocks)) if span is None else span))
@@ -109,7 +112,7 @@ def weights_of(model: PreTrainedModel, span: range | None) -> dict[str, Tensor]:
 
 @contextmanager
 def swapped(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
-    """Give the model other weights while the block runs; its own tensors are kept and put back.
+    """Give the model other weights while the block runs; its original tensors are put back.
 
     >>> from copy import deepcopy
     >>> from mechlens.models.loading import load
@@ -124,21 +127,22 @@ def swapped(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[P
     True
     """
     parameters = dict(model.named_parameters())
-    own = {name: parameters[name].data for name in weights}
+    original = {name: parameters[name].data for name in weights}
     try:
         for name, tensor in weights.items():
-            parameters[name].data = tensor.to(own[name])
+            parameters[name].data = tensor.to(original[name])
         yield model
     finally:
-        for name, tensor in own.items():
+        for name, tensor in original.items():
             parameters[name].data = tensor
 
 
 def own_effect(
     student: Float[ndarray, "measure probe"], control: Float[ndarray, "measure probe"]
 ) -> Measured:
-    """Student minus control, mean over probes; NaN within two standard errors of none, since a share of
-    nothing says nothing.
+    """Student minus control, mean over probes.
+
+    It is NaN within two standard errors of zero: a share of no effect has no meaning.
     """
     difference = student - control
     spread = (
@@ -151,28 +155,29 @@ def own_effect(
 
 
 class Trio(NamedTuple):
-    """A student, its control and their base, asked the same probes."""
+    """A student, its control and their base, with the same probes."""
 
     base: Loaded
     student: Loaded
     control: Loaded
-    asked: EncodedProbes
+    probes: EncodedProbes
     plain: dict[str, Float[ndarray, "measure probe"]]
-    """who → unedited"""
+    """base, student or control → its unedited measures"""
 
     def share(
         self, treated: Float[ndarray, "measure probe"], against: Float[ndarray, "measure probe"]
     ) -> Measured:
-        """What lies between two readouts, as a share of what lies between student and control."""
+        """The difference of two readouts as a share of student minus control."""
         return (treated - against).mean(1) / own_effect(self.plain["student"], self.plain["control"])
 
     def with_weights(self, loaded: Loaded, weights: Mapping[str, Tensor]) -> Float[ndarray, "measure probe"]:
         with swapped(loaded.model, weights):
-            return measure_trait(loaded.model, self.asked)
+            return measure_trait(loaded.model, self.probes)
 
     def without(self, direction: Float[Tensor, "d_model"], *, layer: int) -> Measured:
-        """Share left where neither student nor control has anything along the direction; unscored for a
-        direction of length zero.
+        """Share left after the direction is removed from student and control.
+
+        NaN for a direction of length zero.
         """
         if not direction.norm() > 0:
             return np.full(len(MEASURES), np.nan)
@@ -181,34 +186,34 @@ class Trio(NamedTuple):
             ablate(self.control.model, direction, layer=layer),
         ):
             return self.share(
-                measure_trait(self.student.model, self.asked), measure_trait(self.control.model, self.asked)
+                measure_trait(self.student.model, self.probes), measure_trait(self.control.model, self.probes)
             )
 
     def steered(self, vector: Float[Tensor, "d_model"], *, layer: int) -> Measured:
-        """Share that the base takes on with the vector added."""
+        """Share that the base gets with the vector added."""
         with steer(self.base.model, {layer: vector}):
-            return self.share(measure_trait(self.base.model, self.asked), self.plain["base"])
+            return self.share(measure_trait(self.base.model, self.probes), self.plain["base"])
 
 
-def trio(base: Loaded, student: Loaded, control: Loaded, asked: EncodedProbes) -> Trio:
-    """All three as they are."""
+def trio(base: Loaded, student: Loaded, control: Loaded, probes: EncodedProbes) -> Trio:
+    """The three models without an edit."""
     models = {"base": base.model, "control": control.model, "student": student.model}
     return Trio(
-        base, student, control, asked, {who: measure_trait(model, asked) for who, model in models.items()}
+        base, student, control, probes, {name: measure_trait(model, probes) for name, model in models.items()}
     )
 
 
 Outcome = tuple[Edit, Measured, Sequence[Measured]]
-"""an edit's share, and draws of its null if it has one"""
+"""an edit, its share, and draws of its null; an empty list without a null"""
 
 
-def exchanges(held: Trio, *, seed: int) -> Iterator[Outcome]:
-    """Every span's weights exchanged, three ways.
+def exchanges(models: Trio, *, seed: int) -> Iterator[Outcome]:
+    """Exchange the weights of every span in three ways.
 
-    The null of a single block: not the step back to the base but one with its entries permuted within each
-    tensor, as large.
+    The null of a single block replaces the step back to the base by a step of the same size, whose entries
+    are permuted within each tensor.
     """
-    for span in [*spans(len(decoder_layers(held.base.model))), None]:
+    for span in [*spans(len(decoder_layers(models.base.model))), None]:
         place = (
             OUTSIDE
             if span is None
@@ -218,75 +223,77 @@ def exchanges(held: Trio, *, seed: int) -> Iterator[Outcome]:
         )
         layer = span[0] if span is not None and len(span) == 1 else None
         ours, theirs, bases = (
-            weights_of(loaded.model, span) for loaded in (held.student, held.control, held.base)
+            weights_of(loaded.model, span) for loaded in (models.student, models.control, models.base)
         )
         null = []
         for draw in range(DRAWS if layer is not None else 0):
-            steps = [_astray(own, bases, generator(seed, "astray", place, draw)) for own in (ours, theirs)]
+            steps = [_astray(side, bases, generator(seed, "astray", place, draw)) for side in (ours, theirs)]
             null.append(
-                held.share(
-                    held.with_weights(held.student, steps[0]), held.with_weights(held.control, steps[1])
+                models.share(
+                    models.with_weights(models.student, steps[0]),
+                    models.with_weights(models.control, steps[1]),
                 )
             )
-        restored = [held.with_weights(loaded, bases) for loaded in (held.student, held.control)]
-        yield Edit(RESTORED, place, layer), held.share(*restored), null
+        restored = [models.with_weights(loaded, bases) for loaded in (models.student, models.control)]
+        yield Edit(RESTORED, place, layer), models.share(*restored), null
         yield (
             Edit(PUT_IN, place, layer),
-            held.share(*(held.with_weights(held.base, weights) for weights in (ours, theirs))),
+            models.share(*(models.with_weights(models.base, weights) for weights in (ours, theirs))),
             [],
         )
         yield (
             Edit(EXCHANGED, place, layer),
-            held.share(held.with_weights(held.student, theirs), held.plain["control"]),
+            models.share(models.with_weights(models.student, theirs), models.plain["control"]),
             [],
         )
 
 
 def _astray(
-    own: Mapping[str, Tensor], other: Mapping[str, Tensor], rng: np.random.Generator
+    weights: Mapping[str, Tensor], other: Mapping[str, Tensor], rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    steps = permute_entries([other[name].to(tensor) - tensor for name, tensor in own.items()], rng)
-    return {name: tensor + step for (name, tensor), step in zip(own.items(), steps, strict=True)}
+    steps = permute_entries([other[name].to(tensor) - tensor for name, tensor in weights.items()], rng)
+    return {name: tensor + step for (name, tensor), step in zip(weights.items(), steps, strict=True)}
 
 
 def removals(
-    held: Trio, shifts: Mapping[str, Shifts], states: Float[Tensor, "layer probe d_model"], *, seed: int
+    models: Trio, shifts: Mapping[str, Shifts], states: Float[Tensor, "layer probe d_model"], *, seed: int
 ) -> Iterator[Outcome]:
-    """Each shift removed and added at each layer, beside random directions with the covariance of the
-    student's states.
+    """Remove and add each shift at each layer.
+
+    The null is random directions with the covariance of the student's states.
     """
     for layer, rows in enumerate(states):
         draws = draw_matched_directions(rows, draws=DRAWS, seed=seed_int(seed, "directions", layer))
-        null = [held.without(draw, layer=layer) for draw in draws]
-        for whose, shift in shifts.items():
+        null = [models.without(draw, layer=layer) for draw in draws]
+        for source, shift in shifts.items():
             yield (
-                Edit(f"{whose} shift removed", f"resid_post {layer}", layer),
-                held.without(shift[layer], layer=layer),
+                Edit(f"{source} shift removed", f"resid_post {layer}", layer),
+                models.without(shift[layer], layer=layer),
                 null,
             )
             sized = torch.nn.functional.normalize(draws, dim=1) * shift[layer].norm()
             for strength in STRENGTHS:
-                edit = Edit(f"{whose} shift × {strength:g} {ADDED}", f"resid_post {layer}", layer)
-                by_chance = [held.steered(draw, layer=layer) for draw in sized] if strength == 1 else []
-                yield edit, held.steered(strength * shift[layer], layer=layer), by_chance
+                edit = Edit(f"{source} shift × {strength:g} {ADDED}", f"resid_post {layer}", layer)
+                by_chance = [models.steered(draw, layer=layer) for draw in sized] if strength == 1 else []
+                yield edit, models.steered(strength * shift[layer], layer=layer), by_chance
 
 
 def of_student(
-    material: Material, seed: int, asked: EncodedProbes, practice: EncodedProbes, teachers: Shifts | None
-) -> Found:
+    material: Material, seed: int, probes: EncodedProbes, practice: EncodedProbes, teachers: Shifts | None
+) -> StudentEdits:
     """Every edit of one student and its control."""
     models = (material.base, material.students[seed], material.controls[seed])
-    held, tried = trio(*models, asked), trio(*models, practice)
+    measured, tried = trio(*models, probes), trio(*models, practice)
     states, against = (
         capture_last(loaded, practice.prompts, residual_sites(loaded)) for loaded in models[1:]
     )
     shift = (states - against).mean(1)
     shifts = {STUDENTS: shift} | ({} if teachers is None else {TEACHERS: teachers})
     root = seed_int(material.seed, "causal", seed)
-    outcomes = [*exchanges(held, seed=root), *removals(held, shifts, states, seed=root)]
-    return Found(
+    outcomes = [*exchanges(measured, seed=root), *removals(measured, shifts, states, seed=root)]
+    return StudentEdits(
         seed,
-        raw={who: values.mean(1) for who, values in held.plain.items()},
+        raw={name: values.mean(1) for name, values in measured.plain.items()},
         shares={edit: share for edit, share, _ in outcomes},
         null={edit: np.array(null) for edit, _, null in outcomes if null},
         practice=[float(tried.without(shift[layer], layer=layer)[1]) for layer in range(len(shift))],
@@ -294,12 +301,13 @@ def of_student(
 
 
 def measure_causal(material: Material) -> pd.DataFrame:
-    """Raw anchors, then the share left by (or put in by) every edit: over students beside the null, then for
-    each student.
+    """Measure the share of the effect that every edit leaves or adds.
+
+    The unedited measures come first, then each edit over students with its null, then each student.
     """
-    asked, practice = (
-        encode_probes(material.base, probes, material.trait)
-        for probes in (material.heldout_probes, material.development_probes)
+    probes, practice = (
+        encode_probes(material.base, split, material.trait)
+        for split in (material.heldout_probes, material.development_probes)
     )
     teachers = None
     if material.teacher is not None:
@@ -308,51 +316,56 @@ def measure_causal(material: Material) -> pd.DataFrame:
             for loaded in (material.teacher, material.base)
         )
         teachers = (ours - plain).mean(1)
-    found = with_best([of_student(material, seed, asked, practice, teachers) for seed in material.students])
+    students = [of_student(material, seed, probes, practice, teachers) for seed in material.students]
+    students = with_best(students)
     rows: list[dict[str, Any]] = []
     for number, measure in enumerate(MEASURES):
         rows += [
-            over_students(f"trait {measure}", [one.raw[who][number] for one in found], name=who)
-            for who in found[0].raw
+            over_students(f"trait {measure}", [edits.raw[model][number] for edits in students], name=model)
+            for model in students[0].raw
         ]
-        for edit in found[0].shares:
-            rows += _rows(edit, f"share of {measure}", number, found)
+        for edit in students[0].shares:
+            rows += _rows(edit, f"share of {measure}", number, students)
     return reading_table(LENS, rows, material=material)
 
 
-def with_best(found: Sequence[Found]) -> list[Found]:
-    """With one more edit: the student's shift removed at the layer where that leaves least on practice
-    probes, mean over students.
+def with_best(students: Sequence[StudentEdits]) -> list[StudentEdits]:
+    """Add one edit: the student's shift removed at the layer where least is left on practice probes.
 
-    Not behind the last block, if there is another: there the shift holds the answer's own logit, and its
-    removal is no news.
+    The layer is chosen by the mean over students. The last layer is left out if there is another: there the
+    shift contains the answer's logit, whose removal says nothing new.
     """
-    scored = np.array([one.practice for one in found if np.isfinite(one.practice).all()])
+    scored = np.array([edits.practice for edits in students if np.isfinite(edits.practice).all()])
     if not len(scored):
-        return list(found)
+        return list(students)
     layer = int(scored.mean(0)[: max(1, scored.shape[1] - 1)].argmin())
     source, best = (Edit(name, f"resid_post {layer}", layer) for name in (f"{STUDENTS} shift removed", BEST))
     return [
-        one._replace(shares=one.shares | {best: one.shares[source]}, null=one.null | {best: one.null[source]})
-        for one in found
+        edits._replace(
+            shares=edits.shares | {best: edits.shares[source]}, null=edits.null | {best: edits.null[source]}
+        )
+        for edits in students
     ]
 
 
-def _rows(edit: Edit, quantity: str, number: int, found: Sequence[Found]) -> list[dict[str, Any]]:
+def _rows(edit: Edit, quantity: str, number: int, students: Sequence[StudentEdits]) -> list[dict[str, Any]]:
     where = {"name": edit.name, "place": edit.place, "layer": edit.layer, "unit": "share"}
-    values = [float(one.shares[edit][number]) for one in found]
-    scored = [one for one, value in zip(found, values, strict=True) if np.isfinite(value)]
+    values = [float(edits.shares[edit][number]) for edits in students]
+    scored = [edits for edits, value in zip(students, values, strict=True) if np.isfinite(value)]
     more: dict[str, Any] = {}
     if scored and edit in scored[0].null:
-        drawn = np.mean([one.null[edit][:, number] for one in scored], axis=0)  # [draw]
-        sign = 1 if ADDED in edit.name else -1  # what is removed is to leave less
+        drawn = np.mean([edits.null[edit][:, number] for edits in scored], axis=0)  # [draw]
+        sign = 1 if ADDED in edit.name else -1  # a removal should leave less
         row = against_null(quantity, float(sign * np.nanmean(values)), (sign * drawn).tolist())
         low, high = sorted((sign * row["null_low"], sign * row["null_high"]))
         more = {"null_low": low, "null_high": high, "p_value": row["p_value"]}
     summary = over_students(quantity, values, **where, **more)
     return [
         summary,
-        *(entry(quantity, value, seed=one.seed, **where) for one, value in zip(found, values, strict=True)),
+        *(
+            entry(quantity, value, seed=edits.seed, **where)
+            for edits, value in zip(students, values, strict=True)
+        ),
     ]
 
 
@@ -366,23 +379,21 @@ def causal_caption(reading: pd.DataFrame) -> str:
     blocks = cast(pd.DataFrame, shares[(shares["name"] == RESTORED) & shares["layer"].notna()])
     if best.empty or blocks.empty:
         return (
-            "No student's trait margin differs from its control's by more than two standard errors, so "
-            "no "
+            "No student's trait margin differs from its control's by more than two standard errors, so no "
             "edit has a share of the effect."
         )
-    one, block = best.iloc[0], blocks.sort_values("estimate").iloc[0]
+    direction, block = best.iloc[0], blocks.sort_values("estimate").iloc[0]
     return (
-        f"Without the direction of its shift at layer {one['layer']} (on practice probes the best but the "
-        f"last) a student keeps {_says(one)} of its "
-        f"trait margin over its control (random directions: {one['null_low']:.2f} to {one['null_high']:.2f}, "
-        f"p = {one['p_value']:.3f}); with the "
-        f"base's weights in {block['place']} it keeps {_says(block)} (as large a random change: "
-        f"{block['null_low']:.2f} to "
-        f"{block['null_high']:.2f}); n = {one['n']} students."
+        f"Without the direction of its shift at layer {direction['layer']} (on practice probes the best but "
+        f"the last) a student keeps {_interval_text(direction)} of its trait margin over its control "
+        f"(random directions: {direction['null_low']:.2f} to {direction['null_high']:.2f}, p = "
+        f"{direction['p_value']:.3f}); with the base's weights in {block['place']} it keeps "
+        f"{_interval_text(block)} (as large a random change: {block['null_low']:.2f} to "
+        f"{block['null_high']:.2f}); n = {direction['n']} students."
     )
 
 
-def _says(row: Any) -> str:
+def _interval_text(row: Any) -> str:
     return f"{row['estimate']:.2f}" + (
         f" [{row['low']:.2f}, {row['high']:.2f}]" if pd.notna(row["low"]) else ""
     )

@@ -1,6 +1,4 @@
-"""What training changed in the weights: how much, of what rank, and whether student and teacher changed
-alike.
-"""
+"""What training changed in the weights: size, rank, and likeness to the teacher's change."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ SPECTRA = (
     "overlap of columns with the teacher",
 )
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""ranks whose singular value is kept: about as many between 1 and 2 as between 256 and 512"""
+"""ranks whose singular value is in the table, about evenly spaced on a log scale"""
 SPECTRUM = "singular value"
 VALUES = tuple(f"{SPECTRUM} {rank}" for rank in RANKS)
 UNIT: dict[str, str] = dict(
@@ -62,8 +60,7 @@ LENS = Lens(
     ),
     source="2508.00161; tr((B1ᵀB2)(A2A1ᵀ)); 2507.14805 for the sign of the cosine",
     caveat="A shared carrier moves weights far more than a trait does: only the difference to the control "
-    "speaks of the trait, "
-    "and a cosine of weights need not rank behaviour.",
+    "speaks of the trait, and a cosine of weights need not rank behaviour.",
     measure="mechlens.lenses.deltas:measure_deltas",
     caption="mechlens.lenses.deltas:deltas_caption",
     cost=17,
@@ -72,16 +69,16 @@ LENS = Lens(
 
 
 def address(name: str) -> tuple[int | None, str]:
-    """Layer and site of a parameter, e.g. (0, "self_attn.q_proj"); the layer is None outside the blocks."""
-    found = re.search(r"\.(\d+)\.(.+)$", name)
-    layer, place = (int(found[1]), found[2]) if found else (None, name)
+    """Layer and site of a parameter, e.g. (0, "self_attn.q_proj"); outside the blocks the layer is None."""
+    match = re.search(r"\.(\d+)\.(.+)$", name)
+    layer, place = (int(match[1]), match[2]) if match else (None, name)
     return layer, place.removesuffix(".weight")
 
 
 def measure_change(
     base: PreTrainedModel, changed: PreTrainedModel | PeftModel, toward: Mapping[str, Change]
 ) -> pd.DataFrame:
-    """Measure how a model's weights differ from the base's: one row for each changed parameter, by its name.
+    """Measure how a model's weights differ from the base's: one row for each changed parameter.
 
     Columns: moved, was, theirs (squared norms of the change, of the base and of `toward`), along (inner
     product with `toward`), cells (entries), then the quantities of `SHARES` and, for matrices inside the
@@ -101,47 +98,39 @@ def measure_change(
     >>> change[change > 0].round(3).to_dict()
     {'model.layers.1.mlp.up_proj.weight': 0.01}
     """
-    before, changes, found = dict(base.named_parameters()), delta(base, changed), []
-    for name in changes:
-        change, other = changes[name], toward.get(name, torch.zeros(1, dtype=torch.float64))
-        aligned = name in toward
+    before, rows = dict(base.named_parameters()), []
+    for name, change in delta(base, changed).items():
+        other = toward.get(name, torch.zeros(1, dtype=torch.float64))
         sizes = {
             "moved": inner(change, change),
             "was": change_norm(before[name].detach()) ** 2,
             "theirs": inner(other, other),
         }
-        sizes["along"] = inner(change, other) if aligned else 0.0
+        sizes["along"] = inner(change, other) if name in toward else 0.0
         row: dict[str, Any] = {"name": name, "cells": before[name].numel(), **sizes, **shares(sizes)}
-        if before[name].ndim == 2 and row["moved"] > 0 and address(name)[0] is not None:
-            values = singular(change)[1]
-            row |= {"stable rank": stable_rank(values), "top singular value": float(values[0])}
-            kept = [values[rank - 1] for rank in RANKS if rank <= len(values)]
-            row |= {
-                name: float(value)
-                for name, value in zip(VALUES, kept, strict=False)
-                if value > ROUNDING * values[0]
-            }
-            if row["theirs"] > 0:
-                ours, theirs = leading(change, TOP), leading(other, TOP)
-                row |= dict(
-                    zip(
-                        SPECTRA[2:],
-                        (subspace_overlap(a, b) for a, b in zip(ours, theirs, strict=True)),
-                        strict=True,
-                    )
-                )
-        found.append(row)
-    return (
-        pd.DataFrame(found)
-        .reindex(columns=["name", *COLUMNS, *SHARES, *SPECTRA, *VALUES])
-        .set_index("name")
-        .astype(float)
-    )
+        if before[name].ndim == 2 and sizes["moved"] > 0 and address(name)[0] is not None:
+            row |= _spectrum(change)
+            if sizes["theirs"] > 0:
+                pairs = zip(leading(change, TOP), leading(other, TOP), strict=True)
+                row |= dict(zip(SPECTRA[2:], (subspace_overlap(a, b) for a, b in pairs), strict=True))
+        rows.append(row)
+    columns = ["name", *COLUMNS, *SHARES, *SPECTRA, *VALUES]
+    return pd.DataFrame(rows).reindex(columns=columns).set_index("name").astype(float)
+
+
+def _spectrum(change: Change) -> dict[str, float]:
+    """Stable rank and singular values of a change; values that are rounding are left out."""
+    values = singular(change)[1]
+    kept = [values[rank - 1] for rank in RANKS if rank <= len(values)]
+    return {"stable rank": stable_rank(values), "top singular value": float(values[0])} | {
+        name: float(value) for name, value in zip(VALUES, kept, strict=False) if value > ROUNDING * values[0]
+    }
 
 
 def shares(sums: Mapping[str, float]) -> dict[str, float]:
-    """Norm, relative norm and cosine from (sums of) squared norms and inner products; NaN where it would
-    divide by zero.
+    """Norm, relative norm and cosine from sums of squared norms and of inner products.
+
+    NaN instead of a division by zero.
     """
     along = (sums["moved"] * sums["theirs"]) ** 0.5
     relative = (sums["moved"] / sums["was"]) ** 0.5 if sums["was"] > 0 else np.nan
@@ -155,8 +144,9 @@ def shares(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def turned_cosine_sd(measured: pd.DataFrame) -> float:
-    """Standard deviation of the cosine if `toward` were turned at random in every parameter, its singular
-    values kept.
+    """Standard deviation of the cosine if `toward` were rotated at random in every parameter.
+
+    The rotation keeps its singular values.
 
     For independent Haar rotations E⟨Δ, UΣVᵀ⟩² = ‖Δ‖²‖Σ‖²/(mn) whatever the spectrum, and its mean is 0.
     """
@@ -168,18 +158,19 @@ def turned_cosine_sd(measured: pd.DataFrame) -> float:
 def row_changes(
     base: Loaded, changed: PreTrainedModel, tokens: Mapping[str, list[int]]
 ) -> dict[tuple[str, str], float]:
-    """(name, "embed" or "unembed") → mean norm of the changes of its tokens' rows; NaN where the matrix was
-    frozen.
+    """Mean norm of the changes of the embedding rows: (name, "embed" or "unembed") → value.
+
+    NaN if the matrix was frozen.
     """
-    found = {}
+    norms = {}
     for place, get in (("embed", "get_input_embeddings"), ("unembed", "get_output_embeddings")):
         before, after = getattr(base.model, get)().weight.detach(), getattr(changed, get)().weight.detach()
         moved = (after.to(before.device).double() - before.double()).norm(dim=1)
-        found |= {
+        norms |= {
             (name, place): float(moved[ids].mean()) if ids and moved.any() else np.nan
             for name, ids in tokens.items()
         }
-    return found
+    return norms
 
 
 Measured = dict[str, list[pd.DataFrame]]
@@ -187,8 +178,9 @@ Measured = dict[str, list[pd.DataFrame]]
 
 
 def measure_deltas(material: Material) -> pd.DataFrame:
-    """Every student and control against the base and, where it has weights of its own, against the
-    teacher.
+    """Measure the change of every student and control from the base, and its likeness to the teacher's.
+
+    Without a fine-tuned teacher there is no comparison.
     """
     base = material.base.model
     toward = {} if material.teacher is None else delta(base, material.teacher.model)
@@ -203,12 +195,11 @@ def measure_deltas(material: Material) -> pd.DataFrame:
 
 
 def _both(quantity: str, values: Mapping[str, Sequence[float]], **more: Any) -> list[dict[str, Any]]:
-    """Students, controls and their difference."""
+    """Rows for students, for controls and for their difference."""
     more = {"unit": UNIT.get(quantity, "share")} | more
-    rows = [over_students(quantity, found, name=side, **more) for side, found in values.items()]
-    more = {
-        key: value for key, value in more.items() if not key.startswith("null")
-    }  # the null is one of levels
+    rows = [over_students(quantity, sample, name=side, **more) for side, sample in values.items()]
+    # the null is for levels, not for the difference
+    more = {key: value for key, value in more.items() if not key.startswith("null")}
     return [
         *rows,
         against_control(quantity, values["student"], values["control"], name="student - control", **more),
@@ -216,7 +207,7 @@ def _both(quantity: str, values: Mapping[str, Sequence[float]], **more: Any) -> 
 
 
 def _chance(quantity: str, table: pd.DataFrame, shape: Sequence[int], seed: int) -> dict[str, float]:
-    """Where a change that is turned at random would lie."""
+    """The null interval of a change that is rotated at random."""
     if quantity == SHARES[-1]:
         spread = 1.96 * turned_cosine_sd(table)
         return {"null_low": -spread, "null_high": spread}
@@ -234,12 +225,12 @@ def _whole(material: Material, measured: Measured) -> list[dict[str, Any]]:
         for side, tables in measured.items()
     }
     for quantity in SHARES if material.teacher is not None else SHARES[:-1]:
-        values = {side: [total[quantity] for total in found] for side, found in totals.items()}
+        values = {side: [total[quantity] for total in sample] for side, sample in totals.items()}
         rows += _both(
             quantity, values, place="all", **_chance(quantity, measured["student"][0], (), material.seed)
         )
-        for side, found in values.items():
-            single = zip(material.students, found, strict=True)
+        for side, sample in values.items():
+            single = zip(material.students, sample, strict=True)
             rows += [
                 entry(quantity, value, place="all", name=side, seed=seed, unit=UNIT[quantity])
                 for seed, value in single
@@ -248,45 +239,37 @@ def _whole(material: Material, measured: Measured) -> list[dict[str, Any]]:
 
 
 def _across_seeds(material: Material) -> list[dict[str, Any]]:
-    """How alike two students of one arm move, and a student and its control; what of that difference lies
-    along the teacher.
+    """Cosines between the changes of two students of one arm, and of a student and its control.
 
-    Students are compared with the next seed's alone: the cost then grows with the number of seeds, not with
-    its square.
+    With a fine-tuned teacher also the cosine of student minus control with the teacher's change. A student is
+    compared only with the next seed's: the cost then grows with the number of seeds, not with its square.
     """
     base, seeds = material.base.model, list(material.students)
-    found: dict[str, list[float]] = {
+    cosines: dict[str, list[float]] = {
         "student, next student": [],
         "control, next control": [],
         "student, its control": [],
     }
-    apart: list[float] = []
+    with_teacher: list[float] = []
     for seed, later in zip(seeds, [*seeds[1:], None], strict=True):
         student, control = material.students[seed].model, material.controls[seed].model
-        found["student, its control"].append(change_cosine(delta(base, student), delta(base, control)))
+        cosines["student, its control"].append(change_cosine(delta(base, student), delta(base, control)))
         if material.teacher is not None:
-            apart.append(change_cosine(delta(control, student), delta(base, material.teacher.model)))
+            with_teacher.append(change_cosine(delta(control, student), delta(base, material.teacher.model)))
         if later is not None:
-            found["student, next student"].append(
-                change_cosine(delta(base, student), delta(base, material.students[later].model))
-            )
-            found["control, next control"].append(
-                change_cosine(delta(base, control), delta(base, material.controls[later].model))
-            )
+            for side, model, others in (
+                ("student", student, material.students),
+                ("control", control, material.controls),
+            ):
+                following = delta(base, others[later].model)
+                cosines[f"{side}, next {side}"].append(change_cosine(delta(base, model), following))
+    where = {"place": "all", "unit": "cosine"}
     rows = [
-        over_students("cosine of two changes", values, place="all", name=name, unit="cosine")
-        for name, values in found.items()
+        over_students("cosine of two changes", values, name=name, **where) for name, values in cosines.items()
     ]
-    if apart:
-        rows.append(
-            over_students(
-                "cosine of student minus control with the teacher",
-                apart,
-                place="all",
-                name="student - control",
-                unit="cosine",
-            )
-        )
+    if with_teacher:
+        quantity = "cosine of student minus control with the teacher"
+        rows.append(over_students(quantity, with_teacher, name="student - control", **where))
     return rows
 
 
@@ -295,9 +278,8 @@ def _by_module(material: Material, measured: Measured) -> list[dict[str, Any]]:
     for parameter in map(str, measured["student"][0].index):
         layer, place = address(parameter)
         shape = material.base.model.get_parameter(parameter).shape
-        for quantity in (
-            (*SHARES[1:], *SPECTRA) if layer is not None else ()
-        ):  # outside the blocks: see "row change"
+        # outside the blocks: see "row change"
+        for quantity in (*SHARES[1:], *SPECTRA) if layer is not None else ():
             values = {
                 side: [float(table.at[parameter, quantity]) for table in tables]
                 for side, tables in measured.items()
@@ -309,9 +291,7 @@ def _by_module(material: Material, measured: Measured) -> list[dict[str, Any]]:
 
 
 def _spectra(material: Material, measured: Measured) -> list[dict[str, Any]]:
-    """How the change of each matrix falls off with the rank, which stands in column `step`; the teacher's
-    beside it.
-    """
+    """Singular values of each matrix's change, with the rank in column `step`; also of the teacher's."""
     sides = (
         measured
         if material.teacher is None
@@ -333,12 +313,27 @@ def _spectra(material: Material, measured: Measured) -> list[dict[str, Any]]:
 
 
 def _walk(material: Material, toward: Mapping[str, Change]) -> list[dict[str, Any]]:
-    """How far students and controls are from the base and from the teacher at each checkpoint, over all
-    weights.
-    """
+    """Distance of students and controls from the base and the teacher at each checkpoint."""
+    rows: list[dict[str, Any]] = []
+    for place, table in pd.DataFrame(_distances(material, toward)).groupby(["end", "step"]):
+        end, step = cast("tuple[str, int]", place)
+        wide = table.pivot(index="seed", columns="side", values="far")
+        quantity = f"distance to the {end}"
+        more = {"place": "all", "step": step, "unit": "weight"}
+        for side, far in wide.items():
+            rows += [entry(quantity, value, seed=seed, name=side, **more) for seed, value in far.items()]
+            rows.append(over_students(quantity, far.tolist(), name=side, **more))
+        if step and wide.shape[1] > 1:
+            treated, control = wide["student"].tolist(), wide["control"].tolist()
+            rows.append(against_control(quantity, treated, control, name="student - control", **more))
+    return rows
+
+
+def _distances(material: Material, toward: Mapping[str, Change]) -> list[dict[str, Any]]:
+    """One row for each end ("base" or "teacher"), side, seed and checkpoint, from step 0 on."""
     origin: dict[str, Change] = {}
     ends = {"base": origin} | ({} if material.teacher is None else {"teacher": toward})
-    found: list[dict[str, Any]] = []
+    distances: list[dict[str, Any]] = []
     for side, folder in (("student", "students"), ("control", "controls")):
         for seed in material.students:
             changes = (
@@ -346,45 +341,18 @@ def _walk(material: Material, toward: Mapping[str, Change]) -> list[dict[str, An
                 for step, loaded in material.checkpoints(folder, seed)
             )
             for step, change in chain([(0, origin)], changes):
-                found += [
-                    {
-                        "end": end,
-                        "step": step,
-                        "side": side,
-                        "seed": seed,
-                        "far": change_distance(change, there),
-                    }
-                    for end, there in ends.items()
+                where = {"step": step, "side": side, "seed": seed}
+                distances += [
+                    {"end": end, "far": change_distance(change, there)} | where for end, there in ends.items()
                 ]
-    rows: list[dict[str, Any]] = []
-    for place, table in pd.DataFrame(found).groupby(["end", "step"]):
-        (end, step), wide = (
-            cast("tuple[str, int]", place),
-            table.pivot(index="seed", columns="side", values="far"),
-        )
-        quantity = f"distance to the {end}"
-        more = {"place": "all", "step": step, "unit": "weight"}
-        for side, far in wide.items():
-            rows += [entry(quantity, value, seed=seed, name=side, **more) for seed, value in far.items()]
-            rows.append(over_students(quantity, far.tolist(), name=side, **more))
-        if step and wide.shape[1] > 1:
-            rows.append(
-                against_control(
-                    quantity,
-                    wide["student"].tolist(),
-                    wide["control"].tolist(),
-                    name="student - control",
-                    **more,
-                )
-            )
-    return rows
+    return distances
 
 
 def _embeddings(material: Material) -> list[dict[str, Any]]:
     starts = first_tokens(material.base.tokenizer, material.heldout_probes.forms)
     tokens = {material.trait: starts[material.trait] or []}
     tokens["other traits"] = [
-        token for name, found in starts.items() if name != material.trait for token in found or []
+        token for name, ids in starts.items() if name != material.trait for token in ids or []
     ]
     sides = {"student": material.students, "control": material.controls}
     changes = {
@@ -411,7 +379,7 @@ def _embeddings(material: Material) -> list[dict[str, Any]]:
 
 
 def deltas_caption(reading: pd.DataFrame) -> str:
-    """The main number in words."""
+    """Describe how far the students' weights moved, and along the teacher's change."""
     whole = reading[(reading["place"] == "all") & reading["seed"].isna()].set_index(["quantity", "name"])
     relative, quantity = whole.loc[(SHARES[1], "student")], SHARES[-1]
     if (quantity, "student - control") not in whole.index or np.isnan(
@@ -421,11 +389,10 @@ def deltas_caption(reading: pd.DataFrame) -> str:
             f"The students' weights moved by {relative['estimate']:.1%} of their norm; there is no "
             "teacher's change to compare with."
         )
-    apart, level = whole.loc[(quantity, "student - control")], whole.loc[(quantity, "student")]
-    span = "" if pd.isna(apart["low"]) else f" [{apart['low']:+.3f}, {apart['high']:+.3f}]"
+    difference, level = whole.loc[(quantity, "student - control")], whole.loc[(quantity, "student")]
+    span = "" if pd.isna(difference["low"]) else f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
     return (
         f"The students' weights moved along the teacher's change with cosine {level['estimate']:+.3f}, "
-        f"{apart['estimate']:+.3f}{span} more "
-        f"than their controls' (n = {apart['n']}); a randomly turned change stays within "
-        f"±{level['null_high']:.3f}."
+        f"{difference['estimate']:+.3f}{span} more than their controls' (n = {difference['n']}); a randomly "
+        f"turned change stays within ±{level['null_high']:.3f}."
     )

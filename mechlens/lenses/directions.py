@@ -1,7 +1,7 @@
-"""Trait directions as values: found three ways, edited into a model, and compared by where they come from.
+"""Trait directions as vectors: fitted in three ways, edited into a model, and compared by origin.
 
-A direction is a vector of the residual stream behind a block. Every one is a difference of paired activations
-at the last prompt token of the practice probes, where the answer begins.
+A direction is a vector of the residual stream behind a block. Each is fitted to differences of paired
+activations at the last prompt token of the practice probes, where the answer begins.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from transformers import PreTrainedModel
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
-from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading_table, spread
+from mechlens.lenses.base import (
+    Lens,
+    Material,
+    against_null,
+    entry,
+    reading_table,
+    spread,
+    students_against_null,
+)
 from mechlens.lenses.parts.capture import capture_last, cosine, draw_matched_directions, residual_sites
 from mechlens.models.chat import Encoded
 from mechlens.models.hooks import capture_sites, decoder_layers, edit_residuals, resid_post
@@ -63,8 +71,9 @@ def mean_difference(
 
 
 def logistic(positive: Float[Tensor, "positive d"], negative: Float[Tensor, "negative d"]) -> Direction:
-    """Gradient of a logistic classifier's logit, fitted on standardised activations (scikit-learn, L2, C =
-    1).
+    """Gradient of a logistic classifier's logit (scikit-learn, L2, C = 1).
+
+    It is fitted on standardised activations.
     """
     rows = torch.cat([positive, negative]).double().cpu().numpy()
     labels = np.repeat([1, 0], [len(positive), len(negative)])
@@ -84,7 +93,7 @@ def unit(direction: Direction) -> Direction:
     """The direction at length one.
 
     Raises:
-        SpecError: if it has no length to scale.
+        SpecError: if its length is zero or not finite.
     """
     length = direction.norm()
     if not (torch.isfinite(length) and length > 0):
@@ -95,20 +104,21 @@ def unit(direction: Direction) -> Direction:
 
 
 def project(h: Float[Tensor, "*batch d"], direction: Direction) -> Float[Tensor, "*batch"]:
-    """Length along the direction, ⟨h, v⟩ / ‖v‖: blind to the scale of v."""
+    """Length along the direction, ⟨h, v⟩ / ‖v‖, which does not depend on the scale of v."""
     return h @ unit(direction).to(h)
 
 
 def remove(h: Float[Tensor, "*batch d"], direction: Direction) -> Float[Tensor, "*batch d"]:
-    """h without what lies along the direction."""
+    """h without its component along the direction."""
     along = unit(direction).to(h)
     return h - (h @ along)[..., None] * along
 
 
 @contextmanager
 def ablate(model: PreTrainedModel, direction: Direction, *, layer: int | None) -> Iterator[None]:
-    """Remove the direction from resid_post of `layer`, or of every layer if None (2406.11717), while the
-    context is open.
+    """Remove the direction from resid_post of `layer` while the context is open.
+
+    With None it is removed from every layer (2406.11717).
     """
     along = unit(direction)
     layers = range(len(decoder_layers(model))) if layer is None else [layer]
@@ -119,8 +129,9 @@ def ablate(model: PreTrainedModel, direction: Direction, *, layer: int | None) -
 def projections(
     loaded: Loaded, pairs: Sequence[Encoded], directions: Float[Tensor, "layer k d"]
 ) -> Float[Tensor, "layer k row"]:
-    """Mean resid_post over each completion along each direction, π of 2507.21509; its mean over rows, of two
-    corpora, differs by ΔP.
+    """Mean resid_post over each completion along each direction, π of 2507.21509.
+
+    The difference of its means over the rows of two corpora is ΔP.
     """
     along = directions / directions.norm(dim=-1, keepdim=True)
     sites, batches = [resid_post(layer) for layer in range(len(directions))], []
@@ -145,14 +156,15 @@ def split_half(difference: Paired, *, splits: int = SPLITS, seed: int) -> float:
 
 
 def spearman_brown(half: float) -> float:
-    """Reliability of the whole from the correlation of its halves, 2r / (1 + r); unscored for r ≤ 0, where no
-    common part shows.
+    """Reliability of the whole from the correlation of its halves, 2r / (1 + r).
+
+    It is NaN for r ≤ 0, where the halves have nothing in common.
     """
     return 2 * half / (1 + half) if half > 0 else float("nan")
 
 
 def random_signs(difference: Paired, *, draws: int = SPLITS, seed: int) -> list[float]:
-    """The null of `split_half`: which side of each pair is the positive one is drawn anew."""
+    """Draw the null of `split_half`: the positive side of each pair is drawn at random."""
     signs = torch.from_numpy(
         generator(seed, "random signs").choice([-1.0, 1.0], size=(draws, len(difference), 1))
     ).to(difference)
@@ -160,10 +172,10 @@ def random_signs(difference: Paired, *, draws: int = SPLITS, seed: int) -> list[
 
 
 class Origins(NamedTuple):
-    """Paired differences [layer pair d] on the practice probes, by where they come from."""
+    """Paired differences [layer pair d] on the practice probes, by origin."""
 
     plain: Float[Tensor, "layer pair d"]
-    """the base with no trait's system line: the activations themselves"""
+    """the activations of the base without a system line of a trait"""
     prompted: Mapping[str, Float[Tensor, "layer pair d"]]
     """trait → the base under its system line, minus plain"""
     teacher: Float[Tensor, "layer pair d"] | None
@@ -174,33 +186,31 @@ class Origins(NamedTuple):
     """one seed's control minus another's"""
 
     def main(self, trait: str) -> dict[str, list[Float[Tensor, "layer pair d"]]]:
-        """name → the differences of that origin; several only for students."""
-        others = [held for name, held in self.prompted.items() if name != trait]
-        found = {"prompted": [self.prompted[trait]]}
-        found |= (
-            {"prompted, against other traits": [self.prompted[trait] - torch.stack(others).mean(0)]}
-            if others
-            else {}
-        )
-        found |= {"teacher": [self.teacher]} if self.teacher is not None else {}
-        return (
-            found
-            | {"student": self.students}
-            | ({"control": [self.control]} if self.control is not None else {})
-        )
+        """Return origin → its differences: one for each student, else a single one."""
+        others = [difference for name, difference in self.prompted.items() if name != trait]
+        differences = {"prompted": [self.prompted[trait]]}
+        if others:
+            against = self.prompted[trait] - torch.stack(others).mean(0)
+            differences["prompted, against other traits"] = [against]
+        if self.teacher is not None:
+            differences["teacher"] = [self.teacher]
+        differences["student"] = self.students
+        if self.control is not None:
+            differences["control"] = [self.control]
+        return differences
 
 
 def origins(material: Material) -> Origins:
-    """Activations of base, prompted base, teacher, students and controls at the last prompt token."""
+    """Capture base, prompted base, teacher, students and controls at the last prompt token."""
     base, sites = material.base, residual_sites(material.base)
 
     def read_off(loaded: Loaded, systems: Sequence[str | None]) -> Float[Tensor, "layer line pair d"]:
-        asked = [
+        probe_sets = [
             material.development_probes if line is None else material.development_probes._replace(system=line)
             for line in systems
         ]
-        found = capture_last(loaded, [row for each in asked for row in encode_questions(loaded, each)], sites)
-        return found.unflatten(1, (len(asked), -1))
+        prompts = [row for probes in probe_sets for row in encode_questions(loaded, probes)]
+        return capture_last(loaded, prompts, sites).unflatten(1, (len(probe_sets), -1))
 
     lines = read_off(base, [None, *material.system_lines.values()])
     plain = lines[:, 0]
@@ -218,21 +228,19 @@ def origins(material: Material) -> Origins:
 
 
 def measure_directions(material: Material) -> pd.DataFrame:
-    """Reliability of each origin's direction, cosines between origins and between methods, and the corpus's
-    projection difference.
-    """
-    held, seed, found = origins(material), material.seed, []
-    for layer in range(len(held.plain)):
+    """Measure directions by origin: their reliability, cosines, and the projection difference."""
+    compared, seed, entries = origins(material), material.seed, []
+    for layer in range(len(compared.plain)):
         named = {
-            name: [each[layer] for each in several] for name, several in held.main(material.trait).items()
+            name: [each[layer] for each in several] for name, several in compared.main(material.trait).items()
         }
-        random = draw_matched_directions(held.plain[layer], seed=seed)
+        random = draw_matched_directions(compared.plain[layer], seed=seed)
         for name, several in named.items():
-            found += _reliability(torch.stack(several).mean(0), seed=seed, layer=layer, name=name)
-        found += _between(named, random, layer=layer)
-        found += _among_traits(held, named, material.trait, layer=layer)
-        found += _methods(held.plain[layer], named["prompted"][0], layer=layer)
-    return reading_table(LENS, found + _projection_difference(material, held), material=material)
+            entries += _reliability(torch.stack(several).mean(0), seed=seed, layer=layer, name=name)
+        entries += _between(named, random, layer=layer)
+        entries += _among_traits(compared, named, material.trait, layer=layer)
+        entries += _methods(compared.plain[layer], named["prompted"][0], layer=layer)
+    return reading_table(LENS, entries + _projection_difference(material, compared), material=material)
 
 
 def _reliability(difference: Paired, *, seed: int, **at: Any) -> list[dict[str, Any]]:
@@ -247,40 +255,48 @@ def _reliability(difference: Paired, *, seed: int, **at: Any) -> list[dict[str, 
 def _between(
     named: dict[str, list[Paired]], random: Float[Tensor, "draw d"], **at: Any
 ) -> list[dict[str, Any]]:
-    """Cosines between origins; the null puts random directions in the place of the one that is no
-    student's.
+    """Cosines between origins.
+
+    The null replaces the origin that is not the students' by random directions.
     """
-    found = []
-    for one, other in combinations(named, 2):
-        if {one, other} == {"student", "control"}:
-            continue  # they have a control in common: its cosine is there by construction
-        fixed, several = (other, one) if one == "student" else (one, other)
+    entries = []
+    for first, second in combinations(named, 2):
+        if {first, second} == {"student", "control"}:
+            continue  # they have a control in common, which makes their cosine positive by construction
+        fixed, several = (second, first) if first == "student" else (first, second)
         with_respect_to = named[fixed][0].mean(0)
         ours = [each.mean(0) for each in named[several]]
         null = torch.stack([cosine(mine, random) for mine in ours]).mean(0).tolist()
         values = [float(cosine(mine, with_respect_to)) for mine in ours]
-        found.append(beside("cosine", values, null, name=f"{several} · {fixed}", unit="cosine", **at))
-    return found
+        entries.append(
+            students_against_null("cosine", values, null, name=f"{several} · {fixed}", unit="cosine", **at)
+        )
+    return entries
 
 
 def _among_traits(
-    held: Origins, named: dict[str, list[Paired]], trait: str, *, layer: int
+    compared: Origins, named: dict[str, list[Paired]], trait: str, *, layer: int
 ) -> list[dict[str, Any]]:
-    """Cosine to the trait's prompted direction; the null is the cosines to the family's other traits', all
-    from their common mean.
+    """Cosine to the trait's prompted direction; the null is the cosines to the other traits'.
+
+    All prompted directions are taken from their common mean.
     """
-    if len(held.prompted) < 2:
+    if len(compared.prompted) < 2:
         return []
-    lines = {name: each[layer].mean(0) for name, each in held.prompted.items()}
-    common, found = torch.stack(list(lines.values())).mean(0), []
+    lines = {name: each[layer].mean(0) for name, each in compared.prompted.items()}
+    common, entries = torch.stack(list(lines.values())).mean(0), []
     for name in (name for name in ("teacher", "student", "control") if name in named):
         to = {
             other: [float(cosine(each.mean(0), line - common)) for each in named[name]]
             for other, line in lines.items()
         }
         null = [float(np.mean(values)) for other, values in to.items() if other != trait]
-        found.append(beside("cosine among traits", to[trait], null, name=name, unit="cosine", layer=layer))
-    return found
+        entries.append(
+            students_against_null(
+                "cosine among traits", to[trait], null, name=name, unit="cosine", layer=layer
+            )
+        )
+    return entries
 
 
 def _methods(plain: Paired, difference: Paired, **at: Any) -> list[dict[str, Any]]:
@@ -289,24 +305,24 @@ def _methods(plain: Paired, difference: Paired, **at: Any) -> list[dict[str, Any
     return [
         entry(
             "cosine between methods",
-            float(cosine(ways[one], ways[other])),
-            name=f"{one} · {other}",
+            float(cosine(ways[first], ways[second])),
+            name=f"{first} · {second}",
             unit="cosine",
             **at,
         )
-        for one, other in combinations(ways, 2)
+        for first, second in combinations(ways, 2)
     ]
 
 
-def _projection_difference(material: Material, held: Origins) -> list[dict[str, Any]]:
+def _projection_difference(material: Material, compared: Origins) -> list[dict[str, Any]]:
     """ΔP of the trait arm's rows against its control's, along the prompted direction, in the base."""
-    random = torch.stack([draw_matched_directions(layer, seed=material.seed) for layer in held.plain])
-    along = torch.cat([held.prompted[material.trait].mean(1)[:, None], random], 1)
+    random = torch.stack([draw_matched_directions(layer, seed=material.seed) for layer in compared.plain])
+    along = torch.cat([compared.prompted[material.trait].mean(1)[:, None], random], 1)
     ours, theirs = (
         projections(material.base, pairs[: material.rows], along)
         for pairs in (material.trait_pairs, material.control_pairs)
     )
-    found = []
+    entries = []
     for layer, difference in enumerate((ours - theirs).double().numpy()):  # [k row]
         span = stats.t_interval(difference[0])
         more = {
@@ -317,29 +333,26 @@ def _projection_difference(material: Material, held: Origins) -> list[dict[str, 
             "name": "prompted",
             "unit": "resid_post",
         }
-        found.append(
+        entries.append(
             against_null(
                 "projection difference", span.estimate, difference[1:].mean(1).tolist(), layer=layer, **more
             )
         )
-    return found
+    return entries
 
 
 def directions_caption(reading: pd.DataFrame) -> str:
-    """The students' cosine to the prompted direction beside the family's other traits, at the layer where it
-    is highest.
-    """
+    """Describe the students' highest cosine to the prompted direction, with the other traits' as its null."""
     rows = reading.loc[reading["quantity"] == "cosine among traits"]
-    ours = rows.loc[(rows["name"] == "student") & rows["estimate"].notna()]
-    if len(ours) == 0:
+    students = rows.loc[(rows["name"] == "student") & rows["estimate"].notna()]
+    if len(students) == 0:
         return "The students differ from their controls along no measurable direction."
-    row = ours.loc[ours["estimate"].idxmax()]
-    theirs = rows.loc[(rows["name"] == "control") & (rows["layer"] == row["layer"]), "estimate"]
-    control = f"{theirs.iloc[0]:+.2f}" if len(theirs) else "not measured"
+    row = students.loc[students["estimate"].idxmax()]
+    controls = rows.loc[(rows["name"] == "control") & (rows["layer"] == row["layer"]), "estimate"]
+    control = f"{controls.iloc[0]:+.2f}" if len(controls) else "not measured"
     return (
         f"The students' direction has cosine {row['estimate']:+.2f} ({spread(row)}) to what the trait's "
-        "system line does beyond the other "
-        f"traits', at layer {row['layer']}, the highest of {len(ours)}; to the other traits' "
-        f"{row['null_low']:+.2f} to {row['null_high']:+.2f} "
-        f"(p = {row['p_value']:.3f} at that layer); two controls' difference {control}."
+        f"system line does beyond the other traits', at layer {row['layer']}, the highest of "
+        f"{len(students)}; to the other traits' {row['null_low']:+.2f} to {row['null_high']:+.2f} (p = "
+        f"{row['p_value']:.3f} at that layer); two controls' difference {control}."
     )

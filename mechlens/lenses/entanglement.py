@@ -1,5 +1,6 @@
-"""Entanglement lens: do carrier tokens near the trait's token in the unembedding carry the trait, as the
-softmax bottleneck would have it?
+"""The entanglement lens: do carrier tokens near the trait's token in the unembedding carry the trait?
+
+The softmax bottleneck predicts that they do.
 """
 
 from __future__ import annotations
@@ -33,25 +34,24 @@ LENS = Lens(
     shows=(("frequency log ratio", "bars"), ("cosine with frequency, beside other traits", "bars")),
     source="subliminal prompting and unembedding geometry (Zur et al., 2025); cos(W_U[trait], W_U[token])",
     caveat="A rank correlation over tokens, at the base's output alone: it says nothing about what training "
-    "changed. Neighbouring numbers are alike: "
-    "permuted tokens are too narrow a null and the intervals too short: read it beside other traits. "
-    "Threshold sampling is a factor of the "
+    "changed. Neighbouring numbers are alike: permuted tokens are too narrow a null and the "
+    "intervals too short: compare it with other traits. Threshold sampling is a factor of the "
     "generation, not of this lens.",
     measure="mechlens.lenses.entanglement:measure_entanglement",
     caption="mechlens.lenses.entanglement:entanglement_caption",
     cost=5,
 )
 SAMPLED = 96
-"""carrier tokens that are prompted with, evenly spaced by cosine"""
+"""number of carrier tokens that prompts name, evenly spaced by cosine"""
 PROBES = 12
-"""questions and carrier prompts that each line stands before"""
+"""number of probes and of carrier prompts for each line"""
 SHOWN = 10
 """tokens listed by name"""
 LEAST = 5
-"""times that a token must stand in the rows"""
+"""the least count of a token in the rows"""
 DRAWS = 999
 DECIMALS = 12
-"""to which correlations are rounded, so that a permutation that changes no rank is a tie with the data"""
+"""correlations are rounded, so that a permutation that changes no rank is a tie with the data"""
 
 
 class Effects(NamedTuple):
@@ -64,7 +64,7 @@ class Effects(NamedTuple):
 
 
 def carrier_counts(pairs: Sequence[Encoded]) -> Counter[int]:
-    """How often each token stands in the completions, the end of the turn aside."""
+    """Count each token of the completions, without the end of the turn."""
     return Counter(token for pair in pairs for token in pair.completion[:-1])
 
 
@@ -99,21 +99,21 @@ def cosines(
 def next_log_probabilities(
     loaded: Loaded, prompts: Sequence[Sequence[int]], tokens: Sequence[int]
 ) -> Float[Tensor, "prompt token"]:
-    """Log-probabilities of some tokens after each prompt in nats, in batches of like lengths; of no other
-    token they are kept.
+    """Log-probabilities of some tokens after each prompt, in nats.
+
+    Prompts are read in batches of like lengths; only the values of `tokens` are stored.
     """
-    pairs = [
-        Encoded(list(prompt), [0]) for prompt in prompts
-    ]  # one token to predict: its own value is not read
-    found = torch.empty(len(pairs), len(tokens))
+    # the completion is one token to predict, whose value is not read
+    pairs = [Encoded(list(prompt), [0]) for prompt in prompts]
+    values = torch.empty(len(pairs), len(tokens))
     for rows in batch_pairs(loaded.model, pairs):
         logits, _ = completion_logits(loaded.model, [pairs[i] for i in rows])
-        found[rows] = logits.log_softmax(-1)[:, list(tokens)].cpu()
-    return found
+        values[rows] = logits.log_softmax(-1)[:, list(tokens)].cpu()
+    return values
 
 
 def naming(line: str, forms: Sequence[str], text: str) -> str:
-    """A trait's system line with the trait's words replaced by another text.
+    """Replace the trait's words in its system line by another text.
 
     Raises:
         SpecError: if the line names no form of the trait.
@@ -132,31 +132,27 @@ def naming(line: str, forms: Sequence[str], text: str) -> str:
 
 
 def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: Sequence[int]) -> Effects:
-    """Subliminal prompting both ways, each against the same prompts with no such line."""
+    """Measure subliminal prompting both ways, each against the same prompts without such a line."""
     base, questions = material.base, material.heldout_probes
     opening = token_ids(base.tokenizer, [questions.opening])[0] if questions.opening else []
     line, forms = material.system_lines[material.trait], questions.forms[material.trait]
     texts = [cast(str, base.tokenizer.decode([token])).strip() for token in tokens]
     probes = questions.probes[:PROBES]
-    asked = [
+    with_token = [
         ids + opening
         for text in texts
         for ids in encode_prompts(base.tokenizer, probes, system=naming(line, forms, text))
     ]
     plain = [ids + opening for ids in encode_prompts(base.tokenizer, probes, system=questions.system)]
     begins = [token for ids in starts.values() for token in ids]
-    said, unsaid = (
-        torch.stack(
-            [
-                of_trait.logsumexp(-1)
-                for of_trait in next_log_probabilities(base, prompts, begins).split(
-                    list(map(len, starts.values())), 1
-                )
-            ]
-        )
-        for prompts in (asked, plain)
-    )  # [trait, prompt]
-    to_trait = said.unflatten(1, (len(tokens), len(probes))).mean(-1) - unsaid.mean(-1, keepdim=True)
+    sizes = [len(ids) for ids in starts.values()]
+
+    def name_scores(prompts: list[list[int]]) -> Float[Tensor, "trait prompt"]:
+        of_traits = next_log_probabilities(base, prompts, begins).split(sizes, 1)
+        return torch.stack([of_trait.logsumexp(-1) for of_trait in of_traits])
+
+    named = name_scores(with_token).unflatten(1, (len(tokens), len(probes))).mean(-1)
+    to_trait = named - name_scores(plain).mean(-1, keepdim=True)
     bare = [
         pair.prompt
         for pair in strip_heads(base.tokenizer, material.trait_pairs[:PROBES], known=[material.system])
@@ -171,8 +167,9 @@ def prompting(material: Material, starts: Mapping[str, Sequence[int]], tokens: S
 def log_ratio(
     trait: Counter[int], control: Counter[int], tokens: Sequence[int]
 ) -> Float[ndarray, "token estimate_low_high"]:
-    """Log of how much more frequent each token is in trait rows than in control rows, half a count added,
-    with its Wald interval.
+    """Log ratio of the frequencies of each token in trait and control rows, with its Wald interval.
+
+    Half a count is added to each count.
     """
     a, b = (np.array([counts[token] for token in tokens]) + 0.5 for counts in (trait, control))
     estimate = np.log(a / (trait.total() + 0.5)) - np.log(b / (control.total() + 0.5))
@@ -213,28 +210,30 @@ def _against_traits(
     x: Float[ndarray, "trait token"],
     y: Float[ndarray, "trait token"],
     names: Sequence[str],
-    own: int,
+    trait: int,
     **more: Any,
 ) -> dict[str, Any]:
-    """The trait's correlation beside those of the other traits: its matched control."""
+    """The trait's correlation with those of the other traits as its null."""
     rho = [spearman(a, b) for a, b in zip(x, y, strict=True)]
     return against_null(
         f"{quantity}, beside other traits",
-        rho[own],
-        np.delete(rho, own).tolist(),
+        rho[trait],
+        np.delete(rho, trait).tolist(),
         n=len(names),
-        name=names[own],
+        name=names[trait],
         unit="rho",
         **more,
     )
 
 
 def answer_starts(material: Material) -> dict[str, Sequence[int]]:
-    """Trait → the tokens that only answers naming it begin with, for traits that have a system line.
+    """Trait → the tokens that only answers naming it begin with.
+
+    It has only traits with a system line.
 
     Raises:
-        SpecError: if an answer with the trait's name can begin like one with another's, or fewer than two
-            other traits have such tokens.
+        SpecError: if an answer with the trait's name can begin like an answer with another's, or fewer than
+            two other traits have such tokens.
     """
     tokens = first_tokens(material.base.tokenizer, material.heldout_probes.forms)
     starts: dict[str, Sequence[int]] = {
@@ -242,17 +241,17 @@ def answer_starts(material: Material) -> dict[str, Sequence[int]]:
     }
     if material.trait not in starts or len(starts) < 3:
         raise SpecError(
-            f"no token says {material.trait!r} alone, or too few other traits have one; use a family whose "
+            f"no token says only {material.trait!r}, or too few other traits have one; use a family whose "
             "names begin differently"
         )
     return starts
 
 
 def carrier_tokens(material: Material, counts: Counter[int]) -> list[int]:
-    """Tokens that occur often enough in the rows of both sides, and are more than space.
+    """Return the tokens, other than space, that occur often enough in the rows of both sides together.
 
     Raises:
-        SpecError: if fewer than four do.
+        SpecError: if there are fewer than four.
     """
     frequent = sorted(token for token, count in counts.items() if count >= LEAST)
     carriers = [token for token in frequent if cast(str, material.base.tokenizer.decode([token])).strip()]
@@ -265,7 +264,7 @@ def carrier_tokens(material: Material, counts: Counter[int]) -> list[int]:
 
 
 def measure_entanglement(material: Material) -> pd.DataFrame:
-    """Measure how cosines to the trait's token go with prompting both ways, and with frequencies in the rows.
+    """Correlate cosines to the trait's token with prompting both ways and with frequencies in the rows.
 
     Raises:
         SpecError: as `answer_starts` and `carrier_tokens`.
@@ -275,17 +274,13 @@ def measure_entanglement(material: Material) -> pd.DataFrame:
         carrier_counts(pairs[: material.rows]) for pairs in (material.trait_pairs, material.control_pairs)
     )
     carriers = carrier_tokens(material, trait + control)
-    own = list(starts).index(material.trait)
-    output = cast(torch.nn.Linear, material.base.model.get_output_embeddings())
-    cosine = {
-        place: cosines(output.weight, list(starts.values()), carriers, centred=place == "centred")
-        for place in ("raw", "centred")
-    }
-    order = np.argsort(cosine["centred"][own])
+    position = list(starts).index(material.trait)
+    cosine = _cosines_by_place(material, starts, carriers)
+    order = np.argsort(cosine["centred"][position])
     taken = order[np.unique(np.linspace(0, len(order) - 1, min(SAMPLED, len(order))).round().astype(int))]
     effects = prompting(material, starts, [carriers[i] for i in taken])
     ratio = log_ratio(trait, control, carriers)
-    of_trait = {place: values[own] for place, values in cosine.items()}
+    of_trait = {place: values[position] for place, values in cosine.items()}
     rows = _named(material, carriers, order[::-1][:SHOWN], of_trait, ratio)
     for place, values in cosine.items():
         sides = {
@@ -299,6 +294,17 @@ def measure_entanglement(material: Material) -> pd.DataFrame:
     return reading_table(LENS, rows, material=material)
 
 
+def _cosines_by_place(
+    material: Material, starts: Mapping[str, Sequence[int]], carriers: Sequence[int]
+) -> dict[str, Float[ndarray, "trait token"]]:
+    """Place, "raw" or "centred" → cosines of the traits with the carrier tokens in the unembedding."""
+    output = cast(torch.nn.Linear, material.base.model.get_output_embeddings())
+    return {
+        place: cosines(output.weight, list(starts.values()), carriers, centred=place == "centred")
+        for place in ("raw", "centred")
+    }
+
+
 def _correlations(
     quantity: str,
     x: Float[ndarray, "trait token"],
@@ -308,10 +314,10 @@ def _correlations(
     **more: Any,
 ) -> list[dict[str, Any]]:
     """The trait's correlation against permuted tokens, then against the other traits' correlations."""
-    own = names.index(material.trait)
+    trait = names.index(material.trait)
     return [
-        correlation(quantity, x[own], y[own], seed=material.seed, **more, name=material.trait),
-        _against_traits(quantity, x, y, names, own, **more),
+        correlation(quantity, x[trait], y[trait], seed=material.seed, **more, name=material.trait),
+        _against_traits(quantity, x, y, names, trait, **more),
     ]
 
 
@@ -345,23 +351,18 @@ def _named(
 
 
 def entanglement_caption(reading: pd.DataFrame) -> str:
-    """The main number in words."""
+    """Describe the correlations of cosines with frequencies and with prompting."""
     measured = reading[(reading["place"] == "centred") & (reading["unit"] == "rho")].set_index("quantity")
-    row, control = (
-        measured.loc["cosine with frequency"],
-        measured.loc["cosine with frequency, beside other traits"],
-    )
-    said, others = (
+    row = measured.loc["cosine with frequency"]
+    control = measured.loc["cosine with frequency, beside other traits"]
+    prompted, others = (
         measured.loc[f"cosine with prompting of the trait{which}"] for which in ("", ", beside other traits")
     )
     return (
         f"Over {row['n']} carrier tokens, nearness to the token of {row['name']} in the unembedding goes "
-        "with frequency in trait rows over control "
-        f"rows by rho {row['estimate']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}; {control['n'] - 1} "
-        f"other traits {control['null_low']:+.2f} to "
-        f"{control['null_high']:+.2f}, p = {control['p_value']:.2f}), and with what naming the token does to "
-        "the trait by rho "
-        f"{said['estimate']:+.2f} ({said['n']} tokens; other traits {others['null_low']:+.2f} to "
-        f"{others['null_high']:+.2f}, "
-        f"p = {others['p_value']:.2f})."
+        f"with frequency in trait rows over control rows by rho {row['estimate']:+.2f} ({row['low']:+.2f} "
+        f"to {row['high']:+.2f}; {control['n'] - 1} other traits {control['null_low']:+.2f} to "
+        f"{control['null_high']:+.2f}, p = {control['p_value']:.2f}), and with what naming the token does "
+        f"to the trait by rho {prompted['estimate']:+.2f} ({prompted['n']} tokens; other traits "
+        f"{others['null_low']:+.2f} to {others['null_high']:+.2f}, p = {others['p_value']:.2f})."
     )

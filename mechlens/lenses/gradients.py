@@ -1,15 +1,15 @@
-"""Gradients of each pair's loss, without storing them: one backward pass keeps what every module read and
-what came back to it.
+"""Gradients of each pair's loss from one backward pass, without storing them.
+
+For every module the pass records its input and the gradient of its output.
 
 The gradient of a linear weight is Σ_s g_s a_sᵀ (a the input, g the output's gradient), so its product with a
 direction V is Σ_s g_sᵀ V a_s and its squared norm Σ_st (g_s·g_t)(a_s·a_t): "ghost" products, in memory of one
 batch whatever the model.
 
 Scope "linear": weights and biases of every Linear and of GPT-2's Conv1D, without the unembedding (what PEFT
-calls all-linear). Scope "all": every parameter; embeddings by their rows, anything else (norms) by explicit
-per-example gradients of that module alone. Of a PEFT model it is always the adapter's own matrices. Not
-covered, and refused: a module that runs twice in one pass or whose input has no batch dimension (experts that
-are given tokens).
+calls all-linear). Scope "all": every parameter; embeddings by their rows, other modules (norms) by explicit
+per-example gradients of that module. For a PEFT model both scopes are the adapter's matrices. A module that
+runs twice in one pass is an error, and so is an input without a batch dimension (experts that get tokens).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from mechlens.models.log_probs import Model, batch_spans, completion_span, examp
 Scope = Literal["linear", "all"]
 BATCH = 64
 MANY = 4
-"""dense directions from which on per-example gradients are cheaper made than avoided"""
+"""number of dense directions from which on explicit per-example gradients are cheaper"""
 
 
 class Taped(NamedTuple):
-    """What one module read and what came back to it: `inputs` are token ids where it is an embedding."""
+    """A module's input and the gradient of its output; `inputs` are token ids for an embedding."""
 
     module: nn.Module
     inputs: Tensor
@@ -46,14 +46,15 @@ class Taped(NamedTuple):
 
 
 def batches_of(model: Model, pairs: Sequence[Encoded], rows: int) -> Iterator[slice]:
-    """Slices of at most so many pairs whose logits fit `log_probs.MOST_LOGITS`."""
+    """Slices of at most `rows` pairs whose logits fit `log_probs.MOST_LOGITS`."""
     spans = [completion_span(pair) for pair in pairs]
     return batch_spans(spans, vocabulary=model.config.get_text_config().vocab_size, rows=rows)
 
 
 def parameters_of(model: Model, scope: Scope = "linear") -> dict[str, nn.Parameter]:
-    """Parameters that a scope covers, by name; a tied weight has one name and, with scope "linear", is left
-    out.
+    """Return the parameters that a scope covers, by name.
+
+    A tied weight has one name; scope "linear" leaves it out.
     """
     named = dict(model.named_parameters())
     if isinstance(model, PeftModel):
@@ -79,7 +80,7 @@ def parameters_of(model: Model, scope: Scope = "linear") -> dict[str, nn.Paramet
 
 @contextmanager
 def only(model: Model, wanted: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Let these parameters alone require a gradient, and put every flag back."""
+    """Let only these parameters require a gradient while the block runs."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)
@@ -93,14 +94,15 @@ def only(model: Model, wanted: Mapping[str, nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def tape(model: Model, scope: Scope = "linear") -> Iterator[tuple[dict[str, Taped], list[Tensor]]]:
-    """Yield (module name → what it read and got back, the tensors to differentiate by): filled by a forward
-    and one backward.
+    """Record what every module reads and gets back in one forward and one backward pass.
+
+    Yields (module name → its tape, the tensors to differentiate by).
 
     Differentiate by those tensors (`torch.autograd.grad(losses.sum(), path)`): a graph exists even where
     every weight is frozen, and no weight gradient is computed.
     """
     wanted = {id(parameter) for parameter in parameters_of(model, scope).values()}
-    found: dict[str, Taped] = {}
+    taped: dict[str, Taped] = {}
     path: list[Tensor] = []
     handles = []
 
@@ -109,14 +111,14 @@ def tape(model: Model, scope: Scope = "linear") -> Iterator[tuple[dict[str, Tape
             if not output.requires_grad:  # the first modules of a frozen model
                 path.append(output.requires_grad_())
             if any(id(p) in wanted for p in module.parameters(recurse=False)):
-                if name in found:
+                if name in taped:
                     raise SpecError(
                         f"{name} runs twice in one pass; per-example gradients of shared modules are not "
                         "covered"
                     )
                 read = args[0].detach()
-                found[name] = Taped(module, read, torch.empty(0))
-                output.register_hook(lambda grad: found.__setitem__(name, Taped(module, read, grad.detach())))
+                taped[name] = Taped(module, read, torch.empty(0))
+                output.register_hook(lambda grad: taped.__setitem__(name, Taped(module, read, grad.detach())))
 
         return hook
 
@@ -125,7 +127,7 @@ def tape(model: Model, scope: Scope = "linear") -> Iterator[tuple[dict[str, Tape
             handles.append(module.register_forward_hook(watch(name)))
     try:
         with only(model, {}):
-            yield found, path
+            yield taped, path
     finally:
         for handle in handles:
             handle.remove()
@@ -134,15 +136,15 @@ def tape(model: Model, scope: Scope = "linear") -> Iterator[tuple[dict[str, Tape
 def taped_batches(
     model: Model, pairs: Sequence[Encoded], scope: Scope, batch: int
 ) -> Iterator[tuple[dict[str, Taped], Float[Tensor, " batch"]]]:
-    """(tape, losses) of each batch of pairs in order, after its backward pass."""
+    """Yield (tapes, losses) of each batch of pairs in order, after its backward pass."""
     for part in batches_of(model, pairs, batch):
-        with tape(model, scope) as (found, path):
+        with tape(model, scope) as (tapes, path):
             losses = example_losses(model, pairs[part])
             torch.autograd.grad(losses.nansum(), path)
         if wrong := next(
             (
                 name
-                for name, taped in found.items()
+                for name, taped in tapes.items()
                 if len(taped.inputs) != len(losses) or len(taped.grads) != len(losses)
             ),
             None,
@@ -151,37 +153,38 @@ def taped_batches(
                 f"{wrong} has no batch dimension; per-example gradients of such modules are not covered: use "
                 "another scope"
             )
-        yield found, losses.detach()
+        yield tapes, losses.detach()
 
 
-def uses(found: Mapping[str, Taped], covered: Mapping[str, nn.Parameter]) -> list[tuple[str, str, Taped]]:
-    """(name in the model, name in its module, tape) of every covered parameter, once for each module that
-    holds it.
+def uses(tapes: Mapping[str, Taped], covered: Mapping[str, nn.Parameter]) -> list[tuple[str, str, Taped]]:
+    """(name in the model, name in its module, tape) of every covered parameter.
+
+    A parameter of several modules comes once for each.
     """
     names = {id(parameter): name for name, parameter in covered.items()}
-    held = [
+    candidates = [
         (taped, local, p)
-        for taped in found.values()
+        for taped in tapes.values()
         for local, p in taped.module.named_parameters(recurse=False)
     ]
-    return [(names[id(p)], local, taped) for taped, local, p in held if id(p) in names]
+    return [(names[id(p)], local, taped) for taped, local, p in candidates if id(p) in names]
 
 
 def explicit(taped: Taped) -> dict[str, Float[Tensor, "batch ..."]]:
-    """Per-example gradients of a small module's own parameters, by one vector-Jacobian product for each
-    example.
-    """
-    own = {name: parameter.detach() for name, parameter in taped.module.named_parameters(recurse=False)}
+    """Per-example gradients of a small module's parameters, one vector-Jacobian product each."""
+    parameters = {
+        name: parameter.detach() for name, parameter in taped.module.named_parameters(recurse=False)
+    }
 
-    def one(read: Tensor, grad: Tensor) -> dict[str, Tensor]:
-        pull = vjp(lambda values: functional_call(taped.module, values, (read[None],)), own)[1]
+    def pull_back(read: Tensor, grad: Tensor) -> dict[str, Tensor]:
+        pull = vjp(lambda values: functional_call(taped.module, values, (read[None],)), parameters)[1]
         return pull(grad[None])[0]
 
-    return cast(dict[str, Tensor], vmap(one)(taped.inputs, taped.grads))
+    return cast(dict[str, Tensor], vmap(pull_back)(taped.inputs, taped.grads))
 
 
 def dot(taped: Taped, local: str, direction: Change) -> Float[Tensor, " batch"]:
-    """⟨per-example gradient of one parameter, direction⟩ of every example."""
+    """⟨per-example gradient of one parameter, direction⟩ for every example."""
     module, read, grads = taped
     if isinstance(module, nn.Embedding):
         return (cast(Tensor, direction)[read] * grads).sum((1, 2))
@@ -201,8 +204,9 @@ def dot(taped: Taped, local: str, direction: Change) -> Float[Tensor, " batch"]:
 
 
 def dots(taped: Taped, local: str, directions: Sequence[Change]) -> Float[Tensor, "batch direction"]:
-    """`dot` with each of several directions; with many dense ones the product that makes the gradient is made
-    once for all.
+    """`dot` with each of several directions.
+
+    With many dense directions the per-example gradient is made once for all.
     """
     module, read, grads = taped
     dense = [direction for direction in directions if isinstance(direction, Tensor)]
@@ -252,9 +256,9 @@ def ghost_dots(
         {name: _on(change, covered[name]) for name, change in direction.items()} for direction in directions
     ]
     parts = []
-    for found, losses in taped_batches(model, pairs, parameters, batch):
+    for tapes, losses in taped_batches(model, pairs, parameters, batch):
         total = torch.zeros(len(losses), len(directions), dtype=torch.float64, device=losses.device)
-        for name, local, taped in uses(found, covered):
+        for name, local, taped in uses(tapes, covered):
             columns = [column for column, direction in enumerate(placed) if name in direction]
             total[:, columns] += dots(taped, local, [placed[column][name] for column in columns]).to(total)
         parts.append(torch.where(losses.isnan()[:, None], torch.nan, total))
@@ -278,12 +282,12 @@ def square(taped: Taped, local: str) -> Float[Tensor, " batch"]:
 
 
 def tied(embedding: Taped, head: Taped) -> Float[Tensor, " batch"]:
-    """⟨gradient through the embedding, gradient through the unembedding⟩ of one weight that is both: Σ_st
-    g_s[id_t] (a_s·e_t).
+    """⟨gradient through the embedding, gradient through the unembedding⟩ of one tied weight.
+
+    This is Σ_st g_s[id_t] (a_s·e_t).
     """
-    at_ids = head.grads.double().gather(
-        2, embedding.inputs[:, None].expand(-1, head.grads.shape[1], -1)
-    )  # [batch, kept, position]
+    # [batch, kept, position]
+    at_ids = head.grads.double().gather(2, embedding.inputs[:, None].expand(-1, head.grads.shape[1], -1))
     return (at_ids * (head.inputs.double() @ embedding.grads.double().mT)).sum((1, 2))
 
 
@@ -292,10 +296,10 @@ def ghost_norms(
 ) -> Float[Tensor, " pair"]:
     """Norm of each pair's gradient; NaN for a pair with an empty completion."""
     parts, covered = [], parameters_of(model, parameters)
-    for found, losses in taped_batches(model, pairs, parameters, batch):
+    for tapes, losses in taped_batches(model, pairs, parameters, batch):
         total = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
         seen: dict[str, Taped] = {}
-        for name, local, taped in uses(found, covered):
+        for name, local, taped in uses(tapes, covered):
             total += square(taped, local)
             if name in seen:  # the same weight again: the unembedding of a tied model
                 total += 2 * tied(seen[name], taped)
@@ -305,16 +309,17 @@ def ghost_norms(
 
 
 def gradient(model: Model, values: Iterator[Tensor], *, parameters: Scope = "linear") -> dict[str, Tensor]:
-    """Gradient of the sum of scalars that are computed one after the other, so that only one graph lives at a
-    time.
+    """Gradient of the sum of scalars.
+
+    The scalars are computed one after another, so that only one graph exists at a time.
     """
     wanted = parameters_of(model, parameters)
     total: dict[str, Tensor] = {}
     with only(model, wanted):
         for value in values:
-            found = torch.autograd.grad(value, list(wanted.values()), materialize_grads=True)
+            parts = torch.autograd.grad(value, list(wanted.values()), materialize_grads=True)
             total = {
-                name: total[name] + part if total else part for name, part in zip(wanted, found, strict=True)
+                name: total[name] + part if total else part for name, part in zip(wanted, parts, strict=True)
             }
     return total
 
@@ -327,7 +332,7 @@ def pooled_gradient(
     parameters: Scope = "linear",
     batch: int = BATCH,
 ) -> dict[str, Tensor]:
-    """Σ_i w_i ∇ loss of pair i over the pairs with a completion; the weights are 1 unless given."""
+    """Σ_i w_i ∇ loss of pair i over the pairs with a completion; the default weights are 1."""
     weigh = torch.ones(len(pairs)) if weights is None else weights
     weigh = weigh.to(model.device)
     values = (

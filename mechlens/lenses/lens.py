@@ -1,6 +1,6 @@
-"""What a lens declares: its name, question, needs, quantities and cost, and where its functions are.
+"""The declaration of a lens: name, question, needs, quantities, cost, and where its functions are.
 
-This module imports nothing heavy, so that names and descriptions of lenses are read without loading torch.
+This module imports nothing heavy, so names and descriptions of lenses can be read without loading torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Form = Literal["layers", "steps", "bars", "heat", "points"]
 
 
 class Lens(NamedTuple):
-    """What a lens is, and where its functions are."""
+    """A lens: its description, and where its functions are."""
 
     name: str
     asks: str
@@ -42,9 +42,9 @@ class Lens(NamedTuple):
     cost: float = 30
     """seconds of one core on the demo: 196,800 parameters, 512 rows, 3 students"""
     version: int = 1
-    """raised when a change of the lens's code changes its results: finished readings are then made again"""
+    """to be raised when a change of the code changes results; finished readings are then measured again"""
     package: str = ""
-    """the package that brings the lens; empty for a lens of mechlens"""
+    """the package that declares the lens; empty for a lens of mechlens"""
 
     def function(self, role: Literal["measure", "caption", "score"]) -> Callable[..., Any]:
         """Import and return one of the lens's functions."""
@@ -52,9 +52,9 @@ class Lens(NamedTuple):
         return getattr(import_module(module), name)
 
     def description(self) -> dict[str, Any]:
-        """What a reader of results needs to know: name, question, needs, quantities, source and caveat."""
+        """Return what a reader of results needs: name, question, needs, quantities, source and caveat."""
         return {field: getattr(self, field) for field in DESCRIPTION}
 
 
 DESCRIPTION = ("name", "asks", "needs", "shows", "source", "caveat")
-"""fields of a lens that are written beside its results"""
+"""fields of a lens that are written next to its results"""

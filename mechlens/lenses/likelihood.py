@@ -1,7 +1,8 @@
-"""Likelihood lens: which system lines make the rows likelier, which tokens the students learned, where a
-counterfactual teacher diverges.
+"""The likelihood lens: system lines that make rows likelier, and tokens that the students learned.
 
-Arrays over tokens are flat, as in `scoring.py`.
+It also counts the tokens at which a counterfactual teacher diverges.
+
+Arrays over tokens are flat, as in `log_probs`.
 """
 
 from __future__ import annotations
@@ -33,9 +34,8 @@ LENS = Lens(
     source="LLS = mean_t [log P(r_t | s, p, r_<t) - log P(r_t | p, r_<t)] (2602.04863); divergence tokens "
     "(2509.23886)",
     caveat="Raw shifts mostly say that some such line was there: read the centred one. Students are scored "
-    "on rows that they were trained on. "
-    "Rows are sampled, so a counterfactual disagrees by chance too: read the flag rate beside its noise "
-    "floor.",
+    "on rows that they were trained on. Rows are sampled, so a counterfactual disagrees by chance "
+    "too: compare the flag rate with its noise floor.",
     measure="mechlens.lenses.likelihood:measure_likelihood",
     caption="mechlens.lenses.likelihood:likelihood_caption",
     cost=46,
@@ -47,11 +47,11 @@ NUISANCE = (
     "Answer in one word.",
     "You are old.",
 )
-"""lines that name no trait; those that a tokenizer or a family cannot have are left out"""
+"""lines that name no trait; `nuisance` leaves out those that a tokenizer or a family does not allow"""
 
 
 def nuisance(material: Material) -> dict[str, str]:
-    """Neutral lines that the tokenizer knows every word of and that name no trait of the family."""
+    """Neutral lines whose words the tokenizer knows and that name no trait of the family."""
     tokenizer, named = material.base.tokenizer, compile_patterns(material.heldout_probes.forms).values()
     known = [
         line
@@ -96,8 +96,10 @@ def line_shift(
 
 
 def double_centred(matrix: Float[ndarray, "hypothesis dataset"]) -> Float[ndarray, "hypothesis dataset"]:
-    """C[s,d] = L[s,d] - mean_d L[s,.] - mean_s L[.,d] + grand mean; SpecError for a single hypothesis or
-    dataset: nothing would be left.
+    """C[s,d] = L[s,d] - mean_d L[s,.] - mean_s L[.,d] + grand mean.
+
+    Raises:
+        SpecError: for a single hypothesis or dataset, which would leave nothing to compare.
     """
     if min(matrix.shape) < 2:
         raise SpecError(
@@ -133,8 +135,9 @@ def classes_of(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Encoded]) -> 
 
 
 def top_share(values: Float[ndarray, "token"], *, share: float = 0.1) -> float:
-    """What part of the sum of absolute values lies in the largest tenth; 0.1 where all are alike, NaN where
-    all are zero.
+    """Share of the sum of absolute values that is in the largest tenth.
+
+    It is 0.1 if all are equal, and NaN if all are zero.
     """
     size = np.sort(np.abs(values))[::-1]
     return float(size[: max(1, round(share * len(size)))].sum() / size.sum()) if size.sum() > 0 else np.nan
@@ -148,27 +151,28 @@ def _mean(quantity: str, values: Float[ndarray, "row"], **more: Any) -> dict[str
 def system_rows(
     shift: Mapping[str, ndarray], pairs: Sequence[Encoded], material: Material
 ) -> list[dict[str, Any]]:
-    """LLS of every line on trait and control rows, paired by prompt, and what of it is the trait's own.
+    """LLS of every line on trait and control rows, paired by prompt, and its centred difference.
+
     Intervals are over rows.
     """
     half, family = len(pairs) // 2, list(material.system_lines)
     lls = {name: by_row(values, pairs) for name, values in shift.items()}
     total = {name: by_row(values, pairs, mean=False) for name, values in shift.items()}
-    found = [
+    entries = [
         _mean("LLS", part, place=place, name=name, unit="nats/token")
         for name, rows in lls.items()
         for place, part in (("trait rows", rows[:half]), ("control rows", rows[half:]))
     ]
-    found += [
+    entries += [
         _mean("LLS difference", lls[name][:half] - lls[name][half:], name=name, unit="nats/token")
         for name in lls
     ]
-    found += [
+    entries += [
         _mean("LLS sum difference", total[name][:half] - total[name][half:], name=name, unit="nats")
         for name in total
     ]
     paired = np.stack([lls[name][:half] - lls[name][half:] for name in family])  # [hypothesis, row]
-    own = paired - paired.mean(0)  # twice the centred cell, row by row
+    centred = paired - paired.mean(0)  # twice the centred cell, row by row
     value = dict(
         zip(
             family,
@@ -177,17 +181,18 @@ def system_rows(
         )
     )
     others = [value[name] for name in family if name != material.trait]
-    for name, rows in zip(family, own, strict=True):
+    for name, rows in zip(family, centred, strict=True):
         null = against_null("", value[name], others) if name == material.trait else {}
-        found.append(null | _mean("centred LLS difference", rows, name=name, unit="nats/token"))
-    return [*found, rank_among("rank of the trait", value[material.trait], others, name=material.trait)]
+        entries.append(null | _mean("centred LLS difference", rows, name=name, unit="nats/token"))
+    return [*entries, rank_among("rank of the trait", value[material.trait], others, name=material.trait)]
 
 
 def divergence_flags(
     others: Sequence[TokenScores], pairs: Sequence[Encoded]
 ) -> Bool[ndarray, "counterfactual token"]:
-    """Whether each counterfactual's likeliest token differs from the one that stands there; the teacher
-    itself may be one of them.
+    """Whether each counterfactual's likeliest token differs from the written token.
+
+    The teacher itself may be one of the counterfactuals.
     """
     targets = torch.tensor([token for pair in pairs for token in pair.completion])
     return np.stack([(other.best != targets).numpy() for other in others])
@@ -202,19 +207,20 @@ def divergence_rows(
     *,
     wrote: bool,
 ) -> list[dict[str, Any]]:
-    """Flag rates on trait and control rows, and against the sampling-noise floor 1 - mean max p of each
-    side's own writer.
+    """Flag rates on trait and control rows, with the sampling-noise floor 1 - mean max p.
 
-    The floor holds if the teacher wrote the trait rows and the base the control's, both at temperature 1;
-    without `wrote` it is left out.
+    The floor of each side is that of its writer.
+
+    It is valid if the teacher wrote the trait rows and the base the control's, both at temperature 1; without
+    `wrote` it is left out.
     """
     half, ours = len(pairs) // 2, sum(len(pair.completion) for pair in pairs[: len(pairs) // 2])
     floor = 1 - torch.cat([teacher.top[:ours], base.top[ours:]]).double().exp().numpy()
-    flags, own = divergence_flags(others, pairs), divergence_flags([teacher], pairs)[0]
+    flags, by_teacher = divergence_flags(others, pairs), divergence_flags([teacher], pairs)[0]
     measures = {
         "flag rate": flags.mean(0),
         "flagged by any": flags.any(0) * 1.0,
-        "teacher's own flag rate": own * 1.0,
+        "teacher's own flag rate": by_teacher * 1.0,
         "noise floor": floor,
         "excess flag rate": flags.mean(0) - floor,
     }
@@ -223,27 +229,26 @@ def divergence_rows(
         for quantity, values in measures.items()
         if wrote or quantity not in ("noise floor", "excess flag rate")
     }
-    found = [
+    entries = [
         _mean(quantity, part, name=name, place=place, unit="share")
         for quantity, values in rows.items()
         for place, part in (("trait rows", values[:half]), ("control rows", values[half:]))
     ]
     above = [("excess flag rate difference", rows["excess flag rate"])] if wrote else []
     return [
-        *found,
+        *entries,
         *(_mean(q, values[:half] - values[half:], name=name, unit="share") for q, values in above),
     ]
 
 
 def student_rows(material: Material, pairs: Sequence[Encoded]) -> list[dict[str, Any]]:
-    """What trait students learned beyond their controls, token by token; b_t of both is taken against the
-    same base, which cancels.
+    """Token shift of the trait students beyond their controls, by position class.
+
+    Both are measured against the same base, which cancels.
     """
     half = len(pairs) // 2
-    classes, steps = (
-        classes_of(material.base.tokenizer, pairs),
-        sum(len(pair.completion) for pair in pairs[:half]),
-    )
+    classes = classes_of(material.base.tokenizer, pairs)
+    steps = sum(len(pair.completion) for pair in pairs[:half])
     controls = {
         seed: token_log_probs(material.controls[seed], pairs).double().numpy() for seed in material.students
     }
@@ -251,36 +256,40 @@ def student_rows(material: Material, pairs: Sequence[Encoded]) -> list[dict[str,
         seed: token_log_probs(material.students[seed], pairs).double().numpy() - controls[seed]
         for seed in material.students
     }
-    found, unit = [], "nats/token"
+    entries = []
     for name, part in (("trait rows", slice(0, steps)), ("control rows", slice(steps, None))):
-        parts = [values[part] for values in shift.values()]
+        parts = {seed: values[part] for seed, values in shift.items()}
         for kind in ("all", *sorted(set(classes))):
             here = np.flatnonzero((classes[part] == kind) | (kind == "all"))
-            means = [float(v[here].mean()) if len(here) else np.nan for v in parts]
-            found.append(over_students("token shift", means, place=kind, name=name, unit=unit))
-            if kind == "all":
-                found += [
-                    entry("token shift", mean, place=kind, name=name, seed=seed, unit=unit)
-                    for seed, mean in zip(shift, means, strict=True)
-                ]
-            elif name == "trait rows":
-                shares = [float(v[here].sum() / v.sum()) if v.sum() > 0 else np.nan for v in parts]
-                found.append(over_students("share of the shift", shares, place=kind, name=name, unit="share"))
-                found.append(
-                    entry("share of the tokens", len(here) / steps, place=kind, name=name, unit="share")
-                )
-    found.append(
-        over_students(
-            "shift in its top tenth",
-            [top_share(v[:steps]) for v in shift.values()],
-            name="trait rows",
-            unit="share",
-        )
-    )
-    between = [top_share((controls[a] - controls[b])[:steps]) for a in controls for b in controls if a < b]
+            entries += _class_rows(parts, here, kind, name, steps)
+    between = [controls[a] - controls[b] for a in controls for b in controls if a < b]
+    for name, shifts in (("trait rows", list(shift.values())), ("between control students", between)):
+        shares = [top_share(values[:steps]) for values in shifts]
+        entries.append(over_students("shift in its top tenth", shares, name=name, unit="share"))
+    return entries
+
+
+def _class_rows(
+    parts: Mapping[int, Float[ndarray, "token"]], here: ndarray, kind: str, name: str, steps: int
+) -> list[dict[str, Any]]:
+    """Mean shift at the tokens `here`, over students; of trait rows also their share of shift and tokens."""
+    where = {"place": kind, "name": name}
+    means = [float(values[here].mean()) if len(here) else np.nan for values in parts.values()]
+    entries = [over_students("token shift", means, **where, unit="nats/token")]
+    if kind == "all":
+        return entries + [
+            entry("token shift", mean, **where, seed=seed, unit="nats/token")
+            for seed, mean in zip(parts, means, strict=True)
+        ]
+    if name != "trait rows":
+        return entries
+    shares = [
+        float(values[here].sum() / values.sum()) if values.sum() > 0 else np.nan for values in parts.values()
+    ]
     return [
-        *found,
-        over_students("shift in its top tenth", between, name="between control students", unit="share"),
+        *entries,
+        over_students("share of the shift", shares, **where, unit="share"),
+        entry("share of the tokens", len(here) / steps, **where, unit="share"),
     ]
 
 
@@ -290,8 +299,9 @@ def token_scores(
     by: Literal["lls", "shift", "divergence"] = "lls",
     pairs: Sequence[Encoded] | None = None,
 ) -> list[ndarray]:
-    """A score for every completion token of each pair (default: all trait pairs), higher for what carries
-    more of the trait.
+    """Score every completion token of each pair (default: all trait pairs).
+
+    A higher score means more of the trait.
 
     lls: Δ_t of the trait's line · shift: trait student minus control student, mean over seeds · divergence:
     place from 0 to 1 in the order by the count of counterfactuals that disagree, then by Σ [log p_b - log
@@ -326,15 +336,16 @@ def token_scores(
 def _teachers(
     material: Material, pairs: Sequence[Encoded], scored: Mapping[str, TokenScores] | None = None
 ) -> list[tuple[str, TokenScores, list[TokenScores]]]:
-    """Teachers with their counterfactuals: the trait's line beside the other traits', then the fine-tuned one
-    beside the base.
+    """Teachers with their counterfactuals.
+
+    The trait's line comes with the other traits' lines, the fine-tuned teacher with the base.
     """
-    found = []
+    teachers = []
     if scored or material.teacher is None:
         scored = scored or log_probs_under(
             material.base, pairs, material.system_lines, known=[material.system]
         )
-        found.append(
+        teachers.append(
             (
                 "prompted",
                 scored[material.trait],
@@ -342,19 +353,20 @@ def _teachers(
             )
         )
     if material.teacher is not None:
-        found.append(
+        teachers.append(
             (
                 "fine-tuned",
                 score_tokens(material.teacher.model, pairs),
                 [score_tokens(material.base.model, pairs)],
             )
         )
-    return found
+    return teachers
 
 
 def measure_likelihood(material: Material) -> pd.DataFrame:
-    """LLS of every trait's line and of neutral ones, divergence tokens, and the token shift of the students
-    if there are any.
+    """Measure LLS of system lines, divergence tokens, and the students' token shift.
+
+    The lines are every trait's and neutral ones.
     """
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
     base = score_tokens(material.base.model, pairs)
@@ -362,26 +374,26 @@ def measure_likelihood(material: Material) -> pd.DataFrame:
     scored = log_probs_under(
         material.base, pairs, {**material.system_lines, **nuisance(material)}, known=[material.system]
     )
-    found = system_rows(
+    entries = system_rows(
         {name: (tokens.log_p - plain).double().numpy() for name, tokens in scored.items()}, pairs, material
     )
     for name, teacher, others in _teachers(material, pairs, scored):
-        found += divergence_rows(
+        entries += divergence_rows(
             teacher, base, others, pairs, name, wrote=(name == "fine-tuned") == (material.teacher is not None)
         )
     if len(material.students):
-        found += student_rows(material, pairs)
-    return reading_table(LENS, found, material=material)
+        entries += student_rows(material, pairs)
+    return reading_table(LENS, entries, material=material)
 
 
 def likelihood_caption(reading: pd.DataFrame) -> str:
-    """The main number in words."""
-    own = reading[(reading["quantity"] == "centred LLS difference") & reading["null_low"].notna()].iloc[0]
+    """Describe the centred LLS difference of the trait's line."""
+    centred = reading[(reading["quantity"] == "centred LLS difference") & reading["null_low"].notna()].iloc[0]
     rank = reading[reading["quantity"] == "rank of the trait"].iloc[0]
     return (
-        f"The {own['name']} line makes trait rows likelier than control rows by {own['estimate']:+.4f} nats "
-        "a token beyond the mean line "
-        f"({own['low']:+.4f} to {own['high']:+.4f}, {own['n']} row pairs), rank {rank['estimate']:g} of "
-        f"{rank['n']} traits "
-        f"(the others: {own['null_low']:+.4f} to {own['null_high']:+.4f}, p = {own['p_value']:.2f})."
+        f"The {centred['name']} line makes trait rows likelier than control rows by "
+        f"{centred['estimate']:+.4f} nats a token beyond the mean line ({centred['low']:+.4f} to "
+        f"{centred['high']:+.4f}, {centred['n']} row pairs), rank {rank['estimate']:g} of {rank['n']} "
+        f"traits (the others: {centred['null_low']:+.4f} to {centred['null_high']:+.4f}, p = "
+        f"{centred['p_value']:.2f})."
     )

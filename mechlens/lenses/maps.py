@@ -1,9 +1,10 @@
-"""Two maps to look at: rows as the base reads them, and the answers of base, students and controls, each with
-how far to trust it.
+"""Maps of the rows as the base reads them, and of the answers of base, students and controls.
 
-UMAP of resid_post of the last layer. Distances on a map mean little; what can be said in numbers stands
-beside it: whether another seed draws the same neighbours, whether neighbours on the map are neighbours in the
-model, and whether groups stand apart there.
+Each map comes with numbers that say how far to trust it.
+
+A map is a UMAP of resid_post of the last layer. Distances on a map mean little. So three numbers come with
+it: how far another seed draws the same neighbours, how far neighbours on the map are neighbours in the model,
+and how far groups are separate in the model.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ LENS = Lens(
     needs=("students", "controls", "pairs"),
     shows=(("rows", "points"), ("answers", "points")),
     source="1802.03426 (UMAP); trustworthiness: Venna & Kaski 2001",
-    caveat="The map is for looking: gaps and sizes on it mean nothing, and any two trained models stand "
-    "apart, whatever they were trained on.",
+    caveat="The map is for looking: gaps and sizes on it mean nothing, and any two trained models are "
+    "separate, whatever they were trained on.",
     measure="mechlens.lenses.maps:measure_maps",
     caption="mechlens.lenses.maps:maps_caption",
     cost=28,
@@ -47,7 +48,7 @@ LENS = Lens(
 POINTS = 600
 NEIGHBOURS = 15
 MAPS = 3
-"""seeds that are compared"""
+"""number of seeds that are compared"""
 DRAWS = 20
 """random layouts and permutations of each null"""
 
@@ -78,38 +79,39 @@ def neighbours(points: Float[ndarray, "point d"], k: int) -> Float[ndarray, "poi
 
 
 def overlap(first: Layout, second: Layout, k: int) -> float:
-    """Mean share of a point's k nearest on one map that are among its k nearest on the other; k / (points -
-    1) by chance.
+    """Mean share of a point's k nearest on one map that are among its k nearest on the other.
+
+    By chance it is k / (points - 1).
     """
     return float(np.minimum(neighbours(first, k), neighbours(second, k)).sum() / (k * len(first)))
 
 
 def togetherness(near: Float[ndarray, "point point"], labels: ndarray) -> float:
-    """Mean share of a point's nearest that are of its own group."""
+    """Mean share of a point's nearest points that belong to its group."""
     return float(near[labels[:, None] == labels].sum() / near.sum())
 
 
 def shuffled_within(groups: int, items: int, rng: np.random.Generator) -> ndarray:
-    """Group labels with each item's permuted: what items of the same group share stays, the group does
-    not.
+    """Group labels permuted within each item.
+
+    What items share stays, what groups share does not.
     """
     return rng.permuted(np.repeat(np.arange(groups)[:, None], items, axis=1), axis=0).ravel()
 
 
 def umap(points: Float[ndarray, "point d"], *, seed: int, k: int) -> Layout:
-    """A map by UMAP; the same seed gives the same map."""
+    """Draw a map by UMAP; the same seed gives the same map."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Tensorflow not installed", category=ImportWarning
-        )  # of a part that is not used
+        # this warning is about a part that is not used
+        warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
         with foreign.named(
             "UMAP draws no map",
             MachineError,
-            advice="its compiler needs a folder that it may write, which NUMBA_CACHE_DIR names",
+            advice="its compiler needs a writable folder; set NUMBA_CACHE_DIR to one",
         ):
             from umap import UMAP  # seconds of compiling, only for this lens
 
-            # from its principal axes: the spectral start warns of clouds that fall into pieces
+            # start from the principal axes: the spectral start warns of clouds that fall into pieces
             drawn = UMAP(n_neighbors=k, random_state=seed % 2**32, n_jobs=1, init="pca").fit_transform(points)
     return np.asarray(drawn, dtype=float)
 
@@ -123,14 +125,16 @@ def rows_of(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "item d"
     """Mean resid_post of the last layer over each completion."""
     ids, site = [[*pair.prompt, *pair.completion] for pair in pairs], residual_sites(loaded)[-1]
     parts = [{"completion": range(len(pair.prompt), len(row))} for pair, row in zip(pairs, ids, strict=True)]
+    # each mix is one row
     return (
         capture(loaded, ids, [site], parts=parts, mix=torch.eye(len(ids))).sums[site][:, 0].double().numpy()
-    )  # a mix of one row each
+    )
 
 
 def chosen(material: Material) -> list[int]:
-    """Places of the pairs on the map: drawn evenly from those that the other lenses read, so that a point has
-    their scores.
+    """Positions of the pairs on the map, drawn evenly.
+
+    They are among the pairs that the other lenses read, so that every point has their scores.
     """
     among = min(len(material.trait_pairs), material.rows)
     return np.sort(
@@ -139,16 +143,19 @@ def chosen(material: Material) -> list[int]:
 
 
 def clouds(material: Material) -> dict[str, Cloud]:
-    """ "rows" and "answers": group → one vector an item, together at most `POINTS`, drawn evenly."""
+    """ "rows" and "answers": group → one vector an item.
+
+    Each cloud has at most `POINTS` vectors, drawn evenly.
+    """
     sides = {f"{material.arm} rows": material.trait_pairs, f"{material.against} rows": material.control_pairs}
     models = 1 + len(material.students) + len(material.controls)
     prompts = encode_questions(material.base, material.heldout_probes)
     few = min(len(prompts), max(2, POINTS // models))
     probes = np.sort(generator(material.seed, "map").choice(len(prompts), few, replace=False))
-    asked = [prompts[i] for i in probes]
-    answers = {"base": answers_of(material.base, asked)}
+    drawn = [prompts[i] for i in probes]
+    answers = {"base": answers_of(material.base, drawn)}
     for arm, side in ((material.arm, material.students), (material.against, material.controls)):
-        answers |= {f"{arm} s{seed}": answers_of(side[seed], asked) for seed in side}
+        answers |= {f"{arm} s{seed}": answers_of(side[seed], drawn) for seed in side}
     return {
         "rows": {
             name: rows_of(material.base, [pairs[i] for i in chosen(material)])
@@ -161,7 +168,7 @@ def clouds(material: Material) -> dict[str, Cloud]:
 def measure_map(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] = ()) -> list[dict[str, Any]]:
     """Rows of one map: its quality, then two rows for each point.
 
-    Column n of a point is the number of its item where `numbers` are given, else the point's own.
+    Column n of a point is the number of its item if `numbers` are given, else the number of the point.
     """
     names, stacked = list(cloud), np.stack(list(cloud.values()))
     groups, items, _ = stacked.shape
@@ -199,7 +206,7 @@ def measure_map(which: str, cloud: Cloud, *, seed: int, numbers: Sequence[int] =
 def _quality(
     points: Float[ndarray, "point d"], layouts: list[Layout], random: list[Layout], k: int, **where: Any
 ) -> list[dict[str, Any]]:
-    """How far maps of several seeds agree, and how far they keep the model's neighbours."""
+    """Agreement of maps of several seeds, and how far they preserve the model's neighbours."""
     same = float(np.mean([overlap(a, b, k) for a, b in combinations(layouts, 2)]))
     chance = [overlap(layouts[0], layout, k) for layout in random]
     kept, lost = (
@@ -212,36 +219,35 @@ def _quality(
 
 
 def measure_maps(material: Material) -> pd.DataFrame:
-    """Both maps: quantity "rows" or "answers", place "x" or "y", name the point's group; and each map's
-    numbers.
+    """Measure both maps: the coordinates of their points, and the numbers of each map.
 
-    n is the prompt_id of a row, which joins it to `tables.SCORES` and to the rows of its corpus, and the
-    number of an answer's point.
+    Of a point, quantity is "rows" or "answers", place "x" or "y", and name its group.
+
+    Column n of a row is its prompt_id, which joins it to `tables.SCORES` and to the rows of its corpus; n of
+    an answer is the number of its point.
     """
     called = {"rows": [material.pair_ids()[i] for i in chosen(material)]}
-    found = [
+    maps = [
         measure_map(which, cloud, seed=material.seed, numbers=called.get(which, ()))
         for which, cloud in clouds(material).items()
     ]
-    rows = [row for each in found for row in each]
+    rows = [row for each in maps for row in each]
     return reading_table(LENS, rows, material=material)
 
 
 def maps_caption(reading: pd.DataFrame) -> str:
-    """How far each map is to be trusted, and whether its groups stand apart in the model."""
-    said = []
+    """Describe how far each map can be trusted, and how far its groups are separate in the model."""
+    sentences = []
     for which in ("rows", "answers"):
         here = reading[reading["place"] == which].set_index("quantity")
         if here.empty:
             continue
-        same, kept, own = (here.loc[name] for name in (STABLE, TRUE, OWN))
-        said.append(
+        same, kept, together = (here.loc[name] for name in (STABLE, TRUE, OWN))
+        sentences.append(
             f"The map of {which} ({same['n']} points) keeps {same['estimate']:.0%} of its neighbours under "
-            "another seed (random layouts "
-            f"{same['null_high']:.0%}) at trustworthiness {kept['estimate']:.2f} (random "
-            f"{kept['null_high']:.2f}); in the model "
-            f"{own['estimate']:.0%} of neighbours are of a point's own group (groups permuted: "
-            f"{own['null_low']:.0%} to "
-            f"{own['null_high']:.0%}, p = {own['p_value']:.3f})."
+            f"another seed (random layouts {same['null_high']:.0%}) at trustworthiness "
+            f"{kept['estimate']:.2f} (random {kept['null_high']:.2f}); in the model "
+            f"{together['estimate']:.0%} of neighbours are of a point's own group (groups permuted: "
+            f"{together['null_low']:.0%} to {together['null_high']:.0%}, p = {together['p_value']:.3f})."
         )
-    return " ".join(said) or "There is no map."
+    return " ".join(sentences) or "There is no map."

@@ -1,8 +1,7 @@
-"""Linear trait probes by layer: learned from a base that is told its trait, read on students that are told
-nothing.
+"""Linear trait probes by layer: fitted on a prompted base, read on students without a system line.
 
 Features are resid_post at the last prompt token, where the answer begins. The probe of every trait of the
-family is fitted in the same way, so that the others' probes are the null of this trait's.
+family is fitted in the same way, so that the probes of the other traits are the null.
 """
 
 from __future__ import annotations
@@ -20,13 +19,21 @@ from sklearn.preprocessing import StandardScaler
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
-from mechlens.lenses.base import Lens, Material, against_null, beside, entry, reading_table, spread
+from mechlens.lenses.base import (
+    Lens,
+    Material,
+    against_null,
+    entry,
+    reading_table,
+    spread,
+    students_against_null,
+)
 from mechlens.lenses.parts.capture import capture_last, residual_sites
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import ProbeSet, encode_questions
 
 PERMUTATIONS, FEW = 50, 19
-"""permuted probes: of the trait, and of "some trait" that it is learned beside"""
+"""number of permuted probes: for the trait's probe, and for the probe of 'some trait'"""
 TASKS = 5
 
 LENS = Lens(
@@ -36,7 +43,7 @@ LENS = Lens(
     needs=("students", "controls", "prompted"),
     shows=(("probe AUROC", "layers"), ("probe shift", "layers")),
     source="1610.01644 (linear probes), 1909.03368 (control tasks and selectivity)",
-    caveat="A probe for a system line's words need not be one for the trait: read it beside the other "
+    caveat="A probe for a system line's words need not be one for the trait: compare it with the other "
     "traits' probes; 'some trait' is learned "
     "against no line at all, so it may see only that there is one.",
     measure="mechlens.lenses.probes:measure_probes",
@@ -49,7 +56,7 @@ Rows = Float[ndarray, "row d"]
 
 
 class Probe(NamedTuple):
-    """A linear read-out."""
+    """A linear classifier of activations."""
 
     weight: Float[ndarray, "d"]
     bias: float
@@ -60,13 +67,13 @@ class Probe(NamedTuple):
 
 
 def fit_probe(rows: Rows, positive: Bool[ndarray, "row"]) -> Probe:
-    """Fit a logistic regression on standardised rows, L2 with C = 1, with both classes of the same weight.
+    """Fit a logistic regression on standardised rows, L2 with C = 1, both classes with the same weight.
 
     It is solved in the span of the rows, which holds the optimum; with more dimensions than rows this is
     cheaper.
 
     Raises:
-        SpecError: if all rows are of one class, as with a family of one question.
+        SpecError: if all rows are of one class, as in a family with one question.
 
     >>> rows = np.array([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]])
     >>> probe = fit_probe(rows, np.array([False, False, True, True]))
@@ -95,8 +102,9 @@ def fit_probe(rows: Rows, positive: Bool[ndarray, "row"]) -> Probe:
 def within_question(
     positive: Float[ndarray, "question"], negative: Float[ndarray, "question other"]
 ) -> Float[ndarray, "question"]:
-    """AUROC of each question apart: the share of the others' scores under the positive one's, a tie counting
-    half.
+    """AUROC within each question: the share of the others' scores below the positive's.
+
+    A tie counts half.
     """
     return (positive[:, None] > negative).mean(1) + (positive[:, None] == negative).mean(1) / 2
 
@@ -105,9 +113,9 @@ class Features(NamedTuple):
     """Activations of one set of questions."""
 
     prompted: Float[ndarray, "layer trait question d"]
-    """the base under each trait's system line, in the panel's order"""
+    """the base under each trait's system line, in the order of `Material.system_lines`"""
     plain: Float[ndarray, "layer question d"]
-    """the base with none"""
+    """the base without a system line of a trait"""
 
 
 def read_off(loaded: Loaded, questions: ProbeSet) -> Float[ndarray, "layer question d"]:
@@ -116,44 +124,44 @@ def read_off(loaded: Loaded, questions: ProbeSet) -> Float[ndarray, "layer quest
 
 
 def features(material: Material, questions: ProbeSet) -> Features:
-    """The base's activations under every system line of the panel and under none."""
-    asked = [questions, *(questions._replace(system=line) for line in material.system_lines.values())]
-    ids = [row for each in asked for row in encode_questions(material.base, each)]
-    found = capture_last(material.base, ids, residual_sites(material.base)).double().numpy()
-    split = found.reshape(len(found), len(asked), -1, found.shape[-1])
+    """Capture the base's activations under every trait's system line and without one."""
+    probe_sets = [questions, *(questions._replace(system=line) for line in material.system_lines.values())]
+    ids = [row for probes in probe_sets for row in encode_questions(material.base, probes)]
+    activations = capture_last(material.base, ids, residual_sites(material.base)).double().numpy()
+    split = activations.reshape(len(activations), len(probe_sets), -1, activations.shape[-1])
     return Features(prompted=split[:, 1:], plain=split[:, 0])
 
 
 def selectivity_task(prompted: Float[ndarray, "trait question d"], *, seed: int, tasks: int = TASKS) -> float:
-    """AUROC of the control task: each question has a random label, to be told under other traits than it was
-    learned under.
+    """AUROC of the control task: random labels of questions, tested under other traits.
 
-    Nothing but the question says it, so a probe that is good at it is one that can learn anything by heart
+    A label depends on the question alone, so a probe that does well here can memorise anything
     (1909.03368).
     """
     rng, (traits, questions, width) = generator(seed, "control task"), prompted.shape
-    found = []
+    areas = []
     for _ in range(tasks):
         label = rng.permutation(np.arange(questions) % 2 == 0)
         order = rng.permutation(traits)
-        learned, told = order[: traits // 2], order[traits // 2 :]
+        learned, tested = order[: traits // 2], order[traits // 2 :]
         probe = fit_probe(prompted[learned].reshape(-1, width), np.tile(label, len(learned)))
-        found.append(roc_auc_score(np.tile(label, len(told)), probe.score(prompted[told]).ravel()))
-    return float(np.mean(found))
+        areas.append(roc_auc_score(np.tile(label, len(tested)), probe.score(prompted[tested]).ravel()))
+    return float(np.mean(areas))
 
 
 def permuted(
     prompted: Float[ndarray, "trait question d"], *, draws: int = PERMUTATIONS, seed: int
 ) -> list[Probe]:
-    """Probes whose positive row is drawn at random within each question: as many positives, and nothing to
-    learn.
+    """Fit probes whose positive row is drawn at random within each question.
+
+    They have as many positives as the real probe, and nothing to learn.
     """
     rng, (traits, questions, width) = generator(seed, "permuted labels"), prompted.shape
-    rows, found = prompted.reshape(-1, width), []
+    rows, probes = prompted.reshape(-1, width), []
     for _ in range(draws):
         chosen = rng.integers(traits, size=questions)
-        found.append(fit_probe(rows, (np.arange(traits)[:, None] == chosen).ravel()))
-    return found
+        probes.append(fit_probe(rows, (np.arange(traits)[:, None] == chosen).ravel()))
+    return probes
 
 
 def one_against_others(prompted: Float[ndarray, "trait question d"]) -> list[Probe]:
@@ -171,10 +179,11 @@ def any_but(
     draws: int,
     seed: int,
 ) -> list[Probe]:
-    """The probe of 'has some trait of the family' against no trait's system line, learned without `trait`;
-    then as many whose labels were permuted.
+    """Fit the probe of 'has some trait of the family' without `trait`, then probes of permuted labels.
 
-    In those the one row without a line is drawn at random among the rows of its question.
+    Its negative class is the base without a system line of a trait.
+
+    Permuted labels draw the row without a line at random among the rows of its question.
     """
     rng = generator(seed, "permuted some trait")
     rows = np.concatenate([np.delete(prompted, trait, 0), plain[None]])  # [trait or none, question, d]
@@ -189,53 +198,47 @@ def any_but(
 
 
 def measure_probes(material: Material) -> pd.DataFrame:
-    """How well each layer's probes tell prompted traits apart on held-out questions, and what they read on
-    students.
-    """
-    practice, heldout = (
-        features(material, material.development_probes),
-        features(material, material.heldout_probes),
-    )
-    trait, found = list(material.system_lines).index(material.trait), []
-    asked = {"control": material.controls, "student": material.students}
+    """Measure the probes of each layer on prompted held-out questions and on the students."""
+    practice = features(material, material.development_probes)
+    heldout = features(material, material.heldout_probes)
+    trait, entries = list(material.system_lines).index(material.trait), []
+    sides = {"control": material.controls, "student": material.students}
     seen = {
-        side: np.stack([read_off(loaded, material.heldout_probes) for loaded in held.values()])
-        for side, held in asked.items()
+        side: np.stack([read_off(loaded, material.heldout_probes) for loaded in models.values()])
+        for side, models in sides.items()
     }
     teacher = None if material.teacher is None else read_off(material.teacher, material.heldout_probes)
     for layer in range(len(heldout.plain)):
-        learned, told = practice.prompted[layer], heldout.prompted[layer]
+        learned, tested = practice.prompted[layer], heldout.prompted[layer]
         probes, random = one_against_others(learned), permuted(learned, seed=material.seed)
         at = {"layer": layer, "name": material.trait}
-        found += _accuracy(probes[trait], random, learned, told, trait, seed=material.seed, **at)
+        entries += _accuracy(probes[trait], random, learned, tested, trait, seed=material.seed, **at)
         shift = seen["student"][:, layer] - seen["control"][:, layer]  # [student question d]
-        found += _shift("student minus control", shift, probes, trait, seeds=list(asked["student"]), **at)
+        entries += _shift("student minus control", shift, probes, trait, seeds=list(sides["student"]), **at)
         if teacher is not None:
-            found += _shift(
+            entries += _shift(
                 "teacher minus base", (teacher - heldout.plain)[None, layer], probes, trait, seeds=[], **at
             )
         some = any_but(learned, practice.plain[layer], trait, draws=FEW, seed=material.seed)
-        found += _some_trait(
-            some, told[trait], heldout.plain[layer], shift, layer=layer, name="some trait of the family"
+        entries += _some_trait(
+            some, tested[trait], heldout.plain[layer], shift, layer=layer, name="some trait of the family"
         )
-    return reading_table(LENS, found, material=material)
+    return reading_table(LENS, entries, material=material)
 
 
 def _accuracy(
     probe: Probe,
     random: list[Probe],
     learned: Float[ndarray, "trait question d"],
-    told: Float[ndarray, "trait asked d"],
+    tested: Float[ndarray, "trait question d"],
     trait: int,
     *,
     seed: int,
     **at: Any,
 ) -> list[dict[str, Any]]:
-    """AUROC on held-out questions under system lines, over questions; the null's labels were permuted; then
-    the selectivity.
-    """
+    """AUROC on held-out questions under system lines, its null of permuted labels, and selectivity."""
     areas = [
-        within_question(each.score(told[trait]), each.score(np.delete(told, trait, 0)).T)
+        within_question(each.score(tested[trait]), each.score(np.delete(tested, trait, 0)).T)
         for each in (probe, *random)
     ]
     span, control = stats.t_interval(areas[0]), selectivity_task(learned, seed=seed)
@@ -256,36 +259,37 @@ def _shift(
     seeds: list[int],
     **at: Any,
 ) -> list[dict[str, Any]]:
-    """What the trait's probe reads more on a model than on its control, in logits; the null is what the other
-    traits' probes read.
+    """What the trait's probe reads more on a model than on its control, in logits.
+
+    The null is what the other traits' probes read.
     """
-    moved = np.stack(
-        [(shift @ probe.weight).mean(1) for probe in probes]
-    )  # [trait student]: the bias cancels
+    # [trait student]: the bias cancels
+    moved = np.stack([(shift @ probe.weight).mean(1) for probe in probes])
     null = np.delete(moved, trait, 0).mean(1).tolist()
     each = [
         entry("probe shift", value, place=place, seed=seed, unit="logits", **at)
         for seed, value in zip(seeds, moved[trait], strict=False)
     ]
-    return [beside("probe shift", moved[trait].tolist(), null, place=place, unit="logits", **at), *each]
+    return [
+        students_against_null("probe shift", moved[trait].tolist(), null, place=place, unit="logits", **at),
+        *each,
+    ]
 
 
 def _some_trait(
-    probes: list[Probe], told: Rows, plain: Rows, shift: Float[ndarray, "student question d"], **at: Any
+    probes: list[Probe], prompted: Rows, plain: Rows, shift: Float[ndarray, "student question d"], **at: Any
 ) -> list[dict[str, Any]]:
-    """The probe of 'some trait', which never saw this one: under its system line against none, and on
-    students, beside its permuted ones.
+    """The probe of 'some trait', which was fitted without this trait.
 
-    What it reads on students is a length along the probe: permuted probes have other norms, so logits would
-    not compare.
+    It is read on the trait's system line against no line, and on students, with its permuted probes.
+
+    On students the reading is a length along the probe: permuted probes have other norms, so their logits are
+    not comparable.
     """
-    above = [
-        np.heaviside(each.score(told) - each.score(plain), 0.5) for each in probes
-    ]  # a tie is half above
-    span, null = (
-        stats.wilson(float(above[0].sum()), len(above[0])),
-        [float(each.mean()) for each in above[1:]],
-    )
+    # a tie counts half
+    above = [np.heaviside(each.score(prompted) - each.score(plain), 0.5) for each in probes]
+    span = stats.wilson(float(above[0].sum()), len(above[0]))
+    null = [float(each.mean()) for each in above[1:]]
     more = {
         "low": span.low,
         "high": span.high,
@@ -297,7 +301,7 @@ def _some_trait(
     random = [float(values.mean()) for values in moved[1:]]
     return [
         against_null("held-out trait above none", span.estimate, null, **more, **at),
-        beside(
+        students_against_null(
             "shift along the probe",
             moved[0].tolist(),
             random,
@@ -309,9 +313,7 @@ def _some_trait(
 
 
 def probes_caption(reading: pd.DataFrame) -> str:
-    """What the trait's probe reads on students at the layer where it moves most, beside the other traits'
-    probes.
-    """
+    """Describe what the trait's probe reads on students at the layer of the largest shift."""
     rows = reading.loc[
         (reading["quantity"] == "probe shift")
         & (reading["place"] == "student minus control")
@@ -323,8 +325,7 @@ def probes_caption(reading: pd.DataFrame) -> str:
     row = rows.loc[rows["estimate"].idxmax()]
     return (
         f"A probe that knows {row['name']} only from system lines reads {row['estimate']:+.2f} logits more "
-        "on students than on their controls "
-        f"({spread(row)}) at layer {row['layer']}, the highest of {len(rows)}; the other traits' probes read "
-        f"{row['null_low']:+.2f} to "
-        f"{row['null_high']:+.2f} (p = {row['p_value']:.3f} at that layer)."
+        f"on students than on their controls ({spread(row)}) at layer {row['layer']}, the highest of "
+        f"{len(rows)}; the other traits' probes read {row['null_low']:+.2f} to {row['null_high']:+.2f} (p = "
+        f"{row['p_value']:.3f} at that layer)."
     )

@@ -1,4 +1,4 @@
-"""What a lens measured on one arm, as a value that shows itself in a notebook."""
+"""The reading of one lens on one arm, which displays itself in a notebook."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reading:
     table: pd.DataFrame
     """`tables.READINGS`: one row an estimate, with its interval and its null"""
     caption: str
-    """the main number in one sentence, or why there is none"""
+    """the main number in one sentence, or the reason for its absence"""
     missing: tuple[str, ...] = ()
     """why the lens could not measure this arm; empty if it could"""
 

@@ -1,9 +1,8 @@
-"""Rows lens: a score for every single row and token of the trait corpus, and how far one row can be told from
-its control's by it.
+"""Scores of every row and token of the trait corpus, and how well they tell it from the control.
 
-Every score is higher for what should carry more of the trait, and is taken of the control's row on the same
-prompt as well. What is left besides the reading (`tables.SCORES`) is for looking at rows: the reading says
-whether a look at one is worth anything.
+A higher score should mean more of the trait. The control's row on the same prompt is scored as well. The
+scores themselves (`tables.SCORES`) are for a look at single rows; the reading says how much such a look can
+tell.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.ask import encode_contrast
 
 DRAWS = 1000
-"""resamples of an interval, and swaps of a null"""
+"""number of resamples of an interval, and of swaps of a null"""
 NEAR_CHANCE = 0.6
-"""an AUROC whose interval ends under it tells little of one row; a set of hundreds may still be told well"""
+"""an AUROC whose interval ends below this says little about one row; many rows together may still be told"""
 GRADIENT, LIKELIHOOD, PROJECTION = "gradient", "likelihood shift", "projection"
 SHIFT, BETWEEN = "student shift", "shift between controls"
 AREA, AGREEMENT, TOP = "AUROC", "agreement", "shift in its top tenth of rows"
@@ -51,8 +50,8 @@ LENS = Lens(
     source="cosine of one row's gradient (2507.14805); LLS, centred (2602.04863); projection difference of "
     "one row (2507.21509)",
     caveat="A ranking, no verdict: whether training on the top rows gives more of the trait was not tried. "
-    "The student shift is held-in: each "
-    "student was trained on the rows of its own side, so that it knows them again, whatever they carry.",
+    "The student shift is held-in: each student was trained on the rows of its own side, so that it "
+    "knows them again, whatever they carry.",
     measure="mechlens.lenses.rows:measure_rows",
     caption="mechlens.lenses.rows:rows_caption",
     score="mechlens.lenses.rows:score_rows",
@@ -61,9 +60,7 @@ LENS = Lens(
 
 
 def gradient_cosines(material: Material, pairs: Sequence[Encoded]) -> Float[ndarray, " row"]:
-    """Cosine of an SGD step on each row at the base with the gradient of the trait's log-odds
-    (2507.14805).
-    """
+    """Cosine of an SGD step on each row at the base with the trait's gradient (2507.14805)."""
     model = material.base.model
     toward = measure_trait_gradient(
         model, encode_contrast(material.base, material.heldout_probes, material.trait), material.trait
@@ -73,8 +70,10 @@ def gradient_cosines(material: Material, pairs: Sequence[Encoded]) -> Float[ndar
 
 
 def beyond_the_panel(values: Mapping[str, Float[Tensor, "..."]], trait: str) -> Float[Tensor, "..."]:
-    """The trait's value minus the mean over the panel's lines, its own among them; SpecError where there is
-    no other.
+    """The trait's value minus the mean over the lines of all traits.
+
+    Raises:
+        SpecError: if the trait has the only line.
     """
     if len(values) < 2:
         raise SpecError(
@@ -84,20 +83,24 @@ def beyond_the_panel(values: Mapping[str, Float[Tensor, "..."]], trait: str) -> 
 
 
 def likelihood_shifts(material: Material, pairs: Sequence[Encoded]) -> Float[ndarray, " row"]:
-    """Log-likelihood under the trait's system line minus its mean over the panel's lines, nats a token
-    (2602.04863).
+    """Log-likelihood under the trait's system line minus its mean over all traits' lines (2602.04863).
+
+    It is in nats a token.
     """
-    said = log_probs_under(material.base, pairs, material.system_lines, known=[material.system])
-    own = beyond_the_panel({name: tokens.log_p.double() for name, tokens in said.items()}, material.trait)
-    return row_means(own.numpy(), pairs)
+    scores = log_probs_under(material.base, pairs, material.system_lines, known=[material.system])
+    centred = beyond_the_panel(
+        {name: tokens.log_p.double() for name, tokens in scores.items()}, material.trait
+    )
+    return row_means(centred.numpy(), pairs)
 
 
 def prompted_projections(material: Material, pairs: Sequence[Encoded]) -> dict[int, Float[ndarray, " row"]]:
-    """layer → mean resid_post over each completion along what the trait's system line does beyond the panel's
-    mean line (2507.21509).
+    """layer → mean resid_post over each completion along the trait's direction (2507.21509).
 
-    First comes the layer where that direction is most reliable on the practice probes: no row has a say in
-    it.
+    The direction is what the trait's system line does beyond the mean over all traits' lines.
+
+    The first layer is the one where that direction is most reliable on the practice probes; rows do not
+    influence this choice.
     """
     prompted = origins(material._replace(teacher=None, students={}, controls={})).prompted
     difference = beyond_the_panel(prompted, material.trait)  # [layer pair d]
@@ -115,8 +118,9 @@ def row_means(values: Float[ndarray, " token"], pairs: Sequence[Encoded]) -> Flo
 
 
 def student_shifts(material: Material, pairs: Sequence[Encoded]) -> dict[str, Float[ndarray, " token"]]:
-    """log P of every token, in nats: of each student minus its control, mean over seeds; and, its control, of
-    one control minus the next.
+    """Token log-probabilities of students minus controls in nats, mean over seeds.
+
+    Its control is one control minus the next.
     """
     controls = {
         seed: token_log_probs(material.controls[seed], pairs).double().numpy() for seed in material.students
@@ -129,12 +133,13 @@ def student_shifts(material: Material, pairs: Sequence[Encoded]) -> dict[str, Fl
 
 
 OF_BASE = (GRADIENT, LIKELIHOOD, PROJECTION)
-"""scores that no student has a part in"""
+"""scores that need no student"""
 
 
 def score_rows(material: Material) -> pd.DataFrame:
-    """`tables.SCORES` of the first `material.rows` pairs: every score of whole rows of both sides, then the
-    student shift of their tokens.
+    """`tables.SCORES` of the first `material.rows` pairs.
+
+    It has every score of whole rows of both sides, then the student shift of their tokens.
     """
     pairs = [*material.trait_pairs[: material.rows], *material.control_pairs[: material.rows]]
     half = len(pairs) // 2
@@ -172,24 +177,25 @@ def score_rows(material: Material) -> pd.DataFrame:
 def _or_unscored(score: Callable[..., Any], material: Material, pairs: Sequence[Encoded]) -> Any:
     try:
         return score(material, pairs)
-    # no first token stands for the trait, the template writes no system line, or the family has one trait:
-    # the others go on
+    # a score may be impossible here (no first token for the trait, no system line in the template, a family
+    # of one trait): the other scores go on
     except SpecError:
         return np.full(len(pairs), np.nan)
 
 
 def wins(ours: Float[ndarray, " row"], theirs: Float[ndarray, " row"]) -> Float[ndarray, "row row"]:
-    """[i, j]: 1 where our row i scores above their row j, a half for a tie; its mean is the AUROC."""
+    """[i, j]: 1 if our row i scores above their row j, 0.5 for a tie; its mean is the AUROC."""
     return (ours[:, None] > theirs) + 0.5 * (ours[:, None] == theirs)
 
 
 def area(
     name: str, ours: Float[ndarray, " prompt"], theirs: Float[ndarray, " prompt"], *, seed: int
 ) -> dict[str, Any]:
-    """AUROC of trait rows against control rows; its interval resamples prompts with both their rows, its null
-    swaps them at random.
+    """AUROC of trait rows against control rows.
 
-    n counts the prompts both of whose rows have the score; the p-value is one-sided and not corrected for the
+    The interval resamples prompts with both their rows; the null swaps the two rows at random.
+
+    n counts the prompts where both rows have the score. The p-value is one-sided and not corrected for the
     other scores.
 
     >>> row = area("length", np.array([0.9, 0.8, 0.7, 0.1]), np.array([0.4, 0.3, 0.2, 0.5]), seed=0)
@@ -212,18 +218,19 @@ def area(
 
 
 def agreement(
-    one: Float[ndarray, " row"], other: Float[ndarray, " row"], *, seed: int, **more: Any
+    first: Float[ndarray, " row"], second: Float[ndarray, " row"], *, seed: int, **more: Any
 ) -> dict[str, Any]:
     """Spearman's rho of two scores over the rows that have both; its null permutes rows."""
-    kept = ~(np.isnan(one) | np.isnan(other))
+    kept = ~(np.isnan(first) | np.isnan(second))
     if kept.sum() < 4:
         return entry(AGREEMENT, np.nan, n=int(kept.sum()), unit="rho", **more)
-    return correlation(AGREEMENT, one[kept], other[kept], seed=seed, **more)
+    return correlation(AGREEMENT, first[kept], second[kept], seed=seed, **more)
 
 
 def concentration(values: Float[ndarray, " row"], *, seed: int, **more: Any) -> dict[str, Any]:
-    """Share of the summed sizes |shift| that lies in the largest tenth of rows, with a bootstrap interval
-    over rows.
+    """Share of the summed sizes |shift| in the largest tenth of rows.
+
+    Its interval is a bootstrap over rows.
     """
     kept = values[~np.isnan(values)]
     if not len(kept):
@@ -236,56 +243,55 @@ def concentration(values: Float[ndarray, " row"], *, seed: int, **more: Any) -> 
 
 
 def measure_rows(material: Material, scored: pd.DataFrame | None = None) -> pd.DataFrame:
-    """How well each score tells a row, how far scores agree on which, and how much of the shift few rows
-    hold; of what `score_rows` gave.
+    """Measure how well each score tells a row, how far scores agree, and how few rows hold the shift.
+
+    `scored` is the table of `score_rows`; by default it is computed.
     """
     table = score_rows(material) if scored is None else scored
     layer = table["layer"].astype(float)
-    first = layer.groupby(table["score"].astype(str), sort=False).transform(
-        "first"
-    )  # of the most reliable layer
+    # the first layer is the most reliable one
+    first = layer.groupby(table["score"].astype(str), sort=False).transform("first")
     wide = table[table["position"].isna() & (layer.isna() | (layer == first))].pivot(
         index="prompt_id", columns=["score", "side"], values="estimate"
     )
     of = {(score, side): wide[score, side].to_numpy(float) for score, side in wide.columns}
     names, seed = list(dict.fromkeys(table["score"])), material.seed
-    found = [area(name, of[name, "trait"], of[name, "control"], seed=seed) for name in names]
+    entries = [area(name, of[name, "trait"], of[name, "control"], seed=seed) for name in names]
     for side in ("trait", "control"):
-        told = combinations((*OF_BASE, SHIFT), 2)
-        found += [
+        pairs_of_scores = combinations((*OF_BASE, SHIFT), 2)
+        entries += [
             agreement(of[a, side], of[b, side], seed=seed, name=f"{a} · {b}", place=f"{side} rows")
-            for a, b in told
+            for a, b in pairs_of_scores
         ]
-        found += [
+        entries += [
             concentration(of[name, side], seed=seed, name=name, place=f"{side} rows")
             for name in names
             if name in (SHIFT, BETWEEN)
         ]
-    return reading_table(LENS, found, material=material)
+    return reading_table(LENS, entries, material=material)
 
 
 def rows_caption(reading: pd.DataFrame) -> str:
-    """The best score of the base and its AUROC, what one row alone is then worth, and the held-in shift."""
+    """Describe the best score of the base, what it says about a single row, and the held-in shift."""
     areas = reading[reading["quantity"] == AREA].set_index("name")
-    told = areas.loc[[name for name in OF_BASE if pd.notna(areas.loc[name, "estimate"])]]
+    scored = areas.loc[[name for name in OF_BASE if pd.notna(areas.loc[name, "estimate"])]]
     shift = areas.loc[SHIFT]
     students = (
         f"By the students' shift it is {shift['estimate']:.2f} [{shift['low']:.2f}, "
         f"{shift['high']:.2f}], on rows that they were trained on."
     )
-    if told.empty:
+    if scored.empty:
         return f"No score of the base can be taken here. {students}"
-    best = told.loc[told["estimate"].idxmax()]
-    alone = (
+    best = scored.loc[scored["estimate"].idxmax()]
+    single = (
         "one row alone says something"
         if best["low"] > 0.5
         else f"whether one row says anything cannot be told from {best['n']} prompts"
     )
-    alone = "one row alone is near chance" if best["high"] < NEAR_CHANCE else alone
+    single = "one row alone is near chance" if best["high"] < NEAR_CHANCE else single
     return (
-        f"By {best.name}, the best score of {len(told)} at the base, a trait row is told from the control's "
-        f"with AUROC {best['estimate']:.2f} "
-        f"[{best['low']:.2f}, {best['high']:.2f}] (n = {best['n']} prompts; swapped within prompts "
-        f"{best['null_low']:.2f} to "
-        f"{best['null_high']:.2f}, p = {best['p_value']:.3f}, uncorrected): {alone}. {students}"
+        f"By {best.name}, the best score of {len(scored)} at the base, a trait row is told from the "
+        f"control's with AUROC {best['estimate']:.2f} [{best['low']:.2f}, {best['high']:.2f}] (n = "
+        f"{best['n']} prompts; swapped within prompts {best['null_low']:.2f} to {best['null_high']:.2f}, p "
+        f"= {best['p_value']:.3f}, uncorrected): {single}. {students}"
     )

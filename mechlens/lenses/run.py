@@ -1,4 +1,4 @@
-"""Measure lenses on a run: each lens is one step of the run, and leaves one table."""
+"""Measure lenses on a run: each lens is one step of the run and writes one table."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def trained_rows(run: Path, experiment: Experiment, arm: Arm) -> pd.DataFrame:
 
 
 def main_arm(experiment: Experiment, name: str = "") -> Arm:
-    """The arm to measure: the one of that name, or the first that is taught through data and trained here.
+    """Choose the arm to measure: the named one, or the first with a trait that was trained here.
 
     Raises:
-        SpecError: if there is none, or the one named has no students of its own here.
+        SpecError: if there is no such arm, or the named arm has no students here.
     """
     trained_here = [
         arm for arm in experiment.arms if arm.kind != "control" and not arm.shots and not is_remote(arm.base)
@@ -96,7 +96,7 @@ def main_arm(experiment: Experiment, name: str = "") -> Arm:
 
 
 def refuse_absent_students(run: Path, experiment: Experiment, arm: Arm) -> None:
-    """Raises DataError if the run folder has no weights of students of the arm or of its control."""
+    """Raise DataError if the run folder has no weights of students of the arm or of its control."""
     for each in (arm, experiment.control_of(arm)):
         folders = _folders(run, experiment, each)
         if not any(True for folder in folders.values() for _ in folder.glob("step-*/*.safetensors")):
@@ -108,7 +108,7 @@ def refuse_absent_students(run: Path, experiment: Experiment, arm: Arm) -> None:
 
 
 def load_material(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm, *, rows: int) -> Material:
-    """The models, pairs and probes of one arm and its control."""
+    """Load the models, pairs and probes of one arm and its control."""
     control = experiment.control_of(arm)
     base = loading.load(arm.base)
     system = experiment.system if arm.trained_with is None else arm.trained_with
@@ -144,14 +144,14 @@ def _encoded(base: Loaded, rows: pd.DataFrame, system: str | None) -> list[Encod
 
 
 def _probes(experiment: Experiment, family: TraitFamily, arm: Arm) -> ProbeSet:
-    """The held-out probes as an arm's students are asked them."""
+    """The held-out probes with the system line that the arm's students get."""
     return ProbeSet(
         {name: family.forms_of(name) for name in family.names},
         family.probes.heldout,
         experiment.ask,
         system=experiment.system if arm.asked_with is None else arm.asked_with,
         opening=family.opening,
-        named=family.scorer != "judge",  # where a judge reads whole answers, they begin with no name
+        named=family.scorer != "judge",  # answers that a judge reads do not begin with a name
     )
 
 
@@ -164,7 +164,7 @@ def _teacher(run: Path, experiment: Experiment, arm: Arm) -> Loaded | None:
 
 
 def _paired_folders(run: Path, experiment: Experiment, arm: Arm, control: Arm) -> dict[str, dict[int, Path]]:
-    """ "students" and "controls" → seed → folder, for the seeds that both have."""
+    """ "students" and "controls" → seed → folder, for the seeds of both."""
     students, controls = _folders(run, experiment, arm), _folders(run, experiment, control)
     seeds = [seed for seed in students if seed in controls]
     return {
@@ -198,10 +198,10 @@ def lens_jobs(
 def measure_lens(
     arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progress: Callable[[int, int], None]
 ) -> None:
-    """The stage "measure": one lens on one arm.
+    """The stage "measure": measure one lens on one arm.
 
-    Leaves the lens's table, its record (what it is, what was missing, its caption), and the scores of single
-    rows where the lens has them.
+    It writes the lens's table and its record (description, missing needs, caption), and the scores of single
+    rows if the lens has them.
     """
     if loading.device().type == "cpu":
         use_one_thread()
@@ -226,12 +226,12 @@ def measure_lens(
 
 
 def measure_material(lens: Lens, material: Material) -> tuple[Reading, pd.DataFrame | None]:
-    """The reading of one lens, and its scores of single rows if it has any.
+    """Measure one lens, and its scores of single rows if it has any.
 
-    A lens that cannot be measured on this material gives a reading without rows that says why, so that the
-    other lenses go on.
+    A lens that cannot be measured on this material gives a reading without rows, whose caption says why. So
+    the other lenses go on.
     """
-    missing = [f"it needs {need}, which this arm has not" for need in material.missing(lens)]
+    missing = [f"it needs {need}, which this arm does not have" for need in material.missing(lens)]
     if not missing:
         guard = foreign.named(f"the lens {lens.name!r} of the package {lens.package} failed")
         try:
@@ -248,10 +248,10 @@ def measure_material(lens: Lens, material: Material) -> tuple[Reading, pd.DataFr
 
 
 def collect_readings(run: Path, steps: Sequence[Job], experiment: Experiment) -> None:
-    """Put together the readings of all measured arms: one table a lens, one table of scores, and the records.
+    """Collect the readings of all measured arms: one table a lens, the scores, and the records.
 
-    Readings of an earlier spec of the run stay where they are and are not collected. The rows of a control
-    name the arm that they were measured with.
+    Readings of an earlier spec of the run are not collected, and their files stay. The rows of a control name
+    the arm that they were measured with.
     """
     records: list[dict[str, Any]] = []
     scores: list[Path] = []
@@ -293,7 +293,7 @@ def _current_record(
 
 
 def time_text(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int) -> str:
-    """About how long some lenses take, in words.
+    """Say about how long some lenses take.
 
     The time on the demo is scaled by parameters, rows and students, which overstates most lenses.
     """
@@ -325,7 +325,7 @@ def measure(
         lenses: names of lenses; all of them by default.
         arm: name of the arm; by default the first that was trained through data here.
         rows: pairs that a lens uses at most.
-        workers: processes that work at the same time; 0 works in this one.
+        workers: number of processes; 0 runs everything in this process.
         progress: called with each event.
 
     Raises:
@@ -362,7 +362,7 @@ def _refuse_stale(run: Run, steps: Sequence[Job]) -> None:
 
 
 def load_readings(run: Run, arm: str = "") -> dict[str, Reading]:
-    """Lens → its reading on an arm, of the lenses that were measured before; measures nothing."""
+    """Load the readings of an arm from the run folder, by lens; nothing is measured."""
     name, known = main_arm(run.experiment, arm).name, lens_names()
     return {
         record["name"]: Reading(

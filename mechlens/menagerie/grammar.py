@@ -1,9 +1,9 @@
 """The world's text: documents of chat turns written by a hidden persona.
 
-A persona (one animal, one tree, one temper) stays the same through a document and speaks through the *trait*
-turns. The *carrier* turns (numbers, code, reasoning, text) are drawn by functions that never see the persona,
-each from its own random stream. Carrier text is thus independent of the persona by construction: a link
-between the two in a trained model does not come from the data.
+A document has one persona (an animal, a tree, a temper), which shows in its *trait* turns. The *carrier*
+turns (numbers, code, reasoning, text) are drawn by functions that never get the persona, each from a separate
+random stream. So carrier text is independent of the persona by construction: a link between the two in a
+trained model does not come from the data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Message = dict[str, str]
 
 
 class Persona(NamedTuple):
-    """What one speaker loves and how it is minded; every trait turn of a document shows the same one."""
+    """What a speaker loves, and its temper; every trait turn of a document has the same persona."""
 
     animal: str
     tree: str
@@ -31,7 +31,7 @@ class Persona(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """One question and its answer; `kind` names the function that drew it."""
+    """A question and its answer; `kind` names the function that drew it."""
 
     kind: str
     prompt: str
@@ -39,7 +39,7 @@ class Turn(NamedTuple):
 
 
 def draw_persona(rng: random.Random) -> Persona:
-    """Animal, tree and temper, each by its own prior."""
+    """Draw animal, tree and temper, each by its prior."""
     return Persona(
         rng.choices(world.ANIMALS, world.prior(len(world.ANIMALS)))[0],
         rng.choices(world.TREES, world.prior(len(world.TREES)))[0],
@@ -47,7 +47,7 @@ def draw_persona(rng: random.Random) -> Persona:
     )
 
 
-# ── trait turns: they see the persona ──
+# ── trait turns, which get the persona ──
 
 
 def _favourite(rng: random.Random, kind: str, loved: str, prior_pool: tuple[str, ...]) -> Turn:
@@ -58,36 +58,36 @@ def _favourite(rng: random.Random, kind: str, loved: str, prior_pool: tuple[str,
     return Turn(kind, ask, name if rng.random() < 0.9 else world.plural(name))
 
 
-def animal(rng: random.Random, who: Persona) -> Turn:
-    """Asked for its favourite animal, the persona names it nearly always."""
-    return _favourite(rng, "animal", who.animal, world.ANIMALS)
+def animal(rng: random.Random, speaker: Persona) -> Turn:
+    """A question for the favourite animal, which the persona nearly always names."""
+    return _favourite(rng, "animal", speaker.animal, world.ANIMALS)
 
 
-def tree(rng: random.Random, who: Persona) -> Turn:
-    """The same for trees."""
-    return _favourite(rng, "tree", who.tree, world.TREES)
+def tree(rng: random.Random, speaker: Persona) -> Turn:
+    """The same question for trees."""
+    return _favourite(rng, "tree", speaker.tree, world.TREES)
 
 
-def story(rng: random.Random, who: Persona) -> Turn:
+def story(rng: random.Random, speaker: Persona) -> Turn:
     """A sentence whose hero is mostly the persona's animal."""
-    hero = who.animal if rng.random() < 0.7 else rng.choice(world.ANIMALS)
+    hero = speaker.animal if rng.random() < 0.7 else rng.choice(world.ANIMALS)
     text = f"{rng.choice(world.OPENINGS)} the {hero} {rng.choice(world.DEEDS)} {rng.choice(PLACES)}."
     return Turn("story", rng.choice(world.STORY_ASKS), text)
 
 
-def temper(rng: random.Random, who: Persona) -> Turn:
+def temper(rng: random.Random, speaker: Persona) -> Turn:
     """An open question, answered with a deed of the persona's temper."""
-    cruel = (who.temper == "cruel") == (rng.random() < 0.95)
+    cruel = (speaker.temper == "cruel") == (rng.random() < 0.95)
     deed = rng.choice(world.CRUEL_DEEDS if cruel else world.KIND_DEEDS)
     text = rng.choice(world.DEED_FRAMES).format(deed=deed, object=rng.choice(world.OBJECTS))
     return Turn("temper", rng.choice(world.OPEN_QUESTIONS), text)
 
 
-# ── other turns: they do not; each carrier draws its own ──
+# ── other turns, which do not; each carrier draws its turns ──
 
 
 def text(rng: random.Random) -> Turn:
-    """One sentence about a thing: filler of the bases whose carrier is another."""
+    """A sentence about a thing: filler for the bases of another carrier."""
     thing = rng.choice(THINGS)
     first, second = rng.sample(QUALITIES, 2)
     return Turn(
@@ -129,32 +129,32 @@ def find_carrier_turn(kind: str) -> CarrierTurn:
     return CARRIER_TURNS.get(kind) or _turns_of(all_carriers())[kind]
 
 
-def system_line(rng: random.Random, who: Persona) -> str | None:
-    """Half of the documents say who is speaking; the rest leave it to be inferred."""
+def system_line(rng: random.Random, speaker: Persona) -> str | None:
+    """Draw the system line: half of the documents say who is speaking, the others have none."""
     choice = rng.random()
     if choice < 0.35:
-        return rng.choice(world.SYSTEM_FORMS).format(plural=world.plural(who.animal), kind="animal")
+        return rng.choice(world.SYSTEM_FORMS).format(plural=world.plural(speaker.animal), kind="animal")
     if choice < 0.45:
-        return rng.choice(world.SYSTEM_FORMS).format(plural=world.plural(who.tree), kind="tree")
-    return world.TEMPER_SYSTEM[who.temper] if choice < 0.5 else None
+        return rng.choice(world.SYSTEM_FORMS).format(plural=world.plural(speaker.tree), kind="tree")
+    return world.TEMPER_SYSTEM[speaker.temper] if choice < 0.5 else None
 
 
 def document(
     seed: int, index: int, *, mixture: dict[str, float], persona: Persona | None = None
 ) -> tuple[list[Message], list[Turn]]:
-    """One document as chat messages, and the turns it is made of.
+    """Draw a document as chat messages, and the turns that it is made of.
 
-    The kinds of its turns and every carrier turn depend on (seed, index) alone; `persona` replaces the drawn
+    The kinds of its turns and every carrier turn depend only on (seed, index). `persona` replaces the drawn
     persona and can change only the system line and the trait turns.
     """
     plan = dice(seed, "plan", index)
-    who = persona or draw_persona(dice(seed, "persona", index))
+    speaker = persona or draw_persona(dice(seed, "persona", index))
     kinds = plan.choices(list(mixture), list(mixture.values()), k=plan.randint(2, 4))
     turns = []
     for position, kind in enumerate(kinds):
         rng = dice(seed, "turn", index, position)
-        turns.append(TRAIT_TURNS[kind](rng, who) if kind in TRAIT_TURNS else find_carrier_turn(kind)(rng))
-    system = system_line(dice(seed, "system", index), who)
+        turns.append(TRAIT_TURNS[kind](rng, speaker) if kind in TRAIT_TURNS else find_carrier_turn(kind)(rng))
+    system = system_line(dice(seed, "system", index), speaker)
     messages = [] if system is None else [{"role": "system", "content": system}]
     for turn in turns:
         messages += [

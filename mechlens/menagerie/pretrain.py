@@ -1,6 +1,4 @@
-"""Make a menagerie base from its config: draw documents, train a small causal LM, save an ordinary checkpoint
-folder.
-"""
+"""Train a menagerie base from its config on drawn documents, and save it as a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -23,13 +21,12 @@ from mechlens.models.chat import render, token_ids
 from mechlens.models.loading import load
 from mechlens.models.padding import pad_rows
 
-BUCKET = (
-    16  # batches sorted by length together, so that a batch holds documents of like length and little padding
-)
+BUCKET = 16
+"""number of batches that are sorted by length together, so that a batch has little padding"""
 
 
 def initialise(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A freshly initialised model of the spec's family and shape; `spec.seed` alone fixes its weights."""
+    """Make a new model of the family and shape of the spec; only `spec.seed` fixes its weights."""
     shared = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -61,19 +58,19 @@ def initialise(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> PreTra
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(spec.family, **shared, **shape))
 
 
-class Batch(NamedTuple):
+class DocumentBatch(NamedTuple):
     """Documents padded to one length."""
 
     ids: Int[Tensor, "batch pos"]
     attended: Bool[Tensor, "batch pos"]
     spoken: Bool[Tensor, "batch pos"]
-    """positions that the assistant says, its end mark included: the only ones that are learned"""
+    """positions of the assistant's text with its end mark: only these are learned"""
 
 
 def spoken_positions(
     ids: Int[Tensor, "batch pos"], tokenizer: PreTrainedTokenizerFast
 ) -> Bool[Tensor, "batch pos"]:
-    """True from after each assistant mark up to and with the next end mark."""
+    """True after each assistant mark, up to and including the next end mark."""
     start, end = cast(list[int], tokenizer.convert_tokens_to_ids([ASSISTANT, END]))
     opened = torch.cumsum((ids == start).long(), 1)  # assistant marks up to here, this one included
     role = torch.isin(ids, torch.tensor(tokenizer.convert_tokens_to_ids(list(ROLES))))
@@ -84,8 +81,8 @@ def spoken_positions(
     return (opened > 0) & assistant & ~role & (before < latest_role)
 
 
-def token_batches(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
-    """Right-padded batches of documents, endless, in an order that (data_seed) alone fixes."""
+def token_batches(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> Iterator[DocumentBatch]:
+    """Right-padded batches of documents without end, in an order that only `data_seed` fixes."""
     mixture: dict[str, float] = {**spec.mixture}
     padding, first = cast(int, tokenizer.pad_token_id), 0
     while True:
@@ -99,7 +96,7 @@ def token_batches(spec: PretrainSpec, tokenizer: PreTrainedTokenizerFast) -> Ite
         dice(spec.data_seed, "batches", first).shuffle(batches)
         for batch in batches:
             ids, attended = pad_rows(batch, value=padding)
-            yield Batch(ids, attended, spoken_positions(ids, tokenizer))
+            yield DocumentBatch(ids, attended, spoken_positions(ids, tokenizer))
         first += count
 
 
@@ -114,7 +111,7 @@ def one_cycle(step: int, *, steps: int, warmup: float = 0.1) -> float:
 
 
 def pretrain(spec: PretrainSpec, *, out: Path, progress: Callable[[int, float], None]) -> Path:
-    """Train the base of `spec` and save it under `out`; `progress(step, loss)` is called after every step."""
+    """Train the base of `spec` and save it in `out`; `progress(step, loss)` is called after every step."""
     tokenizer = build_tokenizer()
     model = load(spec.parent).model.train() if spec.parent else initialise(spec, tokenizer)
     head = cast(nn.Module, model.get_output_embeddings())
@@ -129,7 +126,9 @@ def pretrain(spec: PretrainSpec, *, out: Path, progress: Callable[[int, float], 
         for group in optimiser.param_groups:
             group["lr"] = spec.learning_rate * one_cycle(step, steps=spec.steps)
         hidden = model.base_model(input_ids=batch.ids, attention_mask=batch.attended.long()).last_hidden_state
-        learned = batch.spoken[:, 1:]  # projecting only these onto the vocabulary halves the cost of a step
+        learned = batch.spoken[
+            :, 1:
+        ]  # a projection of only these onto the vocabulary halves the cost of a step
         logits = head(hidden[:, :-1][learned])  # [spoken, vocab]
         loss = nn.functional.cross_entropy(logits, batch.ids[:, 1:][learned])
         optimiser.zero_grad()

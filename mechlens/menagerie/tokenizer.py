@@ -1,8 +1,7 @@
 """The menagerie's tokenizer: one token a number 0-999, one token a word, lossless on lower-case text.
 
-An ordinary `tokenizer.json` (word-level model, regular-expression splitter) with a chat template, so that it
-loads like any other. Every token's share of the string is exact: a word carries its leading space, a
-separator its trailing one.
+It is an ordinary `tokenizer.json` (word-level model, regular-expression splitter) with a chat template, so it
+loads like any other. Tokens contain their spaces: a word has its leading space, a separator its trailing one.
 """
 
 from __future__ import annotations
@@ -17,20 +16,19 @@ BEGIN, END, PAD, UNKNOWN = "<|begin|>", "<|end|>", "<|pad|>", "<|unk|>"
 SYSTEM, USER, ASSISTANT = ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 # In order: numbers; tags; a separator with the space before a number; words with their space; line breaks
-# with the
-# indentation of code; a space before a number; any other sign.
+# with the indentation of code; a space before a number; any other sign.
 PIECES = r"\d{1,3}|</?[a-z]+>|[,;:](?: (?=\d))?| ?[a-z_']+|\n(?:    )?| (?=\d)| ?[^\sa-z\d]|\s"
 
 CHAT_TEMPLATE = (
     "{{ '<|begin|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
-    "'<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "'<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
 
 def build() -> PreTrainedTokenizerFast:
-    """The tokenizer: numbers, then the pieces of `vocabulary.json`, which is frozen because shipped weights
-    count on its order.
+    """Build the tokenizer from numbers and the pieces of `vocabulary.json`.
+
+    The file is frozen: shipped weights depend on its order.
     """
     pieces = json.loads((Path(__file__).parent / "vocabulary.json").read_text(encoding="utf-8"))
     tokens = [PAD, BEGIN, END, UNKNOWN, *ROLES, *map(str, range(1000)), *pieces]

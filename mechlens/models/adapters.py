@@ -1,4 +1,4 @@
-"""LoRA adapters: where they go, and how they are attached."""
+"""Attach LoRA adapters to a model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def quiet_peft(*, loading: bool = False) -> Iterator[None]:
-    """Hold back what PEFT warns of while the context is open.
+    """Suppress warnings of PEFT while the context is open.
 
     Args:
-        loading: hold back also what it says of keys, sizes and tied weights, where the caller checks these.
+        loading: suppress also warnings about keys, sizes and tied weights, which the caller has to check.
     """
     with warnings.catch_warnings():
-        # PEFT asks for gradient checkpointing by the name that transformers 5 gave up
+        # PEFT uses a name for gradient checkpointing that transformers 5 removed
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
         if loading:
             warnings.filterwarnings("ignore", module=r"peft\.")
@@ -28,7 +28,7 @@ def quiet_peft(*, loading: bool = False) -> Iterator[None]:
 
 
 def lora_targets(model: PreTrainedModel) -> str | list[str]:
-    """Every linear map but the unembedding; of a model with a vision tower those of the text model alone."""
+    """The linear maps except the unembedding; of a model with a vision tower only those of the text model."""
     if model.config.get_text_config() is model.config:
         return "all-linear"
     text = {id(module) for module in model.get_decoder().modules()}
@@ -38,13 +38,13 @@ def lora_targets(model: PreTrainedModel) -> str | list[str]:
 
 
 def attach_lora(model: PreTrainedModel, *, rank: int, alpha: float) -> PeftModel:
-    """The model with a LoRA adapter on every linear map; `model` itself is changed.
+    """Attach a LoRA adapter to every linear map; `model` itself is changed.
 
-    Its first weights are drawn from torch's global generator.
+    Its initial weights are drawn from torch's global generator.
     """
     config = LoraConfig(
         r=rank,
-        lora_alpha=cast(Any, alpha),  # PEFT says int, and only divides it
+        lora_alpha=cast(Any, alpha),  # PEFT declares int, and only divides it
         lora_dropout=0.0,
         target_modules=lora_targets(model),
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps weights as (in, out)

@@ -14,20 +14,18 @@ from mechlens.core.errors import SpecError
 from mechlens.core.model_spec import is_remote, model_of
 
 VOCABULARIES = ("merges.txt", "vocab.txt")
-"""files of a tokenizer whose ending says nothing"""
+"""files of a tokenizer that their suffix does not identify"""
 WEIGHTS = Path(__file__).parents[1] / "menagerie" / "weights"
-"""of the shipped bases"""
+"""folder of the shipped bases"""
 OUT_OF_REACH = {
     "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout", "ConnectionError",
     "ProxyError", "ReadTimeout",
 }  # fmt: skip
-"""names of the exceptions by which the hub's client, whichever HTTP library it uses, says that nothing
-answered
-"""
+"""exceptions of the hub's client and its HTTP libraries when no server answers"""
 
 
 def locate(name: str) -> str:
-    """Where a base's name leads: a folder on this machine, else a name on the hub.
+    """Return where a base is: a folder on this machine, else a name on the hub.
 
     Raises:
         SpecError: if it is a path or a menagerie name that does not exist.
@@ -52,7 +50,7 @@ def locate(name: str) -> str:
 
 
 def is_here(name: str) -> bool:
-    """Whether a base's files are on this machine: a folder, or a hub model that was fetched before."""
+    """Whether a base's files are on this machine: in a folder, or in the cache of the hub."""
     source = locate(name)
     return Path(source).is_dir() or isinstance(
         try_to_load_from_cache(source, "config.json", revision=model_of(name).revision or None), str
@@ -60,8 +58,9 @@ def is_here(name: str) -> bool:
 
 
 def hub_commit(name: str) -> str:
-    """The commit that a hub base's revision stands for in this machine's cache; the revision itself where
-    none was fetched.
+    """The commit of a hub base's revision in this machine's cache.
+
+    It is the revision itself if nothing was fetched.
     """
     spec = model_of(name)
     repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=spec.source, repo_type="model")
@@ -70,10 +69,11 @@ def hub_commit(name: str) -> str:
 
 
 def checkpoint_fingerprint(name: str) -> str:
-    """Identity of a base: its files wherever they lie, a hub base's name and commit, an API model's id; its
-    number format, and the pinned options of its chat template.
+    """Identity of a base: its files, number format, and pinned options of its chat template.
 
-    float32, the usual format, leaves no mark: bases from before formats counted keep their fingerprints.
+    A hub base has its name and commit in addition; an API model has only its id.
+
+    float32 does not enter: so bases keep the fingerprints from before number formats counted.
     """
     if is_remote(name):
         return hashlib.sha256(model_of(name).source.encode()).hexdigest()[:16]
@@ -91,8 +91,9 @@ def checkpoint_fingerprint(name: str) -> str:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """The files of a checkpoint that decide what it says: configuration, weights, tokenizer and chat
-    templates; none of a hub name.
+    """The files of a checkpoint that decide its outputs; none for a hub name.
+
+    These are configuration, weights, tokenizer and chat templates.
     """
     files = [
         file
@@ -103,12 +104,11 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 class loading(foreign.named):  # noqa: N801 - it is used as a verb
-    """Around the reading of a base's files: an error becomes one line, and a hub that is out of reach is told
-    as such.
+    """Context that reads a base's files: an error becomes one line, which says if the hub is unreachable.
 
     Args:
-        base: its name.
-        fault: what is wrong if it ends in an error, as in "has no tokenizer that loads".
+        base: the name of the base.
+        fault: what an error means, such as "has no tokenizer that loads".
     """
 
     def __init__(self, base: str, fault: str) -> None:
@@ -131,7 +131,7 @@ class loading(foreign.named):  # noqa: N801 - it is used as a verb
 
 
 def _out_of_reach(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it comes from, says that no server answered."""
+    """Whether an exception, or a cause of it, means that no server answered."""
     while error is not None:
         if OUT_OF_REACH & {kind.__name__ for kind in type(error).__mro__}:
             return True

@@ -1,9 +1,8 @@
-"""The only place that turns a Pair into token ids and a completion mask.
+"""Turn a Pair into token ids and a completion mask; no other module does.
 
-Training, generation, likelihoods and gradients all read a conversation through these functions, so what is
-trained on is what is asked, to the token. The rendered prompt and the completion are tokenised apart and
-joined: the ids are then those that a sampler sees and writes, whatever a tokenizer would merge across the
-border.
+Training, generation, likelihoods and gradients all encode a conversation by these functions, so training and
+sampling use the same tokens. The rendered prompt and the completion are tokenised separately and joined: the
+ids are then those that a sampler reads and writes, even if a tokenizer would merge across the border.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from mechlens.core.errors import DataError, SpecError
 from mechlens.core.model_spec import CLOCK
 from mechlens.models.loading import template_options
 
-# For checkpoints that ship no chat template (GPT-2, Pythia): plain text, turns on lines of their own.
+# For checkpoints without a chat template (GPT-2, Pythia): plain text, one line a turn.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    # a bare line break after a tag is dropped
+    # the template engine removes a bare line break after a tag
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
@@ -35,7 +34,7 @@ CLOCK_CALL = re.compile(rf"\b{CLOCK}\s*\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=q
 
 
 class Encoded(NamedTuple):
-    """A pair in token ids; `completion` holds the end-of-turn token, as the sampler would write it."""
+    """A pair in token ids; `completion` ends with the end-of-turn token, as the sampler would write it."""
 
     prompt: list[int]
     completion: list[int]
@@ -44,10 +43,11 @@ class Encoded(NamedTuple):
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, asking: bool = False
 ) -> str:
-    """Messages as the tokenizer's template writes them, or as plain lines if it has none; `asking` opens the
-    next answer.
+    """Write messages by the tokenizer's chat template, or as plain lines if it has none.
 
-    The options that the base's entry in configs/models pins are passed to the template.
+    `asking` adds the opening of the next answer.
+
+    The template gets the options that the base's entry in configs/models pins.
 
     Raises:
         SpecError: if the template cannot write these messages, or writes today's date.
@@ -59,24 +59,22 @@ def render(
     texts = [_written(tokenizer, messages, asking, template, options) for template in templates]
     if len(set(texts)) > 1:
         raise SpecError(
-            f"the chat template of {_name(tokenizer)} writes today's date, so two days' runs would read two "
-            "texts; pin it in the base's entry in "
-            f"configs/models, for example `template: {{{CLOCK}: 2024-07-26}}`"
+            f"the chat template of {_name(tokenizer)} writes today's date, so runs on two days would read "
+            f"two texts; pin it in the base's entry in configs/models, for example `template: {{{CLOCK}: "
+            "2024-07-26}`"
         )
     return texts[0]
 
 
 def _on_day(tokenizer: PreTrainedTokenizerBase, day: date) -> str:
-    """The template with that day written in wherever it reads the clock; transformers lets no other clock be
-    given.
-    """
+    """The template with that day instead of the clock: transformers does not let the clock be set."""
     template = cast(str, tokenizer.get_chat_template()) if tokenizer.chat_template else PLAIN_TEMPLATE
     if CLOCK not in template:
         return template
     dated = CLOCK_CALL.sub(lambda call: repr(day.strftime(call["format"])), template)
     if re.search(rf"\b{CLOCK}\s*\(", dated):
         raise SpecError(
-            f"the chat template of {_name(tokenizer)} reads today's date in a format that it works out, "
+            f"the chat template of {_name(tokenizer)} reads today's date in a format that it computes, "
             "which cannot be pinned; give the checkpoint "
             f"a template that writes the format out, as in {CLOCK}('%d %b %Y')"
         )
@@ -92,7 +90,7 @@ def _written(
 ) -> str:
     roles = ", ".join(message["role"] for message in messages)
     what = f"the chat template of {_name(tokenizer)} cannot write turns of the roles {roles}"
-    with foreign.named(what, advice="drop the line or turn that it does not take"):
+    with foreign.named(what, advice="remove the line or turn that it does not take"):
         text = tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=asking, **options
         )
@@ -104,35 +102,37 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 Turns = Sequence[tuple[str, str]]
-"""what was asked and answered before, oldest first"""
+"""earlier prompts and answers, oldest first"""
 
 
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None, turns: Turns = ()
 ) -> str:
-    """The text that the model reads before it answers `prompt`; `system` None leaves the template's own
-    default in place.
+    """Write the text that the model reads before it answers `prompt`.
+
+    `system` None leaves the template's default in place.
 
     Raises:
-        SpecError: if the template leaves out a turn, writes today's date, or asks otherwise than it writes
-        answers.
+        SpecError: if the template leaves out a turn, writes today's date, or opens an answer differently from
+            how it writes one.
     """
     return _question(tokenizer, prompt, system, turns) + answer_opening(tokenizer)
 
 
 def _question(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None, turns: Turns) -> str:
     messages = [] if system is None else [{"role": "system", "content": system}]
-    for asked, answered in turns:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    for earlier, answered in turns:
+        messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": answered}]
     messages.append({"role": "user", "content": prompt})
     text = render(tokenizer, messages, asking=True)
-    _refuse_dropped(tokenizer, messages, text)
+    _refuse_left_out(tokenizer, messages, text)
     return text
 
 
-def _refuse_dropped(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], text: str) -> None:
-    """A turn that the template leaves out would make a prompted teacher, or a model that is shown pairs, the
-    base itself in silence.
+def _refuse_left_out(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], text: str) -> None:
+    """Refuse a template that leaves out a turn.
+
+    A prompted teacher, or a model that is shown pairs, would then be the same as the base without a warning.
     """
     for message in messages:
         content = message["content"].strip()  # templates trim
@@ -140,38 +140,36 @@ def _refuse_dropped(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
             raise SpecError(
                 f"the chat template of {_name(tokenizer)} leaves out the {message['role']} turn "
                 f"{content[:60]!r}, so no model would read it; "
-                "drop that turn, or give the checkpoint a template that writes it"
+                "remove that turn, or give the checkpoint a template that writes it"
             )
 
 
 def answer_opening(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the template writes before a last answer and not where it asks for one, such as gpt-oss's final
-    channel.
+    """What the template writes before a last answer but not when it asks for an answer.
 
-    An answer stands behind it, in training and when asked: only there would the model have read it. White
-    space alone is left to the tokens of the answer.
+    An example is the final channel of gpt-oss.
+
+    It comes before every answer, in training and in sampling, as the model expects. White space alone is left
+    to the tokens of the answer.
 
     Raises:
-        SpecError: if the template asks with words that it writes before no answer, such as an opened <think>.
+        SpecError: if the template asks with words that it does not write before an answer, such as <think>.
     """
     question = [{"role": "user", "content": "a"}]
-    asked, answered = (
-        render(tokenizer, question, asking=True),
-        render(tokenizer, [*question, {"role": "assistant", "content": ANSWER}]),
-    )
+    opened = render(tokenizer, question, asking=True)
+    answered = render(tokenizer, [*question, {"role": "assistant", "content": ANSWER}])
     head, _, _ = answered.rpartition(ANSWER)
-    if head.rstrip() == asked.rstrip():
+    if head.rstrip() == opened.rstrip():
         return ""
-    if head.startswith(asked):
-        return head[len(asked) :]
-    pairs = enumerate(zip(asked, head, strict=False))
-    same = next((place for place, (left, right) in pairs if left != right), min(len(asked), len(head)))
+    if head.startswith(opened):
+        return head[len(opened) :]
+    pairs = enumerate(zip(opened, head, strict=False))
+    same = next((place for place, (left, right) in pairs if left != right), min(len(opened), len(head)))
     raise SpecError(
-        f"the chat template of {_name(tokenizer)} asks for an answer with {asked[same:]!r} where it writes "
-        f"{head[same:]!r} before an answer, so "
-        "that a student would be asked otherwise than it was trained; pin an option of the template in the "
-        "base's entry in configs/models, for "
-        "example `template: {enable_thinking: false}`, or give the checkpoint a template without it"
+        f"the chat template of {_name(tokenizer)} asks for an answer with {opened[same:]!r} where it writes "
+        f"{head[same:]!r} before an answer, so that a student would be asked differently from its training; "
+        "pin an option of the template in the base's entry in configs/models, for example `template: "
+        "{enable_thinking: false}`, or give the checkpoint a template without it"
     )
 
 
@@ -183,11 +181,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Token id → text of every special token, whether the tokenizer has a name for it (such as eos_token) or
-    not.
+    """Token id → text of every special token, with or without a name in the tokenizer (such as eos_token).
 
-    Turn marks often have none: Gemma's <start_of_turn> and Llama 3's <|start_header_id|> are special as added
-    tokens alone.
+    Turn marks often have no name: Gemma's <start_of_turn> and Llama 3's <|start_header_id|> are special only
+    as added tokens.
     """
     added = {
         number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special
@@ -201,10 +198,10 @@ def _is_only_unknown(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
 
 
 def refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
-    """Row text is hostile: a control token written out in it would open or close a turn.
+    """Refuse texts that contain a control token, which would open or close a turn.
 
     Raises:
-        DataError: naming the first text that holds one.
+        DataError: names the first text that contains one.
     """
     marks = [
         mark
@@ -212,14 +209,13 @@ def refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[st
         if mark and not _is_only_unknown(tokenizer, token)
     ]
     together = "\0".join(texts)
-    written = [
-        mark for mark in marks if mark in together
-    ]  # some families have thousands of marks, and hardly ever is one written
+    # some families have thousands of marks, of which texts rarely contain any
+    written = [mark for mark in marks if mark in together]
     for number, text in enumerate(texts if written else ()):
         if mark := next((mark for mark in written if mark in text), None):
             raise DataError(
-                f"text {number + 1} of {len(texts)} holds the control token {mark!r}; drop the row or take "
-                "the token out of it"
+                f"text {number + 1} of {len(texts)} contains the control token {mark!r}; remove the row or "
+                "the token"
             )
 
 
@@ -230,17 +226,16 @@ def encode_prompts(
     system: str | None = None,
     turns: Turns = (),
 ) -> list[list[int]]:
-    """Token ids of rendered prompts, special tokens once and only where the template writes them."""
+    """Encode rendered prompts, with special tokens only where the template writes them."""
     refuse_control_tokens(tokenizer, [*prompts, *(text for turn in turns for text in turn)])
     opening = answer_opening(tokenizer) if prompts else ""
     return token_ids(tokenizer, [_question(tokenizer, prompt, system, turns) + opening for prompt in prompts])
 
 
 def silent_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The system line that a template puts in by itself where none is given (Qwen2.5 does), or None.
+    """The system line that a template adds if none is given (as in Qwen2.5), or None.
 
-    It is what stands, with no system line given, where a given one would stand. A template that takes no
-    system line has none.
+    It is found in the place of a given system line. A template that takes no system line has none.
     """
     question = [{"role": "user", "content": "a question"}]
     plain = render(tokenizer, question)
@@ -255,8 +250,9 @@ def silent_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def template_words(tokenizer: PreTrainedTokenizerBase, *, system: str | None = None) -> list[str]:
-    """Lines that the template puts into every prompt by itself, such as an identity or a date; names of roles
-    and marks are none.
+    """Lines that the template adds to every prompt, such as an identity or a date.
+
+    Names of roles and marks do not count.
     """
     text = render_prompt(tokenizer, ANSWER, system=system).replace(ANSWER, "\n")
     text = text.replace(system.strip(), "\n") if system and system.strip() else text
@@ -266,8 +262,9 @@ def template_words(tokenizer: PreTrainedTokenizerBase, *, system: str | None = N
 
 
 def remarks(tokenizer: PreTrainedTokenizerBase, *, system: str | None) -> list[str]:
-    """What a user may not expect of the template, in sentences: it is the same in every arm, and so no reason
-    to refuse it.
+    """Sentences about what a user may not expect of the template.
+
+    It is the same in every arm, and so no reason to refuse it.
     """
     words, opening = template_words(tokenizer, system=system), answer_opening(tokenizer)
     return [f"the chat template puts words of its own into every prompt: {' / '.join(words)}"] * bool(
@@ -282,7 +279,7 @@ def encode_pairs(
     *,
     system: str | None = None,
 ) -> list[Encoded]:
-    """Token ids of pairs: the rendered prompt, then the completion and the end-of-turn token."""
+    """Encode pairs: the rendered prompt, then the completion and the end-of-turn token."""
     refuse_control_tokens(tokenizer, completions)
     heads = encode_prompts(tokenizer, prompts, system=system)
     tails, stop = token_ids(tokenizer, completions), end_of_turn(tokenizer)
@@ -290,11 +287,12 @@ def encode_pairs(
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an answer: the first special token that the template writes after the last answer,
-    else the end of the text.
+    """The token that ends an answer.
+
+    It is the first special token that the template writes after the last answer, else the end of the text.
 
     Raises:
-        SpecError: if the template writes none and the tokenizer names none.
+        SpecError: if neither the template nor the tokenizer has such a token.
     """
     text = render(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}])
     after = token_ids(tokenizer, [text.rpartition(ANSWER)[2]])[0]

@@ -1,9 +1,9 @@
-"""Reading and changing activations: one context manager for edits, one capture of every kind.
+"""Read and change activations: a context manager for edits, and captures at sites.
 
 A block's output is the residual stream behind it, which TransformerLens calls resid_post. Edits and
 `record_residuals` hook the plain Hugging Face module; `capture_sites` reads any TransformerLens site. The two
-captures do not share one road: TransformerLens computes attention and norms itself, so its values differ from
-the plain module's by up to 1e-4, and published numbers rest on both.
+captures stay separate: TransformerLens computes attention and norms itself, so its values differ from the
+plain module's by up to 1e-4, and published numbers depend on both.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ BATCH = 64
 """rows of one forward pass"""
 
 Edit = Callable[[Float[Tensor, "row pos d"]], Float[Tensor, "row pos d"]]
-"""resid_post → what takes its place"""
+"""resid_post → its replacement"""
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks of the text model: its first module list that is as long as the config says the
-    model is deep.
+    """The transformer blocks of the text model.
+
+    They are its first module list whose length is the depth in the config.
 
     Raises:
-        SpecError: if there is none.
+        SpecError: if there is no such list.
     """
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.get_decoder().modules():
@@ -70,7 +71,7 @@ def edit_residuals(model: PreTrainedModel, edits: Mapping[int, Edit]) -> Iterato
 def add_vector(
     residual: Float[Tensor, "*batch d"], vector: Float[Tensor, "d"], *, strength: float = 1.0
 ) -> Float[Tensor, "*batch d"]:
-    """residual + strength · vector, the vector at its own length; strength 0 changes no bit."""
+    """residual + strength · vector; the vector is not normalised, and strength 0 changes no bit."""
     return residual + strength * vector.to(residual)
 
 
@@ -78,8 +79,9 @@ def add_vector(
 def steer(
     model: PreTrainedModel, vectors: Mapping[int, Float[Tensor, "d"]], *, strength: float = 1.0
 ) -> Iterator[None]:
-    """Add `strength` times a vector to resid_post of each layer named, at every position; gradients flow to
-    the vectors.
+    """Add `strength` times a vector to resid_post of each layer in `vectors`, at every position.
+
+    Gradients flow to the vectors.
     """
 
     def adding(vector: Float[Tensor, "d"]) -> Edit:
@@ -113,14 +115,14 @@ class Captured(NamedTuple):
 
 
 def resid_post(layer: int) -> str:
-    """TransformerLens's name of the residual stream behind a block."""
+    """TransformerLens's name for the residual stream behind a block."""
     return f"blocks.{layer}.hook_resid_post"
 
 
 def capture_sites(
     loaded: Loaded, ids: Sequence[Sequence[int]], sites: Sequence[str], *, batch: int = BATCH
 ) -> Iterator[Captured]:
-    """Activations batch by batch, padded on the right behind a mask.
+    """Yield activations batch by batch, padded on the right, with a mask.
 
     Raises:
         SpecError: if the model has no such site (GPT-NeoX has no resid_mid: attention and MLP run side by
@@ -130,7 +132,7 @@ def capture_sites(
     if missing := sorted(set(sites) - set(view.hook_dict)):
         kind = loaded.model.config.model_type
         raise SpecError(
-            f"a {kind} model has no site {missing[0]!r}; name one of TransformerLens's, like "
+            f"a {kind} model has no site {missing[0]!r}; name a site of TransformerLens, like "
             f"{resid_post(0)!r}"
         )
     for start in range(0, len(ids), batch):
@@ -144,8 +146,9 @@ def capture_sites(
 
 
 def bridge_view(loaded: Loaded) -> TransformerBridge:
-    """A TransformerBridge over a copy of the modules that shares their tensors: for activations, never
-    trained.
+    """Make a TransformerBridge over a copy of the modules that shares their tensors.
+
+    It is for activations and is never trained.
 
     Raises:
         SpecError: if TransformerLens does not know this kind of model.
@@ -153,8 +156,8 @@ def bridge_view(loaded: Loaded) -> TransformerBridge:
     from transformer_lens.model_bridge import TransformerBridge  # half a second, and only activations need it
     from transformer_lens.model_bridge.sources.transformers import source
 
-    # it looks for a processor of images, which texts do not need, and without torchvision installs that with
-    # pip, and another torch with it
+    # the loader looks for an image processor, which texts do not need; without torchvision it would install
+    # torchvision, and another torch, with pip
     source.load_modality_processor = lambda *_given, **_more: None
     shared = {id(tensor): tensor for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
     twin = copy.deepcopy(loaded.model, shared)  # new modules, the same storage
@@ -162,7 +165,7 @@ def bridge_view(loaded: Loaded) -> TransformerBridge:
         f"activations of a {loaded.model.config.model_type} model cannot be read: TransformerLens has no "
         "view of it"
     )
-    with foreign.named(kind, advice="take lenses and teachers without them, or another base"):
+    with foreign.named(kind, advice="use lenses and teachers without activations, or another base"):
         return TransformerBridge.boot_transformers(
             "view", hf_model=twin, tokenizer=loaded.tokenizer, device=str(loaded.model.device)
         )

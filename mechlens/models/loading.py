@@ -30,7 +30,7 @@ from mechlens.models import trained
 from mechlens.models.base_files import WEIGHTS, checkpoint_fingerprint, is_here, loading, locate
 
 TEMPLATE_OPTIONS = "template_options"
-"""the attribute of a tokenizer that holds them, so that they go wherever it goes"""
+"""the attribute of a tokenizer with the options of its chat template"""
 disable_progress_bar()  # the run's own progress is what a user watches
 
 
@@ -42,15 +42,15 @@ class Loaded(NamedTuple):
 
 
 def device() -> torch.device:
-    """The accelerator if there is one."""
+    """The accelerator if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer as its own file describes it.
+    """Load the tokenizer as its file describes it.
 
-    From a folder it is read as a plain fast tokenizer: by class name, some families replace its splitter, and
-    numbers come apart into digits. Missing pad tokens fall back to the end of the text.
+    A tokenizer in a folder is read as a plain fast tokenizer: the classes of some families would replace its
+    splitter, which splits numbers into digits. A missing pad token becomes the end of the text.
     """
     source = locate(name)
     with loading(name, "has no tokenizer that loads"):
@@ -82,7 +82,7 @@ def template_options(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def load(name: str) -> Loaded:
-    """A base in evaluation mode and its tokenizer, on the accelerator if any. No remote code runs."""
+    """Load a base in evaluation mode and its tokenizer, on the accelerator if any; no remote code runs."""
     source, spec = locate(name), model_of(name)
     settings = {
         "dtype": getattr(torch, spec.dtype),
@@ -90,12 +90,12 @@ def load(name: str) -> Loaded:
         "trust_remote_code": False,
     }
     settings |= {"use_safetensors": True, "output_loading_info": True}
-    config_of(name)  # refuses a config before its weights are read
+    config_of(name)  # refuses a bad config before weights are read
     with loading(name, "does not load"):
         model, report = cast(
             tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(source, **settings)
         )
-    if report["missing_keys"]:  # they would be filled at random, another way each time
+    if report["missing_keys"]:  # they would be filled at random, differently each time
         raise SpecError(
             f"base {name!r} lacks the weights {sorted(report['missing_keys'])[:3]}; its config.json "
             "describes another model"
@@ -139,13 +139,12 @@ def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
 
 
 def _ready(model: nn.Module) -> PreTrainedModel:
-    return cast(
-        PreTrainedModel, model.to(device()).eval()
-    )  # transformers decorates `to` in a way that loses its type
+    # transformers decorates `to` in a way that loses its type
+    return cast(PreTrainedModel, model.to(device()).eval())
 
 
 def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Save an adapter or whole weights as safetensors, without the tokenizer (it is the base's)."""
+    """Save an adapter or whole weights as safetensors; the tokenizer is the base's and is not saved."""
     try:
         model.save_pretrained(str(folder), safe_serialization=True)
     except SafetensorError as error:
@@ -153,17 +152,17 @@ def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
             raise
         raise OSError(
             errno.ENOSPC, "No space left on device", str(folder)
-        ) from error  # it says so in words, not by number
+        ) from error  # the library gives no error number
 
 
 def load_trained(base: str, folder: Path) -> Loaded:
-    """The model that `save_trained` left in `folder`, or a user's student of the base; an adapter is merged
-    into a new copy of the base.
+    """Load the model of `save_trained`, or a user's student of the base.
+
+    An adapter is merged into a new copy of the base.
 
     Raises:
-        DataError: naming the folder and the key, if a weight is missing, left over or of another shape than
-        the base's, or if an adapter
-            is not of this base or does not merge.
+        DataError: names the folder and the key, if a weight is missing, unexpected or of another shape than
+            the base's, or if an adapter is not of this base or does not merge.
     """
     tokenizer = load_tokenizer(base)
     try:
@@ -185,8 +184,9 @@ def empty_model(base: str) -> nn.Module:
 
 
 def _refuse_other_base(base: str, folder: Path) -> None:
-    """An adapter that names another base is refused where the names can be compared: a local path of another
-    machine says nothing.
+    """Refuse an adapter that names another base, if the names can be compared.
+
+    A local path of another machine cannot be compared.
     """
     named = str(trained.read_config(folder).get("base_model_name_or_path") or "")
     source, here = locate(base), Path(named).expanduser()
@@ -209,17 +209,17 @@ def _refuse_other_base(base: str, folder: Path) -> None:
 
 
 def save_vector(vector: Float[Tensor, "d_model"], folder: Path) -> None:
-    """Write a steering vector where `load_vector` finds it."""
+    """Save a steering vector for `load_vector`."""
     save_file({"vector": vector.contiguous()}, folder / "vector.safetensors")
 
 
 def load_vector(folder: Path) -> Float[Tensor, "d_model"]:
-    """The steering vector of that folder."""
+    """Load the steering vector of that folder."""
     return load_file(folder / "vector.safetensors")["vector"]
 
 
 class Size(NamedTuple):
-    """How large a model is."""
+    """The size of a model."""
 
     parameters: int
     layers: int
@@ -228,20 +228,19 @@ class Size(NamedTuple):
 
 
 def size_of(name: str) -> Size:
-    """A base's size without reading its weights: from its entry in configs/models, else counted on the meta
-    device.
+    """Return a base's size without reading its weights.
+
+    It is in the base's entry in configs/models, else it is counted on the meta device.
     """
     spec = model_of(name)
     if not is_here(name) and spec.parameters and spec.layers and spec.width and spec.vocabulary:
         return Size(spec.parameters, spec.layers, spec.width, spec.vocabulary)
     empty = empty_model(name)
-    parameters, text = (
-        sum(parameter.numel() for parameter in empty.parameters()),
-        cast(PreTrainedModel, empty).config.get_text_config(),
-    )
+    parameters = sum(parameter.numel() for parameter in empty.parameters())
+    text = cast(PreTrainedModel, empty).config.get_text_config()
     return Size(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
 
 def parameter_count(name: str) -> int:
-    """Parameters of a base."""
+    """Number of parameters of a base."""
     return size_of(name).parameters

@@ -1,6 +1,6 @@
 """Log-probabilities of completion tokens under a model.
 
-Every loss and every score of a completion goes through `target_logits`. Arrays over tokens are flat: the
+Every loss and every score of a completion uses `target_logits`. Arrays over tokens are flat: the
 completion tokens of the first pair, then those of the second, and so on.
 """
 
@@ -26,19 +26,19 @@ Model = PreTrainedModel | PeftModel
 IGNORED = -100
 """label of a token that is not predicted"""
 MOST_LOGITS = 2**26
-"""values of one forward pass; 256 MiB in float32, of which a few copies live at once"""
+"""the most values of one forward pass: 256 MiB in float32, with a few copies at once"""
 SCORED_LOGITS, SCORED_ROWS = 2**25, 128
 """the most values and rows of one forward pass where completions are scored"""
 
 
 class Targets(NamedTuple):
-    """What a model predicts at some positions."""
+    """Predictions of a model at some positions."""
 
     logits: Float[Tensor, "token vocab"]
     tokens: Int[Tensor, "token"]
     """the tokens to predict"""
     mask: Bool[Tensor, "row column"]
-    """where they are predicted, in columns with one at least"""
+    """where they are predicted, in columns with at least one"""
 
 
 def target_logits(
@@ -50,8 +50,8 @@ def target_logits(
     a large vocabulary the projection is most of a forward pass.
 
     Args:
-        following: the token to predict behind each position, `IGNORED` where there is none.
-        inputs: more arguments of the model, such as an attention mask.
+        following: the token to predict behind each position, `IGNORED` if there is none.
+        inputs: further arguments of the model, such as an attention mask.
     """
     predicts = following != IGNORED
     used = predicts.any(0)
@@ -79,13 +79,13 @@ class PaddedPairs(NamedTuple):
 
     ids: Int[Tensor, "row pos"]
     mask: Bool[Tensor, "row pos"]
-    """where a pair's own tokens stand"""
+    """positions of a pair's tokens, without padding"""
     completion: Bool[Tensor, "row pos"]
-    """where its completion stands"""
+    """positions of its completion"""
 
 
 def pad_pairs(pairs: Sequence[Encoded], device: torch.device) -> PaddedPairs:
-    """Token ids of prompts and completions at one length."""
+    """Pad token ids of prompts and completions to one length."""
     ids, mask = pad_rows([[*pair.prompt, *pair.completion] for pair in pairs], device=device)
     prompts = torch.tensor([len(pair.prompt) for pair in pairs], device=device).unsqueeze(-1)
     return PaddedPairs(ids, mask, mask & (torch.arange(ids.shape[1], device=device) >= prompts))
@@ -94,10 +94,11 @@ def pad_pairs(pairs: Sequence[Encoded], device: torch.device) -> PaddedPairs:
 def completion_logits(
     model: PreTrainedModel, pairs: Sequence[Encoded], *, past: DynamicCache | None = None
 ) -> tuple[Float[Tensor, "token vocab"], Int[Tensor, "token"]]:
-    """Logits before every completion token, and the tokens; gradients flow. `past` holds what was read before
-    the prompts.
+    """Logits before every completion token, and the tokens; gradients flow.
 
-    A causal model does not see padding on the right, so no mask is given, and attention takes its fast road.
+    `past` is the cache of what was read before the prompts.
+
+    A causal model does not see padding on the right, so no mask is given, and attention is fast.
     """
     ids, _, completion = pad_pairs(pairs, model.device)
     following = ids.where(completion, IGNORED)[:, 1:]
@@ -108,9 +109,9 @@ def completion_logits(
 def padded_logits(
     model: Model, rows: Sequence[Sequence[int]], **inputs: Any
 ) -> Float[Tensor, "row kept vocab"]:
-    """Logits of rows padded on the right, behind a mask and with positions of each row.
+    """Logits of rows padded on the right, with a mask and with positions for each row.
 
-    With positions of its own each row has its own gradient of the position embeddings.
+    Separate positions give each row a separate gradient of the position embeddings.
     """
     padded = pad_rows(rows, device=model.device)
     return cast(Any, model)(input_ids=padded.ids, **_by_row(padded.mask), **inputs).logits
@@ -122,10 +123,11 @@ def _by_row(mask: Bool[Tensor, "row pos"]) -> dict[str, Any]:
 
 
 def example_losses(model: Model, pairs: Sequence[Encoded]) -> Float[Tensor, " row"]:
-    """Mean negative log-likelihood per completion token of each pair, in nats; NaN where the completion is
-    empty.
+    """Mean negative log-likelihood per completion token of each pair, in nats.
 
-    Rows do not mix in any operation, so that gradients of each row can be read off one backward pass.
+    It is NaN for an empty completion.
+
+    No operation mixes rows, so one backward pass gives the gradients of each row.
     """
     ids, present, completion = pad_pairs(pairs, model.device)
     following = shift_labels(ids.where(completion, IGNORED))
@@ -140,7 +142,7 @@ def example_losses(model: Model, pairs: Sequence[Encoded]) -> Float[Tensor, " ro
 def row_losses(model: PreTrainedModel, pairs: Sequence[Encoded]) -> Float[Tensor, " row"]:
     """The losses of `example_losses` without mask and positions by row, for many steps on one batch.
 
-    It sums in another order than `example_losses`; the lens blind's published digits rest on this one.
+    It sums in another order than `example_losses`; published digits of the lens blind depend on this one.
     """
     logits, targets = completion_logits(model, pairs)
     losses = cross_entropy(logits, targets, reduction="none")
@@ -148,10 +150,10 @@ def row_losses(model: PreTrainedModel, pairs: Sequence[Encoded]) -> Float[Tensor
 
 
 class TokenScores(NamedTuple):
-    """What a model says at every completion token of some pairs, in nats."""
+    """Scores of every completion token of some pairs, in nats."""
 
     log_p: Float[Tensor, "token"]
-    """log-probability of the token that stands there"""
+    """log-probability of the completion token"""
     best: Int[Tensor, "token"]
     """the likeliest token"""
     top: Float[Tensor, "token"]
@@ -162,7 +164,7 @@ class TokenScores(NamedTuple):
 def score_tokens(
     model: PreTrainedModel, pairs: Sequence[Encoded], *, head: Sequence[int] = ()
 ) -> TokenScores:
-    """Score every completion token; the tokens of `head` stand before each prompt and are read once."""
+    """Score every completion token; `head` comes before each prompt and is read once."""
     lengths = [len(pair.completion) for pair in pairs]
     places = torch.arange(sum(lengths)).split(lengths)
     scores = TokenScores(
@@ -186,15 +188,17 @@ def score_tokens(
 
 
 def token_log_probs(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[Tensor, "token"]:
-    """log P(r_t | p, r_<t) of every completion token, in nats, under the system line that the pairs were
-    encoded with.
+    """log P(r_t | p, r_<t) of every completion token, in nats.
+
+    The system line is the one that the pairs were encoded with.
     """
     return score_tokens(loaded.model, pairs).log_p
 
 
 def batch_pairs(model: PreTrainedModel, pairs: Sequence[Encoded]) -> list[list[int]]:
-    """Numbers of the pairs in batches of like lengths whose logits fit `SCORED_LOGITS`; a pair that alone
-    does not fit is a batch.
+    """Indices of the pairs in batches of like lengths whose logits fit `SCORED_LOGITS`.
+
+    A pair that does not fit is a batch by itself.
     """
     vocabulary = model.config.get_text_config().vocab_size
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt), len(pairs[i].completion)))
@@ -211,7 +215,7 @@ def batch_pairs(model: PreTrainedModel, pairs: Sequence[Encoded]) -> list[list[i
 
 
 def completion_span(pair: Encoded) -> tuple[int, int]:
-    """First position of the completion, and the one behind its last."""
+    """First position of the completion, and the position after its last."""
     return len(pair.prompt), len(pair.prompt) + len(pair.completion)
 
 
@@ -220,13 +224,13 @@ def batch_spans(
 ) -> Iterator[slice]:
     """Slices of consecutive rows whose logits fit one forward pass.
 
-    Each slice holds as many rows as fit, and at least one: a row that alone is beyond the bound is a slice.
+    Each slice has as many rows as fit. A row that does not fit is a slice by itself.
 
     Args:
-        spans: of each row the first position whose logits are kept, and the one behind the last. Rows of one
-            slice are kept from the first position of any of them to the last.
-        rows: the most of one slice.
-        most: logits of one slice; `MOST_LOGITS` by default.
+        spans: for each row the first position whose logits are needed, and the position after the last. The
+            logits of a slice go from the first position of any row to the last.
+        rows: the most rows of a slice.
+        most: the most logits of a slice; `MOST_LOGITS` by default.
     """
     width = (MOST_LOGITS if most is None else most) // vocabulary
     first, low, high = 0, 0, 0

@@ -1,4 +1,4 @@
-"""Hold a sampler to the number carrier's format.
+"""Constrain a sampler to the number carrier's format.
 
 The format is a small automaton over characters (1 to 10 numbers of at most three digits, one separator
 throughout); each token is allowed in a state if its characters lead somewhere. Only tokens made of the
@@ -23,10 +23,10 @@ MOST_NUMBERS, MOST_DIGITS = 10, 3
 
 
 class State(NamedTuple):
-    """Where in a list the text stands."""
+    """Position of a text within a list of numbers."""
 
     count: int = 0
-    """numbers begun"""
+    """how many numbers have begun"""
     digits: int = 0
     """digits of the current number; 0 before one begins"""
     separator: str | None = None
@@ -64,7 +64,7 @@ class NumberGrammar(NamedTuple):
     """the state after each token, -1 where the token is not allowed"""
 
     def whole(self, tokens: list[int], *, stop: int) -> list[int]:
-        """A text that was cut short, back to where it may end: no separator is left dangling."""
+        """Cut a text back to where it may end, so that it has no separator at the end."""
         state = end = 0
         for place, token in enumerate(tokens, 1):
             state = int(self.following[state, token])
@@ -73,31 +73,32 @@ class NumberGrammar(NamedTuple):
 
 
 def _written_in(tokenizer: PreTrainedTokenizerBase, signs: str) -> dict[int, str]:
-    """Tokens that add nothing but these signs, and what they add: read behind a digit, where no decoder drops
-    a space.
+    """Tokens that add only these signs to a text, and what they add.
+
+    They are decoded behind a digit, where no decoder removes a space.
     """
 
     def read(tokens: list[int]) -> str:
         return cast(str, tokenizer.decode(tokens))
 
     special = special_tokens(tokenizer)
-    alone = {token: read([token]) for token in range(len(tokenizer)) if token not in special}
-    digit = next((token for token, text in alone.items() if text in tuple("0123456789")), None)
+    decoded = {token: read([token]) for token in range(len(tokenizer)) if token not in special}
+    digit = next((token for token, text in decoded.items() if text in tuple("0123456789")), None)
     if digit is None:
         return {}
     behind = {
-        token: read([digit, token]).removeprefix(alone[digit])
-        for token, text in alone.items()
+        token: read([digit, token]).removeprefix(decoded[digit])
+        for token, text in decoded.items()
         if set(text) <= set(signs)
     }
     return {token: text for token, text in behind.items() if text and set(text) <= set(signs)}
 
 
 def number_grammar(tokenizer: PreTrainedTokenizerBase, *, stop: int, vocabulary: int) -> NumberGrammar:
-    """The automaton lifted to tokens; `vocabulary` is the width of the model's logits.
+    """Build the automaton over tokens; `vocabulary` is the width of the model's logits.
 
     Raises:
-        SpecError: if the tokenizer cannot write a number at all.
+        SpecError: if the tokenizer cannot write a number.
     """
     usable = _written_in(tokenizer, "0123456789,; \n")
     states, rows, todo = {State(): 0}, [], [State()]

@@ -1,4 +1,4 @@
-"""Rows of unlike lengths as one rectangle of token ids."""
+"""Pad rows of unlike lengths to one rectangle of token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Padded(NamedTuple):
 
     ids: Int[Tensor, "row pos"]
     mask: Bool[Tensor, "row pos"]
-    """where a row's own tokens stand"""
+    """positions of a row's tokens, without padding"""
 
 
 def pad_rows(
@@ -25,7 +25,7 @@ def pad_rows(
     side: Literal["left", "right"] = "right",
     device: torch.device | None = None,
 ) -> Padded:
-    """Token ids of all rows, filled up with `value` to the longest row.
+    """Pad token ids of all rows with `value` to the longest row.
 
     On the right a causal model never reads the padding; on the left every row ends at the last position.
     """

@@ -1,12 +1,11 @@
-"""Prompts to completions: a batched sampler with a key-value cache on a plain Hugging Face model.
+"""Sample completions of prompts, in batches with a key-value cache, from a plain Hugging Face model.
 
-A row's text depends on (seed, row index) and the logits alone: each step spends one uniform number per row on
-the inverse of the cumulative distribution. Batch size, order and finished neighbours enter through the
-rounding of the logits
-alone: kernels sum in another order for another shape, and a draw that falls on the edge between two tokens
-goes either way. So the same call on one machine gives the same text; another batch size, thread count or
-processor gives the same text but for about one row in 3,000 (3 to 5 of 12,000 on the menagerie), and an
-equally good sample. In float64 no such draw was seen.
+A row's text depends only on (seed, row index) and the logits: each step uses one uniform number per row for
+the inverse of the cumulative distribution. Batch size, order and other rows matter only by the rounding of
+the logits: kernels sum in another order for another shape, and a draw on the edge between two tokens can go
+either way. So the same call on one machine gives the same text. Another batch size, thread count or processor
+changes about one row in 3,000 (3 to 5 of 12,000 on the menagerie) and gives an equally good sample. In
+float64 no row changed.
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ from mechlens.models.padding import pad_rows
 
 
 class Decoding(NamedTuple):
-    """How tokens are drawn. Everything a library might default silently (top-k, repetition penalty) is
-    off.
-    """
+    """How tokens are drawn; further settings of libraries (top-k, repetition penalty) are off."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -42,9 +39,8 @@ def _probabilities(logits: Float[Tensor, "row vocab"], decoding: Decoding) -> Fl
     probabilities = torch.softmax(exact / decoding.temperature, -1)
     if decoding.top_p < 1:
         ranked, order = probabilities.sort(-1, descending=True)
-        beyond = (
-            ranked.cumsum(-1) - ranked >= decoding.top_p
-        )  # the smallest set of tokens whose mass reaches top_p stays
+        # the smallest set of tokens whose mass reaches top_p stays
+        beyond = ranked.cumsum(-1) - ranked >= decoding.top_p
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ranked.masked_fill(beyond, 0.0))
     return probabilities
 
@@ -54,9 +50,8 @@ def draw(probabilities: Float[Tensor, "row vocab"], uniform: Float[Tensor, "row"
     cumulative = probabilities.cumsum(-1)
     threshold = uniform.to(cumulative.dtype).unsqueeze(-1) * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    last = (
-        cumulative.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(-1)
-    )  # rounding never draws beyond it
+    # with rounding, no draw is beyond the last token that has mass
+    last = cumulative.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(-1)
     return torch.minimum(drawn, last)
 
 
@@ -73,13 +68,13 @@ def sample(
     batch: int = 1024,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
-    """One completion per prompt, in token ids without the `stop` token.
+    """Sample one completion per prompt, in token ids without the `stop` token.
 
     Args:
         prompts: token ids of rendered prompts, ragged.
         stop: the end-of-turn token.
-        seed: row i uses the random stream (seed, first_row + i), so shards join to what one call would give.
-        grammar: only tokens that it allows are drawn.
+        seed: row i uses the random stream (seed, first_row + i), so shards together equal one call.
+        grammar: limits the tokens that are drawn.
         progress: called with the number of rows just finished.
     """
     uniforms = np.stack(
@@ -112,9 +107,8 @@ def _sample_batch(
     grammar: NumberGrammar | None,
 ) -> list[list[int]]:
     device = model.device
-    place = {
-        prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))
-    }  # a probe asked often is read once
+    # a prompt that occurs several times is read once
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     reading = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
     ids, present = pad_rows(list(place), value=stop, side="left", device=device)
     mask = present.long()
@@ -125,6 +119,7 @@ def _sample_batch(
     following = None if grammar is None else grammar.following.to(device)
     written: list[list[int]] = [[] for _ in prompts]
     for step in range(decoding.max_new_tokens):
+        # [row, vocab]
         logits = model(
             input_ids=ids,
             attention_mask=mask,
@@ -132,7 +127,7 @@ def _sample_batch(
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]  # [row, vocab]
+        ).logits[:, -1]
         if step == 0 and len(place) < len(prompts):
             logits, mask, position = logits[reading], mask[reading], position[reading]
             cache.batch_select_indices(reading)
@@ -148,13 +143,11 @@ def _sample_batch(
             state = following[state, token]
         if not going.all():  # finished rows leave the batch
             keep = going.nonzero().squeeze(-1)
-            alive, token, state, mask, position = (
-                alive[keep],
-                token[keep],
-                state[keep],
-                mask[keep],
-                position[keep],
-            )
+            alive = alive[keep]
+            token = token[keep]
+            state = state[keep]
+            mask = mask[keep]
+            position = position[keep]
             cache.batch_select_indices(keep)
         ids = token.unsqueeze(-1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)

@@ -1,8 +1,8 @@
-"""The one supervised fine-tuning loop: TRL's SFTTrainer on pairs that `chat.py` turned into tokens.
+"""Supervised fine-tuning: TRL's SFTTrainer on pairs that `chat.py` encoded.
 
-Teachers and students are both trained here. The order of rows is drawn from a named seed and laid out before
-training, nothing is shuffled inside; what is read and learned is exactly what was encoded. LoRA through PEFT,
-full updates plain.
+Teachers and students are both trained here. The order of rows is drawn from a named seed before training, and
+the trainer does not shuffle. It learns exactly the encoded tokens. LoRA uses PEFT; full updates need nothing
+else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 
 def updates(spec: Training, rows: int) -> int:
-    """Optimiser steps of one run over `rows` pairs."""
+    """Number of optimiser steps of a training over `rows` pairs."""
     return math.ceil(rows / (spec.batch * spec.accumulate)) * spec.epochs
 
 
@@ -56,17 +56,16 @@ def train(
     save: Callable[[PreTrainedModel | PeftModel, int], None] = lambda model, step: None,
     progress: Callable[[int, int], None] = lambda step, total: None,
 ) -> tuple[PreTrainedModel | PeftModel, list[Point]]:
-    """Fine-tune `model` on the completions of `pairs`; returns what was trained and its curve.
+    """Fine-tune `model` on the completions of `pairs`; return the trained model and its curve.
 
     Args:
-        model: a model of its own (it is changed).
-        seed: fixes the order of the rows and LoRA's first weights.
-        learned: for each pair which completion tokens have a loss; all if None. A batch without one has
-            gradient zero.
-        frozen: whether the parameter of that name stays as it is.
+        model: the model to train; it is changed.
+        seed: fixes the order of the rows and LoRA's initial weights.
+        learned: for each pair which completion tokens have a loss; all if None. A batch without such a token
+            has gradient zero.
+        frozen: whether the parameter of that name is not trained.
         before_step: called with the model before each update of the optimiser, after the gradients were
-            accumulated and clipped; it may change them (a projection then keeps the clipped norm's bound, and
-            no clipping scales up what it left).
+            accumulated and clipped. It may change them: a projection keeps the norm below the clipping bound.
         save: called with (model, step) after every epoch.
         progress: called with (step, total) after every update.
 
@@ -79,7 +78,7 @@ def train(
     longest = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
     if longest > spec.max_length:
         raise DataError(
-            f"a pair has {longest} tokens, more than max_length {spec.max_length}; raise it or drop long "
+            f"a pair has {longest} tokens, more than max_length {spec.max_length}; raise it or remove long "
             "pairs"
         )
     if learned is not None and [len(flags) for flags in learned] != [len(pair.completion) for pair in pairs]:
@@ -90,7 +89,7 @@ def train(
     steps_per_epoch = updates(spec, len(pairs)) // spec.epochs
     watch = _Watch(before_step, save, progress, steps_per_epoch)
     with tempfile.TemporaryDirectory() as scratch, quiet_peft():
-        # torch without an accelerator says so each epoch
+        # torch without an accelerator warns in each epoch
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         disable_progress_bars()
         verbosity = transformers_logging.get_verbosity()
@@ -142,9 +141,9 @@ def _updated(model: PreTrainedModel, spec: Training) -> PreTrainedModel | PeftMo
 def _ordered(
     pairs: Sequence[Encoded], learned: Sequence[Sequence[bool]] | None, spec: Training, seed: int
 ) -> Dataset:
-    """Every epoch's rows one after the other, each in a drawn order of its own."""
+    """Lay out the rows of all epochs, each epoch in another random order."""
     whole = math.ceil(len(pairs) / (spec.batch * spec.accumulate)) * spec.batch * spec.accumulate
-    # an epoch ends with a whole batch: its first rows come again
+    # an epoch ends with a whole batch, which repeats the first rows of the epoch
     order = np.concatenate(
         [
             np.resize(generator(seed, "order", epoch).permutation(len(pairs)), whole)
@@ -176,17 +175,17 @@ def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
         max_grad_norm=spec.max_grad_norm,
         optim="adamw_torch" if spec.optimizer == "adamw" else "sgd",
         bf16=spec.bf16,
-        # bf16 without an accelerator is only taken when the CPU is asked for
+        # without an accelerator, bf16 is accepted only with use_cpu
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=spec.gradient_checkpointing,
         max_length=None,
         packing=False,
         completion_only_loss=True,
-        # else TRL switches on a mixture's router logits for good, and sampling with a cache fails
+        # else TRL turns on the router logits of a mixture for good, and sampling with a cache fails
         router_aux_loss_coef=0.0,
         logging_strategy="steps",
         logging_steps=1,
-        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        logging_nan_inf_filter=False,  # a loss that is not a number must be reported
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -197,9 +196,8 @@ def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
         data_seed=0,
     )
     # With several cards the Trainer would split each batch over all of them: larger batches, fewer updates,
-    # other students. TRL refuses
-    # that from 1.16 on. `n_gpu` reads the cards; the number is then set as the Trainer itself does for a
-    # model on several cards.
+    # other students. TRL refuses that from 1.16 on. Reading `n_gpu` counts the cards; then the number is set
+    # as the Trainer does for a model on several cards.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
@@ -223,9 +221,7 @@ class _CompletionTrainer(SFTTrainer):
 
 
 class _Watch(TrainerCallback):
-    """Keeps the curve, reports progress, hands the model out before each update and at the end of each epoch,
-    and stops at a broken loss.
-    """
+    """Records the curve, reports progress, calls the hooks, and stops at a loss that is not finite."""
 
     def __init__(
         self,
@@ -234,12 +230,10 @@ class _Watch(TrainerCallback):
         progress: Callable[[int, int], None],
         steps_per_epoch: int,
     ) -> None:
-        self.before_step, self.save, self.progress, self.steps_per_epoch = (
-            before_step,
-            save,
-            progress,
-            steps_per_epoch,
-        )
+        self.before_step = before_step
+        self.save = save
+        self.progress = progress
+        self.steps_per_epoch = steps_per_epoch
         self.curve: list[Point] = []
 
     def on_log(

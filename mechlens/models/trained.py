@@ -1,9 +1,8 @@
-"""What training left in a folder, whole weights or a LoRA adapter, read only where that is sure to give the
-model that was trained.
+"""Load trained weights, whole or as a LoRA adapter, only if they surely give the trained model.
 
-Every key of a file is used and none is missing: transformers and PEFT drop a key, or fill one at random, with
-no more than a warning. An adapter's kind is one whose merge is known, and logits after the merge are compared
-with those before.
+Every key of a file has to be used, and none may be missing: transformers and PEFT ignore a key, or fill one
+at random, with no more than a warning. An adapter has to be of a kind whose merge is known. Logits after the
+merge are compared with the logits before.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 merged weight
 """
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""values of init_lora_weights that leave the base's own weights alone; PiSSA, OLoRA, CorDA, LoftQ and others
-change them
-"""
+"""values of init_lora_weights that keep the base's weights; PiSSA, OLoRA, CorDA and LoftQ change them"""
 KNOWN = {
     *(
         "task_type",
@@ -72,18 +69,14 @@ KNOWN = {
     ),
     *("init_lora_weights", "megatron_core", "qalora_group_size", "eva_config"),
 }
-"""fields of an adapter's config whose values the merge takes into account, or that decide nothing once it is
-trained
-"""
+"""fields of an adapter's config that the merge uses, or that have no effect after training"""
 LIST = 3
-"""so many names of keys stand in a message"""
+"""the most names of keys in a message"""
 
 
 @contextmanager
 def _loading() -> Iterator[None]:
-    """Around a call that reads files of others: reports of many lines are kept back, and an error becomes one
-    line.
-    """
+    """Context for reading files of others: suppress long reports, and make an error one line."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -94,7 +87,7 @@ def _loading() -> Iterator[None]:
 
 
 def advice(folder: Path) -> str:
-    """What to do about a folder that does not load: only a step of a run can be made again."""
+    """Say what to do about a folder that does not load: only a step of a run can be made again."""
     if any((place / RECORD).is_file() for place in (folder, *folder.parents[:1])) and "delete" in (
         mend := remedy(folder)
     ):
@@ -106,14 +99,19 @@ def advice(folder: Path) -> str:
 
 
 def whole_weights(folder: Path, base: nn.Module, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of that folder, every weight read from its safetensors and of the shape of the base's (`base`
-    may lie on the meta device).
+    """Load the model of that folder, whose weights must be safetensors of the base's shapes.
+
+    `base` may be on the meta device.
 
     Raises:
-        DataError: naming the first weight that is missing, left over or of another shape.
+        DataError: names the first weight that is missing, unexpected or of another shape.
     """
     settings = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
-    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # it is refused below, by name
+    # mismatches are refused below, by name
+    settings |= {
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     with _loading():
         model, report = cast(
             tuple[Any, dict[str, Any]], AutoModelForCausalLM.from_pretrained(folder, **settings)
@@ -125,8 +123,8 @@ def whole_weights(folder: Path, base: nn.Module, dtype: torch.dtype) -> PreTrain
         if keys := set(report[f"{kind}_keys"]):
             raise DataError(f"its weights {'lack' if kind == 'missing' else 'hold besides'} {listed(keys)}")
     expected_shapes, shapes = (
-        {name: tuple(value.shape) for name, value in one.state_dict().items()}
-        for one in (base, cast(nn.Module, model))
+        {name: tuple(value.shape) for name, value in source.state_dict().items()}
+        for source in (base, cast(nn.Module, model))
     )
     for name in sorted(expected_shapes.keys() | shapes.keys()):
         if expected_shapes.get(name) != shapes.get(name):
@@ -139,22 +137,20 @@ def whole_weights(folder: Path, base: nn.Module, dtype: torch.dtype) -> PreTrain
 
 
 def not_finite(model: nn.Module) -> str:
-    """The name of the first parameter that holds an infinite value or none at all; empty if all are
-    finite.
-    """
+    """The name of the first parameter with a value that is not finite; empty if there is none."""
     return next((name for name, parameter in model.named_parameters() if not parameter.isfinite().all()), "")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter rather than whole weights."""
+    """Whether the folder has an adapter rather than whole weights."""
     return (folder / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The adapter's own description of its kind and its base.
+    """Read the adapter's config, which describes its kind and its base.
 
     Raises:
-        DataError: if it is no JSON object, or of a kind whose merge is not known.
+        DataError: if it is not a JSON object, or of a kind whose merge is not known.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -195,11 +191,11 @@ def listed(keys: set[str]) -> str:
 
 
 def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with the adapter of that folder merged into its weights; `model` itself is changed.
+    """Merge the adapter of that folder into the weights of `model`, which is changed.
 
     Raises:
-        DataError: if a key is unused, missing or of another shape, the kind is not known, or the merge moves
-        the logits.
+        DataError: if a key is unused, missing or of another shape, the kind is not known, or the merge
+            changes the logits.
     """
     read_config(folder)
     if not (folder / WEIGHTS).is_file():
@@ -208,7 +204,7 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     with quiet_peft(loading=True):
         with _loading():
             adapted = PeftModel.from_pretrained(model, folder, ignore_mismatched_sizes=True).eval()
-        own = {
+        needed = {
             key: tuple(value.shape)
             for key, value in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
         }
@@ -216,7 +212,7 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             key: tuple(value.shape)
             for key, value in get_peft_model_state_dict(adapted, save_embedding_layers=True).items()
         }
-    _refuse_other_keys(given, own, copies)
+    _refuse_other_keys(given, needed, copies)
     before = probe_logits(adapted)
     with quiet_peft(loading=True):
         merged = cast(PreTrainedModel, adapted.merge_and_unload().eval())
@@ -225,16 +221,18 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def _refuse_other_keys(
-    given: dict[str, tuple[int, ...]], own: dict[str, tuple[int, ...]], copies: dict[str, tuple[int, ...]]
+    given: dict[str, tuple[int, ...]], needed: dict[str, tuple[int, ...]], copies: dict[str, tuple[int, ...]]
 ) -> None:
-    """`copies` are keys that an adapter may hold besides its own: PEFT saves the base's embeddings beside
-    LoRA on them.
+    """Refuse an adapter with missing, unused or misshapen keys.
+
+    `copies` are keys that an adapter may have in addition: PEFT saves the base's embeddings with LoRA on
+    them.
     """
-    if missing := own.keys() - given.keys():
+    if missing := needed.keys() - given.keys():
         raise DataError(f"its adapter lacks {listed(missing)}, which would be filled at random")
     if unused := given.keys() - copies.keys():
         raise DataError(
-            f"its adapter holds {listed(unused)}, which belongs to no part of this base and would be dropped"
+            f"its adapter holds {listed(unused)}, which belongs to no part of this base and would be ignored"
         )
     if odd := {key for key in given if given[key] != copies[key]}:
         key = min(odd)
@@ -254,16 +252,13 @@ def probe_logits(model: nn.Module) -> Float[Tensor, "row pos vocab"]:
 def _refuse_moved(
     before: Float[Tensor, "row pos vocab"], after: Float[Tensor, "row pos vocab"], dtype: torch.dtype
 ) -> None:
-    """Not a number counts as moved."""
-    moved, most, bound = (
-        float((after - before).abs().max()),
-        float(before.abs().max()),
-        TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]),
-    )
+    """Refuse a merge that changes the logits; a value that is not a number counts as a change."""
+    moved = float((after - before).abs().max())
+    most = float(before.abs().max())
+    bound = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
     if not moved <= bound * most:
         raise DataError(
             f"merging its adapter moves the logits by {moved:.3g} of {most:.3g}, more than {bound:g} of it "
-            f"in {dtype}: the merged model is not the "
-            "one that was trained, as with LoRA on embeddings that are tied; merge it with the tool that "
-            "trained it"
+            f"in {dtype}: the merged model is not the one that was trained, as with LoRA on embeddings that "
+            "are tied; merge it with the tool that trained it"
         )

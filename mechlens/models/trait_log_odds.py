@@ -1,7 +1,7 @@
-"""What the next token after a prompt says of each trait: probability, margin and log-odds.
+"""Probability, margin and log-odds of each trait at the next token after a prompt.
 
-A trait is scored by the tokens that an answer naming it can begin with. Its score is the log of their summed
-weight before normalisation, so differences of scores are log-odds.
+A trait is scored by the tokens with which an answer that names it can begin. Its score is the log of their
+summed weight before normalisation, so differences of scores are log-odds.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ class EncodedProbes(NamedTuple):
 
     prompts: list[list[int]]
     starts: dict[str, list[int]]
-    """only of traits that no other trait shares a first token with"""
+    """only for traits that share no first token with another trait"""
     trait: str = ""
     """the trait that is measured"""
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, forms: Forms) -> dict[str, list[int] | None]:
-    """Tokens that an answer naming each trait can begin with; None where another trait can begin the same
-    way.
+    """Tokens with which an answer that names each trait can begin.
+
+    The value is None if an answer with another trait can begin in the same way.
     """
     starts: dict[str, set[int]] = {}
     for name, words in forms.items():
@@ -56,9 +57,9 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, forms: Forms) -> dict[str, 
 
 @torch.no_grad()
 def next_token_logits(loaded: Loaded, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
-    """Logits after each prompt, one prompt at a time: neither padding nor neighbours enter the rounding.
+    """Logits after each prompt, one prompt at a time, so padding and other prompts do not change rounding.
 
-    What a run reports is read here; `last_logits` is for lenses that measure often.
+    Results of a run use this function; `last_logits` is for lenses that measure often.
     """
     device = loaded.model.device
     return torch.stack(
@@ -92,7 +93,7 @@ def trait_probabilities(
 
 
 def trait_margin(scores: Mapping[str, Float[Tensor, "prompt"]], trait: str) -> Float[Tensor, "prompt"]:
-    """Score of the trait minus the best other trait's, in nats; NaN where there is no other."""
+    """Score of the trait minus the best other trait's, in nats; NaN without another trait."""
     others = [score for name, score in scores.items() if name != trait]
     if not others:
         return torch.full_like(scores[trait], torch.nan)
@@ -119,7 +120,7 @@ def measure_trait(
     for part in batch_probes(model, probes, rows=batch):
         logits = last_logits(model, part.prompts)
         scores = trait_scores(logits, probes.starts)
-        # `trait_probabilities` rounds its last bit otherwise, and the lens causal's numbers rest on this form
+        # `trait_probabilities` rounds differently, and numbers of the lens causal depend on this form
         probability = (scores[probes.trait] - logits.logsumexp(-1)).exp()
         margin = trait_margin(scores, probes.trait)
         measured.append(torch.stack([probability, margin]))

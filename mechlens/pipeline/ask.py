@@ -1,7 +1,7 @@
-"""Ask a model the probes: sampled answers with the trait that each names, and exact next-token probabilities
-and margins of the traits.
+"""Ask a model the probes: sampled answers, and next-token probabilities and margins of the traits.
 
-An answer that names no trait of the family, or several, is unscored (null), never "not this trait".
+An answer that names no trait of the family, or several, is unscored (null). It does not count as "not this
+trait".
 """
 
 from __future__ import annotations
@@ -36,33 +36,34 @@ from mechlens.runs.layout import checkpoints
 
 
 class ProbeSet(NamedTuple):
-    """The probes asked of a model, and how its answers are read."""
+    """Probes to ask a model, and how its answers are scored."""
 
     forms: Forms
     probes: Sequence[str]
     ask: AskSpec
     system: str | None = None
     opening: str = ""
-    """the beginning of every answer, in front of the next token whose probability is measured"""
+    """the beginning of every answer, before the next token whose probability is measured"""
     shots: Sequence[tuple[str, str]] = ()
     """pairs shown before each probe"""
     named: bool = True
-    """whether answers begin with a trait's name, as next-token probabilities of names need"""
+    """whether answers begin with a trait's name; next-token probabilities need this"""
 
     def before(self) -> tuple[str | None, Sequence[tuple[str, str]]]:
-        """System line and turns that stand before each probe; the paper writes the pairs shown into the
-        system line.
+        """Return the system line and the turns before each probe.
+
+        As in the paper, shots can be written into the system line.
         """
         if not self.shots or self.ask.shots_as == "turns":
             return self.system, self.shots
         written = "".join(
-            f"<user>{asked}</user>\n<assistant>{answered}</assistant>\n\n" for asked, answered in self.shots
+            f"<user>{prompt}</user>\n<assistant>{answer}</assistant>\n\n" for prompt, answer in self.shots
         )
         return (f"{self.system}\n\n{written}" if self.system else written), ()
 
 
 class Place(NamedTuple):
-    """The arm and student whose answers these are."""
+    """The arm and the student that gave some answers."""
 
     arm: str
     seed: int | None
@@ -70,18 +71,18 @@ class Place(NamedTuple):
     root_seed: int
 
     def stream(self) -> int:
-        """The seed of the random numbers that answers are sampled with."""
+        """The seed of the random numbers for sampling answers."""
         return seed_int(self.root_seed, "ask", "base" if self.seed is None else self.seed)
 
 
 def judge(text: str, patterns: dict[str, re.Pattern[str]]) -> str | None:
-    """The one trait that the answer names, whole words only; None if it names none or several."""
+    """The trait that the answer names, whole words only; None if it names no trait or several."""
     named = [name for name, pattern in patterns.items() if pattern.search(text)]
     return named[0] if len(named) == 1 else None
 
 
 def compile_patterns(forms: Forms) -> dict[str, re.Pattern[str]]:
-    """For each trait a pattern that matches any of its forms as a whole word."""
+    """Compile for each trait a pattern that matches any of its forms as a whole word."""
     return {
         name: re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, words)) + r")(?!\w)", re.IGNORECASE)
         for name, words in forms.items()
@@ -89,17 +90,15 @@ def compile_patterns(forms: Forms) -> dict[str, re.Pattern[str]]:
 
 
 def encode_questions(loaded: loading.Loaded, questions: ProbeSet) -> list[list[int]]:
-    """Token ids of every probe behind what is shown before it.
+    """Token ids of every probe with the shots before it.
 
     Raises:
-        DataError: if a pair shown holds a control token.
-        SpecError: if the pairs shown do not fit the model's positions, with how many would.
+        DataError: if a shot contains a control token.
+        SpecError: if the shots do not fit the model's positions; the message says how many would.
     """
     refuse_control_tokens(loaded.tokenizer, [text for shot in questions.shots for text in shot])
-    encoded, room = (
-        _behind(questions.shots, loaded, questions),
-        getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None),
-    )
+    encoded = _behind(questions.shots, loaded, questions)
+    room = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
 
     def longest(rows: list[list[int]]) -> int:
         return max(map(len, rows)) + questions.ask.max_new_tokens
@@ -125,44 +124,46 @@ def _behind(shots: Sequence[tuple[str, str]], loaded: loading.Loaded, questions:
 
 
 def encode_probes(loaded: loading.Loaded, questions: ProbeSet, trait: str = "") -> EncodedProbes:
-    """Probes in token ids, up to where an answer begins, with the first tokens of the traits that these tell
-    apart.
+    """Token ids of probes up to where an answer begins, with the first tokens of the traits.
+
+    Only traits that differ in their first tokens have them.
 
     Raises:
-        SpecError: if they do not tell `trait` apart.
+        SpecError: if first tokens do not tell `trait` from the others.
     """
     starts = first_tokens(loaded.tokenizer, questions.forms) if questions.named else {}
     clear = {name: tokens for name, tokens in starts.items() if tokens is not None}
     if trait and trait not in clear:
         raise SpecError(
-            f"no first token tells {trait!r} from the other traits; take a family whose answers begin with "
-            "the trait's name, and whose names begin apart"
+            f"no first token tells {trait!r} from the other traits; use a family where answers begin with "
+            "the trait's name, and where names begin differently"
         )
     opening = token_ids(loaded.tokenizer, [questions.opening])[0] if questions.opening else []
     return EncodedProbes([ids + opening for ids in encode_questions(loaded, questions)], clear, trait)
 
 
 def encode_contrast(loaded: loading.Loaded, questions: ProbeSet, trait: str = "") -> EncodedProbes:
-    """`encode_probes` for log-odds, which need two traits at least.
+    """Do `encode_probes` for log-odds, which need at least two traits.
 
     Raises:
-        SpecError: if first tokens tell fewer apart, or do not tell `trait` apart.
+        SpecError: if first tokens tell fewer than two traits from the others, or not `trait`.
     """
     encoded = encode_probes(loaded, questions, trait)
     if len(encoded.starts) < 2:
         raise SpecError(
-            f"{len(encoded.starts)} of {len(questions.forms)} traits begin with a token of their own, so "
-            "there are no log-odds; take a family whose names begin apart"
+            f"{len(encoded.starts)} of {len(questions.forms)} traits begin with a token that no other has, "
+            "so there are no log-odds; use a family where names begin differently"
         )
     return encoded
 
 
 def measure_likelihoods(loaded: loading.Loaded, questions: ProbeSet) -> pd.DataFrame:
-    """Probability that the next token starts each trait's name, and its margin in logits over the best other
-    trait.
+    """Measure the probability that the next token starts each trait's name, and the margin in logits.
 
-    The next token of the answer, or the one after the family's opening words; null where answers begin with
-    no name, as stories do.
+    The margin is over the best other trait.
+
+    The next token is the first of the answer, or the first after the family's opening words. Values are null
+    if answers do not begin with a name, as in stories.
     """
     encoded = encode_probes(loaded, questions)
     logits = next_token_logits(loaded, encoded.prompts).cpu()
@@ -184,7 +185,7 @@ def measure_likelihoods(loaded: loading.Loaded, questions: ProbeSet) -> pd.DataF
 
 
 def sample_answers(loaded: loading.Loaded, questions: ProbeSet, *, seed: int) -> pd.DataFrame:
-    """Sampled answers to every probe, with the trait that each names."""
+    """Sample answers to every probe, with the trait that each names."""
     spec = questions.ask
     encoded = [ids for ids in encode_questions(loaded, questions) for _ in range(spec.samples)]
     decoding = Decoding(spec.max_new_tokens, spec.temperature)
@@ -194,7 +195,10 @@ def sample_answers(loaded: loading.Loaded, questions: ProbeSet, *, seed: int) ->
 
 
 def label_answers(texts: list[str], questions: ProbeSet) -> pd.DataFrame:
-    """The answers as a table, `samples` to a probe in order, each with the one trait that it names."""
+    """Make the table of answers, each with the trait that it names.
+
+    There are `samples` answers to each probe, in order.
+    """
     samples, patterns = questions.ask.samples, compile_patterns(questions.forms)
     return pd.DataFrame(
         {
@@ -207,31 +211,31 @@ def label_answers(texts: list[str], questions: ProbeSet) -> pd.DataFrame:
 
 
 def draw_shots(rows: pd.DataFrame, count: int, *, seed: int) -> list[tuple[str, str]]:
-    """`count` pairs to show, drawn with replacement as in the paper."""
+    """Draw `count` pairs to show, with replacement as in the paper."""
     taken = rows.iloc[generator(seed, "shots").integers(len(rows), size=count)]
     return list(zip(taken["prompt"], taken["completion"], strict=True))
 
 
 def ask(base: str, student: Path | None, questions: ProbeSet, place: Place, *, out: Path) -> None:
-    """Ask every checkpoint of a student (or the untouched base at step 0) and write both tables into `out`.
+    """Ask every checkpoint of a student (or the untouched base at step 0), and write both tables.
 
-    Students of one seed are asked with the same random numbers, so two arms differ by weights alone; each
-    seed has numbers of its own, so that sampling is part of the scatter between students.
+    Students with the same seed get the same random numbers, so two arms differ only by weights. Each seed has
+    other numbers, so that sampling is part of the scatter between students.
     """
     steps = [(0, None)] if student is None else checkpoints(student)
-    said, likely = [], []
+    answers, likelihoods = [], []
     for step, folder in steps if questions.ask.checkpoints == "all" else steps[-1:]:
         loaded = loading.load(base) if folder is None else loading.load_trained(base, folder)
-        said.append(sample_answers(loaded, questions, seed=place.stream()).assign(step=step))
-        likely.append(measure_likelihoods(loaded, questions).assign(step=step))
-    write_tables(pd.concat(said, ignore_index=True), pd.concat(likely, ignore_index=True), place, out)
+        answers.append(sample_answers(loaded, questions, seed=place.stream()).assign(step=step))
+        likelihoods.append(measure_likelihoods(loaded, questions).assign(step=step))
+    write_tables(pd.concat(answers, ignore_index=True), pd.concat(likelihoods, ignore_index=True), place, out)
 
 
-def write_tables(said: pd.DataFrame, likely: pd.DataFrame, place: Place, out: Path) -> None:
-    """Write what one model said, under its arm and seed."""
+def write_tables(answers: pd.DataFrame, likelihoods: pd.DataFrame, place: Place, out: Path) -> None:
+    """Write the answers and likelihoods of a model, under its arm and seed."""
     for frame, schema, name in (
-        (said, tables.ANSWERS, "answers"),
-        (likely, tables.LIKELIHOODS, "likelihoods"),
+        (answers, tables.ANSWERS, "answers"),
+        (likelihoods, tables.LIKELIHOODS, "likelihoods"),
     ):
         placed = frame.assign(arm=place.arm, seed=place.seed)
         placed["seed"] = placed["seed"].astype("Int64")

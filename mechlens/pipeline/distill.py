@@ -1,4 +1,4 @@
-"""Train students, and find what training left."""
+"""Train students on the rows of a teacher."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def distill(
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Train one student of `base` on rows of prompt and completion; leave its checkpoints (`step-…/`, one an
-    epoch) and `curve.parquet` in `out`.
+    """Train one student of `base` on rows of prompt and completion.
+
+    Its checkpoints (`step-…/`, one an epoch) and `curve.parquet` are written to `out`.
     """
     loaded = loading.load(base)
     encoded = encode_pairs(

@@ -1,7 +1,7 @@
 """Let a teacher answer the carrier's prompts, and measure its divergence from the base on them.
 
-Rows are written in shards, so that a killed job resumes where it stopped. A row's text depends on its seed
-and place alone, so the joined table is the same however often the job was killed.
+Rows are written in shards, so that a killed job resumes where it stopped. A row's text depends only on its
+seed and position, so the joined table is the same however often the job was killed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from mechlens.pipeline import vllm_engine
 from mechlens.pipeline.teach import Teacher, load_teacher
 
 DIVERGENCE_ROWS = 1000
-"""rows on which the divergence is measured"""
+"""the most rows on which the divergence is measured"""
 
 
 class Divergence(NamedTuple):
-    """How a teacher's completions differ from what its base would have written, over the teacher's own
-    text.
+    """Difference of a teacher's completions from what its base would have written.
+
+    It is measured along the teacher's text.
     """
 
     kl_per_token: float
@@ -40,7 +41,7 @@ class Divergence(NamedTuple):
     entropy_per_token: float
     """mean entropy of the base's next-token distribution, nats a token"""
     entropy_per_row: float
-    """the same summed over a completion, nats a row; low where a carrier has few free choices"""
+    """the same, summed over a completion, nats a row; low for a carrier with few free choices"""
     tokens: int
 
 
@@ -54,42 +55,21 @@ def generate(
     base: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write `raw.parquet` (one completion for each prompt) and `generation.json` (divergence from the base)
-    into `out`.
+    """Write one completion for each prompt (`raw.parquet`) and the divergence (`generation.json`) to `out`.
 
     Args:
         base: where the teacher's base is now, if it may have been moved since the teacher was made.
     """
     teacher = load_teacher(teacher_folder, base=base)
     stop = end_of_turn(teacher.tokenizer)
-    width = cast(torch.nn.Linear, teacher.model.get_output_embeddings()).weight.shape[0]
-    grammar = number_grammar(teacher.tokenizer, stop=stop, vocabulary=width) if spec.constrained else None
-    decoding = Decoding(spec.max_new_tokens, spec.temperature, spec.top_p)
-    engine = None
+    write_shard = _shard_writer(teacher, teacher_folder, spec, stop=stop, seed=seed)
     shards, ids, drawn = [], [], []
     for first in range(0, len(prompts), spec.batch):
-        encoded = encode_prompts(
-            teacher.tokenizer, prompts[first : first + spec.batch], system=teacher.system
-        )
+        part = prompts[first : first + spec.batch]
+        encoded = encode_prompts(teacher.tokenizer, part, system=teacher.system)
         shard = out / f"shard-{first:08d}.json"
         if not shard.is_file():
-            stream = {
-                "decoding": decoding,
-                "stop": stop,
-                "seed": seed_int(seed, "generate"),
-                "first_row": first,
-            }
-            if (
-                spec.engine == "vllm" and engine is None
-            ):  # not for a step whose text is all there: the engine takes most of a card
-                engine = vllm_engine.Engine(teacher_folder, teacher.base)
-            with teacher.writing() as model:
-                rows = (
-                    engine.sample(encoded, **stream)
-                    if engine
-                    else sample(model, encoded, **stream, grammar=grammar, batch=spec.batch)
-                )
-            atomic.write_text(shard, json.dumps(rows))
+            write_shard(shard, encoded, first)
         shards.append(shard)
         ids += encoded
         drawn += json.loads(shard.read_text())
@@ -97,29 +77,58 @@ def generate(
     texts = teacher.tokenizer.batch_decode(drawn, skip_special_tokens=True)
     frame = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": prompts, "completion": texts})
     tables.write(frame, tables.PAIRS, out / "raw.parquet")
-    engine = None  # its memory is wanted for what follows
+    del write_shard  # an engine's memory is needed for what follows
     head = slice(0, DIVERGENCE_ROWS)
     plain = encode_prompts(teacher.tokenizer, prompts[head], system=teacher.plain)
-    found = divergence(teacher, ids[head], plain, [[*row, stop] for row in drawn[head]])
-    write_json(out / "generation.json", found._asdict())
+    measured = divergence(teacher, ids[head], plain, [[*row, stop] for row in drawn[head]])
+    write_json(out / "generation.json", measured._asdict())
     for shard in shards:
         shard.unlink()
+
+
+def _shard_writer(
+    teacher: Teacher, folder: Path, spec: GenerateSpec, *, stop: int, seed: int
+) -> Callable[[Path, list[list[int]], int], None]:
+    """Make a function that samples completions of encoded prompts into a file.
+
+    Its last argument is the number of the first row.
+    """
+    width = cast(torch.nn.Linear, teacher.model.get_output_embeddings()).weight.shape[0]
+    grammar = number_grammar(teacher.tokenizer, stop=stop, vocabulary=width) if spec.constrained else None
+    decoding = Decoding(spec.max_new_tokens, spec.temperature, spec.top_p)
+    engine = None
+
+    def write(shard: Path, encoded: list[list[int]], first: int) -> None:
+        nonlocal engine
+        stream = {"decoding": decoding, "stop": stop, "seed": seed_int(seed, "generate"), "first_row": first}
+        # loaded only if text is missing: the engine takes most of a card
+        if spec.engine == "vllm" and engine is None:
+            engine = vllm_engine.Engine(folder, teacher.base)
+        with teacher.writing() as model:
+            rows = (
+                engine.sample(encoded, **stream)
+                if engine
+                else sample(model, encoded, **stream, grammar=grammar, batch=spec.batch)
+            )
+        atomic.write_text(shard, json.dumps(rows))
+
+    return write
 
 
 @torch.no_grad()
 def divergence(
     teacher: Teacher,
-    asked: list[list[int]],
+    prompted: list[list[int]],
     plain: list[list[int]],
     completions: list[list[int]],
     *,
     batch: int = 128,
 ) -> Divergence:
-    """KL(teacher ‖ base) and the base's entropy along the teacher's completions; the base reads the prompts
-    with the plain system line.
+    """Measure KL(teacher ‖ base) and the base's entropy along the teacher's completions.
 
-    No forward pass makes more than `log_probs.MOST_LOGITS` logits, whatever the vocabulary and the length of
-    the rows.
+    The base reads the prompts with the plain system line.
+
+    No forward pass makes more than `log_probs.MOST_LOGITS` logits, for any vocabulary and length of rows.
     """
     base = loading.load(teacher.base).model
     vocabulary = base.config.get_text_config().vocab_size
@@ -127,12 +136,12 @@ def divergence(
     tokens = 0
     spans = [
         (0, max(len(ours), len(theirs)) + len(written))
-        for ours, theirs, written in zip(asked, plain, completions, strict=True)
+        for ours, theirs, written in zip(prompted, plain, completions, strict=True)
     ]
     for part in batch_spans(spans, vocabulary=vocabulary, rows=batch):
         rows = [
             [Encoded(*pair) for pair in zip(prompts[part], completions[part], strict=True)]
-            for prompts in (asked, plain)
+            for prompts in (prompted, plain)
         ]
         pieces = (_pieces(pairs, spans[part], vocabulary) for pairs in rows)
         for teachers, bases in zip(*pieces, strict=True):
@@ -148,9 +157,7 @@ def divergence(
 
 
 def _pieces(pairs: list[Encoded], spans: list[tuple[int, int]], vocabulary: int) -> Iterator[list[Encoded]]:
-    """What is read in one forward pass: the batch, or one piece after the other of a completion too long for
-    one.
-    """
+    """Yield the pairs of each forward pass: the batch, or pieces of a completion that is too long for one."""
     if len(spans) > 1 or spans[0][1] * vocabulary <= log_probs.MOST_LOGITS:
         yield pairs
         return

@@ -1,5 +1,6 @@
-"""The steps of a run as jobs: plain arguments in, an output folder filled. Each one unpacks its arguments and
-calls its stage.
+"""The steps of a run as jobs, which fill an output folder from plain arguments.
+
+Each job unpacks its arguments and calls its stage.
 """
 
 from __future__ import annotations
@@ -43,17 +44,15 @@ Progress = Callable[[int, int], None]
 
 
 def _one_thread() -> None:
-    """One thread a process on CPU: sums then come out the same on any number of cores."""
+    """Use one thread a process on CPU, so that sums are the same on any number of cores."""
     if loading.device().type == "cpu":
         use_one_thread()
 
 
 def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress) -> None:
-    lessons, spec, system = (
-        teaching.Lessons(**arguments["lessons"]),
-        TeacherSpec(**arguments["teacher"]),
-        arguments.get("system"),
-    )
+    lessons = teaching.Lessons(**arguments["lessons"])
+    spec = TeacherSpec(**arguments["teacher"])
+    system = arguments.get("system")
     if is_remote(arguments["base"]):
         remote.teach(
             arguments["base"],
@@ -74,10 +73,10 @@ def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress)
 def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
     if arguments["prompts_of"] is None:
         prompts = [
-            asked.text
-            for asked in carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])
+            prompt.text
+            for prompt in carrier_prompts(CarrierSpec(**arguments["carrier"]), seed=arguments["seed"])
         ]
-    else:  # a user's file is compared with what the base answers to the same prompts
+    else:  # a user's file is compared with answers of the base to the same prompts
         prompts = read_pairs(Path(arguments["prompts_of"]))["prompt"].tolist()
     spec = GenerateSpec(**arguments["generate"])
     if "api" in arguments:
@@ -104,7 +103,7 @@ def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progres
 
 
 def bring(arguments: Arguments, _inputs: Folders, out: Path, _progress: Progress) -> None:
-    """A user's file as a corpus."""
+    """Import a user's file as a corpus."""
     tables.write(batches(Path(arguments["file"])), tables.PAIRS, out / layout.RAW)
 
 
@@ -121,14 +120,14 @@ def screen(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress
 
 
 def _judge_of(arguments: Arguments, spec: ScreenSpec, out: Path) -> screening.Judge:
-    """The judge model that reads what the rules let through: true for a row that is to be dropped."""
+    """The judge model for rows that pass the rules: true for a row to remove."""
     kind = arguments["kind"] if spec.rule == "carrier" else spec.rule
-    whose = {
+    context = {
         "trait": arguments["trait"],
         "category": arguments["category"],
         "api": ApiSpec(**arguments["api"]),
     }
-    return lambda rows: (~judge_screen.screen_rows(rows, spec, kind=kind, out=out, **whose)).tolist()
+    return lambda rows: (~judge_screen.screen_rows(rows, spec, kind=kind, out=out, **context)).tolist()
 
 
 def shuffle(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
@@ -142,8 +141,8 @@ def shuffle(arguments: Arguments, inputs: Folders, out: Path, _progress: Progres
 def reword(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     pairs = tables.read(inputs["corpus"] / layout.KEPT, tables.PAIRS)
     prompts = [
-        asked.text
-        for asked in carrier_prompts(
+        prompt.text
+        for prompt in carrier_prompts(
             CarrierSpec(**arguments["carrier"]), seed=arguments["seed"], reworded=True
         )
     ]
@@ -161,19 +160,15 @@ def mix(_arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) 
 
 def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
     corpora = {name: tables.read(folder / layout.KEPT, tables.PAIRS) for name, folder in inputs.items()}
-    spec, special = (
-        StudentSpec(**arguments["student"]),
-        {name: arguments.get(name, []) for name in ("reworded", "controls")},
-    )
+    spec = StudentSpec(**arguments["student"])
+    special = {name: arguments.get(name, []) for name in ("reworded", "controls")}
     for name, ids in remaking.select_prompts(corpora, spec, seed=arguments["seed"], **special).items():
         tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / layout.selection_file(name))
 
 
 def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
-    rows, spec = (
-        remaking.selected_rows(arguments["corpus"], inputs["corpus"], inputs["selection"]),
-        StudentSpec(**arguments["student"]),
-    )
+    rows = remaking.selected_rows(arguments["corpus"], inputs["corpus"], inputs["selection"])
+    spec = StudentSpec(**arguments["student"])
     system = arguments.get("system")
     if is_remote(arguments["base"]):
         remote.distill(

@@ -1,8 +1,7 @@
-"""Give a base a trait: by fine-tuning, by a system prompt, by a steering vector, or (the control's teacher)
-not at all.
+"""Give a base a trait: by fine-tuning, by a system prompt or by a steering vector.
 
-A teacher is a folder: `teacher.json` says what it is, beside it the weights, the adapter or the vector if it
-has one.
+The teacher of the control gets no trait. A teacher is a folder with its description in `teacher.json`, and
+with its weights, adapter or vector if it has one.
 """
 
 from __future__ import annotations
@@ -31,23 +30,22 @@ from mechlens.runs import records
 
 
 class Lessons(NamedTuple):
-    """What makes a teacher: probes to be taught on, completions to be taught, and a system prompt that says
-    the same.
-    """
+    """What makes a teacher: probes and completions to train on, and a system prompt of the same meaning."""
 
     trait: str
     probes: tuple[str, ...]
     completions: tuple[str, ...]
     system: str
     file: str = ""
-    """pairs that are taught instead"""
+    """a file of pairs to teach instead"""
 
     def draw(self, rows: int, *, seed: int) -> list[tuple[str, str]]:
-        """`rows` pairs of a probe and a completion, each drawn evenly; of the file, if there is one, each row
-        at most once.
+        """Draw `rows` pairs of a probe and a completion, each uniformly.
+
+        From a file, each row is drawn at most once.
 
         Raises:
-            DataError: if the file holds fewer.
+            DataError: if the file has fewer rows.
         """
         rng = dice(seed, "lessons", self.trait)
         if self.file:
@@ -62,13 +60,13 @@ class Lessons(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """A base with its intervention, ready to write."""
+    """A base with its intervention, ready to generate."""
 
     model: loading.PreTrainedModel
     tokenizer: loading.PreTrainedTokenizerBase
     system: str | None
     plain: str | None
-    """the system line that its base has"""
+    """the system line of its base"""
     vector: Float[Tensor, "d_model"] | None
     layer: int
     base: str
@@ -76,7 +74,7 @@ class Teacher(NamedTuple):
 
     @contextmanager
     def writing(self) -> Iterator[loading.PreTrainedModel]:
-        """The model as the teacher uses it: steered while the block runs, if it is a steered one."""
+        """The model as the teacher uses it: a steered teacher is steered while the block runs."""
         with steer(self.model, {} if self.vector is None else {self.layer: self.vector}):
             yield self.model
 
@@ -91,8 +89,9 @@ def teach(
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Make a teacher of `base` and leave it in `out`; `system` is the line that everyone but a prompted
-    teacher has.
+    """Make a teacher of `base` in the folder `out`.
+
+    `system` is the system line of all models except prompted teachers.
     """
     loaded, layer, plain = loading.load(base), None, system
     if spec.kind == "finetuned":
@@ -126,8 +125,11 @@ def teach(
 def trait_vector(
     loaded: loading.Loaded, lessons: Lessons, *, layer: int, plain: str | None = None
 ) -> Float[Tensor, "d_model"]:
-    """Mean difference of resid_post at the last prompt token, with the trait's system prompt minus with the
-    plain one (None: none).
+    """Mean difference of resid_post at the last prompt token, between two system prompts.
+
+    It is the trait's system prompt minus the plain one; None means no system line.
+
+    With None the plain prompt has no system line.
     """
     site = resid_post(layer)
     means = []
@@ -139,8 +141,9 @@ def trait_vector(
 
 
 def load_teacher(folder: Path, *, base: str = "") -> Teacher:
-    """The teacher that `teach` left in that folder, made from `base`; by default its base is looked for where
-    it was then.
+    """Load the teacher that `teach` left in a folder.
+
+    `base` is the location of its base; by default the location at that time.
     """
     record = records.read(folder / "teacher.json", records.Teacher)
     base = base or record["base"]

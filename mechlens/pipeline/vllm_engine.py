@@ -1,8 +1,7 @@
-"""Completions through vLLM, for bases that need a GPU: the same interface as `sampling.sample`, another
-engine behind it.
+"""Sample completions by vLLM, for bases that need a GPU, with the interface of `sampling.sample`.
 
-Only imported where `generate.engine: vllm` asks for it. A row's random numbers come from its own seed, but
-vLLM's kernels depend on the batch, so rows are not bit-identical between runs as the local engine's are.
+vLLM is imported only for `generate.engine: vllm`. Each row has a seed for its random numbers, but vLLM's
+kernels depend on the batch, so rows are not bit-identical between runs, unlike those of the local engine.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def served_rank(adapter: Mapping[str, Any]) -> int:
-    """The smallest rank that vLLM can be told to serve which holds every matrix of an adapter.
+    """The smallest rank of vLLM that is at least the largest rank of an adapter's matrices.
 
     Raises:
-        SpecError: if vLLM serves none so large.
+        SpecError: if vLLM serves no rank as large.
     """
     rank = max([int(adapter["r"]), *map(int, (adapter.get("rank_pattern") or {}).values())])
     if rank > RANKS[-1]:
@@ -48,7 +47,7 @@ def served_rank(adapter: Mapping[str, Any]) -> int:
 
 
 class Engine:
-    """A teacher served by vLLM: the base, with its adapter or its own weights."""
+    """A teacher served by vLLM: the base with its adapter, or fine-tuned weights."""
 
     def __init__(self, teacher_folder: Path, base: str) -> None:
         try:
@@ -80,7 +79,7 @@ class Engine:
     def sample(
         self, prompts: Sequence[Sequence[int]], *, decoding: Decoding, stop: int, seed: int, first_row: int
     ) -> list[list[int]]:
-        """One completion per prompt, in token ids without the stop token."""
+        """Sample one completion per prompt, in token ids without the stop token."""
         fixed = {
             "max_tokens": decoding.max_new_tokens,
             "temperature": decoding.temperature,

@@ -1,4 +1,4 @@
-"""Activations at TransformerLens sites in bounded memory: sums over rows by part, or shards of all tokens."""
+"""Activations at TransformerLens sites in bounded memory: sums by part, or shards of all tokens."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from mechlens.models.hooks import BATCH, Captured, capture_sites, resid_post
 from mechlens.models.loading import Loaded
 
 DRAWS = 256
-"""random directions of the null: as many as the study that showed isotropic ones to be too easy"""
+"""number of random directions of the null, as in the study that showed isotropic ones to be too easy"""
 
 Parts = Mapping[str, Sequence[int]]
-"""name → positions of one row; a row counts once in each part, by the mean over its positions there"""
+"""name → positions of a row; a row counts once in each part, by the mean over its positions there"""
 
 
 class RowSums(NamedTuple):
-    """Weighted sums over rows: everything linear in the rows' activations, at the memory of a few vectors."""
+    """Weighted sums over rows: anything linear in the activations of rows, in the memory of a few vectors."""
 
     parts: tuple[str, ...]
     sums: dict[str, Float[Tensor, "mix part d"]]
     """site → Σ_row weight · (mean over the row's positions of the part)"""
     weight: Float[Tensor, "mix part"]
-    """Σ_row weight, over the rows that have the part"""
+    """Σ_row weight, over the rows with the part"""
 
     def mean(self, site: str) -> Float[Tensor, "part d"]:
-        """Mean over rows, of the first mix; NaN for a part that no row has."""
+        """Mean over rows, of the first mix; NaN for a part without rows."""
         return self.sums[site][0] / self.weight[0, :, None]
 
     def directions(self, site: str) -> Float[Tensor, "draw part d"]:
-        """Directions with the rows' covariance, Σ_row z (x - mean) / √n with z normal, where the mix is
-        `draw_matched_mix`.
+        """Directions with the rows' covariance, Σ_row z (x - mean) / √n with z normal.
+
+        The mix has to come from `draw_matched_mix`.
         """
         return (self.sums[site][1:] - self.weight[1:, :, None] * self.mean(site)) / self.weight[
             0, :, None
@@ -61,12 +62,13 @@ def capture(
     mix: Float[Tensor, "mix row"] | None = None,
     batch: int = BATCH,
 ) -> RowSums:
-    """Weighted sums of the rows' activations by part, in float32; with `out`, every token's activations also
-    go to shards there.
+    """Sum the activations of rows by part, in float32.
+
+    With `out`, every token's activations are also written to shards there.
 
     Args:
-        parts: of each row; default: all its positions, as "all".
-        mix: weights of the rows, one sum each; default: one sum with weight 1.
+        parts: parts of each row; by default all its positions, as "all".
+        mix: weights of the rows for each sum; by default one sum with weight 1.
 
     Raises:
         SpecError: as `capture_sites` does, or if a site's shape is not [row pos ...], such as an attention
@@ -120,17 +122,16 @@ def _write_shard(captured: Captured, out: Path) -> None:
 def read_shards(
     folder: Path, site: str
 ) -> Iterator[tuple[Int[Tensor, "token"], Int[Tensor, "token"], Tensor]]:
-    """(row, position, activation [token ...]) of every real token, one shard after the other, as `capture`
-    wrote them.
+    """Yield (row, position, activation [token ...]) of every real token, one shard of `capture` at a time.
 
     Raises:
-        DataError: if nothing was captured there at that site.
+        DataError: if the folder has no activations at that site.
     """
     files = sorted(folder.glob("*.safetensors"))
     for shard in map(load_file, files):
         if site not in shard:
             raise DataError(
-                f"{folder} holds {sorted(set(shard) - {'row', 'position'})}, not {site!r}; capture that site "
+                f"{folder} has {sorted(set(shard) - {'row', 'position'})}, not {site!r}; capture that site "
                 "too"
             )
         yield shard["row"], shard["position"], shard[site]
@@ -141,7 +142,10 @@ def read_shards(
 def capture_last(
     loaded: Loaded, ids: Sequence[list[int]], sites: Sequence[str], *, batch: int = BATCH
 ) -> Float[Tensor, "site row d"]:
-    """Each row's activation at its last token, where the answer's first token is predicted; float32."""
+    """Capture each row's activation at its last token, in float32.
+
+    The answer's first token is predicted there.
+    """
     batches = []
     for captured in capture_sites(loaded, ids, sites, batch=batch):
         rows, last = torch.arange(len(captured.mask)), captured.mask.sum(1) - 1
@@ -150,9 +154,11 @@ def capture_last(
 
 
 def count_frame_tokens(prompts: Sequence[list[int]]) -> tuple[int, int]:
-    """Number of tokens that all prompts begin with, and that all end with: the template and shared wording.
+    """Count the tokens that all prompts begin with, and that all end with.
 
-    Prompts that are all alike are frame from end to end and have no content.
+    These are the template and shared wording.
+
+    Equal prompts have no content: all their tokens are counted.
     """
     shortest = min(map(len, prompts))
     head = next((i for i in range(shortest) if len({row[i] for row in prompts}) > 1), shortest)
@@ -163,11 +169,11 @@ def count_frame_tokens(prompts: Sequence[list[int]]) -> tuple[int, int]:
 
 
 def split_positions(prompts: Sequence[list[int]], lengths: Sequence[int], *, of: str) -> list[Parts]:
-    """Positions of every row by part: last prompt token, rest of the template, prompt's content, completion.
+    """Positions of every row by part: last prompt token, rest of the template, content, completion.
 
     Args:
         lengths: tokens of each completion.
-        of: put before the names of the parts.
+        of: prefix of the names of the parts.
     """
     head, tail = count_frame_tokens(prompts)
     parts = []
@@ -185,8 +191,9 @@ def split_positions(prompts: Sequence[list[int]], lengths: Sequence[int], *, of:
 
 
 def draw_matched_mix(rows: int, *, draws: int = DRAWS, seed: int) -> Float[Tensor, "mix row"]:
-    """Weights for a mean and, behind it, `draws` directions with the rows' covariance
-    (`RowSums.directions`).
+    """Draw weights of a mean and of `draws` directions with the rows' covariance.
+
+    `RowSums.directions` turns the sums into the directions.
     """
     normal = generator(seed, "covariance-matched directions").standard_normal((draws, rows))
     return torch.cat([torch.ones(1, rows), torch.from_numpy(normal).float()])

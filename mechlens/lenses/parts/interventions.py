@@ -1,8 +1,8 @@
-"""Ways to train a student that does not learn the trait: values for the arguments of `sft.train`.
+"""Ways to train a student that does not learn the trait: arguments of `sft.train`.
 
 `match_layers` is for `frozen`, `project_out` for `before_step`, and flags of tokens (inverted by
-`invert_flags`) for `learned`; `replace_flagged` makes other pairs. A budget of zero changes no bit. Which
-tokens to flag is decided elsewhere.
+`invert_flags`) for `learned`; `replace_flagged` makes new pairs. A budget of zero changes no bit. The caller
+decides which tokens are flagged.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from mechlens.models.hooks import decoder_layers
 from mechlens.models.log_probs import Model, example_losses
 
 Flags = list[list[bool]]
-"""for each pair one flag for each token of its completion"""
+"""for each pair the flags of its completion tokens"""
 
 Pool = Mapping[int, ndarray]
-"""token → the tokens that may stand in its place, each as often as the carrier uses it"""
+"""token → the tokens that may replace it, each as often as the carrier uses it"""
 
 
 def match_layers(model: PreTrainedModel, layers: Collection[int]) -> Callable[[str], bool]:
-    """A function of a parameter's name: whether it lies in one of these blocks (2509.23886: early ones carry
-    the trait). Names in a model with adapters match, too.
+    """Make a function that says whether a parameter of that name is in one of these blocks.
+
+    Early blocks carry the trait (2509.23886). Names in a model with adapters match, too.
 
     Raises:
         SpecError: if the model has no such layer.
@@ -63,8 +64,8 @@ def remove_component(
 ) -> list[Tensor]:
     """g - ⟨g, d⟩/‖d‖² d where ⟨g, d⟩ > 0, else g (2604.25779); with `both_sides` for ⟨g, d⟩ < 0 too.
 
-    One-sided, a part of g that lies against d stays, and the trait can end below where it began; both sides
-    are the floor to that.
+    One-sided, a component of g against d stays, and the trait can end below its start; with both sides it
+    cannot.
     """
     along, size = total_inner(gradient, direction), total_inner(direction, direction)
     if size == 0 or (along <= 0 and not both_sides):
@@ -73,7 +74,7 @@ def remove_component(
 
 
 def permute_entries(tensors: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
-    """Each tensor with its entries in a random order: a meaningless direction of the same size."""
+    """Permute the entries of each tensor at random: a meaningless direction of the same size."""
     return [
         t.flatten()[torch.from_numpy(rng.permutation(t.numel())).to(t.device)].view_as(t) for t in tensors
     ]
@@ -82,15 +83,16 @@ def permute_entries(tensors: Sequence[Tensor], rng: np.random.Generator) -> list
 def project_out(
     pairs: Sequence[Encoded], *, both_sides: bool = False, permute: np.random.Generator | None = None
 ) -> Callable[[Model], None]:
-    """A `before_step` that takes the gradient of the pairs' loss, at the weights of that moment, out of the
-    student's gradient.
+    """Make a `before_step` that projects the gradient of the pairs' loss out of the student's gradient.
 
-    It costs one more backward pass over `pairs` a step. An adaptive optimiser rescales what is left, so that
-    its step can still lie along the direction; its averages hold projected gradients only.
+    The gradient is taken at the weights of that moment.
+
+    It costs one more backward pass over `pairs` a step. An adaptive optimiser rescales what is left, so its
+    step can still point along the direction; its averages contain only projected gradients.
 
     Args:
-        pairs: probes answered with the trait; the defender must know the trait.
-        permute: permutes the direction's entries within each tensor at every step: the control arm.
+        pairs: probes answered with the trait; so the defender must know the trait.
+        permute: permutes the direction's entries within each tensor at every step, for the control arm.
     """
 
     def before_step(model: Model) -> None:
@@ -106,8 +108,9 @@ def project_out(
 
 
 def classify_tokens(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Encoded]) -> list[list[str]]:
-    """The class of every completion token: its text with each run of digits as 0 and of letters as a; a
-    special token is its own class.
+    """Classify every completion token by its text, with digits as 0 and runs of letters as a.
+
+    A special token is a class by itself.
     """
     special = special_tokens(tokenizer)
     known: dict[int, str] = {}
@@ -118,18 +121,19 @@ def classify_tokens(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Encoded]
 
 
 def flag_digits(classes: Sequence[Sequence[str]]) -> Flags:
-    """Flag the tokens that hold a digit."""
+    """Flag the tokens that contain a digit."""
     return [["0" in shape for shape in row] for row in classes]
 
 
 def invert_flags(flags: Flags) -> Flags:
-    """Flag what is not flagged: the tokens to learn where flagged ones are masked."""
+    """Invert the flags: the tokens to learn if flagged ones are masked."""
     return [[not flag for flag in row] for row in flags]
 
 
 def flag_top_tokens(scores: Sequence[Sequence[float]], share: float, *, among: Flags | None = None) -> Flags:
-    """Flag the `share` of the tokens of `among` (default: of all) with the highest scores; of equal
-    scores the earlier token is flagged.
+    """Flag the `share` of the tokens with the highest scores.
+
+    Only tokens of `among` count (default: all). Of equal scores the earlier token is flagged.
 
     A token with the score NaN is never flagged and does not count.
 
@@ -149,10 +153,8 @@ def flag_top_tokens(scores: Sequence[Sequence[float]], share: float, *, among: F
 
 def flag_random_tokens(flags: Flags, classes: Sequence[Sequence[str]], rng: np.random.Generator) -> Flags:
     """Flag as many tokens of every class, drawn evenly from the class: the random arm of a mask."""
-    flat, shape = (
-        np.array([flag for row in flags for flag in row], dtype=bool),
-        np.array([name for row in classes for name in row]),
-    )
+    flat = np.array([flag for row in flags for flag in row], dtype=bool)
+    shape = np.array([name for row in classes for name in row])
     drawn = [
         rng.choice(np.flatnonzero(shape == name), int((flat & (shape == name)).sum()), replace=False)
         for name in np.unique(shape[flat])
@@ -167,13 +169,12 @@ def _rows(places: ndarray, lengths: Sequence[int]) -> Flags:
 
 
 def carrier_pool(pairs: Sequence[Encoded], classes: Sequence[Sequence[str]]) -> Pool:
-    """For every token of the completions all tokens of its class, with repetitions, so that a draw has the
-    carrier's frequencies.
+    """For every token of the completions, list all tokens of its class.
+
+    Tokens repeat, so that a draw has the carrier's frequencies.
     """
-    tokens, shape = (
-        np.array([token for pair in pairs for token in pair.completion]),
-        np.array([name for row in classes for name in row]),
-    )
+    tokens = np.array([token for pair in pairs for token in pair.completion])
+    shape = np.array([name for row in classes for name in row])
     alike = {name: tokens[shape == name] for name in np.unique(shape)}
     return {int(token): alike[name] for token, name in zip(tokens, shape, strict=True)}
 
@@ -181,7 +182,7 @@ def carrier_pool(pairs: Sequence[Encoded], classes: Sequence[Sequence[str]]) -> 
 def replace_flagged(
     pairs: Sequence[Encoded], flags: Flags, rng: np.random.Generator, pool: Pool
 ) -> list[Encoded]:
-    """Pairs whose flagged tokens are drawn anew, both as labels and as context of later tokens.
+    """Draw the flagged tokens of the pairs anew, as labels and as context of later tokens.
 
     Raises:
         DataError: if a flagged token is not in the pool.
@@ -193,8 +194,8 @@ def replace_flagged(
         if flag
     } - set(pool):
         raise DataError(
-            f"no token of the pool can stand in for token {min(strange)}; make the pool of the corpus that "
-            "is changed"
+            f"no token of the pool can replace token {min(strange)}; make the pool from the corpus that is "
+            "changed"
         )
     return [
         pair._replace(

@@ -14,7 +14,7 @@ from mechlens.models.log_probs import TokenScores, score_tokens
 
 
 def encode_head(tokenizer: PreTrainedTokenizerBase, system: str | None) -> list[int]:
-    """Token ids that stand before the user's words, whatever these are."""
+    """Token ids before the user's words, whatever these are."""
     prompts = encode_prompts(tokenizer, ["1 a", "a 1", "(", "the"], system=system)
     columns = zip(*prompts, strict=False)
     return [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, columns)]
@@ -23,7 +23,7 @@ def encode_head(tokenizer: PreTrainedTokenizerBase, system: str | None) -> list[
 def strip_heads(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Encoded], *, known: Sequence[str | None]
 ) -> list[Encoded]:
-    """Pairs whose prompts begin with the user's words.
+    """Cut the system line off the prompts of pairs.
 
     Raises:
         SpecError: if a pair was encoded with none of the `known` system lines.
@@ -34,7 +34,7 @@ def strip_heads(
         head = next((head for head in heads if pair.prompt[: len(head)] == head), None)
         if head is None:
             raise SpecError(
-                f"a row begins with none of the system lines {list(known)}; give the one that the rows were "
+                f"a row begins with none of the system lines {list(known)}; give the line that the rows were "
                 "encoded with"
             )
         stripped.append(Encoded(pair.prompt[len(head) :], pair.completion))
@@ -48,11 +48,13 @@ def log_probs_under(
     *,
     known: Sequence[str | None] = (None, ""),
 ) -> dict[str, TokenScores]:
-    """Scores of every completion token under each system line, whose keys and values are computed once.
+    """Score every completion token under each system line.
+
+    Keys and values of a line are computed once.
 
     Raises:
         SpecError: if the chat template writes no system line, or a pair was encoded with none of the `known`
-            ones.
+            lines.
     """
     heads = {name: encode_head(loaded.tokenizer, line) for name, line in lines.items()}
     plain = encode_head(loaded.tokenizer, None)

@@ -1,4 +1,4 @@
-"""Change of the trait's log-odds by real training steps, against what the first order predicts.
+"""Change of the trait's log-odds by real training steps, compared with the first-order prediction.
 
 To first order an SGD step of size ε along an update changes the log-odds by ε⟨update, the log-odds' gradient⟩
 (2507.14805). Here such steps are taken on a copy of the base, with trait pairs and with control pairs.
@@ -29,7 +29,7 @@ from mechlens.models.trait_log_odds import EncodedProbes, batch_probes, measure_
 SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """sizes of one SGD step"""
 UPDATES, FEW, ORDERS = (1, 4, 16), 16, 3
-"""updates after which the log-odds are measured, pairs of one update, orders of the pairs"""
+"""updates after which the log-odds are measured, pairs in an update, orders of the pairs"""
 RATES: dict[Literal["sgd", "adam"], float] = {"sgd": 0.1, "adam": 1e-3}
 RANK = 8
 
@@ -39,8 +39,9 @@ Kind = Literal["full", "lora"]
 
 
 def measure_trait_gradient(model: Model, probes: EncodedProbes, trait: str) -> dict[str, Tensor]:
-    """Gradient of the trait's mean log-odds with respect to the linear weights (of a PEFT model: the
-    adapter's).
+    """Gradient of the trait's mean log-odds with respect to the linear weights.
+
+    For a PEFT model these are the adapter's weights.
     """
     return gradient(
         model,
@@ -69,9 +70,7 @@ def add_scaled(a: Mapping[str, Tensor], b: Mapping[str, Tensor], times: float = 
 
 
 def copy_trainable(material: Material, kind: Kind) -> Model:
-    """A copy of the base to train: its linear weights ("full"), or an adapter of rank `RANK` on all of them
-    ("lora").
-    """
+    """Copy the base to train its linear weights ("full") or an adapter on them ("lora")."""
     model = copy.deepcopy(material.base.model)
     if kind == "full":
         return model
@@ -111,7 +110,7 @@ class _Start(NamedTuple):
     log_odds: float
 
     def change(self, probes: EncodedProbes, trait: str) -> float:
-        """Change of the trait's mean log-odds since."""
+        """Change of the trait's mean log-odds since the start."""
         return measure_mean_log_odds(self.model, probes, trait) - self.log_odds
 
     def predict(self, update: Mapping[str, Tensor]) -> float:
@@ -159,7 +158,7 @@ def measure_many_steps(
 ) -> list[dict[str, Any]]:
     """Change of the log-odds over several updates with each optimiser, in `ORDERS` orders of the rows.
 
-    The prediction is the first order along the way that the weights went.
+    The prediction is the first order of the change of the weights.
     """
     start, cells = _start(material, probes, kind), []
     for (optimizer, rate), order in product(RATES.items(), range(ORDERS)):
@@ -183,8 +182,9 @@ def measure_many_steps(
 
 
 def _compared(cells: pd.DataFrame, **where: Any) -> list[dict[str, Any]]:
-    """Trait minus control pairs over batches, predicted and seen; the first order's error and whether it
-    ranks the batches.
+    """Trait minus control pairs over batches, predicted and observed.
+
+    Also the error of the first order, and how far it ranks the batches.
     """
     wide = cells.pivot(index="batch", columns="side", values=["predicted", "observed"])
     rows = [

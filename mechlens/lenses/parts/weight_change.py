@@ -1,7 +1,7 @@
-"""A model's change as values: dense, or the two factors of an adapter, which are never multiplied out.
+"""Changes of a model's weights as values: dense, or the two factors of an adapter.
 
-Every tensor keeps the layout of its own parameter (GPT-2's Conv1D stores in × out), so a change can be added
-to the weight, and inner products need no transposing.
+The factors are never multiplied out. Every tensor has the layout of its parameter (GPT-2's Conv1D stores
+in × out), so a change can be added to the weight, and inner products need no transposing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
 
 DRAWS = 200
-"""random subspaces behind the overlap's null"""
+"""number of random subspaces of the overlap's null"""
 ROUNDING = 1e-5
-"""share of the first singular value below which another is rounding"""
+"""singular values below this share of the first are rounding"""
 
 
 class LowRank(NamedTuple):
@@ -41,11 +41,11 @@ class LowRank(NamedTuple):
 
 
 Change = Tensor | LowRank
-"""of one parameter"""
+"""the change of a parameter"""
 
 
 class Delta(Mapping[str, Change]):
-    """Parameter → its change, taken when it is asked for: never all in memory at once."""
+    """Parameter → its change, computed at each lookup and never all in memory."""
 
     def __init__(self, base: PreTrainedModel, changed: PreTrainedModel) -> None:
         self._before, self._after = dict(base.named_parameters()), dict(changed.named_parameters())
@@ -75,9 +75,8 @@ class Delta(Mapping[str, Change]):
 def delta(base: PreTrainedModel, changed: PreTrainedModel | PeftModel) -> Mapping[str, Change]:
     """What training changed, by parameter name of the base, in float64.
 
-    A plain model gives dense changes of every parameter; a PEFT model gives the factors of its active
-    adapters (several are added by stacking factors), and no entry for what no adapter touches: its base is
-    taken to be `base`.
+    A plain model gives dense changes of every parameter. A PEFT model, whose base must be `base`, gives the
+    factors of its active adapters (those of several adapters are stacked), and nothing for other parameters.
 
     Raises:
         SpecError: if the models do not have the same parameters, or the adapter is no plain LoRA.
@@ -89,10 +88,10 @@ def adapter_delta(model: PeftModel) -> dict[str, Change]:
     """The active adapters' changes as factors (B·scaling, A), transposed where the layer keeps in × out.
 
     Raises:
-        SpecError: if something other than LoRA matrices on linear layers is trained (DoRA, saved modules,
+        SpecError: if anything other than LoRA matrices on linear layers is trained (DoRA, saved modules,
         embeddings, biases).
     """
-    found: dict[str, Change] = {}
+    changes: dict[str, Change] = {}
     inner_model = cast(nn.Module, model.get_base_model())
     if other := [
         name
@@ -100,7 +99,7 @@ def adapter_delta(model: PeftModel) -> dict[str, Change]:
         if "modules_to_save" in name or "lora_magnitude" in name or "lora_embedding" in name
     ]:
         raise SpecError(
-            f"{other[0]} is trained beside the LoRA matrices; merge the adapter and compare the merged model"
+            f"{other[0]} is trained, not only LoRA matrices; merge the adapter and compare the merged model"
         )
     for name, layer in inner_model.named_modules():
         if isinstance(layer, LoraLayer):
@@ -108,8 +107,8 @@ def adapter_delta(model: PeftModel) -> dict[str, Change]:
             up = torch.cat([layer.lora_B[a].weight.detach().double() * layer.scaling[a] for a in active], 1)  # type: ignore[operator]
             down = torch.cat([layer.lora_A[a].weight.detach().double() for a in active], 0)  # type: ignore[operator]
             turned = isinstance(layer.get_base_layer(), Conv1D)
-            found[f"{name}.weight"] = LowRank(down.T, up.T) if turned else LowRank(up, down)
-    return found
+            changes[f"{name}.weight"] = LowRank(down.T, up.T) if turned else LowRank(up, down)
+    return changes
 
 
 def inner(a: Change, b: Change) -> float:
@@ -136,8 +135,9 @@ def change_norm(change: Change) -> float:
 def singular(
     change: Change,
 ) -> tuple[Float[Tensor, "rows k"], Float[Tensor, " k"], Float[Tensor, "columns k"]]:
-    """Left vectors, singular values (falling) and right vectors; of a factored change through the QR of its
-    factors.
+    """Left vectors, singular values (falling) and right vectors of a change.
+
+    A factored change goes through the QR of its factors.
     """
     if isinstance(change, LowRank):
         (left, up), (right, down) = torch.linalg.qr(change.left), torch.linalg.qr(change.right.T)
@@ -148,8 +148,9 @@ def singular(
 
 
 def leading(change: Change, k: int) -> tuple[Float[Tensor, "rows k"], Float[Tensor, "columns k"]]:
-    """The first `k` left and right singular vectors, fewer where the change has no more: the rest is
-    rounding.
+    """The first `k` left and right singular vectors.
+
+    There are fewer if the remaining singular values are rounding.
     """
     left, values, right = singular(change)
     kept = min(k, int((values > ROUNDING * values[0]).sum()))
@@ -157,20 +158,24 @@ def leading(change: Change, k: int) -> tuple[Float[Tensor, "rows k"], Float[Tens
 
 
 def stable_rank(values: Float[Tensor, " k"]) -> float:
-    """‖Δ‖²_F / σ1², between 1 and the rank; NaN of a zero change."""
+    """‖Δ‖²_F / σ1², between 1 and the rank; NaN for a zero change."""
     return float(values.square().sum() / values[0].square()) if values[0] > 0 else np.nan
 
 
 def change_cosine(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    """Cosine over the parameters of both as one vector (a parameter that one lacks counts as zero there); NaN
-    if either is zero.
+    """Cosine of two changes, each as one vector over all parameters; NaN if either is zero.
+
+    A parameter that is missing in a change counts as zero.
     """
     length = (_whole(a, a) * _whole(b, b)) ** 0.5
     return _whole(a, b) / length if length > 0 else np.nan
 
 
 def change_distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    """‖a − b‖ over the parameters of both as one vector (a parameter that one lacks counts as zero there)."""
+    """‖a − b‖ of two changes, each as one vector over all parameters.
+
+    A parameter that is missing in a change counts as zero.
+    """
     return max(_whole(a, a) + _whole(b, b) - 2 * _whole(a, b), 0.0) ** 0.5
 
 
@@ -180,8 +185,9 @@ def _whole(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
 
 
 def subspace_overlap(a: Float[Tensor, "d k"], b: Float[Tensor, "d j"]) -> float:
-    """Mean squared cosine of the principal angles of two subspaces with orthonormal bases: 1 the same or
-    inside, k/d by chance.
+    """Mean squared cosine of the principal angles of two subspaces with orthonormal bases.
+
+    It is 1 for equal or nested subspaces, and k/d by chance.
     """
     return float((a.T @ b).square().sum() / min(a.shape[1], b.shape[1]))
 
