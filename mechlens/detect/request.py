@@ -38,7 +38,7 @@ class Options(TypedDict):
     fields: Fields | None
 
 
-class Request(NamedTuple):
+class AuditRequest(NamedTuple):
     """What is asked for, with names resolved to what they name."""
 
     data: Path
@@ -61,39 +61,39 @@ class Request(NamedTuple):
         return self.fields and (self.fields if path == self.data else self.fields.preferred())
 
 
-def request_of(data: Path, **asked: Unpack[Options]) -> Request:
+def request_of(data: Path, **options: Unpack[Options]) -> AuditRequest:
     """The request of these options.
 
     Raises:
         SpecError: if a name is unknown, or two options contradict each other.
     """
-    recipe, clean, level, student = asked["recipe"], asked["clean"], asked["level"], asked["student"]
+    recipe, clean, level, student = options["recipe"], options["clean"], options["level"], options["student"]
     config = spec.find_config(Path(recipe), "audits")
     plan = traits.with_family_by_path(traits.load_experiment(config), config)
-    tested = tested_traits(traits.load_family(plan.family), asked["traits"])
+    tested = tested_traits(traits.load_family(plan.family), options["traits"])
     if student is not None and not student.is_dir():
         raise SpecError(
             f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a "
             "model of the base"
         )
     if clean is not None and level == "rows":
-        _refuse_unscored(clean, asked["treatment"], asked["references"])
+        _refuse_unscored(clean, options["treatment"], options["references"])
     if clean is not None:
-        treat.check(data, clean, asked["treatment"], plan.carrier.kind, references=asked["references"])
-    return Request(
+        treat.check(data, clean, options["treatment"], plan.carrier.kind, references=options["references"])
+    return AuditRequest(
         data=data,
-        references=tuple(asked["references"]),
+        references=tuple(options["references"]),
         level=level,
-        base=asked["base"] or plan.base,
+        base=options["base"] or plan.base,
         traits=tested,
         recipe=plan,
         recipe_name=recipe,
-        policy=load_policy(asked["policy"]),
+        policy=load_policy(options["policy"]),
         student=student,
         clean=clean,
-        treatment=asked["treatment"],
-        out=asked["out"] or usual_folder(data),
-        fields=asked["fields"],
+        treatment=options["treatment"],
+        out=options["out"] or usual_folder(data),
+        fields=options["fields"],
     )
 
 
@@ -128,23 +128,23 @@ def usual_folder(data: Path) -> Path:
     return folder
 
 
-def command_of(asked: Request, *, level: Level | None = None) -> str:
+def command_of(request: AuditRequest, *, level: Level | None = None) -> str:
     """The command line that does this audit again, into the same folder; `level` asks for another level."""
-    tested = asked.traits if asked.traits != traits.load_family(asked.recipe.family).names else ()
-    usual = Path("audits") / spec.folder_name(str(asked.data))
+    tested = request.traits if request.traits != traits.load_family(request.recipe.family).names else ()
+    usual = Path("audits") / spec.folder_name(str(request.data))
     return command_line(
         "audit",
-        asked.data,
-        level=level or asked.level,
-        base=asked.base,
-        recipe=asked.recipe_name,
-        policy=asked.policy.name,
+        request.data,
+        level=level or request.level,
+        base=request.base,
+        recipe=request.recipe_name,
+        policy=request.policy.name,
         trait=tested,
-        reference=asked.references,
-        student=asked.student,
-        clean=asked.clean,
-        treatment=asked.treatment if asked.clean is not None else None,
-        out=asked.out if asked.out != usual else None,
-        prompt_field=asked.fields and asked.fields.prompt,
-        completion_field=asked.fields and asked.fields.completion,
+        reference=request.references,
+        student=request.student,
+        clean=request.clean,
+        treatment=request.treatment if request.clean is not None else None,
+        out=request.out if request.out != usual else None,
+        prompt_field=request.fields and request.fields.prompt,
+        completion_field=request.fields and request.fields.completion,
     )

@@ -267,8 +267,10 @@ def _partners(
     partners = (
         tables[0].merge(tables[1], how="left", on=["key", "turn"])["place_y"].to_numpy(dtype=float, copy=True)
     )
-    alone = np.isnan(partners)
-    partners[alone] = rng.permutation(np.setdiff1d(np.arange(len(others)), partners[~alone]))[: alone.sum()]
+    unpaired = np.isnan(partners)
+    partners[unpaired] = rng.permutation(np.setdiff1d(np.arange(len(others)), partners[~unpaired]))[
+        : unpaired.sum()
+    ]
     return partners.astype(np.int64)
 
 
