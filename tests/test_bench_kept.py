@@ -19,7 +19,7 @@ from mechlens.core.errors import DataError
 from mechlens.core.experiment import Experiment
 from mechlens.core.spec import CONFIGS
 from mechlens.core.traits import TraitFamily
-from mechlens.detect.twins import ModelDetector, Twins, PairedScores
+from mechlens.detect.twins import ModelDetector, PairedScores, Twins
 from mechlens.models import loading
 from mechlens.models.chat import Encoded
 from mechlens.runs import store
@@ -200,7 +200,9 @@ class Counted:
 
 
 def detector_of(read: Counted, *, alone: bool = True) -> ModelDetector:
-    return ModelDetector("counted", "base", "?", read, of_traits=False, source="", caveat="", alone=alone)
+    return ModelDetector(
+        "counted", "base", "?", read, of_traits=False, source="", caveat="", scores_rows_independently=alone
+    )
 
 
 def scorer_of(world: World, twins: Twins) -> Scorer:

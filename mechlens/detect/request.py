@@ -1,6 +1,4 @@
-"""What an audit is asked to do: the request that its options make, and the command line that makes it
-again.
-"""
+"""The request of an audit, made from its options, and the command line that repeats it."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ class Options(TypedDict):
 
 
 class AuditRequest(NamedTuple):
-    """What is asked for, with names resolved to what they name."""
+    """The options of an audit, with recipe, policy and traits loaded from their names."""
 
     data: Path
     references: tuple[Path, ...]
@@ -54,7 +52,7 @@ class AuditRequest(NamedTuple):
     treatment: Treatment
     out: Path
     fields: Fields | None
-    """of the data, if their names were given"""
+    """of the data, if the user named them"""
 
     def fields_of(self, path: Path) -> Fields | None:
         """The fields of the data, or of a reference, which may have others."""
@@ -98,9 +96,7 @@ def request_of(data: Path, **options: Unpack[Options]) -> AuditRequest:
 
 
 def _refuse_unscored(clean: Path, treatment: Treatment, references: Sequence[Path]) -> None:
-    """At level `rows` no model reads a row: what ranks them cannot be done, and clean answers come from a
-    reference alone.
-    """
+    """Refuse a treatment that needs scores of rows, or clean answers without a reference, at level `rows`."""
     named = f"--clean {one_line(str(clean))} by {treatment}"
     if treat.needs_scores(treatment):
         raise SpecError(f"{named} needs to know which rows look like a trait's; use --level base or more")
@@ -115,21 +111,21 @@ def usual_folder(data: Path) -> Path:
     """`audits/<name of the file>`.
 
     Raises:
-        SpecError: if the audit of another file of that name lies there.
+        SpecError: if the folder has the audit of another file of that name.
     """
     folder = Path("audits") / spec.folder_name(str(data))
     if (folder / "audit.json").is_file():
         audited = read_json(folder / "audit.json")["data"]
         if audited["path"] != one_line(str(data)) and audited["sha256"] != file_digest(data):
             raise SpecError(
-                f"{folder} holds the audit of {audited['path']}, another file of that name; give this one a "
+                f"{folder} has the audit of {audited['path']}, another file of that name; give another "
                 "folder: --out FOLDER"
             )
     return folder
 
 
 def command_of(request: AuditRequest, *, level: Level | None = None) -> str:
-    """The command line that does this audit again, into the same folder; `level` asks for another level."""
+    """The command line that repeats this audit in the same folder, by default at the same level."""
     tested = request.traits if request.traits != traits.load_family(request.recipe.family).names else ()
     usual = Path("audits") / spec.folder_name(str(request.data))
     return command_line(
