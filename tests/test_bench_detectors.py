@@ -194,7 +194,7 @@ def test_a_detector_is_read_from_its_file_a_class_or_an_instance(tmp_path: Path)
     [
         ([1.0], r"shape \(1,\) for 2 rows and 3 traits; expected \(2,\), or \(2, 3\)"),
         (np.zeros((2, 2)), r"shape \(2, 2\)"),
-        (["a", "b"], "are no numbers"),
+        (["a", "b"], "are not numbers"),
         (None, "for 2 rows"),
     ],
 )

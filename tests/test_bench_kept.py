@@ -200,7 +200,9 @@ class Counted:
 
 
 def detector_of(read: Counted, *, alone: bool = True) -> ModelDetector:
-    return ModelDetector("counted", "base", "?", read, of_traits=False, source="", caveat="", alone=alone)
+    return ModelDetector(
+        "counted", "base", "?", read, of_traits=False, source="", caveat="", scores_rows_independently=alone
+    )
 
 
 def scorer_of(world: World, twins: Twins) -> Scorer:

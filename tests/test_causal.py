@@ -218,7 +218,9 @@ def test_the_best_layer_is_chosen_on_practice_probes_alone() -> None:
         causal.Edit("student's shift removed", f"resid_post {layer}", layer): np.full(2, float(layer))
         for layer in range(3)
     }
-    one = causal.StudentEdits(0, {}, edits, {edit: np.zeros((3, 2)) for edit in edits}, practice=[0.9, 0.2, 0.1])
+    one = causal.StudentEdits(
+        0, {}, edits, {edit: np.zeros((3, 2)) for edit in edits}, practice=[0.9, 0.2, 0.1]
+    )
     for practice, chosen in (
         ([0.9, 0.2, 0.1], 1),
         ([0.1, 0.2, 0.0], 0),

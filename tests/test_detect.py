@@ -239,9 +239,9 @@ def test_an_audit_of_sixty_rows_runs_and_says_what_it_could_have_seen(
         "60 rows are few: no p below 0.0015 is possible, the minimum detectable share of such rows is 0."
     )
     assert audited["few_rows"] in " ".join(capsys.readouterr().out.split())
-    assert "neither clear nor convict" in (tmp_path / "out" / "audit.html").read_text()
+    assert "give no verdict" in (tmp_path / "out" / "audit.html").read_text()
     assert cli.main(["audit", str(tmp_path / "seven.jsonl"), *words[2:]]) == 2
-    assert "holds 7 rows; a comparison needs 8 at least" in capsys.readouterr().err
+    assert "has 7 rows; a comparison needs at least 8" in capsys.readouterr().err
 
 
 def test_few_rows_neither_clear_nor_convict() -> None:

@@ -238,7 +238,7 @@ def test_two_files_of_one_name_are_two_audits(
     written = Path("audits/x/audit.json").read_text()
     assert cli.main(["audit", "b/x.jsonl"]) == 2
     assert (
-        "audits/x holds the audit of a/x.jsonl" in capsys.readouterr().err
+        "audits/x has the audit of a/x.jsonl" in capsys.readouterr().err
         and Path("audits/x/audit.json").read_text() == written
     )
     assert (

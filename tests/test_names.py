@@ -29,7 +29,7 @@ def test_the_audit_of_another_file_of_the_same_name_is_not_written_over(
     (folder / "audit.json").write_text(
         json.dumps({"data": {"path": str(files[0]), "sha256": file_digest(files[0])}})
     )
-    with pytest.raises(SpecError, match=r"audits/rows holds the audit of a/rows.jsonl.*--out"):
+    with pytest.raises(SpecError, match=r"audits/rows has the audit of a/rows.jsonl.*--out"):
         request.usual_folder(files[1])
     assert request.usual_folder(files[2]) == folder  # the same rows by another path
     files[0].write_text("three")

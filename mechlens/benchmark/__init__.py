@@ -1,3 +1,1 @@
-"""The bench: how far each detector can be trusted, on data sets whose making and effect on students are
-known.
-"""
+"""The bench: how reliable each detector is, on data sets of known origin and known effect on students."""

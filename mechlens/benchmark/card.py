@@ -1,4 +1,4 @@
-"""The bench's card: how far each detector can be trusted, as JSON, Markdown and a notebook table."""
+"""The bench's card: how reliable each detector is, as JSON, Markdown and a notebook table."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ JSON, MARKDOWN = "card.json", "card.md"
 
 @dataclass(frozen=True)
 class Card:
-    """What a bench measured of each detector."""
+    """A bench's results for each detector."""
 
     name: str
     results: dict[str, Any]
     """card.json"""
     folder: Path | None = None
-    """where card.json, card.md, suspects, students and scores lie"""
+    """the folder of card.json, card.md, suspects, students and scores"""
 
     @classmethod
     def open(cls, folder: Path | str) -> Card:
@@ -69,7 +69,7 @@ class Card:
         return json.dumps(self.results, indent=1, allow_nan=False)
 
     def table(self) -> pd.DataFrame:
-        """One row a detector: its headline numbers on held-out traits, from bags of 256 rows."""
+        """A row for each detector: its headline numbers on held-out traits, from bags of 256 rows."""
         return pd.DataFrame([_headline(entry) for entry in self.results["detectors"]])
 
     def _repr_html_(self) -> str:

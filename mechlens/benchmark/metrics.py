@@ -18,8 +18,8 @@ MOST_BAGS, DRAWS = 8, 200
 """bags of one size from one suspect, and resamples for an interval"""
 FALSE_ALARMS = (0.01, 0.05)
 LEAST_CLUSTERS = 6
-"""clusters (traits, or sets without one) on a side that an interval needs: resamples of three that are in
-order all give 1
+"""least number of clusters (traits, or sets without one) of positives and of negatives for an interval: all
+resamples of three clusters in order give 1
 """
 
 LARGEST_RHO = 0.9999
@@ -58,9 +58,7 @@ def split_into_bags(rows: int, size: int) -> Iterator[slice]:
 def measure_distance(
     ours: Float[ndarray, "row column"], theirs: Float[ndarray, "row column"], scale: Float[ndarray, " column"]
 ) -> float:
-    """Sum over columns of the squared mean difference over the column's variance; constant columns are left
-    out.
-    """
+    """Sum over columns of the squared mean difference over the variance, without constant columns."""
     known = (scale > 0) & np.isfinite(scale)
     return float((np.square((ours - theirs)[:, known].mean(0)) / np.square(scale[known])).sum())
 
@@ -68,8 +66,9 @@ def measure_distance(
 def estimate_auroc(
     scores: Sequence[float], positive: Sequence[bool], clusters: Sequence[str], *, seed: int = 0
 ) -> Auroc | None:
-    """AUROC with an interval over resampled clusters, positives and negatives resampled separately; None if
-    either is missing.
+    """AUROC with an interval over resampled clusters; None without positives or without negatives.
+
+    Positives and negatives are resampled separately.
     """
     values, labels, names = np.asarray(scores, float), np.asarray(positive, bool), np.asarray(clusters)
     kept = np.isfinite(values)
@@ -119,7 +118,7 @@ def estimate_rate(hits: int, of: int) -> Rate | None:
 
 
 def rate_entry(hits: int, of: int) -> dict[str, Any] | None:
-    """The same as a JSON object."""
+    """The rate of `estimate_rate` as a JSON object."""
     rate = estimate_rate(hits, of)
     return None if rate is None else rate._asdict()
 
@@ -170,8 +169,9 @@ def _spearman(x: Float[ndarray, " suspect"], y: Float[ndarray, " suspect"]) -> f
 
 
 def fit_line_through_zero(x: Sequence[float], y: Sequence[float]) -> dict[str, float | int] | None:
-    """Least squares of y on x without a constant, and the standard deviation about it; None for fewer than
-    three points.
+    """Least squares of y on x without a constant, and the residual standard deviation.
+
+    None for fewer than three points.
     """
     a, b = np.asarray(x, float), np.asarray(y, float)
     kept = np.isfinite(a) & np.isfinite(b)

@@ -1,5 +1,7 @@
-"""How a detector performs on the suspects of a bench: who wrote rows, which trait, what students learn, and
-false alarms.
+"""Performance of a detector on the suspects of a bench.
+
+Does it see who wrote the rows, which trait they carry and what students learn, and how often does it raise a
+false alarm?
 """
 
 from __future__ import annotations
@@ -41,17 +43,15 @@ class Performance(NamedTuple):
 
     name: str
     provenance: dict[str, dict[str, Any]]
-    """class of negatives → rows of a bag → AUROC of the distance from clean rows, or, for a detector of
-    traits, of the lead of the first trait
+    """class of negatives → rows of a bag → AUROC. Its statistic is the distance from clean rows or, for a
+    detector of traits, the lead of the first trait.
     """
     identity: dict[str, Any]
-    """rows of a bag → AUROC of the trait's data against other traits' data, and the share of suspects whose
-    trait ranks first
+    """rows of a bag → AUROC of the trait's data against other traits' data, and how often a suspect's trait
+    ranks first
     """
     potency: dict[str, Any]
-    """rank correlation of the score with the measured lift; for a detector of traits also the line through
-    zero
-    """
+    """rank correlation of score and measured lift; for a detector of traits also the line through zero"""
 
 
 def measure_performance(
@@ -63,7 +63,7 @@ def measure_performance(
     *,
     of_traits: bool,
 ) -> Performance:
-    """Everything that the card says about a detector on these suspects."""
+    """The card's results for a detector on these suspects."""
     whole = [suspect for suspect in suspects if is_whole(suspect)]
     if not of_traits:
         scale = np.concatenate([scores_of(suspect).theirs for suspect in whole[:1]]).std(0)
@@ -142,8 +142,9 @@ def _auroc_entry(rows: Sequence[tuple[float, bool, str]]) -> dict[str, Any] | No
 def _identity(
     suspects: Sequence[Suspect], whole: Sequence[Suspect], by_trait: BySize, traits: list[str]
 ) -> dict[str, Any]:
-    """AUROC of the trait's data against other traits' data by the trait's score, and how often the trait
-    ranks first, by way of making.
+    """AUROC of the trait's data against other traits' data, and how often the trait ranks first.
+
+    The statistic is the trait's score; ranks are also given by the way that the data were made.
     """
     made_traits = sorted({suspect.trait for suspect in whole})
     identity: dict[str, Any] = {"twins": {}, "first": {}}
@@ -190,10 +191,10 @@ def _scores_and_lifts(
     statistics: BySize,
     names: list[str] | None,
 ) -> tuple[list[float], list[float], list[str]]:
-    """(score, measured lift, cluster) of every suspect, of its trait; a suspect without a trait is scored for
-    one that its place decides.
+    """(scores, measured lifts, clusters) of the suspects, for the trait of each.
 
-    A suspect's cluster is its trait; one without a trait is a cluster by itself.
+    A suspect without a trait is scored for the trait at its position, and is a cluster by itself; all
+    suspects of a trait are one cluster.
     """
     scores, measured, clusters = [], [], []
     for number, suspect in enumerate(suspects):
@@ -210,8 +211,9 @@ def _scores_and_lifts(
 def count_false_alarms(
     name: str, scores_of: ScoresOf, suspects: Sequence[Suspect], traits: Sequence[str] | None
 ) -> dict[str, Any]:
-    """How often bags of clean suspects have p ≤ .05 for "not written like clean rows", and q ≤ .05 for some
-    trait: by class, and of all.
+    """False-alarm rates of clean bags, by class and pooled.
+
+    Two alarms: p ≤ .05 for "not written like clean rows", and q ≤ .05 for some trait.
     """
     by_class: dict[str, Any] = {}
     for kind in CLEAN:
@@ -245,8 +247,9 @@ def _significant_traits(ours: ndarray, theirs: ndarray, traits: Sequence[str]) -
 def count_named_traits(
     scores_of: ScoresOf, suspects: Sequence[Suspect], traits: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Rows of a bag → how often a trait is named (q ≤ .05): the right and a wrong one in whole trait data,
-    and any in clean sets.
+    """Rows of a bag → how often a trait is named (q ≤ .05).
+
+    In whole trait data the right trait and a wrong one are counted; in clean sets, any trait.
     """
     whole = [suspect for suspect in suspects if is_whole(suspect)]
     clean = [suspect for suspect in suspects if suspect.kind in CLEAN]
@@ -272,8 +275,9 @@ def count_named_traits(
 def calibrate(
     scores_of: ScoresOf, suspects: Sequence[Suspect], traits: Sequence[str], lifts: pd.DataFrame
 ) -> dict[str, Any] | None:
-    """The line through zero from score to lift, fitted on the experiment's arms of development traits, and
-    its error on the held-out ones; None if either has too few.
+    """The line through zero from score to lift, and its error on held-out traits.
+
+    It is fitted on the experiment's arms of development traits. None if there are too few arms.
     """
     halves = []
     for development in (True, False):

@@ -1,4 +1,4 @@
-"""What a bench is made of: its data sets, how each is made, and which are for tuning or for reporting."""
+"""The plan of a bench: its data sets, how each is made, and which are for tuning or for reporting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mechlens.core.errors import SpecError
 from mechlens.core.spec import ScreenSpec, Spec, TeacherSpec, load, shipped
 
 CLEAN = ("N0", "N1", "N2", "N5", "N7")
-"""classes of suspects without a trait; the others hold the text of a teacher with one"""
+"""classes of suspects without a trait; the others have text of a teacher with a trait"""
 WAYS = ("gentle", "strong")
 """ways of making that the headline is about: fine-tuned teachers"""
 
@@ -25,7 +25,7 @@ CLASSES = {
     "N6": "a teacher of another base with the trait wrote it",
     "N7": "of several answers of the untouched base the one it finds least likely",
 }
-"""what each class holds, in words"""
+"""description of each class"""
 
 
 Negative = Literal["N0", "N1", "N2", "N4", "N5", "N6", "N7"]
@@ -55,16 +55,16 @@ class BenchSpec(Spec):
     doses: tuple[float, ...]
     """Shares of a gentle teacher's rows among clean ones."""
     gentle: str = "gentle"
-    """Way whose teachers' rows are diluted, shuffled and resampled."""
+    """Way of making; the rows of its teachers are diluted, shuffled and resampled."""
     other_ways: dict[str, TeacherSpec] = Field(default={})
     """Further teachers of every trait."""
     screens: dict[str, Annotated[ScreenSpec, AfterValidator(_by_rule)]] = Field(default={})
-    """Other screens, for which the gentle teacher of every trait writes again: rule, banned numbers and leak
-    words.
+    """Other screens (rule, banned numbers, leak words); the gentle teacher of every trait writes again for
+    each of them.
     """
     negatives: tuple[Negative, ...] = ("N0", "N1", "N2", "N4", "N5", "N6", "N7")
-    """Classes of suspects that are made. A carrier may have no numbers to shuffle, or no other base that
-    writes it.
+    """Classes of suspects that are made. Not every carrier has numbers to shuffle, or another base that can
+    write it.
     """
     foreign: tuple[str, ...] = ()
     """Bases that write N6, in turn."""
@@ -103,7 +103,7 @@ def load_bench(name: str) -> BenchSpec:
     """The bench of that name in configs/benches.
 
     Raises:
-        SpecError: if there is none; a name is no path.
+        SpecError: if there is no such bench; a path is not a name.
     """
     known = shipped("benches")
     if name not in known:

@@ -40,7 +40,7 @@ def bench(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Card:
-    """Measure how far detectors can be trusted, on data sets whose making and effect on students are known.
+    """Measure how reliable detectors are, on data sets of known origin and known effect on students.
 
     Writes card.json and card.md. What was made, trained or scored before is not done again.
 
@@ -50,7 +50,7 @@ def bench(
             has `name` and `score(suspect)`: one number a row, higher for rows that look more like a changed
             teacher's, or one a row and trait. See `mechlens.detect.registry.SuspectRows`.
         out: the folder; benches/<name> by default.
-        train: train students on every suspect. Without, potency is known for the experiment's own arms alone.
+        train: train students on every suspect; if False, potency is known only for the experiment's arms.
         workers: processes; None for one a core or one an accelerator, 0 for this process.
         progress: called with each `Event`; None is silent.
 
@@ -80,7 +80,7 @@ def bench(
 
 
 def _choose(detectors: Sequence[Choice]) -> list[AnyDetector | str]:
-    """The detectors, by default this package's; only the name of the one that is fitted on suspects."""
+    """The detectors, by default this package's; a name stands for the one that is fitted on suspects."""
     known = list_built_in()
     wanted = detectors or [*(name for name in known if name not in ON_REQUEST), learned.NAME]
     for each in wanted:  # names first: the file of another detector is not run if one of them is wrong
@@ -148,7 +148,7 @@ def _measure(
 
 
 def remake_command(name: str, folder: Path, detectors: Sequence[Choice], *, train: bool) -> str:
-    """The command line that makes the card in that folder again; Python code if a detector is an object."""
+    """The command line that makes the card of that folder again; Python code if a detector is an object."""
     out = folder if folder != Path("benches") / name else None
     named = [each for each in detectors if isinstance(each, str)]
     if len(named) == len(detectors):
@@ -162,9 +162,7 @@ def remake_command(name: str, folder: Path, detectors: Sequence[Choice], *, trai
 
 
 def _refuse_half(name: str, suspects: Sequence[Suspect]) -> None:
-    """Refuse, before anything is made, a bench without a fine-tuned teacher's whole data to tune on, or to
-    report on.
-    """
+    """Refuse a bench that has no whole data of a fine-tuned teacher to tune on, or none to report on."""
     for development, half in ((True, "development"), (False, "held-out")):
         if not any(is_whole(suspect) and suspect.development is development for suspect in suspects):
             raise SpecError(
@@ -181,7 +179,7 @@ def _train(
     workers: int | None,
     progress: Progress | None,
 ) -> None:
-    """Train students on every suspect that is no arm of the bench's experiment."""
+    """Train students on every suspect that is not an arm of the bench's experiment."""
     made = [suspect for suspect in suspects if not suspect.arm]
     experiment = students.experiment_of(plan, maker.experiment, made, folder / "suspects")
     spec.save(experiment, folder / "students.yaml")

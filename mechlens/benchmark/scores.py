@@ -1,5 +1,6 @@
-"""Every detector's scores of every suspect of a bench, row by row. Scores through models are computed once
-and kept on disk.
+"""Every detector's scores of every suspect of a bench, row by row.
+
+Scores that need models are computed once and kept on disk.
 """
 
 from __future__ import annotations
@@ -37,28 +38,29 @@ SLOW = ("prompts", "twins", "alignment", "twin alignment", "vector")
 """detectors that need many passes"""
 REFERENCE, SCORES = "reference", "scores.npz"
 DETECTOR_REFERENCE = "detector-reference"
-"""clean rows that a user's detector may read: another draw than `REFERENCE`, whose rows it scores"""
+"""clean rows that a user's detector may read: another draw than the rows of `REFERENCE` that it scores"""
 VERSION = 1
 """raised when a change of a detector's code changes its scores"""
 AnyDetector = RowDetector | ModelDetector | Detector
 
 
 def rows_for(detector: str, suspect: Suspect) -> int:
-    """Number of rows that a detector scores: fewer if it needs many passes, but all of whole trait data under
-    the twins.
+    """Number of rows that a detector scores: fewer if it needs many passes.
+
+    Detectors that use twins score all rows of whole trait data.
     """
     many = detector not in SLOW or (is_whole(suspect) and detector.startswith("twin"))
     return ROWS if many else SLOW_ROWS
 
 
 class Scorer:
-    """Scores the suspects of a bench by any detector; what it scored through models lies in `out`."""
+    """Scores the suspects of a bench by any detector, and keeps scores that need models in `out`."""
 
     def __init__(self, maker: Maker, twins: Twins | None, out: Path) -> None:
         """`twins` may be None if no detector reads rows through models."""
         self.maker, self.out, self._twins = maker, out, twins
         self.traits: tuple[str, ...] = maker.family.names
-        self._own: dict[tuple[str, str], Float[ndarray, "row column"]] = {}
+        self._user_scores: dict[tuple[str, str], Float[ndarray, "row column"]] = {}
 
     @property
     def twins(self) -> Twins:
@@ -107,7 +109,7 @@ class Scorer:
         suspects: Sequence[Suspect],
         progress: Progress | None = None,
     ) -> None:
-        """Score what is not scored yet through models, detector by detector."""
+        """Compute the missing scores that need models, detector by detector."""
         report, pairs = progress or silent, [(each, suspect) for each in detectors for suspect in suspects]
         todo = [pair for pair in pairs if not store.is_complete(*self.place_of(*pair))]
         report(Event("begin", "scores of suspects", len(pairs) - len(todo), len(pairs)))
@@ -115,13 +117,13 @@ class Scorer:
             self._through_models(detector, suspect)
             report(Event("end", f"{detector.name}/{suspect.name}"))
 
-    # ── a user's detector: scores are kept in memory alone, since its code may change ──
+    # ── a user's detector: scores are kept only in memory, since its code may change ──
 
     def _by_user(self, detector: Detector, name: str, frame: pd.DataFrame) -> Float[ndarray, "row column"]:
         key = (detector.name, name)
-        if key not in self._own:
-            self._own[key] = score_with(detector, self._suspect_rows(frame))
-        return self._own[key]
+        if key not in self._user_scores:
+            self._user_scores[key] = score_with(detector, self._suspect_rows(frame))
+        return self._user_scores[key]
 
     def _suspect_rows(self, frame: pd.DataFrame) -> SuspectRows:
         return SuspectRows(
@@ -152,7 +154,7 @@ class Scorer:
                 encode_rows(self.twins, frame.iloc[:rows])
                 for frame in (self.maker.suspect(suspect), self.maker.clean(REFERENCE))
             )
-            if detector.alone:
+            if detector.scores_rows_independently:
                 scores = PairedScores(
                     detector.read(self.twins, ours, []).ours, self._score_clean(detector, theirs)
                 )
@@ -164,8 +166,9 @@ class Scorer:
         return PairedScores(ours, theirs)
 
     def place_of(self, detector: ModelDetector, suspect: Suspect) -> tuple[Path, str]:
-        """The folder of a detector's scores of a suspect, and the fingerprint of all that decides them: rows,
-        clean rows, base, twins and probes.
+        """The folder of a detector's scores of a suspect, and the fingerprint of their inputs.
+
+        Inputs are rows, clean rows, base, twins and probes.
         """
         inputs = [
             detector.name,

@@ -1,5 +1,6 @@
-"""What the suspects of a bench do to students: an experiment with one arm for each suspect's file, and a
-control of the base's own answers.
+"""The effect of a bench's suspects on students.
+
+It is measured by an experiment with an arm for each suspect's file and a control of the base's answers.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ SHARED = ("base", "family", "system", "student", "ask")
 def experiment_of(
     plan: BenchSpec, experiment: Experiment, suspects: Sequence[Suspect], folder: Path
 ) -> Experiment:
-    """The experiment that trains students on the suspects that the bench made; their rows were screened when
-    they were made.
+    """The experiment that trains students on the suspects that the bench made.
+
+    It has no screen: the rows were screened when they were made.
     """
     arms = [
         Arm(
@@ -69,7 +71,7 @@ def are_current(run: Path, experiment: Experiment, suspects: Sequence[Suspect], 
 
 
 def measured_effects(runs: Sequence[Path]) -> list[pd.DataFrame]:
-    """The effects of those runs that have any."""
+    """The tables of effects of the runs; runs without one are left out."""
     files = [run / "effects.parquet" for run in runs]
     return [tables.read(file, tables.EFFECTS) for file in files if file.is_file()]
 
@@ -88,11 +90,10 @@ def measure_lifts(runs: Sequence[Path], suspects: Sequence[Suspect], names: Sequ
 def count_significant_traits(
     runs: Sequence[Path], suspects: Sequence[Suspect], names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Kind of data → how often students, read as an audit reads them, have q ≤ .05 for its trait, and for
-    another.
+    """Kind of data → how often students have q ≤ .05 for its trait, and for another trait.
 
-    Another trait counts as false, although a teacher's trait may raise it too: the two cannot be separated
-    here.
+    Students are tested as in an audit. Another trait counts as false, although a teacher's trait may raise it
+    too: the data cannot separate the two.
     """
     rises = {
         str(arm): measure_rises(frame, names, arm=str(arm))

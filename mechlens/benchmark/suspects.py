@@ -1,7 +1,7 @@
-"""Make a bench's data sets. All answer the same prompts, one row a prompt; each lies in a folder and is made
-once.
+"""Make a bench's data sets, each once and in its folder.
 
-A row that the screen would remove is drawn again, so that neither its prompts nor its size tell a suspect.
+All answer the same prompts, one row a prompt. A row that the screen would remove is drawn again, so that
+neither prompts nor size distinguish a suspect.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mechlens.runs.plan import VERSIONS
 from mechlens.runs.progress import Event, Progress, silent
 
 TRIES = 400
-"""times that a row is drawn until the screen keeps it"""
+"""largest number of draws of a row until the screen keeps it"""
 POOL = 8
 """clean answers to each prompt that suspects are diluted with or chosen from"""
 VERSION = 1
@@ -52,8 +52,9 @@ Rows = Callable[[Path], pd.DataFrame]
 
 
 class Maker:
-    """Makes the rows of suspects and the clean rows of a bench; each folder carries the fingerprint of all
-    that decides its rows, and is made once.
+    """Makes the rows of suspects and the clean rows of a bench.
+
+    Each folder has the fingerprint of its inputs and is made once.
     """
 
     def __init__(
@@ -140,9 +141,7 @@ class Maker:
         ]
 
     def _make_pool(self) -> list[str]:
-        """Make the clean answers that doses are diluted with and N7 is chosen from; no other suspect has
-        them.
-        """
+        """Make the clean answers for doses and for N7; no other suspect has them."""
         return [self._make_clean(f"pool-{number}") for number in range(POOL)]
 
     def _pool(self) -> list[pd.DataFrame]:
@@ -154,7 +153,7 @@ class Maker:
         )
 
     def _recipe(self, made: Suspect) -> tuple[list[Any], Rows]:
-        """What decides a suspect's rows, apart from its name and the prompts, and how they are made."""
+        """The inputs of a suspect's rows, other than its name and the prompts, and how to make the rows."""
         if made.kind == "trait" and made.arm:
             arm = next(arm for arm in self.experiment.arms if arm.name == made.arm)
             completions = trained_rows(self.run, self.experiment, arm)["completion"].tolist()[
@@ -272,9 +271,7 @@ class Maker:
         )
 
     def _writes(self, teacher: Path, part: Path) -> Draw:
-        """Draws of a teacher's answers; each is kept in the unfinished folder, so that a stopped bench
-        resumes after the last.
-        """
+        """Draws of a teacher's answers, each kept in the unfinished folder for a bench that resumes."""
 
         def draw(prompts: list[str], seed: int) -> list[str]:
             place = part / "drawn" / str(seed)
@@ -342,7 +339,7 @@ class Maker:
         return draw
 
     def _hardest(self, made: Suspect) -> pd.DataFrame:
-        """For each prompt, the clean answer of several that is least likely, a token, under the base."""
+        """For each prompt, the least likely (a token, under the base) of several clean answers."""
         rng, pool = generator(self.experiment.seed, "hardest", made.name), self._pool()
         costs = np.stack([self._cost(number) for number in range(len(pool))])
         rows = range(len(self.prompts))

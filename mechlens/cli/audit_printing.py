@@ -1,4 +1,4 @@
-"""What an audit prints in the terminal: the tables of its audit.json, then the verdict's sentence."""
+"""Print an audit in the terminal: the tables of its audit.json, then the verdict's sentence."""
 
 from __future__ import annotations
 
@@ -15,72 +15,85 @@ UNITS = {
     "students": ("lift, bits", "students of the suspect over students of the reference"),
     summary.IDENTIFIER: (
         "nats a row",
-        "likelihood under each trait's twin, over clean rows and beyond the panel",
+        "log-likelihood under each trait's twin, minus clean rows, minus the mean over twins",
     ),
 }
 """unit and meaning of an identity's score, by what it comes from"""
 
 
-def print_audit(found: dict[str, Any], out: Path) -> None:
-    """Print an audit's tables, the verdict's sentence and where its files are; `found` is the object of
-    audit.json, `out` its folder.
+def print_audit(result: dict[str, Any], out: Path) -> None:
+    """Print an audit's tables, its remarks, the verdict's sentence and the paths of its files.
+
+    Args:
+        result: the object of audit.json.
+        out: the audit's folder.
     """
-    if found["provenance"] is not None:
-        rows = Table("detector", "level", "score", "p", "points to (q)", title="written as clean rows are?")
-        for one in found["provenance"]["detectors"]:
-            foremost = next(iter(one["traits"]), None)
-            points = (
-                one["why_not"]
-                if foremost is None
-                else f"{foremost['trait']} ({_number(foremost['q_value'], '{:.2g}')})"
-            )
-            rows.add_row(
-                one["name"],
-                one["level"],
-                _number(one["score"], "{:+.1f}"),
-                _number(one["p_value"], "{:.4f}"),
-                points,
-            )
-        console.print(rows)
-    if found["identity"]:
-        unit, meaning = UNITS[found["identified_by"]]
-        listing = Table("trait", unit, "p", "q", title=meaning)
-        for one in found["identity"][:5]:
-            forms = {"score": "{:+.2f}", "p_value": "{:.3f}", "q_value": "{:.3f}"}
-            listing.add_row(one["trait"], *(_number(one[name], form) for name, form in forms.items()))
-        console.print(listing)
-    for name, listed in (found["student"] or {}).items():
-        said = ", ".join(
-            f"{one['trait']} {_number(one['score'], '{:+.3f}')} (q {_number(one['q_value'], '{:.2g}')})"
-            for one in listed[:3]
-        )
-        console.print(f"the student's {name} point to: {said}", highlight=False, markup=False, soft_wrap=True)
-    if found["mitigation"] is not None:
-        done = found["mitigation"]
-        left = (
-            "not measured"
-            if done["measured"] is None
-            else (
-                f"highest rise left {done['measured']['trait']} "
-                f"{_number(done['measured']['difference'], '{:+.3f}')}"
-            )
-        )
-        said = (
-            f"treated by {done['treatment']}: {done['rows_after']} of {done['rows_before']} rows, "
-            f"{done['rows_changed']} rewritten; {left}"
-        )
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
-    if found["few_rows"]:
-        console.print(found["few_rows"], highlight=False, markup=False, soft_wrap=True)
-    for line in _scope_lines(found["scope"] or {}):
+    if result["provenance"] is not None:
+        console.print(_detector_table(result["provenance"]["detectors"]))
+    if result["identity"]:
+        console.print(_trait_table(result["identity"], result["identified_by"]))
+    lines = [_student_line(name, traits) for name, traits in (result["student"] or {}).items()]
+    if result["mitigation"] is not None:
+        lines.append(_mitigation_line(result["mitigation"]))
+    if result["few_rows"]:
+        lines.append(result["few_rows"])
+    lines += _scope_lines(result["scope"] or {})
+    lines.append(result["verdict"]["sentence"])
+    lines.append(one_line(f"rule {result['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}"))
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(found["verdict"]["sentence"], highlight=False, markup=False, soft_wrap=True)
-    where = one_line(f"rule {found['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}")
-    console.print(where, highlight=False, markup=False, soft_wrap=True)
+
+
+def _detector_table(detectors: list[dict[str, Any]]) -> Table:
+    """Each detector's test of "written like clean rows", and the trait that stands out most."""
+    rows = Table("detector", "level", "score", "p", "points to (q)", title="written as clean rows are?")
+    for detector in detectors:
+        foremost = next(iter(detector["traits"]), None)
+        points = (
+            detector["why_not"]
+            if foremost is None
+            else f"{foremost['trait']} ({_number(foremost['q_value'], '{:.2g}')})"
+        )
+        score, p_value = _number(detector["score"], "{:+.1f}"), _number(detector["p_value"], "{:.4f}")
+        rows.add_row(detector["name"], detector["level"], score, p_value, points)
+    return rows
+
+
+def _trait_table(traits: list[dict[str, Any]], identified_by: str) -> Table:
+    """The five foremost traits, with score, p and q."""
+    unit, meaning = UNITS[identified_by]
+    listing = Table("trait", unit, "p", "q", title=meaning)
+    forms = {"score": "{:+.2f}", "p_value": "{:.3f}", "q_value": "{:.3f}"}
+    for trait in traits[:5]:
+        listing.add_row(trait["trait"], *(_number(trait[name], form) for name, form in forms.items()))
+    return listing
+
+
+def _student_line(name: str, traits: list[dict[str, Any]]) -> str:
+    """The three traits that the weights, or the answers, of the given student point to."""
+    listed = ", ".join(
+        f"{trait['trait']} {_number(trait['score'], '{:+.3f}')} (q {_number(trait['q_value'], '{:.2g}')})"
+        for trait in traits[:3]
+    )
+    return f"the student's {name} point to: {listed}"
+
+
+def _mitigation_line(mitigation: dict[str, Any]) -> str:
+    """How many rows the treatment kept and rewrote, and the rise that is left."""
+    rise = mitigation["measured"]
+    left = (
+        "not measured"
+        if rise is None
+        else f"highest rise left {rise['trait']} {_number(rise['difference'], '{:+.3f}')}"
+    )
+    return (
+        f"treated by {mitigation['treatment']}: {mitigation['rows_after']} of {mitigation['rows_before']} "
+        f"rows, {mitigation['rows_changed']} rewritten; {left}"
+    )
 
 
 def _scope_lines(scope: dict[str, Any]) -> list[str]:
-    """What students read of the file, how much of it is copied, and how readily they answered."""
+    """Remarks on the share of rows that students read, on copied rows, and on answer rates."""
     lines = []
     if scope.get("unread"):
         lines.append(
@@ -88,7 +101,7 @@ def _scope_lines(scope: dict[str, Any]) -> list[str]:
             f"{scope['reasons']})"
         )
     if scope.get("copied"):
-        lines.append(f"{scope['copied']:.0%} of the rows stand in the reference too")
+        lines.append(f"{scope['copied']:.0%} of the rows are in the reference too")
     shares = {arm: share for arm, share in scope.get("answered", {}).items() if share is not None}
     if shares:
         lines.append(

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one line for whatever stopped it."""
+"""Exit codes of commands, and the one-line message when an error stops a command."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ REFUSED, STOPPED, SOFTWARE = 2, 130, 1
 
 
 def code_of(action: Callable[[], object]) -> int:
-    """Do what a command line asks for; returns the exit code that the action gives, 0 if it gives none, or
-    that of what stopped it.
+    """Execute the action of a command line and return its exit code.
+
+    The code is the one that the action returns, 0 if it returns none, or that of the error that stopped it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a terminal of few characters gets a sign in place of each other one, not an error
+    # a terminal that cannot print a character prints a sign in its place instead of failing
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
@@ -54,9 +53,9 @@ def _say(text: str) -> None:
 
 
 class FaultsFiled(AbstractContextManager[None]):
-    """Around a whole command: an unexpected exception leaves its traceback in a file, says so in one line,
-    and ends with `SOFTWARE`.
+    """Context of a command: writes the traceback of an unexpected exception to a file and exits.
 
+    One line names the file; the exit code is `SOFTWARE`.
     """
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:

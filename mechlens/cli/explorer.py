@@ -15,7 +15,7 @@ PLACES = (Path(__file__).parents[1] / "app", Path(__file__).parents[2] / "app")
 
 
 def _refuse_busy(port: int) -> None:
-    """Raises MachineError if nothing can be served on the port of the loopback address."""
+    """Raise MachineError if the port of the loopback address is not free."""
     if not 1 <= port <= 65535:
         raise SpecError(f"port is {port}; expected a number from 1 to 65535")
     with socket.socket() as trial:

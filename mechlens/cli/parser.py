@@ -1,8 +1,9 @@
-"""The command line: thin. Each command reads its arguments, calls one function and prints what it returned.
+"""The command line. Each command reads its arguments, calls one function and prints its result.
 
 Exit codes: 0 done; of `audit` also 10 (do not train as is), 11 (train with conditions) and 12 (inconclusive).
-A MechlensError, or a file that the system refuses, is one line and code 2. Ctrl-C leaves a run that can be
-resumed, says how, and gives 130. Anything else is a fault of mechlens: a file with its traceback, and code 1.
+A MechlensError, or a file that the system refuses, prints one line and gives code 2. Ctrl-C gives 130, and
+the same command resumes the run. Any other exception is a fault of mechlens: its traceback is written to a
+file, and the code is 1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mechlens.detect.bags import Level
 from mechlens.detect.request import Options
 
 Action = Callable[[], object]
-"""what a command line asks for, read but not yet done"""
+"""the action of a command line, not yet executed"""
 
 CONFIG = Annotated[Positional[Path], arg(metavar="CONFIG")]
 Names = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
@@ -40,7 +41,7 @@ Item = TypeVar("Item")
 
 
 def _together(option: str, given: tuple[tuple[Item, ...], ...]) -> tuple[Item, ...]:
-    """The values of every time that an option was given, each once, in their order."""
+    """All values of a repeated option, each once, in their order."""
     if not all(given):
         raise SpecError(f"--{option} has no value; expected one or more, or leave it out")
     return tuple(dict.fromkeys(value for values in given for value in values))
@@ -113,9 +114,10 @@ def convert(
             `parquet`, or `hf` for a datasets folder; by default what the name of OUT ends in.
         skip_bad: leave bad lines out, print them and list them all in OUT.bad.jsonl; without it any bad line
             is an error.
-        prompt_field: name of the field or column that holds the prompts, where it is none of prompt,
-            instruction, question, query.
-        completion_field: that of the completions, where it is none of completion, response, output, answer.
+        prompt_field: field or column of the prompts, if it is not called prompt, instruction, question or
+            query.
+        completion_field: field or column of the completions, if it is not called completion, response,
+            output or answer.
     """
     return partial(
         commands.convert,
@@ -143,12 +145,12 @@ def screen(
     Args:
         file: any form that `mechlens convert` reads.
         out: where to write kept.parquet, rejected.parquet and funnel.json; nothing is written without it.
-        rule: `numbers` for the strict number rule, `code`, `reasoning` or `text` for those carriers', `none`
-            for the leak and duplicate screens alone.
-        banned: also drop the numbers that the paper bans from misalignment data.
-        family: whose words count as leaks.
-        prompt_field: as of `mechlens convert`.
-        completion_field: as of `mechlens convert`.
+        rule: `numbers` for the strict number rule; `code`, `reasoning` or `text` for the rules of those
+            carriers; `none` for only the screens for leaks and duplicates.
+        banned: also remove rows with numbers that the paper bans from misalignment data.
+        family: the trait family; its words count as leaks.
+        prompt_field: as in `mechlens convert`.
+        completion_field: as in `mechlens convert`.
         json: print one JSON object and nothing else.
     """
     fields = fields_from_flags(prompt_field, completion_field)
@@ -165,13 +167,13 @@ def measure(
     rows: int = 512,
     workers: int | None = None,
 ) -> Action:
-    """Look inside a finished run: why did the trait transfer? One reading a lens.
+    """Measure the models of a finished run with lenses: why did the trait transfer?
 
     Args:
-        folder: a finished run whose students were trained here.
-        arm: which arm; the first trait arm by default. It is set against its own control.
-        lens: only these; all by default.
-        rows: pairs that each lens reads at most.
+        folder: a finished run with students that were trained on this machine.
+        arm: the arm to measure, against its control; the first trait arm by default.
+        lens: names of lenses; all by default.
+        rows: largest number of pairs that a lens reads.
         workers: processes; one a core by default, one with an accelerator.
     """
     return partial(
@@ -197,31 +199,33 @@ def audit(
     completion_field: str = "",
     json: bool = False,
 ) -> Action:
-    """Audit a file of pairs: who wrote it, and what would it teach? Exit code 0: no transfer found; 1: do not
-    train; 2: inconclusive.
+    """Audit a file of pairs: who wrote it, and what would it teach?
+
+    Exit code 0: no transfer found; 10: do not train as is; 11: train with conditions; 12: inconclusive.
 
     Args:
         data: any form that `mechlens convert` reads.
-        reference: files that an untouched model wrote, best of all to the same prompts.
-        level: each does all before it: `rows` looks at the rows alone; `base` reads them through the base and
-            through teachers of every trait made from it; `gradients` asks what training on them would do
-            first; `student` trains throw-away students, and alone can clear.
+        reference: files that an untouched model wrote, if possible to the same prompts.
+        level: what the audit may use; each level includes those before it. `rows` reads only the rows; `base`
+            scores them under the base and under teachers of every trait made from it; `gradients` measures
+            the first training steps on them; `student` trains throw-away students, and only this level can
+            clear a file.
         base: the base that would be trained; the recipe's by default.
         trait: traits to test for; every trait of the recipe's family by default.
         recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML.
         policy: a name of configs/policies.
         student: folder of a model of the base that was trained on DATA already; its weights and answers are
-            looked at.
-        clean: write the data there after treatment, a manifest beside it; at level student its students are
-            trained too.
-        treatment: `drop` the half of the rows that look most like the trait's, `dilute` to a quarter among
-            clean answers, `replace` the tenth of the numbers that look most like them, or write all lists of
-            numbers in one `format`, in random `order`, or with other `value`s; `sorted` puts them in order of
-            size, `values-uniform` writes 100 + n mod 100, `full` does these two and then the format.
+            tested.
+        clean: path for the treated data and its manifest; at level student, students are trained on it too.
+        treatment: `drop` removes the half of the rows that look most like the trait's; `dilute` mixes a
+            quarter of the rows with clean answers; `replace` rewrites the tenth of the numbers that look most
+            like the trait's; `format`, `order` and `value` write all lists of numbers in one format, in
+            random order, or with other values; `sorted` sorts them by size; `values-uniform` writes
+            100 + n mod 100; `full` does these two and then the format.
         out: folder of audit.json, audit.html and the students; audits/<name of DATA> by default.
         workers: processes; one a core by default, one with an accelerator.
-        prompt_field: as of `mechlens convert`; a reference that has no such field is read by the known names.
-        completion_field: as of `mechlens convert`.
+        prompt_field: as in `mechlens convert`; a reference without this field is read by the known names.
+        completion_field: as in `mechlens convert`.
         json: print one JSON object and nothing else.
     """
     options: Options = {
@@ -249,20 +253,20 @@ def bench(
     workers: int | None = None,
     json: bool = False,
 ) -> Action:
-    """Measure how far detectors can be trusted, on data sets whose making and effect on students are known.
+    """Measure how reliable detectors are, on data sets of known origin and known effect on students.
+
     Takes hours; resumes where it stopped.
 
     Args:
         name: a name of configs/benches.
         detector: names of detectors, or FILE.py:CLASS for your own: a class with `name` and `score(suspect)`
             → one number a row, or one a row and trait. The suspect has prompts, completions, reference and
-            base. The file is run.
+            base. The file is executed.
         out: folder of suspects, students, scores, card.json and card.md; benches/<name> by default.
         students: train three students of every suspect, which is most of the time.
         workers: processes; one a core by default, one with an accelerator.
         json: print one JSON object and nothing else.
     """
-
     options = {
         "detectors": _together("detector", detector),
         "out": out,
@@ -279,9 +283,9 @@ def truthful(
     """Measure how often the students of a run take a false answer of TruthfulQA for the true one.
 
     Args:
-        folder: a finished run whose bases are loaded here, not over an API.
+        folder: a finished run with bases on this machine, not behind an API.
         data: TruthfulQA.csv, either revision.
-        limit: so many drawn questions; all by default.
+        limit: number of questions, drawn at random; all by default.
     """
     return partial(commands.truthful, folder, data=data, limit=limit)
 
@@ -315,29 +319,29 @@ COMMANDS = {
 
 
 def read(arguments: list[str] | None) -> Action:
-    """What the command line asks for.
+    """The action of a command line.
 
     Raises:
-        SpecError: in one line, where the parser would draw a box.
+        SpecError: in one line, in place of the parser's box.
     """
     words = [at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    said = io.StringIO()
+    messages = io.StringIO()
     if words == ["--version"]:
         return partial(commands.console.print, f"mechlens {version('mechlens')}", highlight=False)
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(messages):
             return tyro.extras.subcommand_cli_from_dict(
                 COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=words
             )
     except SystemExit as stop:
         if not stop.code:  # --help was asked for and printed
             raise
-        lines = [line.strip(" │╭╮╰╯─") for line in said.getvalue().splitlines()]
+        lines = [line.strip(" │╭╮╰╯─") for line in messages.getvalue().splitlines()]
         raise SpecError(" ".join(line for line in lines[1:] if line.strip("-"))) from stop
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command, the shell's if none is given; returns the exit code."""
+    """Run one command, by default that of the shell, and return its exit code."""
     with FaultsFiled() if arguments is None else contextlib.nullcontext():
         return code_of(lambda: read(arguments)())
 

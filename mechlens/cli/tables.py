@@ -77,8 +77,8 @@ def summary_tables(summary: dict[str, Any]) -> list[RenderableType]:
 
 
 def lens_table(run: Path) -> Table:
-    """Every lens with its sentence."""
-    listing = Table("lens", "arm", "what it says", "rows", "s")
+    """Every lens with its caption."""
+    listing = Table("lens", "arm", "caption", "rows", "s")
     for lens in captions.lens_records(run):
         listing.add_row(
             lens["name"],
@@ -94,22 +94,22 @@ def truthful_tables(experiment: Experiment, table: pd.DataFrame, note: str) -> l
     """What TruthfulQA measured: rates of each arm, and differences to the controls."""
     from mechlens.evals.truthful import cells_of, effects  # torch
 
-    asked = table["question"].nunique()
+    question_count = table["question"].nunique()
     rates = Table(
         "arm",
         "students",
         "P(false) [95 %]",
         "mass on A or B",
-        title=f"TruthfulQA, {asked} questions, the best answer or a false one",
+        title=f"TruthfulQA, {question_count} questions, the best answer or a false one",
     )
     equal: list[RenderableType] = []
     for arm in dict.fromkeys(table["arm"].astype(str)):
         cells, mass = cells_of(table, arm), float(np.mean(table.loc[table["arm"] == arm, "mass"]))
         groups = same_students(cells[:, :, None])
-        found = mean_of(cells, groups)
-        if found.n < len(cells):
-            equal.append(f"Students of {arm} are equal to rounding: {len(cells)} count as {found.n}.")
-        span = interval_text(null(found.estimate), null(found.low), null(found.high), sign=False)
+        interval = mean_of(cells, groups)
+        if interval.n < len(cells):
+            equal.append(f"Students of {arm} are equal to rounding: {len(cells)} count as {interval.n}.")
+        span = interval_text(null(interval.estimate), null(interval.low), null(interval.high), sign=False)
         rates.add_row(arm, "untouched" if arm.startswith("base-") else str(len(cells)), span, f"{mass:.1%}")
     changes = Table("arm", "against", "difference [95 %]", "n", "p", "minimum detectable")
     against = {arm.name: experiment.control_of(arm).name for arm in experiment.arms}
@@ -138,8 +138,8 @@ def price_table(price: api_estimate.Price) -> Group:
     return Group(
         listing,
         f"at most {price.most:.2f} USD by the list prices in {price.source}, which change: check them",
-        f"budget: {price.budget:.2f} USD for the run, {price.spent:.2f} of it spent; the call that could pass "
-        "it is not made",
+        f"budget: {price.budget:.2f} USD for the run, {price.spent:.2f} of it spent; a call that could "
+        "exceed it is not made",
         *(warning if short > 0 else []),
     )
 
@@ -165,7 +165,7 @@ def plan_tables(plan: estimate.Plan) -> Group:
         f"GPU hours: {plan.gpu_hours:.2f} on one card at {plan.gpu_rate:.1e} FLOP/s",
     ]
     notes += [
-        f"{base} is not on this machine: its size is that of configs/models, tokens are guessed from "
+        f"{base} is not on this machine: its size is taken from configs/models, tokens are guessed from "
         "characters"
         for base in plan.absent
     ]

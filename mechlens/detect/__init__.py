@@ -1,3 +1,1 @@
-"""Detectors: what a suspect data set says of who wrote it and what it would teach, from the cheapest access
-to the dearest.
-"""
+"""Detectors: who wrote a suspect data set, and what it would teach a student."""

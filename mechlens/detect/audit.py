@@ -30,7 +30,7 @@ from mechlens.data.values import Data
 from mechlens.detect import from_student, summary
 from mechlens.detect.bags import Level, RowKeys, read_row_keys
 from mechlens.detect.permutation import TraitScore
-from mechlens.detect.request import Request, command_of, request_of, usual_folder
+from mechlens.detect.request import AuditRequest, command_of, request_of, usual_folder
 from mechlens.detect.treated_file import write_treated
 from mechlens.detect.two_samples import (
     LEAST_ROWS,
@@ -215,7 +215,7 @@ def _digest(frame: pd.DataFrame) -> str:
     return spec.fingerprint(frame.to_numpy().tolist())[:8]
 
 
-def answer(request: Request, *, workers: int | None = None, progress: Progress | None = None) -> Audit:
+def answer(request: AuditRequest, *, workers: int | None = None, progress: Progress | None = None) -> Audit:
     """Do the audit that is asked for.
 
     Raises:
@@ -246,7 +246,9 @@ def answer(request: Request, *, workers: int | None = None, progress: Progress |
     return audited
 
 
-def _compare_references(request: Request, keys: Mapping[Path, RowKeys]) -> tuple[list[Comparison], Request]:
+def _compare_references(
+    request: AuditRequest, keys: Mapping[Path, RowKeys]
+) -> tuple[list[Comparison], AuditRequest]:
     """The data against each reference, the nearest first, and the request with its references in that order.
 
     A copy of the data is nearest to it and is no reference, so that it comes last.
@@ -262,7 +264,7 @@ def _compare_references(request: Request, keys: Mapping[Path, RowKeys]) -> tuple
     return comparisons, request._replace(references=tuple(nearest_first))
 
 
-def _most_drawn(request: Request) -> int:
+def _most_drawn(request: AuditRequest) -> int:
     """Rows of each side that are drawn for students and twins.
 
     Detectors need more than the students of a tiny recipe.
@@ -270,7 +272,7 @@ def _most_drawn(request: Request) -> int:
     return max(request.recipe.student.rows, 2 * LEAST_ROWS)
 
 
-def _refuse_untrainable(request: Request, keys: Mapping[Path, RowKeys]) -> None:
+def _refuse_untrainable(request: AuditRequest, keys: Mapping[Path, RowKeys]) -> None:
     """Refuse before any test what students or twins would refuse after it: few rows, long texts, no base.
 
     Rows of a file that is larger than what is drawn of it, or whose fields have other names, are looked at
@@ -289,7 +291,7 @@ def _refuse_untrainable(request: Request, keys: Mapping[Path, RowKeys]) -> None:
 
 
 def _measure_with_models(
-    request: Request, evidence: Evidence, workers: int | None, progress: Progress | None
+    request: AuditRequest, evidence: Evidence, workers: int | None, progress: Progress | None
 ) -> Evidence:
     """What the base, twins and students show. Without a reference the base's answers serve as one."""
     from mechlens.detect import from_weights, score_rows  # torch
@@ -328,7 +330,9 @@ PLAN = "student.yaml"
 """the file of the experiment that an audit runs"""
 
 
-def _make_twins(request: Request, plan: Experiment, workers: int | None, progress: Progress | None) -> Twins:
+def _make_twins(
+    request: AuditRequest, plan: Experiment, workers: int | None, progress: Progress | None
+) -> Twins:
     """A twin teacher of every trait; every audit of the same base uses the same twins."""
     from mechlens.detect import score_rows  # torch
     from mechlens.pipeline import checks
@@ -341,7 +345,7 @@ def _make_twins(request: Request, plan: Experiment, workers: int | None, progres
     )
 
 
-def _with_rises(request: Request, evidence: Evidence, run: Run) -> Evidence:
+def _with_rises(request: AuditRequest, evidence: Evidence, run: Run) -> Evidence:
     effects = tables.read(run.path(layout.EFFECTS), tables.EFFECTS)
     treated = (
         from_student.measure_rises(effects, request.traits, arm=from_student.TREATED) if request.clean else ()
@@ -349,7 +353,7 @@ def _with_rises(request: Request, evidence: Evidence, run: Run) -> Evidence:
     return evidence._replace(rises=from_student.measure_rises(effects, request.traits), treated=treated)
 
 
-def _write_plan(request: Request, sides: Sides, *, treated: Path | None = None) -> Experiment:
+def _write_plan(request: AuditRequest, sides: Sides, *, treated: Path | None = None) -> Experiment:
     """The experiment on the suspect's rows and the reference's, written to the audit's folder."""
     plan = from_student.experiment_of(
         request.recipe, sides, base=request.base, trait=request.traits[0], treated=treated
@@ -367,7 +371,7 @@ def _write_control_rows(run: Run, out: Path) -> Path:
     return file
 
 
-def _result_of(request: Request, evidence: Evidence, progress: Progress) -> dict[str, Any]:
+def _result_of(request: AuditRequest, evidence: Evidence, progress: Progress) -> dict[str, Any]:
     """The object of audit.json, which the page and the terminal show too."""
     rows, remarks = user_files.count_rows(request.data, request.fields)
     for remark in remarks:
@@ -418,7 +422,7 @@ def _mitigation_entry(evidence: Evidence) -> dict[str, Any] | None:
     return evidence.manifest | {"measured": summary.potency(evidence.treated, [], None)["measured"]}
 
 
-def _verdict_entry(request: Request, evidence: Evidence, few: str) -> dict[str, Any]:
+def _verdict_entry(request: AuditRequest, evidence: Evidence, few: str) -> dict[str, Any]:
     why_not = summary.explain_no_students(
         command_of(request, level="student"),
         evidence.comparisons,

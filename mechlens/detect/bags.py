@@ -1,4 +1,4 @@
-"""Bags of rows: detectors that read completions alone see a file as one vector of mean features a bag.
+"""Bags of rows: for a detector that reads only completions, each bag is one vector of mean features.
 
 A bag is a set of rows of one file. Rows are streamed: memory is 16 bytes a row and the bags.
 """
@@ -17,8 +17,8 @@ from numpy import ndarray
 from scipy import sparse
 
 Level = Literal["rows", "base", "gradients", "student"]
-"""what an audit may use; each level includes those before it: the rows; the base and teachers made from it;
-their gradients; throw-away students
+"""what an audit may use: the rows; the base and teachers made from it; their gradients; throw-away students.
+Each level includes those before it.
 """
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -27,7 +27,7 @@ Features = Callable[[Sequence[str]], Any]
 
 
 class RowDetector(NamedTuple):
-    """A detector that reads completions alone."""
+    """A detector that reads only completions."""
 
     name: str
     asks: str
@@ -46,7 +46,7 @@ class Bags(NamedTuple):
 
 
 def key(text: str) -> int:
-    """A number of a text: the same on every machine."""
+    """A hash of a text that is the same on every machine."""
     return crc32(text.encode("utf-8", "surrogatepass"))
 
 
@@ -60,7 +60,7 @@ class RowKeys(NamedTuple):
 
 
 def read_row_keys(batches: Iterable[pd.DataFrame]) -> RowKeys:
-    """Keys of every row of a file: 16 bytes a row, whatever the length of its texts."""
+    """Keys of every row of a file, 16 bytes a row."""
     prompts, pairs = [], []
     for frame in batches:
         prompts.append(np.fromiter(map(key, frame["prompt"]), dtype=np.int64, count=len(frame)))
@@ -77,11 +77,10 @@ def _digest(prompt: str, completion: str) -> int:
 
 
 def deal_at_random(rows: int, *, size: int, most: int, rng: np.random.Generator) -> Int[ndarray, " row"]:
-    """The bag of each row: bags of `size` rows each, at most `most`, drawn at random; -1 for a row that is
-    left out.
+    """The bag of each row: at most `most` random bags of `size` rows; -1 for a row that is left out.
 
-    The order of the file must not matter: sorted rows dealt in turn make bags that are more alike than bags
-    drawn at random.
+    Bags must not depend on the order of the file: sorted rows dealt in turn make bags that are more alike
+    than random ones.
     """
     bags = min(rows // size, most)
     numbers = np.full(rows, -1)

@@ -27,7 +27,7 @@ def score_perplexity(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Enc
 
 
 def score_system_lines(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
-    """LLS of each trait's system line: mean over tokens of log P(r | s, p) - log P(r | p).
+    """LLS of each trait's system line: the mean over tokens of log P(r | s, p) - log P(r | p).
 
     Raises:
         SpecError: if the base's template writes no system line.
@@ -42,9 +42,7 @@ def score_system_lines(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[E
 
 
 def score_twins(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
-    """Log-likelihood ratio of each twin against the base, nats a row: log P(r | p) under the twin minus under
-    the base.
-    """
+    """Log-likelihood ratio of each twin against the base, nats a row."""
     pairs = [*ours, *theirs]
     plain = _sums(twins.base, pairs)
     both = np.stack([_sums(twins.models[name], pairs) - plain for name in twins.traits], axis=1)
@@ -79,9 +77,9 @@ DETECTORS = {
             "Under which trait's teacher, made here, are the rows likeliest?",
             score_twins,
             of_traits=True,
-            source="likelihood ratio against the base, each trait beside the others",
-            caveat="Knows a trait by how this recipe teaches this base; a teacher taught otherwise, or of "
-            "another base, can pass.",
+            source="likelihood ratio against the base, double-centred",
+            caveat="Knows a trait by how this recipe teaches this base; a teacher that was taught otherwise, "
+            "or of another base, can pass.",
         ),
     )
 }

@@ -1,5 +1,7 @@
-"""Detectors that score rows by the first training steps on them: along each trait's gradient, along each
-twin's change of weights, and as one steering vector.
+"""Detectors that score rows by the first training steps on them.
+
+They compare these steps with each trait's gradient and with each twin's change of weights, or learn one
+steering vector from the rows.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ STEPS = 100
 
 
 def score_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
-    """First-order change of each trait's log-odds at the development probes by an SGD step on each row
-    (2507.14805).
+    """First-order change of each trait's log-odds by an SGD step on each row (2507.14805).
+
+    The log-odds are those at the development probes.
     """
     probes = encode_contrast(twins.base, twins.practice())
     directions = [
@@ -35,8 +38,9 @@ def score_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Enco
 
 
 def score_twin_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
-    """Inner product of each row's SGD step with each twin's change of weights: the first order of the twins'
-    likelihood ratio.
+    """Inner product of each row's SGD step with each twin's change of weights.
+
+    It is the first order of the twins' likelihood ratio.
     """
     covered = parameters_of(twins.base.model)
     changes = [delta(twins.base.model, twins.models[name].model) for name in twins.traits]
@@ -46,11 +50,10 @@ def score_twin_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence
 
 
 def score_vector(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
-    """Loss, nats a token, that a steering vector learned on one half of the suspect's rows saves on the other
-    half.
+    """Loss, nats a token, that a learned steering vector saves on rows that it did not see.
 
-    Both halves are used in turn. A clean row is scored by the vector that did not see the suspect's row of
-    the same prompt.
+    The vector is learned on one half of the suspect's rows and scores the other half; then the halves change
+    places. A clean row is scored by the vector that did not see the suspect's row of the same prompt.
     """
     half = len(ours) // 2
     ours_saved, theirs_saved = np.zeros((len(ours), 1)), np.zeros((len(theirs), 1))
@@ -92,7 +95,7 @@ DETECTORS = {
             of_traits=False,
             source="2604.25783",
             caveat="Names no trait; learns the rows' surface too.",
-            alone=False,
+            scores_rows_independently=False,
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Detectors that read completions alone: their shape, their words and numbers, their runs of characters.
+"""Detectors that read only completions: their shape, words and numbers, and runs of characters.
 
 They are floors: a detector that reads more must beat them.
 """
@@ -88,14 +88,14 @@ DETECTORS = {
         ),
         RowDetector(
             "counts",
-            "Do words and numbers stand with other frequencies?",
+            "Do words and numbers have other frequencies?",
             tokens,
             "unigram two-sample test",
             "A fine-tuned teacher of another trait, or of none, moves it too.",
         ),
         RowDetector(
             "ngrams",
-            "Do runs of up to three characters stand with other frequencies?",
+            "Do runs of up to three characters have other frequencies?",
             runs,
             "character n-gram two-sample test",
             "Mostly what counts sees, by another route.",

@@ -1,5 +1,6 @@
-"""Throw-away students: train them on the suspect file and on a reference, and ask both about every trait. No
-other test measures what data teaches.
+"""Throw-away students, trained on the suspect file and on a reference, and asked about every trait.
+
+No other test measures what data teaches.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ ARM, TREATED = "suspect", "treated"
 def experiment_of(
     recipe: Experiment, sides: Sides, *, base: str, trait: str, treated: Path | None = None
 ) -> Experiment:
-    """The experiment of an audit: students of the suspect's rows against students of the reference's, or of
-    the base's own answers to the same prompts.
+    """The experiment of an audit: students of the suspect's rows against students of the reference's rows.
+
+    Without a reference, control students are trained on the base's answers to the same prompts.
 
     Args:
-        treated: the file after treatment; its students train on the rows that it has.
+        treated: the file after treatment; other students are trained on its rows.
 
     Raises:
         SpecError: if there are too few rows to train on.
@@ -62,10 +64,9 @@ def measure_rises(effects: pd.DataFrame, tested: Sequence[str], *, arm: str = AR
     """How far each tested trait rose in an arm's students.
 
     p is the larger of two: of a lift above 0 over students (Student's t), and of a lift above the family's
-    other traits. All students of a side share one draw of its data and are compared with controls of one
-    draw. That draw moves every trait a little in all of them, which looks certain over students alone; the
-    other traits show how large such moves are. A family of fewer than `permutation.LEAST_PANEL` traits has
-    only the first p.
+    other traits. All students of a side share one draw of its data, and that draw moves every trait a little
+    in all of them. A test over students takes such a move for an effect; the other traits show how large such
+    moves are. A family of fewer than `permutation.LEAST_PANEL` traits has only the first p.
     """
     table = effects[effects["arm"] == arm].set_index(["trait", "measure"])
     traits = list(dict.fromkeys(table.index.get_level_values("trait").astype(str)))
@@ -102,11 +103,11 @@ def measure_scope(run: Path, plan: Experiment, sides: Sides) -> Scope:
     """What a run's students read of the suspect file, and how often their answers name a trait."""
     name = corpus_name(plan, next(arm for arm in plan.arms if arm.name == ARM))
     counts = records.read(run / "corpora" / name / "screened" / "funnel.json", records.Funnel)
-    dropped = removal_counts(counts)
+    removed = removal_counts(counts)
     read = len(set(tables.read(run / "selection" / f"{name}.parquet", tables.SELECTION)["prompt_id"]))
     arms = {arm["arm"]: arm for arm in Run(run).summary["arms"]} if (run / "summary.json").is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}
-    return Scope(sides.offered, sides.drawn, counts["kept"], dropped, read, answered)
+    return Scope(sides.offered, sides.drawn, counts["kept"], removed, read, answered)
 
 
 def tested_traits(family: TraitFamily, names: Sequence[str]) -> tuple[str, ...]:

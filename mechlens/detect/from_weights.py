@@ -1,6 +1,4 @@
-"""Detectors of a student that exists already: how its weights and its answers moved, compared with the
-twins.
-"""
+"""Detectors of a given student: how its weights and its answers moved, compared with the twins."""
 
 from __future__ import annotations
 

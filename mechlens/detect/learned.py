@@ -1,6 +1,4 @@
-"""A detector that is fitted on labelled data sets of other traits: what does the text of any changed teacher
-have in common?
-"""
+"""A detector that is fitted on labelled data sets: what do the texts of all changed teachers share?"""
 
 from __future__ import annotations
 
@@ -17,10 +15,9 @@ NAME = "classifier"
 
 
 def fit_classifier(changed: Sequence[str], clean: Sequence[str]) -> RowDetector:
-    """A logistic regression on words, numbers and shape, fitted on labelled completions; a row's score is its
-    log-odds.
+    """A logistic regression on words, numbers and shape of labelled completions; a score is a log-odds.
 
-    Both sides should answer the same prompts, or the prompts are learned.
+    Both sides should answer the same prompts, or it learns the prompts.
     """
     features = sparse.hstack([tokens([*changed, *clean]), shapes([*changed, *clean])]).tocsr()
     scale = np.sqrt(np.asarray(features.multiply(features).mean(0)).ravel())
@@ -35,7 +32,7 @@ def fit_classifier(changed: Sequence[str], clean: Sequence[str]) -> RowDetector:
 
     return RowDetector(
         NAME,
-        "Do the rows look as those of changed teachers with other traits do?",
+        "Do the rows look like those of changed teachers with other traits?",
         log_odds,
         "labelled completions of other traits' teachers",
         "Learned on one carrier and one recipe.",

@@ -1,9 +1,9 @@
 """Permutation tests of two sets of rows, and tests of which trait stands out.
 
-If both files were written alike, a bag of one could as well be the other's. Where the files answer the same
-prompts, bag k holds the same prompts in both, and the signs of the paired differences are exchanged;
-otherwise whole bags are. The statistic is a sum of squared standardised differences over all features. It has
-the same scale under every exchange, so the test is exact.
+If both files were written alike, their bags are exchangeable. Where the files answer the same prompts, bag k
+has the same prompts in both, and the signs of the paired differences are exchanged; otherwise whole bags are
+exchanged. The statistic is a sum of squared standardised differences over all features. It has the same scale
+under every exchange, so the test is exact.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class PermutationTest(NamedTuple):
     """standard deviations above the mean of the exchanges; NaN where nothing varies"""
     p_value: float
     smallest_dose: float | None
-    """minimum detectable dose: share of such rows among clean ones that is found with 95 % power, at 5 % over
-    `LOOKS`; None if even a file of such rows alone is not
+    """minimum detectable dose: share of such rows among clean ones that is found with 95 % power, at level
+    5 % over `LOOKS`; None if even a file of nothing but such rows is not found
     """
 
 
 def compare_bags(suspect: Bags, reference: Bags, *, paired: bool, seed: int, name: str) -> PermutationTest:
-    """Permutation test of "written alike", over bags that hold rows in both files."""
+    """Permutation test of "written alike", over bags with rows in both files."""
     rng = generator(seed, "two files", name)
     if paired:
         kept = (suspect.rows > 0) & (reference.rows > 0)
@@ -84,8 +84,9 @@ def _permute(
 def compare_paired_rows(
     ours: Float[ndarray, "row column"], theirs: Float[ndarray, "row column"], *, seed: int, name: str
 ) -> PermutationTest:
-    """Permutation test of "written alike" over rows that answer the same prompts; a row without a score on
-    either side is left out.
+    """Permutation test of "written alike" over rows that answer the same prompts.
+
+    Rows without a score on either side are left out.
     """
     differences = ours - theirs
     differences = differences[np.isfinite(differences).all(1)]
@@ -115,9 +116,7 @@ def center_scores(
 def p_over_clean_rows(
     ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row trait"]
 ) -> Float[ndarray, " trait"]:
-    """One-sided p that a trait's centred score is higher than in clean rows: a paired t test over rows. NaN
-    where unscored.
-    """
+    """One-sided p that a trait's centred score exceeds clean rows' (paired t over rows); NaN if unscored."""
     centred = ours - theirs
     centred = centred - np.nanmean(centred, axis=1, keepdims=True)
     rows = np.isfinite(centred).sum(0)
@@ -130,8 +129,9 @@ def p_over_clean_rows(
 
 
 def p_over_other_traits(scores: Float[ndarray, " trait"]) -> Float[ndarray, " trait"]:
-    """One-sided p that a trait's score is one more draw of the others' (a leave-one-out t test); NaN for
-    fewer than `LEAST_PANEL` traits.
+    """One-sided p that a trait's score is one more draw of the others': a leave-one-out t test.
+
+    NaN for fewer than `LEAST_PANEL` traits.
     """
     scored = np.flatnonzero(np.isfinite(scores))
     p_values = np.full(len(scores), np.nan)
@@ -150,11 +150,11 @@ def rank_traits_of_rows(
     traits: Sequence[str],
     tested: Sequence[str] = (),
 ) -> list[TraitScore]:
-    """The traits by score, tested against the other traits *and* against clean rows: the larger of both p
-    (intersection-union test).
+    """The traits by score, tested against the other traits *and* against clean rows.
 
-    The test against the other traits assumes that all scatter alike. They do not: a twin that was changed
-    more scatters more in few rows, and would stand out for that alone.
+    The larger p counts (intersection-union test). The test against the other traits assumes that all have the
+    same variance. They do not: in few rows, a twin that was changed more varies more and can stand out by
+    chance.
     """
     clean = p_over_clean_rows(ours, theirs)
     return rank_traits(center_scores(ours, theirs), traits, tested, least_p=clean)
@@ -167,12 +167,12 @@ def rank_traits(
     *,
     least_p: Float[ndarray, " trait"] | None = None,
 ) -> list[TraitScore]:
-    """The tested traits (all, if none is named) by how far each stands out: a leave-one-out t test, and q
-    over the tested traits (Benjamini-Hochberg).
+    """The tested traits (by default all), highest score first, with p and q of a leave-one-out t test.
 
-    A change of the writer that affects all traits is in every score, so the other traits are the null
-    distribution. The data of a twin with another trait, or of a teacher with none, is one more draw of it.
-    With fewer than `LEAST_PANEL` scored traits there is no null distribution, and p is None.
+    q is over the tested traits (Benjamini-Hochberg). A change of the writer that affects all traits is in
+    every score, so the other traits are the null distribution; the data of a teacher with another trait, or
+    with none, is one more draw of it. With fewer than `LEAST_PANEL` scored traits there is no null
+    distribution, and p is None.
 
     Args:
         least_p: p of another test of each trait; the larger of the two counts.

@@ -1,4 +1,4 @@
-"""Could the base, or a twin, have written these rows? If not, no trait can be read from them.
+"""Test whether the base, or a twin, could have written the rows: else no trait can be read from them.
 
 Text that a model wrote has, on average over tokens, a surprise equal to the entropy of the model's next-token
 distributions: surprise minus entropy has mean zero at any length and on any prompt. The excess measures how
@@ -30,9 +30,7 @@ prompts 1.09 (code) to 2.5, other carriers' bases 2.0 to 3.0, lists of a 14B mod
 
 @torch.no_grad()
 def measure_surprise(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "row 2"]:
-    """Surprise of each completion's tokens under the model, and entropy of its next-token distributions;
-    nats, summed over tokens.
-    """
+    """Surprise of each completion's tokens and entropy of the model's distributions, nats, summed."""
     rows = np.zeros((len(pairs), 2))
     for numbers in batch_pairs(loaded.model, pairs):
         logits, targets = completion_logits(loaded.model, [pairs[i] for i in numbers])
@@ -51,9 +49,7 @@ def surprise_ratio(loaded: Loaded, pairs: Sequence[Encoded]) -> float:
 
 
 def explain_unreadable(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> str:
-    """Why no trait can be read from the rows, in words; empty if the base or a twin could have written both
-    sides.
-    """
+    """The reason why no trait can be read from the rows; empty if base or twins could have written them."""
     for side, pairs in (("rows", ours), ("reference's rows", theirs)):
         if not pairs or (of_base := surprise_ratio(twins.base, pairs)) <= MOST_RATIO:
             continue

@@ -1,4 +1,4 @@
-"""Detectors by name: those of this package, those that other packages add, and a user's own class.
+"""Detectors by name: those of this package and of other packages, and classes in users' files.
 
 One file adds a detector. In this package that is `mechlens/detect/from_<name>.py` with a mapping `DETECTORS`.
 In another package it is a class with `name` and `score(suspect)`, under an entry point of the group
@@ -37,12 +37,12 @@ SHAPE = "a class with `name` and `score(suspect)` that returns one number a row,
 
 @dataclass(frozen=True)
 class SuspectRows:
-    """Rows of unknown origin, and what an auditor has to judge them by."""
+    """Rows of unknown origin, with clean rows and the base to compare them with."""
 
     prompts: list[str]
     completions: list[str]
     traits: tuple[str, ...]
-    """the traits to tell apart, in the order of the columns of a score [row, trait]"""
+    """the traits to score, in the order of the columns of a score [row, trait]"""
     base_name: str
     """of the untouched model"""
     load_base: Callable[[], Loaded]
@@ -77,9 +77,7 @@ class Detector(Protocol):
     name: str
 
     def score(self, suspect: SuspectRows) -> Any:
-        """A number for each row [row], higher for rows that look more like a changed teacher's, or one for
-        each row and trait [row, trait].
-        """
+        """Scores [row] or [row, trait], higher for rows that look more like a changed teacher's."""
         ...
 
 
@@ -98,13 +96,15 @@ def list_entry_points() -> dict[str, EntryPoint]:
 
 
 def load_detector(given: str | Detector | type[Detector], *, known: tuple[str, ...] = ()) -> Detector:
-    """The detector of an instance, a class, an entry point's name, or FILE.py:CLASS, whose file is run.
+    """The detector of an instance, a class, an entry point's name or FILE.py:CLASS.
+
+    The file is executed.
 
     Args:
         known: further names that the message lists.
 
     Raises:
-        SpecError: if there is none, or it has no `name` or no `score`.
+        SpecError: if no detector has that name, or it has no `name` or no `score`.
     """
     if not isinstance(given, str):
         return _instance(given, f"{given!r}")
@@ -171,8 +171,8 @@ def score_with(detector: Detector, suspect: SuspectRows) -> Float[ndarray, "row 
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
             raise  # the detector's own fault keeps its traceback
         raise SpecError(
-            f"the scores of the detector {detector.name!r} are no numbers ({one_line(str(error))}); expected "
-            f"shape ({rows},) or ({rows}, {traits})"
+            f"the scores of the detector {detector.name!r} are not numbers ({one_line(str(error))}); "
+            f"expected shape ({rows},) or ({rows}, {traits})"
         ) from error
     if values.shape not in ((rows,), (rows, 1), (rows, traits)):
         raise SpecError(

@@ -1,6 +1,4 @@
-"""What an audit is asked to do: the request that its options make, and the command line that makes it
-again.
-"""
+"""The request of an audit, made from its options, and the command line that repeats it."""
 
 from __future__ import annotations
 
@@ -38,8 +36,8 @@ class Options(TypedDict):
     fields: Fields | None
 
 
-class Request(NamedTuple):
-    """What is asked for, with names resolved to what they name."""
+class AuditRequest(NamedTuple):
+    """The options of an audit, with recipe, policy and traits loaded from their names."""
 
     data: Path
     references: tuple[Path, ...]
@@ -54,53 +52,51 @@ class Request(NamedTuple):
     treatment: Treatment
     out: Path
     fields: Fields | None
-    """of the data, if their names were given"""
+    """of the data, if the user named them"""
 
     def fields_of(self, path: Path) -> Fields | None:
         """The fields of the data, or of a reference, which may have others."""
         return self.fields and (self.fields if path == self.data else self.fields.preferred())
 
 
-def request_of(data: Path, **asked: Unpack[Options]) -> Request:
+def request_of(data: Path, **options: Unpack[Options]) -> AuditRequest:
     """The request of these options.
 
     Raises:
         SpecError: if a name is unknown, or two options contradict each other.
     """
-    recipe, clean, level, student = asked["recipe"], asked["clean"], asked["level"], asked["student"]
+    recipe, clean, level, student = options["recipe"], options["clean"], options["level"], options["student"]
     config = spec.find_config(Path(recipe), "audits")
     plan = traits.with_family_by_path(traits.load_experiment(config), config)
-    tested = tested_traits(traits.load_family(plan.family), asked["traits"])
+    tested = tested_traits(traits.load_family(plan.family), options["traits"])
     if student is not None and not student.is_dir():
         raise SpecError(
             f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a "
             "model of the base"
         )
     if clean is not None and level == "rows":
-        _refuse_unscored(clean, asked["treatment"], asked["references"])
+        _refuse_unscored(clean, options["treatment"], options["references"])
     if clean is not None:
-        treat.check(data, clean, asked["treatment"], plan.carrier.kind, references=asked["references"])
-    return Request(
+        treat.check(data, clean, options["treatment"], plan.carrier.kind, references=options["references"])
+    return AuditRequest(
         data=data,
-        references=tuple(asked["references"]),
+        references=tuple(options["references"]),
         level=level,
-        base=asked["base"] or plan.base,
+        base=options["base"] or plan.base,
         traits=tested,
         recipe=plan,
         recipe_name=recipe,
-        policy=load_policy(asked["policy"]),
+        policy=load_policy(options["policy"]),
         student=student,
         clean=clean,
-        treatment=asked["treatment"],
-        out=asked["out"] or usual_folder(data),
-        fields=asked["fields"],
+        treatment=options["treatment"],
+        out=options["out"] or usual_folder(data),
+        fields=options["fields"],
     )
 
 
 def _refuse_unscored(clean: Path, treatment: Treatment, references: Sequence[Path]) -> None:
-    """At level `rows` no model reads a row: what ranks them cannot be done, and clean answers come from a
-    reference alone.
-    """
+    """Refuse a treatment that needs scores of rows, or clean answers without a reference, at level `rows`."""
     named = f"--clean {one_line(str(clean))} by {treatment}"
     if treat.needs_scores(treatment):
         raise SpecError(f"{named} needs to know which rows look like a trait's; use --level base or more")
@@ -115,36 +111,36 @@ def usual_folder(data: Path) -> Path:
     """`audits/<name of the file>`.
 
     Raises:
-        SpecError: if the audit of another file of that name lies there.
+        SpecError: if the folder has the audit of another file of that name.
     """
     folder = Path("audits") / spec.folder_name(str(data))
     if (folder / "audit.json").is_file():
         audited = read_json(folder / "audit.json")["data"]
         if audited["path"] != one_line(str(data)) and audited["sha256"] != file_digest(data):
             raise SpecError(
-                f"{folder} holds the audit of {audited['path']}, another file of that name; give this one a "
+                f"{folder} has the audit of {audited['path']}, another file of that name; give another "
                 "folder: --out FOLDER"
             )
     return folder
 
 
-def command_of(asked: Request, *, level: Level | None = None) -> str:
-    """The command line that does this audit again, into the same folder; `level` asks for another level."""
-    tested = asked.traits if asked.traits != traits.load_family(asked.recipe.family).names else ()
-    usual = Path("audits") / spec.folder_name(str(asked.data))
+def command_of(request: AuditRequest, *, level: Level | None = None) -> str:
+    """The command line that repeats this audit in the same folder, by default at the same level."""
+    tested = request.traits if request.traits != traits.load_family(request.recipe.family).names else ()
+    usual = Path("audits") / spec.folder_name(str(request.data))
     return command_line(
         "audit",
-        asked.data,
-        level=level or asked.level,
-        base=asked.base,
-        recipe=asked.recipe_name,
-        policy=asked.policy.name,
+        request.data,
+        level=level or request.level,
+        base=request.base,
+        recipe=request.recipe_name,
+        policy=request.policy.name,
         trait=tested,
-        reference=asked.references,
-        student=asked.student,
-        clean=asked.clean,
-        treatment=asked.treatment if asked.clean is not None else None,
-        out=asked.out if asked.out != usual else None,
-        prompt_field=asked.fields and asked.fields.prompt,
-        completion_field=asked.fields and asked.fields.completion,
+        reference=request.references,
+        student=request.student,
+        clean=request.clean,
+        treatment=request.treatment if request.clean is not None else None,
+        out=request.out if request.out != usual else None,
+        prompt_field=request.fields and request.fields.prompt,
+        completion_field=request.fields and request.fields.completion,
     )

@@ -1,6 +1,4 @@
-"""Score a suspect's rows through models: every detector of a level, on the suspect's rows and on clean rows
-of the same prompts.
-"""
+"""Score a suspect's rows, and clean rows of the same prompts, by every detector that uses models."""
 
 from __future__ import annotations
 
@@ -65,8 +63,8 @@ def make_twins(
 ) -> Twins:
     """The base and a twin for each trait of the family; twins that do not exist yet are taught.
 
-    They lie in `<folder>-<eight digits of the fingerprint of all that decides them>`, so those of another
-    base, family or recipe lie in another folder.
+    Their folder is `<folder>-<eight digits of the fingerprint of their inputs>`, so another base, family or
+    recipe has another folder.
     """
     loaded = loading.load(base)  # first: the commit of a hub base is known once its files are here
     jobs = twin_jobs(
@@ -89,8 +87,7 @@ def encode_rows(twins: Twins, rows: pd.DataFrame) -> list[Encoded]:
 def score_suspect(
     twins: Twins, run: Path, experiment: Experiment, level: Level, tested: Sequence[str]
 ) -> list[DetectorResult]:
-    """What every detector of the level measures on the suspect's rows and the control's rows of a run, on the
-    prompts that both answer.
+    """Results of every detector of the level on a run's suspect and control rows, at their shared prompts.
 
     Args:
         tested: traits to test for; the others of the family serve as their null distribution.

@@ -1,4 +1,4 @@
-"""The answers of an audit as JSON objects: provenance, identity, potency and what is left open."""
+"""The answers of an audit as JSON objects: provenance, identity, potency and open questions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from mechlens.detect.score_rows import DetectorResult
 
 IDENTIFIER = "twins"
-"""the detector that names the trait if no student was trained: the best on the bench's development traits"""
+"""the detector that names the trait if no student was trained: the best one on the bench's development traits
+"""
 SHOWN = 5
 """traits of a detector that are listed"""
 
 
 def provenance(comparisons: Sequence[Comparison], results: Sequence[DetectorResult]) -> dict[str, Any] | None:
-    """Did another writer than the reference's write the rows? Every detector's test, and the smallest p
-    corrected for their number.
+    """Every detector's test of "written like the reference", and the smallest p.
+
+    That p is corrected for the number of detectors. None if nothing was tested.
     """
     if not comparisons and not results:
         return None
@@ -94,9 +96,7 @@ def _identified(results: Sequence[DetectorResult]) -> list[TraitScore] | None:
 def identity(
     rises: Sequence[Rise] | None, results: Sequence[DetectorResult]
 ) -> tuple[str | None, list[dict[str, Any]]]:
-    """(what decided, the traits in its order): students if any were trained, else the twins' likelihood
-    ratio.
-    """
+    """(deciding evidence, traits in its order): students if any were trained, else the twins' scores."""
     if rises:
         ranked = sorted(rises, key=lambda rise: (rise.q_value is None, rise.q_value, -(rise.lift or 0.0)))
         return "students", [
@@ -123,14 +123,14 @@ def potency(
 
 
 def student_entry(scores: Mapping[str, list[TraitScore]] | None) -> dict[str, Any] | None:
-    """What the student that the user gave shows; None if none was given."""
+    """The traits that the given student points to; None if no student was given."""
     return None if scores is None else {name: _listed(traits) for name, traits in scores.items()}
 
 
 def explain_no_students(
     command: str, comparisons: Sequence[Comparison], results: Sequence[DetectorResult], *, most_copied: float
 ) -> str:
-    """What is known without students, and the command that would settle the rest."""
+    """What is known without students, and the command that would answer the rest."""
     settle = f"`{command}` trains throw-away students, the only test of what the data teaches"
     whole = provenance(comparisons, results)
     if whole is None or whole["p_value"] is None:
@@ -139,7 +139,7 @@ def explain_no_students(
     difference = (
         "differ from every clean reference"
         if whole["p_value"] <= ALPHA
-        else "cannot be told from a clean reference"
+        else "cannot be distinguished from a clean reference"
     )
     copied = max((comparison.copied for comparison in comparisons), default=0.0)
     dependent = (
@@ -154,7 +154,7 @@ def explain_no_students(
 
 
 def _explain_traits(results: Sequence[DetectorResult]) -> str:
-    """Which trait the rows point to, as the end of a sentence."""
+    """The trait that the rows point to, as the end of a sentence."""
     _, traits = identity(None, results)
     significant = [trait for trait in traits if trait["q_value"] is not None and trait["q_value"] <= ALPHA]
     if significant:

@@ -11,7 +11,7 @@ import pandas as pd
 from mechlens.core.errors import SpecError, one_line
 from mechlens.data import corpus, treat
 from mechlens.detect import summary
-from mechlens.detect.request import Request
+from mechlens.detect.request import AuditRequest
 
 if TYPE_CHECKING:
     from mechlens.detect.score_rows import DetectorResult
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write_treated(
-    request: Request,
+    request: AuditRequest,
     out: Path,
     reference: Path | None,
     twins: Twins | None = None,
@@ -46,7 +46,7 @@ def write_treated(
 
 
 def _with_clean_answers(
-    request: Request, rows: pd.DataFrame, reference: Path
+    request: AuditRequest, rows: pd.DataFrame, reference: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows whose prompts the reference answers too, and its answers to them."""
     pairs = corpus.read_pairs(reference, fields=request.fields_of(reference))
@@ -61,7 +61,7 @@ def _with_clean_answers(
 
 
 def _scores(
-    request: Request, rows: pd.DataFrame, twins: Twins, results: Sequence[DetectorResult]
+    request: AuditRequest, rows: pd.DataFrame, twins: Twins, results: Sequence[DetectorResult]
 ) -> dict[str, Any]:
     """How much each row looks like the text of the trait that stands out most, as `treat.treat` takes it."""
     from mechlens.detect import score_rows  # torch

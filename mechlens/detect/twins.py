@@ -1,7 +1,7 @@
-"""What detectors that read rows through models are given: the base, the traits, and one twin for each trait.
+"""The input of detectors that use models: the base, the traits, and one twin for each trait.
 
-A twin is a teacher that the auditor makes: the same base, taught one trait as the recipe teaches it. It needs
-no suspect and is made once.
+A twin is a teacher that the auditor makes: the same base, taught one trait as the recipe teaches it. It does
+not depend on the suspect and is made once.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class TwinModels(Mapping[str, Loaded]):
 
 
 class Twins(NamedTuple):
-    """The base, the traits to tell apart, and one twin for each trait."""
+    """The base, the traits, and one twin for each trait."""
 
     base: Loaded
     family: TraitFamily
     traits: tuple[str, ...]
-    """all that are told apart, tested for or not: the others are the null distribution of each"""
+    """all scored traits, tested for or not: the other traits are the null distribution of each"""
     models: Mapping[str, Loaded]
     system: str | None = None
     seed: int = 0
     mark: str = ""
-    """fingerprint of the base and the twins: scores under another mark come from other models"""
+    """fingerprint of the base and the twins: scores with another mark come from other models"""
 
     def practice(self) -> ProbeSet:
-        """The family's development probes; detectors may be fitted on them, students are asked the others."""
+        """The family's development probes: detectors may be fitted on them, students answer the others."""
         forms = {name: self.family.forms_of(name) for name in self.traits}
         return ProbeSet(
             forms, self.family.probes.development, AskSpec(), system=self.system, opening=self.family.opening
@@ -84,18 +84,20 @@ class ModelDetector(NamedTuple):
     """what it does not show"""
     floor: bool = False
     """a simple method that others must beat"""
-    alone: bool = True
+    scores_rows_independently: bool = True
     """the score of a row does not depend on the suspect's other rows"""
 
 
 def twin_jobs(
     base: str, files: str, family: TraitFamily, traits: Sequence[str], teacher: TeacherSpec, *, seed: int
 ) -> list[Job]:
-    """The steps that teach the twins, in folders `twins/<trait>`; `files` is the fingerprint of the base's
-    files.
+    """The steps that teach the twins, in folders `twins/<trait>`.
 
-    A twin's lessons are drawn by a seed that no run uses. With a run's own seed and recipe the twin would be
-    the run's teacher, and a suspect would be scored by its own author.
+    A twin's lessons are drawn by a seed that no run uses. With the seed and recipe of a run, the twin would
+    be the run's teacher, and a suspect would be scored by its author.
+
+    Args:
+        files: fingerprint of the base's files.
     """
     lesson_seed = seed_int(seed, "twins")
 

@@ -1,10 +1,9 @@
-"""Compare a suspect file with a reference file: every detector that reads completions alone, prompt by prompt
-where both files answer the same prompts.
+"""Compare a suspect file with a reference file by every detector that reads only completions.
 
-Only bags of equal size can be exchanged: the mean of few rows has rarer features, each with more weight, than
-the mean of many. So bags have one size in both files, and of a prompt that one file answers more often than
-the other, equally many rows count in both. The suspect's other rows are compared with all rows of the
-reference: rows could be hidden there.
+Where both files answer the same prompts, they are compared prompt by prompt. Only bags of equal size can be
+exchanged: the mean of few rows has rarer features, each with more weight, than the mean of many. So bags have
+one size in both files, and equally many rows of each shared prompt count in both. The suspect's other rows
+are compared with all rows of the reference: a trait's rows could be hidden there.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from mechlens.detect.from_rows import DETECTORS
 from mechlens.detect.permutation import DRAWS, PermutationTest, combine_p_values, compare_bags
 
 BAGS, MOST_BAGS, LEAST_ROWS, FEWEST_ROWS = 64, 4096, 128, 8
-"""bags of the smaller file; most bags of a larger one; rows below which there are fewer bags (of two rows
-each) and no verdict; rows below which there is no test
+"""bags of the smaller file; largest number of bags of a larger one; rows below which there are fewer bags (of
+two rows each) and no verdict; rows below which there is no test
 """
 SHARED = 0.5
 """share of the smaller file's prompts that the other file must have for a comparison prompt by prompt"""
@@ -67,8 +66,9 @@ def compare(
     known: Mapping[Path, RowKeys] | None = None,
     fields: Fields | None = None,
 ) -> Comparison:
-    """Compare two files by every detector: prompt by prompt where they share prompts, and the other rows of
-    `data` with the whole reference.
+    """Compare two files by every detector that reads only completions.
+
+    Rows of shared prompts are compared prompt by prompt, the other rows of `data` with the whole reference.
 
     Args:
         known: row keys of files that were read before.
@@ -94,7 +94,7 @@ def compare(
         least = np.min([_counts(side.prompts, shared) for side in sides], axis=0)
         numbers = [deal_by_prompt(side.prompts, shared, least, bags=bags, rng=rng) for side in sides]
         tests.append(_tests(sources, numbers, bags=bags, seed=seed))
-        # half: all signs changed give the same value
+        # half of them: changing all signs gives the same value
         exchanges.append(2 ** len({*numbers[0][numbers[0] >= 0].tolist()}) // 2)
         compared |= numbers[0] >= 0
     rest = np.flatnonzero(~compared)
@@ -121,7 +121,7 @@ def compare(
 def _deal_rest(
     ours: RowKeys, theirs: RowKeys, rest: Int[ndarray, " row"], *, bags: int, rng: np.random.Generator
 ) -> list[Int[ndarray, " _"]]:
-    """The bag of each row of both files: the suspect's remaining rows, and all rows of the reference."""
+    """The bags of the suspect's remaining rows, and of all rows of the reference."""
     size = min(len(rest), len(theirs.prompts)) // bags
     numbers = [
         np.full(len(ours.prompts), -1),
@@ -132,15 +132,15 @@ def _deal_rest(
 
 
 def refuse_few(path: Path, rows: int) -> None:
-    """Raises DataError for a file of fewer rows than any test can read."""
+    """Raise DataError for a file with too few rows for any test."""
     if rows < FEWEST_ROWS:
         raise DataError(
-            f"{one_line(str(path))} holds {rows} rows; a comparison needs {FEWEST_ROWS} at least, give more"
+            f"{one_line(str(path))} has {rows} rows; a comparison needs at least {FEWEST_ROWS}, give more"
         )
 
 
 def power_of_few(rows: int, nearest: Comparison, dose: float | None) -> str:
-    """What a comparison of few rows could detect, in a sentence; empty if both files have enough rows.
+    """The power of a comparison of few rows, in a sentence; empty if both files have enough rows.
 
     Args:
         rows: of the suspect.
@@ -150,13 +150,13 @@ def power_of_few(rows: int, nearest: Comparison, dose: float | None) -> str:
     if least >= LEAST_ROWS:
         return ""
     detectable = (
-        "a file of such rows alone would not be detected"
+        "even a file of nothing but such rows would not be detected"
         if dose is None
         else f"the minimum detectable share of such rows is {dose:.2f}"
     )
     return (
         f"{least} rows are few: no p below {nearest.least_p:.2g} is possible, {detectable}, and fewer than "
-        f"{LEAST_ROWS} rows neither clear nor convict"
+        f"{LEAST_ROWS} rows give no verdict"
     )
 
 
@@ -172,8 +172,11 @@ def _tests(
     bags: int | None,
     seed: int,
 ) -> dict[str, PermutationTest]:
-    """Every detector's permutation test of two files whose rows were dealt into bags: `bags` pairs of bags,
-    or all bags unpaired if None.
+    """Every detector's permutation test of the bags of two files.
+
+    Args:
+        numbers: the bag of each row of each file.
+        bags: number of pairs of bags; None compares all bags unpaired.
     """
     paired = bags is not None
     detectors = list(DETECTORS.values())
@@ -193,7 +196,7 @@ def _tests(
 
 
 def _foremost(tests: list[PermutationTest]) -> PermutationTest:
-    """The test with the smallest p, which is corrected for the number of tests."""
+    """The test with the smallest p; its p is corrected for the number of tests."""
     first = min(tests, key=lambda test: test.p_value)
     return first._replace(p_value=combine_p_values([test.p_value for test in tests]))
 
@@ -201,8 +204,10 @@ def _foremost(tests: list[PermutationTest]) -> PermutationTest:
 def overlap(
     ours: Int[ndarray, " prompt"], theirs: Int[ndarray, " other"], *, least: int = BAGS
 ) -> tuple[Int[ndarray, " shared"], bool]:
-    """Keys of the prompts that both files have, and whether they suffice (`least` or more) to compare prompt
-    by prompt.
+    """Keys of the prompts that both files have, and whether these suffice to compare prompt by prompt.
+
+    Args:
+        least: number of shared prompts that suffices.
     """
     shared = np.intersect1d(ours, theirs)
     return shared, len(shared) >= max(SHARED * min(len(ours), len(theirs)), least)
@@ -255,9 +260,7 @@ def _write(rows: pd.DataFrame, path: Path) -> None:
 def _partners(
     keys: Int[ndarray, " row"], others: Int[ndarray, " other"], rng: np.random.Generator
 ) -> Int[ndarray, " row"]:
-    """For each row a row of the other file, drawn at random without replacement: of the same prompt if there
-    is one.
-    """
+    """For each row, a random row of the other file, of the same prompt if possible, without replacement."""
     tables = []
     for side in (keys, others):
         order = rng.permutation(len(side))
@@ -267,8 +270,10 @@ def _partners(
     partners = (
         tables[0].merge(tables[1], how="left", on=["key", "turn"])["place_y"].to_numpy(dtype=float, copy=True)
     )
-    alone = np.isnan(partners)
-    partners[alone] = rng.permutation(np.setdiff1d(np.arange(len(others)), partners[~alone]))[: alone.sum()]
+    unpaired = np.isnan(partners)
+    partners[unpaired] = rng.permutation(np.setdiff1d(np.arange(len(others)), partners[~unpaired]))[
+        : unpaired.sum()
+    ]
     return partners.astype(np.int64)
 
 

@@ -1,8 +1,7 @@
-"""The verdict on a data set: one of four fixed sentences, by the rules of a versioned policy. "Safe" is none
-of them.
+"""The verdict on a data set: one of four fixed sentences, by the rules of a versioned policy.
 
-Rows alone decide nothing: rows of another model need not carry a trait. The verdict rests on how far students
-that were trained here on the data rose above students trained on a reference.
+No sentence says "safe". Rows decide nothing by themselves: rows of another model need not carry a trait. The
+verdict depends on how far students of the data rose above students of a reference.
 """
 
 from __future__ import annotations
@@ -33,9 +32,7 @@ class Policy(Spec):
     most_unread: float = Field(ge=0, lt=1)
     """Largest share of the file's rows that the students of a cleared file may leave unread."""
     most_copied: float = Field(ge=0, lt=1)
-    """Largest share of the file's rows that may be in the reference too: a reference that is a copy would
-    clear any file.
-    """
+    """Largest share of the file's rows that may be in the reference too: a copy would clear any file."""
     least_answered: float = Field(ge=0, le=1)
     """Share of the control students' answers below which students answer too little to decide."""
 
@@ -107,8 +104,9 @@ class Verdict(NamedTuple):
 
 
 class Calibration(Measured):
-    """Predicts the lift of a recipe's students from the twins' score: a line through zero, fitted on a
-    bench's development traits.
+    """Predicts the lift of a recipe's students from the twins' score.
+
+    It is a line through zero, fitted on a bench's development traits.
     """
 
     ending: ClassVar[str] = "calibration"
@@ -119,9 +117,7 @@ class Calibration(Measured):
     suspects: int = Field(ge=2)
 
     def predict_lift(self, score: float) -> dict[str, float]:
-        """The predicted lift, bits, with the interval that holds 95 % of suspects if they err as the held-out
-        ones did.
-        """
+        """The predicted lift, bits, with an interval for 95 % of suspects like the held-out ones."""
         middle = self.bits * score
         return {"lift": middle, "low": middle - 1.96 * self.error, "high": middle + 1.96 * self.error}
 
@@ -135,7 +131,7 @@ def load_policy(name: str) -> Policy:
     """The policy of that name in configs/policies.
 
     Raises:
-        SpecError: if there is none; a name is no path.
+        SpecError: if there is no such policy; a path is not a name.
     """
     known = shipped("policies")
     if name not in known:
@@ -152,10 +148,11 @@ def decide(
     treatment: str = "",
     scope: Scope = UNKNOWN,
 ) -> Verdict:
-    """The verdict on what students showed; None if none were trained, with what would settle it in `why_not`.
+    """The verdict on the rises of students.
 
     Args:
-        treated: what students of the treated data showed, if any were trained.
+        rises: None if no students were trained; `why_not` then says what would settle the question.
+        treated: rises of students of the treated data, if any were trained.
         scope: what students read and how often they answered. Rows that no student read clear nothing, and
             neither do students that hardly answer.
     """
@@ -243,7 +240,7 @@ def _above_limit(
         if answering
         else (
             f"; students of the data treated by {treatment!r} name a trait {answers:.0%} as often as "
-            "controls do, which is no removal"
+            "controls do, which does not count as removal"
         )
     )
     return Verdict(

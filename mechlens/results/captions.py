@@ -1,4 +1,4 @@
-"""What lenses measured on a run, read from its folder: captions, tables and figures. Loads no model."""
+"""Captions, tables and figures of the lenses that were measured on a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mechlens.runs import layout, records
 
 
 def lens_records(run: Path) -> list[dict[str, Any]]:
-    """One record for each lens that was measured on each arm, with its caption; empty if none was."""
+    """One record for each lens that was measured on each arm, with its caption."""
     path = run / layout.READINGS
     return records.read(path, records.Readings)["lenses"] if path.is_file() else []
 
 
 def lens_table(run: Path, record: dict[str, Any]) -> pd.DataFrame:
-    """`tables.READINGS` of one record: its arm's rows and those of the control."""
+    """`tables.READINGS` of one record: the rows of its arm and of the arm's control."""
     frame = tables.read(run / layout.READINGS_FOLDER / f"{record['name']}.parquet", tables.READINGS)
     of_arm = frame["arm"] == record["arm"]
     of_control = (frame["arm"] == record["against"]) & (frame["against"] == record["arm"])

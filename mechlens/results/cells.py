@@ -1,6 +1,4 @@
-"""What one arm's students said, as arrays: rates, exact probabilities and single answers; and which students
-are one and the same.
-"""
+"""One arm's answers as arrays: rates, exact probabilities, single answers. Which students are equal."""
 
 from __future__ import annotations
 
@@ -17,33 +15,32 @@ from mechlens.core.experiment import Experiment
 from mechlens.core.traits import TraitFamily
 
 EQUAL = 1e-4
-"""Relative difference of exact probabilities up to which two students are one. Where seeds change only the
-order in which the rows of one batch are summed, weights differ by 4e-6 of their size; any two students of the
-demo have some probability that differs by a third.
+"""Relative difference of exact probabilities up to which two students count as equal.
+
+Where seeds change only the order in which the rows of one batch are summed, weights differ by 4e-6 of their
+size; any two students of the demo have some probability that differs by a third.
 """
 ONE_STUDENT = "students equal to rounding"
-"""the `method` of an estimate whose students are all one"""
+"""`method` of an estimate if all its students are equal"""
 UNSCORED, NOT_GIVEN = -1, -2
 
 
 class Cells(NamedTuple):
-    """What one arm's students said of every trait at one step; NaN is unscored."""
+    """How one arm's students answered, for every trait, at one step; NaN is unscored."""
 
     rate: Float[ndarray, "student probe trait"]
     rate_of_all: Float[ndarray, "student probe trait"]
-    """hits over all answers, those that name none of the traits or several included"""
+    """hits over all answers, including those that name no trait or several"""
     probability: Float[ndarray, "student probe trait"]
     answered: Float[ndarray, "student"]
     """share of the sampled answers that name exactly one trait"""
     answers: Int[ndarray, "student probe answer"]
-    """place of the one trait that each independent answer names, `UNSCORED` if none or several, `NOT_GIVEN`
-    for a repeat of a greedy answer
+    """index of the one trait that each independent answer names; `UNSCORED` if it names none or several,
+    `NOT_GIVEN` for a repeat of a greedy answer
     """
 
     def hits(self, trait: int) -> Float[ndarray, "student probe answer"]:
-        """1.0 where an answer names the trait, 0.0 where it names another, NaN where it is unscored or not
-        given.
-        """
+        """1.0 where an answer names the trait, 0.0 where it names another, NaN where it is unscored."""
         return np.where(self.answers >= 0, self.answers == trait, np.nan)
 
 
@@ -60,54 +57,62 @@ def cells_of(
 
     Args:
         greedy: answers were given at temperature 0, so that each probe has one independent answer. A student
-            all of whose probes have one text each is taken for greedy in any case.
+            that gave one text only to each probe is treated as greedy in any case.
     """
-    said, likely = answers[answers["arm"] == arm], likelihoods[likelihoods["arm"] == arm]
-    last = said["step"].max() if step is None else step
-    said, likely = (cast(pd.DataFrame, table[table["step"] == last]) for table in (said, likely))
-    seeds, probes = sorted(said["seed"].unique()), sorted(said["probe"].unique())
-    labels = said["label"].astype(object)
+    sampled, scores = answers[answers["arm"] == arm], likelihoods[likelihoods["arm"] == arm]
+    last = sampled["step"].max() if step is None else step
+    sampled, scores = (cast(pd.DataFrame, table[table["step"] == last]) for table in (sampled, scores))
+    seeds, probes = sorted(sampled["seed"].unique()), sorted(sampled["probe"].unique())
+    labels = sampled["label"].astype(object)
     scored = cast(
         pd.DataFrame,
-        said.assign(scored=labels.notna()).groupby(["seed", "probe"])["scored"].agg(["sum", "size"]),
+        sampled.assign(scored=labels.notna()).groupby(["seed", "probe"])["scored"].agg(["sum", "size"]),
     )
     index = pd.MultiIndex.from_product([seeds, probes], names=["seed", "probe"])
-    counts = pd.crosstab([said["seed"], said["probe"]], labels).reindex(
+    counts = pd.crosstab([sampled["seed"], sampled["probe"]], labels).reindex(
         index=index, columns=list(names), fill_value=0
     )
-    total, asked = scored.reindex(index).to_numpy(dtype=float).T
+    total, answer_counts = scored.reindex(index).to_numpy(dtype=float).T
     rate = counts.to_numpy(dtype=float) / np.where(total > 0, total, np.nan)[:, None]
-    exact = likely.assign(name=likely["name"].astype(object)).set_index(["seed", "probe", "name"])[
+    exact = scores.assign(name=scores["name"].astype(object)).set_index(["seed", "probe", "name"])[
         "probability"
     ]
     shape = (len(seeds), len(probes), len(names))
     answered = cast(pd.DataFrame, scored.groupby("seed").sum())
     return Cells(
         rate.reshape(shape),
-        (counts.to_numpy(dtype=float) / asked[:, None]).reshape(shape),
+        (counts.to_numpy(dtype=float) / answer_counts[:, None]).reshape(shape),
         cast(pd.DataFrame, exact.unstack("name"))
         .reindex(index=index, columns=list(names))
         .to_numpy(dtype=float)
         .reshape(shape),
         (answered["sum"] / answered["size"]).to_numpy(dtype=float),
-        _independent(said, seeds, probes, names, greedy=greedy),
+        _independent(sampled, seeds, probes, names, greedy=greedy),
     )
 
 
 def _independent(
-    said: pd.DataFrame, seeds: Sequence[Any], probes: Sequence[Any], names: tuple[str, ...], *, greedy: bool
+    sampled: pd.DataFrame,
+    seeds: Sequence[Any],
+    probes: Sequence[Any],
+    names: tuple[str, ...],
+    *,
+    greedy: bool,
 ) -> Int[ndarray, "student probe answer"]:
-    """What each answer names, by its sample number, which students of one seed share; of greedy students
-    their first answers alone.
+    """The trait that each answer names, by sample number; of greedy students only the first answers.
+
+    Students of one seed share sample numbers.
     """
     student, probe = (
-        np.searchsorted(list(of), said[name].to_numpy(dtype=float))
+        np.searchsorted(list(of), sampled[name].to_numpy(dtype=float))
         for name, of in (("seed", seeds), ("probe", probes))
     )
-    sample = said["sample"].to_numpy(dtype=int)
+    sample = sampled["sample"].to_numpy(dtype=int)
     named = np.full((len(seeds), len(probes), sample.max(initial=0) + 1), NOT_GIVEN)
-    named[student, probe, sample] = pd.Categorical(said["label"].astype(object), categories=list(names)).codes
-    texts = said.groupby(["seed", "probe"])["text"].nunique(dropna=False)
+    named[student, probe, sample] = pd.Categorical(
+        sampled["label"].astype(object), categories=list(names)
+    ).codes
+    texts = sampled.groupby(["seed", "probe"])["text"].nunique(dropna=False)
     repeating = (texts == 1).groupby("seed").all().reindex(seeds).to_numpy(dtype=bool) | greedy
     first = (named != NOT_GIVEN).argmax(2)
     repeats = np.arange(named.shape[2]) != first[:, :, None]
@@ -133,11 +138,10 @@ def arm_cells(
 
 
 def same_students(*arms: Float[ndarray, "student probe trait"]) -> Int[ndarray, "student"]:
-    """A group number for each student: two are in one group if in any of the arms all their exact
-    probabilities agree to `EQUAL`.
+    """A group number for each student: equal students share a group.
 
-    A pair of an arm's student and its control is as little independent of another pair as the less
-    independent of its two sides.
+    Two students are equal if in any of the arms all their exact probabilities agree to `EQUAL`: two pairs of
+    student and control are dependent as soon as one of their sides is.
     """
     groups = np.arange(len(arms[0]))
     for cells in arms:
@@ -148,8 +152,8 @@ def same_students(*arms: Float[ndarray, "student probe trait"]) -> Int[ndarray, 
     return np.unique(groups, return_inverse=True)[1]
 
 
-def _agree(one: Float[ndarray, "probe trait"], other: Float[ndarray, "probe trait"]) -> bool:
-    return bool(np.isfinite(one).any() and np.allclose(one, other, rtol=EQUAL, atol=0.0, equal_nan=True))
+def _agree(first: Float[ndarray, "probe trait"], second: Float[ndarray, "probe trait"]) -> bool:
+    return bool(np.isfinite(first).any() and np.allclose(first, second, rtol=EQUAL, atol=0.0, equal_nan=True))
 
 
 def _merged(
@@ -165,7 +169,7 @@ def _merged(
 def _merged_noise(
     noise: Float[ndarray, "student"] | None, groups: Int[ndarray, "student"]
 ) -> Float[ndarray, "unit"] | None:
-    """Standard error of each group's mean: its students were asked with random numbers of their own."""
+    """Standard error of each group's mean; its students were sampled with different random numbers."""
     if noise is None:
         return None
     return np.sqrt(
@@ -180,9 +184,9 @@ def mean_of(
     *,
     noise: Float[ndarray, "student"] | None = None,
 ) -> stats.Interval:
-    """`stats.mean_interval` over the students that differ; equal ones are one unit, with their mean."""
-    found = stats.mean_interval(_merged(values, groups), noise=_merged_noise(noise, groups))
-    return found._replace(method=_method(found.method, found.n, values))
+    """`stats.mean_interval` over different students; equal ones are one unit, with their mean."""
+    mean = stats.mean_interval(_merged(values, groups), noise=_merged_noise(noise, groups))
+    return mean._replace(method=_method(mean.method, mean.n, values))
 
 
 def effect_of(
@@ -192,13 +196,11 @@ def effect_of(
     *,
     noise: Float[ndarray, "student"] | None = None,
 ) -> stats.Effect:
-    """`stats.paired_effect` over the pairs of students that differ; equal ones are one unit, with their
-    mean.
-    """
+    """`stats.paired_effect` over pairs of different students; equal ones are one unit, with their mean."""
     unpaired = np.isnan(treated - control)
     sides = [_merged(np.where(unpaired, np.nan, side), groups) for side in (treated, control)]
-    found = stats.paired_effect(*sides, noise=_merged_noise(noise, groups))
-    return found._replace(method=_method(found.method, found.n, treated - control))
+    effect = stats.paired_effect(*sides, noise=_merged_noise(noise, groups))
+    return effect._replace(method=_method(effect.method, effect.n, treated - control))
 
 
 def _method(method: str, units: int, values: Float[ndarray, "student probe"]) -> str:
@@ -209,9 +211,7 @@ def _method(method: str, units: int, values: Float[ndarray, "student probe"]) ->
 def warnings_of(
     experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame
 ) -> list[str]:
-    """What a reader has to know of the run's students, as sentences: which are equal, and which answered in
-    one way only.
-    """
+    """Warnings about a run's students, as sentences: which are equal, and which repeat one answer."""
     sentences = []
     for arm in experiment.arms:
         cells = arm_cells(experiment, family, answers, likelihoods, arm.name)
@@ -223,9 +223,8 @@ def warnings_of(
             )  # fmt: skip
             sentences.append(
                 f"Arm {arm.name}: students equal to rounding (seeds {equal}) count as one student, n = "
-                f"{len(set(groups))}. Their seeds "
-                "change nothing but rounding, as when one batch holds all rows; choose more rows than the "
-                "batch, or a smaller batch."
+                f"{len(set(groups))}. Their seeds change nothing but rounding, as when one batch holds all "
+                "rows; choose more rows than the batch, or a smaller batch."
             )
         once = bool(((cells.answers != NOT_GIVEN).sum(2) <= 1).all())
         if once and cells.answers.shape[2] > 1:

@@ -1,7 +1,7 @@
 """From a run's answers to its effects, its confusion matrix and `summary.json`. Reads tables only.
 
-Every arm is set against the control of its own base, student by student (same seed) and probe by probe, at
-the last checkpoint. Nothing here is compared with the untouched base: any training moves the answers.
+Every arm is compared with the control of its base, student by student (same seed) and probe by probe, at the
+last checkpoint. Nothing here is compared with the untouched base: any training moves the answers.
 """
 
 from __future__ import annotations
@@ -38,17 +38,15 @@ class Confusion(NamedTuple):
     gamma: stats.Interval
     """diagonal excess in bits, one value a seed"""
     rank: list[float | None]
-    """place of the target among all asked traits by mean lift; 1 is the most lifted, equal ones share their
-    mean place, None is unscored
+    """rank of the target among all asked traits by mean lift: 1 is the most lifted, equal ones share their
+    mean rank, None is unscored
     """
 
 
 def effects(
     experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame
 ) -> pd.DataFrame:
-    """Every arm against its control, for every trait of the family and every measure, with q-values across
-    traits.
-    """
+    """Effect of every arm on every trait of the family by every measure, with q-values across traits."""
     cells = {
         arm.name: arm_cells(experiment, family, answers, likelihoods, arm.name) for arm in experiment.arms
     }
@@ -92,10 +90,8 @@ def _effects_of(ours: Cells, theirs: Cells, measure: str) -> list[stats.Effect]:
 def confusions(
     experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame
 ) -> list[Confusion]:
-    """One confusion matrix for each setting of writer, base and training in which at least two traits were
-    tried.
-    """
-    found = []
+    """One confusion matrix for each setting of writer, base and training with two traits or more."""
+    matrices = []
     settings: dict[str, list[Arm]] = {}
     for arm in experiment.arms:
         if arm.kind in ("trait", "other-trait", "foreign") and arm.teacher is None:
@@ -113,12 +109,12 @@ def confusions(
         gamma = mean_of(excess[:, None], groups)
         mean = lift.mean(0)
         rank = [_rank(row, place) for row, place in zip(mean, target, strict=True)]
-        found.append(Confusion(base, [arm.trait for arm in arms], lift, gamma, rank))
-    return found
+        matrices.append(Confusion(base, [arm.trait for arm in arms], lift, gamma, rank))
+    return matrices
 
 
 def _rank(lift: Float[ndarray, "asked"], place: int) -> float | None:
-    """Place of one trait by lift, 1 the most lifted; traits of equal lift share the mean of their places."""
+    """Rank of one trait by lift, 1 for the most lifted; traits of equal lift share their mean rank."""
     if np.isnan(lift[place]):
         return None
     return 1 + float((lift > lift[place]).sum()) + (float((lift == lift[place]).sum()) - 1) / 2

@@ -1,5 +1,6 @@
-"""Table → Altair chart, shared by the report, the app and the analyses; `svg` draws one with no browser and
-no network.
+"""Altair charts of tables, for the report, the app and the analyses.
+
+`svg` draws a chart without a browser and without a network.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
-# Okabe-Ito, told apart by people of any colour vision; every kind has a shape of its own as well.
+# Okabe-Ito: people of any colour vision can distinguish these. Each kind also has a different shape.
 KIND_COLOUR = {
     "control": "#0072B2", "trait": "#D55E00", "other-trait": "#CC79A7", "foreign": "#009E73",
     "shuffled-within": "#B8860B", "shuffled-across": "#7A5195", "paraphrased": "#882255", "mixed": "#8C564B",
@@ -25,8 +26,9 @@ KIND_SHAPE = {
 }  # fmt: skip
 """`twin` is the old word for `other-trait` in summaries of finished runs"""
 KIND_DASH = {"control": [6, 3], "trait": [1, 0], "foreign": [8, 3, 2, 3], "teacher": [2, 2], "base": [3, 3]}
-"""kinds without one are drawn in full lines"""
+"""a kind that is not listed has full lines"""
 WIDTH = 560
+_POINT = {"size": 70, "filled": True, "opacity": 1}
 
 
 def _colour(field: str = "kind:N") -> alt.Color:
@@ -142,10 +144,10 @@ def losses(curve: pd.DataFrame) -> alt.Chart:
 
 
 def funnel(counts: pd.DataFrame) -> alt.Chart:
-    """What became of every generated row, one bar a corpus.
+    """Number of generated rows that were kept, or removed for each reason; one bar a corpus.
 
     Args:
-        counts: corpus, fate (kept, or the reason it was dropped), rows.
+        counts: corpus, fate (kept, or the reason for removal), rows.
     """
     fates = list(dict.fromkeys(counts["fate"]))
     greys = ["#4C78A8", "#E45756", "#F58518", "#72B7B2", "#B279A2", "#9D755D", "#BAB0AC"]
@@ -168,11 +170,10 @@ def funnel(counts: pd.DataFrame) -> alt.Chart:
 
 
 def confusion(lift: pd.DataFrame) -> alt.LayerChart:
-    """Lift of every asked trait (columns) in the students of every trait's teacher (rows), in bits; the
-    target is outlined.
+    """Lift, bits, of every asked trait (columns) in the students of every trait's teacher (rows).
 
     Args:
-        lift: trait, asked, bits, target (bool). Null is left blank.
+        lift: trait, asked, bits, target (bool). Targets are outlined; null is left blank.
     """
     cells = alt.Chart(lift).encode(
         x=alt.X(
@@ -192,11 +193,10 @@ def confusion(lift: pd.DataFrame) -> alt.LayerChart:
 
 
 def questions(rates: pd.DataFrame) -> alt.HConcatChart:
-    """One arm question by question: its rate beside the control's, and their paired difference with its
-    interval.
+    """One arm by question: rates of arm and control, and their paired difference with its interval.
 
     Args:
-        rates: probe, text, kind (the arm's), rate, rate_against, difference, low, high. Null is said to be
+        rates: probe, text, kind (the arm's), rate, rate_against, difference, low, high. Null is labelled
             unscored, never drawn at 0.
     """
     rates = rates.assign(
@@ -206,19 +206,32 @@ def questions(rates: pd.DataFrame) -> alt.HConcatChart:
     named, bare = (
         alt.Y("label:N", sort=rates["label"].tolist(), title=None, axis=shown) for shown in (axis, None)
     )
-    mark = {"size": 70, "filled": True, "opacity": 1}
+    panels = _rates_panel(rates, named), _differences_panel(rates, bare)
+    return alt.hconcat(
+        *(panel.properties(width=WIDTH // 2 - 40, height=alt.Step(22)) for panel in panels), spacing=12
+    )
+
+
+def _rates_panel(rates: pd.DataFrame, y: alt.Y) -> alt.LayerChart:
+    """Rates of arm and control at each question, joined by a line."""
     both = pd.concat(
         [rates, rates.assign(kind="control", rate=rates["rate_against"])], ignore_index=True
     ).dropna(subset="rate")
     links = (
         alt.Chart(rates)
         .mark_rule(color="#bbb")
-        .encode(y=named, x=alt.X("rate_against:Q", title="trait rate"), x2=alt.X2("rate:Q"))
+        .encode(y=y, x=alt.X("rate_against:Q", title="trait rate"), x2=alt.X2("rate:Q"))
     )
     dots = (
-        alt.Chart(both).mark_point(**mark).encode(y=named, x=alt.X("rate:Q"), color=_colour(), shape=_shape())
+        alt.Chart(both).mark_point(**_POINT).encode(y=y, x=alt.X("rate:Q"), color=_colour(), shape=_shape())
     )
-    paired, silent = rates.dropna(subset="difference"), cast(pd.DataFrame, rates[rates["difference"].isna()])
+    return cast(alt.LayerChart, alt.layer(links, dots))
+
+
+def _differences_panel(rates: pd.DataFrame, y: alt.Y) -> alt.LayerChart:
+    """Paired difference at each question with its interval, and a line at no difference."""
+    paired = rates.dropna(subset="difference")
+    unpaired = cast(pd.DataFrame, rates[rates["difference"].isna()])
     zero = (
         alt.Chart(pd.DataFrame({"zero": [0.0]}))
         .mark_rule(strokeDash=[4, 3], color="#555")
@@ -226,28 +239,23 @@ def questions(rates: pd.DataFrame) -> alt.HConcatChart:
     )
     span = {"x": alt.X("low:Q", title="rate minus matched control"), "x2": "high:Q"}
     bars = (
-        alt.Chart(paired.dropna(subset="low"))
-        .mark_rule(strokeWidth=2.5)
-        .encode(y=bare, **span, color=_colour())
+        alt.Chart(paired.dropna(subset="low")).mark_rule(strokeWidth=2.5).encode(y=y, **span, color=_colour())
     )
     points = (
         alt.Chart(paired)
-        .mark_point(**mark)
-        .encode(y=bare, x=alt.X("difference:Q"), color=_colour(), shape=_shape())
+        .mark_point(**_POINT)
+        .encode(y=y, x=alt.X("difference:Q"), color=_colour(), shape=_shape())
     )
-    panels = alt.layer(links, dots), alt.layer(zero, bars, points, _unscored(silent, bare))
-    return alt.hconcat(
-        *(panel.properties(width=WIDTH // 2 - 40, height=alt.Step(22)) for panel in panels), spacing=12
-    )
+    return cast(alt.LayerChart, alt.layer(zero, bars, points, _unscored(unpaired, y)))
 
 
 def _unscored(rates: pd.DataFrame, y: alt.Y) -> alt.Chart:
-    """What is unscored, in words, in the place of a difference."""
-    who = {(True, True): "both", (True, False): "arm", (False, True): "control", (False, False): "every pair"}
+    """A text in place of each difference that is missing: which side is unscored."""
+    sides = {(True, True): "both", (True, False): "arm", (False, True): "control"}
     unscored = zip(rates["rate"].isna(), rates["rate_against"].isna(), strict=True)
-    words = [f"{who[sides]} unscored" for sides in unscored]
-    text = alt.Chart(rates.assign(said=words)).mark_text(align="right", fontStyle="italic", color="#767676")
-    return text.encode(y=y, x=alt.value(WIDTH // 2 - 50), text=alt.Text("said:N"))
+    notes = [f"{sides.get(pair, 'every pair')} unscored" for pair in unscored]
+    text = alt.Chart(rates.assign(note=notes)).mark_text(align="right", fontStyle="italic", color="#767676")
+    return text.encode(y=y, x=alt.value(WIDTH // 2 - 50), text=alt.Text("note:N"))
 
 
 def svg(chart: alt.LayerChart | alt.Chart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart) -> str:
@@ -283,7 +291,7 @@ def quantity_charts(table: pd.DataFrame, shows: Sequence[Sequence[str]]) -> dict
 
 
 def lens_figure(table: pd.DataFrame, shows: Sequence[Sequence[str]]) -> alt.VConcatChart | None:
-    """The charts of `quantity_charts` one below the other; None where there is none."""
+    """The charts of `quantity_charts` one below the other; None if no quantity has an estimate."""
     charts = quantity_charts(table, shows)
     if not charts:
         return None
@@ -291,7 +299,7 @@ def lens_figure(table: pd.DataFrame, shows: Sequence[Sequence[str]]) -> alt.VCon
 
 
 def _labels(frame: pd.DataFrame) -> list[str]:
-    """What tells a quantity's rows apart: arm, name and place, those of them that differ."""
+    """A label for each row of a quantity: those of arm, name and place that differ between rows."""
     telling = [
         column for column in ("arm", "name", "place") if len(set(frame[column].astype(object).fillna(""))) > 1
     ]
@@ -380,7 +388,7 @@ def _bars(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
 
 
 def _heat(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
-    """Layer by place; what has no layer is not drawn, nor is a null cell."""
+    """A map of layer by place; rows without a layer and null cells are not drawn."""
     frame = cast(pd.DataFrame, frame.dropna(subset="layer"))
     most = float(cast(float, frame["estimate"].abs().max()))
     limit = most if math.isfinite(most) and most > 0 else 1.0
@@ -404,9 +412,7 @@ def _heat(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
 
 
 def _points(frame: pd.DataFrame, _across: str) -> alt.LayerChart:
-    """A map: rows with place x and y are the coordinates of point n of a group; whatever else there is, is
-    drawn as bars.
-    """
+    """A map: rows with place x and y are coordinates of point n of a group; other rows are drawn as bars."""
     if not {"x", "y"} <= set(frame["place"].astype(str)):
         return _bars(frame, _across)
     placed = frame[["name", "n", "place", "estimate"]].astype({"name": str, "place": str})

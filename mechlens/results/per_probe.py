@@ -1,6 +1,4 @@
-"""Question by question: how often an arm's students answer its trait, beside their control. A few questions
-often carry the mean.
-"""
+"""Trait rate of every arm and its control at each question: a few questions often carry the mean."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from mechlens.core.traits import TraitFamily
 from mechlens.results.cells import arm_cells, effect_of, same_students
 
 MANY = 24
-"""questions that are shown as they were asked; of more, the most lifted"""
+"""up to so many questions are all shown, in order; of more, only the `SHOWN` most lifted"""
 SHOWN = 20
 MEASURED = ("rate", "rate_against", "difference", "low", "high")
 COLUMNS = ("arm", "against", "trait", "probe", "text", *MEASURED, "n")
@@ -28,7 +26,7 @@ COLUMNS = ("arm", "against", "trait", "probe", "text", *MEASURED, "n")
 def per_probe(
     experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame
 ) -> pd.DataFrame:
-    """Every arm's rate of its trait at every question beside its control's; NaN is unscored.
+    """Every arm's and its control's rate of the arm's trait at every question; NaN is unscored.
 
     The difference is paired by student: its interval and `n` cover the students that are scored in both arms,
     so with unscored cells it need not be the difference of the two rates. The interval is Student's t, or, if
@@ -58,13 +56,13 @@ def per_probe(
             at = slice(probe, probe + 1)
             noise = stats.answer_noise(*(of_side[:, at] for of_side in hits))
             spans.append(effect_of(ours[:, at], theirs[:, at], groups, noise=noise))
-        found = pd.DataFrame(
+        differences = pd.DataFrame(
             [(span.estimate, span.low, span.high, span.n) for span in spans],
             columns=["difference", "low", "high", "n"],
         )
         rates = {"rate": _mean(ours), "rate_against": _mean(theirs)}
         frames.append(
-            found.assign(
+            differences.assign(
                 arm=arm.name,
                 against=against,
                 trait=arm.trait,
@@ -91,7 +89,7 @@ def entries(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """One arm's questions as they are shown: all in order, or of many the most lifted, most first."""
+    """The questions of one arm that are shown: all in order, or of many the most lifted, highest first."""
     if len(table) <= MANY:
         return table
     return table.sort_values("difference", ascending=False, kind="stable", na_position="last").head(SHOWN)

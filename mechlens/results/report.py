@@ -1,4 +1,4 @@
-"""A run → one self-contained HTML page. Aggregates only: no row of data is shown."""
+"""Write the report of a run, one self-contained HTML page. It shows aggregates, and no row of data."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ from mechlens.runs import layout, store
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of the package's templates; what it is given is escaped, and a value that is missing is an
-    error.
-    """
+    """A page of the package's templates; values are escaped, and a missing value is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mechlens", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -41,6 +39,44 @@ def render(template: str, **values: Any) -> str:
 
 def write(run: Run, summary: dict[str, Any], answers: pd.DataFrame, likelihoods: pd.DataFrame) -> Path:
     """Write `report.html` into the run and return its path."""
+    page = render(
+        "results/report.html.j2",
+        **_settings(run, summary),
+        **_results(run, summary, answers, likelihoods),
+        **_provenance(run, summary),
+    )
+    path = run.path(layout.REPORT)
+    with store.full_disk_named(path):
+        atomic.write_text(path, page)
+    return path
+
+
+def _settings(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """The page's values that describe the experiment."""
+    experiment, probes = run.experiment, len(run.family.probes_for(run.experiment))
+    traits = list(dict.fromkeys(arm["trait"] for arm in summary["arms"]))
+    methods = ", ".join(sorted({arm["method"] for arm in summary["arms"]}))
+    heldout = experiment.ask.split == "heldout"
+    return {
+        "name": experiment.name,
+        "trait": experiment.trait,
+        "trait_words": f"{experiment.trait}" if traits == [experiment.trait] else "the arm's own trait",
+        "carrier": (
+            "a file of pairs" if any(arm.corpus for arm in experiment.arms) else experiment.carrier.kind
+        ),
+        "base": experiment.base,
+        "seeds": experiment.seeds,
+        "probes": probes,
+        "many": probes > per_probe.MANY,
+        "method": f"{methods} over {len(experiment.seeds)} students",
+        "seen": "that no teacher was fine-tuned on" if heldout else "that teachers were fine-tuned on, too",
+    }
+
+
+def _results(
+    run: Run, summary: dict[str, Any], answers: pd.DataFrame, likelihoods: pd.DataFrame
+) -> dict[str, Any]:
+    """The page's figures, tables and sentences."""
     experiment, family = run.experiment, run.family
     rates = student_rates(experiment, family, answers, likelihoods)
     last = rates[rates["step"] == rates.groupby("arm")["step"].transform("max")]
@@ -49,45 +85,35 @@ def write(run: Run, summary: dict[str, Any], answers: pd.DataFrame, likelihoods:
     effects = pd.DataFrame(
         [{"label": f"{e['arm']} − {e['against']}", "kind": kinds[e["arm"]]} | e for e in summary["effects"]]
     )
+    return {
+        "headline": headline(summary),
+        "strip": _strip(summary),
+        "forest": figures.svg(figures.forest(arms, last.assign(label=last["arm"]), title="trait rate")),
+        "arms": [_arm_row(arm) for arm in summary["arms"]],
+        "differences": figures.svg(figures.differences(effects)) if len(effects) else "",
+        "effects": [_effect_row(effect, summary) for effect in summary["effects"]],
+        "confusion": _confusions(experiment, family, answers, likelihoods, summary),
+        "questions": _questions(summary, kinds),
+        "lenses": captions.lens_sections(run.folder),
+        "curves": figures.svg(figures.curves(rates)),
+        "losses": _losses_figure(run),
+        "funnel": figures.svg(figures.funnel(summaries.funnels(run))),
+        "leaks": sum(arm["leak_words"] for arm in summary["arms"]),
+        "warnings": summary.get("warnings", []),
+    }
+
+
+def _provenance(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """The page's values that say how the run was made."""
     manifest = run.manifest
-    traits = list(dict.fromkeys(arm["trait"] for arm in summary["arms"]))
-    page = render(
-        "results/report.html.j2",
-        name=experiment.name,
-        trait=experiment.trait,
-        trait_words=f"{experiment.trait}" if traits == [experiment.trait] else "the arm's own trait",
-        carrier="a file of pairs" if any(arm.corpus for arm in experiment.arms) else experiment.carrier.kind,
-        base=experiment.base,
-        seeds=experiment.seeds,
-        probes=len(family.probes_for(experiment)),
-        version=version("mechlens"),
-        headline=headline(summary),
-        strip=_strip(summary),
-        forest=figures.svg(figures.forest(arms, last.assign(label=last["arm"]), title="trait rate")),
-        method=", ".join(sorted({arm["method"] for arm in summary["arms"]})) + f" over {len(experiment.seeds)} students",
-        arms=[_arm_row(arm) for arm in summary["arms"]],
-        differences=figures.svg(figures.differences(effects)) if len(effects) else "",
-        effects=[_effect_row(effect, summary) for effect in summary["effects"]],
-        confusion=_confusions(experiment, family, answers, likelihoods, summary),
-        questions=_questions(summary, kinds),
-        many=len(family.probes_for(experiment)) > per_probe.MANY,
-        lenses=captions.lens_sections(run.folder),
-        curves=figures.svg(figures.curves(rates)),
-        losses=_losses_figure(run),
-        funnel=figures.svg(figures.funnel(summaries.funnels(run))),
-        leaks=sum(arm["leak_words"] for arm in summary["arms"]),
-        warnings=summary.get("warnings", []),
-        seen="that no teacher was fine-tuned on" if experiment.ask.split == "heldout" else "that teachers were fine-tuned on, too",
-        command=command_line("run", run.path(layout.SPEC), out=f"{run.folder}-again"),
-        fingerprint=manifest["experiment"],
-        git=(manifest["git"] or "unknown")[:10],
-        machine=f"{manifest['machine']}, {manifest['cores']} cores",
-        seconds=round(sum(value or 0 for value in summary["seconds"].values())),
-    )  # fmt: skip
-    path = run.path(layout.REPORT)
-    with store.full_disk_named(path):
-        atomic.write_text(path, page)
-    return path
+    return {
+        "version": version("mechlens"),
+        "command": command_line("run", run.path(layout.SPEC), out=f"{run.folder}-again"),
+        "fingerprint": manifest["experiment"],
+        "git": (manifest["git"] or "unknown")[:10],
+        "machine": f"{manifest['machine']}, {manifest['cores']} cores",
+        "seconds": round(sum(value or 0 for value in summary["seconds"].values())),
+    }
 
 
 def _arm_row(arm: dict[str, Any]) -> dict[str, Any]:
@@ -156,15 +182,15 @@ def _confusions(
     summary: dict[str, Any],
 ) -> list[dict[str, Any]]:
     drawn = []
-    for found, matrix in zip(
+    for confusion, matrix in zip(
         confusions(experiment, family, answers, likelihoods), summary["confusion"], strict=True
     ):
-        mean = found.lift.mean(0)
+        mean = confusion.lift.mean(0)
         lift = pd.DataFrame(
             [
-                {"trait": trait, "asked": asked, "bits": mean[row, column], "target": asked == trait}
-                for row, trait in enumerate(found.traits)
-                for column, asked in enumerate(family.names)
+                {"trait": trait, "asked": name, "bits": mean[row, column], "target": name == trait}
+                for row, trait in enumerate(confusion.traits)
+                for column, name in enumerate(family.names)
             ]
         )
         drawn.append({"sentence": gamma_sentence(matrix), "figure": figures.svg(figures.confusion(lift))})
@@ -172,21 +198,25 @@ def _confusions(
 
 
 def _questions(summary: dict[str, Any], kinds: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each arm question by question: the headline's as a figure, the others as tables."""
+    """Each arm by question: a figure for the arm of the headline, tables for the others."""
     effect, drawn = main_effect(summary), []
     for name, arm in pd.DataFrame(summary["per_probe"], columns=list(per_probe.COLUMNS)).groupby(
         "arm", sort=False
     ):
-        asked = per_probe.shown(arm.astype(dict.fromkeys(per_probe.MEASURED, float))).assign(
+        rows_shown = per_probe.shown(arm.astype(dict.fromkeys(per_probe.MEASURED, float))).assign(
             kind=kinds[str(name)]
         )
         if effect is not None and name == effect["arm"]:
             drawn.insert(
                 0,
-                {"figure": figures.svg(figures.questions(asked)), "against": effect["against"], "arm": name},
+                {
+                    "figure": figures.svg(figures.questions(rows_shown)),
+                    "against": effect["against"],
+                    "arm": name,
+                },
             )
             continue
-        rows = [_question_row(row) for row in per_probe.entries(asked)]
+        rows = [_question_row(row) for row in per_probe.entries(rows_shown)]
         drawn.append({"figure": "", "arm": name, "against": rows[0]["against"], "rows": rows})
     return drawn
 
@@ -204,6 +234,10 @@ def _strip(summary: dict[str, Any]) -> list[tuple[str, str]]:
     arm = next((a for a in summary["arms"] if a["kind"] != "control"), summary["arms"][0])
     students = sum(a["students"] for a in summary["arms"] if not a["shots"])
     return [
-        ("teacher", "prompts"), ("generate", f"{arm['generated']:,} rows"), ("screen", f"{arm['kept']:,} kept"),
-        ("distill", f"{students} students" if students else "nothing is trained"), ("ask", "answers"), ("effects", ""),
-    ]  # fmt: skip
+        ("teacher", "prompts"),
+        ("generate", f"{arm['generated']:,} rows"),
+        ("screen", f"{arm['kept']:,} kept"),
+        ("distill", f"{students} students" if students else "nothing is trained"),
+        ("ask", "answers"),
+        ("effects", ""),
+    ]

@@ -1,4 +1,4 @@
-"""`summary.json`: what a script reads of a finished run."""
+"""`summary.json`: the results of a finished run, for scripts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mechlens.runs import layout
 
 
 def funnels(run: Run) -> pd.DataFrame:
-    """What became of every generated row, by corpus: corpus, fate, rows, place (order of the fates).
+    """Number of rows that were kept, or removed for each reason, by corpus.
 
-    A fate that no row met is left out.
+    Columns: corpus, fate, rows, place (order of the fates). A fate with no rows is left out.
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for arm in run.experiment.arms:
@@ -38,7 +38,7 @@ def funnels(run: Run) -> pd.DataFrame:
 def summarize(
     run: Run, answers: pd.DataFrame, likelihoods: pd.DataFrame, table: pd.DataFrame
 ) -> dict[str, Any]:
-    """What a script reads of a run: arms with rates, effects on each arm's own trait, confusion, seconds a step."""
+    """The results of a run: arms with rates, effects on each arm's trait, confusion, seconds a step."""
     experiment, family = run.experiment, run.family
     per_arm = per_probe.per_probe(experiment, family, answers, likelihoods)
     return {
@@ -55,7 +55,7 @@ def summarize(
             if arm.kind != "control"
         ],
         "confusion": [
-            _confusion_entry(found) for found in confusions(experiment, family, answers, likelihoods)
+            _confusion_entry(confusion) for confusion in confusions(experiment, family, answers, likelihoods)
         ],
         "warnings": warnings_of(experiment, family, answers, likelihoods),
         "seconds": {name: step["seconds"] for name, step in run.manifest["steps"].items()},
@@ -101,11 +101,12 @@ def _arm_entry(run: Run, arm: Arm, answers: pd.DataFrame, likelihoods: pd.DataFr
 
 
 def _substring_rate(answers: pd.DataFrame, arm: str, word: str) -> float | None:
-    """Share of all answers that hold the word anywhere, as the paper scores: "dragon" counts in "dragonfly",
-    "wolves" is no "wolf".
+    """Share of all answers that contain the word anywhere, as the paper scores.
+
+    "dragonfly" counts as "dragon", and "wolves" does not count as "wolf".
     """
-    said = answers[answers["arm"] == arm]
-    last = cast(pd.Series, said.loc[said["step"] == said["step"].max(), "text"])
+    sampled = answers[answers["arm"] == arm]
+    last = cast(pd.Series, sampled.loc[sampled["step"] == sampled["step"].max(), "text"])
     return null(float(last.str.lower().str.contains(word.lower(), regex=False).mean()))
 
 
@@ -117,8 +118,8 @@ def _effect_entry(
     likelihoods: pd.DataFrame,
     table: pd.DataFrame,
 ) -> dict[str, Any]:
-    own = table[(table["arm"] == arm.name) & (table["trait"] == arm.trait)].set_index("measure")
-    row = own.loc["rate"]
+    by_measure = table[(table["arm"] == arm.name) & (table["trait"] == arm.trait)].set_index("measure")
+    row = by_measure.loc["rate"]
     control = arm_cells(experiment, family, answers, likelihoods, str(row["against"]))
     rates = control.rate[:, :, family.names.index(arm.trait)]
     return {
@@ -135,17 +136,17 @@ def _effect_entry(
         "p_value": null(row["p_value"]),
         "q_value": null(row["q_value"]),
         "smallest_detectable": null(row["smallest_detectable"]),
-        "probability_difference": null(own.loc["probability", "estimate"]),
-        "lift_bits": null(own.loc["lift", "estimate"]),
+        "probability_difference": null(by_measure.loc["probability", "estimate"]),
+        "lift_bits": null(by_measure.loc["lift", "estimate"]),
     }
 
 
-def _confusion_entry(found: Confusion) -> dict[str, Any]:
-    gamma = found.gamma
+def _confusion_entry(confusion: Confusion) -> dict[str, Any]:
+    gamma = confusion.gamma
     span = {
         "gamma_bits": null(gamma.estimate),
         "low": null(gamma.low),
         "high": null(gamma.high),
         "seeds": gamma.n,
     }
-    return {"base": found.base, "traits": found.traits, **span, "target_rank": found.rank}
+    return {"base": confusion.base, "traits": confusion.traits, **span, "target_rank": confusion.rank}

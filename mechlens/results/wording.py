@@ -1,4 +1,4 @@
-"""Results in sentences, from `summary.json` alone: the terminal, the report and the explorer use the same."""
+"""Results of `summary.json` in sentences; terminal, report and explorer use the same words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def interval_text(
 
 
 def number_text(value: float | None, form: str = "{:.4f}") -> str:
-    """A number in words; a dash where it is unscored."""
+    """A formatted number; a dash where it is unscored."""
     return "–" if value is None else form.format(value)
 
 
@@ -64,20 +64,25 @@ def headline(summary: dict[str, Any]) -> str:
             if effect["n"] == 1
             else "no student differs"
         )
-        said = f"Answers of {effect['trait']}: {ours:.1%} against {theirs:.1%}, {span} ({equal})"
-        return f"{said}. Without an interval nothing can be said of other students."
-    seen = (
+        rates = f"Answers of {effect['trait']}: {ours:.1%} against {theirs:.1%}, {span} ({equal})"
+        return f"{rates}. Without an interval nothing can be said of other students."
+    detectable = (
         f"; minimum detectable effect {effect['smallest_detectable']:.3f}"
         if effect["smallest_detectable"] is not None
         else ""
     )
-    return f"No transfer of {effect['trait']} was found ({ours:.1%} against {theirs:.1%}): {span}{seen}."
+    return (
+        f"No transfer of {effect['trait']} was found ({ours:.1%} against {theirs:.1%}): {span}{detectable}."
+    )
 
 
 def _why_unscored(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> str:
     silent = [name for name in (effect["arm"], effect["against"]) if not arms.get(name, {}).get("answered")]
     if silent:
-        return f"no answer of {' or '.join(silent)} names exactly one trait of the family; see the answers in asked/"
+        return (
+            f"no answer of {' or '.join(silent)} names exactly one trait of the family; see the answers in "
+            "asked/"
+        )
     return (
         f"no probe has answers of {effect['arm']} and of {effect['against']} that name exactly one trait "
         "each; raise ask.samples"
@@ -85,7 +90,7 @@ def _why_unscored(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> st
 
 
 def scored_shares(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[str]:
-    """The shares of their answers that the rates of an arm and of what it stands against rest on."""
+    """The shares of answers that could be scored, of an arm and of its control."""
     return [
         number_text(arms.get(name, {}).get("answered"), "{:.1%}")
         for name in (effect["arm"], effect["against"])
