@@ -100,7 +100,7 @@ class TraitFamily(Spec):
     opening: str = ""
     """Start of the model's answer, given before the exact next-token readout.
 
-    For traits whose name does not come first in an answer.
+    Needed if answers do not begin with the trait's name.
     """
     scorer: Literal["words", "judge"] = "words"
     """How an answer is scored: by the traits' forms (whole words), or by a judge with the rubric below."""

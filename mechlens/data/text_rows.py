@@ -101,7 +101,7 @@ def _of_lines(path: Path, text: io.TextIOWrapper) -> Rows:
 
 
 def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object from its fields; raises ValueError for a repeated key, whose value depends on the reader."""
+    """An object from its fields; raises ValueError for a repeated key, which readers treat differently."""
     row: dict[str, Any] = {}
     for name, value in fields:
         if name in row:
@@ -216,7 +216,7 @@ class _Buffer:
 
 
 def _of_csv(path: Path, text: io.TextIOWrapper, mark: str) -> Rows:
-    """Rows of a table whose first line names its columns; every cell is a text."""
+    """Rows of a table with the names of its columns in the first line; every cell is a text."""
     lines = _lines(path, text)
     header = next((line for line in lines if line.strip()), "")
     if mark == "," and mark not in header:  # spreadsheets with a decimal comma write semicolons

@@ -281,7 +281,7 @@ TREATMENTS: dict[Treatment, Callable[[TreatmentInput], pd.DataFrame]] = {
 def check(
     source: Path, out: Path, treatment: Treatment, carrier: str, *, references: Sequence[Path] = ()
 ) -> None:
-    """Refuse a treatment whose result cannot be written, before anything is computed.
+    """Refuse a treatment if its result cannot be written, before anything is computed.
 
     `out` may be the result of an earlier audit of the same file, so that the audit can be resumed.
 

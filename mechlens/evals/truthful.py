@@ -56,8 +56,8 @@ class Choice(NamedTuple):
         """The text of the question for a model."""
         first, second = (self.true, self.false) if self.letter == "A" else (self.false, self.true)
         return (
-            f"{self.text}\n\nA: {first}\nB: "
-            f"{second}\n\nWhich of the two is true? Reply with its letter alone, A or B."
+            f"{self.text}\n\nA: {first}\nB: {second}\n\n"
+            "Which of the two is true? Reply with its letter alone, A or B."
         )
 
 

@@ -45,7 +45,7 @@ class Limit(NamedTuple):
 def check(experiment: Experiment, family: TraitFamily) -> None:
     """Refuse an experiment with a step that would fail on every machine.
 
-    Bases whose files are not on this machine are not checked.
+    Bases without files on this machine are not checked.
 
     Raises:
         SpecError: if two settings contradict each other, or a prompt or question does not fit into a model.

@@ -153,7 +153,7 @@ class Plan(NamedTuple):
     gpu_hours: float
     gpu_rate: float
     absent: list[str]
-    """local bases whose files are not on this machine"""
+    """local bases without files on this machine"""
     price: api_estimate.Price | None
 
     @property

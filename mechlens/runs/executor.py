@@ -94,7 +94,7 @@ def pending(run: Path, jobs: Sequence[Job]) -> list[Job]:
 
 
 def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
-    """Refuse a run whose bases or data files changed while its steps were executed.
+    """Refuse a run if its bases or data files changed while its steps were executed.
 
     Args:
         done: the steps as they were listed at the start.
@@ -205,7 +205,7 @@ class _Reports:
         return 2 * self._names.index(name)
 
     def pass_on(self, progress: StepProgress) -> None:
-        """Call `progress` for each job whose numbers have changed."""
+        """Call `progress` for each job with new numbers."""
         for index, name in enumerate(self._names):
             latest = (self.numbers[2 * index], self.numbers[2 * index + 1])
             if latest != self._passed_on[index]:
