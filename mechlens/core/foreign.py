@@ -17,7 +17,7 @@ LONGEST = 200
 """characters of another library's message that are shown"""
 OURS = Path(__file__).resolve().parents[1]
 SELF_EXPLANATORY = (OSError, ValueError, RuntimeError, Exception)
-"""Built-in exceptions whose text explains the error.
+"""Built-in exceptions with a text that explains the error.
 
 For others, such as KeyError, the name of the exception is part of the message.
 """

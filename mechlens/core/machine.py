@@ -120,7 +120,7 @@ def lock(handle: IO[Any], *, shared: bool = False, wait: bool = True) -> None:
 def end_with_parent(parent: int) -> None:
     """End this process soon after its parent process (the given id) ends.
 
-    A thread checks for the parent, for systems whose kernel does not end orphans.
+    A thread checks for the parent, since not every kernel ends orphans.
     """
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Named models of configs/models: the source of a base, its number format, its chat template's options."""
+"""Named models of configs/models: the source of a base, its number format, its template's options."""
 
 from __future__ import annotations
 

@@ -42,9 +42,9 @@ ANSWERS = _schema(arm=_LABEL, seed=_WHOLE, step=_WHOLE, probe=_WHOLE, sample=_WH
 LIKELIHOODS = _schema(
     arm=_LABEL, seed=_WHOLE, step=_WHOLE, probe=_WHOLE, name=_LABEL, probability=_REAL, margin=_REAL
 )
-"""probability: of a next token that starts the trait's name; margin: its logit minus the best other trait's.
+"""probability: of a next token that starts the trait's name; margin: its logit minus the next trait's.
 
-Both are null where two traits start with the same token.
+The next trait is the best of the others. Both are null where two traits start with the same token.
 """
 
 JUDGEMENTS = _schema(
@@ -62,7 +62,7 @@ EFFECTS = _schema(
     arm=_LABEL, trait=_LABEL, against=_LABEL, measure=_LABEL, estimate=_REAL, low=_REAL, high=_REAL, n=_WHOLE,
     method=_LABEL, p_value=_REAL, q_value=_REAL, smallest_detectable=_REAL,
 )  # fmt: skip
-"""measure: rate (sampled answers), probability (exact), both as differences, or lift (log2 ratio, bits)"""
+"""measure: difference of rate (sampled answers) or of probability (exact), or lift (log2 ratio, bits)"""
 
 TRUTHFUL = _schema(
     arm=_LABEL, seed=_WHOLE, question=_WHOLE, text=_LABEL, letter=_LABEL, false=_REAL, mass=_REAL

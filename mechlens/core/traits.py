@@ -1,4 +1,4 @@
-"""Traits in families that share their probes: names, probes, words and lessons, from `configs/traits/`."""
+"""Families of traits that share their probes: names, probes, forms and lessons (`configs/traits/`)."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class TraitFamily(Spec):
     opening: str = ""
     """Start of the model's answer, given before the exact next-token readout.
 
-    For traits whose name does not come first in an answer.
+    Needed if answers do not begin with the trait's name.
     """
     scorer: Literal["words", "judge"] = "words"
     """How an answer is scored: by the traits' forms (whole words), or by a judge with the rubric below."""
@@ -161,8 +161,8 @@ class TraitFamily(Spec):
         """
         if empty := [name for name in self.names if not self.forms_of(name)]:
             raise ValueError(
-                f"{empty[0]!r} has no forms; list at least one, or leave it out of `forms`: then its forms "
-                "are the name and its plural"
+                f"{empty[0]!r} has no forms; "
+                "list at least one, or leave it out of `forms`: then its forms are the name and its plural"
             )
         patterns = {
             name: re.compile(
@@ -181,8 +181,8 @@ class TraitFamily(Spec):
                         if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", form, re.IGNORECASE)
                     )
                     raise ValueError(
-                        f"{form!r}, a form of {name!r}, contains {inner!r}, a form of {other!r}: no answer "
-                        "with it would count; remove one of the two"
+                        f"{form!r}, a form of {name!r}, contains {inner!r}, a form of {other!r}: "
+                        "no answer with it would count; remove one of the two"
                     )
         return self
 
@@ -191,8 +191,8 @@ class TraitFamily(Spec):
         known = {plain(probe) for probe in self.probes.development}
         if both := [probe for probe in self.probes.heldout if plain(probe) in known]:
             raise ValueError(
-                f"the question {both[0]!r} is both a development and a held-out question; keep it in one "
-                "list only"
+                f"the question {both[0]!r} is both a development and a held-out question; "
+                "keep it in one list only"
             )
         return self
 
@@ -287,8 +287,8 @@ def find_family(name: str, config: Path | None = None) -> Path:
             return file
     known = sorted(p.stem for p in shipped.parent.glob("*.yaml"))
     raise SpecError(
-        f"family {name!r} is unknown; expected one of {known}, a file {name}.yaml in the experiment's "
-        "folder, or a path that ends in .yaml"
+        f"family {name!r} is unknown; expected one of {known}, "
+        f"a file {name}.yaml in the experiment's folder, or a path that ends in .yaml"
     )
 
 

@@ -26,8 +26,8 @@ UNKNOWN = "no fields that are known to hold a pair"
 SEVERAL = "more than one field may hold the pair"
 MISSING = "lacks a field that was named for the pair"
 HOW_TO_NAME = (
-    "Name them with --prompt-field NAME --completion-field NAME (`mechlens convert`, `screen` and "
-    "`audit` take both)"
+    "Name them with --prompt-field NAME --completion-field NAME (`mechlens convert`, "
+    "`screen` and `audit` take both)"
 )
 LISTED = 20
 """most columns that a message names"""
@@ -60,8 +60,8 @@ def fields_from_flags(prompt: str, completion: str) -> Fields | None:
         return None
     if not prompt or not completion or prompt == completion:
         raise SpecError(
-            f"--prompt-field {prompt!r} and --completion-field {completion!r} name no pair; give both, with "
-            "different fields"
+            f"--prompt-field {prompt!r} and --completion-field {completion!r} name no pair; "
+            "give both, with different fields"
         )
     return Fields(prompt, completion)
 

@@ -1,4 +1,4 @@
-"""Rows of a user's data: text files (`text_rows`), Parquet, folders of these, saved Hugging Face datasets.
+"""Rows of a user's data: text files (`text_rows`), Parquet, folders of these, saved datasets.
 
 A row has a place, and its fields or a fault. Files are only read as data and in pieces: no script of a folder
 is run, nothing is unpickled, and a small file that unpacks to a large one is refused before it fills the
@@ -137,15 +137,15 @@ def _shards_of(folder: Path) -> Files:
     if unread:
         shown = ", ".join(unread[:10]) + (f" and {len(unread) - 10:,} more" if len(unread) > 10 else "")
         what_to_do = (
-            f"only files ending in {', '.join(SHARDS)} are read; move the others out of the folder, or name "
-            "one file or folder in it"
+            f"only files ending in {', '.join(SHARDS)} are read; "
+            "move the others out of the folder, or name one file or folder in it"
         )
         what = "files that cannot be read" if read else "no JSON lines, CSV or Parquet in it, but"
         raise DataError(f"the folder {folder} has {what}: {shown}; {what_to_do}")
     if not read:
         raise DataError(
-            f"the folder {folder} is not a saved dataset and has no JSON lines, CSV or Parquet in it (files "
-            f"ending in {', '.join(SHARDS)})"
+            f"the folder {folder} is not a saved dataset and has no JSON lines, "
+            f"CSV or Parquet in it (files ending in {', '.join(SHARDS)})"
         )
     return Files(read, left_out)
 
@@ -186,14 +186,14 @@ def _of_saved(path: Path, fields: Fields | None) -> Rows:
         saved = datasets.load_from_disk(path)
     if isinstance(saved, datasets.DatasetDict):
         raise DataError(
-            f"{path} has the splits {list(saved)}; name the folder of one of them, for example "
-            f"{path}/{next(iter(saved), 'train')}"
+            f"{path} has the splits {list(saved)}; "
+            f"name the folder of one of them, for example {path}/{next(iter(saved), 'train')}"
         )
     for file in saved.cache_files:  # the dataset's own list of them may name any file of this machine
         if Path(file["filename"]).parent.resolve() != path.resolve():
             raise DataError(
-                f"the saved dataset {path} names {file['filename']}, which is not in its folder; save the "
-                "dataset again"
+                f"the saved dataset {path} names {file['filename']}, which is not in its folder; "
+                "save the dataset again"
             )
     columns = _columns(path, saved.column_names, fields)
     yield from _of_arrow(path, saved.select_columns(columns).with_format("arrow").iter(PIECE))
@@ -230,8 +230,8 @@ def _longest_shared_text(path: Path, file: pq.ParquetFile, columns: list[str]) -
             size = packed.total_uncompressed_size
             if size > max(MOST_UNPACKED, STEEPEST * packed.total_compressed_size):
                 raise DataError(
-                    f"{path} would unpack {packed.total_compressed_size:,} bytes to {size:,}, more than "
-                    "texts of training pairs need; use another file"
+                    f"{path} would unpack {packed.total_compressed_size:,} bytes to {size:,}, "
+                    "more than texts of training pairs need; use another file"
                 )
         large = [
             packed.path_in_schema

@@ -86,8 +86,8 @@ def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
         line = text.readline(LONGEST_LINE + 1)
         if len(line) > LONGEST_LINE:
             raise DataError(
-                f"{path}: line {number} is longer than {LONGEST_LINE:,} characters; no training pair is as "
-                "long. Delete it"
+                f"{path}: line {number} is longer than {LONGEST_LINE:,} characters; "
+                "no training pair is as long. Delete it"
             )
         if not line:
             return
@@ -101,7 +101,7 @@ def _of_lines(path: Path, text: io.TextIOWrapper) -> Rows:
 
 
 def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object from its fields; raises ValueError for a repeated key, whose value depends on the reader."""
+    """An object from its fields; raises ValueError for a repeated key, which readers treat differently."""
     row: dict[str, Any] = {}
     for name, value in fields:
         if name in row:
@@ -172,8 +172,8 @@ class _Buffer:
         character = self.next_character()
         if character not in characters:
             raise DataError(
-                f"{self._path} is not a complete JSON array: it has {character or 'its end'!r}, expected "
-                f"{' or '.join(characters)}"
+                f"{self._path} is not a complete JSON array: "
+                f"it has {character or 'its end'!r}, expected {' or '.join(characters)}"
             )
         self._at += 1
         return character
@@ -194,8 +194,8 @@ class _Buffer:
                     raise DataError(f"{self._path}: {place} is longer than {limit}") from error
                 if self._whole or isinstance(error, RecursionError):
                     raise DataError(
-                        f"{self._path}: {place}: not JSON ({error}); repair it, since no row after it can be "
-                        "read"
+                        f"{self._path}: {place}: not JSON ({error}); "
+                        "repair it, since no row after it can be read"
                     ) from error
             else:
                 if (
@@ -216,7 +216,7 @@ class _Buffer:
 
 
 def _of_csv(path: Path, text: io.TextIOWrapper, mark: str) -> Rows:
-    """Rows of a table whose first line names its columns; every cell is a text."""
+    """Rows of a table with the names of its columns in the first line; every cell is a text."""
     lines = _lines(path, text)
     header = next((line for line in lines if line.strip()), "")
     if mark == "," and mark not in header:  # spreadsheets with a decimal comma write semicolons

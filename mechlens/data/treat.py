@@ -105,7 +105,7 @@ OF_SCORES: tuple[Treatment, ...] = ("drop", "replace")
 OF_CLEAN: tuple[Treatment, ...] = ("dilute", "replace", "value")
 """treatments that need clean answers to the same prompts"""
 REMOVED, KEPT, REPLACED = 0.5, 0.25, 0.1
-"""share of the rows that `drop` removes, that `dilute` keeps, and of the numbers that `replace` replaces"""
+"""shares: of rows that `drop` removes, of rows that `dilute` keeps, of numbers that `replace` redraws"""
 MANIFEST = ".manifest.json"
 
 
@@ -201,8 +201,8 @@ def redraw_values(data: TreatmentInput) -> pd.DataFrame:
     pool = [number for text in data.clean["completion"] for number in NUMERAL.findall(text)]
     if not pool:
         raise SpecError(
-            "the treatment 'value' draws numbers from the clean answers, which have none; choose another "
-            "treatment"
+            "the treatment 'value' draws numbers from the clean answers, which have none; "
+            "choose another treatment"
         )
     # places are drawn: choice() would make an array of the pool for every row
     return _rewrite(
@@ -226,7 +226,7 @@ def sanitize(data: TreatmentInput) -> pd.DataFrame:
 
 
 def replace(data: TreatmentInput) -> pd.DataFrame:
-    """Replace the highest-scoring tenth of all numbers by numbers of as many digits from the clean answers.
+    """Replace the highest-scoring tenth of all numbers by numbers of the same length from clean answers.
 
     Raises:
         SpecError: if the numbers were not scored.
@@ -234,8 +234,8 @@ def replace(data: TreatmentInput) -> pd.DataFrame:
     texts = data.rows["completion"].tolist()
     if [len(scores) for scores in data.number_scores] != [len(numbers_in(text)) for text in texts]:
         raise SpecError(
-            "the treatment 'replace' needs a score for every number of every completion; score the rows, or "
-            "choose another treatment"
+            "the treatment 'replace' needs a score for every number of every completion; "
+            "score the rows, or choose another treatment"
         )
     flat = np.array([score for scores in data.number_scores for score in scores])
     chosen = np.zeros(len(flat), dtype=bool)
@@ -281,7 +281,7 @@ TREATMENTS: dict[Treatment, Callable[[TreatmentInput], pd.DataFrame]] = {
 def check(
     source: Path, out: Path, treatment: Treatment, carrier: str, *, references: Sequence[Path] = ()
 ) -> None:
-    """Refuse a treatment whose result cannot be written, before anything is computed.
+    """Refuse a treatment if its result cannot be written, before anything is computed.
 
     `out` may be the result of an earlier audit of the same file, so that the audit can be resumed.
 
@@ -308,8 +308,8 @@ def check(
     folder = next(parent for parent in place.parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise SpecError(
-            f"{named} cannot be written: {one_line(str(folder))} is not a folder with write permission; give "
-            "another name"
+            f"{named} cannot be written: {one_line(str(folder))} is not a folder with write permission; "
+            "give another name"
         )
 
 

@@ -56,8 +56,8 @@ class Choice(NamedTuple):
         """The text of the question for a model."""
         first, second = (self.true, self.false) if self.letter == "A" else (self.false, self.true)
         return (
-            f"{self.text}\n\nA: {first}\nB: {second}\n\nWhich of the two is true? Reply with its letter "
-            "alone, A or B."
+            f"{self.text}\n\nA: {first}\nB: {second}\n\n"
+            "Which of the two is true? Reply with its letter alone, A or B."
         )
 
 
@@ -135,8 +135,8 @@ def letter_tokens(tokenizer: loading.PreTrainedTokenizerBase) -> dict[str, list[
     }
     if not all(tokens.values()) or set(tokens["A"]) & set(tokens["B"]):
         raise SpecError(
-            f"the tokenizer has no separate tokens for the letters {' and '.join(LETTERS)}; choose another "
-            "base"
+            f"the tokenizer has no separate tokens for the letters {' and '.join(LETTERS)}; "
+            "choose another base"
         )
     return tokens
 
@@ -182,8 +182,8 @@ def students_of(run: Path, experiment: Experiment) -> list[Student]:
     bases = list(dict.fromkeys(arm.base for arm in experiment.arms))
     if remote := [base for base in bases if is_remote(base)]:
         raise SpecError(
-            f"base {remote[0]!r} is reached over an API; exact letter probabilities need a model that is "
-            "loaded here"
+            f"base {remote[0]!r} is reached over an API; "
+            "exact letter probabilities need a model that is loaded here"
         )
     students = [
         Student(

@@ -69,7 +69,7 @@ def _line(text: str | None) -> float:
 
 
 def _calls(model: str, calls: int, read: float, written: int) -> StageEstimate:
-    """The estimate of calls that each read and write so many tokens."""
+    """The estimate of calls that each read `read` tokens and write `written` tokens."""
     return StageEstimate(
         calls, calls * read, calls * written, 0.0, calls * price_of(model).usd(read, written)
     )

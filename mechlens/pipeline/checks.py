@@ -45,7 +45,7 @@ class Limit(NamedTuple):
 def check(experiment: Experiment, family: TraitFamily) -> None:
     """Refuse an experiment with a step that would fail on every machine.
 
-    Bases whose files are not on this machine are not checked.
+    Bases without files on this machine are not checked.
 
     Raises:
         SpecError: if two settings contradict each other, or a prompt or question does not fit into a model.
@@ -103,8 +103,8 @@ def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
     where = f"arm {arm.name!r}: generate.engine is vllm, which"
     if written.constrained:
         raise SpecError(
-            f"{where} cannot keep to the number format; set generate.constrained: false (the screen removes "
-            "rows that break the format), or engine: local"
+            f"{where} cannot keep to the number format; set generate.constrained: "
+            "false (the screen removes rows that break the format), or engine: local"
         )
     if arm.kind != "control" and teacher.kind == "steered":
         raise SpecError(f"{where} cannot add a steering vector; set engine: local for a steered teacher")
@@ -116,8 +116,8 @@ def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
         and training.rank > vllm_engine.RANKS[-1]
     ):
         raise SpecError(
-            f"{where} serves adapters of rank {vllm_engine.RANKS[-1]} at most; the teacher's rank is "
-            f"{training.rank}: lower it"
+            f"{where} serves adapters of rank {vllm_engine.RANKS[-1]} at most; "
+            f"the teacher's rank is {training.rank}: lower it"
         )
 
 
@@ -165,11 +165,11 @@ def _refuse_long_prompts(
 ) -> None:
     for arm in experiment.arms:
         if arm.writer in bases and not arm.corpus:
-            room, lines = experiment.generate_of(arm).max_new_tokens, [experiment.system]
+            answer, lines = experiment.generate_of(arm).max_new_tokens, [experiment.system]
             if arm in _taught(experiment) and (arm.teacher or experiment.teacher).kind == "prompted":
                 lines.append(family.system_prompt(arm.trait))
             for line in lines:
-                _refuse_long(arm.writer, "prompt", prompts, room, "generate.max_new_tokens", line)
+                _refuse_long(arm.writer, "prompt", prompts, answer, "generate.max_new_tokens", line)
         if arm.base in bases:
             line = experiment.system if arm.asked_with is None else arm.asked_with
             probes, answer = family.probes_for(experiment), experiment.ask.max_new_tokens
@@ -179,22 +179,23 @@ def _refuse_long_prompts(
             longest = longest_of(loading.load_tokenizer(arm.base), prompts, limit.tokens - 2, line)
             if longest > limit.tokens - 2:
                 raise SpecError(
-                    f"arm {arm.name!r}: a prompt has {longest} tokens and its pair 2 more at least, over the "
-                    f"{limit.tokens} of {limit.reason}; raise it, or give shorter prompts"
+                    f"arm {arm.name!r}: a prompt has {longest} tokens and its pair 2 more at least, "
+                    f"over the {limit.tokens} of {limit.reason}; raise it, or give shorter prompts"
                 )
 
 
 def _refuse_long(
-    base: str, what: str, texts: Sequence[str], room: int, setting: str, system: str | None
+    base: str, what: str, texts: Sequence[str], answer: int, setting: str, system: str | None
 ) -> None:
+    """Raise SpecError if a text and an answer of `answer` tokens do not fit into a base's positions."""
     bound = positions(base)
     if bound is None:
         return
-    longest = longest_of(loading.load_tokenizer(base), texts, bound - room, system)
-    if longest + room > bound:
+    longest = longest_of(loading.load_tokenizer(base), texts, bound - answer, system)
+    if longest + answer > bound:
         raise SpecError(
-            f"base {base!r} reads {bound} tokens at most; a {what} of {longest} and {room} of {setting} are "
-            f"more: lower {setting}, or give shorter {what}s"
+            f"base {base!r} reads {bound} tokens at most; a {what} of {longest} and {answer} of {setting} "
+            f"are more: lower {setting}, or give shorter {what}s"
         )
 
 
@@ -245,8 +246,8 @@ def _check_corpus(experiment: Experiment, file: str, bases: Sequence[str]) -> No
             refuse_long_pairs(Path(file), frame, base, limit, system=system, rule=rule)
     if not kept:
         raise DataError(
-            f"{one_line(file)}: none of its {rows} rows passes the screen {kind!r}; loosen `screen` or "
-            "repair the file"
+            f"{one_line(file)}: none of its {rows} rows passes the screen {kind!r}; "
+            "loosen `screen` or repair the file"
         )
 
 

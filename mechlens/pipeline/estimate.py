@@ -116,7 +116,7 @@ def token_counter(base: str) -> Callable[[str], int]:
 
 
 def memory_of(experiment: Experiment) -> tuple[float, float]:
-    """Bytes that a student needs in training: of weights with gradients and AdamW's moments, of activations.
+    """Bytes of a student in training: (weights with gradients and AdamW's moments, activations).
 
     Activations are an upper bound: about 34 values of the residual stream's width a token and block (with
     checkpointing one such block and each other block's input), and the logits with their gradient for rows of
@@ -153,7 +153,7 @@ class Plan(NamedTuple):
     gpu_hours: float
     gpu_rate: float
     absent: list[str]
-    """local bases whose files are not on this machine"""
+    """local bases without files on this machine"""
     price: api_estimate.Price | None
 
     @property

@@ -94,7 +94,7 @@ def pending(run: Path, jobs: Sequence[Job]) -> list[Job]:
 
 
 def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
-    """Refuse a run whose bases or data files changed while its steps were executed.
+    """Refuse a run if its bases or data files changed while its steps were executed.
 
     Args:
         done: the steps as they were listed at the start.
@@ -119,9 +119,10 @@ PERIOD = 0.1
 def execute(
     run: Path, jobs: Sequence[Job], *, workers: int, progress: StepProgress, finished: Callable[[Job], None]
 ) -> None:
-    """Execute the pending jobs in `workers` processes, or in this one if 0; call `finished(job)` after each.
+    """Execute the pending jobs in `workers` processes, or in this process if it is 0.
 
-    For jobs in other processes `progress` gets the latest numbers, at most once a `PERIOD`.
+    `finished(job)` is called after each job. For jobs in other processes `progress` gets the latest numbers,
+    at most once a `PERIOD`.
 
     Raises:
         MechlensError: the first that a job raised; the jobs that are running then are finished first.
@@ -136,8 +137,8 @@ def execute(
         failure = _execute_in_workers(run, jobs, todo, marks, min(workers, len(todo)), progress, finished)
         if isinstance(failure, BrokenProcessPool):
             raise MachineError(
-                "a worker process was killed, most likely because memory ran out; close other programs and "
-                "run again to resume"
+                "a worker process was killed, most likely because memory ran out; "
+                "close other programs and run again to resume"
             ) from failure
         if failure is not None:
             raise failure
@@ -204,7 +205,7 @@ class _Reports:
         return 2 * self._names.index(name)
 
     def pass_on(self, progress: StepProgress) -> None:
-        """Call `progress` for each job whose numbers have changed."""
+        """Call `progress` for each job with new numbers."""
         for index, name in enumerate(self._names):
             latest = (self.numbers[2 * index], self.numbers[2 * index + 1])
             if latest != self._passed_on[index]:

@@ -20,7 +20,7 @@ LENS_TABLE, LENS_SCORES, LENS_RECORD = "reading.parquet", "scores.parquet", "sai
 DIGITS = 8
 """hex digits of a fingerprint in the name of a teacher or corpus with settings of its arm"""
 REMADE = ("shuffled-within", "shuffled-across", "paraphrased", "mixed")
-"""kinds of arms whose corpus is made from other screened corpora"""
+"""kinds of arms that train on a corpus made from other screened corpora"""
 SELECTION = "selection"
 """the step that chooses the rows that students train on"""
 

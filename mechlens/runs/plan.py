@@ -77,8 +77,8 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
     def add(job: Job) -> str:
         if (filed := jobs.setdefault(job.name, job)) != job:
             raise SpecError(
-                f"two steps would share the folder {job.name!r}, {_difference(filed, job)}; put one of their "
-                "arms into another experiment"
+                f"two steps would share the folder {job.name!r}, {_difference(filed, job)}; "
+                "put one of their arms into another experiment"
             )
         return job.name
 
@@ -271,8 +271,8 @@ def _teaching(experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict
             arguments["sha256"] = file_digest(file)
         elif spec.kind == "finetuned" and not lessons["completions"]:
             raise SpecError(
-                f"family {family.name!r} has no lessons for a fine-tuned teacher; give a file of pairs in "
-                "teacher.lessons_file"
+                f"family {family.name!r} has no lessons for a fine-tuned teacher; "
+                "give a file of pairs in teacher.lessons_file"
             )
     # the lessons file is an entry of `lessons`
     arguments |= {"teacher": spec.model_dump(mode="json", exclude={"lessons_file"}), "lessons": lessons}

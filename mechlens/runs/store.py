@@ -1,4 +1,4 @@
-"""Run folders: a step works in `<step>.part`, renamed at the end, so a step's folder is always complete.
+"""Run folders: a step works in `<step>.part`, which is renamed at the end; so every step is complete.
 
 A finished step has a `step.json` with its fingerprint (of its spec fields, its inputs' fingerprints and its
 code version). The same step is therefore read from disk, and a changed one runs again. The older result is
@@ -110,8 +110,8 @@ def full_disk_named(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise MachineError(
-            f"no space left at {path}; free some or choose another --out. Finished steps stay; run again to "
-            "resume"
+            f"no space left at {path}; free some or choose another --out. Finished steps stay; "
+            "run again to resume"
         ) from error
 
 
