@@ -153,7 +153,7 @@ def test_shares_of_a_student_that_differs_in_one_block(toys: dict[str, Loaded], 
     held = held._replace(
         plain=held.plain | {"student": held.plain["control"] + 1}
     )  # the effect, known to be one
-    truth = (measure_trait(student.model, held.asked) - measure_trait(base.model, held.asked)).mean(1)
+    truth = (measure_trait(student.model, held.probes) - measure_trait(base.model, held.probes)).mean(1)
     for edit, share, null in exchanges(held, seed=0):
         touched = edit.place in ("block 1", "blocks 0-1")
         put_in = edit.name == causal.PUT_IN
@@ -218,7 +218,9 @@ def test_the_best_layer_is_chosen_on_practice_probes_alone() -> None:
         causal.Edit("student's shift removed", f"resid_post {layer}", layer): np.full(2, float(layer))
         for layer in range(3)
     }
-    one = causal.StudentEdits(0, {}, edits, {edit: np.zeros((3, 2)) for edit in edits}, practice=[0.9, 0.2, 0.1])
+    one = causal.StudentEdits(
+        0, {}, edits, {edit: np.zeros((3, 2)) for edit in edits}, practice=[0.9, 0.2, 0.1]
+    )
     for practice, chosen in (
         ([0.9, 0.2, 0.1], 1),
         ([0.1, 0.2, 0.0], 0),
