@@ -153,7 +153,7 @@ def test_shares_of_a_student_that_differs_in_one_block(toys: dict[str, Loaded], 
     held = held._replace(
         plain=held.plain | {"student": held.plain["control"] + 1}
     )  # the effect, known to be one
-    truth = (measure_trait(student.model, held.asked) - measure_trait(base.model, held.asked)).mean(1)
+    truth = (measure_trait(student.model, held.probes) - measure_trait(base.model, held.probes)).mean(1)
     for edit, share, null in exchanges(held, seed=0):
         touched = edit.place in ("block 1", "blocks 0-1")
         put_in = edit.name == causal.PUT_IN

@@ -29,7 +29,7 @@ MEASURES = ("probability", "margin")
 
 
 class EncodedProbes(NamedTuple):
-    """Probes in token ids, up to where an answer begins, and what tells the traits apart there."""
+    """Probes in token ids, up to where an answer begins, and the tokens that distinguish the traits there."""
 
     prompts: list[list[int]]
     starts: dict[str, list[int]]
