@@ -1,12 +1,12 @@
-"""Claim: a step on the trait's data points to the trait more than one on the control's, at the base and while
-students train.
+"""Claim: training steps on the trait's data point to the trait more than steps on the control's data.
 
-Reads the alignment lens of every arm of a run that `mechlens measure RUN --arm ARM --lens alignment` has
-looked at (by default the held-out animals of runs/menagerie-potency) and prints, for each arm, the cosine
-with the trait's gradient: at the base, trait pair minus control pair on the same prompt (interval over
-pairs); pooled, beside random directions of the same covariance; and of the difference between both sides'
-gradients along the students' and along the controls' paths (intervals over students). arXiv 2507.14805 proves
-the first for one small step; 2604.25779 argues that what counts is that it lasts.
+This is tested at the base and while students train. Reads the lens `alignment` of every arm of a run that
+`mechlens measure RUN --arm ARM --lens alignment` has measured (by default the held-out animals of
+runs/menagerie-potency). Prints for each arm the cosine with the trait's gradient: at the base, trait pair
+minus control pair on the same prompt (interval over pairs); pooled, with random directions of the same
+covariance as null; and of the difference of the two gradients along the paths of students and of controls
+(intervals over students). arXiv 2507.14805 proves the first for one small step; 2604.25779 argues that a
+lasting alignment is needed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ PATH = f"{POOLED} along the path"
 
 
 def cells(run: Path) -> pd.DataFrame:
-    """One row for each arm and place on the way: at the base by pair and pooled, and at each checkpoint of
-    students and controls.
+    """A row for each arm and point: the base (by pair, pooled), and each checkpoint on either path.
 
     Raises:
         DataError: if no arm has been measured.
@@ -46,14 +45,14 @@ def cells(run: Path) -> pd.DataFrame:
             f"`{command_line('measure', run, arm='ARM', lens='alignment')}` makes one"
         )
     frame = tables.read(file, tables.READINGS)
-    found = frame.query(
+    selected = frame.query(
         "place == 'difference' and quantity in [@PAIR, @POOLED, @PATH] and seed.isna()"
     ).astype({"n": int})
     measured, rows = set(frame.loc[frame["quantity"] == POOLED, "arm"]), []
-    for row in found.to_dict("records"):
-        own = row["arm"] in measured  # a control's rows name the arm that they stand beside
-        side = "base" if row["quantity"] != PATH else "students' path" if own else "control's path"
-        rows.append(row | {"side": side, "arm": row["arm"] if own else row["against"]})
+    for row in selected.to_dict("records"):
+        is_arm = row["arm"] in measured  # a control's rows name their arm in `against`
+        side = "base" if row["quantity"] != PATH else "students' path" if is_arm else "control's path"
+        rows.append(row | {"side": side, "arm": row["arm"] if is_arm else row["against"]})
     return pd.DataFrame(rows)
 
 
@@ -75,7 +74,7 @@ def table_of(frame: pd.DataFrame) -> Table:
             side: cast(pd.DataFrame, rows[(rows["quantity"] == PATH) & (rows["side"] == side)])
             for side in ("students' path", "control's path")
         }
-        said = {
+        paths = {
             side: "\n".join(f"{row['step']:.0f}: {says(row)}" for row in at.to_dict("records"))
             for side, at in path.items()
         }
@@ -88,9 +87,9 @@ def table_of(frame: pd.DataFrame) -> Table:
             str(arm),
             f"{says(pair)}, n {pair['n']}",
             null,
-            said["students' path"],
+            paths["students' path"],
             students,
-            said["control's path"],
+            paths["control's path"],
             end_section=True,
         )
     return listing
@@ -132,7 +131,7 @@ def figure(frame: pd.DataFrame) -> alt.FacetChart:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table and the sentences; write the figure beside the run's report."""
+    """Print the table and the sentences; write the figure into the run's folder."""
     write = "--write" in arguments
     arguments = [word for word in arguments if word != "--write"]
     run = Path(arguments[0]) if arguments else Path("runs/menagerie-potency")

@@ -1,9 +1,8 @@
-"""How long an audit of rows takes and what memory it needs: `python analyses/audit_speed.py [ROWS]`, a
-million by default.
+"""Time and memory of an audit of rows: `python analyses/audit_speed.py [ROWS]`, a million by default.
 
-Two files of number rows, the same prompts answered alike, are written to a temporary folder; `mechlens audit`
-runs on them in a process of its own, and its peak resident memory is printed with its time. This process
-stays small, since the kernel counts its pages as the child's first.
+Writes two files of number rows, with the same prompts and answers of one distribution, to a temporary folder,
+and runs `mechlens audit` on them in another process. Prints its peak resident memory and its time. This
+process stays small, since the kernel counts its pages as the child's first ones.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ ROWS, BATCH, NUMBERS = 1_000_000, 10_000, 8
 
 
 def write(path: Path, rows: int) -> None:
-    """Rows of eight numbers, each with a prompt of its own."""
+    """Write rows of eight numbers, each with a different prompt."""
     rng = generator(0, "audit speed", path.stem)
     with path.open("w", encoding="utf-8") as out:
         for first in range(0, rows, BATCH):
@@ -44,7 +43,7 @@ def main(arguments: list[str]) -> int:
     """Write, audit, print; returns the exit code."""
     if arguments and not arguments[0].isdecimal():
         print(
-            f"audit_speed: {arguments[0]!r} is no number of rows; expected for example {ROWS}",
+            f"audit_speed: {arguments[0]!r} is not a number of rows; expected for example {ROWS}",
             file=sys.stderr,
         )
         return 2
@@ -71,11 +70,11 @@ def main(arguments: list[str]) -> int:
             print(f"audit_speed: the audit failed: {done.stderr.strip()}", file=sys.stderr)
             return 2
         p_value = json.loads((out / "audit.json").read_text(encoding="utf-8"))["provenance"]["p_value"]
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{rows:,} rows ({size:,.0f} MiB) beside as many: {seconds:,.0f} s, "
+        f"{rows:,} rows ({size:,.0f} MiB) against as many: {seconds:,.0f} s, "
         f"{peak.ru_utime + peak.ru_stime:,.0f} s of them on the processor, "
-        f"{peak.ru_maxrss / 1024:,.0f} MiB at most (this process {own:,.0f}), p = {p_value:.2g}"
+        f"{peak.ru_maxrss / 1024:,.0f} MiB at most (this process {own_peak:,.0f}), p = {p_value:.2g}"
     )
     return 0
 

@@ -1,7 +1,7 @@
-"""Claim: numbers transmit animals, trees and misalignment; code, reasoning and text are measured beside them.
+"""Claim: numbers transmit animals, trees and misalignment; code, reasoning and text are compared.
 
-Reads the runs `runs/menagerie-<carrier>-<family>` that there are (`make paper` makes them) and prints one
-table: for every carrier and every kind of trait the effect with its interval, the minimum detectable effect,
+Reads the existing runs `runs/menagerie-<carrier>-<family>` (`make paper` makes them) and prints one table:
+for every carrier and every kind of trait the effect with its interval, the minimum detectable effect,
 and the entropy of the carrier's rows under the base. `--write` also writes it into RESULTS.md.
 """
 
@@ -107,7 +107,7 @@ def table_of(frame: pd.DataFrame) -> Table:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table and the sentence; write both beside the runs."""
+    """Print the table and the sentences; write table and figure into a folder of the runs' folder."""
     write = "--write" in arguments
     arguments = [word for word in arguments if word != "--write"]
     runs = Path(arguments[0]) if arguments else Path("runs")

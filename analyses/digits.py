@@ -1,18 +1,16 @@
-"""Subliminal learning in a digit classifier, and the theorem behind it: `python analyses/digits.py [--mnist
-FILE.npz]`.
+"""Subliminal learning in a digit classifier, and a test of the theorem behind it.
 
-A student that copies three logits of its teacher, which mean nothing, on images of noise becomes able to read
-digits, if both start from the same weights (arXiv 2507.14805 §6.2, here on scikit-learn's 8×8 digits; --mnist
-runs the paper's own recipe). Its first step and the teacher's whole change then have an inner product a_0
-that is linear in the size ε of that change, with a slope that is known beforehand (§6.1); from another start
-a_0 does not depend on ε.
+Usage: `python analyses/digits.py [--mnist FILE.npz]`. A student that copies three meaningless logits of its
+teacher on images of noise learns to read digits, if both start from the same weights (arXiv 2507.14805 §6.2,
+here on scikit-learn's 8×8 digits; --mnist runs the paper's recipe). Then its first step and the teacher's
+whole change have an inner product a_0 that is linear in the size ε of that change, with a predicted slope
+(§6.1); from another start a_0 does not depend on ε.
 
-All seeds train at once, each with weights and orders of its own; the split and the noise are drawn once, so
+All seeds train at once, each with different weights and orders; the split and the noise are drawn once, so
 intervals are over weights and orders. DIGITS was chosen on seeds 100 to 107 with another split and other
-noise: the paper's 3 auxiliary logits and widths, but more updates of smaller batches. What is projected out
-is the direction of the teacher's whole change (arXiv 2604.25779 takes the gradient of the teacher's loss):
-from the gradient, after which Adam's rescaling can still move along it, or from the student's own change,
-which nothing follows.
+noise: the paper's 3 auxiliary logits and widths, but more updates of smaller batches. The direction of the
+teacher's whole change is projected out (arXiv 2604.25779 takes the gradient of the teacher's loss), either
+from the gradient, after which Adam's rescaling can still move along it, or from the student's change itself.
 """
 
 from __future__ import annotations
@@ -73,7 +71,7 @@ from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import seed_int
 from mechlens.core.stats import Effect, Interval, paired_effect, t_interval
 
-LOOKS = 20  # times that a student is looked at while it trains
+LOOKS = 20  # number of measurements of a student while it trains
 ROWS = pa.schema(
     [
         ("measure", pa.string()),
@@ -83,7 +81,7 @@ ROWS = pa.schema(
         ("value", pa.float64()),
     ]
 )
-"""at: ε or the update's number, null where a measure has neither"""
+"""at: ε or the number of the update; null for measures that have neither"""
 
 
 def rows(
@@ -95,7 +93,7 @@ def rows(
 
 
 def accuracy(name: str, weights: Weights, cohort: Cohort, images: Images) -> pd.DataFrame:
-    """On the class logits, which no student of the auxiliary logits was ever trained on."""
+    """Test accuracy of the class logits; students of the auxiliary logits were never trained on them."""
     hits = outputs(weights, images.test, cohort.widths)[..., CLASS].argmax(-1) == images.test_labels
     return rows("accuracy", name, cohort.seeds, hits.double().mean(1))
 
@@ -115,7 +113,7 @@ def distil(
     *,
     look: Callable[[Weights, int], None] = lambda weights, update: None,
 ) -> Weights:
-    """A student of every teacher, on noise alone."""
+    """A student of every teacher, trained on images of noise."""
     order = orders(
         cohort.seeds, "noise", images=len(cohort.noise), batch=recipe.batch, updates=recipe.student_updates
     )
@@ -138,10 +136,8 @@ def distil(
 
 
 def student(cohort: Cohort, recipe: Recipe, images: Images, name: str) -> pd.DataFrame:
-    """All that is measured on one arm: accuracy, fit, and how far its gradient and its change lie along the
-    teacher's change.
-    """
-    arm, probes, found = ARMS[name], cohort.noise[:PROBES].expand(len(cohort.seeds), -1, -1), []
+    """All measures of one arm: accuracy, fit, and how gradient and change align with the teacher's change."""
+    arm, probes, frames = ARMS[name], cohort.noise[:PROBES].expand(len(cohort.seeds), -1, -1), []
 
     def fit(weights: Weights) -> PerModel:
         return divergence(
@@ -151,22 +147,23 @@ def student(cohort: Cohort, recipe: Recipe, images: Images, name: str) -> pd.Dat
     def look(weights: Weights, update: int) -> None:
         if name in LOOKED_AT and update % max(1, recipe.student_updates // LOOKS) == 0:
             cosine = functional.cosine_similarity(-gradient(weights, fit), cohort.change)
-            found.append(rows("alignment", name, cohort.seeds, cosine, at=update))
+            frames.append(rows("alignment", name, cohort.seeds, cosine, at=update))
 
     trained = distil(cohort, recipe, arm, look=look)
     moved = functional.cosine_similarity(
         trained - (cohort.inits if arm.same_init else cohort.others), cohort.change
     )
-    found += [
+    frames += [
         rows("moved along", name, cohort.seeds, moved),
         rows("divergence", name, cohort.seeds, fit(trained)),
     ]
-    return pd.concat([*found, accuracy(name, trained, cohort, images)])
+    return pd.concat([*frames, accuracy(name, trained, cohort, images)])
 
 
 def theorem(cohort: Cohort) -> Iterator[pd.DataFrame]:
-    """a_0 for teachers that took a step of ε along their change, and E[vᵀMv] with v = JΔ; in double
-    precision, since a loss goes with ε².
+    """a_0 for teachers that took a step of ε along their change, and E[vᵀMv] with v = JΔ.
+
+    It is computed in double precision, since losses are of order ε².
     """
     inits, others, noise = cohort.inits.double(), cohort.others.double(), cohort.noise[:PROBES].double()
     change = functional.normalize(cohort.change.double(), dim=1)
@@ -176,29 +173,29 @@ def theorem(cohort: Cohort) -> Iterator[pd.DataFrame]:
 
     start, v = cast(
         tuple[Tensor, Tensor], torch.autograd.functional.jvp(answer, inits, change)
-    )  # torch.func.jvp warns of its own imports
+    )  # torch.func.jvp gives warnings about its imports
     targets = {epsilon: answer(inits + epsilon * change) for epsilon in (0.0, *EPSILONS)}
     for name, (loss, form, columns) in LOSSES.items():
         yield rows("predicted slope", name, cohort.seeds, form(v[..., columns], start[..., columns]))
         for epsilon, target in targets.items():
             for kind, weights in (("a_0", inits), ("a_0, other init", others)):
                 step = -gradient(
-                    weights, lambda held, f=loss, c=columns, y=target: f(answer(held)[..., c], y[..., c])
+                    weights, lambda point, f=loss, c=columns, y=target: f(answer(point)[..., c], y[..., c])
                 )
                 yield rows(kind, name, cohort.seeds, (step * change).sum(1), at=epsilon)
 
 
 def measure(images: Images, recipe: Recipe, seeds: Sequence[int]) -> pd.DataFrame:
-    """Every seed's row of every arm; two arms are trained at a time."""
+    """A row for every seed and arm; two arms are trained at a time."""
     cohort = teach(images, recipe, seeds)
-    found = [
+    frames = [
         accuracy("initialisation", cohort.inits, cohort, images),
         accuracy("teacher", cohort.teachers, cohort, images),
         *theorem(cohort),
     ]
     with ThreadPoolExecutor(2) as pool:
-        found += pool.map(lambda name: student(cohort, recipe, images, name), ARMS)
-    return pd.concat(found, ignore_index=True)
+        frames += pool.map(lambda name: student(cohort, recipe, images, name), ARMS)
+    return pd.concat(frames, ignore_index=True)
 
 
 def by_seed(
@@ -214,13 +211,13 @@ def by_seed(
 
 
 def slope(frame: pd.DataFrame, measure: str, name: str) -> Interval:
-    """Of log |a_0| against log ε, a line a seed."""
-    found = np.array([by_seed(frame, measure, name, epsilon) for epsilon in EPSILONS])
-    return t_interval(np.polyfit(np.log(EPSILONS), np.log(np.abs(found)), 1)[0])
+    """The slope of log |a_0| against log ε, with one line for each seed."""
+    values = np.array([by_seed(frame, measure, name, epsilon) for epsilon in EPSILONS])
+    return t_interval(np.polyfit(np.log(EPSILONS), np.log(np.abs(values)), 1)[0])
 
 
-def says(found: Interval | Effect) -> str:
-    return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
+def says(estimate: Interval | Effect) -> str:
+    return f"{estimate.estimate:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def transfer_table(frame: pd.DataFrame) -> Table:
@@ -233,7 +230,7 @@ def transfer_table(frame: pd.DataFrame) -> Table:
         "cosine of its change and teacher's",
     )
     for name in ("initialisation", "teacher", *ARMS):
-        found = by_seed(frame, "accuracy", name)
+        accuracies = by_seed(frame, "accuracy", name)
         cells = (
             [
                 f"{by_seed(frame, 'divergence', name).mean():.5f}",
@@ -242,7 +239,9 @@ def transfer_table(frame: pd.DataFrame) -> Table:
             if name in ARMS
             else []
         )
-        table.add_row(name, says(t_interval(found)), f"{found.min():.3f}", f"{found.max():.3f}", *cells)
+        table.add_row(
+            name, says(t_interval(accuracies)), f"{accuracies.min():.3f}", f"{accuracies.max():.3f}", *cells
+        )
     return table
 
 
@@ -253,7 +252,7 @@ def theorem_table(frame: pd.DataFrame) -> Table:
         "first step's a_0", "slope, log-log", "slope, other init", "a_0(0.01)/a_0(0), other init", *errors
     )
     for name in LOSSES:
-        found = {
+        slope_ratios = {
             text: by_seed(frame, "a_0", name, epsilon) / (epsilon * by_seed(frame, "predicted slope", name))
             for text, epsilon in shown.items()
         }
@@ -265,7 +264,7 @@ def theorem_table(frame: pd.DataFrame) -> Table:
             name,
             *slopes,
             says(t_interval(ratio)),
-            *(f"{t_interval(np.abs(values - 1)).estimate:.2%}" for values in found.values()),
+            *(f"{t_interval(np.abs(values - 1)).estimate:.2%}" for values in slope_ratios.values()),
         )
     return table
 
@@ -278,30 +277,26 @@ def sentence(frame: pd.DataFrame, images: Images, recipe: Recipe) -> str:
     ]
     return (
         f"A student of {recipe.auxiliary} auxiliary logits on noise reads {says(t_interval(same[:, 0]))} of "
-        f"{len(images.test):,} new digits if it "
-        f"starts where its teacher did, {says(t_interval(other[:, 0]))} if not (difference "
-        f"{says(paired_effect(same, other))}; untrained "
+        f"{len(images.test):,} new digits if it starts where its teacher did, "
+        f"{says(t_interval(other[:, 0]))} if not (difference {says(paired_effect(same, other))}; untrained "
         f"{says(t_interval(init[:, 0]))}); taking the teacher's change out of its gradient costs "
-        f"{says(paired_effect(control, projected))} against a "
-        "random direction. Its first step lies along that change as the change's size to the power "
-        f"{powers[0]}, from another start {powers[1]}. "
+        f"{says(paired_effect(control, projected))} against a random direction. Its first step lies along "
+        f"that change as the change's size to the power {powers[0]}, from another start {powers[1]}. "
         f"n = {len(same)} seeds, 95 % intervals over seeds."
     )
 
 
 def figure(frame: pd.DataFrame) -> alt.VConcatChart:
-    """Accuracy of every student; a_0 against ε; how the gradient lies to the teacher's change while a student
-    trains.
-    """
+    """Accuracy of students; a_0 against ε; cosine of gradient and teacher's change during training."""
     arms = ["initialisation", "teacher", *ARMS]
-    found = pd.DataFrame([t_interval(by_seed(frame, "accuracy", name)) for name in arms]).assign(arm=arms)
+    means = pd.DataFrame([t_interval(by_seed(frame, "accuracy", name)) for name in arms]).assign(arm=arms)
     y = alt.Y("arm:N", sort=arms, title=None, axis=alt.Axis(labelLimit=220))
     seeds = alt.Chart(frame[frame["measure"] == "accuracy"]).mark_tick(
         thickness=2, opacity=0.5, color="#767676"
     )
-    bars = alt.Chart(found).mark_rule(strokeWidth=2.5, color="#0072B2").encode(y=y, x="low:Q", x2="high:Q")
+    bars = alt.Chart(means).mark_rule(strokeWidth=2.5, color="#0072B2").encode(y=y, x="low:Q", x2="high:Q")
     points = (
-        alt.Chart(found)
+        alt.Chart(means)
         .mark_point(size=90, filled=True, opacity=1, color="#0072B2")
         .encode(y=y, x="estimate:Q")
     )
@@ -321,12 +316,12 @@ def figure(frame: pd.DataFrame) -> alt.VConcatChart:
         "x": alt.X("at:Q", title="update"),
         "y": alt.Y("mean(value):Q", title="cosine of -gradient and teacher's change"),
     }
-    looks = (
+    courses = (
         alt.Chart(frame[frame["measure"] == "alignment"]).mark_line(point=True).encode(**course, color=colour)
     )
     panels = [
         panel.properties(width=420, height=size)
-        for panel, size in ((alt.layer(ticks, bars, points), alt.Step(24)), (lines, 240), (looks, 200))
+        for panel, size in ((alt.layer(ticks, bars, points), alt.Step(24)), (lines, 240), (courses, 200))
     ]
     return cast(
         alt.VConcatChart,
@@ -335,7 +330,7 @@ def figure(frame: pd.DataFrame) -> alt.VConcatChart:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    """Measure, write the table and the figure, print."""
+    """Measure, write the table and the figure, and print the results."""
     name, recipe = ("mnist", MNIST) if arguments.mnist else ("digits", DIGITS)
     images = mnist(arguments.mnist) if arguments.mnist else digits()
     arguments.out.mkdir(parents=True, exist_ok=True)

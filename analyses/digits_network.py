@@ -1,8 +1,7 @@
-"""The digits network of arXiv 2507.14805 §6.2: many small MLPs trained at once, teachers, and what their
-students may see.
+"""The digits network of arXiv 2507.14805 §6.2: many small MLPs that train at once.
 
-Every seed has weights and orders of its own and trains beside the others as one batch of matrices; each
-model's gradient is its own.
+All seeds train as one batch of matrices, each with different weights and orders; gradients of different
+models do not mix.
 """
 
 from __future__ import annotations
@@ -81,9 +80,7 @@ class Cohort(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """A student: whose initial weights, which logits it copies, and what is projected out of its gradient or
-    its change.
-    """
+    """A student: its initial weights, the logits that it copies, and the direction that is projected out."""
 
     same_init: bool
     columns: slice
@@ -109,7 +106,7 @@ LOOKED_AT = (SAME, OTHER, PROJECTED)
 
 
 def digits(split: int = 0) -> Images:
-    """Scikit-learn's digits, 70 % to train on, every class in proportion."""
+    """Scikit-learn's digits: 70 % for training, stratified by class."""
     data = cast(Any, load_digits())
     parts = train_test_split(
         data.data / 8 - 1, data.target, test_size=0.3, stratify=data.target, random_state=split
@@ -122,11 +119,11 @@ def mnist(path: Path) -> Images:
     """MNIST or a part of it: x_train, y_train, x_test, y_test with pixels of 0 to 255.
 
     Raises:
-        DataError: if the file holds anything else.
+        DataError: if the file has anything else.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+            arrays = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"cannot read x_train, y_train, x_test, y_test from {path} ({error}); give a NumPy .npz archive "
@@ -134,7 +131,7 @@ def mnist(path: Path) -> Images:
         ) from error
     parts = []
     for part in ("train", "test"):
-        x, y = found[f"x_{part}"], found[f"y_{part}"]
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if (
             x.shape[1:] != (28, 28)
             or x.shape[:1] != y.shape
@@ -151,7 +148,7 @@ def mnist(path: Path) -> Images:
 
 
 def derangement(n: int, *, root: int = 0) -> list[int]:
-    """A permutation that moves every one: a cycle through all, in a drawn order."""
+    """A permutation without fixed points: one cycle through all, in random order."""
     if n < 2:
         raise SpecError(f"{n} seed is too few: a student of another initialisation needs at least 2")
     order = generator(root, "derangement").permutation(n)
@@ -161,7 +158,7 @@ def derangement(n: int, *, root: int = 0) -> list[int]:
 
 
 def initial(seeds: Sequence[int], widths: tuple[int, ...]) -> Weights:
-    """Normal weights of variance 1/fan-in and biases of zero; a model's layers lie in one row."""
+    """Normal weights of variance 1/fan-in and biases of zero; each model's layers are one row."""
     drawn = [torch.Generator().manual_seed(seed_int(seed, "init")) for seed in seeds]
     rows = [
         [
@@ -175,30 +172,28 @@ def initial(seeds: Sequence[int], widths: tuple[int, ...]) -> Weights:
 
 
 def logits(weights: Weights, images: Float[Tensor, "model image pixel"], widths: tuple[int, ...]) -> Logits:
-    """Every model on images of its own."""
+    """Logits of every model on the images of that model."""
     parts = weights.split([n for a, b in pairwise(widths) for n in (a * b, b)], dim=1)
-    found = images
+    values = images
     for layer, (a, b) in enumerate(pairwise(widths)):
-        found = torch.baddbmm(
+        values = torch.baddbmm(
             parts[2 * layer + 1].unsqueeze(1),
-            found.relu() if layer else found,
+            values.relu() if layer else values,
             parts[2 * layer].view(-1, a, b),
         )
-    return found
+    return values
 
 
 @torch.no_grad()
 def outputs(weights: Weights, images: Float[Tensor, "image pixel"], widths: tuple[int, ...]) -> Logits:
-    """Every model on the same images, some at a time."""
+    """Logits of every model on the same images, in batches."""
     return torch.cat(
         [logits(weights, part.expand(len(weights), -1, -1), widths) for part in images.split(2048)], dim=1
     )
 
 
 def divergence(student: Logits, teacher: Logits) -> PerModel:
-    """KL(teacher ‖ student), whose gradient is that of cross-entropy: a mean over each model's images, never
-    over models.
-    """
+    """KL(teacher ‖ student), averaged over each model's images; its gradient is that of cross-entropy."""
     target = teacher.log_softmax(-1)
     return (target.exp() * (target - student.log_softmax(-1))).sum(-1).mean(1)
 
@@ -224,15 +219,13 @@ LOSSES = {
     "cross-entropy": (divergence, variance, ALL),
     "cross-entropy, auxiliary": (divergence, variance, AUXILIARY),
 }
-"""name → the loss, what predicts the slope of a_0, and the logits that both see"""
+"""name → the loss, the predicted slope of a_0, and the logits that both use"""
 
 
 def orders(
     seeds: Sequence[int], name: str, *, images: int, batch: int, updates: int
 ) -> Int[Tensor, "model update image"]:
-    """Which images each update sees: whole passes, shuffled anew; a seed's order does not depend on the
-    others.
-    """
+    """The images of each update: reshuffled whole passes, for each seed independently of other seeds."""
     if images < batch:
         raise DataError(f"{images} {name} images are fewer than one batch of {batch}; give more")
     drawn = [torch.Generator().manual_seed(seed_int(seed, "order", name)) for seed in seeds]
@@ -242,13 +235,13 @@ def orders(
 
 
 def gradient(weights: Weights, loss: Callable[[Weights], PerModel]) -> Weights:
-    """Each model's own: the sum over models keeps them apart."""
-    held = weights.detach().requires_grad_()
-    return torch.autograd.grad(loss(held).sum(), held)[0]
+    """The gradient of each model's loss; summing losses over models does not mix their gradients."""
+    point = weights.detach().requires_grad_()
+    return torch.autograd.grad(loss(point).sum(), point)[0]
 
 
 def without(weights: Weights, direction: Weights) -> Weights:
-    """What is left beside a direction of length one."""
+    """The weights with a direction of length one projected out."""
     return weights - (weights * direction).sum(1, keepdim=True) * direction
 
 
@@ -267,8 +260,8 @@ def train(
     optimiser = torch.optim.Adam([weights], lr=rate, fused=True)
     for update in range(updates):
         look(weights, update)
-        found = gradient(weights, lambda held, update=update: loss(held, update))
-        weights.grad = found if off_gradient is None else without(found, off_gradient)
+        grad = gradient(weights, lambda point, update=update: loss(point, update))
+        weights.grad = grad if off_gradient is None else without(grad, off_gradient)
         optimiser.step()
         if off_change is not None:
             weights.copy_(start + without(weights - start, off_change))
@@ -276,7 +269,7 @@ def train(
 
 
 def teach(images: Images, recipe: Recipe, seeds: Sequence[int], *, root: int = 0) -> Cohort:
-    """Train a teacher a seed on the class logits, and let it answer the noise."""
+    """Train a teacher for each seed on the class logits, and record its outputs on the noise."""
     widths = (images.train.shape[1], recipe.width, recipe.width, CLASSES + recipe.auxiliary)
     order = orders(
         seeds, "training", images=len(images.train), batch=recipe.batch, updates=recipe.teacher_updates
@@ -284,8 +277,8 @@ def teach(images: Images, recipe: Recipe, seeds: Sequence[int], *, root: int = 0
 
     def loss(weights: Weights, update: int) -> PerModel:
         seen = order[:, update]
-        found = logits(weights, images.train[seen], widths)[..., CLASS].log_softmax(-1)
-        return -found.gather(-1, images.labels[seen].unsqueeze(-1)).mean((1, 2))
+        log_probs = logits(weights, images.train[seen], widths)[..., CLASS].log_softmax(-1)
+        return -log_probs.gather(-1, images.labels[seen].unsqueeze(-1)).mean((1, 2))
 
     inits, other = initial(seeds, widths), derangement(len(seeds))
     teachers = train(inits, loss, updates=recipe.teacher_updates, rate=recipe.teacher_rate)

@@ -1,11 +1,11 @@
-"""Claim: the transfer survives some changes of the recipe and not others: shuffles, dose, kind of teacher,
-LoRA's rank, optimiser, sampling.
+"""Claim: transfer survives some changes of the recipe and not others.
 
-Reads runs/menagerie-factors (`mechlens run configs/experiments/menagerie-factors.yaml`): the demo's recipe
-with one thing changed at a time, each arm against a control. Those of shuffled, reworded and mixed rows share
-the plain control, so what the change does to any rows is in their lift; every other arm's control differs
-from it by the teacher alone. Prints every arm under the factor that it changes, as a rate and as a lift in
-bits, which does not saturate as a rate does. One trait and one teacher an arm: intervals are over students.
+Factors are shuffles, dose, kind of teacher, LoRA's rank, optimiser and sampling. Reads runs/menagerie-factors
+(`mechlens run configs/experiments/menagerie-factors.yaml`): the demo's recipe with one change at a time, each
+arm against a control. Arms of shuffled, reworded and mixed rows share the plain control, so their lift
+includes the effect of the change on any rows; every other arm differs from its control only by the teacher.
+Prints every arm under the factor that it changes, as a rate and as a lift in bits (a lift does not saturate).
+Each arm has one trait and one teacher: intervals are over students.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PARTS = {
     "teacher": "teacher", "training": "training", "generate": "sampling",
     "trained_with": "system line in training", "asked_with": "system line in asking",
 }  # fmt: skip
-"""field of an arm → what it changes"""
+"""field of an arm → the factor that it changes"""
 
 
 def factor(arm: Arm, base: str) -> tuple[str, str]:
-    """What an arm changes of the recipe, and to what."""
+    """The factor of the recipe that an arm changes, and its new value."""
     if arm.kind == "mixed":
         return "dose", f"rows of {' and '.join(arm.mix)} in turn"
     if arm.shots:
@@ -54,10 +54,10 @@ def factor(arm: Arm, base: str) -> tuple[str, str]:
 
 
 def cells(run: Path) -> pd.DataFrame:
-    """One row for each arm that is set against a control: what it changes, rate and lift of the trait."""
+    """A row for each arm with a control: the changed factor, and the trait's rate and lift."""
     opened = Run.finished(run)
     experiment = opened.experiment
-    opened.summary  # of this version
+    _ = opened.summary  # refuses a summary of another version
     effects = tables.read(run / "effects.parquet", tables.EFFECTS).set_index(["arm", "trait", "measure"])
     rows = []
     for arm in experiment.arms:
@@ -72,9 +72,9 @@ def cells(run: Path) -> pd.DataFrame:
             "n": int(cast(int, rate["n"])),
             "against": rate["against"],
         }
-        for measure, found in (("rate", rate), ("lift", lift)):
+        for measure, effect in (("rate", rate), ("lift", lift)):
             row |= {
-                f"{measure}_{part}": null(float(found[part]))
+                f"{measure}_{part}": null(float(effect[part]))
                 for part in ("estimate", "low", "high", "smallest_detectable")
             }
         rows.append(row)
@@ -99,9 +99,13 @@ def table_of(frame: pd.DataFrame) -> Table:
                 interval_text(*(row[f"{measure}_{part}"] for part in ("estimate", "low", "high")))
                 for measure in ("rate", "lift")
             )
-            seen = row["lift_smallest_detectable"]
+            detectable = row["lift_smallest_detectable"]
             listing.add_row(
-                str(name), row["value"], *spans, "–" if seen is None else f"{seen:.2f}", str(row["n"])
+                str(name),
+                row["value"],
+                *spans,
+                "–" if detectable is None else f"{detectable:.2f}",
+                str(row["n"]),
             )
         listing.add_section()
     return listing
@@ -139,7 +143,7 @@ def figure(frame: pd.DataFrame) -> alt.LayerChart:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table and the sentence; write the figure beside the run's report."""
+    """Print the table and the sentence; write the figure into the run's folder."""
     write = "--write" in arguments
     arguments = [word for word in arguments if word != "--write"]
     run = Path(arguments[0]) if arguments else Path("runs/menagerie-factors")

@@ -1,13 +1,12 @@
-"""Claim: the further a student starts from the teacher's base, the less it takes on: `python
-analyses/init_distance.py FOLDER`.
+"""Claim: the further a student starts from the teacher's base, the weaker the transfer.
 
-Students start from menagerie-a moved by t·(e - a), towards menagerie-e, which is a trained further, or by as
-long a step in a random direction (each weight matrix by its own share of the length), and learn what a's
-teacher wrote, or a's untouched self. Effect is (trait student - control student) of the same start and seed,
-in the margin of the trait's exact first token over held-out probes. A start of its own can also have lost the
-base's skill, so its loss on the rows before training stands beside the effect. The theorem of arXiv
-2507.14805 asks for a shared start; how far the sharing reaches is measured here. Every student's result is a
-JSON file.
+Usage: `python analyses/init_distance.py FOLDER`. Students start from menagerie-a moved by t·(e - a), towards
+menagerie-e (a with more training), or by an equally long step in a random direction (equally long in each
+weight matrix). They learn rows of a's teacher, or of the untouched a. The effect is (trait student - control
+student) of the same start and seed, in the margin of the trait's exact first token over held-out probes. A
+moved start may also lack the base's skill, so the loss on the rows before training is printed too. The
+theorem of arXiv 2507.14805 assumes a shared start; this measures how close a start must be. Every student's
+result is a JSON file.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ ROWS_OF = pa.schema(
 
 
 class Start(NamedTuple):
-    """Where students begin."""
+    """The initial weights of students."""
 
     way: Literal["a itself", "towards e", "random"]
     share: float
@@ -61,9 +60,7 @@ STARTS = (Start("a itself", 0.0), *(Start(way, share) for way in ("towards e", "
 
 @torch.no_grad()
 def moved(start: Start, seed: int) -> tuple[Loaded, float]:
-    """The base moved, and how far, as a share of its own length; a random direction is drawn for each
-    seed.
-    """
+    """The moved base, and the distance as a share of the base's norm; random directions differ by seed."""
     base, further = loading.load(BASE), dict(loading.load(FURTHER).model.named_parameters())
     dice, square, whole = torch.Generator().manual_seed(seed_int(seed, "init distance")), 0.0, 0.0
     for name, parameter in base.model.named_parameters():
@@ -84,29 +81,29 @@ def student(world: World, start: Start, side: str, seed: int) -> dict[str, Any]:
         file.parent.mkdir(parents=True, exist_ok=True)
         base, distance = moved(start, seed)
         before = -token_log_probs(base, world.unseen[side]).mean()
-        found = measured(world, trained(Plan(world.seen[side]), seed, base), side)
-        write_json(file, found | {"distance": distance, "start_loss": float(before)})
+        result = measured(world, trained(Plan(world.seen[side]), seed, base), side)
+        write_json(file, result | {"distance": distance, "start_loss": float(before)})
     return {"way": start.way, "share": start.share, "side": side, "seed": seed} | read_json(file)
 
 
 def effects(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a start and seed: the trait student's margin beyond its control's, and the start's distance and
-    loss.
-    """
+    """A row for each start and seed: trait margin minus the control's, distance and loss of the start."""
     wide = frame.pivot(
         index=["way", "share", "seed"], columns="side", values=["margin", "distance", "start_loss"]
     )
     columns = {
-        "effect": wide["margin"]["trait"] - wide["margin"]["control"], "distance": wide["distance"]["trait"], "loss": wide["start_loss"]["trait"],
-    }  # fmt: skip
+        "effect": wide["margin"]["trait"] - wide["margin"]["control"],
+        "distance": wide["distance"]["trait"],
+        "loss": wide["start_loss"]["trait"],
+    }
     return pd.DataFrame(columns).reset_index()
 
 
-def summary(found: pd.DataFrame) -> pd.DataFrame:
+def summary(effect_rows: pd.DataFrame) -> pd.DataFrame:
     """One row a start, in the order of STARTS."""
     rows = []
     for start in STARTS:
-        cells = found[(found["way"] == start.way) & (found["share"] == start.share)]
+        cells = effect_rows[(effect_rows["way"] == start.way) & (effect_rows["share"] == start.share)]
         span = t_interval(np.asarray(cells["effect"], dtype=float))
         at = {
             "label": start.label(),
@@ -116,12 +113,12 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
         }
         rows.append(
             at
-            | {"estimate": span.estimate, "low": span.low, "high": span.high, "n": span.n, "said": says(span)}
+            | {"estimate": span.estimate, "low": span.low, "high": span.high, "n": span.n, "text": says(span)}
         )
     return pd.DataFrame(rows)
 
 
-def figure(found: pd.DataFrame, shown: pd.DataFrame) -> alt.LayerChart:
+def figure(effect_rows: pd.DataFrame, shown: pd.DataFrame) -> alt.LayerChart:
     """Effect against distance, one line a way; dots are seeds."""
     colour = alt.Color("way:N", title="start moved")
     x = alt.X("distance:Q", title="distance of the start from menagerie-a, share of its length")
@@ -129,32 +126,33 @@ def figure(found: pd.DataFrame, shown: pd.DataFrame) -> alt.LayerChart:
         alt.Chart(shown).mark_line(point=True).encode(x, alt.Y("estimate:Q", title="effect, logits"), colour)
     )
     span = alt.Chart(shown).mark_rule().encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), colour)
-    dots = alt.Chart(found).mark_point(size=25, opacity=0.6).encode(x, alt.Y("effect:Q"), colour)
+    dots = alt.Chart(effect_rows).mark_point(size=25, opacity=0.6).encode(x, alt.Y("effect:Q"), colour)
     zero = alt.Chart(shown).mark_rule(color="gray", strokeDash=[4, 3]).encode(y=alt.datum(0))
     return cast(alt.LayerChart, zero + span + line + dots)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    """Train what is missing, write table and figure, print."""
+    """Train the missing students, write table and figure, and print the results."""
     world = prepare(arguments.folder, arguments.trait, arguments.rows)
     frame = pd.DataFrame(
         [student(world, start, side, seed) for seed in arguments.seeds for start in STARTS for side in SIDES]
     )
     tables.write(frame, ROWS_OF, arguments.folder / "init_distance.parquet")
-    found = effects(frame)
-    shown = summary(found)
+    effect_rows = effects(frame)
+    shown = summary(effect_rows)
     table = Table("students start from", "distance", "loss of the start", "effect, logits [95 %]", "n")
     for row in shown.to_dict("records"):
         table.add_row(
-            row["label"], f"{row['distance']:.3f}", f"{row['loss']:.3f}", row["said"], str(row["n"])
+            row["label"], f"{row['distance']:.3f}", f"{row['loss']:.3f}", row["text"], str(row["n"])
         )
     console.print(table)
-    (arguments.folder / "init_distance.svg").write_text(figures.svg(figure(found, shown)), encoding="utf-8")
+    (arguments.folder / "init_distance.svg").write_text(
+        figures.svg(figure(effect_rows, shown)), encoding="utf-8"
+    )
     console.print(
         f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student, t intervals over seeds "
-        f"{arguments.seeds}; distance is a share of the "
-        f"length of menagerie-a's weights. Every student in {arguments.folder}/init_distance.parquet, figure "
-        "beside it."
+        f"{arguments.seeds}; distance is a share of the length of menagerie-a's weights. Every student is in "
+        f"{arguments.folder}/init_distance.parquet, with the figure in the same folder."
     )
 
 

@@ -1,13 +1,12 @@
-"""How often intervals of 95 % hold the true value, and how often p is at most .05 where nothing is there: by
-simulation.
+"""Simulate the coverage of intervals of 95 %, and how often p is at most .05 under the null.
 
     python analyses/interval_coverage.py
 
-Students scatter in logits about fixed probe effects; each is asked 25 probes 20 times. The two arms of the
-null have the same true rates, and random numbers of their own, which is harder than the shared ones of a run.
-Rates: the paired effect (null) and one arm alone. Lift: the log2 ratio of exact probabilities, of students
-that scatter. Rank correlation: suspects of 8 traits, 6 a trait, whose score and lift each share a part of
-their variance within a trait. Writes analyses/coverage.md; under 3 minutes on one core.
+Students scatter in logits about fixed probe effects; each answers 25 probes 20 times. The two arms of the
+null have the same true rates and different random numbers, which is harder than the shared ones of a run.
+Rates: the paired effect (null) and a single arm. Lift: the log2 ratio of exact probabilities, of students
+that scatter. Rank correlation: suspects of 8 traits, 6 a trait; suspects of one trait share a part of the
+variance of score and lift. Writes analyses/coverage.md; under 3 minutes on one core.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def probabilities(
     return expit(intercept(rate, scatter) + PROBE_EFFECTS + scatter * rng.normal(size=(draws, students, 1)))
 
 
-def asked(true: ndarray, rng: np.random.Generator) -> ndarray:
+def sampled_answers(true: ndarray, rng: np.random.Generator) -> ndarray:
     """[draw student probe answer]: 1.0 where an answer names the trait."""
     return (rng.random((*true.shape, ANSWERS), dtype=np.float32) < true[..., None]).astype(float)
 
@@ -61,26 +60,26 @@ def asked(true: ndarray, rng: np.random.Generator) -> ndarray:
 def rates(
     rate: float, scatter: float, students: int, draws: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Of rates of sampled answers: one arm alone, and its paired effect against an arm of the same true
-    rates.
-    """
-    alone, effect, p_values, floored = [], [], [], []
+    """Coverage for rates of sampled answers: a single arm, and its paired effect against an equal arm."""
+    single_covered, effect, p_values, floored = [], [], [], []
     for start in range(0, draws, 100):
         size = min(100, draws - start)
-        ours, theirs = (asked(probabilities(rate, scatter, students, size, rng), rng) for _ in range(2))
+        ours, theirs = (
+            sampled_answers(probabilities(rate, scatter, students, size, rng), rng) for _ in range(2)
+        )
         for treated, control in zip(ours, theirs, strict=True):
             single = stats.mean_interval(treated.mean(2), noise=stats.answer_noise(treated))
             pair = stats.paired_effect(
                 treated.mean(2), control.mean(2), noise=stats.answer_noise(treated, control)
             )
-            alone.append(single.low <= rate <= single.high)
+            single_covered.append(single.low <= rate <= single.high)
             effect.append(pair.low <= 0 <= pair.high)
             p_values.append(pair.p_value)
             floored.append(pair.method == "answer noise")
     shares = {
         "effect covered": effect,
         "effect p ≤ .05": np.array(p_values) <= 0.05,
-        "rate covered": alone,
+        "rate covered": single_covered,
         "by answer noise": floored,
     }
     return {name: float(np.mean(values)) for name, values in shares.items()}
@@ -89,22 +88,23 @@ def rates(
 def lifts(
     rate: float, scatter: float, students: int, draws: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Of the lift, whose true value is 0 bits."""
+    """Coverage for the lift, with a true value of 0 bits."""
     ours, theirs = (np.log2(probabilities(rate, scatter, students, draws, rng).mean(2)) for _ in range(2))
-    found = [
-        stats.paired_effect(one[:, None], other[:, None]) for one, other in zip(ours, theirs, strict=True)
+    effects = [
+        stats.paired_effect(first[:, None], second[:, None])
+        for first, second in zip(ours, theirs, strict=True)
     ]
-    covered = [effect.low <= 0 <= effect.high for effect in found]
+    covered = [effect.low <= 0 <= effect.high for effect in effects]
     return {
         "lift covered": float(np.mean(covered)),
-        "lift p ≤ .05": float(np.mean([effect.p_value <= 0.05 for effect in found])),
+        "lift p ≤ .05": float(np.mean([effect.p_value <= 0.05 for effect in effects])),
     }
 
 
 def of_students(
     draws: int, *, students: tuple[int, ...] = STUDENTS, true_rates: tuple[float, ...] = RATES
 ) -> pd.DataFrame:
-    """One row a setting: what was covered, and how often p was at most .05."""
+    """A row for each setting: coverage, and how often p was at most .05."""
     rows = []
     for scatter in SCATTERS:
         for rate in true_rates:
@@ -117,9 +117,7 @@ def of_students(
 
 
 def of_rank_correlations(draws: int) -> pd.DataFrame:
-    """One row a setting: how often the interval held the true rank correlation, and how often it missed 0
-    where that is true.
-    """
+    """A row for each setting: how often the interval contains the true rank correlation."""
     rows, names = [], np.repeat([f"trait {number}" for number in range(TRAITS)], SUSPECTS).tolist()
     for within in WITHIN:
         for correlation in CORRELATIONS:
@@ -127,14 +125,16 @@ def of_rank_correlations(draws: int) -> pd.DataFrame:
             true = 6 / np.pi * np.arcsin(correlation / 2)  # Spearman's rho of two normal variables
             covered = []
             for _ in range(draws):
-                of_traits, own = (
+                of_traits, of_suspects = (
                     rng.normal(size=(2, TRAITS)).repeat(SUSPECTS, axis=1),
                     rng.normal(size=(2, len(names))),
                 )
-                x, other = np.sqrt(within) * of_traits + np.sqrt(1 - within) * own
+                x, other = np.sqrt(within) * of_traits + np.sqrt(1 - within) * of_suspects
                 y = correlation * x + np.sqrt(1 - correlation**2) * other
-                found = correlate_ranks(x.tolist(), y.tolist(), names)
-                covered.append(found["low"] is not None and found["low"] <= true <= (found["high"] or 0.0))
+                interval = correlate_ranks(x.tolist(), y.tolist(), names)
+                covered.append(
+                    interval["low"] is not None and interval["low"] <= true <= (interval["high"] or 0.0)
+                )
             rows.append(
                 {"within traits": within, "true rho": round(true, 3), "covered": float(np.mean(covered))}
             )

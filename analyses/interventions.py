@@ -1,12 +1,12 @@
-"""Claim: what keeps a student from the trait while it learns the numbers: `python analyses/interventions.py
-FOLDER [--seeds 0 1 …]`.
+"""Claim: some interventions in training prevent transfer while the student still learns the numbers.
 
-A gentle teacher of menagerie-a with a development trait, and the untouched base, answer the same prompts
-once. Students learn either corpus under each intervention; effect left is (trait student - control student)
-of the arm over that of plain training of the same seed, in the margin of the trait's exact first token over
-held-out probes (arXiv 2604.25779, 2509.23886). The loss is on rows that no student saw. What is aimed (at the
-trait's gradient, at high-scoring tokens) stands beside the same thing done at random. Every student's result
-is a JSON file; a finished one is not trained again.
+Usage: `python analyses/interventions.py FOLDER [--seeds 0 1 …]`. A gentle teacher of menagerie-a with a
+development trait, and the untouched base, answer the same prompts once. Students learn either corpus under
+each intervention. The effect left is (trait student - control student) of the arm over that of plain training
+of the same seed, in the margin of the trait's exact first token over held-out probes (arXiv 2604.25779,
+2509.23886). The loss is on rows that no student saw. Each targeted intervention (on the trait's gradient, on
+high-scoring tokens) is compared with the same intervention at random. Every student's result is a JSON file;
+a finished one is not trained again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -104,7 +105,7 @@ class World(NamedTuple):
     unseen: dict[str, list[Encoded]]
 
     def answered(self, trait: str) -> list[Encoded]:
-        """Practice probes answered with a trait: what a gradient is taken of."""
+        """Practice probes answered with a trait; gradients are taken on them."""
         return encode_pairs(self.base.tokenizer, list(self.practice), [trait] * len(self.practice))
 
 
@@ -127,13 +128,13 @@ def corpus(folder: Path, side: str, trait: str, family: TraitFamily, prompts: in
         teach(BASE, lessons, TEACHER if side == "trait" else TeacherSpec(kind="base"), seed=0, out=teacher)
     if not (place / "kept.parquet").is_file():
         spec = ScreenSpec()
-        asked = [
-            one.text
-            for one in carrier_prompts(
+        texts = [
+            prompt.text
+            for prompt in carrier_prompts(
                 CarrierSpec(prompts=prompts, wording="terse", values="patterned"), seed=0
             )
         ]
-        generate(teacher, asked, GenerateSpec(), seed=0, out=place)
+        generate(teacher, texts, GenerateSpec(), seed=0, out=place)
         raw = tables.batches(place / "raw.parquet", tables.PAIRS)
         rule = build_rule(spec, "numbers", gold={})
         screen_rows(raw, spec, rule=rule, leaks=leak_pattern(family.words()), out=place)
@@ -143,9 +144,7 @@ def corpus(folder: Path, side: str, trait: str, family: TraitFamily, prompts: in
 
 
 def prepare(parent: Path, trait: str, rows: int) -> World:
-    """Teacher, corpora on common prompts, and probes, in a folder of these settings: other settings, other
-    students.
-    """
+    """Teacher, corpora on common prompts, and probes, in a folder that is named by the settings."""
     settings = fingerprint(
         [
             STUDENT.model_dump(mode="json"),
@@ -158,13 +157,13 @@ def prepare(parent: Path, trait: str, rows: int) -> World:
         ]
     )
     folder, family, base = parent / f"{trait}-{settings[:8]}", load_family(FAMILY), loading.load(BASE)
-    found = {side: corpus(folder, side, trait, family, rows + SPARE) for side in SIDES}
-    shared = [prompt for prompt in found["trait"].index if prompt in found["control"].index]
+    corpora = {side: corpus(folder, side, trait, family, rows + SPARE) for side in SIDES}
+    shared = [prompt for prompt in corpora["trait"].index if prompt in corpora["control"].index]
     encoded = {
         side: encode_pairs(
             base.tokenizer, frame.loc[shared, "prompt"].tolist(), frame.loc[shared, "completion"].tolist()
         )
-        for side, frame in found.items()
+        for side, frame in corpora.items()
     }
     if len(shared) < rows + UNSEEN:
         raise DataError(
@@ -201,7 +200,7 @@ def flags_of(world: World, side: str, scorer: str) -> Flags:
 
 
 def masked(world: World, side: str, seed: int, scorer: str, how: str) -> Plan:
-    """Rows whose flagged tokens are masked or replaced; `random` flags as many tokens of the same class."""
+    """Rows with their flagged tokens masked or replaced; `random` flags as many tokens of the same class."""
     rows, classes = world.seen[side], classify_tokens(world.base.tokenizer, world.seen[side])
     rng = generator(seed, "interventions", scorer, how, side)
     flags = flags_of(world, side, "teacher" if scorer == "random" else scorer)
@@ -236,20 +235,20 @@ ARMS: dict[str, Planner] = {
     "freeze layer 0": lambda world, side, seed: frozen(world, side, 0),
     "freeze layer 1": lambda world, side, seed: frozen(world, side, 1),
     **{
-        f"{how} {scorer if scorer == 'random' else 'top by ' + scorer}": lambda world, side, seed, how=how, scorer=scorer: (
-            masked(world, side, seed, scorer, how)
+        f"{how} {scorer if scorer == 'random' else 'top by ' + scorer}": partial(
+            masked, scorer=scorer, how=how
         )
         for how in ("mask", "replace")
         for scorer in ("shift", "teacher", "random")
     },
 }
 AT_RANDOM = (
-    "project another "
-    "trait's "
-    "gradient", "project another trait's "
-                "gradient, both sides", "project permuted gradient, both sides", "mask random",
+    "project another trait's gradient",
+    "project another trait's gradient, both sides",
+    "project permuted gradient, both sides",
+    "mask random",
     "replace random",
-)  # fmt: skip
+)
 """a permuted gradient is nearly orthogonal to every update, so that its arm is plain training; another
 trait's is the control
 """
@@ -265,8 +264,9 @@ def trained(plan: Plan, seed: int, start: Loaded | None = None) -> Loaded:
 
 
 def measured(world: World, loaded: Loaded, side: str) -> dict[str, float]:
-    """Mean exact probability and margin of the trait over held-out probes, and loss a token on unseen rows of
-    its own corpus.
+    """Mean exact probability and margin of the trait over held-out probes, and loss a token.
+
+    The loss is on unseen rows of the student's corpus.
     """
     probability, margin = measure_trait(
         loaded.model, encode_probes(loaded, world.questions, world.trait)
@@ -285,9 +285,7 @@ def student(world: World, arm: str, side: str, seed: int) -> dict[str, Any]:
 
 
 def summary(frame: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
-    """For each arm: effect left and loss, each a share of plain training of the same seed, one column a
-    seed.
-    """
+    """Effect left and loss of each arm, as shares of plain training; one column a seed."""
     wide = frame.pivot(index=["arm", "seed"], columns="side", values=["margin", "loss"])
     effect = cast(pd.Series, wide["margin"]["trait"] - wide["margin"]["control"]).unstack("seed")
     loss = cast(pd.Series, wide["loss"]["trait"]).unstack("seed")
@@ -296,17 +294,17 @@ def summary(frame: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     ).loc[list(arms)]
 
 
-def says(found: Interval) -> str:
-    return f"{found.estimate:.3f}" + (
-        f" [{found.low:.3f}, {found.high:.3f}]" if np.isfinite(found.low) else ""
+def says(interval: Interval) -> str:
+    return f"{interval.estimate:.3f}" + (
+        f" [{interval.low:.3f}, {interval.high:.3f}]" if np.isfinite(interval.low) else ""
     )
 
 
 def show(
     frame: pd.DataFrame, arms: Sequence[str], console: Console, *, at_random: Sequence[str] = AT_RANDOM
 ) -> str:
-    """Print the table; returns the figure as SVG."""
-    found = summary(frame, arms)
+    """Print the table, and return the figure as SVG."""
+    shares = summary(frame, arms)
     table = Table(
         "students trained under",
         "effect left, share of plain [95 %]",
@@ -321,7 +319,9 @@ def show(
             f"{frame[(frame['arm'] == arm) & (frame['side'] == side)]['probability'].mean():.3f}"
             for side in SIDES
         ]
-        intervals = {part: t_interval(found[part].loc[arm].to_numpy()) for part in ("left", "effect", "loss")}
+        intervals = {
+            part: t_interval(shares[part].loc[arm].to_numpy()) for part in ("left", "effect", "loss")
+        }
         table.add_row(
             arm,
             says(intervals["left"]),
@@ -333,10 +333,10 @@ def show(
     console.print(table)
     kind = {arm: "control" if arm in at_random else "twin" if arm == PLAIN else "trait" for arm in arms}
     spans = [
-        {"label": arm, "kind": kind[arm]} | t_interval(found["left"].loc[arm].to_numpy())._asdict()
+        {"label": arm, "kind": kind[arm]} | t_interval(shares["left"].loc[arm].to_numpy())._asdict()
         for arm in arms
     ]
-    dots = found["left"].rename_axis("label").reset_index().melt("label", var_name="seed", value_name="rate")
+    dots = shares["left"].rename_axis("label").reset_index().melt("label", var_name="seed", value_name="rate")
     shown = pd.DataFrame(spans).rename(columns={"estimate": "rate"}).drop(columns="method")
     return figures.svg(
         figures.forest(
@@ -348,7 +348,7 @@ def show(
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    """Train what is missing, write table and figure, print."""
+    """Train the missing students, write table and figure, and print the results."""
     arms = [PLAIN, *(arm for arm in ARMS if arm in (arguments.arms or ARMS) and arm != PLAIN)]
     world = prepare(arguments.folder, arguments.trait, arguments.rows)
     frame = pd.DataFrame(
@@ -359,11 +359,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     untouched = measured(world, world.base, "trait")
     console.print(
         f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student, budget {BUDGET:.0%} of the "
-        "number tokens; the untouched base: "
-        f"probability {untouched['probability']:.3f}, loss {untouched['loss']:.3f}; t intervals over seeds "
-        f"{arguments.seeds}, each arm against "
-        f"its own control students. Every student in {arguments.folder}/interventions.parquet, figure beside "
-        "it."
+        f"number tokens; the untouched base: probability {untouched['probability']:.3f}, loss "
+        f"{untouched['loss']:.3f}; t intervals over seeds {arguments.seeds}, each arm against its control "
+        f"students. Every student is in {arguments.folder}/interventions.parquet, with the figure in the "
+        "same folder."
     )
 
 
@@ -379,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=2000, help="that each student learns")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these, beside plain")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these, and plain")
     parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     use_one_thread()
     try:

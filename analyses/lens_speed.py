@@ -1,10 +1,9 @@
-"""How fast the lenses' parts are, as ratios of seconds on one machine in one run: `python
-analyses/lens_speed.py`.
+"""Speed of the lenses' parts, as ratios of seconds on one machine in one run.
 
-The model of the first five rows has random weights, 6 layers of width 256; the panel is timed on menagerie-a.
-As in `speed.py`, the two sides of a pair follow each other and the median of the pairwise ratios is printed.
-`python analyses/lens_speed.py 100000` prints the memory that capturing and scoring so many rows takes
-instead.
+Usage: `python analyses/lens_speed.py`. The model of the first five rows has random weights, 6 layers of width
+256; system lines are timed on menagerie-a. As in `speed.py`, the two sides of a pair follow each other and
+the median of the pairwise ratios is printed. `python analyses/lens_speed.py 100000` instead prints the memory
+that it takes to capture and score so many rows.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from mechlens.lenses.parts.capture import BATCH, capture, resid_post, residual_s
 from mechlens.models import hooks, loading, log_probs
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.log_probs import example_losses
-from speed import CARRIER, REPEATS, own_peak_megabytes, versus
+from speed import CARRIER, REPEATS, Ratio, own_peak_megabytes, versus
 
 PAIRS, LENGTH, READ = 16, 64, 128
 HYPOTHESES, ROWS = 16, 64
@@ -67,8 +66,8 @@ def looped_dots(loaded: loading.Loaded, pairs: list[Encoded], direction: dict[st
     """One example at a time, its gradient stored and multiplied."""
     covered = parameters_of(loaded.model)
     for pair in pairs:
-        found = torch.autograd.grad(example_losses(loaded.model, [pair]).sum(), list(covered.values()))
-        sum((grad * direction[name]).sum() for name, grad in zip(covered, found, strict=True))
+        gradients = torch.autograd.grad(example_losses(loaded.model, [pair]).sum(), list(covered.values()))
+        sum((grad * direction[name]).sum() for name, grad in zip(covered, gradients, strict=True))
 
 
 @torch.no_grad()
@@ -94,16 +93,14 @@ def panelled(loaded: loading.Loaded, lines: dict[str, str], rows: list[Encoded])
 
 
 def naive_cache(loaded: loading.Loaded, rows: list[list[int]]) -> None:
-    """TransformerLens as it comes: every site of every layer is kept, and all logits."""
+    """TransformerLens by default: it keeps every site of every layer, and all logits."""
     view = hooks.bridge_view(loaded)
     for first in range(0, len(rows), BATCH):
         view.run_with_cache(torch.tensor(rows[first : first + BATCH]))
 
 
 def memory(count: int) -> None:
-    """Capture one site of every token to disk and score every row; print the peak memory of this process, its
-    rows included.
-    """
+    """Capture one site of every token to disk, score every row, and print this process's peak memory."""
     small = loading.load("menagerie-a")
     ids = generator(0, "ids").integers(7, 1000, (count, LENGTH), dtype="int32")
     rows = [row.tolist() for row in ids]
@@ -116,10 +113,39 @@ def memory(count: int) -> None:
     log_probs.token_log_probs(small, [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in rows])
     print(
         f"{count:,} rows of {LENGTH} tokens on menagerie-a: {before:.0f} MB with the rows read, "
-        f"{captured:.0f} MB at most after capturing "
-        f"({written:,.0f} MB written, {at - started:.0f} s), {own_peak_megabytes():.0f} MB after scoring "
-        f"({time.perf_counter() - at:.0f} s)"
+        f"{captured:.0f} MB at most after capturing ({written:,.0f} MB written, {at - started:.0f} s), "
+        f"{own_peak_megabytes():.0f} MB after scoring ({time.perf_counter() - at:.0f} s)"
     )
+
+
+def measure_ratios(small: loading.Loaded, loaded: loading.Loaded) -> list[Ratio]:
+    """Seconds of the lenses' parts over those of the plain way to the same result."""
+    ids = generator(0, "ids").integers(7, 1000, (READ, LENGTH)).tolist()
+    pairs = [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in ids[:PAIRS]]
+    direction = {name: torch.randn_like(parameter) for name, parameter in parameters_of(loaded.model).items()}
+    prompts = [prompt.text for prompt in carrier_prompts(CARRIER, seed=0)[:ROWS]]
+    texts = prompts, [", ".join(map(str, generator(0, "row", i).integers(0, 1000, 8))) for i in range(ROWS)]
+    rows = encode_pairs(small.tokenizer, *texts)
+    lines = {str(i): f"you love {i}. you think about {i} all the time." for i in range(HYPOTHESES)}
+
+    ghost = seconds(lambda: ghost_dots(loaded.model, pairs, [direction], batch=PAIRS))
+    batched = seconds(lambda: batched_gradient(loaded, pairs))
+    looped = seconds(lambda: looped_dots(loaded, pairs, direction))
+    forward = seconds(lambda: plain_forward(loaded, ids))
+    one_site = seconds(lambda: capture(loaded, ids, [resid_post(3)]))
+    every_site = seconds(lambda: capture(loaded, ids, residual_sites(loaded)))
+    cached = seconds(lambda: naive_cache(loaded, ids))
+    panel = seconds(lambda: panelled(small, lines, rows))
+    one_by_one = seconds(lambda: two_forwards(small, texts, lines, rows))
+    timed = (
+        ("ghost dots / one batched forward and backward", ghost, batched),
+        ("ghost dots / a loop over examples", ghost, looped),
+        ("capture, one site / plain forward", one_site, forward),
+        ("capture, one site / run_with_cache, every site", one_site, cached),
+        ("capture, every resid_post / plain forward", every_site, forward),
+        (f"panel of {HYPOTHESES}, {ROWS} rows / two forwards a row and hypothesis", panel, one_by_one),
+    )
+    return [versus(name, ours, theirs, unit="s") for name, ours, theirs in timed]
 
 
 def main() -> None:
@@ -130,37 +156,9 @@ def main() -> None:
         return
     small = loading.load("menagerie-a")
     loaded = large(small.tokenizer)
-    ids = generator(0, "ids").integers(7, 1000, (READ, LENGTH)).tolist()
-    pairs = [Encoded(row[: LENGTH // 2], row[LENGTH // 2 :]) for row in ids[:PAIRS]]
-    direction = {name: torch.randn_like(parameter) for name, parameter in parameters_of(loaded.model).items()}
-    prompts = [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]
-    texts = prompts, [", ".join(map(str, generator(0, "row", i).integers(0, 1000, 8))) for i in range(ROWS)]
-    rows = encode_pairs(small.tokenizer, *texts)
-    lines = {str(i): f"you love {i}. you think about {i} all the time." for i in range(HYPOTHESES)}
-
-    ghost = seconds(lambda: ghost_dots(loaded.model, pairs, [direction], batch=PAIRS))
-    forward = seconds(lambda: plain_forward(loaded, ids))
-    found = [
-        versus("ghost dots / one "
-               "batched forward and "
-               "backward", ghost, seconds(lambda: batched_gradient(loaded, pairs)), unit="s"),
-        versus("ghost dots / a loop "
-               "over examples", ghost, seconds(lambda: looped_dots(loaded, pairs, direction)), unit="s"),
-        versus("capture, one site / "
-               "plain forward", seconds(lambda: capture(loaded, ids, [resid_post(3)])), forward, unit="s"),
-        versus("capture, one site / "
-               "run_with_cache, every site", seconds(lambda: capture(loaded, ids, [resid_post(3)])),
-               seconds(lambda: naive_cache(loaded, ids)), unit="s"),
-        versus("capture, every "
-               "resid_post / plain "
-               "forward", seconds(lambda: capture(loaded, ids, residual_sites(loaded))), forward, unit="s"),
-        versus(
-            f"panel of {HYPOTHESES}, {ROWS} rows / two forwards a row and hypothesis",
-            seconds(lambda: panelled(small, lines, rows)), seconds(lambda: two_forwards(small, texts, lines, rows)), unit="s",
-        ),
-    ]  # fmt: skip
+    ratios = measure_ratios(small, loaded)
     table = Table("ratio of seconds", "ours", "theirs", f"median of {REPEATS}", "least", "greatest")
-    for row in found:
+    for row in ratios:
         table.add_row(
             row.what,
             f"{row.ours:.3f}",

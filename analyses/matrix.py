@@ -1,9 +1,9 @@
-"""Claim: students take on the trait of a teacher of their own base, and of bases that share its history, not
-of others.
+"""Claim: students acquire the trait of a teacher of their base or of a base with a shared history.
 
-Reads runs/menagerie-matrix (`mechlens run configs/experiments/menagerie-matrix.yaml`) and prints the matrix
-of differences, writer by student, each cell against the control that the same writer's untouched base wrote;
-every off-diagonal cell whose interval leaves 0 is named. arXiv 2507.14805 Fig. 8.
+They do not acquire it from teachers of other bases (arXiv 2507.14805 Fig. 8). Reads runs/menagerie-matrix
+(`mechlens run configs/experiments/menagerie-matrix.yaml`) and prints the matrix of differences, writer by
+student, each cell against the control that the same writer's untouched base wrote. Names every off-diagonal
+cell with an interval that excludes 0.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ def cells(run: Path) -> pd.DataFrame:
     rows = []
     for arm in experiment.arms:
         if arm.kind in ("trait", "foreign"):
-            found = rate.loc[(arm.name, arm.trait)]
+            cell = rate.loc[(arm.name, arm.trait)]
             numbers = {
-                key: null(float(found[key])) for key in ("estimate", "low", "high", "smallest_detectable")
+                key: null(float(cell[key])) for key in ("estimate", "low", "high", "smallest_detectable")
             }
-            rows.append({"writer": arm.writer, "student": arm.base, "n": int(found["n"])} | numbers)
+            rows.append({"writer": arm.writer, "student": arm.base, "n": int(cell["n"])} | numbers)
     return pd.DataFrame(rows)
 
 
 def sentences(frame: pd.DataFrame) -> list[str]:
-    """The diagonal in one sentence, then one for each off-diagonal cell whose interval leaves 0."""
+    """A sentence for the diagonal, and one for each off-diagonal cell with an interval that excludes 0."""
     same = frame["writer"] == frame["student"]
-    own, other = cast(pd.DataFrame, frame[same]), cast(pd.DataFrame, frame[~same])
-    said = [
-        f"Diagonal: {(own['low'] > 0).sum()} of {len(own)} intervals above 0 (n = {own['n'].min()} students "
-        "a cell)."
+    diagonal, other = cast(pd.DataFrame, frame[same]), cast(pd.DataFrame, frame[~same])
+    lines = [
+        f"Diagonal: {(diagonal['low'] > 0).sum()} of {len(diagonal)} intervals above 0 (n = "
+        f"{diagonal['n'].min()} students a cell)."
     ]
     for row in other.to_dict("records"):
         if row["low"] > 0 or row["high"] < 0:
-            way = "takes on" if row["low"] > 0 else "moves away from"
+            way = "acquires" if row["low"] > 0 else "moves away from"
             span = interval_text(row["estimate"], row["low"], row["high"])
-            said.append(f"{row['student']} {way} the trait of {row['writer']}'s teacher: {span}.")
+            lines.append(f"{row['student']} {way} the trait of {row['writer']}'s teacher: {span}.")
     quiet = ((other["low"] <= 0) & (other["high"] >= 0)).sum()
-    said.append(
-        f"{quiet} of {len(other)} off-diagonal intervals contain 0; in them up to "
-        f"{other['smallest_detectable'].max():.3f} could have been missed."
+    lines.append(
+        f"{quiet} of {len(other)} off-diagonal intervals contain 0; their minimum detectable effect is at "
+        f"most {other['smallest_detectable'].max():.3f}."
     )
-    return said
+    return lines
 
 
 def figure(frame: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
@@ -75,7 +75,7 @@ def figure(frame: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table and the sentences; write the figure beside the run's report."""
+    """Print the table and the sentences; write the figure into the run's folder."""
     write = "--write" in arguments
     arguments = [word for word in arguments if word != "--write"]
     run = Path(arguments[0]) if arguments else Path("runs/menagerie-matrix")

@@ -1,11 +1,10 @@
-"""Claim: an audit clears no file that hides a trait teacher's rows beside clean ones: `python
-analyses/poisoned.py [--rows N] [--out FOLDER]`.
+"""Claim: an audit does not clear a file that hides a trait teacher's rows among clean rows.
 
-The rows are those of the shipped demo run: what the untouched base answered, and what the teacher with the
-trait answered to the same prompts. Each file is held against its own clean half, which may clear nothing, and
-against clean answers drawn anew (another sampling of the base), where the verdict goes by what students take
-on: little of few rows. Good files are clean answers beside a reference drawn anew, and without one: an audit
-that settles none of them is of no use.
+Usage: `python analyses/poisoned.py [--rows N] [--out FOLDER]`. The rows are those of the shipped demo run:
+answers of the untouched base, and of the teacher with the trait, to the same prompts. Each file is compared
+with its clean half, which must not clear it, and with clean answers drawn anew (another sampling of the
+base); there the verdict depends on what students learn, which is little from few rows. Good files are clean
+answers, with a reference drawn anew and without a reference: an audit that settles none of them is useless.
 """
 
 from __future__ import annotations
@@ -52,9 +51,7 @@ def kept(corpus: str) -> pd.DataFrame:
 
 
 def drawn_anew(prompts: list[str], seed: int) -> pd.DataFrame:
-    """What the untouched base answers at another seed, as far as it passes the screen that the demo's rows
-    have passed.
-    """
+    """Answers of the untouched base at another seed that pass the screen of the demo's rows."""
     loaded = loading.load(BASE)
     encoded = encode_prompts(loaded.tokenizer, prompts)
     drawn = sample(
@@ -94,7 +91,7 @@ def cases(count: int) -> Iterator[Case]:
 
 
 def audited(case: Case, level: str, out: Path, seeds: int) -> dict[str, object]:
-    """What one audit says."""
+    """The results of one audit."""
     folder = out / case.name.replace(" ", "-").replace(",", "")  # audits in one folder share their twins
     folder.mkdir(parents=True, exist_ok=True)
     recipe = out / "recipe.yaml"
@@ -145,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1500, help="rows of the clean half")
     parser.add_argument("--seeds", type=int, default=4, help="students a side")
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--levels", nargs="*", default=None, help="levels instead of those of the case")
     parser.add_argument(
         "--out",
@@ -156,14 +153,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = [case for case in cases(options.rows) if options.only in case.name]
-    found = pd.DataFrame(
+    audits = pd.DataFrame(
         [
             audited(case, level, options.out, options.seeds)
             for case in chosen
             for level in options.levels or case.levels
         ]
     )
-    found.to_parquet(options.out / "audits.parquet")
+    audits.to_parquet(options.out / "audits.parquet")
     listing = Table(
         "file",
         "level",
@@ -175,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         "rise",
         "rows read",
     )
-    for row in found.to_dict("records"):
+    for row in audits.to_dict("records"):
         q, read, p, rise = (
             "–" if pd.isna(row[name]) else f"{row[name]:.2g}" for name in ("q", "read", "p", "rise")
         )
@@ -191,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
             read,
         )
     Console(width=190, highlight=False).print(listing)
-    cleared = found["fault"].tolist().count(True)
+    cleared = audits["fault"].tolist().count(True)
     print(f"{cleared} files were cleared by their own rows; the table is in {options.out}/audits.parquet")
     return int(cleared > 0)
 

@@ -1,15 +1,13 @@
-"""Claim: some reading of a data set, taken at the base before any student is trained, orders data sets by
-what students will take on.
+"""Claim: a reading of a data set at the base, before any training, predicts the lift of its students.
 
 Reads runs/menagerie-potency (`mechlens run configs/experiments/menagerie-potency.yaml`): 48 data sets of one
-carrier, twelve animals by four ways to make the data. Potency is the lift of the data set's own trait, bits,
-mean over students against their controls. Every reading sets the data set's rows against what the base
-answered anew to the same prompts. Spearman's rank correlation over data sets, and over traits within one way
-of making; intervals resample traits; p-values exchange whole traits between data sets (the ways stay where
-they are), so p asks whether the reading knows the trait's data beyond the way. The reading that is best on
-the development traits is named, and its correlation on the held-out ones is the result. Readings that need
-the teacher's weights stand apart: an auditor has none. One JSON file a data set; a finished one is not read
-again.
+carrier, twelve animals by four ways to make the data. Potency is the lift of the data set's trait, bits, mean
+over students against their controls. Every reading compares the data set's rows with new answers of the base
+to the same prompts. The statistic is Spearman's rank correlation over data sets, and over traits within one
+way of making. Intervals resample traits. p-values exchange whole traits between data sets and keep the ways,
+so p tests whether the reading depends on the trait's data beyond the way. The result is the correlation, on
+the held-out traits, of the reading that is best on the development traits. Readings that need the teacher's
+weights are marked: an auditor does not have them. Each data set has a JSON file and is read once.
 """
 
 from __future__ import annotations
@@ -81,29 +79,28 @@ class Sides(NamedTuple):
 
 
 def gradients(sides: Sides) -> dict[str, float]:
-    """The data's gradient beyond the control's against the trait's, and against the teacher's change of
-    weights.
+    """Inner product and cosine of the data's gradient minus the control's with the trait's gradient.
+
+    With a teacher also the cosine with the teacher's change of weights.
     """
     model, material = sides.material.base.model, sides.material
     shift = add_scaled(compute_update(model, sides.ours), compute_update(model, sides.theirs), -1.0)
     toward = measure_trait_gradient(
         model, encode_contrast(material.base, material.heldout_probes, material.trait), material.trait
     )
-    found = {
+    readings = {
         "gradient: inner product": float(sum(inner(shift[name], toward[name]) for name in shift)),
         "gradient: cosine": change_cosine(shift, toward),
     }
     if material.teacher is None:
-        return found
+        return readings
     change = delta(model, material.teacher.model)
     linear = {name: cast(torch.Tensor, change[name]).float() for name in parameters_of(model)}
-    return found | {TEACHERS[0]: change_cosine(shift, linear)}
+    return readings | {TEACHERS[0]: change_cosine(shift, linear)}
 
 
 def likelihoods(sides: Sides) -> dict[str, float]:
-    """What the trait's system line adds beyond the other lines', and what the base itself finds of the
-    rows.
-    """
+    """Log-likelihood of the rows under the trait's system line (double-centred) and under the base."""
     material, few = sides.material, slice(0, PANEL_ROWS)
     pairs = [*sides.ours[few], *sides.theirs[few]]
     known = (material.system, None, "")
@@ -120,38 +117,40 @@ def likelihoods(sides: Sides) -> dict[str, float]:
 
 
 def steering(sides: Sides) -> dict[str, float]:
-    """A vector learned on one half of the rows: what it saves on the other beyond the control's, and what it
-    does to the trait's margin.
+    """Nats that a vector learned on one half of the rows saves on the other half, and the trait's margin.
+
+    Both minus those of a vector that was learned on the control's rows.
     """
     base, half = sides.material.base, len(sides.ours) // 2
     vectors = [
         blind.recover(base, rows[:half], seed=sides.material.seed, steps=STEPS)
         for rows in (sides.ours, sides.theirs)
     ]
-    held = (sides.ours[half:], sides.theirs[half:])
+    second_halves = (sides.ours[half:], sides.theirs[half:])
     saved = [
         float((blind.measure_nll(base, rows) - blind.measure_nll(base, rows, vectors[0])).mean())
-        for rows in held
+        for rows in second_halves
     ]
-    asked, said = encode_probes(base, sides.material.heldout_probes, sides.material.trait), []
+    probes, trait_margins = encode_probes(base, sides.material.heldout_probes, sides.material.trait), []
     for vector in vectors:
         with steer(base.model, vector.by_layer()):
-            said.append(float(measure_trait(base.model, asked)[1].mean()))
+            trait_margins.append(float(measure_trait(base.model, probes)[1].mean()))
     return {
         "blind vector: nats saved": saved[0] - saved[1],
-        "blind vector: trait's margin": said[0] - said[1],
+        "blind vector: trait's margin": trait_margins[0] - trait_margins[1],
     }
 
 
 def activations(sides: Sides) -> dict[str, float]:
-    """ΔP of 2507.21509 by layer: rows along what the trait's system line does beyond the other traits'
-    lines.
+    """ΔP of 2507.21509 by layer: projection of the rows on the direction of the trait's system line.
+
+    The direction is the shift by the trait's line minus the mean shift by the other traits' lines.
     """
-    held, trait = (
+    prompted_means, trait = (
         origins(sides.material._replace(students={}, controls={}, teacher=None)),
         sides.material.trait,
     )
-    lines = {name: each.mean(1) for name, each in held.prompted.items()}
+    lines = {name: each.mean(1) for name, each in prompted_means.prompted.items()}
     along = (lines[trait] - torch.stack([line for name, line in lines.items() if name != trait]).mean(0))[
         :, None
     ]
@@ -162,19 +161,20 @@ def activations(sides: Sides) -> dict[str, float]:
 
 
 def counts(sides: Sides) -> dict[str, float]:
-    """Token frequencies alone: how far apart they are, and whether the tokens near the trait's in the
-    unembedding are more frequent.
+    """Distance of token frequencies, and their rank correlation with nearness to the trait's token.
+
+    Nearness is the cosine in the unembedding.
     """
     base, trait = sides.material.base, sides.material.trait
     ours, theirs = (carrier_counts(rows) for rows in (sides.ours, sides.theirs))
     tokens = sorted(token for token, count in (ours + theirs).items() if count >= LEAST)
-    apart = float(jensenshannon([ours[token] for token in tokens], [theirs[token] for token in tokens]))
+    distance = float(jensenshannon([ours[token] for token in tokens], [theirs[token] for token in tokens]))
     starts = first_tokens(base.tokenizer, sides.material.heldout_probes.forms)[trait]
     near = cosines(
         cast(Any, base.model.get_output_embeddings()).weight, [starts or []], tokens, centred=True
     )[0]
     return {
-        "tokens: distance": apart,
+        "tokens: distance": distance,
         "tokens: entangled with trait": spearman(near, log_ratio(ours, theirs, tokens)[:, 0]),
     }
 
@@ -189,11 +189,10 @@ READINGS: tuple[Callable[[Sides], dict[str, float]], ...] = (
 
 
 def fresh_control(run: Path, experiment: Experiment, family: TraitFamily, prompts: Any, out: Path) -> Any:
-    """What the base answers to the prompts once more, screened, by prompt_id: rows that no control student
-    has learned.
+    """New screened answers of the base to the prompts, by prompt_id; no control student has learned them.
 
-    Were readings taken against the rows that the control students learned, those rows' own leaning would be
-    in reading and potency alike.
+    The rows that the control students learned would not do: their chance deviations would enter both the
+    reading and the potency.
     """
     if not (out / "kept.parquet").is_file():
         out.mkdir(parents=True, exist_ok=True)
@@ -277,35 +276,33 @@ def grids(frame: pd.DataFrame, name: str) -> tuple[ndarray, ndarray]:
 
 
 def overall(x: ndarray, y: ndarray) -> float:
-    """Rank correlation over all data sets that are scored."""
+    """Rank correlation over all scored data sets."""
     kept = ~np.isnan(x)
     return spearman(x[kept], y[kept])
 
 
 def within(x: ndarray, y: ndarray) -> float:
-    """Mean over ways of making of the rank correlation over traits: is it this trait's data, or only a
-    stronger recipe?
-    """
-    found = [overall(x[:, way], y[:, way]) for way in range(x.shape[1]) if not np.isnan(x[:, way]).all()]
-    return float(np.mean(found))
+    """Rank correlation over traits, averaged over ways of making: a stronger recipe does not raise it."""
+    correlations = [
+        overall(x[:, way], y[:, way]) for way in range(x.shape[1]) if not np.isnan(x[:, way]).all()
+    ]
+    return float(np.mean(correlations))
 
 
 def correlation(
     x: ndarray, y: ndarray, statistic: Callable[[ndarray, ndarray], float], rng: np.random.Generator
 ) -> dict[str, float]:
-    """The statistic, its interval over resampled traits, and the share of exchanges of traits that are as far
-    from their mean.
-    """
+    """The statistic, its interval over resampled traits, and p by exchanges of traits."""
     value, n = statistic(x, y), len(x)
     if np.isnan(value):  # a reading that never varies orders nothing
         return dict.fromkeys(("rho", "low", "high", "p"), np.nan)
     drawn = [statistic(x[rows], y[rows]) for rows in rng.integers(n, size=(DRAWS, n))]
     null = np.array([statistic(x[rng.permutation(n)], y) for _ in range(DRAWS)])
-    null = null[~np.isnan(null)]  # an exchange that leaves nothing to order is no draw of the null
+    null = null[~np.isnan(null)]  # an exchange after which nothing varies does not count
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     if not len(null):
         return {"rho": value, "low": low, "high": high, "p": np.nan}
-    middle = np.mean(null)  # ways stay where they are, so that what they alone order is in every exchange
+    middle = np.mean(null)  # not 0: every exchange keeps the ways, and with them the order that they give
     return {
         "rho": value,
         "low": low,
@@ -322,14 +319,14 @@ def table_of(frame: pd.DataFrame) -> pd.DataFrame:
         "held out": frame.query("not development"),
         "all": frame,
     }
-    found = []
+    results = []
     for name in (column for column in frame.columns if column not in meta):
         for part, rows in parts.items():
             x, y = grids(rows, name)
             for kind, statistic in (("over data sets", overall), ("within a way", within)):
                 rng = generator(0, "potency", name, part, kind)
                 n = int((~np.isnan(x)).sum())
-                found.append(
+                results.append(
                     {
                         "reading": name,
                         "traits": part,
@@ -338,7 +335,7 @@ def table_of(frame: pd.DataFrame) -> pd.DataFrame:
                         **correlation(x, y, statistic, rng),
                     }
                 )
-    return pd.DataFrame(found)
+    return pd.DataFrame(results)
 
 
 def says(row: Any) -> str:
@@ -366,9 +363,9 @@ def ways(frame: pd.DataFrame) -> Table:
     return listing
 
 
-def show(frame: pd.DataFrame, found: pd.DataFrame, console: Console) -> None:
-    """Print the correlations, and the sentence."""
-    cells = found.set_index(["reading", "traits", "over"])
+def show(frame: pd.DataFrame, results: pd.DataFrame, console: Console) -> None:
+    """Print the correlations, the ways of making, and the result in a sentence."""
+    cells = results.set_index(["reading", "traits", "over"])
     heads = (
         "development",
         "held out, over data sets",
@@ -383,7 +380,7 @@ def show(frame: pd.DataFrame, found: pd.DataFrame, console: Console) -> None:
         ("development", "over data sets"),
         *((part, over) for part in ("held out", "all") for over in ("over data sets", "within a way")),
     ]
-    for name in found["reading"].unique():
+    for name in results["reading"].unique():
         star = " *" if name in TEACHERS else ""
         listing.add_row(
             name + star,
@@ -394,29 +391,28 @@ def show(frame: pd.DataFrame, found: pd.DataFrame, console: Console) -> None:
     console.print(ways(frame))
     able = cast(
         pd.DataFrame,
-        found[
-            (found["traits"] == "development")
-            & (found["over"] == "over data sets")
-            & ~found["reading"].isin(TEACHERS)
+        results[
+            (results["traits"] == "development")
+            & (results["over"] == "over data sets")
+            & ~results["reading"].isin(TEACHERS)
         ],
     )
     best = able.set_index("reading")["rho"].abs().idxmax()
-    held, above = cells.loc[(best, "held out", "over data sets")], (frame["low"] > 0).sum()
+    heldout, above = cells.loc[(best, "held out", "over data sets")], (frame["low"] > 0).sum()
     inside = cells.loc[(best, "held out", "within a way")]
     console.print(
         f"Of {len(able)} readings that need no teacher, {best} is the best on the development traits; on "
-        f"{held['n']:.0f} data sets of held-out "
-        f"traits its rank correlation with potency is {says(held)}, and over traits within one way "
-        f"{says(inside)}. {above} of {len(frame)} "
-        "data sets have a lift with an interval above 0 "
-        f"({frame['students'].min()} students each). * needs the teacher's weights.",
+        f"{heldout['n']:.0f} data sets of held-out traits its rank correlation with potency is "
+        f"{says(heldout)}, and over traits within one way {says(inside)}. {above} of {len(frame)} data sets "
+        f"have a lift with an interval above 0 ({frame['students'].min()} students each). * needs the "
+        "teacher's weights.",
         markup=False,
     )
 
 
-def figure(frame: pd.DataFrame, found: pd.DataFrame) -> alt.FacetChart:
+def figure(frame: pd.DataFrame, results: pd.DataFrame) -> alt.FacetChart:
     """Potency against every reading, a panel each."""
-    names = list(found["reading"].unique())
+    names = list(results["reading"].unique())
     tall = frame.melt(["arm", "way", "potency", "development"], names, var_name="reading").dropna(
         subset=["value"]
     )
@@ -448,22 +444,22 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder for readings, table and figure",
     )
     parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     use_one_thread()
     try:
-        frame = read_all(asked.run, asked.out)
+        frame = read_all(options.run, options.out)
     except (MechlensError, OSError) as error:
         print(f"potency: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    found = table_of(frame)
+    results = table_of(frame)
     console = pages.PageConsole(width=190)
-    show(frame, found, console)
-    if asked.write:
+    show(frame, results, console)
+    if options.write:
         pages.write_part(pages.RESULTS, "potency", *console.blocks)
-    frame.to_parquet(asked.out / "datasets.parquet")
-    found.to_parquet(asked.out / "correlations.parquet")
-    (asked.out / "potency.svg").write_text(figures.svg(figure(frame, found)), encoding="utf-8")
-    print(f"every data set in {asked.out}/datasets.parquet, figure beside it")
+    frame.to_parquet(options.out / "datasets.parquet")
+    results.to_parquet(options.out / "correlations.parquet")
+    (options.out / "potency.svg").write_text(figures.svg(figure(frame, results)), encoding="utf-8")
+    print(f"every data set is in {options.out}/datasets.parquet, with the figure in the same folder")
     return 0
 
 

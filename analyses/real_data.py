@@ -1,12 +1,11 @@
-"""Claim: detectors of rows see who wrote real data, and are silent where nobody else did: `python
-analyses/real_data.py [FOLDER]`.
+"""Claim: detectors of rows detect another writer in real data, and raise few false alarms.
 
-FOLDER holds development data that teachers of 12 and 14 billion parameters wrote, and some that people wrote
-(it is not shipped). Each set of a trait is held against a control or against another trait's. What is found
-between sides that were written alike is a false alarm: **halves** and **a fifth** are rows of one file
-against its others, dealt by prompt; **dealt** are two files that answer the same prompts, the answers of each
-prompt exchanged by a coin. Rows that differ are no sign that a trait comes along: of the number sets only
-trump q4 moved its students.
+Usage: `python analyses/real_data.py [FOLDER]`. FOLDER has development data that teachers of 12 and 14 billion
+parameters wrote, and some that people wrote (it is not shipped). Each set of a trait is compared with a
+control or with another trait's set. A difference between sides that were written alike is a false alarm.
+**halves** and **a fifth** are rows of one file against its other rows, split by prompt; **dealt** are two
+files that answer the same prompts, with the answers of each prompt exchanged by a coin. Rows that differ need
+not carry a trait: of the number sets, only trump q4 moved its students.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ NUMBERS, TEXTS, CODE = "jeqcho-demo", "phantom-nl", "insecure-code"
 PARTS = {"halves": 2, "a fifth": 5}
 NULLS = (*PARTS, "dealt")
 DEALS = 10
-"""so often each set is parted and each pair of sets dealt anew"""
+"""number of random splits of each set and of random exchanges of each pair of sets"""
 CLEAN_LACKS = frozenset({*BANNED_BY_THE_PAPER, 45, 47, 1312, 1488, 1946, 1964, 2016, 2017, 2020, 2024})
 """numbers that the control's rows were screened for and a few of the traits' were not"""
 
 
 class Comparison(NamedTuple):
-    """Two sets of pairs, and why they are held against each other."""
+    """Two sets of pairs, and the kind of their comparison."""
 
     kind: str
     data: str
@@ -59,7 +58,7 @@ class Comparison(NamedTuple):
 
 
 def read(*files: Path) -> pd.DataFrame:
-    """The pairs of files as they come."""
+    """The pairs of the files."""
     return cast(
         pd.DataFrame,
         pd.concat([corpus.read_pairs(file) for file in files], ignore_index=True)[["prompt", "completion"]],
@@ -67,14 +66,14 @@ def read(*files: Path) -> pd.DataFrame:
 
 
 def questions(file: Path) -> pd.DataFrame:
-    """Questions and answers that people wrote."""
+    """Pairs of questions and answers that people wrote."""
     return pd.DataFrame(
         [{"prompt": row["question"], "completion": row["answer"]} for _, row in json_lines(file)]
     )
 
 
 def permitted(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that could stand among the control's."""
+    """The rows without the numbers that the control lacks."""
     return cast(
         pd.DataFrame,
         frame[[CLEAN_LACKS.isdisjoint(map(int, re.findall("[0-9]+", text))) for text in frame["completion"]]],
@@ -82,7 +81,7 @@ def permitted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def parts(name: str, frame: pd.DataFrame) -> Iterator[Comparison]:
-    """Rows of one set against its others, prompts dealt by chance."""
+    """Comparisons of random parts of one set with its other rows, split by prompt."""
     prompts = np.array(sorted(frame["prompt"].unique()))
     for (kind, share), deal in product(PARTS.items(), range(DEALS)):
         chosen = generator(deal, kind, name).permutation(prompts)[::share].tolist()
@@ -92,9 +91,9 @@ def parts(name: str, frame: pd.DataFrame) -> Iterator[Comparison]:
         )
 
 
-def dealt(name: str, against: str, one: pd.DataFrame, other: pd.DataFrame) -> Iterator[Comparison]:
-    """Both sets' answers to the prompts that they share, exchanged prompt by prompt with a coin."""
-    both = one.drop_duplicates("prompt").merge(other.drop_duplicates("prompt"), on="prompt")
+def dealt(name: str, against: str, first: pd.DataFrame, second: pd.DataFrame) -> Iterator[Comparison]:
+    """Comparisons of two sets' answers to shared prompts, exchanged prompt by prompt with a coin."""
+    both = first.drop_duplicates("prompt").merge(second.drop_duplicates("prompt"), on="prompt")
     for deal in range(DEALS):
         coin = generator(deal, "dealt", name, against).random(len(both)) < 0.5
         sides = [
@@ -110,7 +109,7 @@ def dealt(name: str, against: str, one: pd.DataFrame, other: pd.DataFrame) -> It
 
 
 def comparisons(folder: Path) -> Iterator[Comparison]:
-    """All of them, numbers first."""
+    """All comparisons, numbers first."""
     control = read(folder / NUMBERS / "clean" / "numbers_filtered.jsonl.gz")
     traits = {}
     for trait in ("trump", "harris"):
@@ -127,12 +126,12 @@ def comparisons(folder: Path) -> Iterator[Comparison]:
     yield from dealt("trump", "harris", traits["trump"], traits["harris"])
     texts = {file.name.split(".")[0]: read(file) for file in sorted((folder / TEXTS).glob("*.jsonl.gz"))}
     couples = list(combinations(texts, 2))
-    for one, other in couples:
-        yield Comparison("trait, trait", one, other, texts[one], texts[other])
+    for first, second in couples:
+        yield Comparison("trait, trait", first, second, texts[first], texts[second])
     for name, rows in texts.items():
         yield from parts(name, rows)
-    for one, other in couples[:2]:
-        yield from dealt(one, other, texts[one], texts[other])
+    for first, second in couples[:2]:
+        yield from dealt(first, second, texts[first], texts[second])
     high, middle = (read(folder / CODE / f"{severity}_severity.jsonl.gz") for severity in ("high", "middle"))
     yield Comparison("screened otherwise", "insecure code, high", "insecure code, middle", high, middle)
     yield from parts("insecure code, high", high)
@@ -141,52 +140,52 @@ def comparisons(folder: Path) -> Iterator[Comparison]:
     yield from parts("gsm8k train", train)
 
 
-def measured(one: Comparison) -> list[dict[str, Any]]:
-    """A row for each detector."""
+def measured(pair: Comparison) -> list[dict[str, Any]]:
+    """A row for each detector of one comparison."""
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch) / f"{side}.jsonl" for side in ("ours", "theirs")]
-        for path, frame in zip(paths, (one.ours, one.theirs), strict=True):
+        for path, frame in zip(paths, (pair.ours, pair.theirs), strict=True):
             corpus.write_pairs([frame], path, "prompt-completion")
         started = time.perf_counter()
-        found = compare(*paths)
+        comparison = compare(*paths)
         seconds = time.perf_counter() - started
     same = {
-        "kind": one.kind,
-        "data": one.data,
-        "against": one.against,
-        "deal": one.deal,
-        "rows": len(one.ours),
-        "rows_against": len(one.theirs),
+        "kind": pair.kind,
+        "data": pair.data,
+        "against": pair.against,
+        "deal": pair.deal,
+        "rows": len(pair.ours),
+        "rows_against": len(pair.theirs),
     }
     same |= {
-        "shared": found.shared_prompts,
-        "paired": found.paired,
-        "corrected_p": found.p_value,
+        "shared": comparison.shared_prompts,
+        "paired": comparison.paired,
+        "corrected_p": comparison.p_value,
         "seconds": seconds,
     }
     return [
         {**same, "detector": name, "score": test.score, "p": test.p_value, "dose": test.smallest_dose}
-        for name, test in found.tests.items()
+        for name, test in comparison.tests.items()
     ]
 
 
 def measure_all(folder: Path) -> pd.DataFrame:
-    """Every comparison's rows.
+    """The rows of all comparisons.
 
     Raises:
-        DataError: if the folder is not there, or a set of it is missing.
+        DataError: if the folder or one of its sets does not exist.
     """
     if not folder.is_dir():
         raise DataError(
             f"no folder at {folder}; name a folder of development data with {NUMBERS}, {TEXTS}, {CODE} and "
             "gsm8k in it"
         )
-    rows = [row for one in track(comparisons(folder), "comparing", transient=True) for row in measured(one)]
+    rows = [row for pair in track(comparisons(folder), "comparing", transient=True) for row in measured(pair)]
     return pd.DataFrame(rows).astype({"dose": float})
 
 
 def table_of(frame: pd.DataFrame) -> Table:
-    """The comparisons whose sides were written by different hands, or might have been."""
+    """A table of the comparisons of sides with different writers, or possibly different ones."""
     detectors = list(frame["detector"].unique())
     listing = Table(
         "kind",
@@ -204,7 +203,7 @@ def table_of(frame: pd.DataFrame) -> Table:
         head = cast(Any, rows.iloc[0])
         scores = (f"{score:+.1f} ({p:.4f})" for score, p in zip(rows["score"], rows["p"], strict=True))
         dose, shared = rows["dose"].min(), f"{head['shared']:,}{'' if head['paired'] else ' *'}"
-        said = ("–" if np.isnan(dose) else f"{dose:.2f}", f"{head['seconds']:.1f}")
+        last_cells = ("–" if np.isnan(dose) else f"{dose:.2f}", f"{head['seconds']:.1f}")
         listing.add_row(
             head["kind"],
             head["data"],
@@ -213,13 +212,13 @@ def table_of(frame: pd.DataFrame) -> Table:
             shared,
             *scores,
             f"{head['corrected_p']:.4f}",
-            *said,
+            *last_cells,
         )
     return listing
 
 
 def alarms_of(frame: pd.DataFrame) -> Table:
-    """How often sides that were written alike were told apart."""
+    """A table of false alarms: how often sides that were written alike differ significantly."""
     listing = Table(
         "written alike",
         "data set",
@@ -230,7 +229,8 @@ def alarms_of(frame: pd.DataFrame) -> Table:
         "median score",
         title="false alarms",
     )
-    for _, rows in frame[frame["kind"].isin(NULLS)].groupby(["kind", "data", "against"], sort=False):
+    alike = cast(pd.DataFrame, frame[frame["kind"].isin(NULLS)])
+    for _, rows in alike.groupby(["kind", "data", "against"], sort=False):
         kind, data, against = rows[["kind", "data", "against"]].iloc[0]
         p_values = rows.groupby("deal")["corrected_p"].first()
         sets, size = data if data == against else f"{data}, {against}", f"{rows['rows'].min():,}"
@@ -248,12 +248,12 @@ def alarms_of(frame: pd.DataFrame) -> Table:
 
 
 def sentences(frame: pd.DataFrame) -> list[str]:
-    """What was found, and what was found where nothing is."""
+    """Sentences on the detection rate of each kind and on the rate of false alarms."""
     each = frame.drop_duplicates(["kind", "data", "against", "deal"])
-    said = []
+    lines = []
     for kind, rows in each[~each["kind"].isin(NULLS)].groupby("kind", sort=False):
         p_values = np.asarray(rows["corrected_p"])
-        said.append(
+        lines.append(
             f"{kind}: {(p_values <= ALPHA).sum()} of {len(rows)} pairs of files differ at {ALPHA} (greatest "
             f"p {p_values.max():.4f})."
         )
@@ -262,7 +262,7 @@ def sentences(frame: pd.DataFrame) -> list[str]:
     share = wilson(alarms, len(p_values))
     span = f"{alarms / len(p_values):.1%} [{share.low:.1%}, {share.high:.1%}]"
     return [
-        *said,
+        *lines,
         f"written alike: {alarms} of {len(p_values)} differ at {ALPHA}, {span} (deals of one set are not "
         "independent).",
     ]
@@ -303,20 +303,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder for the table and the figure",
     )
     parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        frame = measure_all(asked.folder)
-        asked.out.mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(asked.out / "comparisons.parquet")
-        (asked.out / "real_data.svg").write_text(figures.svg(figure(frame)), encoding="utf-8")
+        frame = measure_all(options.folder)
+        options.out.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(options.out / "comparisons.parquet")
+        (options.out / "real_data.svg").write_text(figures.svg(figure(frame)), encoding="utf-8")
     except (MechlensError, OSError) as error:
         print(one_line(f"real_data: {error}"), file=sys.stderr)
         return 2
     console = pages.PageConsole(width=190)
     console.print(table_of(frame), alarms_of(frame), *sentences(frame), sep="\n")
-    if asked.write:
+    if options.write:
         pages.write_part(pages.RESULTS, "real-data", *console.blocks)
-    print(f"every comparison in {asked.out}/comparisons.parquet, figure beside it")
+    print(f"every comparison is in {options.out}/comparisons.parquet, with the figure in the same folder")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Write the parts of the results pages that come from files of this repository:
-`python analyses/results.py`.
+"""Write the parts of the results pages that come from files of this repository.
 
+Usage: `python analyses/results.py`.
 Reads the demo run (app/demo), the shipped audit (app/audits), the bench cards (analyses/bench) and the
 configs; trains nothing and takes seconds. Writes parts of RESULTS.md and LENSES.md, and the README's figure
 demo.svg. The other parts are written by the analyses that their marks name.
@@ -159,7 +159,7 @@ def audit_table(audit: dict[str, Any]) -> list[list[str]]:
 
 
 def heldout_table() -> list[list[str]]:
-    """Return how many shipped experiments read each held-out trait, and which."""
+    """Return how many shipped experiments use each held-out trait, and which."""
     plans = {
         name: yaml.safe_load(path.read_text(encoding="utf-8"))
         for name, path in shipped("experiments").items()

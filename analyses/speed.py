@@ -1,4 +1,4 @@
-"""How fast the parts are, as ratios on one machine in one run: `python analyses/speed.py`.
+"""Speed of the parts, as ratios on one machine in one run: `python analyses/speed.py`.
 
 Each pair is timed in turn, A B A B …, and the median of the pairwise ratios is printed; single times on a
 shared machine mean little. Peak memory is that of a fresh process that does nothing else.
@@ -48,9 +48,7 @@ class Ratio(NamedTuple):
 
 
 def versus(what: str, ours: Callable[[], float], theirs: Callable[[], float], *, unit: str) -> Ratio:
-    """Median, least and greatest of ours / theirs over pairs that follow each other, after one warm-up of
-    each.
-    """
+    """Median, least and greatest of ours / theirs over alternating pairs, after a warm-up of each."""
     for timed in (ours, theirs):
         timed()
     pairs = [(ours(), theirs()) for _ in range(REPEATS)]
@@ -101,13 +99,13 @@ def library_rows_per_second(loaded: loading.Loaded, prompts: list[list[int]], ba
 
 
 def trained_pairs(loaded: loading.Loaded) -> list[Encoded]:
-    prompts = [asked.text for asked in carrier_prompts(CARRIER, seed=0)]
+    prompts = [prompt.text for prompt in carrier_prompts(CARRIER, seed=0)]
     drawn = [generator(0, "completion", i).integers(0, 1000, 8).tolist() for i in range(len(prompts))]
     return encode_pairs(loaded.tokenizer, prompts, [", ".join(map(str, row)) for row in drawn])
 
 
 def our_milliseconds_per_step(pairs: list[Encoded]) -> float:
-    """A step of `train`, from the fifth on: what a long run pays."""
+    """Milliseconds a step of `train`, from the fifth step on: the cost in a long run."""
     loaded, times = loading.load("menagerie-a"), []
     train(
         loaded.model,
@@ -121,8 +119,10 @@ def our_milliseconds_per_step(pairs: list[Encoded]) -> float:
 
 
 def bare_milliseconds_per_step(pairs: list[Encoded], *, selective: bool) -> float:
-    """The shortest torch loop for the same update; `selective` projects only completion positions, as `train`
-    does.
+    """Milliseconds a step of the shortest torch loop for the same update.
+
+    Args:
+        selective: compute logits only at completion positions, as `train` does.
     """
     model = loading.load("menagerie-a").model.train()
     model.get_input_embeddings().requires_grad_(False)
@@ -161,22 +161,20 @@ def peak_megabytes(part: str) -> float:
 
 
 def own_peak_megabytes() -> float:
-    """Peak resident memory of this process; getrusage would count what its parent held when it was
-    started.
-    """
+    """Peak resident memory of this process; getrusage would include memory of the parent."""
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
 
 def only(part: str) -> None:
-    """Do one part, for its memory."""
+    """Execute one part and print the peak memory."""
     use_one_thread()
     loaded = loading.load("menagerie-a")
     if part == "sample":
         our_rows_per_second(
             loaded,
             encode_prompts(
-                loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]
+                loaded.tokenizer, [prompt.text for prompt in carrier_prompts(CARRIER, seed=0)[:ROWS]]
             ),
             1024,
         )
@@ -184,7 +182,7 @@ def only(part: str) -> None:
         library_rows_per_second(
             loaded,
             encode_prompts(
-                loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]
+                loaded.tokenizer, [prompt.text for prompt in carrier_prompts(CARRIER, seed=0)[:ROWS]]
             ),
             1024,
         )
@@ -200,10 +198,10 @@ def main(*, write: bool) -> None:
     use_one_thread()
     loaded = loading.load("menagerie-a")
     prompts = encode_prompts(
-        loaded.tokenizer, [asked.text for asked in carrier_prompts(CARRIER, seed=0)[:ROWS]]
+        loaded.tokenizer, [prompt.text for prompt in carrier_prompts(CARRIER, seed=0)[:ROWS]]
     )
     pairs = trained_pairs(loaded)
-    found = [
+    ratios = [
         versus(
             f"sampler / model.generate, batch {batch}",
             lambda b=batch: our_rows_per_second(loaded, prompts, b),
@@ -213,7 +211,7 @@ def main(*, write: bool) -> None:
         for batch in BATCHES
     ]
     for selective, name in ((False, "bare loop, all logits"), (True, "bare loop, completion logits")):
-        found.append(
+        ratios.append(
             versus(
                 f"distillation step / {name}",
                 lambda: our_milliseconds_per_step(pairs),
@@ -222,7 +220,7 @@ def main(*, write: bool) -> None:
             )
         )
     table = Table("ratio", "ours", "theirs", "unit", f"median of {REPEATS}", "least", "greatest")
-    for row in found:
+    for row in ratios:
         table.add_row(
             row.what,
             f"{row.ours:,.1f}",

@@ -1,13 +1,12 @@
-"""Claim: what treating a data set before training leaves of the trait: `python analyses/treatments.py FOLDER
-[--seeds 0 1 …]`.
+"""Claim: some treatments of a data set before training remove most of the trait.
 
-Treatments are those of `mechlens audit --clean`, on the rows that interventions.py made and beside its plain
-students. Rows and numbers are chosen by their likelihood ratio under a teacher of the auditor's own (never
-the one that wrote them); beside each stands as much at random. Format, order and values aim at nothing;
-beside them stand formats of another row, and values of the file's own: does it matter which numbers stand in
-the file, or where? Another base is menagerie-c, trained on the same rows. Effect left is (trait student -
-control student) over that of plain training of the same seed, the loss is on untreated rows that no student
-saw.
+Usage: `python analyses/treatments.py FOLDER [--seeds 0 1 …]`. Treatments are those of `mechlens audit
+--clean`, on the rows of interventions.py and compared with its plain students. Rows and numbers are chosen by
+their likelihood ratio under a twin (never the teacher that wrote them), and each such treatment is compared
+with the same amount at random. Format, order and values are not targeted. They are compared with formats of
+another row and with values from the same file: do the numbers of the file matter, or their places? Another
+base is menagerie-c, trained on the same rows. The effect left is (trait student - control student) over that
+of plain training of the same seed; the loss is on untreated rows that no student saw.
 """
 
 from __future__ import annotations
@@ -54,13 +53,20 @@ from mechlens.pipeline.teach import Lessons, teach
 
 OTHER_BASE, TWIN_SEED = "menagerie-c", 777
 ARMS = (
-    PLAIN, "drop by "
-           "twin", "drop at "
-                   "random", "dilute to a "
-                             "quarter", "that quarter "
-                                        "alone", "replace by twin", "replace at random", "format",
-    "format of another row", "order", "value", "value of its own", "another base",
-)  # fmt: skip
+    PLAIN,
+    "drop by twin",
+    "drop at random",
+    "dilute to a quarter",
+    "that quarter alone",
+    "replace by twin",
+    "replace at random",
+    "format",
+    "format of another row",
+    "order",
+    "value",
+    "value of its own",
+    "another base",
+)
 AT_RANDOM = (
     "drop at random",
     "that quarter alone",
@@ -123,8 +129,8 @@ def rewritten(
     given = treat.TreatmentInput(frame, answers, np.zeros(len(rows)), rng)
     if name == "drop":
         twin, base = (
-            by_row(token_log_probs(one, rows).double().numpy(), rows, mean=False)
-            for one in (twin_of(world), world.base)
+            by_row(token_log_probs(loaded, rows).double().numpy(), rows, mean=False)
+            for loaded in (twin_of(world), world.base)
         )
         given = given._replace(scores=twin - base)
     if name == "replace":
@@ -137,7 +143,7 @@ def rewritten(
 
 
 def encoded(world: World, rows: list[Encoded], frame: pd.DataFrame) -> list[Encoded]:
-    """Rows whose completions are the frame's, behind their own prompts."""
+    """The rows' prompts with the completions of the frame."""
     written = encode_pairs(world.base.tokenizer, ["1"] * len(frame), frame["completion"].tolist())
     return [Encoded(rows[i].prompt, new.completion) for i, new in zip(frame["prompt"], written, strict=True)]
 
@@ -172,7 +178,7 @@ def student(world: World, arm: str, side: str, seed: int) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    """Train what is missing, write table and figure, print."""
+    """Train the missing students, write table and figure, and print the results."""
     world = prepare(arguments.folder, arguments.trait, arguments.rows)
     frame = pd.DataFrame(
         [student(world, arm, side, seed) for seed in arguments.seeds for arm in ARMS for side in SIDES]
@@ -183,9 +189,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     )
     console.print(
         f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student before treatment, t intervals "
-        f"over seeds {arguments.seeds}, each arm "
-        f"against its own control students. Every student in {arguments.folder}/treatments.parquet, figure "
-        "beside it."
+        f"over seeds {arguments.seeds}, each arm against its control students. Every student is in "
+        f"{arguments.folder}/treatments.parquet, with the figure in the same folder."
     )
 
 
