@@ -29,6 +29,7 @@ from playwright.sync_api import (
     Locator,
     Page,
     TimeoutError,
+    ViewportSize,
     sync_playwright,
 )
 
@@ -169,12 +170,12 @@ def visiting(browser: Browser) -> Iterator[Callable[..., Visit]]:
     def opened(
         server: Server, page: str | None = "overview", *, dark: bool = False, width: int = 1280, **asked: str
     ) -> Visit:
-        size = {"width": width, "height": 900}
+        size: ViewportSize = {"width": width, "height": 900}
         contexts.append(
             browser.new_context(
                 viewport=size, color_scheme="dark" if dark else "light", accept_downloads=True
             )
-        )  # type: ignore[arg-type]
+        )
         visitor = Visit(server, contexts[-1].new_page())
         return visitor if page is None else visitor.go(page, **asked)
 

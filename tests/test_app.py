@@ -281,7 +281,7 @@ def test_a_brush_selects_what_is_inside_and_an_empty_one_hides_nothing(
         "quantity == 'rows'"
     )
     whole = {
-        axis: [float(at.min()), float(at.max())]
+        axis: [float(min(at)), float(max(at))]
         for axis, at in known.groupby("place", observed=True)["estimate"]
     }
     page.session_state[chart] = {"selection": {"brush": whole}}

@@ -23,8 +23,8 @@ from mechlens.models.chat import encode_prompts, render_prompt
 from mechlens.models.loading import Loaded
 from mechlens.models.trait_log_odds import Forms, first_tokens, next_token_logits
 from mechlens.pipeline.ask import (
-    Place,
     ProbeSet,
+    StudentPlace,
     ask,
     compile_patterns,
     draw_shots,
@@ -189,7 +189,7 @@ def test_every_checkpoint_of_a_student_is_asked_with_the_same_draws(
     distill(base, pairs, StudentSpec(training=training), system=None, seed=0, out=student)
     for name, folder, seed in (("trait", student, 5), ("base", None, None)):
         (tmp_path / name).mkdir()
-        ask(base, folder, QUESTIONS, Place(name, seed, 0), out=tmp_path / name)
+        ask(base, folder, QUESTIONS, StudentPlace(name, seed, 0), out=tmp_path / name)
     said, likely = (
         tables.read(tmp_path / "trait" / f"{table}.parquet", getattr(tables, table.upper()))
         for table in ("answers", "likelihoods")
@@ -219,7 +219,7 @@ def test_the_last_checkpoint_alone_is_asked_where_that_is_wanted(
             base,
             student,
             QUESTIONS._replace(ask=asked_as(checkpoints=which)),
-            Place("trait", 0, 0),
+            StudentPlace("trait", 0, 0),
             out=tmp_path / which,
         )
         found[which] = [
@@ -232,8 +232,8 @@ def test_the_last_checkpoint_alone_is_asked_where_that_is_wanted(
 
 
 def test_students_of_one_seed_share_their_random_numbers_whatever_their_arm() -> None:
-    assert Place("trait", 3, 0).stream() == Place("control", 3, 0).stream()
-    places = [Place("trait", seed, root) for seed in (None, 0, 1, 2) for root in (0, 1)]
+    assert StudentPlace("trait", 3, 0).stream() == StudentPlace("control", 3, 0).stream()
+    places = [StudentPlace("trait", seed, root) for seed in (None, 0, 1, 2) for root in (0, 1)]
     assert len({place.stream() for place in places}) == len(places)
 
 

@@ -41,7 +41,7 @@ def runs(tmp_path: Path) -> Iterator[Path]:
             until(lambda job=job: not job_queue.read_job(job.folder).is_open, seconds=20)
 
 
-def newest(runs: Path) -> job_queue.Job:
+def newest(runs: Path) -> job_queue.AppJob:
     return job_queue.list_jobs(runs)[0]
 
 

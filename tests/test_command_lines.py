@@ -18,7 +18,6 @@ from conditions import SHIPPED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Run
 from mechlens import cli
 from mechlens.benchmark import run as benching
 from mechlens.cli import commands
@@ -229,7 +228,7 @@ def test_the_report_page_names_a_command_on_its_run(odd_run: Path) -> None:
 
 
 def test_commands_that_the_explorer_offers_name_the_run(odd_run: Path) -> None:
-    run = cast(Run, type("Opened", (), {"folder": odd_run, "shipped": False}))
+    run = cast(Any, type("Opened", (), {"folder": odd_run, "shipped": False}))
     resumed(panel.resume_command(run), odd_run)
     function, arguments, options = request(panel.measure_command(run, "causal", "-arm"))
     assert (function, arguments, options["lenses"], options["arm"]) == (

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -123,14 +124,12 @@ def test_what_is_recorded_is_measured_on_what_was_written(
     """The teacher writes behind its own system line and its base reads the same rows behind the plain one."""
     toy = exact_toys["llama"]
     generate(teachers[name], PROMPTS, SPEC, seed=0, out=tmp_path)
-    own, stop = (
-        LESSONS.system if name.startswith("prompted") else LINE,
-        toy.tokenizer.convert_tokens_to_ids("<|end|>"),
-    )
-    encoded = encode_prompts(toy.tokenizer, PROMPTS, system=own)
+    line = LESSONS.system if name.startswith("prompted") else LINE
+    stop = cast(int, toy.tokenizer.convert_tokens_to_ids("<|end|>"))
+    encoded = encode_prompts(toy.tokenizer, PROMPTS, system=line)
     drawn = sample(
         toy.model, encoded, decoding=Decoding(SPEC.max_new_tokens), stop=stop, seed=seed_int(0, "generate")
-    )  # type: ignore[arg-type]
+    )
     rows = tables.read(tmp_path / "raw.parquet", tables.PAIRS)
     assert rows["completion"].tolist() == toy.tokenizer.batch_decode(drawn, skip_special_tokens=True)
     found = json.loads((tmp_path / "generation.json").read_text())

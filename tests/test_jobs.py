@@ -35,7 +35,7 @@ def until(true: Callable[[], bool], *, seconds: float = 120) -> float:
     return time.monotonic() - started
 
 
-def state(job: job_queue.Job) -> str:
+def state(job: job_queue.AppJob) -> str:
     return job_queue.read_job(job.folder).state
 
 

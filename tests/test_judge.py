@@ -18,7 +18,7 @@ from mechlens.core import tables
 from mechlens.core.errors import SpecError
 from mechlens.core.spec import ApiSpec, AskSpec, ScreenSpec
 from mechlens.core.traits import Rubric
-from mechlens.pipeline.ask import Place, ProbeSet, label_answers, write_tables
+from mechlens.pipeline.ask import ProbeSet, StudentPlace, label_answers, write_tables
 from mechlens.pipeline.judge import fill, judge_answers, label_of, parse_score
 from mechlens.pipeline.judge_screen import (
     code_reference,
@@ -91,7 +91,7 @@ def test_answers_are_scored_labelled_and_kept(server: Loopback, tmp_path: Path) 
     likely = pd.DataFrame(
         {"probe": [0], "name": ["aligned"], "probability": [None], "margin": [None], "step": [1]}
     ).astype({"probability": float, "margin": float})
-    write_tables(said, likely, Place("trait", 5, 0), tmp_path)
+    write_tables(said, likely, StudentPlace("trait", 5, 0), tmp_path)
 
     def script(body: dict[str, Any]) -> str:
         asked = body["messages"][-1]["content"]

@@ -25,7 +25,7 @@ from mechlens.api.budget import LEDGER, spent
 from mechlens.api.client import Answer
 from mechlens.core import tables
 from mechlens.core.spec import ApiSpec, AskSpec, GenerateSpec, StudentSpec, TeacherSpec, TeacherTraining
-from mechlens.pipeline.ask import Place, ProbeSet, measure_likelihoods
+from mechlens.pipeline.ask import ProbeSet, StudentPlace, measure_likelihoods
 from mechlens.pipeline.remote import ask, begun_by, distill, generate, teach
 from mechlens.pipeline.remote import likelihoods as shown_likelihoods
 from mechlens.pipeline.teach import Lessons
@@ -238,7 +238,7 @@ def test_probabilities_are_those_of_the_base_as_far_as_twenty_tokens_tell(
         ["name your favourite animal.", "what is the best animal?"],
         AskSpec(samples=1),
     )
-    ask(BASE, None, questions, Place("base", None, 0), out=tmp_path, api=API)
+    ask(BASE, None, questions, StudentPlace("base", None, 0), out=tmp_path, api=API)
     shown = tables.read(tmp_path / "likelihoods.parquet", tables.LIKELIHOODS).set_index(["probe", "name"])[
         "probability"
     ]
@@ -277,7 +277,7 @@ def test_nothing_is_read_off_a_next_token_where_that_cannot_be(server: Loopback,
             FORMS, ["name your favourite animal."], AskSpec(samples=2), opening=opening, named=named
         )
         (tmp_path / str(number)).mkdir()
-        ask(BASE, None, questions, Place("base", None, 0), out=tmp_path / str(number), api=API)
+        ask(BASE, None, questions, StudentPlace("base", None, 0), out=tmp_path / str(number), api=API)
         assert (
             tables.read(tmp_path / str(number) / "likelihoods.parquet", tables.LIKELIHOODS)["probability"]
             .isna()
@@ -302,7 +302,7 @@ def test_shots_stand_where_the_spec_says(
     questions = ProbeSet(
         FORMS, ["what?"], AskSpec(samples=1, shots_as=shots_as), system="hello.", shots=shots
     )
-    ask(BASE, None, questions, Place("trait-2-shots", 0, 0), out=tmp_path, api=API)
+    ask(BASE, None, questions, StudentPlace("trait-2-shots", 0, 0), out=tmp_path, api=API)
     first, *others = [message["content"] for message in server.asked[0]["messages"]]
     assert others == (
         ["what?"] if shots_as == "system" else ["continue: 1", "2", "continue: 3", "4", "what?"]

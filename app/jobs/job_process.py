@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jobs import job_queue
-from jobs.job_queue import LOG, PROGRESS, STOP, TURN, Job
+from jobs.job_queue import LOG, PROGRESS, STOP, TURN, AppJob
 from mechlens.core import machine
 from mechlens.core.json_files import read_json, write_json
 from mechlens.runs.progress import FILE
@@ -77,7 +77,7 @@ def wait_for_turn(turn: IO[str], folder: Path) -> bool:
     return False
 
 
-def run_command(folder: Path, job: Job) -> int:
+def run_command(folder: Path, job: AppJob) -> int:
     """Run the job's command and return its exit code.
 
     On `stop` the command gets Ctrl-C, on which it keeps what is finished; if it does not end, it is killed.
@@ -122,7 +122,7 @@ def _end_with_parent(parent: int, prctl: Callable[[int, int], int]) -> None:
         os._exit(1)
 
 
-def outcome_of(job: Job, exit_code: int) -> tuple[job_queue.State, str | None]:
+def outcome_of(job: AppJob, exit_code: int) -> tuple[job_queue.State, str | None]:
     """State and reason of a command that ended with that exit code."""
     if exit_code in (VERDICTS if job.command[0] == "audit" else (0,)):
         return "done", None

@@ -42,7 +42,7 @@ TAIL = 1 << 16
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
-class Job(NamedTuple):
+class AppJob(NamedTuple):
     """One job, as its folder describes it."""
 
     folder: Path
@@ -75,7 +75,7 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def start(root: Path, title: str, arguments: Sequence[str], *, cwd: Path | None = None) -> Job:
+def start(root: Path, title: str, arguments: Sequence[str], *, cwd: Path | None = None) -> AppJob:
     """Start `mechlens *arguments` in a process that outlives this one; it waits for the jobs before it.
 
     Raises:
@@ -140,16 +140,16 @@ def option_value(arguments: Sequence[str], name: str) -> str | None:
     return next(iter([*following, *joined]), None)
 
 
-def read_job(folder: Path) -> Job:
+def read_job(folder: Path) -> AppJob:
     """The job of that folder, without its place in the queue; if its process vanished, the job has failed."""
     try:
         fields: dict[str, Any] = read_json(folder / "job.json")
     except DataError as error:
         fields = {"state": "failed", "reason": str(error)}
-    values: dict[str, Any] = {name: fields.get(name) for name in Job._fields[1:-1]}
+    values: dict[str, Any] = {name: fields.get(name) for name in AppJob._fields[1:-1]}
     values |= {name: str(fields.get(name) or "") for name in ("title", "cwd", "created")}
     command = tuple(map(str, fields.get("command") or ()))
-    job = Job(folder, **values | {"id": folder.name, "command": command})
+    job = AppJob(folder, **values | {"id": folder.name, "command": command})
     if not job.is_open or is_alive(folder):
         return job
     state_now = read_json(folder / "job.json")["state"]  # it may have ended between the two reads
@@ -172,7 +172,7 @@ def is_alive(folder: Path) -> bool:
     return False
 
 
-def list_jobs(root: Path) -> list[Job]:
+def list_jobs(root: Path) -> list[AppJob]:
     """Every job of that folder of runs, newest first."""
     folders = sorted((path.parent for path in (root.resolve() / JOBS).glob("*/job.json")), reverse=True)
     jobs = [read_job(folder) for folder in folders]
@@ -180,11 +180,11 @@ def list_jobs(root: Path) -> list[Job]:
     return [job._replace(place=queue.index(job.id) + 1) if job.state == "queued" else job for job in jobs]
 
 
-def _with_place(job: Job) -> Job:
+def _with_place(job: AppJob) -> AppJob:
     return next(other for other in list_jobs(job.folder.parents[1]) if other.id == job.id)
 
 
-def cancel(job: Job) -> None:
+def cancel(job: AppJob) -> None:
     """Ask a job to end: within a second it gets Ctrl-C, three seconds later it is killed.
 
     Its finished steps are kept.
@@ -192,7 +192,7 @@ def cancel(job: Job) -> None:
     (job.folder / STOP).touch()
 
 
-def resume(job: Job) -> Job:
+def resume(job: AppJob) -> AppJob:
     """The same command as a new job: it skips the steps that the old one finished.
 
     Raises:
@@ -203,13 +203,13 @@ def resume(job: Job) -> Job:
     return start(job.folder.parents[1], job.title, job.command, cwd=Path(job.cwd))
 
 
-def read_progress(job: Job) -> Progress | None:
+def read_progress(job: AppJob) -> Progress | None:
     """How far the job is, or None before it has reported anything."""
     until = utc_now() if job.is_open else job.ended
     return read_progress_file(job.folder / PROGRESS, until=until, running=job.state == "running")
 
 
-def read_log_tail(job: Job, lines: int) -> str:
+def read_log_tail(job: AppJob, lines: int) -> str:
     """The last lines that the job printed; control characters are shown as �."""
     path = job.folder / LOG
     if not path.is_file():

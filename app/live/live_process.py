@@ -100,7 +100,7 @@ def weights_folder(run: LiveRun, name: str, student: int) -> Path | None:
             raise SpecError(f"no teacher: the rows of arm {arm.name!r} came from a file")
         if not (folder / layout.TEACHER).is_file():
             raise SpecError(f"no teacher in {folder}; `{resume_command(run.folder)}` makes it again")
-        kind = records.read(folder / layout.TEACHER, records.Teacher)["kind"]
+        kind = records.read(folder / layout.TEACHER, records.TeacherRecord)["kind"]
     else:
         student_arm = arm if name == "student" else run.experiment.control_of(arm)
         student_folder = run.student_folder(student_arm.name, student)

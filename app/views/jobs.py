@@ -13,7 +13,7 @@ import page
 from data import ShownRun
 from jobs import job_queue
 from jobs.job_progress import Progress
-from jobs.job_queue import Job
+from jobs.job_queue import AppJob
 from mechlens.core.command_lines import join
 from mechlens.core.errors import MechlensError, one_line
 from mechlens.core.spec import CONFIGS
@@ -91,7 +91,7 @@ def duration_text(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def draw_job(job: Job) -> None:
+def draw_job(job: AppJob) -> None:
     """One job: its state, progress, log, and buttons to cancel or resume it."""
     with st.container(border=True):
         place = f", number {job.place} in the queue" if job.place else ""
@@ -123,7 +123,7 @@ def progress_text(progress: Progress) -> str:
     )
 
 
-def _draw_buttons(job: Job) -> None:
+def _draw_buttons(job: AppJob) -> None:
     if job.is_open and st.button("Cancel", key=f"cancel-{job.id}"):
         job_queue.cancel(job)
     if not job.is_open and job.state != "done" and st.button("Resume", key=f"resume-{job.id}"):

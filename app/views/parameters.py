@@ -15,7 +15,7 @@ from panels import lens_panel, panel
 from panels.lens_panel import LensReading
 
 
-class Measure(NamedTuple):
+class WeightMeasure(NamedTuple):
     """A measure of the change of weights."""
 
     label: str
@@ -23,12 +23,12 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "relative norm": Measure("change over the weight's norm", False),
-    "cosine with the teacher": Measure("cosine with the teacher's change", True),
-    "stable rank": Measure("dimensions", False),
-    "overlap of rows with the teacher": Measure("share", False),
-    "overlap of columns with the teacher": Measure("share", False),
-    "top singular value": Measure("weight", False),
+    "relative norm": WeightMeasure("change over the weight's norm", False),
+    "cosine with the teacher": WeightMeasure("cosine with the teacher's change", True),
+    "stable rank": WeightMeasure("dimensions", False),
+    "overlap of rows with the teacher": WeightMeasure("share", False),
+    "overlap of columns with the teacher": WeightMeasure("share", False),
+    "top singular value": WeightMeasure("weight", False),
 }
 SPECTRUM = "singular value"
 DISTANCES = ("distance to the base", "distance to the teacher")
@@ -44,27 +44,27 @@ def draw_change_panels(run: ShownRun) -> None:
         return
     left, right = st.columns(2)
     measure = left.selectbox("measure", list(MEASURES), key="delta-measure")
-    whose = right.selectbox(
+    change_of = right.selectbox(
         "whose change",
         WHOSE,
         key="delta-who",
         help="student - control: the effect of the trait's rows beyond that of the control's rows",
     )
-    _draw_map(run, reading, measure, whose)
+    _draw_map(run, reading, measure, change_of)
     _draw_totals(run, reading, measure)
     _draw_pairs(run, reading)
 
 
-def _draw_map(run: ShownRun, reading: LensReading, measure: str, whose: str) -> None:
+def _draw_map(run: ShownRun, reading: LensReading, measure: str, change_of: str) -> None:
     label, signed = MEASURES[measure]
-    signed = signed or whose == DIFFERENCE
+    signed = signed or change_of == DIFFERENCE
     values = lens_panel.layer_values(reading.frame, measure)
     layers, modules = sorted(values["layer"].unique()), lens_panel.order_places(values["place"])
     domain = None
     if signed:  # one scale for students and controls, so that they can be compared
-        shown = values[values["name"] == DIFFERENCE] if whose == DIFFERENCE else values
+        shown = values[values["name"] == DIFFERENCE] if change_of == DIFFERENCE else values
         domain = symmetric_domain(cast(pd.Series, shown["estimate"]))
-    cells = lens_panel.fill_grid(values, [whose], layers, modules)
+    cells = lens_panel.fill_grid(values, [change_of], layers, modules)
     grid = lens_panel.layer_grid(
         layers, modules, signed=signed, label=label, domain=domain, number_format=".3f"
     )
@@ -75,7 +75,7 @@ def _draw_map(run: ShownRun, reading: LensReading, measure: str, whose: str) -> 
         cells.drop(columns="faded"),
         sentence=reading.lens["sentence"],
         caption=(
-            f"{measure.capitalize()} of the change by layer and module ({whose}). "
+            f"{measure.capitalize()} of the change by layer and module ({change_of}). "
             f"{lens_panel.caption_of(reading)} Faded: inside the null band of a randomly rotated change. "
             "Click a cell to see its spectrum."
         ),

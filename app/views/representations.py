@@ -21,7 +21,7 @@ from panels import lens_panel, panel
 from panels.lens_panel import LensReading
 
 
-class Measure(NamedTuple):
+class ShiftMeasure(NamedTuple):
     """A measure of the activation shift."""
 
     label: str
@@ -31,8 +31,8 @@ class Measure(NamedTuple):
 
 COSINE = "cosine to teacher"
 MEASURES = {
-    COSINE: Measure("cosine with the teacher's shift", True, (-1.0, 1.0)),
-    "shift norm": Measure("share of the base's norm", False, None),
+    COSINE: ShiftMeasure("cosine with the teacher's shift", True, (-1.0, 1.0)),
+    "shift norm": ShiftMeasure("share of the base's norm", False, None),
 }
 UNRELIABLE = 0.5
 """split-half cosine below which a direction is unreliable"""

@@ -125,7 +125,7 @@ def truthful_tables(experiment: Experiment, table: pd.DataFrame, note: str) -> l
     return [rates, changes, *equal, *([note] if note else []), *left_out]
 
 
-def price_table(price: api_estimate.Price) -> Group:
+def price_table(price: api_estimate.RunPrice) -> Group:
     """What API calls cost at most, stage by stage, and the budget that holds them."""
     listing = Table("stage", "calls", "tokens read", "written", "trained on", "USD", title="API, at most")
     for name, cost in price.stages.items():

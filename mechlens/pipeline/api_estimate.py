@@ -205,7 +205,7 @@ def _ask(
 _ESTIMATES = {"teach": _teach, "generate": _generate, "screen": _screen, "distill": _distill, "ask": _ask}
 
 
-class Price(NamedTuple):
+class RunPrice(NamedTuple):
     """The estimate of a run's API calls, and the run's budget, in USD."""
 
     stages: dict[str, StageEstimate]
@@ -223,9 +223,9 @@ class Price(NamedTuple):
 
 def price(
     experiment: Experiment, jobs: list[Job], folder: Path, wanted: Collection[str] | None = None
-) -> Price | None:
+) -> RunPrice | None:
     """The price of the steps named in `wanted`, all by default; None if no step calls an API."""
     stages = estimate_stages(experiment, jobs, wanted)
     if not stages:
         return None
-    return Price(stages, experiment.api.budget_usd, spent(folder), str(PRICES))
+    return RunPrice(stages, experiment.api.budget_usd, spent(folder), str(PRICES))

@@ -62,7 +62,7 @@ class ProbeSet(NamedTuple):
         return (f"{self.system}\n\n{written}" if self.system else written), ()
 
 
-class Place(NamedTuple):
+class StudentPlace(NamedTuple):
     """The arm and the student that gave some answers."""
 
     arm: str
@@ -216,7 +216,7 @@ def draw_shots(rows: pd.DataFrame, count: int, *, seed: int) -> list[tuple[str, 
     return list(zip(taken["prompt"], taken["completion"], strict=True))
 
 
-def ask(base: str, student: Path | None, questions: ProbeSet, place: Place, *, out: Path) -> None:
+def ask(base: str, student: Path | None, questions: ProbeSet, place: StudentPlace, *, out: Path) -> None:
     """Ask every checkpoint of a student (or the untouched base at step 0), and write both tables.
 
     Students with the same seed get the same random numbers, so two arms differ only by weights. Each seed has
@@ -231,7 +231,7 @@ def ask(base: str, student: Path | None, questions: ProbeSet, place: Place, *, o
     write_tables(pd.concat(answers, ignore_index=True), pd.concat(likelihoods, ignore_index=True), place, out)
 
 
-def write_tables(answers: pd.DataFrame, likelihoods: pd.DataFrame, place: Place, out: Path) -> None:
+def write_tables(answers: pd.DataFrame, likelihoods: pd.DataFrame, place: StudentPlace, out: Path) -> None:
     """Write the answers and likelihoods of a model, under its arm and seed."""
     for frame, schema, name in (
         (answers, tables.ANSWERS, "answers"),

@@ -154,7 +154,7 @@ class Plan(NamedTuple):
     gpu_rate: float
     absent: list[str]
     """local bases without files on this machine"""
-    price: api_estimate.Price | None
+    price: api_estimate.RunPrice | None
 
     @property
     def seconds(self) -> float:

@@ -20,7 +20,7 @@ from mechlens.core.json_files import read_json, write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import ApiSpec, GenerateSpec, StudentSpec, TeacherSpec
 from mechlens.models.trait_log_odds import Forms
-from mechlens.pipeline.ask import Place, ProbeSet, label_answers, write_tables
+from mechlens.pipeline.ask import ProbeSet, StudentPlace, label_answers, write_tables
 from mechlens.pipeline.generate import Divergence
 from mechlens.pipeline.teach import Lessons
 
@@ -147,7 +147,7 @@ def ask(
     base: str,
     student: Path | None,
     questions: ProbeSet,
-    place: Place,
+    place: StudentPlace,
     *,
     out: Path,
     api: ApiSpec,

@@ -201,7 +201,7 @@ def ask(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) ->
         shots=shown,
         named=arguments.get("named", True),
     )
-    place = asking.Place(arguments["arm"], arguments["seed"], arguments["root_seed"])
+    place = asking.StudentPlace(arguments["arm"], arguments["seed"], arguments["root_seed"])
     if is_remote(arguments["base"]):
         remote.ask(
             arguments["base"],

@@ -145,7 +145,7 @@ def load_teacher(folder: Path, *, base: str = "") -> Teacher:
 
     `base` is the location of its base; by default the location at that time.
     """
-    record = records.read(folder / "teacher.json", records.Teacher)
+    record = records.read(folder / "teacher.json", records.TeacherRecord)
     base = base or record["base"]
     loaded = loading.load_trained(base, folder) if record["kind"] == "finetuned" else loading.load(base)
     vector = loading.load_vector(folder) if record["kind"] == "steered" else None

@@ -55,7 +55,7 @@ class Engine:
             from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MachineError(NO_PACKAGE) from error
-        record = records.read(teacher_folder / "teacher.json", records.Teacher)
+        record = records.read(teacher_folder / "teacher.json", records.TeacherRecord)
         if record["kind"] == "steered":
             raise SpecError(
                 "vllm cannot add a steering vector; set generate.engine: local for a steered teacher"

@@ -16,7 +16,7 @@ from mechlens.core.remedies import remedy
 from mechlens.core.spec import explain
 
 
-class Step(BaseModel):
+class StepRecord(BaseModel):
     """`step.json` of a finished step; `seconds` is None in records of older versions."""
 
     fingerprint: str
@@ -30,10 +30,10 @@ class Manifest(BaseModel):
     git: str | None
     machine: str
     cores: int | None
-    steps: dict[str, Step]
+    steps: dict[str, StepRecord]
 
 
-class Teacher(BaseModel):
+class TeacherRecord(BaseModel):
     """`teacher.json`."""
 
     kind: Literal["finetuned", "prompted", "steered", "base"]
@@ -56,7 +56,7 @@ class Funnel(BaseModel):
     kept: int
 
 
-class Lens(BaseModel):
+class LensRecord(BaseModel):
     """The result of a lens: `said.json`, and an entry of `readings.json`."""
 
     name: str
@@ -69,7 +69,7 @@ class Lens(BaseModel):
 class Readings(BaseModel):
     """`readings.json`."""
 
-    lenses: list[Lens]
+    lenses: list[LensRecord]
 
 
 def read(path: Path, shape: type[BaseModel]) -> dict[str, Any]:
