@@ -126,7 +126,7 @@ def test_a_broken_lens_is_one_line_that_names_its_package(install: Install, sour
 
 def test_a_lens_that_takes_a_name_is_refused(install: Install) -> None:
     install(LENS_FILE.replace('name="counts"', 'name="deltas"'), name="deltas")
-    assert "there already" in lenses.broken_lenses()["deltas"] and find_lens("likelihood")
+    assert "the same name" in lenses.broken_lenses()["deltas"] and find_lens("likelihood")
 
 
 def test_measure_returns_readings_and_prints_nothing(
