@@ -113,7 +113,7 @@ def run_command(folder: Path, job: Job) -> int:
 
 
 def _end_with_parent(parent: int, prctl: Callable[[int, int], int]) -> None:
-    """Make the kernel kill this process when its parent dies; called in the new process before the command.
+    """Make the kernel kill this process when its parent dies; the new process calls it first.
 
     The parent cannot do so itself when it is killed outright, and an unwatched command would hold
     its run and the accelerator with no way to cancel it. The command's workers end with the command.

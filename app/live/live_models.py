@@ -1,4 +1,4 @@
-"""The page's side of the live models: starts the process that loads torch, and asks it over JSON lines."""
+"""The page's side of the live models: starts the process that loads torch and exchanges JSON lines."""
 
 from __future__ import annotations
 
