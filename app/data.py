@@ -1,5 +1,6 @@
-"""The explorer's readers: runs, audits and bench cards as frames, each read once until its file changes. No
-torch.
+"""The explorer's readers: runs, audits and bench cards as frames, cached until their file changes.
+
+It imports no torch.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class ShownRun(Run):
 
 
 def file_stamp(path: Path) -> int:
-    """Time of the file's last change, a cache key; 0 if there is no file."""
+    """Time of the file's last change, as a cache key; 0 if the file does not exist."""
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
@@ -226,9 +227,7 @@ def _rows_of_side(run: ShownRun, arm: Arm, side: str) -> pd.DataFrame:
 
 
 def read_scores(run: ShownRun, arm: str) -> pd.DataFrame:
-    """Scores of an arm's rows and tokens: the columns of `tables.SCORES` and the row's id; empty if lens
-    `rows` was not computed.
-    """
+    """Scores of an arm's rows and tokens, with row ids; empty if lens `rows` was not computed."""
     path = run.scores_table()
     if not path.is_file():
         return pd.DataFrame(columns=[*tables.SCORES.names, "id"])
@@ -331,7 +330,7 @@ def list_cards() -> dict[str, Path]:
 
 
 def read_card(name: str = "menagerie") -> dict[str, Any] | None:
-    """A bench's card; None if there is none of that name."""
+    """A bench's card; None if no card has that name."""
     path = list_cards().get(name)
     return None if path is None else _read_card(path, file_stamp(path))
 

@@ -48,7 +48,7 @@ OWN = {
         "A trait that was not tested cannot be named. A teacher that was made in another way can be missed.",
     ),
     "Bench": (
-        "AUROC and catch rate over generated data sets whose truth is known",
+        "AUROC and catch rate over generated data sets of known truth",
         "Held-out traits; bags of 1 to 1,000 rows; eight classes of clean data.",
         "It shows how detectors do on data that is generated as this data was.",
     ),

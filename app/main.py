@@ -1,5 +1,6 @@
-"""The explorer: pages over runs, audits and the bench, served by `mechlens app RUNS`. It reads tables only,
-never torch.
+"""The explorer: pages over runs, audits and the bench, served by `mechlens app RUNS`.
+
+It reads only tables and never loads torch.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _page(name: str) -> st.Page:
 
 
 def _open_run(root: Path) -> ShownRun | None:
-    """The run chosen in the side bar; None, with a message, if it cannot be opened or there is none."""
+    """The run chosen in the side bar; None, with a message, if there is no run or it cannot be opened."""
     index = data.list_runs(root)
     if not index:
         return None

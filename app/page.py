@@ -46,7 +46,7 @@ def draw_header(run: ShownRun | None, root: Path, version: str) -> None:
 
 
 def current_run() -> ShownRun | None:
-    """The open run; None, with a message on the page, if there is none."""
+    """The open run; None, with a message on the page, if no run is open."""
     run = st.session_state["opened"]
     if run is None:
         panel.show_missing("No run is open.", "Every page shows one run. Make one:", "make demo")
@@ -136,7 +136,7 @@ def _draw_selection_bar(run: ShownRun, root: Path) -> None:
 
 
 def _drop_unknown_rows(known: set[str]) -> None:
-    """Drop focus, pin and selected rows of another run or arm, with a warning."""
+    """Remove focus, pin and selected rows of another run or arm, with a warning."""
     for name in ("focus", "pin"):
         if st.session_state[name] and st.session_state[name] not in known:
             state.warn(

@@ -1,5 +1,6 @@
-"""Escaping of row texts, which may be hostile: invisible characters are named, no cell of an export can be a
-formula, and long texts are cut.
+"""Escaping of row texts, which may be hostile.
+
+Invisible characters are named, no cell of an export can be a formula, and long texts are cut.
 """
 
 from __future__ import annotations
@@ -32,9 +33,7 @@ ALIKE = {
 
 
 def reveal(text: str) -> str:
-    """The text with every invisible, direction-changing or look-alike character replaced by its name in
-    ⟨⟩.
-    """
+    """The text with invisible, direction-changing and look-alike characters replaced by names in ⟨⟩."""
     return "".join(_named(sign) for sign in text)
 
 

@@ -1,5 +1,6 @@
-"""What the explorer remembers for one visitor: controls, filter, selection, focus row and pin. All of it is
-in the URL, and is checked when it comes from one.
+"""The state of one visitor of the explorer: controls, filter, selection, focus row and pin.
+
+All of it is in the URL, and is checked when it is read from a URL.
 
 Four things are separate: the *filter* (which rows are shown), the *selection* (rows picked on a chart or in a
 table), the *focus* (one row) and the *pin* (one row to compare the focus with). A selection travels in a link
@@ -58,11 +59,10 @@ def warn(sentence: str) -> None:
 
 
 def choose(name: str, options: Sequence[Any], default: Any = None) -> Any:
-    """Value of a control: the URL's if it is an option, else the widget's or the one chosen before, else the
-    default.
+    """Value of a control: that of the URL, of the widget, of an earlier choice, or the default.
 
-    It warns when it drops the URL's. A value is stored under its name and its widget's under `w-<name>`,
-    because Streamlit may drop a widget's state with its page.
+    It warns if the URL's value is not an option. A value is stored under its name and its widget's under
+    `w-<name>`, because Streamlit may delete a widget's state with its page.
     """
     requested = st.session_state["requested"].get(name)
     value = st.session_state.get(f"w-{name}", st.session_state.get(name))
@@ -141,9 +141,7 @@ def slice_path(root: Path, name: str) -> Path:
 
 
 def slice_name(ids: Iterable[str], digest: str) -> str:
-    """First ten digits of the SHA-256 of the data's digest and the sorted ids: in other data the same ids are
-    other texts.
-    """
+    """First ten digits of the SHA-256 of the data's digest and the sorted ids."""
     return hashlib.sha256("\n".join([digest, *sorted(set(ids))]).encode()).hexdigest()[:10]
 
 
@@ -158,7 +156,7 @@ def save_slice(root: Path, ids: Iterable[str], digest: str) -> str:
 
 
 def read_slice(root: Path, name: str) -> dict[str, Any] | None:
-    """A slice's ids and notes; None if there is no slice of that name."""
+    """A slice's ids and notes; None if no slice has that name."""
     path = slice_path(root, name)
     if not _SLICE.fullmatch(name) or not path.is_file():
         return None
@@ -169,7 +167,7 @@ def read_slice(root: Path, name: str) -> dict[str, Any] | None:
 
 
 def add_note(root: Path, name: str, row: str, text: str, author: str) -> None:
-    """Add a note on one row to a saved slice; a lock keeps two visitors' notes apart."""
+    """Add a note on one row to a saved slice; a lock protects two visitors' notes."""
     with (root / ".slices" / ".lock").open("a") as lock:
         machine.lock(lock)
         saved = read_slice(root, name)

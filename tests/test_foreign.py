@@ -93,8 +93,8 @@ def test_a_step_that_a_library_stops_is_named_with_the_line_that_led_there(tmp_p
     for workers in (0, 1):
         with pytest.raises(
             MachineError,
-            match=r"the step students/trait/s0 failed: Expecting property name.*\(from runs/executor.py:\d+\); "
-            r"finished steps",
+            match=r"the step students/trait/s0 failed: Expecting property name.*"
+            r"\(from runs/executor.py:\d+\); finished steps",
         ):
             execute(
                 tmp_path,

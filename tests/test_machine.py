@@ -165,7 +165,8 @@ def test_windows_imports_every_module_and_is_told_in_one_line(tmp_path: Path) ->
     code = (
         "import os, sys\nsys.modules['fcntl'] = None\ndel os.sched_getaffinity\nsys.path.insert(0, 'app')\n"
     )
-    code += "import mechlens.cli.commands, mechlens.api.client, mechlens.api.budget, state\nfrom jobs import job_queue\n"
+    code += "import mechlens.cli.commands, mechlens.api.client, mechlens.api.budget, state\n"
+    code += "from jobs import job_queue\n"
     code += "sys.stderr.write('imported\\n')\nfrom mechlens import cli\nsys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "run", str(DEMO), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
@@ -197,7 +198,8 @@ def test_a_command_ends_with_the_process_that_watches_it(platform: str, small: P
         "1",
     ]
     write_json(folder / "job.json", {"state": "done", "command": command, "cwd": str(REPOSITORY)})
-    code = f"import sys\nfrom pathlib import Path\nfrom jobs import job_process, job_queue\nsys.platform = {platform!r}\n"
+    code = "import sys\nfrom pathlib import Path\nfrom jobs import job_process, job_queue\n"
+    code += f"sys.platform = {platform!r}\n"
     code += f"job_process.run_command(Path({str(folder)!r}), job_queue.read_job(Path({str(folder)!r})))"
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'app'}{os.pathsep}{REPOSITORY}"}
     watcher = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=REPOSITORY)

@@ -1,4 +1,4 @@
-"""A family of the user's own: found in the folder of the experiment, kept in the run, and known when it changes."""
+"""A user's family: found in the experiment's folder, kept in the run, and known when it changes."""
 
 from __future__ import annotations
 

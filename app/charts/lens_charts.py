@@ -17,8 +17,7 @@ LIMITS = ("low", "high", "null_low", "null_high")
 def draw_profile(
     frame: pd.DataFrame, title: str, across: str = "layer", *, across_title: str = "", log: bool = False
 ) -> alt.LayerChart:
-    """One measure over layers, or over another numeric column: a line a name with its interval, and the null
-    as a grey band.
+    """One measure over layers, or another numeric column: lines with intervals, the null as a grey band.
 
     Args:
         frame: name, `across`, estimate, low, high, and null_low, null_high where there is a null.

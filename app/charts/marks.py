@@ -1,6 +1,6 @@
 """What the explorer's charts share: colours, shapes and dashes of arms and sides, scales and tooltips.
 
-Colour never stands alone: each arm and side also has a shape or a dash. A value that was not scored is
+Colour is never the only code: each arm and side also has a shape or a dash. A value that was not scored is
 hatched, never coloured.
 """
 

@@ -95,7 +95,7 @@ def draw_arms(summary: pd.DataFrame, students: pd.DataFrame, *, full_axis: bool)
 
 
 def draw_trajectories(rates: pd.DataFrame, bands: pd.DataFrame) -> alt.LayerChart:
-    """Rate over updates: students as thin lines, arms as thick ones with their interval. Brush on x: `steps`.
+    """Rate over updates: students as thin lines, arms as thick ones with interval. Brush on x: `steps`.
 
     Args:
         rates: arm, kind, seed, step, rate.

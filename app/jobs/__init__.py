@@ -1,1 +1,1 @@
-"""Jobs: `mechlens` commands that run in processes of their own, and the files that users upload for them."""
+"""Jobs: `mechlens` commands in separate processes, and the files that users upload for them."""

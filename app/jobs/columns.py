@@ -1,6 +1,6 @@
-"""Column choice of uploads: a file whose columns are not named prompt and completion becomes a file of pairs.
+"""Column choice of uploads: a file with other column names becomes a file of prompts and completions.
 
-Files are read by the package's guarded readers alone, so a damaged or hostile file is one error.
+Only the package's guarded readers read files, so a damaged or hostile file gives one error.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The process of one job: it waits for its turn, runs the command, watches for `stop`, and records how the
-command ended.
+"""The process of one job: it waits for its turn, runs the command, and records how the command ended.
+
+While the command runs, it watches for the file `stop`.
 
 `job_queue.start` starts it and hands over the job's lock: an open file that this process holds until it ends
 and that its command does not inherit.
@@ -65,7 +66,7 @@ def record(folder: Path, **change: Any) -> None:
 def wait_for_turn(turn: IO[str], folder: Path) -> bool:
     """Take the lock that the running job holds, in the order of arrival; False if `stop` comes first.
 
-    A lock alone would let in any waiting process, so only the job that has waited longest tries to take it.
+    A lock would admit any waiting process, so only the job that has waited longest tries to take it.
     """
     while not (folder / STOP).exists():
         queued = (job for job in job_queue.list_jobs(folder.parents[1]) if job.state == "queued")
@@ -112,9 +113,9 @@ def run_command(folder: Path, job: AppJob) -> int:
 
 
 def _end_with_parent(parent: int, prctl: Callable[[int, int], int]) -> None:
-    """Tell the kernel to kill this process when its parent dies; runs in the new process before the command.
+    """Make the kernel kill this process when its parent dies; the new process calls it first.
 
-    The parent cannot do so itself when it is killed outright, and a command that nobody watches would hold
+    The parent cannot do so itself when it is killed outright, and an unwatched command would hold
     its run and the accelerator with no way to cancel it. The command's workers end with the command.
     """
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

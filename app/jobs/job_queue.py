@@ -1,5 +1,6 @@
-"""Jobs as independent processes: start, list, cancel, resume and watch them through their folders
-`<root>/.jobs/<id>/`.
+"""Start, list, cancel, resume and watch jobs, which are independent processes.
+
+Each job has a folder `<root>/.jobs/<id>/`.
 
 A job's folder holds `job.json` (what it is and its state), `progress.jsonl`, `log.txt`, `alive` (a lock that
 its process holds) and, once it is to end, `stop`. Nothing about a job is kept in memory: it survives the

@@ -1,6 +1,4 @@
-"""Uploaded files: they are stored so that nothing about them, least of all their name, can act as a path or
-an option.
-"""
+"""Storage of uploaded files under safe names, which cannot act as a path or an option."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def store_upload(root: Path, name: str, data: bytes) -> Path:
 
 
 def safe_name(name: str) -> str:
-    """A file name of letters, digits, `.`, `_` and `-`, at most 80 characters: neither a path nor an option.
+    """A file name of at most 80 letters, digits, `.`, `_` and `-`: neither a path nor an option.
 
     It never begins with `-` or `.`.
     """

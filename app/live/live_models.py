@@ -1,4 +1,4 @@
-"""The page's side of the live models: it starts the process that loads torch, and asks it over JSON lines."""
+"""The page's side of the live models: starts the process that loads torch and exchanges JSON lines."""
 
 from __future__ import annotations
 
@@ -46,8 +46,11 @@ def start(run: Path) -> LiveModels:
 
 
 def list_models(models: LiveModels, *, timeout: float = TIMEOUT) -> dict[str, Any]:
-    """Which models the run has: `{"models": [{"name", "available", "reason", "seeds"}], "layers", "family",
-    "trait", "arm", "control", "base"}`.
+    """The models of the run.
+
+    Returns:
+        `{"models": [{"name", "available", "reason", "seeds"}], "layers", "family", "trait", "arm", "control",
+        "base"}`.
     """
     return request(models, {"do": "models"}, timeout=timeout)
 
@@ -64,8 +67,10 @@ def ask(
     student: int | None = None,
     timeout: float = TIMEOUT,
 ) -> dict[str, Any]:
-    """Every model's answers to one question: `{"models": [{"name", "available", "reason", "system",
-    "answers", "tokens", "probability", ...}], ...}`.
+    """Every model's answers to one question.
+
+    They are `{"models": [{"name", "available", "reason", "system", "answers", "tokens", "probability", ...}],
+    ...}`.
 
     Args:
         seed: of the sampled answers.
@@ -118,7 +123,7 @@ def request(models: LiveModels, message: dict[str, Any], *, timeout: float = TIM
 def _why_ended(models: LiveModels) -> str:
     if models.log.closed:
         return f"the models of {models.run} were stopped; start them again"
-    models.process.kill()  # its end of the pipe is closed, so it can answer nobody
+    models.process.kill()  # its end of the pipe is closed, so no page can get an answer
     models.process.wait()  # `is_running` is false from here on
     models.log.seek(0)
     lines = models.log.read().decode("utf-8", errors="replace").strip().splitlines()

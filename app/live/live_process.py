@@ -1,4 +1,4 @@
-"""The process that holds the models of one run: JSON lines in on stdin, one line of answer each on stdout.
+"""The process with the models of one run: JSON lines in on stdin, one line of answer each on stdout.
 
 `{"do": "models"}` lists the models; `{"do": "ask", ...}` (the fields of `Question`) asks all of them;
 `{"do": "end"}` ends the process. An error that the sender can correct comes back as `{"error": one line}`.
@@ -58,7 +58,7 @@ class Question(Spec):
 
 
 class LiveRun(Run):
-    """A run whose models are asked."""
+    """A run and its loaded models."""
 
     @cached_property
     def trait_arm(self) -> Arm:
@@ -129,8 +129,9 @@ def load_model(run_folder: Path, name: str, student: int) -> LiveModel:
 
 @cache
 def trait_direction(run_folder: Path, layer: int) -> torch.Tensor:
-    """The trait's direction in the base after one block: mean difference over the practice probes between
-    prompts with the trait's system line and without it.
+    """The trait's direction in the base after one block.
+
+    It is the mean difference over the practice probes between prompts with and without the trait's line.
     """
     run, base = open_run(run_folder), load_model(run_folder, "base", 0)
     probes, line = run.family.probes.development, run.family.system_prompt(run.trait_arm.trait)

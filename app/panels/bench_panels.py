@@ -125,12 +125,12 @@ def draw_naming_panel(card: dict[str, Any]) -> None:
         "detection-dose",
         "Of which teachers and doses is the trait not found?",
         intervals.draw_intervals(
-            shares, "share of sets whose trait twins name, of 20 traits", reference=CHANCE_OF_NAMING
+            shares, "share of sets in which twins name the trait, of 20 traits", reference=CHANCE_OF_NAMING
         ),
         shares,
         sentence=_never_named(shares),
         caption=(
-            "Share of data sets whose trait is named right, by how the teacher was made and the share of its "
+            "Share of data sets with the trait named right, by how the teacher was made and the share of its "
             "rows; 256 rows a decision; 95 % Clopper-Pearson intervals; n: column “of” of the table. Dashed: "
             "chance."
         ),

@@ -40,14 +40,14 @@ LIMITS = ["low", "high", "null_low", "null_high"]
 
 
 class LensReading(NamedTuple):
-    """What a lens says of itself, and its reading of the chosen arm."""
+    """A lens's description, and its reading of the chosen arm."""
 
     lens: dict[str, Any]
     frame: pd.DataFrame
 
 
 def read_lens(run: ShownRun, name: str) -> LensReading | None:
-    """The lens's reading of the chosen arm; None, with the reason on the page, where there is none.
+    """The lens's reading of the chosen arm; None, with the reason on the page, if it was not measured.
 
     Raises:
         DataError: if its table is damaged.
@@ -125,8 +125,9 @@ def order_places(places: pd.Series) -> list[str]:
 
 
 def layer_values(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """A quantity's means over students by place and layer: place, layer, name, estimate, low, high,
-    null_low, null_high, n, p_value.
+    """A quantity's means over students, by place and layer.
+
+    Columns: place, layer, name, estimate, low, high, null_low, null_high, n, p_value.
     """
     of_quantity = (frame["quantity"] == quantity) & frame["seed"].isna() & frame["layer"].notna()
     columns = ["place", "layer", "name", "estimate", *LIMITS, "n", "p_value"]

@@ -1,5 +1,6 @@
-"""The frame of every panel: a sentence, a chart, its caption and its exports (CSV, figure, code, table); and
-the messages where there is nothing to draw.
+"""Panels of a page: a sentence, a chart, its caption and its exports (CSV, figure, code, table).
+
+Also the messages that a page shows when there is nothing to draw.
 """
 
 from __future__ import annotations
@@ -94,9 +95,7 @@ def _draw_chart(key: str, chart: Any, options: dict[str, Any]) -> Any:
 
 
 def _parts_of(chart: Any) -> list[Any]:
-    """The charts of a vertical concatenation: as one chart they would keep their width and be cut off in a
-    narrow window.
-    """
+    """The charts of a vertical concatenation, which as one chart would be cut off in a narrow window."""
     if not isinstance(chart, alt.VConcatChart):
         return [chart]
     shared = {} if chart.data is alt.Undefined else {"data": chart.data}

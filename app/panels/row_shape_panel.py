@@ -1,6 +1,4 @@
-"""What the surface of rows shows without a model: measures of shape, a classifier of them, and token
-frequencies.
-"""
+"""Differences between rows that need no model: measures of shape, a classifier, and token frequencies."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ class ShapeComparison(NamedTuple):
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def compare_shapes(folder: str, arm: str, _rows: pd.DataFrame, stamp: str) -> ShapeComparison:
-    """Standardised difference (trait minus control) of every measure of shape, and the AUROC of all together.
+    """Standardised difference (trait minus control) of every measure of shape, and the AUROC of all.
 
     Intervals: bootstrap over prompts. Null: halves of the control's rows. The AUROC is cross-validated with
     all rows of a prompt in one fold.
@@ -111,7 +109,7 @@ def draw_shape_panel(run: ShownRun) -> None:
         return
     differences, auroc = compare_shapes(str(run.folder), arm, rows, data.corpora_stamp(run))
     meaning = (
-        "the shape tells them apart, so find out what differs before anything else"
+        "the shape distinguishes them, so find out what differs before anything else"
         if auroc.low > 0.55
         else "close to chance, so the shape says little about a single row"
     )
@@ -121,8 +119,8 @@ def draw_shape_panel(run: ShownRun) -> None:
         intervals.draw_intervals(differences, "standardised difference to the control"),
         differences,
         sentence=(
-            f"A classifier of shape alone tells trait rows from control rows with AUROC {auroc.estimate:.3f} "
-            f"[{auroc.low:.3f}, {auroc.high:.3f}]: {meaning}."
+            "A classifier of only the shape tells trait rows from control rows with AUROC "
+            f"{auroc.estimate:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]: {meaning}."
         ),
         caption=(
             f"Mean difference (trait minus control) in standard deviations of the control; 95 % bootstrap "
@@ -149,8 +147,9 @@ def _code_of_comparison(run: ShownRun, rows: pd.DataFrame) -> str:
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def token_shift(key: tuple[str, str, str], _rows: pd.DataFrame) -> pd.DataFrame:
-    """Every word, number and sign of the kept rows: its count on both sides, their log2 ratio (a half added),
-    and q of the difference of its shares.
+    """Every word, number and sign of the kept rows: counts on both sides, log2 ratio, q.
+
+    A half is added to each count of the ratio; q is of the difference of shares.
     """
     del key
     counts = {}
@@ -177,9 +176,7 @@ def token_shift(key: tuple[str, str, str], _rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def detectable_ratio(shifts: pd.DataFrame) -> float:
-    """Minimum detectable ratio of one token of median frequency: found 95 % of the time among so many tests
-    if it is the only one.
-    """
+    """Minimum detectable ratio (95 % power) of one token of median frequency, among so many tests."""
     median = float((shifts["trait"] + shifts["control"]).median()) / 2
     errors = norm.isf(0.025 / max(len(shifts), 1)) + norm.isf(0.05)  # smallest q of one hit, and power .95
     return float(1 + errors * np.sqrt(2 / max(median, 1.0)))

@@ -71,7 +71,7 @@ def _start_audit(root: Path, name: str, suspect: Upload, reference: Upload | Non
 
 
 def _store(root: Path, given: Any, role: str) -> Upload:
-    """Store an upload; if it is no file of pairs, ask for the columns of prompts and completions."""
+    """Store an upload; if it is not a file of pairs, ask for the columns of prompts and completions."""
     path = uploads.store_upload(root, given.name, given.getvalue())
     why = columns.why_unreadable(path)
     if not why:

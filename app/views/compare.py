@@ -21,7 +21,7 @@ class MapChoice(NamedTuple):
     lens: str
     quantity: str
     name: str
-    """whose value of the quantity"""
+    """the student, arm or side that has this value of the quantity"""
     label: str
     """title of the colour scale"""
     domain: tuple[float, float] | None = None

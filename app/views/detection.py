@@ -1,4 +1,4 @@
-"""Detection: does this data set carry a hidden trait, how sure is that, and how often are detectors wrong?"""
+"""Detection: does this data set carry a hidden trait, and how often are detectors wrong?"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROWS_WITHOUT_AUDIT = 64
 
 
 def choose_audit(root: Path) -> dict[str, Any] | None:
-    """The audit that the page shows; None, with a message, if there is none."""
+    """The audit that the page shows; None, with a message, if there is no audit."""
     index = data.list_audits(root)
     if not index:
         panel.show_missing(
@@ -118,7 +118,7 @@ def _provenance_sentence(audit: dict[str, Any]) -> str:
     p_value, dose = audit["provenance"]["p_value"], audit["smallest_detectable_dose"]
     if p_value is None:
         return "No detector could be calibrated."
-    difference = "differ from clean rows" if p_value <= 0.05 else "are not told apart from clean rows"
+    difference = "differ from clean rows" if p_value <= 0.05 else "cannot be distinguished from clean rows"
     detectable = (
         f" Minimum detectable share of such rows among clean ones: {dose:.2f}." if dose is not None else ""
     )
@@ -187,10 +187,10 @@ def _draw_potency(audit: dict[str, Any]) -> None:
 
 
 def draw_removal_panel(run: ShownRun) -> None:
-    """E: the mean score that is left if the top rows are dropped."""
+    """E: the mean score after the top rows are removed."""
     arm = st.session_state["arm"]
     scores = data.row_scores(data.read_scores(run, arm))
-    st.subheader("What changes if the top rows are dropped?")
+    st.subheader("What changes if the top rows are removed?")
     if scores.empty:
         panel.show_missing(
             f"The rows of arm {arm} were not scored.",
@@ -200,7 +200,7 @@ def draw_removal_panel(run: ShownRun) -> None:
         return
     left, right = st.columns(2)
     name = left.selectbox("score", list(dict.fromkeys(scores["score"])), key="drop-score")
-    share = right.slider("drop the top share, %", 0, 90, 10, step=5, key="drop-share")
+    share = right.slider("remove the top share, %", 0, 90, 10, step=5, key="drop-share")
     scores = scores[scores["score"] == name]
     trait, control = (
         scores.loc[scores["side"] == side, "estimate"].dropna().to_numpy(dtype=float)
@@ -230,7 +230,7 @@ def _removal_sentence(name: str, trait: np.ndarray, control: np.ndarray, share: 
     return (
         f"Mean {name} minus the control's: {trait.mean() - control.mean():+.4f} before, "
         f"{remaining.mean() - control.mean():+.4f} [{low:+.4f}, {high:+.4f}] after; "
-        f"{len(trait) - len(remaining):,} of n = {len(trait):,} scored rows dropped."
+        f"{len(trait) - len(remaining):,} of n = {len(trait):,} scored rows removed."
     )
 
 
@@ -251,7 +251,7 @@ def draw_page(run: ShownRun) -> None:
             draw_identity_panel(audit)
     with panel.guard("The bench"):
         bench_panels.draw_power_panel(audit["data"]["rows"] if audit else ROWS_WITHOUT_AUDIT)
-    with panel.guard("Dropping rows"):
+    with panel.guard("Removal of rows"):
         draw_removal_panel(run)
 
 

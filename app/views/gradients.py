@@ -55,8 +55,8 @@ def draw_rows_panel(run: ShownRun) -> None:
         state.select(scores.loc[(scores["side"] == "trait") & (scores["estimate"] > threshold), "id"])
         st.rerun()
     right.caption(
-        "A rank alone is no evidence. To find out whether the top rows carry the trait, train without them "
-        "(analyses/RESULTS.md, treatments)."
+        "A rank by itself is not evidence. To find out whether the top rows carry the trait, train without "
+        "them (analyses/RESULTS.md, treatments)."
     )
     draw_examples(run, scores, name)
 
@@ -67,7 +67,7 @@ def _draw_distribution(run: ShownRun, scores: pd.DataFrame, name: str, threshold
     shown = scores.assign(selected=scores["id"].isin(st.session_state["selected"]))
     panel.draw(
         "gradients-rows",
-        "Can single rows be told apart?",
+        "Can single rows be distinguished?",
         intervals.draw_ecdf(shown, "estimate", name),
         shown[["id", "side", "score", "estimate"]],
         sentence=lens["sentence"] if lens else "",

@@ -1,4 +1,4 @@
-"""Jobs: runs, lenses and audits in independent processes, which go on without this page and its server."""
+"""Jobs: runs, lenses and audits in processes that are independent of this page and its server."""
 
 from __future__ import annotations
 

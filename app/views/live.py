@@ -1,6 +1,4 @@
-"""Live model: ask base, teacher, control and student side by side, add or subtract the trait's direction, and
-see the answers change.
-"""
+"""Live model: ask base, teacher, control and student one question, with the trait's direction added."""
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ def draw_controls(run: ShownRun) -> dict[str, Any]:
         key="live-probe",
         format_func=lambda text: text or "your own question",
     )
-    own = st.text_input("your own question", max_chars=500, key="live-question", disabled=bool(probe))
+    written = st.text_input("your own question", max_chars=500, key="live-question", disabled=bool(probe))
     first, second, third, fourth = st.columns(4)
     layer = int(st.session_state.get("layer") or 0)
     amount = first.slider(
@@ -77,7 +75,7 @@ def draw_controls(run: ShownRun) -> dict[str, Any]:
         help="0 changes nothing; above 0 adds the direction, below 0 subtracts it.",
     )
     return {
-        "question": probe or own,
+        "question": probe or written,
         "amount": amount,
         "layer": second.number_input("at layer", 0, 500, layer, key="live-layer"),
         "samples": third.slider("answers", 1, 50, 20, key="live-samples"),

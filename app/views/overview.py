@@ -48,13 +48,13 @@ def steps_of(run: ShownRun) -> list[Step]:
     taught = "from a file" if arm.corpus else taught
     generated, screened = state_of(layout.generated_step(source)), state_of(layout.screened_step(source))
     trained = state_of(*(layout.student_step(arm.name, seed) for seed in seeds))
-    asked = state_of(*(layout.asked_step(arm.name, seed) for seed in seeds))
+    answered_state = state_of(*(layout.asked_step(arm.name, seed) for seed in seeds))
     return [
         Step("teacher", arm.trait or run.experiment.trait, "methods", taught),
         Step("generate", f"{counts['generated']:,} rows" if counts else "–", "rows", generated),
         Step("screen", f"{counts['kept']:,} kept" if counts else "–", "rows", screened),
         Step("distill", f"{len(seeds)} students an arm", "parameters", trained),
-        Step("ask", "answers", "transmission", asked),
+        Step("ask", "answers", "transmission", answered_state),
         Step("lenses", f"{len(lenses)} computed", "representations", "done" if lenses else "not computed"),
     ]
 

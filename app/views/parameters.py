@@ -33,7 +33,7 @@ MEASURES = {
 SPECTRUM = "singular value"
 DISTANCES = ("distance to the base", "distance to the teacher")
 DIFFERENCE = "student - control"
-WHOSE = (DIFFERENCE, "student", "control")
+SUBJECTS = (DIFFERENCE, "student", "control")
 SWAPPED = "base's weights in the student"
 """the exchange that is shown first"""
 
@@ -44,27 +44,27 @@ def draw_change_panels(run: ShownRun) -> None:
         return
     left, right = st.columns(2)
     measure = left.selectbox("measure", list(MEASURES), key="delta-measure")
-    change_of = right.selectbox(
-        "whose change",
-        WHOSE,
+    subject = right.selectbox(
+        "change of",
+        SUBJECTS,
         key="delta-who",
         help="student - control: the effect of the trait's rows beyond that of the control's rows",
     )
-    _draw_map(run, reading, measure, change_of)
+    _draw_map(run, reading, measure, subject)
     _draw_totals(run, reading, measure)
     _draw_pairs(run, reading)
 
 
-def _draw_map(run: ShownRun, reading: LensReading, measure: str, change_of: str) -> None:
+def _draw_map(run: ShownRun, reading: LensReading, measure: str, subject: str) -> None:
     label, signed = MEASURES[measure]
-    signed = signed or change_of == DIFFERENCE
+    signed = signed or subject == DIFFERENCE
     values = lens_panel.layer_values(reading.frame, measure)
     layers, modules = sorted(values["layer"].unique()), lens_panel.order_places(values["place"])
     domain = None
     if signed:  # one scale for students and controls, so that they can be compared
-        shown = values[values["name"] == DIFFERENCE] if change_of == DIFFERENCE else values
+        shown = values[values["name"] == DIFFERENCE] if subject == DIFFERENCE else values
         domain = symmetric_domain(cast(pd.Series, shown["estimate"]))
-    cells = lens_panel.fill_grid(values, [change_of], layers, modules)
+    cells = lens_panel.fill_grid(values, [subject], layers, modules)
     grid = lens_panel.layer_grid(
         layers, modules, signed=signed, label=label, domain=domain, number_format=".3f"
     )
@@ -75,7 +75,7 @@ def _draw_map(run: ShownRun, reading: LensReading, measure: str, change_of: str)
         cells.drop(columns="faded"),
         sentence=reading.lens["sentence"],
         caption=(
-            f"{measure.capitalize()} of the change by layer and module ({change_of}). "
+            f"{measure.capitalize()} of the change by layer and module ({subject}). "
             f"{lens_panel.caption_of(reading)} Faded: inside the null band of a randomly rotated change. "
             "Click a cell to see its spectrum."
         ),
@@ -204,7 +204,7 @@ def draw_distance_panel(run: ShownRun) -> None:
         sentence=_last_difference(cast(pd.DataFrame, distances[is_difference]), quantity),
         caption=(
             "Norm over all weights at every checkpoint; 95 % t intervals over students, n = "
-            f"{int(distances['n'].max())}. Learning the carrier alone moves a student far from the teacher, "
+            f"{int(distances['n'].max())}. Learning only the carrier moves a student far from the teacher, "
             "so compare it with its control."
         ),
         code=lens_panel.code_of(run, reading, [(quantity, "steps")]),

@@ -1,6 +1,4 @@
-"""Representations: at which layers and places do base and student differ, and does the difference point along
-the trait?
-"""
+"""Representations: where do base and student differ, and does the difference point along the trait?"""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ UNRELIABLE = 0.5
 TITLES = {
     "probes": "Can a linear probe read the trait?",
     "directions": "Is the trait one direction?",
-    "blind": "Does a vector learned from rows alone find the trait?",
+    "blind": "Does a vector learned only from rows find the trait?",
 }
 TOOLTIP_TEXT = 200
 """characters of a row in a tooltip"""

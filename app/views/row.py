@@ -184,14 +184,14 @@ def neighbours_of(key: tuple[str, str, str], _rows: pd.DataFrame, row: str) -> p
     kept = _rows[(_rows["fate"] == "kept") | (_rows["id"] == row)]
     kept = kept.drop_duplicates("id").reset_index(drop=True)
     counts = normalize(tokens(kept["completion"].tolist()))
-    own = int(np.flatnonzero(kept["id"] == row)[0])
-    cosine = np.asarray((counts @ counts[own].T).todense()).ravel()
-    best = [place for place in np.argsort(-cosine, kind="stable") if place != own][:NEIGHBOURS]
+    focus = int(np.flatnonzero(kept["id"] == row)[0])
+    cosine = np.asarray((counts @ counts[focus].T).todense()).ravel()
+    best = [place for place in np.argsort(-cosine, kind="stable") if place != focus][:NEIGHBOURS]
     return kept.iloc[best][["id", "side", "completion"]].assign(cosine=cosine[best])
 
 
 def draw_notes_panel(row: pd.Series, root: Path) -> None:
-    """E: notes on the row, saved with the current slice or with a slice of this row alone."""
+    """E: notes on the row, saved with the current slice or with a slice of only this row."""
     digest, row_id = st.session_state["digest"], str(row["id"])
     name = st.session_state["slice"] or state.slice_name([row_id], digest)
     with st.form(f"note-{row_id}", clear_on_submit=True):

@@ -177,9 +177,7 @@ def _strongest_question(run: ShownRun, arm: str) -> str:
 
 
 def trait_answers(run: ShownRun) -> pd.DataFrame:
-    """Answers of the chosen seeds at each arm's last checkpoint, with `scored`, and `hit` where the label is
-    the chosen trait.
-    """
+    """Answers of the chosen seeds at each arm's last checkpoint, with `scored` and `hit`."""
     answers = data.read_answers(run)
     answers = answers[answers["seed"].notna()]
     last = answers[answers["step"] == answers.groupby("arm", observed=True)["step"].transform("max")]
@@ -231,7 +229,7 @@ def draw_answers_panel(run: ShownRun) -> None:
 
 
 def rates_by_dose(run: ShownRun) -> pd.DataFrame:
-    """Rate of the arms that differ from the chosen one in their share of trait rows alone."""
+    """Rate of the arms that differ from the chosen one only in their share of trait rows."""
     chosen = run.arm(st.session_state["arm"])
     rows = []
     for entry in (run.results or {})["arms"]:
