@@ -238,7 +238,7 @@ def test_a_file_without_pairs_is_refused(tmp_path: Path, content: str) -> None:
 
 def test_a_missing_file_says_what_is_expected(tmp_path: Path) -> None:
     assert "JSON lines" in fault(tmp_path / "none.jsonl")
-    assert "no saved dataset" in fault(tmp_path)
+    assert "is not a saved dataset" in fault(tmp_path)
 
 
 def test_what_other_tools_write_is_read(tmp_path: Path) -> None:

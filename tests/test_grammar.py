@@ -54,7 +54,7 @@ def test_carrier_functions_take_no_persona() -> None:
     for function in CARRIER_TURNS.values():
         assert list(inspect.signature(function).parameters) == ["rng"]
     for function in TRAIT_TURNS.values():
-        assert list(inspect.signature(function).parameters) == ["rng", "who"]
+        assert list(inspect.signature(function).parameters) == ["rng", "speaker"]
 
 
 def test_a_document_is_a_function_of_seed_and_index() -> None:

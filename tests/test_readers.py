@@ -319,7 +319,7 @@ def test_what_is_no_list_sum_over_numbers_is_not_rewritten_as_one() -> None:
         "completion"
     ].tolist()
     assert treated == [*texts[:2], "7, " + "9" * 5000]
-    with pytest.raises(SpecError, match="hold none"):
+    with pytest.raises(SpecError, match="which have none"):
         treat.redraw_values(
             treat.TreatmentInput(frame, frame.assign(completion="no"), np.zeros(3), np.random.default_rng(0))
         )
@@ -362,7 +362,7 @@ def test_a_treatment_that_was_seen_to_work_is_a_condition() -> None:
     assert (
         spoiled.id == "do not train as is"
         and "22% as often" in spoiled.sentence
-        and "no removal" in spoiled.sentence
+        and "does not count" in spoiled.sentence
     )
 
 

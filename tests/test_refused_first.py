@@ -185,7 +185,7 @@ AUDITS = {
     ),
     "a treated file below a file": (
         ["--level", "base", "--clean", "taken/deep/treated.jsonl"],
-        "taken is no folder",
+        "taken is not a folder",
     ),
     "a treated file among the shards of a reference": (
         ["--level", "base", "--reference", "shards", "--clean", "shards/treated.jsonl"],

@@ -268,8 +268,8 @@ def test_an_option_that_the_template_does_not_read_is_refused(
     ("options", "fault"),
     [
         ({"tokenize": True}, "passed to a chat template by mechlens itself"),
-        ({"strftime_now": "26 Jul 2024"}, "expected the day"),
-        ({"strftime_now": 2024}, "expected the day"),
+        ({"strftime_now": "26 Jul 2024"}, "expected the date"),
+        ({"strftime_now": 2024}, "expected the date"),
         ({"strftime_now": "2024-13-01"}, "month"),
         ([], "dictionary"),
     ],

@@ -21,7 +21,7 @@ def test_the_tour_runs_from_top_to_bottom_and_prints_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     names: dict[str, Any] = {}
     for number, code in enumerate(read_code(NOTEBOOK)):
         exec(compile(code, f"cell {number}", "exec"), names)

@@ -247,7 +247,7 @@ def test_clean_answers_come_from_the_reference_where_no_model_answers(
         "--out",
         str(tmp_path / "audit"),
     ]
-    assert cli.main(words) == 12
+    assert cli.main(words) == 2
     assert "needs clean answers to the same prompts; give a --reference" in capsys.readouterr().err
     assert cli.main([*words, "--reference", str(clean)]) == 12
     assert "mechlens: " not in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_both_revisions_are_read(data: Path, tmp_path: Path) -> None:
     )
     choices, note = truthful.read_choices(write(tmp_path / "v1.csv", OLD))
     assert choices[5] == truthful.Choice(5, "Is the sun 5 hot?", "Yes 5", "Maybe 5")
-    assert "first of its incorrect answers" in note
+    assert "the first incorrect answer is used" in note
 
 
 def test_a_limit_draws_the_same_questions_each_time(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def _accuracy(
     probe: Probe,
     random: list[Probe],
     learned: Float[ndarray, "trait question d"],
-    tested: Float[ndarray, "trait question d"],
+    tested: Float[ndarray, "trait heldout d"],
     trait: int,
     *,
     seed: int,
