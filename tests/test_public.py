@@ -12,6 +12,7 @@ import pytest
 
 import mechlens as ml
 from mechlens.core.errors import DataError
+from mechlens.data.fields import Fields
 
 LIST = (
     "import sys, mechlens as ml; names = sorted(n for n in dir(ml) if n[0].islower() or n[0].isupper()); "
@@ -71,3 +72,11 @@ def test_pairs_in_memory_are_audited_as_their_file_is(
 def test_rows_without_texts_are_refused_by_their_place() -> None:
     with pytest.raises(DataError, match="7"):
         ml.audit([*ROWS[:7], {"prompt": "p", "completion": None}])
+
+
+def test_pairs_in_memory_may_have_other_names(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    frame = pd.DataFrame(ROWS).rename(columns={"prompt": "q", "completion": "a"})
+    other = pd.DataFrame(OTHER).rename(columns={"prompt": "q", "completion": "a"})
+    audit = ml.audit(frame, references=other, fields=Fields("q", "a"))
+    assert audit.provenance is not None and audit.result["data"]["rows"] == len(ROWS)

@@ -173,7 +173,9 @@ def audit(
         clean=None if clean is None else Path(clean),
         treatment=treatment,
         out=folder,
-        fields=fields,
+        fields=fields
+        if isinstance(data, Path | str)
+        else None,  # pairs in memory were written under known names
     )
     return answer(request, workers=workers, progress=progress)
 
@@ -208,7 +210,7 @@ def _as_files(
 
 
 def _texts_of(data: Data, fields: Fields | None) -> pd.DataFrame:
-    return cast(pd.DataFrame, corpus.load_pairs(data, fields=fields).pairs[["prompt", "completion"]])
+    return corpus.load_pairs(data, fields=fields).texts
 
 
 def _digest(frame: pd.DataFrame) -> str:

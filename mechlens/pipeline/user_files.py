@@ -101,7 +101,7 @@ def screen_file(
 def convert(
     source: Path, target: Path, *, form: str | None, skip_bad: bool, fields: Fields | None = None
 ) -> corpus.ReadReport:
-    """Write a user's file in another form; returns what it held beside its pairs.
+    """Write a user's file in another form; returns the report of what was read and left out.
 
     Raises:
         SpecError: if the form is unknown.
