@@ -35,7 +35,7 @@ claim: setup  ## a small demo, in two minutes: a trait travels to the teacher's 
 check: setup  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python  # the environment's packages, whichever is active
 
 slow: setup  ## tests that train for many minutes: kills at random moments, the demo's own claims
 	$(BIN)/pytest -m slow
