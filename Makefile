@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: setup demo test quick claim check app shipped browser slow tables paper clean
+.PHONY: setup demo test quick claim lint check app shipped browser slow tables paper clean
 
 # Experiments of analyses/RESULTS.md whose analyses read runs and nothing else.
 PAPER := $(foreach carrier,numbers code reasoning text,$(foreach family,animals trees tempers,menagerie-$(carrier)-$(family))) \
@@ -32,9 +32,11 @@ quick: check  ## lint, format, types and the tests that take 90 s together, for 
 claim: setup  ## a small demo, in two minutes: a trait travels to the teacher's base and to no other
 	$(BIN)/pytest -m slow tests/test_end_to_end.py -k small_demo
 
-check: setup  ## lint, format and types
+lint: setup  ## format and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+check: lint  ## lint, format and types
 	$(BIN)/pyright --pythonpath $(BIN)/python  # the environment's packages, whichever is active
 
 slow: setup  ## tests that train for many minutes: kills at random moments, the demo's own claims
