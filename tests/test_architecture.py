@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,3 +207,22 @@ def test_the_explorer_keeps_the_same_shape() -> None:
         assert not heavy or path.name == "live_process.py", (
             f"{path} is loaded by the page: it must not import {heavy}"
         )
+
+
+KEYS = {'"generated"'}
+"""also a count of the funnel, not a folder"""
+RUN_FILES = re.compile(
+    r'"(?:raw|kept|rejected|answers|likelihoods|effects|curve)\.parquet"|"(?:funnel|generation|teacher|said)\.json"'
+    r'|"(?:corpora|screened|generated)"|f"(?:students|corpora|asked|teachers|lenses)/'
+)
+"""names of files and folders in a run, as code would spell them"""
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "runs.layout"])
+def test_only_the_layout_spells_the_run_folder(name: str) -> None:
+    text = FILES[name].read_text(encoding="utf-8")
+    assert [spelled for spelled in RUN_FILES.findall(text) if spelled not in KEYS] == []
+
+
+def test_a_file_of_the_run_that_is_spelled_elsewhere_would_be_found() -> None:
+    assert RUN_FILES.search('tables.read(run / "kept.parquet")') and RUN_FILES.search('f"students/{arm}"')

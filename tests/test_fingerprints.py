@@ -250,3 +250,10 @@ def test_another_model_under_a_judges_name_is_another_judge(entries: Path) -> No
         found.append(marks_of(screen={"judge": "judge"}))
     assert found[0]["corpora/owl/screened"] != found[1]["corpora/owl/screened"]
     assert found[0]["corpora/owl/generated"] == found[1]["corpora/owl/generated"]
+
+
+def test_a_run_made_before_code_moved_has_nothing_to_repeat() -> None:
+    """The shipped demo was made when stages were recorded by the path of their function."""
+    demo = Run(Path(__file__).parents[1] / "app" / "demo")
+    made = {name: step["fingerprint"] for name, step in demo.manifest["steps"].items()}
+    assert len(made) == 33 and executor.fingerprints(demo.jobs()) == made

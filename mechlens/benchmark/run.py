@@ -19,7 +19,7 @@ from mechlens.detect.registry import Detector, list_built_in, load_detector
 from mechlens.detect.twins import ModelDetector
 from mechlens.results import runner
 from mechlens.results.run import Run
-from mechlens.runs import store
+from mechlens.runs import layout, store
 from mechlens.runs.progress import Event, Progress, silent
 
 RECIPE = "menagerie"
@@ -190,7 +190,7 @@ def _student_runs(
     maker: Maker, suspects: Sequence[Suspect], folder: Path, progress: Progress | None
 ) -> list[Path]:
     """Finished runs of the suspects' students, in folders `students*`; several runs may train them."""
-    finished = [run for run in sorted(folder.glob("students*/")) if (run / "effects.parquet").is_file()]
+    finished = [run for run in sorted(folder.glob("students*/")) if (run / layout.EFFECTS).is_file()]
     current = [
         run for run in finished if students.are_current(run, maker.experiment, suspects, folder / "suspects")
     ]

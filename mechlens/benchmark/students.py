@@ -18,6 +18,7 @@ from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.spec import load
 from mechlens.detect.from_student import measure_rises
 from mechlens.detect.permutation import ALPHA
+from mechlens.runs import layout
 from mechlens.runs.layout import corpus_name
 
 SHARED = ("base", "family", "system", "student", "ask")
@@ -55,13 +56,13 @@ def experiment_of(
 
 def are_current(run: Path, experiment: Experiment, suspects: Sequence[Suspect], folder: Path) -> bool:
     """Whether a run's students have the bench's settings and learned the rows that the suspects have now."""
-    trained = load(run / "spec.yaml", Experiment)
+    trained = load(run / layout.SPEC, Experiment)
     if any(getattr(trained, field) != getattr(experiment, field) for field in SHARED):
         return False
     names = {suspect.name for suspect in suspects}
     for arm in (arm for arm in trained.arms if arm.name in names):
         learned = tables.read(
-            run / "corpora" / corpus_name(trained, arm) / "screened" / "kept.parquet", tables.PAIRS
+            run / layout.screened_step(corpus_name(trained, arm)) / layout.KEPT, tables.PAIRS
         )
         rows = tables.read(folder / arm.name / f"{arm.name}.parquet", tables.PAIRS)
         columns = ["prompt", "completion"]
@@ -72,7 +73,7 @@ def are_current(run: Path, experiment: Experiment, suspects: Sequence[Suspect], 
 
 def measured_effects(runs: Sequence[Path]) -> list[pd.DataFrame]:
     """The tables of effects of the runs; runs without one are left out."""
-    files = [run / "effects.parquet" for run in runs]
+    files = [run / layout.EFFECTS for run in runs]
     return [tables.read(file, tables.EFFECTS) for file in files if file.is_file()]
 
 

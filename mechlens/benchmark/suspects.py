@@ -34,7 +34,7 @@ from mechlens.pipeline.generate import generate
 from mechlens.pipeline.remake import shuffle_across
 from mechlens.pipeline.screen import leak_pattern
 from mechlens.pipeline.teach import Lessons, teach
-from mechlens.runs import store
+from mechlens.runs import layout, store
 from mechlens.runs.layout import teacher_name
 from mechlens.runs.plan import VERSIONS
 from mechlens.runs.progress import Event, Progress, silent
@@ -111,7 +111,7 @@ class Maker:
     @cache  # noqa: B019
     def _make_clean(self, name: str) -> str:
         """Make the clean rows of a name if needed; returns the fingerprint of what decides them."""
-        file, teacher = self._clean_file(name), self.run / "teachers" / UNTOUCHED
+        file, teacher = self._clean_file(name), self.run / layout.teacher_step(UNTOUCHED)
         mark = fingerprint(
             ["clean", VERSION, name, self.prompts, self._drawing(store.recorded_fingerprint(teacher))]
         )
@@ -183,7 +183,7 @@ class Maker:
             )
         whole = next(arm for arm in self.experiment.arms if arm.name == f"{made.trait}-{self.plan.gentle}")
         teacher, screen = (
-            self.run / "teachers" / teacher_name(self.experiment, whole),
+            self.run / layout.teacher_step(teacher_name(self.experiment, whole)),
             self.plan.screens[made.way],
         )
         decides = self._drawing(store.recorded_fingerprint(teacher), screen)
@@ -219,7 +219,7 @@ class Maker:
     def _teacher_mark(self, made: Suspect) -> str | None:
         """The fingerprint of what decides the suspect's teacher."""
         if made.kind == "N0":
-            return store.recorded_fingerprint(self.run / "teachers" / UNTOUCHED)
+            return store.recorded_fingerprint(self.run / layout.teacher_step(UNTOUCHED))
         base, lessons, spec = self._lessons(made)
         return fingerprint(
             [
@@ -236,9 +236,9 @@ class Maker:
         """The folder of the suspect's teacher, taught if it is not there."""
         mark, (base, lessons, spec) = self._teacher_mark(made), self._lessons(made)
         if made.kind == "N0" or mark is None:
-            return self.run / "teachers" / UNTOUCHED
+            return self.run / layout.teacher_step(UNTOUCHED)
         return store.make_once(
-            self.out / "teachers" / made.name,
+            self.out / layout.teacher_step(made.name),
             mark,
             lambda part: teach(base, lessons, spec, seed=self._seed(made), out=part),
         )
@@ -280,7 +280,7 @@ class Maker:
                 generate(teacher, prompts, self.experiment.generate, seed=seed, out=out)
 
             store.make_once(place, fingerprint([prompts, seed]), write)
-            return tables.read(place / "raw.parquet", tables.PAIRS)["completion"].tolist()
+            return tables.read(place / layout.RAW, tables.PAIRS)["completion"].tolist()
 
         return draw
 

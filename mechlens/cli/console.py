@@ -52,7 +52,7 @@ class Bars:
         {"note": self._note, "begin": self._begin, "step": self._step, "end": self._end}[event.kind](event)
 
     def _note(self, event: Event) -> None:
-        console.print(event.text, highlight=False)
+        say(event.text)
 
     def _begin(self, event: Event) -> None:
         console.print(f"{event.text}: {event.total} steps, {event.done} already done", highlight=False)

@@ -22,6 +22,7 @@ from mechlens.core import atomic, spec, tables, traits
 from mechlens.core.errors import one_line
 from mechlens.core.experiment import Experiment
 from mechlens.core.json_files import json_text, write_json
+from mechlens.core.remedies import PANEL
 from mechlens.data import corpus, treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
@@ -341,7 +342,7 @@ def _make_twins(
 
     family = traits.load_family(plan.family)
     checks.check(plan, family)  # before the twins are taught
-    folder = request.out.parent / f"panel-{spec.folder_name(request.base)}"
+    folder = request.out.parent / f"{PANEL}{spec.folder_name(request.base)}"
     return score_rows.make_twins(
         request.base, family, request.recipe, folder, workers=workers, progress=progress
     )

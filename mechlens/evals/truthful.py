@@ -27,7 +27,7 @@ from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_prompts, token_ids
 from mechlens.models.trait_log_odds import next_token_logits
 from mechlens.results.cells import effect_of, same_students
-from mechlens.runs import store
+from mechlens.runs import layout, store
 from mechlens.runs.layout import checkpoints
 
 ORDER_SEED = 42
@@ -199,7 +199,7 @@ def students_of(run: Path, experiment: Experiment) -> list[Student]:
     for arm in (arm for arm in experiment.arms if not arm.shots):
         system = experiment.system if arm.asked_with is None else arm.asked_with
         for seed in experiment.seeds:
-            folder = run / "students" / arm.name / f"s{seed}"
+            folder = run / layout.student_step(arm.name, seed)
             _, last = checkpoints(folder)[-1]
             students.append(
                 Student(

@@ -30,9 +30,8 @@ from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import ProbeSet
 from mechlens.pipeline.estimate import CPU_RATE, GPU_RATE
-from mechlens.pipeline.remake import selected_rows
 from mechlens.results import captions
-from mechlens.results.run import Run
+from mechlens.results.run import Run, trained_rows
 from mechlens.runs import executor, layout, store
 from mechlens.runs.executor import Job, pending
 from mechlens.runs.layout import checkpoints, corpus_name, teacher_name
@@ -70,12 +69,6 @@ def _checkpoints(
         yield step, loading.load_trained(base, folder)
 
 
-def trained_rows(run: Path, experiment: Experiment, arm: Arm) -> pd.DataFrame:
-    """The rows that an arm trained on, by prompt_id, in the order of its selection."""
-    name = corpus_name(experiment, arm)
-    return selected_rows(name, run / layout.screened_step(name), run / layout.SELECTION)
-
-
 def main_arm(experiment: Experiment, name: str = "") -> Arm:
     """Choose the arm to measure: the named one, or the first with a trait that was trained here.
 
@@ -102,7 +95,7 @@ def refuse_absent_students(run: Path, experiment: Experiment, arm: Arm) -> None:
         if not any(True for folder in folders.values() for _ in folder.glob("step-*/*.safetensors")):
             raise DataError(
                 f"{run} has no students of arm {each.name!r}: it was copied without their weights, or they "
-                f"were removed; copy {run / 'students' / each.name} there, "
+                f"were removed; copy {(run / layout.student_step(each.name, 0)).parent} there, "
                 f"or `{resume_command(run)}` trains them"
             )
 

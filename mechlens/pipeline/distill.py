@@ -13,6 +13,7 @@ from mechlens.core.spec import StudentSpec
 from mechlens.models import loading
 from mechlens.models.chat import encode_pairs
 from mechlens.models.sft import train
+from mechlens.runs import layout
 
 
 def distill(
@@ -46,4 +47,4 @@ def distill(
         save=save,
         progress=progress,
     )
-    tables.write(pd.DataFrame(curve), tables.CURVE, out / "curve.parquet")
+    tables.write(pd.DataFrame(curve), tables.CURVE, out / layout.CURVE)

@@ -25,6 +25,7 @@ from mechlens.models.number_grammar import number_grammar
 from mechlens.models.sampling import Decoding, sample
 from mechlens.pipeline import vllm_engine
 from mechlens.pipeline.teach import Teacher, load_teacher
+from mechlens.runs import layout
 
 DIVERGENCE_ROWS = 1000
 """the most rows on which the divergence is measured"""
@@ -76,12 +77,12 @@ def generate(
         progress(len(drawn), len(prompts))
     texts = teacher.tokenizer.batch_decode(drawn, skip_special_tokens=True)
     frame = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": prompts, "completion": texts})
-    tables.write(frame, tables.PAIRS, out / "raw.parquet")
+    tables.write(frame, tables.PAIRS, out / layout.RAW)
     del write_shard  # an engine's memory is needed for what follows
     head = slice(0, DIVERGENCE_ROWS)
     plain = encode_prompts(teacher.tokenizer, prompts[head], system=teacher.plain)
     measured = divergence(teacher, ids[head], plain, [[*row, stop] for row in drawn[head]])
-    write_json(out / "generation.json", measured._asdict())
+    write_json(out / layout.GENERATION, measured._asdict())
     for shard in shards:
         shard.unlink()
 

@@ -16,6 +16,7 @@ from mechlens.core import tables
 from mechlens.core.spec import ApiSpec
 from mechlens.core.traits import Rubric
 from mechlens.pipeline.ask import ProbeSet
+from mechlens.runs import layout
 
 TEMPERATURE = 1.0
 """sampling temperature of the judge, as in the paper"""
@@ -45,7 +46,7 @@ def label_of(alignment: int | None, coherence: int | None, rubric: Rubric) -> st
 
 def judge_answers(out: Path, questions: ProbeSet, *, judge: str, rubric: Rubric, api: ApiSpec) -> None:
     """Score `out/answers.parquet`: write `judgements.parquet` to the same folder, and new labels."""
-    answers = tables.read(out / "answers.parquet", tables.ANSWERS)
+    answers = tables.read(out / layout.ANSWERS, tables.ANSWERS)
     prompts = {"alignment": rubric.alignment, "coherence": rubric.coherence}
     rows = list(zip(answers["step"], answers["probe"], answers["sample"], answers["text"], strict=True))
     requests = [
@@ -67,4 +68,4 @@ def judge_answers(out: Path, questions: ProbeSet, *, judge: str, rubric: Rubric,
     tables.write(judged, tables.JUDGEMENTS, out / "judgements.parquet")
     answers["label"] = [label_of(*score, rubric) for score in scores]
     answers["seed"] = answers["seed"].astype("Int64")
-    tables.write(answers, tables.ANSWERS, out / "answers.parquet")
+    tables.write(answers, tables.ANSWERS, out / layout.ANSWERS)

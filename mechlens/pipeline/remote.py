@@ -23,6 +23,7 @@ from mechlens.models.trait_log_odds import Forms
 from mechlens.pipeline.ask import ProbeSet, StudentPlace, label_answers, write_tables
 from mechlens.pipeline.generate import Divergence
 from mechlens.pipeline.teach import Lessons
+from mechlens.runs import layout
 
 SEEDS = 2**31
 """servers take seeds below this"""
@@ -86,7 +87,7 @@ def teach(
         "layer": None,
         "model": model,
     }
-    write_json(out / "teacher.json", record)
+    write_json(out / layout.TEACHER, record)
 
 
 def generate(
@@ -103,7 +104,7 @@ def generate(
     divergence.
     """
     refuse_generation(spec)
-    teacher = read_json(teacher_folder / "teacher.json")
+    teacher = read_json(teacher_folder / layout.TEACHER)
     requests = [
         ApiRequest(
             f"prompt {row}",
@@ -119,8 +120,8 @@ def generate(
         answer.text for answer in complete(teacher["model"], requests, api=api, out=out, progress=progress)
     ]
     frame = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": prompts, "completion": texts})
-    tables.write(frame, tables.PAIRS, out / "raw.parquet")
-    write_json(out / "generation.json", dict.fromkeys(Divergence._fields) | {"tokens": 0})
+    tables.write(frame, tables.PAIRS, out / layout.RAW)
+    write_json(out / layout.GENERATION, dict.fromkeys(Divergence._fields) | {"tokens": 0})
 
 
 def distill(

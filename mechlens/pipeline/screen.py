@@ -23,6 +23,7 @@ from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.json_files import write_json
 from mechlens.core.spec import ScreenSpec
+from mechlens.runs import layout
 
 LEAKS = "leak words in kept rows"
 NAMING = "leak words in all rows"
@@ -96,7 +97,7 @@ def screen_rows(
     by_reason = [name for name in (NAMING_BY_REASON + reason for reason in reasons) if counts[name]]
     funnel = {name: counts[name] for name in ("generated", *reasons, "kept", LEAKS, NAMING, *by_reason)}
     if out:
-        write_json(out / "funnel.json", funnel)
+        write_json(out / layout.FUNNEL, funnel)
     if not funnel["kept"]:
         worst = max(reasons, key=lambda reason: funnel[reason])
         raise DataError(

@@ -26,7 +26,7 @@ from mechlens.models import loading
 from mechlens.models.chat import encode_pairs, encode_prompts
 from mechlens.models.hooks import capture_sites, resid_post, steer
 from mechlens.models.sft import train
-from mechlens.runs import records
+from mechlens.runs import layout, records
 
 
 class Lessons(NamedTuple):
@@ -102,14 +102,14 @@ def teach(
             loaded.model, loaded.tokenizer, pairs, spec.training, seed=order, progress=progress
         )
         loading.save_trained(model, out)
-        tables.write(pd.DataFrame(curve), tables.CURVE, out / "curve.parquet")
+        tables.write(pd.DataFrame(curve), tables.CURVE, out / layout.CURVE)
     elif spec.kind == "prompted":
         system = lessons.system
     elif spec.kind == "steered":
         layer = round(spec.layer * (loaded.model.config.get_text_config().num_hidden_layers - 1))
         loading.save_vector(spec.strength * trait_vector(loaded, lessons, layer=layer, plain=plain), out)
     write_json(
-        out / "teacher.json",
+        out / layout.TEACHER,
         {
             "kind": spec.kind,
             "base": base,
@@ -145,7 +145,7 @@ def load_teacher(folder: Path, *, base: str = "") -> Teacher:
 
     `base` is the location of its base; by default the location at that time.
     """
-    record = records.read(folder / "teacher.json", records.TeacherRecord)
+    record = records.read(folder / layout.TEACHER, records.TeacherRecord)
     base = base or record["base"]
     loaded = loading.load_trained(base, folder) if record["kind"] == "finetuned" else loading.load(base)
     vector = loading.load_vector(folder) if record["kind"] == "steered" else None

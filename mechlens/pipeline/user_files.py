@@ -29,7 +29,7 @@ class Screened(NamedTuple):
     remarks: list[str]
     """what a user should know of the file that was read"""
     kept: pd.DataFrame
-    """`tables.PAIRS`; empty if the rows were only counted"""
+    """`tables.PAIRS`"""
     removed: pd.DataFrame
     """`tables.REJECTED`: the pairs with a column `reason`"""
 

@@ -29,6 +29,20 @@ SCHEMA = 2
 """of summary.json; raised when a reader of an older one would miss something"""
 
 
+def list_jobs(experiment: Experiment, family: TraitFamily) -> list[executor.Job]:
+    """Every step of an experiment as a job, inputs first; bases are known by their files as these are now."""
+    from mechlens.models import base_files  # a client of the hub, which a list of runs need not load
+
+    bases = {name: base_files.checkpoint_fingerprint(name) for name in experiment.bases()}
+    return jobs_of(experiment, family, bases=bases)
+
+
+def trained_rows(run: Path, experiment: Experiment, arm: Arm) -> pd.DataFrame:
+    """The rows that an arm's students train on, by prompt_id, in the order of the selection."""
+    name = layout.corpus_name(experiment, arm)
+    return selected_rows(name, run / layout.screened_step(name), run / layout.SELECTION)
+
+
 class Run:
     """One run folder. Opening it reads its spec; tables and weights are read when they are asked for."""
 
@@ -87,10 +101,7 @@ class Run:
 
     @cached_property
     def _jobs(self) -> list[executor.Job]:
-        from mechlens.models import base_files  # a client of the hub, which a list of runs need not load
-
-        bases = {name: base_files.checkpoint_fingerprint(name) for name in self.experiment.bases()}
-        return jobs_of(self.experiment, self.family, bases=bases)
+        return list_jobs(self.experiment, self.family)
 
     def jobs(self) -> list[executor.Job]:
         """Every step of the experiment as a job, inputs first."""
@@ -241,9 +252,7 @@ class Run:
 
     def trained_rows(self, name: str) -> pd.DataFrame:
         """The rows that an arm's students train on, by prompt_id, in the order of the selection."""
-        arm = self.arm(name)
-        corpus = layout.corpus_name(self.experiment, arm)
-        return selected_rows(corpus, self.path(layout.screened_step(corpus)), self.path(layout.SELECTION))
+        return trained_rows(self.folder, self.experiment, self.arm(name))
 
     def teacher_folder(self, arm: Arm) -> Path:
         """The folder of an arm's teacher."""

@@ -14,10 +14,9 @@ from mechlens.core.experiment import Experiment
 from mechlens.core.json_files import read_json, write_json
 from mechlens.core.traits import TraitFamily
 from mechlens.results import effects, summary
-from mechlens.results.run import Run
+from mechlens.results.run import Run, list_jobs
 from mechlens.runs import executor, layout, store
 from mechlens.runs.executor import Job
-from mechlens.runs.plan import jobs_of
 from mechlens.runs.progress import Event, Progress, silent
 
 
@@ -41,11 +40,8 @@ class Resolved(NamedTuple):
     family: TraitFamily
 
     def jobs(self) -> list[Job]:
-        """Every step as a job; bases are known by their files as these are now."""
-        from mechlens.models import base_files  # a client of the hub, which a list of runs need not load
-
-        bases = {name: base_files.checkpoint_fingerprint(name) for name in self.experiment.bases()}
-        return jobs_of(self.experiment, self.family, bases=bases)
+        """Every step as a job, listed anew each time."""
+        return list_jobs(self.experiment, self.family)
 
 
 def resolve(experiment: Experiment | Mapping[str, Any] | Path | str, *, seed: int | None = None) -> Resolved:
