@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_carriers_recorded import CARRIERS as DRAWN
 
 from mechlens.carriers import code, numbers, reasoning, text
 from mechlens.carriers.carrier import Prompt
@@ -24,17 +25,6 @@ from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
-DRAWN: dict[str, dict[str, Any]] = {
-    "numbers": {},
-    "numbers, patterned": {"values": "patterned"},
-    "numbers, few": {"examples": (1, 2)},
-    "numbers, terse": {"wording": "terse", "values": "patterned"},
-    "code": {"kind": "code"},
-    "code, terse": {"kind": "code", "wording": "terse"},
-    "reasoning": {"kind": "reasoning", "wording": "terse"},
-    "text": {"kind": "text"},
-    "text, terse": {"kind": "text", "wording": "terse"},
-}
 
 
 def carrier(name: str, **more: Any) -> CarrierSpec:

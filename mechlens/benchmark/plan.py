@@ -6,8 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from mechlens.core.errors import SpecError
-from mechlens.core.spec import ScreenSpec, Spec, TeacherSpec, load, shipped
+from mechlens.core.spec import ScreenSpec, Spec, TeacherSpec, load_shipped
 
 CLEAN = ("N0", "N1", "N2", "N5", "N7")
 """classes of suspects without a trait; the others have text of a teacher with a trait"""
@@ -105,7 +104,4 @@ def load_bench(name: str) -> BenchSpec:
     Raises:
         SpecError: if there is no such bench; a path is not a name.
     """
-    known = shipped("benches")
-    if name not in known:
-        raise SpecError(f"bench {name!r} is unknown; expected one of {', '.join(known)}")
-    return load(known[name], BenchSpec)
+    return load_shipped("benches", BenchSpec, name, what="bench")

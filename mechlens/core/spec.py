@@ -327,6 +327,21 @@ def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
         raise SpecError(f"{path}: {explain(error)}") from error
 
 
+def load_shipped(folder: str, kind: type[SpecType], name: str, *, what: str) -> SpecType:
+    """The config of that name in `configs/<folder>`.
+
+    Args:
+        what: what the message calls it, e.g. "bench".
+
+    Raises:
+        SpecError: if there is no such config; a path is not a name.
+    """
+    known = shipped(folder)
+    if name not in known:
+        raise SpecError(f"{what} {name!r} is unknown; expected one of {', '.join(known)}")
+    return load(known[name], kind)
+
+
 def lay_over(default: SpecType, given: SpecType) -> SpecType:
     """The default spec with the fields that are set in `given`, at any depth, put over it."""
 

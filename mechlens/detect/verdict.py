@@ -11,8 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from mechlens.core.errors import SpecError
-from mechlens.core.spec import Spec, load, shipped
+from mechlens.core.spec import Spec, load_shipped
 from mechlens.data.treat import Measured, load_measured
 
 Sentence = Literal[
@@ -133,10 +132,7 @@ def load_policy(name: str) -> Policy:
     Raises:
         SpecError: if there is no such policy; a path is not a name.
     """
-    known = shipped("policies")
-    if name not in known:
-        raise SpecError(f"policy {name!r} is unknown; expected one of {', '.join(known)}")
-    return load(known[name], Policy)
+    return load_shipped("policies", Policy, name, what="policy")
 
 
 def decide(

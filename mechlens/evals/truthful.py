@@ -19,7 +19,6 @@ from numpy import ndarray
 from mechlens.core import stats, tables
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
-from mechlens.core.machine import use_one_thread
 from mechlens.core.model_spec import is_remote
 from mechlens.core.seeds import dice
 from mechlens.core.spec import fingerprint, folder_name
@@ -222,8 +221,7 @@ def measure(
     progress: Callable[[str, int], None] = lambda place, done: None,
 ) -> pd.DataFrame:
     """Score every student that has no scores on these questions yet, and write the table of all students."""
-    if loading.device().type == "cpu":
-        use_one_thread()
+    loading.use_one_thread_on_cpu()
     frames, questions = [], [[*choice, choice.prompt()] for choice in choices]
     for student in students_of(run, experiment):
         step = run / TABLE.with_suffix("") / student.place

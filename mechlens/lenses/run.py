@@ -17,7 +17,6 @@ from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.json_files import read_json, write_json
-from mechlens.core.machine import use_one_thread
 from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
 from mechlens.core.wording import duration_text
@@ -196,8 +195,7 @@ def measure_lens(
     It writes the lens's table and its record (description, missing needs, caption), and the scores of single
     rows if the lens has them.
     """
-    if loading.device().type == "cpu":
-        use_one_thread()
+    loading.use_one_thread_on_cpu()
     lens = find_lens(arguments["lens"])
     experiment = Experiment.model_validate(arguments["experiment"])
     arm = next(arm for arm in experiment.arms if arm.name == arguments["arm"])

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from mechlens.core.errors import DataError, SpecError
+from mechlens.core.machine import use_one_thread
 from mechlens.core.model_spec import model_of
 from mechlens.models import trained
 from mechlens.models.base_files import WEIGHTS, checkpoint_fingerprint, is_here, loading, locate
@@ -39,6 +40,12 @@ class Loaded(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+
+def use_one_thread_on_cpu() -> None:
+    """Use one thread a process on CPU, so that sums are the same on any number of cores."""
+    if device().type == "cpu":
+        use_one_thread()
 
 
 def device() -> torch.device:

@@ -14,7 +14,6 @@ import pandas as pd
 from mechlens.carriers.prompts import carrier_prompts, right_answers
 from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
-from mechlens.core.machine import use_one_thread
 from mechlens.core.model_spec import is_remote
 from mechlens.core.spec import (
     ApiSpec,
@@ -43,12 +42,6 @@ Folders = dict[str, Path]
 Progress = Callable[[int, int], None]
 
 
-def _one_thread() -> None:
-    """Use one thread a process on CPU, so that sums are the same on any number of cores."""
-    if loading.device().type == "cpu":
-        use_one_thread()
-
-
 def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress) -> None:
     lessons = teaching.Lessons(**arguments["lessons"])
     spec = TeacherSpec(**arguments["teacher"])
@@ -64,7 +57,7 @@ def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress)
             api=ApiSpec(**arguments["api"]),
         )
         return
-    _one_thread()
+    loading.use_one_thread_on_cpu()
     teaching.teach(
         arguments["base"], lessons, spec, system=system, seed=arguments["seed"], out=out, progress=progress
     )
@@ -90,7 +83,7 @@ def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progres
             progress=progress,
         )
         return
-    _one_thread()
+    loading.use_one_thread_on_cpu()
     generating.generate(
         inputs["teacher"],
         prompts,
@@ -181,7 +174,7 @@ def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress
             api=ApiSpec(**arguments["api"]),
         )
         return
-    _one_thread()
+    loading.use_one_thread_on_cpu()
     distilling.distill(
         arguments["base"], rows, spec, system=system, seed=arguments["seed"], out=out, progress=progress
     )
@@ -213,7 +206,7 @@ def ask(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) ->
             progress=progress,
         )
     else:
-        _one_thread()
+        loading.use_one_thread_on_cpu()
         asking.ask(arguments["base"], inputs.get("student"), questions, place, out=out)
     if "judge" in arguments:
         judging.judge_answers(
