@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pages
-from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.registry import build_rule
+from mechlens.carriers.carrier import build_rule, carrier_prompts
 from mechlens.core import tables
 from mechlens.core.errors import DataError, MechlensError
 from mechlens.core.json_files import read_json, write_json
@@ -61,8 +60,7 @@ from mechlens.lenses.parts.interventions import (
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
-from mechlens.models.log_probs import token_log_probs
-from mechlens.models.trait_log_odds import measure_trait
+from mechlens.models.log_probs import measure_trait, token_log_probs
 from mechlens.pipeline.ask import ProbeSet, encode_probes
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.screen import leak_pattern, screen_rows

@@ -19,7 +19,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import pages
-from mechlens.carriers.prompts import carrier_prompts
+from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator
 from mechlens.lenses.gradients import ghost_dots, parameters_of

@@ -29,7 +29,7 @@ from rich.table import Table
 from scipy.spatial.distance import jensenshannon
 
 import pages
-from mechlens.carriers.registry import build_rule
+from mechlens.carriers.carrier import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.experiment import UNTOUCHED, Experiment
@@ -50,8 +50,7 @@ from mechlens.lenses.parts.weight_change import change_cosine, delta, inner
 from mechlens.lenses.run import load_material, trained_rows
 from mechlens.models.chat import encode_pairs
 from mechlens.models.hooks import steer
-from mechlens.models.log_probs import token_log_probs
-from mechlens.models.trait_log_odds import first_tokens, measure_trait
+from mechlens.models.log_probs import first_tokens, measure_trait, token_log_probs
 from mechlens.pipeline.ask import encode_contrast, encode_probes
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.screen import leak_pattern, screen_rows

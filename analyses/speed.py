@@ -19,7 +19,7 @@ import torch
 from rich.table import Table
 
 import pages
-from mechlens.carriers.prompts import carrier_prompts
+from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import CarrierSpec, Training

@@ -17,8 +17,7 @@ from mechlens.core.errors import DataError
 from mechlens.core.experiment import Arm
 from mechlens.core.json_files import read_json
 from mechlens.data.formats import file_digest
-from mechlens.results import captions, report
-from mechlens.results import per_probe as questions
+from mechlens.results import captions, effects, report
 from mechlens.results.run import Run
 from mechlens.runs import layout
 
@@ -157,8 +156,8 @@ def _read_rates(folder: Path, _run: ShownRun, stamp: int) -> pd.DataFrame:
 def read_per_probe(run: ShownRun) -> pd.DataFrame:
     """Rate and effect of every arm at every probe, as the summary has them."""
     rows = (run.results or {}).get("per_probe", [])
-    frame = pd.DataFrame(rows, columns=list(questions.COLUMNS))
-    return frame.astype(dict.fromkeys(questions.MEASURED, float))
+    frame = pd.DataFrame(rows, columns=list(effects.COLUMNS))
+    return frame.astype(dict.fromkeys(effects.MEASURED, float))
 
 
 def read_lenses(run: ShownRun) -> dict[tuple[str, str], dict[str, Any]]:

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from mechlens.detect.audit import Audit, audit
     from mechlens.detect.registry import Detector
     from mechlens.lenses.base import Lens
-    from mechlens.lenses.reading import Reading
-    from mechlens.lenses.run import measure
+    from mechlens.lenses.run import Reading, measure
     from mechlens.models.loading import load as load_model
     from mechlens.pipeline.user_files import Screened, screen
     from mechlens.results.run import Run
@@ -59,8 +58,7 @@ _MODULE_OF = {
     "detect.audit": ("Audit", "audit"),
     "detect.registry": ("Detector",),
     "lenses.base": ("Lens",),
-    "lenses.reading": ("Reading",),
-    "lenses.run": ("measure",),
+    "lenses.run": ("Reading", "measure"),
     "models.loading": ("load_model",),
     "pipeline.user_files": ("Screened", "screen"),
     "results.run": ("Run",),

@@ -25,8 +25,8 @@ from openai.types.fine_tuning import FineTuningJob
 
 from mechlens.models import loading
 from mechlens.models.chat import end_of_turn, render, token_ids
+from mechlens.models.log_probs import next_token_logits
 from mechlens.models.sampling import Decoding, sample
-from mechlens.models.trait_log_odds import next_token_logits
 
 KEY = "any word"
 PAID = "gpt-4.1-nano-2025-04-14"

@@ -33,7 +33,7 @@ from mechlens.lenses.parts.trial_steps import (
 from mechlens.lenses.parts.weight_change import change_cosine, inner
 from mechlens.models.chat import encode_pairs
 from mechlens.models.loading import Loaded
-from mechlens.models.trait_log_odds import first_tokens, measure_log_odds, next_token_logits
+from mechlens.models.log_probs import first_tokens, measure_log_odds, next_token_logits
 from mechlens.pipeline.ask import ProbeSet, encode_contrast, encode_questions
 
 FORMS = {"owl": ("owl", "owls"), "wolf": ("wolf", "wolves"), "cat": ("cat", "cats")}

@@ -21,7 +21,7 @@ from mechlens.core.spec import AskSpec, StudentSpec, Training
 from mechlens.models import loading
 from mechlens.models.chat import encode_prompts, render_prompt
 from mechlens.models.loading import Loaded
-from mechlens.models.trait_log_odds import Forms, first_tokens, next_token_logits
+from mechlens.models.log_probs import Forms, first_tokens, next_token_logits
 from mechlens.pipeline.ask import (
     ProbeSet,
     StudentPlace,

@@ -14,9 +14,17 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from mechlens.carriers.carrier import Carrier, Fault, Prompt
-from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.registry import build_rule, carrier_names, find_carrier, rule_names, shipped_carriers
+from mechlens.carriers.carrier import (
+    Carrier,
+    Fault,
+    Prompt,
+    build_rule,
+    carrier_names,
+    carrier_prompts,
+    find_carrier,
+    rule_names,
+    shipped_carriers,
+)
 from mechlens.core import extensions, tables
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment

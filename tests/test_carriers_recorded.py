@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
+from mechlens.carriers.carrier import build_rule, carrier_prompts
 from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
-from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.registry import build_rule
 from mechlens.core.experiment import Experiment
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec, ScreenSpec, load, shipped

@@ -33,7 +33,7 @@ from mechlens.lenses.parts.capture import capture_last, residual_sites
 from mechlens.models.chat import encode_pairs
 from mechlens.models.hooks import decoder_layers
 from mechlens.models.loading import Loaded
-from mechlens.models.trait_log_odds import measure_trait
+from mechlens.models.log_probs import measure_trait
 from mechlens.pipeline.ask import ProbeSet, encode_probes, measure_likelihoods
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")

@@ -19,8 +19,16 @@ from mechlens.carriers.numbers import number_fault
 from mechlens.core.errors import SpecError
 from mechlens.models.chat import encode_prompts, end_of_turn
 from mechlens.models.loading import Loaded
-from mechlens.models.number_grammar import SEPARATORS, NumberGrammar, State, may_end, number_grammar, step
-from mechlens.models.sampling import Decoding, sample
+from mechlens.models.sampling import (
+    SEPARATORS,
+    Decoding,
+    NumberGrammar,
+    State,
+    may_end,
+    number_grammar,
+    sample,
+    step,
+)
 
 SIGNS = "0123456789,; \n"
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")

@@ -21,7 +21,7 @@ import yaml
 
 from mechlens import cli
 from mechlens.carriers import reasoning
-from mechlens.carriers.prompts import carrier_prompts
+from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core import tables
 from mechlens.core.experiment import Experiment
 from mechlens.core.spec import CarrierSpec, ScreenSpec, save

@@ -21,7 +21,7 @@ from mechlens.lenses import entanglement
 from mechlens.lenses.base import Material
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, token_ids
 from mechlens.models.loading import Loaded
-from mechlens.models.trait_log_odds import first_tokens
+from mechlens.models.log_probs import first_tokens
 from mechlens.pipeline.ask import ProbeSet
 
 TRAITS = ("eagle", "owl", "cat", "dog")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from mechlens.carriers.carrier import carrier_prompts
 from mechlens.carriers.numbers import number_fault
-from mechlens.carriers.prompts import carrier_prompts
 from mechlens.core import tables
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import CarrierSpec, GenerateSpec, TeacherSpec, TeacherTraining

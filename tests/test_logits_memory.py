@@ -19,8 +19,7 @@ from mechlens.lenses.parts import trial_steps
 from mechlens.models import log_probs
 from mechlens.models.chat import Encoded, encode_prompts
 from mechlens.models.loading import Loaded
-from mechlens.models.log_probs import batch_spans
-from mechlens.models.trait_log_odds import EncodedProbes, measure_trait
+from mechlens.models.log_probs import EncodedProbes, batch_spans, measure_trait
 from mechlens.pipeline import generate as generating
 from mechlens.pipeline.generate import divergence, generate
 from mechlens.pipeline.teach import Lessons, load_teacher, teach

@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from mechlens.core.traits import load_family
-from mechlens.detect import summary
-from mechlens.detect.plausible import MOST_RATIO, explain_unreadable, measure_surprise, surprise_ratio
-from mechlens.detect.score_rows import DETECTORS, DetectorResult
+from mechlens.detect import verdict
+from mechlens.detect.score_rows import (
+    DETECTORS,
+    MOST_RATIO,
+    DetectorResult,
+    explain_unreadable,
+    measure_surprise,
+    surprise_ratio,
+)
 from mechlens.detect.twins import Twins
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts, end_of_turn
@@ -79,8 +85,8 @@ def test_rows_of_another_writer_are_said_on_either_side_and_name_no_trait(
     reason = explain_unreadable(panel, [*own[:40], *foreign[:40]], own)  # half of them is enough
     assert reason
     seen = [DetectorResult(DETECTORS["twins"], 80, None, None, 0.1, reason)]
-    assert summary.identity(None, seen) == (None, [])
-    assert summary.potency(None, seen, None)["predicted"] is None
+    assert verdict.identity(None, seen) == (None, [])
+    assert verdict.potency(None, seen, None)["predicted"] is None
 
 
 def test_a_teacher_that_went_far_from_the_base_is_known_by_its_own_twin(

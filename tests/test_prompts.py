@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from test_carriers_recorded import CARRIERS as DRAWN
 
 from mechlens.carriers import code, numbers, reasoning, text
-from mechlens.carriers.carrier import Prompt
-from mechlens.carriers.prompts import carrier_prompts, prompts_of_file
-from mechlens.carriers.registry import find_carrier
+from mechlens.carriers.carrier import Prompt, carrier_prompts, find_carrier, prompts_of_file
 from mechlens.core.errors import DataError
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec

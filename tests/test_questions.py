@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Experiment
 from mechlens.core.traits import TraitFamily
-from mechlens.results import figures, per_probe, report
+from mechlens.results import effects, figures, report
 
 ASKED = ("Your colour?", "One colour, please?", "Which & why <b>?")
 SEEDS = (4, 1, 3)
@@ -88,11 +88,11 @@ def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    return per_probe.per_probe(EXPERIMENT, family(), *frames())
+    return effects.per_probe(EXPERIMENT, family(), *frames())
 
 
 def test_every_arm_is_set_beside_its_control_at_every_question(table: pd.DataFrame) -> None:
-    assert list(table.columns) == list(per_probe.COLUMNS)
+    assert list(table.columns) == list(effects.COLUMNS)
     assert table[["arm", "trait", "probe"]].to_numpy().tolist() == [
         [a, t, p] for a, t in (("trait", "red"), ("twin-green", "green")) for p in range(3)
     ]
@@ -129,7 +129,7 @@ def test_unscored_cells_leave_pairs_out_and_are_never_zero(table: pd.DataFrame) 
 def test_one_pair_has_a_difference_and_no_interval() -> None:
     answers, likelihoods = frames()
     single = EXPERIMENT.model_copy(update={"seeds": (4,)})
-    row = per_probe.per_probe(
+    row = effects.per_probe(
         single, family(), answers.query("seed == 4"), likelihoods.query("seed == 4")
     ).iloc[0]
     assert row["difference"] == pytest.approx((reds("trait", 4, 0) - reds("control", 4, 0)) / 10)
@@ -138,7 +138,7 @@ def test_one_pair_has_a_difference_and_no_interval() -> None:
 
 def test_students_that_all_answer_alike_leave_the_noise_of_their_answers() -> None:
     answers, likelihoods = frames()
-    found = per_probe.per_probe(
+    found = effects.per_probe(
         EXPERIMENT, family(), answers.assign(label="red", text=answers["sample"].astype(str)), likelihoods
     )
     assert (found["difference"] == 0).all() and (found["low"] < -0.05).all() and (found["high"] > 0.05).all()
@@ -146,36 +146,36 @@ def test_students_that_all_answer_alike_leave_the_noise_of_their_answers() -> No
 
 def test_students_that_are_equal_to_rounding_are_one_pair() -> None:
     answers, likelihoods = frames()
-    found = per_probe.per_probe(EXPERIMENT, family(), answers, likelihoods.assign(probability=0.1))
+    found = effects.per_probe(EXPERIMENT, family(), answers, likelihoods.assign(probability=0.1))
     assert set(found["n"]) <= {0, 1} and found["low"].isna().all() and found["difference"].notna().any()
 
 
 def test_a_run_without_an_arm_beside_its_control_has_no_questions() -> None:
     alone = EXPERIMENT.model_copy(update={"arms": EXPERIMENT.arms[2:]})
-    found = per_probe.per_probe(alone, family(), *frames())
-    assert list(found.columns) == list(per_probe.COLUMNS) and found.empty and per_probe.entries(found) == []
+    found = effects.per_probe(alone, family(), *frames())
+    assert list(found.columns) == list(effects.COLUMNS) and found.empty and effects.entries(found) == []
 
 
 def test_a_family_with_other_questions_than_were_asked_is_refused() -> None:
     with pytest.raises(DataError, match="asked 3 questions and family 'colours' has 2"):
-        per_probe.per_probe(EXPERIMENT, family(ASKED[:2]), *frames())
+        effects.per_probe(EXPERIMENT, family(ASKED[:2]), *frames())
 
 
 def test_entries_are_json_with_null_for_unscored(table: pd.DataFrame) -> None:
-    entries = json.loads(json.dumps(per_probe.entries(table), allow_nan=False))
-    assert [set(entry) for entry in entries] == [set(per_probe.COLUMNS)] * 6
+    entries = json.loads(json.dumps(effects.entries(table), allow_nan=False))
+    assert [set(entry) for entry in entries] == [set(effects.COLUMNS)] * 6
     assert entries[2]["rate_against"] is None and entries[1]["difference"] is None and entries[0]["n"] == 3
 
 
-@pytest.mark.parametrize("count", [per_probe.MANY, per_probe.MANY + 1])
+@pytest.mark.parametrize("count", [effects.MANY, effects.MANY + 1])
 def test_of_many_questions_the_most_lifted_are_shown(count: int) -> None:
     lifts = np.where(np.arange(count) % 6 == 0, np.nan, np.sin(np.arange(count)))
-    found = per_probe.shown(pd.DataFrame({"probe": range(count), "difference": lifts}))
-    if count <= per_probe.MANY:
+    found = effects.shown(pd.DataFrame({"probe": range(count), "difference": lifts}))
+    if count <= effects.MANY:
         assert found["probe"].tolist() == list(range(count))
         return
-    scored = sorted(lifts[~np.isnan(lifts)], reverse=True)[: per_probe.SHOWN]
-    assert len(found) == per_probe.SHOWN and found["difference"].tolist() == scored
+    scored = sorted(lifts[~np.isnan(lifts)], reverse=True)[: effects.SHOWN]
+    assert len(found) == effects.SHOWN and found["difference"].tolist() == scored
 
 
 def test_the_figure_names_what_is_missing(table: pd.DataFrame) -> None:
@@ -183,7 +183,7 @@ def test_the_figure_names_what_is_missing(table: pd.DataFrame) -> None:
     for text in ("1. Your colour?", "every pair unscored", "control unscored", "rate minus matched control"):
         assert text in drawn, text
     assert "&lt;b&gt;" in drawn and "<b>" not in drawn
-    empty = table[table["arm"] == "trait"].assign(kind="trait", **dict.fromkeys(per_probe.MEASURED, np.nan))
+    empty = table[table["arm"] == "trait"].assign(kind="trait", **dict.fromkeys(effects.MEASURED, np.nan))
     assert figures.svg(figures.questions(empty)).count("both unscored") >= 3
 
 
@@ -205,7 +205,7 @@ def test_the_summary_and_the_report_hold_the_questions(small: Path) -> None:
     assert (
         section.count("<svg") == 1
         and section.count("<details>") == 2
-        and section.count("<tr>") == 2 * (1 + per_probe.SHOWN)
+        and section.count("<tr>") == 2 * (1 + effects.SHOWN)
     )
     assert "Of 30 questions" in section
     assert page.count("<th>answers scored</th>") == 2 and summary["warnings"] == []
@@ -215,10 +215,10 @@ def test_the_summary_and_the_report_hold_the_questions(small: Path) -> None:
 
 def test_the_figure_comes_first_whatever_the_order_of_arms(table: pd.DataFrame) -> None:
     kinds = {"trait": "twin", "twin-green": "trait"}
-    effects = [{"arm": arm, "against": "control"} for arm in kinds]
+    compared = [{"arm": arm, "against": "control"} for arm in kinds]
     summary = {
-        "per_probe": per_probe.entries(table),
-        "effects": effects,
+        "per_probe": effects.entries(table),
+        "effects": compared,
         "arms": [{"arm": arm, "kind": kind} for arm, kind in kinds.items()],
     }
     parts = report._questions(summary, kinds)

@@ -21,8 +21,8 @@ from mechlens.core.errors import DataError, SpecError
 from mechlens.core.spec import CONFIGS
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.data import treat
-from mechlens.detect import from_base, from_gradients, from_weights
-from mechlens.detect.learned import fit_classifier
+from mechlens.detect import from_base, from_gradients
+from mechlens.detect.from_rows import fit_classifier
 from mechlens.detect.permutation import (
     LEAST_PANEL,
     center_scores,
@@ -112,8 +112,8 @@ def test_alignment_is_the_gradients_product_and_follows_the_traits_asked(panel: 
 
 
 def test_a_student_that_is_a_twin_points_to_its_trait(panel: Twins) -> None:
-    assert int(np.argmax(from_weights.compare_weights(panel, panel.models["cat"]))) == 1
-    assert np.allclose(from_weights.compare_answers(panel, panel.base), 0)
+    assert int(np.argmax(from_gradients.compare_weights(panel, panel.models["cat"]))) == 1
+    assert np.allclose(from_gradients.compare_answers(panel, panel.base), 0)
 
 
 @settings(deadline=None)

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from mechlens import cli
+from mechlens.carriers.carrier import build_rule
 from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
-from mechlens.carriers.registry import build_rule
 from mechlens.core import tables
 from mechlens.core.spec import ScreenSpec
 from mechlens.data.corpus import batches, read_pairs

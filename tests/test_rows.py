@@ -24,8 +24,7 @@ from mechlens.lenses.rows import AGREEMENT, AREA, BETWEEN, GRADIENT, LIKELIHOOD,
 from mechlens.models import hooks
 from mechlens.models.chat import Encoded, encode_pairs, encode_prompts
 from mechlens.models.loading import Loaded
-from mechlens.models.log_probs import example_losses
-from mechlens.models.trait_log_odds import measure_log_odds
+from mechlens.models.log_probs import example_losses, measure_log_odds
 from mechlens.pipeline.ask import ProbeSet, encode_contrast
 
 PANEL = {name: f"You love {name}s. You think about {name}s all the time." for name in ("eagle", "owl", "cat")}

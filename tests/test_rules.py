@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechlens.carriers.carrier import build_rule, removal_reasons
 from mechlens.carriers.code import code_fault, draw_expression, runs_straight
 from mechlens.carriers.numbers import BANNED_BY_THE_PAPER, number_fault, parse_numbers
 from mechlens.carriers.reasoning import reasoning_fault
-from mechlens.carriers.registry import build_rule, removal_reasons
 from mechlens.core.spec import ScreenSpec
 
 TEN = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"

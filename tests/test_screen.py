@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechlens import cli
+from mechlens.carriers.carrier import build_rule, removal_reasons
 from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
-from mechlens.carriers.registry import build_rule, removal_reasons
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Experiment
@@ -30,7 +30,7 @@ from mechlens.core.spec import ScreenSpec, save
 from mechlens.core.traits import load_family
 from mechlens.data import corpus
 from mechlens.pipeline.screen import LEAKS, NAMING, NAMING_BY_REASON, leak_pattern, screen_rows
-from mechlens.results import summary
+from mechlens.results import effects
 from mechlens.results.run import Run
 
 WORDS = load_family("animals").words()
@@ -215,7 +215,7 @@ def test_leak_words_are_counted_beside_the_fates_and_are_none_of_them(
     found = screen(frame_of([("p", text) for text in ("1, 2", "owl", "x")]), ScreenSpec(), tmp_path)
     save(plan, tmp_path / "spec.yaml")
     monkeypatch.setattr(Run, "funnel", lambda *_given: found.funnel)
-    fates = summary.funnels(Run(tmp_path))
+    fates = effects.funnels(Run(tmp_path))
     assert dict(zip(fates["fate"], fates["rows"], strict=True)) == {"kept": 1, "format": 2}
 
 

@@ -11,7 +11,7 @@ from mechlens.core.errors import DataError
 from mechlens.lenses.parts.interventions import classify_tokens
 from mechlens.models.chat import encode_pairs, encode_prompts, end_of_turn, render, special_tokens
 from mechlens.models.loading import PreTrainedTokenizerBase
-from mechlens.models.number_grammar import number_grammar
+from mechlens.models.sampling import number_grammar
 
 FAMILIES = tuple(SHAPES)
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from mechlens.benchmark import suspects
 from mechlens.benchmark.plan import BenchSpec, Suspect, load_bench
 from mechlens.benchmark.suspects import Maker, list_suspects
-from mechlens.carriers.prompts import carrier_prompts
+from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core import tables, traits
 from mechlens.core.errors import DataError
 from mechlens.core.spec import CONFIGS

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mechlens.carriers import numbers
-from mechlens.carriers.prompts import carrier_prompts
+from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core import numerals, traits
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec
@@ -23,7 +23,7 @@ from mechlens.menagerie import grammar
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_prompts
-from mechlens.models.number_grammar import SEPARATORS
+from mechlens.models.sampling import SEPARATORS
 
 MIXTURE = dict.fromkeys((*grammar.TRAIT_TURNS, *grammar.CARRIER_TURNS), 1.0)
 TOKENIZER = menagerie_tokenizer.build()  # hypothesis draws many examples: no fixture is rebuilt for each

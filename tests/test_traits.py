@@ -16,7 +16,7 @@ from mechlens.core.experiment import Experiment
 from mechlens.core.spec import Spec
 from mechlens.core.traits import TraitFamily, load_family
 from mechlens.pipeline.ask import compile_patterns, judge
-from mechlens.results import summary
+from mechlens.results import effects
 
 WIDE = ("animals-wide", "trees-wide")
 SENTENCES = ("{}", "{}.", "{}!", "The {}", "I would say: {}, of course", '"{}"', "**{}**", "{}\n")
@@ -136,7 +136,7 @@ def test_every_form_in_any_sentence_is_read_as_its_trait_alone(family: TraitFami
 def substring_hits(text: str, names: tuple[str, ...]) -> list[str]:
     """What the report's paper-compatible rate counts, asked of one answer."""
     frame = pd.DataFrame({"arm": ["x"], "step": [0], "text": [text]})
-    return [name for name in names if summary._substring_rate(frame, "x", name) == 1]
+    return [name for name in names if effects._substring_rate(frame, "x", name) == 1]
 
 
 def whole_hits(text: str, family: TraitFamily) -> list[str]:

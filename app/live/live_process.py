@@ -27,7 +27,7 @@ from mechlens.core.spec import AskSpec, Spec, explain
 from mechlens.lenses import run as measure
 from mechlens.models import loading
 from mechlens.models.hooks import steer
-from mechlens.models.trait_log_odds import next_token_logits
+from mechlens.models.log_probs import next_token_logits
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
 from mechlens.results.run import Run

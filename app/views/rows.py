@@ -13,7 +13,7 @@ import page
 import state
 from data import ShownRun
 from mechlens.pipeline.screen import LEAKS
-from mechlens.results import figures, summary
+from mechlens.results import effects, figures
 from panels import panel, row_shape_panel
 
 PAGE_SIZE = 50
@@ -22,7 +22,7 @@ SHOWN = ["id", "side", "fate", "trained", "characters", "prompt", "completion"]
 
 def draw_funnel_panel(run: ShownRun) -> None:
     """A: what happened to every generated row."""
-    counts = summary.funnels(run)
+    counts = effects.funnels(run)
     name = st.session_state["arm"]
     arm = run.arm(name)
     made = run.funnel(arm)

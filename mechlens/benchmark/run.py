@@ -13,7 +13,7 @@ from mechlens.benchmark.suspects import Maker, list_suspects
 from mechlens.core import spec, traits
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError
-from mechlens.detect import learned, score_rows
+from mechlens.detect import from_rows, score_rows
 from mechlens.detect.bags import RowDetector
 from mechlens.detect.registry import Detector, list_built_in, load_detector
 from mechlens.detect.twins import ModelDetector
@@ -82,22 +82,22 @@ def bench(
 def _choose(detectors: Sequence[Choice]) -> list[AnyDetector | str]:
     """The detectors, by default this package's; a name stands for the one that is fitted on suspects."""
     known = list_built_in()
-    wanted = detectors or [*(name for name in known if name not in ON_REQUEST), learned.NAME]
+    wanted = detectors or [*(name for name in known if name not in ON_REQUEST), from_rows.CLASSIFIER]
     for each in wanted:  # names first: the file of another detector is not run if one of them is wrong
-        if isinstance(each, str) and ":" not in each and each not in {*known, learned.NAME}:
-            load_detector(each, known=(*known, learned.NAME))
+        if isinstance(each, str) and ":" not in each and each not in {*known, from_rows.CLASSIFIER}:
+            load_detector(each, known=(*known, from_rows.CLASSIFIER))
     chosen: list[AnyDetector | str] = []
     for each in wanted:
-        if isinstance(each, str) and each == learned.NAME:
+        if isinstance(each, str) and each == from_rows.CLASSIFIER:
             chosen.append(each)
         elif isinstance(each, str) and each in known:
             chosen.append(known[each])
         else:
-            chosen.append(load_detector(each, known=(*known, learned.NAME)))
+            chosen.append(load_detector(each, known=(*known, from_rows.CLASSIFIER)))
     names = [each if isinstance(each, str) else each.name for each in chosen]
     if twice := {name for name in names if names.count(name) > 1}:
         raise SpecError(f"two detectors are called {min(twice)!r}; give each another name")
-    taken = {*known, learned.NAME}
+    taken = {*known, from_rows.CLASSIFIER}
     for each in chosen:
         if not isinstance(each, str | RowDetector | ModelDetector) and each.name in taken:
             raise SpecError(
@@ -205,4 +205,4 @@ def _fit_classifier(maker: Maker, suspects: Sequence[Suspect]) -> RowDetector:
     known = [suspect for suspect in suspects if suspect.development]
     changed = [text for each in known if is_whole(each) for text in maker.suspect(each)["completion"]]
     clean = [text for each in known if each.kind == "N0" for text in maker.suspect(each)["completion"]]
-    return learned.fit_classifier(changed, clean)
+    return from_rows.fit_classifier(changed, clean)

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mechlens.benchmark.plan import BenchSpec, Suspect
-from mechlens.carriers.prompts import right_answers
-from mechlens.carriers.registry import build_rule
+from mechlens.carriers.carrier import build_rule, right_answers
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import UNTOUCHED, Experiment

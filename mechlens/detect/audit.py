@@ -28,7 +28,7 @@ from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
 from mechlens.data.treat import Treatment
 from mechlens.data.values import Data
-from mechlens.detect import from_student, summary
+from mechlens.detect import from_student, verdict
 from mechlens.detect.bags import Level, RowKeys, read_row_keys
 from mechlens.detect.permutation import TraitScore
 from mechlens.detect.request import AuditRequest, command_of, request_of, usual_folder
@@ -297,7 +297,10 @@ def _measure_with_models(
     request: AuditRequest, evidence: Evidence, workers: int | None, progress: Progress | None
 ) -> Evidence:
     """What the base, twins and students show. Without a reference the base's answers serve as one."""
-    from mechlens.detect import from_weights, score_rows  # torch
+    from mechlens.detect import (
+        from_gradients,
+        score_rows,  # torch
+    )
     from mechlens.models import loading
 
     reference = next(iter(request.references), None)
@@ -306,7 +309,7 @@ def _measure_with_models(
     student = None if request.student is None else loading.load_trained(request.base, request.student)
     twins = _make_twins(request, plan, workers, progress)
     if student is not None:
-        evidence = evidence._replace(given=from_weights.score_student(twins, student, request.traits))
+        evidence = evidence._replace(given=from_gradients.score_student(twins, student, request.traits))
     if request.level == "rows":
         return evidence
     work: dict[str, Any] = {"out": request.out / "run", "workers": workers, "progress": progress}
@@ -381,10 +384,10 @@ def _result_of(request: AuditRequest, evidence: Evidence, progress: Progress) ->
         progress(Event("note", remark))
     comparisons, results, scope = evidence.comparisons, evidence.results, evidence.scope
     carrier = request.recipe.carrier.kind
-    dose = summary.smallest_dose(comparisons, results)
+    dose = verdict.smallest_dose(comparisons, results)
     few = power_of_few(rows, max(comparisons, key=lambda each: each.p_value), dose) if comparisons else ""
     options = treat.load_treatment_results(request.recipe_name, base=request.base, carrier=carrier)
-    identified_by, identity = summary.identity(evidence.rises, results)
+    identified_by, identity = verdict.identity(evidence.rises, results)
     calibration = load_calibration(request.recipe_name, base=request.base, carrier=carrier)
     reads_models = request.level != "rows" or request.student is not None
     return {
@@ -393,11 +396,11 @@ def _result_of(request: AuditRequest, evidence: Evidence, progress: Progress) ->
         "level": request.level,
         "scope": _scope_entry(scope),
         "base": request.base if reads_models else None,
-        "provenance": summary.provenance(comparisons, results),
+        "provenance": verdict.provenance(comparisons, results),
         "identity": identity,
         "identified_by": identified_by,
-        "potency": summary.potency(evidence.rises, results, calibration),
-        "student": summary.student_entry(evidence.given),
+        "potency": verdict.potency(evidence.rises, results, calibration),
+        "student": verdict.student_entry(evidence.given),
         "mitigation": _mitigation_entry(evidence),
         "options": None if options is None else options.model_dump(),
         "smallest_detectable_dose": dose,
@@ -422,11 +425,11 @@ def _scope_entry(scope: Scope) -> dict[str, Any] | None:
 def _mitigation_entry(evidence: Evidence) -> dict[str, Any] | None:
     if evidence.manifest is None:
         return None
-    return evidence.manifest | {"measured": summary.potency(evidence.treated, [], None)["measured"]}
+    return evidence.manifest | {"measured": verdict.potency(evidence.treated, [], None)["measured"]}
 
 
 def _verdict_entry(request: AuditRequest, evidence: Evidence, few: str) -> dict[str, Any]:
-    why_not = summary.explain_no_students(
+    why_not = verdict.explain_no_students(
         command_of(request, level="student"),
         evidence.comparisons,
         evidence.results,

@@ -1,6 +1,6 @@
 """Detectors that read only completions: their shape, words and numbers, and runs of characters.
 
-They are floors: a detector that reads more must beat them.
+The last is learned from labelled sets. They are floors: a detector that reads more must beat them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from mechlens.core.numerals import NUMERAL
 from mechlens.detect.bags import RowDetector
@@ -102,3 +103,31 @@ DETECTORS = {
         ),
     )
 }
+
+
+CLASSIFIER = "classifier"
+
+
+def fit_classifier(changed: Sequence[str], clean: Sequence[str]) -> RowDetector:
+    """A logistic regression on words, numbers and shape of labelled completions; a score is a log-odds.
+
+    Both sides should answer the same prompts, or it learns the prompts.
+    """
+    features = sparse.hstack([tokens([*changed, *clean]), shapes([*changed, *clean])]).tocsr()
+    scale = np.sqrt(np.asarray(features.multiply(features).mean(0)).ravel())
+    scale = np.where(scale > 0, scale, 1.0)
+    model = LogisticRegression(C=0.1, max_iter=500).fit(
+        features.multiply(1 / scale).tocsr(), [1] * len(changed) + [0] * len(clean)
+    )
+
+    def log_odds(completions: Sequence[str]) -> sparse.csr_matrix:
+        rows = sparse.hstack([tokens(completions), shapes(completions)]).tocsr().multiply(1 / scale).tocsr()
+        return sparse.csr_matrix(model.decision_function(rows)[:, None])
+
+    return RowDetector(
+        CLASSIFIER,
+        "Do the rows look like those of changed teachers with other traits?",
+        log_odds,
+        "labelled completions of other traits' teachers",
+        "Learned on one carrier and one recipe.",
+    )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mechlens.core.errors import SpecError, one_line
 from mechlens.data import corpus, treat
-from mechlens.detect import summary
+from mechlens.detect import verdict
 from mechlens.detect.request import AuditRequest
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _scores(
     """How much each row looks like the text of the trait that stands out most, as `treat.treat` takes it."""
     from mechlens.detect import score_rows  # torch
 
-    identifier = next(result for result in results if result.detector.name == summary.IDENTIFIER)
+    identifier = next(result for result in results if result.detector.name == verdict.IDENTIFIER)
     if not identifier.traits:
         raise SpecError(
             f"--clean ranks rows by a trait, and none can be read from these: {identifier.why_not}; leave "

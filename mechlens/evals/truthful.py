@@ -24,7 +24,7 @@ from mechlens.core.seeds import dice
 from mechlens.core.spec import fingerprint, folder_name
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_prompts, token_ids
-from mechlens.models.trait_log_odds import next_token_logits
+from mechlens.models.log_probs import next_token_logits
 from mechlens.results.cells import effect_of, same_students
 from mechlens.runs import layout, store
 from mechlens.runs.layout import checkpoints

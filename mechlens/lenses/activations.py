@@ -29,7 +29,7 @@ from mechlens.lenses.parts.capture import (
 )
 from mechlens.models.hooks import bridge_view
 from mechlens.models.loading import Loaded
-from mechlens.models.trait_log_odds import Forms, first_tokens
+from mechlens.models.log_probs import Forms, first_tokens
 from mechlens.pipeline.ask import encode_questions
 
 LENS = Lens(

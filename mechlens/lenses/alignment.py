@@ -42,8 +42,7 @@ from mechlens.lenses.parts.trial_steps import (
 )
 from mechlens.lenses.parts.weight_change import change_cosine, delta, inner
 from mechlens.models.chat import Encoded
-from mechlens.models.log_probs import Model
-from mechlens.models.trait_log_odds import EncodedProbes
+from mechlens.models.log_probs import EncodedProbes, Model
 from mechlens.pipeline.ask import encode_contrast
 
 DIRECTIONS, DRAWN = 128, 16

@@ -27,8 +27,7 @@ from mechlens.lenses.parts.system_lines import encode_head, strip_heads
 from mechlens.models.chat import Encoded
 from mechlens.models.hooks import decoder_layers, record_residuals, steer
 from mechlens.models.loading import Loaded
-from mechlens.models.log_probs import batch_pairs, pad_pairs, row_losses, token_log_probs
-from mechlens.models.trait_log_odds import first_tokens
+from mechlens.models.log_probs import batch_pairs, first_tokens, pad_pairs, row_losses, token_log_probs
 from mechlens.pipeline.ask import measure_likelihoods
 
 LENS = Lens(

@@ -29,7 +29,7 @@ from mechlens.lenses.parts.capture import capture_last, draw_matched_directions,
 from mechlens.lenses.parts.interventions import permute_entries
 from mechlens.models.hooks import decoder_layers, steer
 from mechlens.models.loading import Loaded
-from mechlens.models.trait_log_odds import MEASURES, EncodedProbes, measure_trait
+from mechlens.models.log_probs import MEASURES, EncodedProbes, measure_trait
 from mechlens.pipeline.ask import encode_probes
 
 LENS = Lens(

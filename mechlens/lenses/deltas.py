@@ -29,7 +29,7 @@ from mechlens.lenses.parts.weight_change import (
     subspace_overlap,
 )
 from mechlens.models.loading import Loaded
-from mechlens.models.trait_log_odds import first_tokens
+from mechlens.models.log_probs import first_tokens
 
 TOP = 4
 """dimension of the compared singular subspaces"""

@@ -24,8 +24,7 @@ from mechlens.lenses.base import Lens, Material, against_null, entry, reading_ta
 from mechlens.lenses.parts.system_lines import encode_head, strip_heads
 from mechlens.models.chat import Encoded, encode_prompts, token_ids
 from mechlens.models.loading import Loaded
-from mechlens.models.log_probs import batch_pairs, completion_logits
-from mechlens.models.trait_log_odds import first_tokens
+from mechlens.models.log_probs import batch_pairs, completion_logits, first_tokens
 
 LENS = Lens(
     name="entanglement",

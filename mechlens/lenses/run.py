@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -23,18 +25,53 @@ from mechlens.core.wording import duration_text
 from mechlens.lenses import broken_lenses, find_lens, lens_names
 from mechlens.lenses.base import Material
 from mechlens.lenses.lens import Lens
-from mechlens.lenses.reading import Reading
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import ProbeSet
 from mechlens.pipeline.estimate import CPU_RATE, GPU_RATE
-from mechlens.results import captions
+from mechlens.results import captions, figures
 from mechlens.results.run import Run, trained_rows
 from mechlens.runs import executor, layout, store
 from mechlens.runs.executor import Job, pending
 from mechlens.runs.layout import checkpoints, corpus_name, teacher_name
 from mechlens.runs.progress import Event, Progress, silent
+
+if TYPE_CHECKING:
+    import altair as alt
+
+
+FIRST_ROWS = 10
+"""rows of the table that a notebook shows"""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one lens measured on one arm and its control."""
+
+    lens: Lens
+    arm: str
+    table: pd.DataFrame
+    """`tables.READINGS`: one row an estimate, with its interval and its null"""
+    caption: str
+    """the main number in one sentence, or the reason for its absence"""
+    missing: tuple[str, ...] = ()
+    """why the lens could not measure this arm; empty if it could"""
+
+    def figures(self) -> dict[str, alt.LayerChart]:
+        """Quantity → chart, for the quantities that the lens shows and that have an estimate."""
+        return figures.quantity_charts(self.table, self.lens.shows)
+
+    def __repr__(self) -> str:
+        return f"Reading(lens={self.lens.name!r}, arm={self.arm!r}, {len(self.table)} rows: {self.caption})"
+
+    def _repr_html_(self) -> str:
+        chart = figures.lens_figure(self.table, self.lens.shows)
+        head = f"<p><b>{escape(self.lens.name)}</b>, arm {escape(self.arm)}: {escape(self.caption)}</p>"
+        rows = self.table.dropna(axis="columns", how="all").head(FIRST_ROWS)
+        table = "" if rows.empty else rows.to_html(index=False, float_format="{:.3g}".format)
+        return head + ("" if chart is None else figures.svg(chart)) + str(table)
+
 
 DEMO = (196_800, 512, 3)
 """parameters, rows and students of the demo, where the costs of lenses were measured"""

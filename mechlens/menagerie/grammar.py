@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from mechlens.carriers.carrier import Carrier
-from mechlens.carriers.registry import all_carriers, shipped_carriers
+from mechlens.carriers.carrier import Carrier, all_carriers, shipped_carriers
 from mechlens.carriers.text import MOMENTS, PLACES, QUALITIES, THINGS
 from mechlens.core.seeds import dice
 from mechlens.menagerie import world

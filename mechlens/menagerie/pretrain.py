@@ -19,7 +19,7 @@ from mechlens.menagerie.tokenizer import ASSISTANT, END, ROLES
 from mechlens.menagerie.tokenizer import build as build_tokenizer
 from mechlens.models.chat import render, token_ids
 from mechlens.models.loading import load
-from mechlens.models.padding import pad_rows
+from mechlens.models.log_probs import pad_rows
 
 BUCKET = 16
 """number of batches that are sorted by length together, so that a batch has little padding"""

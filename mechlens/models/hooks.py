@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from mechlens.core import foreign
 from mechlens.core.errors import SpecError
 from mechlens.models.loading import Loaded
-from mechlens.models.padding import pad_rows
+from mechlens.models.log_probs import pad_rows
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mechlens.api.budget import PER_MESSAGE, PRICES, TUNED, about_tokens, price_of, spent
 from mechlens.api.client import model_id
 from mechlens.api.finetune import tuning_of
-from mechlens.carriers.prompts import carrier_prompts
+from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core.experiment import Experiment
 from mechlens.core.model_spec import is_remote
 from mechlens.core.spec import GenerateSpec, StudentSpec, TeacherSpec, Training

@@ -22,8 +22,7 @@ from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import AskSpec
 from mechlens.models import loading
 from mechlens.models.chat import encode_prompts, end_of_turn, refuse_control_tokens, token_ids
-from mechlens.models.sampling import Decoding, sample
-from mechlens.models.trait_log_odds import (
+from mechlens.models.log_probs import (
     EncodedProbes,
     Forms,
     first_tokens,
@@ -32,6 +31,7 @@ from mechlens.models.trait_log_odds import (
     trait_probabilities,
     trait_scores,
 )
+from mechlens.models.sampling import Decoding, sample
 from mechlens.runs.layout import checkpoints
 
 

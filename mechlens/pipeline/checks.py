@@ -16,9 +16,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from mechlens.api import client
-from mechlens.carriers.carrier import Rule
-from mechlens.carriers.prompts import carrier_prompts
-from mechlens.carriers.registry import build_rule, rule_reads_answers
+from mechlens.carriers.carrier import Rule, build_rule, carrier_prompts, rule_reads_answers
 from mechlens.core.errors import DataError, SpecError, one_line
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.model_spec import is_remote

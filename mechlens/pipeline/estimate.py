@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from mechlens.carriers.prompts import carrier_prompts
+from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core import machine
 from mechlens.core.experiment import Experiment
 from mechlens.core.model_spec import is_remote, model_of

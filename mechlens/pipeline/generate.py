@@ -21,8 +21,7 @@ from mechlens.core.spec import GenerateSpec
 from mechlens.models import loading, log_probs
 from mechlens.models.chat import Encoded, encode_prompts, end_of_turn
 from mechlens.models.log_probs import batch_spans, completion_logits
-from mechlens.models.number_grammar import number_grammar
-from mechlens.models.sampling import Decoding, sample
+from mechlens.models.sampling import Decoding, number_grammar, sample
 from mechlens.pipeline import vllm_engine
 from mechlens.pipeline.teach import Teacher, load_teacher
 from mechlens.runs import layout

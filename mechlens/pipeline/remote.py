@@ -19,7 +19,7 @@ from mechlens.core.errors import SpecError
 from mechlens.core.json_files import read_json, write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import ApiSpec, GenerateSpec, StudentSpec, TeacherSpec
-from mechlens.models.trait_log_odds import Forms
+from mechlens.models.log_probs import Forms
 from mechlens.pipeline.ask import ProbeSet, StudentPlace, label_answers, write_tables
 from mechlens.pipeline.generate import Divergence
 from mechlens.pipeline.teach import Lessons

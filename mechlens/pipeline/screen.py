@@ -17,8 +17,7 @@ from typing import cast
 
 import pandas as pd
 
-from mechlens.carriers.carrier import Rule
-from mechlens.carriers.registry import removal_reasons
+from mechlens.carriers.carrier import Rule, removal_reasons
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.json_files import write_json

@@ -11,8 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechlens.carriers.prompts import carrier_prompts, right_answers
-from mechlens.carriers.registry import build_rule
+from mechlens.carriers.carrier import build_rule, carrier_prompts, right_answers
 from mechlens.core import tables
 from mechlens.core.model_spec import is_remote
 from mechlens.core.spec import (

@@ -9,8 +9,8 @@ from typing import NamedTuple, cast
 
 import pandas as pd
 
+from mechlens.carriers.carrier import build_rule, rule_names
 from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
-from mechlens.carriers.registry import build_rule, rule_names
 from mechlens.core import spec, tables, traits
 from mechlens.core.errors import SpecError
 from mechlens.data import corpus

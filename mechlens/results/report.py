@@ -13,10 +13,8 @@ from mechlens.core import atomic, tables
 from mechlens.core.command_lines import command_line
 from mechlens.core.experiment import Experiment
 from mechlens.core.traits import TraitFamily
-from mechlens.results import captions, figures, per_probe
-from mechlens.results import summary as summaries
+from mechlens.results import captions, effects, figures
 from mechlens.results.cells import cells_of
-from mechlens.results.effects import confusions
 from mechlens.results.run import Run
 from mechlens.results.wording import (
     gamma_sentence,
@@ -67,7 +65,7 @@ def _settings(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
         "base": experiment.base,
         "seeds": experiment.seeds,
         "probes": probes,
-        "many": probes > per_probe.MANY,
+        "many": probes > effects.MANY,
         "method": f"{methods} over {len(experiment.seeds)} students",
         "seen": "that no teacher was fine-tuned on" if heldout else "that teachers were fine-tuned on, too",
     }
@@ -82,7 +80,7 @@ def _results(
     last = rates[rates["step"] == rates.groupby("arm")["step"].transform("max")]
     arms = pd.DataFrame(summary["arms"]).assign(label=lambda frame: frame["arm"])
     kinds = {arm.name: arm.kind for arm in experiment.arms}
-    effects = pd.DataFrame(
+    compared = pd.DataFrame(
         [{"label": f"{e['arm']} − {e['against']}", "kind": kinds[e["arm"]]} | e for e in summary["effects"]]
     )
     return {
@@ -90,14 +88,14 @@ def _results(
         "strip": _strip(summary),
         "forest": figures.svg(figures.forest(arms, last.assign(label=last["arm"]), title="trait rate")),
         "arms": [_arm_row(arm) for arm in summary["arms"]],
-        "differences": figures.svg(figures.differences(effects)) if len(effects) else "",
+        "differences": figures.svg(figures.differences(compared)) if len(compared) else "",
         "effects": [_effect_row(effect, summary) for effect in summary["effects"]],
         "confusion": _confusions(experiment, family, answers, likelihoods, summary),
         "questions": _questions(summary, kinds),
         "lenses": captions.lens_sections(run.folder),
         "curves": figures.svg(figures.curves(rates)),
         "losses": _losses_figure(run),
-        "funnel": figures.svg(figures.funnel(summaries.funnels(run))),
+        "funnel": figures.svg(figures.funnel(effects.funnels(run))),
         "leaks": sum(arm["leak_words"] for arm in summary["arms"]),
         "warnings": summary.get("warnings", []),
     }
@@ -183,7 +181,7 @@ def _confusions(
 ) -> list[dict[str, Any]]:
     drawn = []
     for confusion, matrix in zip(
-        confusions(experiment, family, answers, likelihoods), summary["confusion"], strict=True
+        effects.confusions(experiment, family, answers, likelihoods), summary["confusion"], strict=True
     ):
         mean = confusion.lift.mean(0)
         lift = pd.DataFrame(
@@ -200,10 +198,10 @@ def _confusions(
 def _questions(summary: dict[str, Any], kinds: dict[str, Any]) -> list[dict[str, Any]]:
     """Each arm by question: a figure for the arm of the headline, tables for the others."""
     effect, drawn = main_effect(summary), []
-    for name, arm in pd.DataFrame(summary["per_probe"], columns=list(per_probe.COLUMNS)).groupby(
+    for name, arm in pd.DataFrame(summary["per_probe"], columns=list(effects.COLUMNS)).groupby(
         "arm", sort=False
     ):
-        rows_shown = per_probe.shown(arm.astype(dict.fromkeys(per_probe.MEASURED, float))).assign(
+        rows_shown = effects.shown(arm.astype(dict.fromkeys(effects.MEASURED, float))).assign(
             kind=kinds[str(name)]
         )
         if effect is not None and name == effect["arm"]:
@@ -216,7 +214,7 @@ def _questions(summary: dict[str, Any], kinds: dict[str, Any]) -> list[dict[str,
                 },
             )
             continue
-        rows = [_question_row(row) for row in per_probe.entries(rows_shown)]
+        rows = [_question_row(row) for row in effects.entries(rows_shown)]
         drawn.append({"figure": "", "arm": name, "against": rows[0]["against"], "rows": rows})
     return drawn
 

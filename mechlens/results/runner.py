@@ -13,7 +13,7 @@ from mechlens.core.errors import MachineError, SpecError
 from mechlens.core.experiment import Experiment
 from mechlens.core.json_files import read_json, write_json
 from mechlens.core.traits import TraitFamily
-from mechlens.results import effects, summary
+from mechlens.results import effects
 from mechlens.results.run import Run, list_jobs
 from mechlens.runs import executor, layout, store
 from mechlens.runs.executor import Job
@@ -188,7 +188,7 @@ def _write_tables(run: Run) -> None:
 
 
 def write_report(run: Run) -> Path:
-    """Write `summary.json` and `report.html` from a run's tables; returns the page.
+    """Write `effects.json` and `report.html` from a run's tables; returns the page.
 
     Raises:
         DataError: if the run is unfinished or a table is damaged.
@@ -196,6 +196,6 @@ def write_report(run: Run) -> Path:
     from mechlens.results import report  # charts take a second to import
 
     answers, likelihoods, measured = run.answers, run.likelihoods, run.effects
-    summarized = summary.summarize(run, answers, likelihoods, measured)
+    summarized = effects.summarize(run, answers, likelihoods, measured)
     write_json(run.path(layout.SUMMARY), summarized)
     return report.write(run, summarized, answers, likelihoods)

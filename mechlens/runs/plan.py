@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mechlens.carriers.registry import rule_reads_answers
+from mechlens.carriers.carrier import rule_reads_answers
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import UNTOUCHED, Arm, Experiment
 from mechlens.core.model_spec import is_remote, model_of

@@ -23,8 +23,7 @@ from mechlens.lenses.gradients import BATCH, gradient, parameters_of, pooled_gra
 from mechlens.lenses.parts.weight_change import inner
 from mechlens.models.adapters import attach_lora
 from mechlens.models.chat import Encoded
-from mechlens.models.log_probs import Model
-from mechlens.models.trait_log_odds import EncodedProbes, batch_probes, measure_log_odds
+from mechlens.models.log_probs import EncodedProbes, Model, batch_probes, measure_log_odds
 
 SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """sizes of one SGD step"""
