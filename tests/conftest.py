@@ -33,11 +33,13 @@ INIT = 0.25  # far from zero, so that every position's logits differ and depend 
 
 
 SLOW_FILES = (
-    "end_to_end", "measure", "detect", "nested", "jobs", "app", "families", "machine", "remote", "hostile",
-    "training", "executor", "screen", "bases", "real_models", "live", "fingerprints", "probes", "alignment",
-    "maps", "kernels", "readers", "bad_input", "blind", "sampling", "coverage", "treatments", "generate",
-    "tokenizer", "spec", "teach", "constrained", "directions", "truthful", "bench_kept", "api_money", "api",
-    "foreign", "contributing",
+    "end_to_end", "measure", "detect", "nested", "jobs", "app", "families", "machine", "remote", "tour",
+    "lens_registry", "hostile", "training", "executor", "screen", "bases", "real_models", "live",
+    "fingerprints", "probes", "alignment", "maps", "kernels", "readers", "bad_input", "blind", "sampling",
+    "coverage", "treatments", "generate", "tokenizer", "spec", "teach", "constrained", "directions",
+    "truthful", "bench_kept", "api_money", "api", "foreign", "contributing", "bench_detectors",
+    "command_lines", "digits", "rows", "mutations", "potency", "causal", "app_weights", "real_data",
+    "trained", "bench",
 )  # fmt: skip
 """The test files that take longest, longest first: workers that take them in this order end together, and
 `--quick` leaves them out.
