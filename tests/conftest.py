@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a client of the hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -15,52 +16,61 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 import pytest
-import torch
 import yaml
 from hypothesis import settings
-from loopback import KEY, PAID, Loopback, serving
-from threadpoolctl import threadpool_limits
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers import models as token_models
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
 
-from mechlens import cli
-from mechlens.core import machine
-from mechlens.core.model_spec import ModelSpec
-from mechlens.menagerie import tokenizer as menagerie_tokenizer
-from mechlens.models import loading
+if TYPE_CHECKING:
+    from loopback import Loopback
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+    from mechlens.models import loading
 
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
-torch.set_num_threads(1)  # sums come out the same on any number of cores
-threadpool_limits(1)  # a plugin imports numpy before the environment says so
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 INIT = 0.25  # far from zero, so that every position's logits differ and depend on all positions before
 
 
 SLOW_FILES = (
-    "end_to_end", "measure", "detect", "nested", "jobs", "app", "families", "machine", "remote", "hostile",
-    "training", "executor", "screen", "bases", "real_models", "live", "fingerprints", "probes", "alignment",
-    "maps", "kernels", "readers", "bad_input", "blind", "sampling", "coverage", "treatments", "generate",
-    "tokenizer", "spec", "teach", "constrained", "directions", "truthful", "bench_kept", "api_money", "api",
-    "foreign", "contributing",
+    "end_to_end", "measure", "detect", "nested", "jobs", "app", "families", "machine", "remote", "tour",
+    "lens_registry", "hostile", "training", "executor", "screen", "bases", "real_models", "live",
+    "fingerprints", "probes", "alignment", "maps", "kernels", "readers", "bad_input", "blind", "sampling",
+    "coverage", "treatments", "generate", "tokenizer", "spec", "teach", "constrained", "directions",
+    "truthful", "bench_kept", "api_money", "api", "foreign", "contributing", "bench_detectors",
+    "command_lines", "digits", "rows", "mutations", "potency", "causal", "app_weights", "real_data",
+    "trained", "bench",
 )  # fmt: skip
 """The test files that take longest, longest first: workers that take them in this order end together, and
 `--quick` leaves them out.
 """
 
 
+LIBRARIES = (
+    "altair", "datasets", "openai.types", "pandas", "peft", "pyarrow.parquet", "rich.progress",
+    "scipy.optimize", "scipy.stats", "sklearn.feature_extraction.text", "sklearn.linear_model",
+    "sklearn.manifold", "torch", "trl.trainer.sft_trainer", "tyro", "vl_convert",
+)  # fmt: skip
+"""Libraries to import before mechlens. While the hook that checks types imports a module of mechlens, Python
+finds no compiled file of the libraries that this module imports, and compiles them again.
+"""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out the test files that take longest")
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Import the libraries and keep them to one thread; the process that only hands out files needs none."""
+    if session.config.getoption("numprocesses", None):
+        return
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)  # sums come out the same on any number of cores
+    threadpool_limits(1)  # a plugin imports numpy before the environment says so
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -83,6 +93,8 @@ def pytest_collection_finish() -> None:
 
 def toy_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
     """Two layers, width 32, four heads."""
+    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
+
     shared = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -115,6 +127,10 @@ def toy_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedCon
 
 def bytes_tokenizer(template: str | None, *special: str) -> PreTrainedTokenizerFast:
     """One token a byte, then the special ones; the first of them ends a text."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as token_models
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     engine = Tokenizer(
         token_models.WordLevel({sign: index for index, sign in enumerate(alphabet)}, unk_token=alphabet[0])
@@ -132,12 +148,17 @@ def bytes_tokenizer(template: str | None, *special: str) -> PreTrainedTokenizerF
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
+    from mechlens.menagerie import tokenizer as menagerie_tokenizer
+
     return menagerie_tokenizer.build()
 
 
 @pytest.fixture(scope="session")
 def toy_bases(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Family → checkpoint folder with random weights and the menagerie's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     folders = {}
     for number, family in enumerate(FAMILIES):
         folder = tmp_path_factory.mktemp(family)
@@ -158,6 +179,8 @@ def toy_bases(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def toys(toy_bases: dict[str, str]) -> dict[str, loading.Loaded]:
     """Every family, loaded; tests that train or change a model load one of their own."""
+    from mechlens.models import loading
+
     return {family: loading.load(folder) for family, folder in toy_bases.items()}
 
 
@@ -166,6 +189,8 @@ def exact_toys(toy_bases: dict[str, str]) -> dict[str, loading.Loaded]:
     """Every family in float64: what must not depend on batch, padding or order is compared there, since
     float32 kernels round by shape.
     """
+    from mechlens.models import loading
+
     return {
         family: loaded._replace(model=loaded.model.double())
         for family in FAMILIES
@@ -176,6 +201,8 @@ def exact_toys(toy_bases: dict[str, str]) -> dict[str, loading.Loaded]:
 @pytest.fixture
 def float64_bases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints load in float64, as `exact_toys` are."""
+    from mechlens.core.model_spec import ModelSpec
+
     monkeypatch.setattr(
         "mechlens.models.loading.model_of", lambda name: ModelSpec(name=name, source=name, dtype="float64")
     )
@@ -189,6 +216,8 @@ def toy(toys: dict[str, loading.Loaded]) -> loading.Loaded:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     """An API server on this machine, which the environment names."""
+    from loopback import KEY, PAID, serving
+
     with serving() as (server, url):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -227,6 +256,9 @@ def small_spec() -> dict[str, Any]:
 
 def run_once(spec: dict[str, Any], factory: pytest.TempPathFactory) -> Path:
     """This worker's copy of the run folder of an experiment, which the first worker that needs it makes."""
+    from mechlens import cli
+    from mechlens.core import machine
+
     parts = factory.getbasetemp()
     shared = (parts.parent if "PYTEST_XDIST_WORKER" in os.environ else parts) / "runs" / spec["name"]
     shared.mkdir(parents=True, exist_ok=True)

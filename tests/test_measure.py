@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from test_maps import flat
 
 from mechlens import cli
 from mechlens.core import tables
@@ -24,14 +25,28 @@ from mechlens.results import figures
 from mechlens.results.run import Run
 
 ROWS = ["--rows", "96"]
+SIZES = {
+    "blind.STEPS": 25, "blind.HALVES": 3, "blind.DIRECTIONS": 4, "blind.SPOKEN": 3, "alignment.DIRECTIONS": 8,
+    "parts.trial_steps.ORDERS": 2, "parts.trial_steps.UPDATES": (1, 2), "parts.trial_steps.FEW": 4,
+    "probes.PERMUTATIONS": 19,
+}  # fmt: skip
+"""steps and draws of the lenses that take longest"""
 
 
 @pytest.fixture(scope="session")
 def measured(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run with every lens read, in this process: workers would import and compile all anew."""
+    """The small run with every lens read, in this process: workers would import all anew.
+
+    No test here depends on the width of a null or the shape of a map. So the nulls have few draws, and a
+    projection replaces UMAP, which compiles for a quarter of a minute and has its test in test_maps.
+    """
     folder = tmp_path_factory.mktemp("measured") / "run"
     shutil.copytree(small, folder)
-    assert cli.main(["measure", str(folder), *ROWS, "--workers", "0"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mechlens.lenses.maps.umap", flat)
+        for name, value in SIZES.items():
+            patch.setattr(f"mechlens.lenses.{name}", value)
+        assert cli.main(["measure", str(folder), *ROWS, "--workers", "0"]) == 0
     return folder
 
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 from test_families import config_of
 from test_maps import flat
+from test_measure import SIZES
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mechlens import cli
@@ -79,6 +80,8 @@ def run(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFac
 
 def test_all_eleven_lenses_read_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechlens.lenses.maps.umap", flat)
+    for name, value in SIZES.items():
+        monkeypatch.setattr(f"mechlens.lenses.{name}", value)
     assert cli.main(["measure", str(run), "--rows", "24", "--workers", "0"]) == 0
     said = read_json(run / "readings.json")["lenses"]
     assert len(said) == len(lens_names()) == 11
