@@ -52,7 +52,7 @@ SLOW_FILES = (
     "training", "executor", "screen", "bases", "real_models", "live", "fingerprints", "probes", "alignment",
     "maps", "kernels", "readers", "bad_input", "blind", "sampling", "coverage", "treatments", "generate",
     "tokenizer", "spec", "teach", "constrained", "directions", "truthful", "bench_kept", "api_money", "api",
-    "foreign", "contributing",
+    "foreign", "contributing", "gguf",
 )  # fmt: skip
 """The test files that take longest, longest first: workers that take them in this order end together, and
 `--quick` leaves them out.

@@ -132,7 +132,7 @@ def test_a_base_is_known_by_the_bytes_of_its_file(file: Path, tmp_path: Path) ->
     assert mark == base_files.checkpoint_fingerprint(str(moved))
     assert isinstance(base_argument(str(moved)), Location)  # its path is no part of a step's fingerprint
     model = random_qwen2()
-    torch.nn.init.ones_(model.get_output_embeddings().weight)
+    model.load_state_dict({name: weight + 1 for name, weight in model.state_dict().items()})
     write_gguf(moved, model)
     assert base_files.checkpoint_fingerprint(str(moved)) != mark
 
@@ -207,6 +207,19 @@ def test_a_broken_file_is_refused_in_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and words in error and "broken.gguf" in error and "Traceback" not in error
     assert folders(cache) == []
+
+
+def test_a_damaged_copy_in_the_cache_is_named(file: Path) -> None:
+    folder = gguf.unpack(file)
+    (folder / "model.safetensors").write_bytes(b"12")
+    with pytest.raises(SpecError, match=f"does not load: .*; delete {folder}"):
+        loading.load(str(file))
+
+
+def test_what_a_kill_left_is_removed(file: Path, cache: Path) -> None:
+    leftover = cache / f"{gguf.gguf_digest(file)}.part-x"
+    leftover.mkdir(parents=True)
+    assert folders(cache) == [leftover.name] and [gguf.unpack(file).name] == folders(cache)
 
 
 def test_a_missing_package_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub.file_download import repo_folder_name
 from mechlens.core import foreign
 from mechlens.core.errors import SpecError
 from mechlens.core.model_spec import is_remote, model_of
-from mechlens.models.gguf import gguf_digest, is_gguf, unpack, unpacked_folder
+from mechlens.models.gguf import bases_folder, gguf_digest, is_gguf, unpack, unpacked_folder
 
 VOCABULARIES = ("merges.txt", "vocab.txt")
 """files of a tokenizer that their suffix does not identify"""
@@ -144,8 +144,10 @@ class loading(foreign.named):  # noqa: N801 - it is used as a verb
     """
 
     def __init__(self, base: str, fault: str) -> None:
-        super().__init__(f"base {base!r} {fault}")
         self.base, self.source = base, locate(base)
+        unpacked = Path(self.source).parent == bases_folder()
+        advice = f"delete {self.source}, and it is unpacked or fetched again" if unpacked else ""
+        super().__init__(f"base {base!r} {fault}", advice=advice)
 
     def message(self, error: Exception) -> str:
         fetched = Path(self.source).is_dir() or isinstance(

@@ -85,6 +85,8 @@ def unpack(file: Path) -> Path:
     with (folder.parent / f"{folder.name}.lock").open("a+") as handle:
         machine.lock(handle)
         if not folder.is_dir():
+            for leftover in folder.parent.glob(f"{folder.name}.part-*"):  # of a process that was killed
+                shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.part-") as part:
                 checkpoint = Path(part) / "checkpoint"
                 _convert(file, checkpoint)
@@ -120,8 +122,9 @@ def _convert(file: Path, folder: Path) -> None:
     settings = quantized.config.to_dict()
     settings.pop("quantization_config", None)
     settings.pop("_model_name_or_path", None)
-    model = type(quantized)(type(quantized.config).from_dict(settings)).float()
-    model.load_state_dict(quantized.state_dict())
+    with torch.device("meta"):  # the weights are assigned, not copied
+        model = type(quantized)(type(quantized.config).from_dict(settings))
+    model.load_state_dict(quantized.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = quantized.generation_config
     _refuse_full_disk(quantized.state_dict(), folder.parent)
