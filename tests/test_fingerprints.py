@@ -23,6 +23,7 @@ from mechlens.results.runner import run
 from mechlens.runs import executor
 from mechlens.runs.executor import fingerprints
 from mechlens.runs.plan import jobs_of
+from mechlens.runs.progress import Event
 
 FIELDS: dict[str, Any] = {
     "name": "toy",
@@ -99,6 +100,12 @@ def test_a_run_on_a_branch_that_moved_does_not_count_as_done(
     assert len(Run.finished(tmp_path / "run").jobs()) == 12 and not Run(tmp_path / "run").pending()
     (hub / "refs" / "main").write_text(COMMITS[1])
     assert len(Run(tmp_path / "run").pending()) == 12
+    notes: list[Event] = []
+    run(tmp_path / "toy.yaml", out=tmp_path / "run", workers=0, progress=notes.append)
+    assert any(
+        event.kind == "note" and COMMITS[0] in event.text and COMMITS[1] in event.text for event in notes
+    )
+    assert Run(tmp_path / "run").manifest["bases"]["owner/one"]["checkpoint"].endswith(COMMITS[1])
 
 
 def test_a_file_that_changes_while_a_run_reads_it_is_named(

@@ -239,6 +239,16 @@ def truthful(folder: Path, *, data: Path, limit: int | None) -> None:
     say(f"written: {folder / scoring.TABLE}")
 
 
+def fetch(name: str) -> None:
+    """Fetch a model's weights; print what comes from where, and then where it is."""
+    from mechlens.models.fetch import fetch as fetch_model  # a client of the hub
+
+    fetched = fetch_model(name, say=say)
+    state = "is on this machine already" if fetched.was_here else "is fetched"
+    say(f"{name} {state}: {fetched.description} (fingerprint {fetched.fingerprint})")
+    say(f"in {fetched.folder}; use it as `base: {name}`")
+
+
 def pretrain(config: Path, *, out: Path | None) -> None:
     """Make a menagerie base and print how its loss went."""
 

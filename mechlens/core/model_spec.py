@@ -27,12 +27,27 @@ API = "api:"
 """prefix of the source of a base that is reached over an API"""
 
 
+class PackageSource(Spec):
+    """A package of the Python package index that has a model as a GGUF file; its code is never run."""
+
+    name: str
+    version: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of the wheel."""
+    file: str
+    """The GGUF file in the wheel."""
+    file_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of the GGUF file."""
+    megabytes: int
+    """Size of the wheel."""
+
+
 class ModelSpec(Spec):
     """A named model of `configs/models/` that is loaded from the hub, a folder or an API."""
 
     name: str
     source: str
-    """Hub name, folder, or `api:<model id>`."""
+    """Hub name, folder, GGUF file, or `api:<model id>`."""
     revision: str = ""
     """Commit of the hub repository; empty means its main branch."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -41,6 +56,10 @@ class ModelSpec(Spec):
     layers: int | None = None
     width: int | None = None
     vocabulary: int | None = None
+    license: str = ""
+    """License of the weights, shown before they are fetched."""
+    package: PackageSource | None = None
+    """Where `mechlens fetch` gets the weights if the hub does not answer."""
     template: dict[str, JsonValue] = Field(default={})
     """Options of the chat template, such as `enable_thinking: false`.
 

@@ -12,6 +12,7 @@ from huggingface_hub.file_download import repo_folder_name
 from mechlens.core import foreign
 from mechlens.core.errors import SpecError
 from mechlens.core.model_spec import is_remote, model_of
+from mechlens.models.gguf import bases_folder, gguf_digest, is_gguf, unpack, unpacked_folder
 
 VOCABULARIES = ("merges.txt", "vocab.txt")
 """files of a tokenizer that their suffix does not identify"""
@@ -27,10 +28,18 @@ OUT_OF_REACH = {
 def locate(name: str) -> str:
     """Return where a base is: a folder on this machine, else a name on the hub.
 
+    A GGUF file is unpacked if it was not before; the folder is then that of the unpacked model.
+
     Raises:
         SpecError: if it is a path or a menagerie name that does not exist.
+        DataError: if it is a GGUF file that cannot be read.
     """
-    name = model_of(name).source
+    spec = model_of(name)
+    if spec.package is not None and (unpacked := unpacked_folder(spec.package.file_sha256)).is_dir():
+        return str(unpacked)
+    name = spec.source
+    if is_gguf(name):
+        return str(unpack(Path(name).expanduser()))
     shipped = sorted(p.name for p in WEIGHTS.iterdir() if p.is_dir())
     if name in shipped:  # by name: joined to WEIGHTS, an absolute path would be taken for shipped
         return str(WEIGHTS / name)
@@ -68,19 +77,42 @@ def hub_commit(name: str) -> str:
     return ref.read_text(encoding="utf-8").strip() if ref.is_file() else spec.revision
 
 
+def packed_sha256(name: str) -> str | None:
+    """SHA-256 of the GGUF file that a base is unpacked from; None for other bases."""
+    spec = model_of(name)
+    if spec.package is not None and unpacked_folder(spec.package.file_sha256).is_dir():
+        return spec.package.file_sha256
+    return gguf_digest(Path(spec.source).expanduser()) if is_gguf(spec.source) else None
+
+
+def describe_base(name: str) -> str:
+    """Which checkpoint a base is now: its name with the hub's commit or the SHA-256 of its GGUF file."""
+    if is_remote(name):
+        return model_of(name).source
+    if packed := packed_sha256(name):
+        package = model_of(name).package
+        place = f"{package.name} {package.version}" if package else model_of(name).source
+        return f"{place}, GGUF file of SHA-256 {packed}"
+    source = locate(name)
+    return source if Path(source).is_dir() else f"{source} at commit {hub_commit(name) or 'unknown'}"
+
+
 def checkpoint_fingerprint(name: str) -> str:
     """Identity of a base: its files, number format, and pinned options of its chat template.
 
-    A hub base has its name and commit in addition; an API model has only its id.
+    A hub base has its name and commit in addition; an API model has only its id. A GGUF file is known by the
+    SHA-256 of its bytes, whatever its name and wherever it is.
 
     float32 does not enter: so bases keep the fingerprints from before number formats counted.
     """
     if is_remote(name):
         return hashlib.sha256(model_of(name).source.encode()).hexdigest()[:16]
-    source, dtype = Path(locate(name)), model_of(name).dtype
-    digest = hashlib.sha256(b"" if source.is_dir() else f"{source}@{hub_commit(name)}".encode())
+    packed, dtype = packed_sha256(name), model_of(name).dtype
+    source = Path(model_of(name).source if packed else locate(name))
+    origin = f"gguf:{packed}" if packed else "" if source.is_dir() else f"{source}@{hub_commit(name)}"
+    digest = hashlib.sha256(origin.encode())
     digest.update(b"" if dtype == "float32" else dtype.encode())
-    for file in _files_of(source):
+    for file in () if packed else _files_of(source):
         digest.update(json.dumps([file.name, file.stat().st_size]).encode())
         with file.open("rb") as handle:
             while piece := handle.read(1 << 24):
@@ -112,14 +144,16 @@ class loading(foreign.named):  # noqa: N801 - it is used as a verb
     """
 
     def __init__(self, base: str, fault: str) -> None:
-        super().__init__(f"base {base!r} {fault}")
         self.base, self.source = base, locate(base)
+        unpacked = Path(self.source).parent == bases_folder()
+        advice = f"delete {self.source}, and it is unpacked or fetched again" if unpacked else ""
+        super().__init__(f"base {base!r} {fault}", advice=advice)
 
     def message(self, error: Exception) -> str:
         fetched = Path(self.source).is_dir() or isinstance(
             try_to_load_from_cache(self.source, "config.json"), str
         )
-        if fetched or not (constants.HF_HUB_OFFLINE or _out_of_reach(error)):
+        if fetched or not (constants.HF_HUB_OFFLINE or is_unreachable(error)):
             return super().message(error)
         hub = (
             "HF_HUB_OFFLINE keeps this process from the hub"
@@ -127,11 +161,13 @@ class loading(foreign.named):  # noqa: N801 - it is used as a verb
             else "the hub cannot be reached"
         )
         remedy = "fetch it where the hub can be reached, or give the path of a checkpoint folder as the base"
+        if model_of(self.base).package is not None:
+            remedy = f"`mechlens fetch {self.base}` brings it"
         return f"base {self.base!r} is not on this machine, and {hub}; {remedy}"
 
 
-def _out_of_reach(error: BaseException | None) -> bool:
-    """Whether an exception, or a cause of it, means that no server answered."""
+def is_unreachable(error: BaseException | None) -> bool:
+    """Whether an exception, or a cause of it, means that the hub did not answer."""
     while error is not None:
         if OUT_OF_REACH & {kind.__name__ for kind in type(error).__mro__}:
             return True

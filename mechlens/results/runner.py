@@ -116,6 +116,8 @@ def run(
         jobs = resolved.jobs()
         jobs = [job for job in jobs if layout.makes_rows(job.name)] if rows_only else jobs
         _start(folder, resolved, jobs, before)
+        for remark in _record_bases(folder, jobs):
+            report(Event("note", remark))
         title = f"{resolved.experiment.name} → {folder}"
         executor.complete(folder, jobs, title=title, workers=workers, progress=progress)
         executor.refuse_changed(folder, jobs, resolved.jobs())
@@ -138,6 +140,30 @@ def _start(folder: Path, resolved: Resolved, jobs: list[Job], before: Before | N
         before(Start(resolved.experiment, folder, jobs, pending))
     spec.save(resolved.experiment, folder / layout.SPEC)
     traits.keep_family(resolved.family, resolved.experiment.family, folder)
+
+
+def _bases_of(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
+    """Base → the fingerprint of its files and which checkpoint that is, by the arguments of its steps."""
+    from mechlens.models import base_files  # a client of the hub
+
+    marks = {job.arguments["base"]: job.arguments["files"] for job in jobs if "files" in job.arguments}
+    return {
+        base: {"fingerprint": mark, "checkpoint": base_files.describe_base(base)}
+        for base, mark in marks.items()
+    }
+
+
+def _record_bases(folder: Path, jobs: Sequence[Job]) -> list[str]:
+    """Keep which checkpoint each base is; returns a sentence for each that was another at the last start."""
+    file, bases = folder / layout.BASES, _bases_of(jobs)
+    earlier = read_json(file) if file.is_file() else {}
+    write_json(file, bases)
+    return [
+        f"{base} is not the checkpoint that it was when this run was last started: it was "
+        f"{earlier[base]['checkpoint']}, it is {now['checkpoint']}; the steps that use it are repeated"
+        for base, now in bases.items()
+        if base in earlier and earlier[base]["fingerprint"] != now["fingerprint"]
+    ]
 
 
 def _local_bases(experiment: Experiment) -> list[str]:
@@ -172,6 +198,7 @@ def _write_manifest(folder: Path, resolved: Resolved, jobs: Sequence[Job]) -> No
         "experiment": experiment.fingerprint(),
         "family": family.fingerprint(),
         "seeds": list(experiment.seeds),
+        "bases": _bases_of(jobs),
         "rendered": checks.rendered(experiment, _local_bases(experiment)),
         "steps": steps,
     }

@@ -10,6 +10,8 @@ from pathlib import Path
 from mechlens.core.experiment import UNTOUCHED, Arm, Experiment
 from mechlens.core.spec import TeacherSpec, fingerprint, folder_name
 
+BASES = "bases.json"
+"""which checkpoint each base was when the run was last started"""
 SPEC, MANIFEST, SUMMARY, REPORT = "spec.yaml", "manifest.json", "summary.json", "report.html"
 ANSWERS, LIKELIHOODS, EFFECTS = "answers.parquet", "likelihoods.parquet", "effects.parquet"
 READINGS, READINGS_FOLDER = "readings.json", "readings"

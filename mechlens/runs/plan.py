@@ -16,6 +16,7 @@ from mechlens.core.model_spec import is_remote, model_of
 from mechlens.core.spec import TeacherSpec, folder_name
 from mechlens.core.traits import TraitFamily
 from mechlens.data.formats import file_digest
+from mechlens.models.gguf import is_gguf
 from mechlens.runs import layout
 from mechlens.runs.executor import Job, Location
 from mechlens.runs.layout import REMADE, corpus_name, source_name, teacher_name
@@ -41,9 +42,10 @@ def _job(stage: str, name: str, arguments: dict[str, object], /, **inputs: str) 
 
 
 def base_argument(base: str) -> str:
-    """A base as an argument of steps: its name, or its location if it is a user's folder."""
+    """A base as an argument of steps: its name, or its location if it is a user's folder or GGUF file."""
     shipped = [folder.name for folder in SHIPPED.iterdir()]
-    named = model_of(base).source != base or base in shipped or not Path(base).expanduser().is_dir()
+    is_path = is_gguf(base) or Path(base).expanduser().is_dir()
+    named = model_of(base).source != base or base in shipped or not is_path
     return base if named else Location(base)
 
 
