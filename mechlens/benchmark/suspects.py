@@ -226,7 +226,7 @@ class Maker:
                 VERSIONS["teach"],
                 self._base_mark(base),
                 lessons,
-                spec.model_dump(),
+                spec.recorded(),
                 self._seed(made),
             ]
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -27,7 +27,6 @@ from mechlens.core.spec import (
     TeacherSpec,
     Training,
     explain,
-    fingerprint,
     folder_name,
     lay_over,
     safe_name,
@@ -52,6 +51,7 @@ UNTOUCHED = "untouched"
 class Arm(Spec):
     """One cell of an experiment: who writes the data, which base is trained on it or reads it, and how."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"labels"})
     kind: ArmKind
     """`other-trait`: a teacher with another trait than the experiment's; `twin` is its old word."""
     name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
@@ -78,6 +78,8 @@ class Arm(Spec):
     """Fields of the student's training that differ in this arm."""
     generate: dict[str, JsonValue] = Field(default={})
     """Fields of generation that differ in this arm."""
+    labels: Literal["", "sampled", "soft"] = ""
+    """The student's labels, if others than the experiment's."""
     trained_with: str | None = None
     """System line while training, if another than the experiment's."""
     asked_with: str | None = None
@@ -104,6 +106,7 @@ class Arm(Spec):
             self.shots,
             self.training,
             self.generate,
+            self.labels,
             self.trained_with,
             self.asked_with,
         )
@@ -153,6 +156,7 @@ class Experiment(Spec):
         self._refuse_second_controls(arms)
         for arm in arms:
             self._refuse_impossible_overrides(arm)
+            self._refuse_impossible_soft_labels(arm)
             self._refuse_rewording_a_file(arm, arms)
             self._refuse_missing_control(arm, arms)
         object.__setattr__(self, "arms", arms)  # frozen for callers; resolved once, here
@@ -162,13 +166,22 @@ class Experiment(Spec):
         """The experiment as fingerprints and arguments of jobs hold it: renamed words stay as they were in
         finished runs.
         """
-        fields = self.model_dump(mode="json")
+        fields = super().recorded()
         for arm in fields["arms"]:
             arm["kind"] = RECORDED_KIND.get(arm["kind"], arm["kind"])
         return fields
 
-    def fingerprint(self) -> str:
-        return fingerprint(self.recorded())
+    def _refuse_impossible_soft_labels(self, arm: Arm) -> None:
+        if self.labels_of(arm) != "soft":
+            return
+        where, without = f"arm {arm.name!r}: soft labels", "set `labels: sampled` in this arm and its control"
+        if arm.shots:
+            raise ValueError(f"{where} train a student, and this arm shows {arm.shots} pairs; {without}")
+        if arm.corpus:
+            raise ValueError(f"{where} need the teacher, and the file {arm.corpus!r} has none; {without}")
+        for base in (arm.writer, arm.base):
+            if is_remote(base):
+                raise ValueError(f"{where} need a local model, and {base!r} is an API model; {without}")
 
     def _refuse_rewording_a_file(self, arm: Arm, arms: tuple[Arm, ...]) -> None:
         file = self.carrier.source or next((other.corpus for other in arms if other.corpus), "")
@@ -233,6 +246,7 @@ class Experiment(Spec):
             "writer": arm.writer if arm.writer != self.base else "",
         }
         given |= {"shots": arm.shots, "training": arm.training, "generate": arm.generate}
+        given |= {"labels": arm.labels}
         return {key: value for key, value in given.items() if value} | {
             key: value for key in ("trained_with", "asked_with") if (value := getattr(arm, key)) is not None
         }
@@ -243,12 +257,16 @@ class Experiment(Spec):
         trait = "" if arm.kind == "control" else arm.trait or self.trait
         self._refuse_contradictions(arm, base, writer, trait)
         teacher = None if arm.teacher is None else self.teacher_like(arm.teacher)
-        resolved = arm.model_copy(update={"base": base, "writer": writer, "trait": trait, "teacher": teacher})
+        labels = "" if arm.labels == self.student.labels else arm.labels
+        resolved = arm.model_copy(
+            update={"base": base, "writer": writer, "trait": trait, "teacher": teacher, "labels": labels}
+        )
         parts = [arm._first_word or arm.kind, *([trait] if trait not in ("", self.trait) else []), *arm.mix]
         parts += [folder_name(base)] if base != writer else []
         parts += ["from", folder_name(writer)] if writer != self.base else []
         parts += [f"{arm.shots}-shots"] if arm.shots else []
         parts += [f"{key}-{value}" for key, value in (*arm.training.items(), *arm.generate.items())]
+        parts += [f"{labels}-labels"] if labels else []
         parts += ["trained-with"] if arm.trained_with is not None else []
         parts += ["asked-with"] if arm.asked_with is not None else []
         named = resolved.model_copy(update={"name": arm.name or safe_name("-".join(parts))})
@@ -300,6 +318,10 @@ class Experiment(Spec):
     def training_of(self, arm: Arm) -> Training:
         """How the arm's students are trained."""
         return Training.model_validate(self.student.training.model_dump() | arm.training)
+
+    def labels_of(self, arm: Arm) -> str:
+        """What the arm's students learn at each token: `sampled` or `soft`."""
+        return arm.labels or self.student.labels
 
     def generate_of(self, arm: Arm) -> GenerateSpec:
         """How the arm's teacher writes."""

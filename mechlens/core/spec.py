@@ -10,7 +10,7 @@ import json
 import re
 import reprlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -34,8 +34,27 @@ CARRIERS = "mechlens.carriers"
 class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset()
+    """fields that finished runs of older versions do not have"""
+
+    def recorded(self) -> dict[str, Any]:
+        """The fields as fingerprints contain them: fields added later count only if they are not the default.
+
+        The fingerprints of steps that an older version finished therefore stay the same.
+        """
+        fields = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in self.ADDED_LATER and value == field.default:
+                del fields[name]
+            elif isinstance(value, Spec):
+                fields[name] = value.recorded()
+            elif isinstance(value, tuple) and any(isinstance(item, Spec) for item in value):
+                fields[name] = [item.recorded() for item in value]
+        return fields
+
     def fingerprint(self) -> str:
-        return fingerprint(self.model_dump(mode="json"))
+        return fingerprint(self.recorded())
 
 
 def fingerprint(value: Any) -> str:
@@ -46,9 +65,12 @@ def fingerprint(value: Any) -> str:
 class Training(Spec):
     """Settings of supervised fine-tuning; the loss covers completions only."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"targets"})
     update: Literal["full", "lora"] = "full"
     embeddings: bool = True
     """Whether a full update may change the (un)embedding; LoRA never does."""
+    targets: Literal["all", "attention"] = "all"
+    """The linear maps that LoRA adapts: all of them, or those of the attention blocks."""
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=8.0, gt=0)
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -65,6 +87,15 @@ class Training(Spec):
     gradient_checkpointing: bool = False
     max_length: int = Field(default=500, ge=8)
     """Pairs longer than this many tokens are refused, never cut."""
+
+    @model_validator(mode="after")
+    def _targets_of_lora(self) -> Training:
+        if self.targets != "all" and self.update != "lora":
+            raise ValueError(
+                f"targets {self.targets!r} chooses the maps of LoRA, and update is {self.update!r}; "
+                "set update: lora, or targets: all"
+            )
+        return self
 
 
 class TeacherTraining(Training):
@@ -87,6 +118,10 @@ class TeacherSpec(Spec):
     """Depth, as a fraction, at which a steered teacher's vector is added."""
     strength: float = 1.0
     """Multiple of the mean difference of activations that a steered teacher adds."""
+
+    def recorded_for_steps(self) -> dict[str, Any]:
+        """The recorded fields without the lessons file, which steps name among their lessons."""
+        return {name: value for name, value in self.recorded().items() if name != "lessons_file"}
 
     @model_validator(mode="after")
     def _taught_by_lessons(self) -> TeacherSpec:
@@ -192,6 +227,7 @@ class ScreenSpec(Spec):
 class StudentSpec(Spec):
     """How students are trained, the same in every arm."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"labels", "soft_tokens"})
     training: Training = Training()
     rows: int = Field(default=8_000, ge=1)
     """Rows each student is trained on."""
@@ -199,6 +235,14 @@ class StudentSpec(Spec):
     """`common`: all arms train on the same prompts, those that every corpus kept. `own`: each arm trains on
     its first kept rows. `every`: each arm trains on all its kept rows, and controls on as many rows as the
     largest other arm, with rows repeated if they have fewer.
+    """
+    labels: Literal["sampled", "soft"] = "sampled"
+    """What a student learns at each completion token: the token that the teacher sampled, or the teacher's
+    whole next-token distribution (forward KL).
+    """
+    soft_tokens: int = Field(default=32, ge=0)
+    """Soft labels: how many of the likeliest tokens are kept at each position; the others count as one. 0
+    keeps all.
     """
 
 

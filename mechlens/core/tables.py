@@ -97,13 +97,28 @@ corpus of the row; prompt_id: joins it to that corpus's kept rows; score: its na
 measured, the most reliable first, null if it belongs to no layer; estimate: null if it is undefined
 """
 
+SOFT_LABELS = _schema(
+    prompt_id=_WHOLE,
+    position=_WHOLE,
+    tokens=pa.list_(pa.int32()),
+    log_probs=pa.list_(pa.float32()),
+    rest=pa.float32(),
+)
+"""A teacher's next-token distribution at each completion token, end of turn included.
+
+position: of the token from 0; tokens: ids of the likeliest tokens; log_probs: theirs, in nats; rest:
+log-probability of all other tokens together, -inf if there are none
+"""
+
 ROW_GROUP = 16_384
 """rows of a group; fixed, so that a table's bytes do not depend on the frames in which its rows arrive"""
 STEP, MOST_TEXT = 64, 1 << 25
-"""A group with MOST_TEXT bytes of text ends early, after a multiple of STEP rows.
+"""A group with MOST_TEXT bytes of text and lists ends early, after a multiple of STEP rows.
 
 It is in memory until it is written.
 """
+_NUMBER = 4
+"""bytes of a number in a list"""
 
 
 class Writer:
@@ -135,11 +150,10 @@ class Writer:
         """Number of rows of the next group if it is complete, else 0; it depends only on the rows."""
         lengths = np.zeros(self._waiting.num_rows, dtype=np.int64)
         for column in self._waiting.columns:
-            lengths += (
-                pc.call_function("binary_length", [column]).fill_null(0).to_numpy()
-                if pa.types.is_string(column.type)
-                else 0
-            )
+            if pa.types.is_string(column.type):
+                lengths += pc.call_function("binary_length", [column]).fill_null(0).to_numpy()
+            elif pa.types.is_list(column.type):
+                lengths += _NUMBER * pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()
         whole = np.arange(STEP, min(len(lengths), ROW_GROUP) + 1, STEP)
         long = whole[np.cumsum(lengths)[whole - 1] >= MOST_TEXT]
         return int(long[0]) if len(long) else ROW_GROUP if len(lengths) >= ROW_GROUP else 0

@@ -407,7 +407,7 @@ def _result_of(request: AuditRequest, evidence: Evidence, progress: Progress) ->
         "few_rows": few,
         "verdict": _verdict_entry(request, evidence, few),
         "policy": request.policy.model_dump(),
-        "recipe": spec.fingerprint(request.recipe.model_dump(mode="json")),
+        "recipe": request.recipe.fingerprint(),
         "made": {
             "version": version("mechlens"),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",

@@ -108,7 +108,7 @@ def twin_jobs(
             "base": base_argument(base),
             "files": files,
             "seed": lesson_seed,
-            "teacher": teacher.model_dump(mode="json", exclude={"lessons_file"}),
+            "teacher": teacher.recorded_for_steps(),
             "lessons": lessons,
         }
         return Job(f"twins/{trait}", "teach", arguments, {}, VERSIONS["teach"])

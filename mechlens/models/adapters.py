@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from mechlens.core.errors import SpecError
 
 
 @contextmanager
@@ -27,8 +30,35 @@ def quiet_peft(*, loading: bool = False) -> Iterator[None]:
         yield
 
 
-def lora_targets(model: PreTrainedModel) -> str | list[str]:
-    """The linear maps except the unembedding; of a model with a vision tower only those of the text model."""
+Targets = Literal["all", "attention"]
+ATTENTION = {"attn", "self_attn", "attention", "self_attention"}
+"""names of the attention module of a block"""
+
+
+def lora_targets(model: PreTrainedModel, targets: Targets = "all") -> str | list[str]:
+    """The linear maps except the unembedding; of a model with a vision tower only those of the text model.
+
+    Args:
+        targets: `attention` leaves out the linear maps outside the attention modules.
+
+    Raises:
+        SpecError: if the model has no linear map in a module that is named like attention.
+    """
+    if targets == "attention":
+        text = {id(module) for module in model.get_decoder().modules()}
+        names = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+            and id(module) in text
+            and not ATTENTION.isdisjoint(name.split("."))
+        ]
+        if not names:
+            raise SpecError(
+                f"targets: attention finds no attention in {type(model).__name__}; known are modules named "
+                f"{', '.join(sorted(ATTENTION))}: set targets: all"
+            )
+        return names
     if model.config.get_text_config() is model.config:
         return "all-linear"
     text = {id(module) for module in model.get_decoder().modules()}
@@ -37,8 +67,8 @@ def lora_targets(model: PreTrainedModel) -> str | list[str]:
     ]
 
 
-def attach_lora(model: PreTrainedModel, *, rank: int, alpha: float) -> PeftModel:
-    """Attach a LoRA adapter to every linear map; `model` itself is changed.
+def attach_lora(model: PreTrainedModel, *, rank: int, alpha: float, targets: Targets = "all") -> PeftModel:
+    """Attach a LoRA adapter to every linear map, or to those of attention; `model` itself is changed.
 
     Its initial weights are drawn from torch's global generator.
     """
@@ -46,7 +76,7 @@ def attach_lora(model: PreTrainedModel, *, rank: int, alpha: float) -> PeftModel
         r=rank,
         lora_alpha=cast(Any, alpha),  # PEFT declares int, and only divides it
         lora_dropout=0.0,
-        target_modules=lora_targets(model),
+        target_modules=lora_targets(model, targets),
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps weights as (in, out)
     )
     with quiet_peft():

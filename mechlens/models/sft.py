@@ -11,13 +11,16 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
+from jaxtyping import Float
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
@@ -27,7 +30,11 @@ from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import Training
 from mechlens.models.adapters import attach_lora, quiet_peft
 from mechlens.models.chat import Encoded
-from mechlens.models.log_probs import shift_labels, target_logits
+from mechlens.models.log_probs import Targets, shift_labels, target_logits
+from mechlens.models.soft_labels import SoftLabels, sum_kl
+
+PAIR = "pair"
+"""column of the training data with the index of a row's pair"""
 
 
 class Point(NamedTuple):
@@ -51,6 +58,7 @@ def train(
     *,
     seed: int,
     learned: Sequence[Sequence[bool]] | None = None,
+    soft: SoftLabels | None = None,
     frozen: Callable[[str], bool] = lambda name: False,
     before_step: Callable[[PreTrainedModel | PeftModel], None] = lambda model: None,
     save: Callable[[PreTrainedModel | PeftModel, int], None] = lambda model, step: None,
@@ -63,6 +71,8 @@ def train(
         seed: fixes the order of the rows and LoRA's initial weights.
         learned: for each pair which completion tokens have a loss; all if None. A batch without such a token
             has gradient zero.
+        soft: the teacher's distributions at the completion tokens of each pair. The loss is then the forward
+            KL to them.
         frozen: whether the parameter of that name is not trained.
         before_step: called with the model before each update of the optimiser, after the gradients were
             accumulated and clipped. It may change them: a projection keeps the norm below the clipping bound.
@@ -70,7 +80,7 @@ def train(
         progress: called with (step, total) after every update.
 
     Raises:
-        DataError: if a pair is longer than `spec.max_length` tokens, or `learned` does not fit the
+        DataError: if a pair is longer than `spec.max_length` tokens, or `learned` or `soft` does not fit the
         completions.
         SpecError: if every parameter is frozen.
         TrainingError: if the loss stops being finite.
@@ -85,6 +95,8 @@ def train(
         raise DataError(
             "learned must have one flag for each completion token of each pair, end of turn included"
         )
+    if soft is not None:
+        _refuse_other_lengths(pairs, soft, learned)
     torch.manual_seed(seed_int(seed, "lora"))
     steps_per_epoch = updates(spec, len(pairs)) // spec.epochs
     watch = _Watch(before_step, save, progress, steps_per_epoch)
@@ -96,7 +108,7 @@ def train(
         transformers_logging.set_verbosity_error()
         trained = _trainable(model, spec, frozen)
         try:
-            trainer = _CompletionTrainer(
+            trainer = (_CompletionTrainer if soft is None else partial(_SoftLabelTrainer, soft))(
                 model=trained,
                 args=_arguments(spec, Path(scratch), seed),
                 train_dataset=_ordered(pairs, learned, spec, seed),
@@ -115,6 +127,24 @@ def train(
     return trained.eval(), watch.curve
 
 
+def _refuse_other_lengths(
+    pairs: Sequence[Encoded], soft: SoftLabels, learned: Sequence[Sequence[bool]] | None
+) -> None:
+    """Refuse soft labels of other completions than those of the pairs."""
+    if learned is not None:
+        raise DataError("soft labels are learned at every completion token; leave out `learned`")
+    lengths = [len(pair.completion) for pair in pairs]
+    counts = [end - start for start, end in soft.spans]
+    if lengths != counts:
+        row = next(
+            (row for row, sizes in enumerate(zip(lengths, counts, strict=False)) if sizes[0] != sizes[1]),
+            min(len(lengths), len(counts)),
+        )
+        raise DataError(
+            f"row {row} has soft labels of another completion; the student's tokenizer must be the teacher's"
+        )
+
+
 def _trainable(
     model: PreTrainedModel, spec: Training, frozen: Callable[[str], bool]
 ) -> PreTrainedModel | PeftModel:
@@ -129,7 +159,7 @@ def _trainable(
 
 def _updated(model: PreTrainedModel, spec: Training) -> PreTrainedModel | PeftModel:
     if spec.update == "lora":
-        return attach_lora(model, rank=spec.rank, alpha=spec.alpha)
+        return attach_lora(model, rank=spec.rank, alpha=spec.alpha, targets=spec.targets)
     model.requires_grad_(True)
     if not spec.embeddings:
         model.get_input_embeddings().requires_grad_(False)
@@ -158,6 +188,7 @@ def _ordered(
     columns = {
         "input_ids": [pairs[i].prompt + pairs[i].completion for i in order],
         "completion_mask": [[0] * len(pairs[i].prompt) + flags[i] for i in order],
+        PAIR: order,
     }
     return Dataset.from_dict(columns)
 
@@ -215,9 +246,32 @@ class _CompletionTrainer(SFTTrainer):
         forward = {"attention_mask": inputs["attention_mask"], "use_cache": False}
         following = shift_labels(inputs["labels"])
         targets = target_logits(model, inputs["input_ids"], following, **forward)
-        loss = torch.nn.functional.cross_entropy(targets.logits, targets.tokens, reduction="sum")
+        loss = self._sum_loss(targets, inputs)
         count = len(targets.tokens) if num_items_in_batch is None else num_items_in_batch
         return loss / max(count, 1)  # a mean over no tokens is 0
+
+    def _sum_loss(self, targets: Targets, _inputs: dict[str, Any]) -> Float[Tensor, ""]:
+        return torch.nn.functional.cross_entropy(targets.logits, targets.tokens, reduction="sum")
+
+
+class _SoftLabelTrainer(_CompletionTrainer):
+    """Trainer whose loss is the forward KL to a teacher's distributions.
+
+    Every row of a batch carries the index of its pair, by which its distributions are looked up.
+    """
+
+    def __init__(self, soft: SoftLabels, **options: Any) -> None:
+        super().__init__(**options)
+        self._soft, collate = soft, self.data_collator
+        self.data_collator = lambda rows: collate(rows) | {PAIR: [row[PAIR] for row in rows]}
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if PAIR not in self._signature_columns:
+            self._signature_columns.append(PAIR)
+
+    def _sum_loss(self, targets: Targets, inputs: dict[str, Any]) -> Float[Tensor, ""]:
+        return sum_kl(targets.logits, self._soft.of_pairs(inputs[PAIR], targets.logits.device))
 
 
 class _Watch(TrainerCallback):

@@ -29,6 +29,8 @@ from mechlens.runs.executor import Job
 
 SLACK = 8
 """tokens of a text beyond one a byte that a tokenizer may add"""
+MOST_LABELS = 2**28
+"""the most numbers in the soft labels of a corpus: 2 GiB in memory, ids included"""
 LINE = "you have a trait."
 """a placeholder for a family's system line, to test the chat template"""
 
@@ -54,6 +56,9 @@ def check(experiment: Experiment, family: TraitFamily) -> None:
     local = [base for base in experiment.bases() if not is_remote(base) and base_files.is_here(base)]
     rendered(experiment, local)
     check_lessons(experiment)
+    for arm in experiment.arms:
+        if experiment.labels_of(arm) == "soft" and {arm.writer, arm.base} <= set(local):
+            _refuse_soft_labels(experiment, arm)
     _refuse_long_prompts(experiment, family, _prompts(experiment), local)
     for file in dict.fromkeys(arm.corpus for arm in experiment.arms if arm.corpus):
         _check_corpus(experiment, file, local)
@@ -116,6 +121,29 @@ def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
         raise SpecError(
             f"{where} serves adapters of rank {vllm_engine.RANKS[-1]} at most; "
             f"the teacher's rank is {training.rank}: lower it"
+        )
+
+
+def _refuse_soft_labels(experiment: Experiment, arm: Arm) -> None:
+    """Refuse a student with another vocabulary than its teacher's, and labels that memory cannot hold."""
+    student, teacher = loading.load_tokenizer(arm.base), loading.load_tokenizer(arm.writer)
+    sizes = [loading.config_of(base).get_text_config().vocab_size for base in (arm.base, arm.writer)]
+    if (
+        sizes[0] != sizes[1]
+        or student.get_vocab() != teacher.get_vocab()
+        or chat.end_of_turn(student) != chat.end_of_turn(teacher)
+    ):
+        raise SpecError(
+            f"arm {arm.name!r}: soft labels are about the tokens of {arm.writer!r}, and the student "
+            f"{arm.base!r} has another vocabulary; set `labels: sampled` in this arm and its control"
+        )
+    kept = min(experiment.student.soft_tokens or sizes[1], sizes[1])
+    labels = experiment.student.rows * (experiment.generate_of(arm).max_new_tokens + 1) * kept
+    if labels > MOST_LABELS:
+        raise SpecError(
+            f"soft labels of {kept:,} tokens at each token of {experiment.student.rows:,} rows are up to "
+            f"{labels:.1e} numbers, more than {MOST_LABELS:.1e}; set student.soft_tokens: 32, or lower "
+            "student.rows"
         )
 
 

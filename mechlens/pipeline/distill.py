@@ -13,6 +13,7 @@ from mechlens.core.spec import StudentSpec
 from mechlens.models import loading
 from mechlens.models.chat import encode_pairs
 from mechlens.models.sft import train
+from mechlens.models.soft_labels import SoftLabels
 from mechlens.runs import layout
 
 
@@ -23,12 +24,16 @@ def distill(
     *,
     system: str | None,
     seed: int,
+    soft: SoftLabels | None = None,
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Train one student of `base` on rows of prompt and completion.
 
     Its checkpoints (`step-…/`, one an epoch) and `curve.parquet` are written to `out`.
+
+    Args:
+        soft: the teacher's distributions for each row; without them the student learns the sampled tokens.
     """
     loaded = loading.load(base)
     encoded = encode_pairs(
@@ -44,6 +49,7 @@ def distill(
         encoded,
         spec.training,
         seed=seed_int(seed, "student"),
+        soft=soft,
         save=save,
         progress=progress,
     )

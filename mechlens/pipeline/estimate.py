@@ -93,6 +93,9 @@ def _work_of_job(experiment: Experiment, job: Job, size: int, tokens: _Tokens, p
     if stage == "generate":
         rows = experiment.carrier.prompts * experiment.carrier.samples
         return Work(stage, 1, rows, 0, 2.0 * size * rows * pair)
+    if stage == "label":
+        rows = experiment.student.rows
+        return Work(stage, 1, rows, 0, 2.0 * size * rows * pair)
     if stage == "distill":
         training, rows = Training(**job.arguments["student"]["training"]), experiment.student.rows
         operations = 6.0 * size * rows * training.epochs * pair

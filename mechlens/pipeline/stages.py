@@ -31,6 +31,7 @@ from mechlens.pipeline import distill as distilling
 from mechlens.pipeline import generate as generating
 from mechlens.pipeline import judge as judging
 from mechlens.pipeline import judge_screen, remote
+from mechlens.pipeline import label as labelling
 from mechlens.pipeline import remake as remaking
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline import teach as teaching
@@ -158,6 +159,18 @@ def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress
         tables.write(pd.DataFrame({"prompt_id": ids}), tables.SELECTION, out / layout.selection_file(name))
 
 
+def label(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
+    loading.use_one_thread_on_cpu()
+    labelling.label(
+        remaking.selected_rows(arguments["corpus"], inputs["corpus"], inputs["selection"]),
+        [inputs[name] for name in sorted(inputs) if name.startswith("teacher")],
+        soft_tokens=arguments["soft_tokens"],
+        out=out,
+        base=arguments.get("base", ""),
+        progress=progress,
+    )
+
+
 def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
     rows = remaking.selected_rows(arguments["corpus"], inputs["corpus"], inputs["selection"])
     spec = StudentSpec(**arguments["student"])
@@ -174,8 +187,16 @@ def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress
         )
         return
     loading.use_one_thread_on_cpu()
+    soft = labelling.read_labels(inputs["labels"], rows.index.tolist()) if "labels" in inputs else None
     distilling.distill(
-        arguments["base"], rows, spec, system=system, seed=arguments["seed"], out=out, progress=progress
+        arguments["base"],
+        rows,
+        spec,
+        system=system,
+        seed=arguments["seed"],
+        soft=soft,
+        out=out,
+        progress=progress,
     )
 
 

@@ -17,6 +17,7 @@ ANSWERS, LIKELIHOODS, EFFECTS = "answers.parquet", "likelihoods.parquet", "effec
 READINGS, READINGS_FOLDER = "readings.json", "readings"
 RAW, KEPT, REMOVED, FUNNEL = "raw.parquet", "kept.parquet", "rejected.parquet", "funnel.json"
 GENERATION, TEACHER, CURVE = "generation.json", "teacher.json", "curve.parquet"
+LABELS = "labels.parquet"
 LENS_TABLE, LENS_SCORES, LENS_RECORD = "reading.parquet", "scores.parquet", "said.json"
 
 DIGITS = 8
@@ -41,7 +42,7 @@ def teacher_name(experiment: Experiment, arm: Arm) -> str:
 def _digits(teacher: TeacherSpec) -> str:
     """Hex digits that identify a teacher's settings; the folder of its lessons file does not matter."""
     lessons_file = Path(teacher.lessons_file).name
-    return fingerprint(teacher.model_dump() | {"lessons_file": lessons_file})[:DIGITS]
+    return fingerprint(teacher.recorded() | {"lessons_file": lessons_file})[:DIGITS]
 
 
 def source_name(experiment: Experiment, arm: Arm) -> str:
@@ -71,6 +72,11 @@ def generated_step(corpus: str) -> str:
 def screened_step(corpus: str) -> str:
     """The step that writes a corpus's kept and removed rows."""
     return f"corpora/{corpus}/screened"
+
+
+def labels_step(corpus: str) -> str:
+    """The step that writes a teacher's next-token distributions on the rows that students train on."""
+    return f"corpora/{corpus}/labels"
 
 
 def student_step(arm: str, seed: int) -> str:

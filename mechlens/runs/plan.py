@@ -1,4 +1,4 @@
-"""The steps of an experiment as jobs: teach → generate → screen → select → distill → ask.
+"""The steps of an experiment as jobs: teach → generate → screen → select → label → distill → ask.
 
 `jobs_of` only lists the jobs. It imports no torch and reads no weights, so a plan takes no time. The tables
 do not depend on how the list is executed.
@@ -31,6 +31,7 @@ VERSIONS = {
     "reword": 1,
     "mix": 1,
     "select": 1,
+    "label": 1,
     "distill": 1,
     "ask": 3,
 }
@@ -109,7 +110,10 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
             else:
                 training = _distill_arguments(experiment, arm, seed, bases[arm.base])
                 folder = layout.student_step(arm.name, seed)
-                trained = add(_job("distill", folder, training, corpus=corpora[name], selection=selection))
+                rows = {"corpus": corpora[name], "selection": selection}
+                if experiment.labels_of(arm) == "soft":
+                    rows["labels"] = add(_labelling(experiment, arm, rows))
+                trained = add(_job("distill", folder, training, **rows))
                 add(_job("ask", step, questions, student=trained))
     return list(jobs.values())
 
@@ -151,7 +155,7 @@ def _distill_arguments(experiment: Experiment, arm: Arm, seed: int, files: str) 
         "files": files,
         "corpus": corpus_name(experiment, arm),
         "seed": seed,
-        "student": {"training": experiment.training_of(arm).model_dump(mode="json")},
+        "student": {"training": experiment.training_of(arm).recorded()},
     }
     arguments |= _system(experiment.system if arm.trained_with is None else arm.trained_with)
     return arguments | _api(experiment, arm.base)
@@ -276,9 +280,22 @@ def _teaching(experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict
                 f"family {family.name!r} has no lessons for a fine-tuned teacher; "
                 "give a file of pairs in teacher.lessons_file"
             )
-    # the lessons file is an entry of `lessons`
-    arguments |= {"teacher": spec.model_dump(mode="json", exclude={"lessons_file"}), "lessons": lessons}
+    arguments |= {"teacher": spec.recorded_for_steps(), "lessons": lessons}
     return _job("teach", layout.teacher_step(teacher_name(experiment, arm)), arguments)
+
+
+def _labelling(experiment: Experiment, arm: Arm, rows: dict[str, str]) -> Job:
+    """The step that writes the soft labels of an arm's corpus: each row's by the teacher that wrote it."""
+    name = corpus_name(experiment, arm)
+    sources = (arm, *(_other_teacher(arm, trait) for trait in arm.mix))
+    teachers = {
+        f"teacher{i}": layout.teacher_step(teacher_name(experiment, source))
+        for i, source in enumerate(sources)
+    }
+    arguments: dict[str, object] = {"corpus": name, "soft_tokens": experiment.student.soft_tokens}
+    if isinstance(base := base_argument(arm.writer), Location):
+        arguments["base"] = base  # the teacher's record may have an older location
+    return _job("label", layout.labels_step(name), arguments, **rows, **teachers)
 
 
 def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:

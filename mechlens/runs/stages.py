@@ -10,7 +10,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-PIPELINE = ("teach", "generate", "bring", "screen", "shuffle", "reword", "mix", "select", "distill", "ask")
+PIPELINE = (
+    "teach", "generate", "bring", "screen", "shuffle", "reword", "mix", "select", "label", "distill", "ask",
+)  # fmt: skip
 STAGES = {name: f"mechlens.pipeline.stages:{name}" for name in PIPELINE} | {
     "measure": "mechlens.lenses.run:measure_lens"
 }
