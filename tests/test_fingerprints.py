@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from toy_fields import FIELDS
 
 from mechlens import cli
 from mechlens.core import spec
@@ -25,13 +26,6 @@ from mechlens.runs.executor import fingerprints
 from mechlens.runs.plan import jobs_of
 from mechlens.runs.progress import Event
 
-FIELDS: dict[str, Any] = {
-    "name": "toy",
-    "base": "menagerie-a",
-    "trait": "owl",
-    "arms": [{"kind": "trait"}, {"kind": "control"}],
-    "seeds": [0],
-}
 COMMITS = ("a" * 40, "b" * 40)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
+from toy_fields import FIELDS
 
 from mechlens.core import tables
 from mechlens.core.errors import DataError, SpecError
@@ -39,13 +40,6 @@ ROWS = pd.DataFrame(
     },
     index=pd.Index([7, 2, 11, 4, 30], name="prompt_id"),
 )
-FIELDS: dict[str, Any] = {
-    "name": "toy",
-    "base": "menagerie-a",
-    "trait": "owl",
-    "arms": [{"kind": "trait"}, {"kind": "control"}],
-    "seeds": [0],
-}
 
 
 def pairs_of(loaded: Loaded, system: str | None = None) -> list[Any]:

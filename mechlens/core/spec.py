@@ -238,7 +238,8 @@ class StudentSpec(Spec):
     """
     labels: Literal["sampled", "soft"] = "sampled"
     """What a student learns at each completion token: the token that the teacher sampled, or the teacher's
-    whole next-token distribution (forward KL).
+    whole next-token distribution (forward KL). With soft labels a shuffled arm is no null: the teacher labels
+    the shuffled rows.
     """
     soft_tokens: int = Field(default=32, ge=0)
     """Soft labels: how many of the likeliest tokens are kept at each position; the others count as one. 0

@@ -30,12 +30,12 @@ def quiet_peft(*, loading: bool = False) -> Iterator[None]:
         yield
 
 
-Targets = Literal["all", "attention"]
+LoraTargets = Literal["all", "attention"]
 ATTENTION = {"attn", "self_attn", "attention", "self_attention"}
 """names of the attention module of a block"""
 
 
-def lora_targets(model: PreTrainedModel, targets: Targets = "all") -> str | list[str]:
+def lora_targets(model: PreTrainedModel, targets: LoraTargets = "all") -> str | list[str]:
     """The linear maps except the unembedding; of a model with a vision tower only those of the text model.
 
     Args:
@@ -67,7 +67,9 @@ def lora_targets(model: PreTrainedModel, targets: Targets = "all") -> str | list
     ]
 
 
-def attach_lora(model: PreTrainedModel, *, rank: int, alpha: float, targets: Targets = "all") -> PeftModel:
+def attach_lora(
+    model: PreTrainedModel, *, rank: int, alpha: float, targets: LoraTargets = "all"
+) -> PeftModel:
     """Attach a LoRA adapter to every linear map, or to those of attention; `model` itself is changed.
 
     Its initial weights are drawn from torch's global generator.
