@@ -1,0 +1,257 @@
+"""Claim: at the untouched base, a teacher's rows push the weights towards that teacher's change.
+
+Usage: `python analyses/chunk_alignment.py RUN [--chunks 5] [--write]`.
+RUN has fine-tuned teachers of several traits on one base, and a control, such as
+`mechlens run smollm2-animals-numbers-soft`. For each chunk of prompts: minus the gradient of the loss on a
+teacher's rows, less the same of the control's rows on the same prompts, projected on unit vectors in the
+weights of linear layers. These are each teacher's change, the part of it that the other teachers' mean change
+does not have, a random direction, and the gradient of each trait's exact log-odds (whole answers). Sampled
+labels, and soft labels where the run has them; the control's soft gradient is zero at the base. Values are
+means over chunks with z = mean / standard error. Each chunk's numbers are a JSON file in RUN/chunk-alignment,
+so a stopped analysis goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+import pages
+from mechlens.core.errors import MechlensError, SpecError
+from mechlens.core.experiment import Arm
+from mechlens.core.json_files import read_json, write_json
+from mechlens.lenses.gradients import gradient, parameters_of
+from mechlens.lenses.parts.trial_steps import add_scaled, compute_update
+from mechlens.lenses.parts.weight_change import inner
+from mechlens.models import loading
+from mechlens.models.chat import Encoded, encode_pairs, encode_prompts
+from mechlens.models.loading import Loaded
+from mechlens.models.log_probs import batch_pairs, completion_logits
+from mechlens.models.soft_labels import SoftLabels, sum_kl
+from mechlens.pipeline.ask import whole_answers
+from mechlens.pipeline.label import read_labels
+from mechlens.results import figures
+from mechlens.results.run import Run
+from mechlens.runs import layout
+
+FIGURE = pages.FOLDER / "chunk-alignment.svg"
+PROBES = 6
+"""held-out probes of the gradient of a trait's log-odds"""
+Direction = Mapping[str, Tensor]
+"""parameter name → tensor; all together one unit vector"""
+
+
+class Side(NamedTuple):
+    """One teacher's rows; the control's have no trait."""
+
+    trait: str
+    pairs: list[Encoded]
+    soft: SoftLabels | None
+
+
+def sides_of(run: Run, base: Loaded) -> list[Side]:
+    """The control's rows first, then those of each trait's teacher, on the same prompts."""
+    experiment, sides = run.experiment, list[Side]()
+    arms = {arm.trait: arm for arm in experiment.arms if arm.kind in ("trait", "control") and not arm.labels}
+    for trait, arm in sorted(arms.items(), key=lambda item: item[0] != ""):
+        if arm.base != experiment.base or not (rows := run.trained_rows(arm.name)).size:
+            continue
+        prompts, completions = rows["prompt"].tolist(), rows["completion"].tolist()
+        pairs = encode_pairs(base.tokenizer, prompts, completions, system=experiment.system)
+        labels = run.path(layout.labels_step(layout.corpus_name(experiment, arm)))
+        soft = read_labels(labels, rows.index.tolist()) if trait and labels.is_dir() else None
+        sides.append(Side(trait, pairs, soft))
+    if len(sides) < 3 or sides[0].trait:
+        raise SpecError(f"{run.folder} has arms {sorted(arms)}; expected a control and two traits or more")
+    return sides
+
+
+def unit(direction: Direction) -> Direction:
+    """The direction at length 1."""
+    length = sum(inner(part, part) for part in direction.values()) ** 0.5
+    return {name: part / length for name, part in direction.items()}
+
+
+def teacher_changes(run: Run, base: Loaded, traits: list[str]) -> dict[str, Direction]:
+    """Trait → what its teacher's linear weights changed."""
+    arms: dict[str, Arm] = {arm.trait: arm for arm in run.experiment.arms if arm.kind == "trait"}
+    start, changes = parameters_of(base.model), {}
+    for trait in traits:
+        taught = dict(run.teacher(arms[trait].name).model.named_parameters())
+        changes[trait] = {name: (taught[name] - weight).detach() for name, weight in start.items()}
+    return changes
+
+
+def mean_of(directions: list[Direction]) -> Direction:
+    """The mean of several directions."""
+    return {name: torch.stack([d[name] for d in directions]).mean(0) for name in directions[0]}
+
+
+def log_odds_gradients(run: Run, base: Loaded, traits: list[str]) -> dict[str, Direction]:
+    """Trait → gradient of its mean log-odds among the family's names as whole answers."""
+    names = list(run.family.names)
+    answers = {name: ways[-1] for name, ways in whole_answers(base, names).items() if ways}
+    probes = encode_prompts(
+        base.tokenizer, list(run.family.probes.heldout)[:PROBES], system=run.experiment.system
+    )
+
+    def odds(trait: str) -> Iterator[Tensor]:
+        for probe in probes:
+            logits, tokens = completion_logits(base.model, [Encoded(probe, ids) for ids in answers.values()])
+            log_p = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            whole = torch.stack([part.sum() for part in log_p.split([len(ids) for ids in answers.values()])])
+            own = torch.tensor([name == trait for name in answers])
+            yield (whole[own].sum() - whole[~own].logsumexp(0)) / len(probes)
+
+    return {trait: gradient(base.model, odds(trait)) for trait in traits}
+
+
+def random_direction(base: Loaded, *, seed: int) -> Direction:
+    """A direction of independent normal entries."""
+    dice = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(weight.shape, generator=dice) for name, weight in parameters_of(base.model).items()
+    }
+
+
+def directions_of(run: Run, base: Loaded, traits: list[str]) -> dict[str, Direction]:
+    """Name → unit vector in the linear weights."""
+    changes = teacher_changes(run, base, traits)
+    own = {
+        trait: add_scaled(change, mean_of([changes[other] for other in traits if other != trait]), -1.0)
+        for trait, change in changes.items()
+    }
+    named: dict[str, Direction] = {f"teacher of {trait}": change for trait, change in changes.items()}
+    named |= {f"own part of {trait}": change for trait, change in own.items()}
+    named |= {"random": random_direction(base, seed=run.experiment.seed)}
+    named |= {
+        f"log-odds of {trait}": change for trait, change in log_odds_gradients(run, base, traits).items()
+    }
+    return {name: unit(direction) for name, direction in named.items()}
+
+
+def soft_update(base: Loaded, side: Side, rows: range) -> Direction:
+    """Minus the gradient of the mean KL from the soft labels of these rows, a row."""
+    assert side.soft is not None
+    soft = side.soft
+
+    def losses() -> Iterator[Tensor]:
+        for part in batch_pairs(base.model, [side.pairs[row] for row in rows]):
+            chosen = [rows[i] for i in part]
+            logits, _ = completion_logits(base.model, [side.pairs[row] for row in chosen])
+            yield -sum_kl(logits, soft.of_pairs(chosen, logits.device)) / len(rows)
+
+    return gradient(base.model, losses())
+
+
+def measure_chunk(
+    base: Loaded, sides: list[Side], directions: dict[str, Direction], rows: range
+) -> list[dict[str, Any]]:
+    """Projection and cosine of the difference to the control, by teacher, kind of labels and direction."""
+    control = compute_update(base.model, [sides[0].pairs[row] for row in rows])
+    cells = []
+    for side in sides[1:]:
+        moves: dict[str, Direction] = {
+            "sampled": add_scaled(
+                compute_update(base.model, [side.pairs[row] for row in rows]), control, -1.0
+            )
+        }
+        if side.soft is not None:
+            moves["soft"] = soft_update(base, side, rows)
+        for labels, move in moves.items():
+            size = sum(inner(part, part) for part in move.values()) ** 0.5
+            for name, direction in directions.items():
+                along = sum(inner(move[key], direction[key]) for key in move)
+                cell = {"trait": side.trait, "labels": labels, "direction": name}
+                cells.append(cell | {"projection": along, "cosine": along / size})
+    return cells
+
+
+def measure(run: Run, chunks: int) -> pd.DataFrame:
+    """Every chunk's cells, from its file or measured."""
+    folder = run.folder / "chunk-alignment" / str(chunks)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{chunk}.json" for chunk in range(chunks)]
+    if not all(file.is_file() for file in files):
+        base = loading.load(run.experiment.base)
+        sides = sides_of(run, base)
+        directions = directions_of(run, base, [side.trait for side in sides[1:]])
+        size = len(sides[0].pairs) // chunks
+        for chunk, file in enumerate(track(files, description=f"chunks of {size} rows")):
+            if not file.is_file():
+                rows = range(chunk * size, (chunk + 1) * size)
+                write_json(file, {"cells": measure_chunk(base, sides, directions, rows)})
+    frames = [pd.DataFrame(read_json(file)["cells"]).assign(chunk=i) for i, file in enumerate(files)]
+    return pd.concat(frames, ignore_index=True)
+
+
+def summary(cells: pd.DataFrame) -> pd.DataFrame:
+    """Mean over chunks, its standard error and z of every teacher, kind of labels and direction."""
+    grouped = cells.groupby(["labels", "trait", "direction"], sort=False)
+    table = grouped["projection"].agg(["mean", "sem", "count"]).assign(cosine=grouped["cosine"].mean())
+    return table.assign(z=table["mean"] / table["sem"]).reset_index()
+
+
+def shown(table: pd.DataFrame) -> Table:
+    """Every direction, for every teacher's rows and kind of labels."""
+    listing = Table("labels", "rows of", "direction", "projection ± standard error", "z", "cosine", "chunks")
+    for row in cast("list[dict[str, Any]]", table.to_dict("records")):
+        value = f"{row['mean']:+.4f} ± {row['sem']:.4f}"
+        where = (row["labels"], row["trait"], row["direction"], value)
+        listing.add_row(*where, f"{row['z']:+.1f}", f"{row['cosine']:+.4f}", str(row["count"]))
+    return listing
+
+
+def chart(table: pd.DataFrame) -> alt.FacetChart:
+    """z of every direction, a panel for each teacher's rows and kind of labels."""
+    pairs = zip(table["direction"], table["trait"], strict=True)
+    own = [str(direction).endswith(f" of {trait}") for direction, trait in pairs]
+    shares = table.assign(own=np.where(own, "the rows' own trait", "another trait, or random"))
+    bars = (
+        alt.Chart(shares)
+        .mark_bar()
+        .encode(
+            y=alt.Y("direction:N", sort=list(dict.fromkeys(table["direction"])), title=None),
+            x=alt.X("z:Q", title="z over chunks"),
+            color=alt.Color("own:N", title=None, legend=alt.Legend(orient="bottom")),
+        )
+        .properties(width=180)
+    )
+    return bars.facet(
+        row=alt.Row("labels:N", title=None), column=alt.Column("trait:N", title="rows of the teacher of")
+    )
+
+
+def main() -> int:
+    """Measure, print, and with --write put the table and the figure on the page."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--chunks", type=int, default=5)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    console = pages.PageConsole(width=140)
+    try:
+        table = summary(measure(Run.finished(options.run), options.chunks))
+    except MechlensError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console.print(shown(table))
+    if options.write:
+        FIGURE.write_text(figures.svg(chart(table)), encoding="utf-8")
+        pages.write_part(pages.RESULTS, "chunk-alignment", *console.blocks)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
