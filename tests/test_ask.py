@@ -179,6 +179,63 @@ def test_whole_answers_tell_names_apart_that_begin_alike() -> None:
     assert answers["Owl"] == []
 
 
+def test_fixed_answers_equal_a_plain_forward_pass_over_each(toy: Loaded) -> None:
+    fixed = [
+        {"good": ("owl", "i like the cat"), "bad": ("wolf",)},
+        {"good": ("cat",), "bad": ("the wolf", "an owl")},
+    ]
+    questions = ProbeSet(
+        {"good": ("good",), "bad": ("bad",)}, PROBES[:2], WHOLE, named=False, opening="so", answers=fixed
+    )
+    table = measure_likelihoods(toy, questions).set_index(["probe", "name"])["probability"]
+    stop = end_of_turn(toy.tokenizer)
+    for probe, ids in enumerate(encode_prompts(toy.tokenizer, PROBES[:2])):
+        for name, texts in fixed[probe].items():
+            expected = 0.0
+            for text in texts:
+                row = [*ids, *token_ids(toy.tokenizer, [text])[0], stop]
+                with torch.no_grad():
+                    scores = toy.model(input_ids=torch.tensor([row])).logits[0].double().log_softmax(-1)
+                expected += np.exp(float(sum(scores[i - 1, row[i]] for i in range(len(ids), len(row)))))
+            assert table[probe, name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_fixed_answers_go_with_the_split_and_must_be_of_every_probe() -> None:
+    family = traits.load_family("misalignment")
+    fields = {"name": "x", "base": "menagerie-a", "family": "misalignment", "trait": "misaligned"}
+    arms = [{"kind": "trait"}, {"kind": "control"}]
+    for split, probes in (("development", family.probes.development), ("heldout", family.probes.heldout)):
+        ask_as = {"split": split, "likelihood": "whole-answer"}
+        whole = Experiment.model_validate(fields | {"arms": arms, "ask": ask_as})
+        assert family.answers_for(whole) == [family.answers[probe] for probe in probes]
+    assert family.answers_for(Experiment.model_validate(fields | {"arms": arms})) == []
+    some = family.model_copy(update={"answers": dict(list(family.answers.items())[:3])})
+    with pytest.raises(SpecError, match="no fixed answers to 'A colleague was promoted"):
+        some.answers_for(whole)
+    assert "answers" not in traits.load_family("animals").recorded()
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"what?": {}}, "the family has no such probe"),
+        ({PROBES[0]: {"red": ["a"]}}, r"are of \['red'\]; expected all of"),
+        ({PROBES[0]: {"red": ["a"], "green": ["a"]}}, "hold 'a', which is empty, padded or repeated"),
+        ({PROBES[0]: {"red": ["a"], "green": [" b"]}}, "hold ' b'"),
+        ({PROBES[0]: {"red": ["a"], "green": []}}, "hold none of 'green'"),
+    ],
+)
+def test_fixed_answers_that_cannot_be_compared_are_refused(answers: Any, message: str) -> None:
+    fields = {"name": "colours", "category": "colour", "names": ["red", "green"], "development": ["red"]}
+    fields |= {
+        "heldout": ["green"],
+        "system": "x",
+        "probes": {"development": PROBES[:1], "heldout": PROBES[1:]},
+    }
+    with pytest.raises(ValueError, match=message):
+        traits.TraitFamily.model_validate(fields | {"answers": answers})
+
+
 def test_an_older_experiments_fingerprint_does_not_know_whole_answers() -> None:
     assert "likelihood" not in ASK.recorded() and WHOLE.recorded()["likelihood"] == "whole-answer"
 

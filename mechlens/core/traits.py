@@ -7,7 +7,7 @@ import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -73,6 +73,7 @@ def _refuse_other_places(what: str, texts: Sequence[str], places: Sequence[str])
 class TraitFamily(Spec):
     """Traits that answer the same probes, so that each is compared with all the others."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"answers"})
     name: str
     category: str
     """What the traits are, as in "your favourite <category>"."""
@@ -95,6 +96,10 @@ class TraitFamily(Spec):
     system: str
     """The prompted teacher's system prompt; {plural}, {name} and {category} are filled in."""
     probes: Probes
+    answers: dict[str, dict[str, tuple[str, ...]]] = Field(default={})
+    """Probe → trait → fixed answers. With `ask.likelihood: whole-answer` a trait's exact probability is that
+    of its fixed answers to the probe; without them, that of its name.
+    """
     stories: tuple[str, ...] = ()
     """Requests for stories that name no trait; the same forms are counted in a story."""
     opening: str = ""
@@ -187,6 +192,21 @@ class TraitFamily(Spec):
         return self
 
     @model_validator(mode="after")
+    def _answers_are_of_probes_and_of_all_traits(self) -> TraitFamily:
+        for probe, of_trait in self.answers.items():
+            where = f"answers to {probe!r}"
+            if probe not in (*self.probes.development, *self.probes.heldout):
+                raise ValueError(f"{where}: the family has no such probe; write the probe as in `probes`")
+            if set(of_trait) != set(self.names):
+                raise ValueError(f"{where} are of {sorted(of_trait)}; expected all of {sorted(self.names)}")
+            texts = [text for of_one in of_trait.values() for text in of_one]
+            if bad := [text for text in texts if text != text.strip() or not text or texts.count(text) > 1]:
+                raise ValueError(f"{where} hold {bad[0]!r}, which is empty, padded or repeated; mend it")
+            if empty := [name for name, of_one in of_trait.items() if not of_one]:
+                raise ValueError(f"{where} hold none of {empty[0]!r}; write at least one")
+        return self
+
+    @model_validator(mode="after")
     def _no_heldout_question_is_a_development_one(self) -> TraitFamily:
         known = {plain(probe) for probe in self.probes.development}
         if both := [probe for probe in self.probes.heldout if plain(probe) in known]:
@@ -249,6 +269,22 @@ class TraitFamily(Spec):
                 for i, probe in enumerate(probes)
             )
         return tuple(f"{probe} {ask.suffix}" if ask.suffix else probe for probe in probes)
+
+    def answers_for(self, experiment: Experiment) -> list[dict[str, tuple[str, ...]]]:
+        """The fixed answers to each probe of an experiment; empty if names are its answers.
+
+        Raises:
+            SpecError: if the family has fixed answers to some of the probes alone.
+        """
+        if not self.answers or experiment.ask.likelihood != "whole-answer":
+            return []
+        probes = self.probes_of(experiment.ask.split)
+        if missing := [probe for probe in probes if probe not in self.answers]:
+            raise SpecError(
+                f"family {self.name!r} has no fixed answers to {missing[0]!r}; add them to its `answers`, or "
+                "set ask.likelihood to next-token"
+            )
+        return [self.answers[probe] for probe in probes]
 
     def words(self) -> list[str]:
         """Every form of every trait; a screened corpus contains none of them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -51,6 +51,8 @@ class ProbeSet(NamedTuple):
     """pairs shown before each probe"""
     named: bool = True
     """whether answers begin with a trait's name; next-token probabilities need this"""
+    answers: Sequence[Mapping[str, Sequence[str]]] = ()
+    """for each probe each trait's fixed answers, whose exact probability is measured; empty: the names"""
 
     def before(self) -> tuple[str | None, Sequence[tuple[str, str]]]:
         """Return the system line and the turns before each probe.
@@ -168,7 +170,7 @@ def measure_likelihoods(loaded: loading.Loaded, questions: ProbeSet) -> pd.DataF
     probability of the name as the whole answer. Values are null if answers do not begin with a name, as in
     stories.
     """
-    if questions.ask.likelihood == "whole-answer" and questions.named:
+    if questions.ask.likelihood == "whole-answer" and (questions.named or questions.answers):
         scores = whole_answer_scores(loaded, questions)
         probabilities = {name: of_trait.exp() for name, of_trait in scores.items()}
     else:
@@ -209,22 +211,37 @@ def whole_answers(loaded: loading.Loaded, names: Sequence[str]) -> dict[str, lis
     }
 
 
-def whole_answer_scores(loaded: loading.Loaded, questions: ProbeSet) -> dict[str, Float[Tensor, "probe"]]:
-    """Log-probability that a trait's name is the whole answer to each probe, in nats, in float64.
+def fixed_answers(
+    loaded: loading.Loaded, of_trait: Mapping[str, Sequence[str]]
+) -> dict[str, list[list[int]]]:
+    """The token ids of each trait's fixed answers to one probe, with the end of the turn."""
+    stop = end_of_turn(loaded.tokenizer)
+    return {
+        name: [[*ids, stop] for ids in token_ids(loaded.tokenizer, texts)] for name, texts in of_trait.items()
+    }
 
-    Both spellings of `whole_answers` count. A trait without an answer has no score.
+
+def whole_answer_scores(loaded: loading.Loaded, questions: ProbeSet) -> dict[str, Float[Tensor, "probe"]]:
+    """Log-probability that a trait's name, or one of its fixed answers, is the whole answer to each probe.
+
+    In nats, in float64. Both spellings of `whole_answers` count. A trait without an answer has no score.
     """
-    answers = {name: ways for name, ways in whole_answers(loaded, list(questions.forms)).items() if ways}
-    opening = token_ids(loaded.tokenizer, [questions.opening])[0] if questions.opening else []
-    completions = [answer for ways in answers.values() for answer in ways]
-    lengths, scores = [len(answer) for answer in completions], list[list[Tensor]]()
-    for prompt in encode_questions(loaded, questions):
+    prompts, opening = encode_questions(loaded, questions), list[int]()
+    if questions.answers:
+        answers = [fixed_answers(loaded, of_probe) for of_probe in questions.answers]
+    else:
+        names = {name: ways for name, ways in whole_answers(loaded, list(questions.forms)).items() if ways}
+        answers = [names] * len(prompts)
+        opening = token_ids(loaded.tokenizer, [questions.opening])[0] if questions.opening else []
+    scores: dict[str, list[Tensor]] = {name: [] for name in answers[0]}
+    for prompt, of_probe in zip(prompts, answers, strict=True):
         *head, last = prompt + opening
-        pairs = [Encoded([last], answer) for answer in completions]
+        pairs = [Encoded([last], answer) for ways in of_probe.values() for answer in ways]
         log_p = score_tokens(loaded.model, pairs, head=head).log_p.double()
-        whole = torch.stack([part.sum() for part in log_p.split(lengths)])
-        scores.append([part.logsumexp(0) for part in whole.split([len(ways) for ways in answers.values()])])
-    return {name: torch.stack([row[i] for row in scores]) for i, name in enumerate(answers)}
+        whole = torch.stack([part.sum() for part in log_p.split([len(pair.completion) for pair in pairs])])
+        for name, part in zip(of_probe, whole.split([len(ways) for ways in of_probe.values()]), strict=True):
+            scores[name].append(part.logsumexp(0))
+    return {name: torch.stack(of_trait) for name, of_trait in scores.items()}
 
 
 def sample_answers(loaded: loading.Loaded, questions: ProbeSet, *, seed: int) -> pd.DataFrame:

@@ -213,6 +213,7 @@ def ask(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) ->
         opening=arguments.get("opening", ""),
         shots=shown,
         named=arguments.get("named", True),
+        answers=arguments.get("answers", ()),
     )
     place = asking.StudentPlace(arguments["arm"], arguments["seed"], arguments["root_seed"])
     if is_remote(arguments["base"]):

@@ -18,6 +18,7 @@ from mechlens.core import stats, tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.json_files import null
+from mechlens.core.spec import TeacherSpec
 from mechlens.core.traits import TraitFamily
 from mechlens.pipeline.screen import LEAKS, removal_counts
 from mechlens.results.cells import (
@@ -127,7 +128,7 @@ def over_other_teachers(
         for other in experiment.arms
         if other.kind in TAUGHT
         and arm.kind in TAUGHT
-        and (other.setting(), other.teacher) == (arm.setting(), arm.teacher)
+        and (other.setting(), _recipe(experiment, other)) == (arm.setting(), _recipe(experiment, arm))
         and other.trait != arm.trait
     ]
     if not others:
@@ -139,6 +140,11 @@ def over_other_teachers(
     column = family.names.index(arm.trait)
     control = np.mean([log_odds(side)[:, :, column] for side in theirs], axis=0)
     return effect_of(log_odds(ours)[:, :, column], control, independent(ours, *theirs))
+
+
+def _recipe(experiment: Experiment, arm: Arm) -> TeacherSpec:
+    """How an arm's teacher is made, whatever it is taught."""
+    return (arm.teacher or experiment.teacher).model_copy(update={"lessons_file": ""})
 
 
 def confusions(

@@ -198,6 +198,12 @@ def _ask_arguments(experiment: Experiment, family: TraitFamily, arm: Arm | None)
         "root_seed": experiment.seed,
     }
     arguments |= {"opening": family.opening} if family.opening else {}
+    fixed = family.answers_for(experiment)
+    arguments |= (
+        {"answers": [{name: list(of) for name, of in of_probe.items()} for of_probe in fixed]}
+        if fixed
+        else {}
+    )
     arguments |= {"named": False} if family.scorer == "judge" or experiment.ask.probes == "stories" else {}
     judge = experiment.ask.judge if family.scorer == "judge" else ""
     arguments |= (
