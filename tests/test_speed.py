@@ -1,8 +1,12 @@
-"""The speed pages' measurements run on a tiny base, name what they time, and refuse a base that is not here."""
+"""The measurements of SPEED.md run on a tiny base, and a base that is not here is refused."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -41,7 +45,8 @@ def test_both_samplers_keep_the_number_grammar() -> None:
     prompts = speed.encoded_prompts(loaded, 3)
     options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": stop, "pad_token_id": stop}
     mask = workloads._GrammarMask(grammar, prompt_width=len(prompts[0]))
-    written = loaded.model.generate(torch.tensor([prompts[0]]), logits_processor=[mask], **options)
+    model = cast(Any, loaded.model)
+    written = model.generate(torch.tensor([prompts[0]]), logits_processor=[mask], **options)
     text = loaded.tokenizer.decode(written[0, len(prompts[0]) :], skip_special_tokens=True)
     ours = workloads.sample_rows(loaded, prompts, new_tokens=12, batch=2, grammar=grammar)
     texts = [text, *loaded.tokenizer.batch_decode(ours)]
@@ -97,3 +102,28 @@ def test_an_absent_base_names_the_command_that_brings_it(
     assert speed.main(["--base", "smollm2-135m"]) == 2
     message = capsys.readouterr().err
     assert "`mechlens fetch smollm2-135m`" in message and message.count("\n") == 1
+
+
+def test_the_gpu_script_runs_a_tiny_shape_on_the_cpu(tmp_path: Path) -> None:
+    script = Path(speed.__file__).with_name("gpu_speed.py")
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(script), "--tiny", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["part"] for row in measured["parts"]] == [
+        "sampling",
+        "alignment",
+        "capture of one site",
+        "capture of every resid_post",
+        "training, LoRA of rank 8",
+    ]
+    assert all(row["tokens_per_second"] > 0 and 0 < row["share_of_peak"] < 1 for row in measured["parts"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+def test_the_gpu_script_needs_a_card() -> None:
+    script = Path(speed.__file__).with_name("gpu_speed.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "--tiny" in done.stderr
