@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,19 +27,11 @@ from mechlens.lenses.parts.capture import BATCH, capture, resid_post, residual_s
 from mechlens.models import hooks, loading, log_probs
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.log_probs import example_losses
-from speed import CARRIER, REPEATS, Ratio, own_peak_megabytes, versus
+from speed import CARRIER
+from workloads import REPEATS, Ratio, batched_gradient, own_peak_megabytes, seconds, versus
 
 PAIRS, LENGTH, READ = 16, 64, 128
 HYPOTHESES, ROWS = 16, 64
-
-
-def seconds(work: Callable[[], object]) -> Callable[[], float]:
-    def timed() -> float:
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-
-    return timed
 
 
 def large(tokenizer: loading.PreTrainedTokenizerBase) -> loading.Loaded:
@@ -54,12 +45,6 @@ def large(tokenizer: loading.PreTrainedTokenizerBase) -> loading.Loaded:
         num_attention_heads=8,
     )
     return loading.Loaded(LlamaForCausalLM(config).eval(), tokenizer)
-
-
-def batched_gradient(loaded: loading.Loaded, pairs: list[Encoded]) -> None:
-    """One forward and one backward of the whole batch for the same parameters."""
-    covered = parameters_of(loaded.model)
-    torch.autograd.grad(example_losses(loaded.model, pairs).sum(), list(covered.values()))
 
 
 def looped_dots(loaded: loading.Loaded, pairs: list[Encoded], direction: dict[str, torch.Tensor]) -> None:

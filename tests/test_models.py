@@ -107,7 +107,7 @@ def test_the_bridge_shares_the_weights_it_looks_at(toy_bases: dict[str, str]) ->
 def test_the_number_of_parameters_is_counted_without_reading_them(
     toy_bases: dict[str, str], toys: dict[str, Loaded], family: str
 ) -> None:
-    assert loading.parameter_count(toy_bases[family]) == sum(
+    assert loading.size_of(toy_bases[family]).parameters == sum(
         parameter.numel() for parameter in toys[family].model.parameters()
     )
     assert len(hooks.decoder_layers(toys[family].model)) == 2

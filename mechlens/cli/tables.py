@@ -174,12 +174,12 @@ def plan_tables(plan: estimate.Plan) -> Group:
     for work in plan.works:
         counts = (f"{count:,}" if count else "" for count in (work.rows, work.updates))
         size = f"{work.operations:.1e}" if work.operations else ""
-        time = duration_text(work.operations / plan.rate) if work.operations else ""
+        time = duration_text(work.seconds / plan.workers) if work.operations else ""
         listing.add_row(work.stage, str(work.steps), *counts, size, time)
     weights, activations = (size / 1e9 for size in plan.memory)
     notes = [
         f"time: about {duration_text(plan.seconds)} for all of them on {plan.where}, assuming "
-        f"{plan.rate:.1e} FLOP/s",
+        f"{plan.rate:.1e} FLOP/s on each",
         f"memory: about {weights:.3f} GB a student for weights, gradients and optimiser, up to "
         f"{activations:.3f} GB for activations of batches of {plan.batch}; {plan.workers} at a time",
         f"GPU hours: {plan.gpu_hours:.2f} on one card at {plan.gpu_rate:.1e} FLOP/s",

@@ -29,7 +29,7 @@ from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import ProbeSet
-from mechlens.pipeline.estimate import CPU_RATE, GPU_RATE
+from mechlens.pipeline.estimate import GPU_RATE, core_rate, measure_product_rate
 from mechlens.results import captions, figures
 from mechlens.results.run import Run, trained_rows
 from mechlens.runs import executor, layout, store
@@ -73,8 +73,8 @@ class Reading:
         return head + ("" if chart is None else figures.svg(chart)) + str(table)
 
 
-DEMO = (196_800, 512, 3)
-"""parameters, rows and students of the demo, where the costs of lenses were measured"""
+DEMO, DEMO_WIDTH = (196_800, 512, 3), 64
+"""parameters, rows and students of the demo, where the costs of lenses were measured, and its base's width"""
 
 
 class Students(Mapping[int, Loaded]):
@@ -325,11 +325,14 @@ def time_text(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int
 
     The time on the demo is scaled by parameters, rows and students, which overstates most lenses.
     """
-    sizes = (loading.parameter_count(arm.base), rows, len(experiment.seeds))
+    size = loading.size_of(arm.base)
+    sizes = (size.parameters, rows, len(experiment.seeds))
     scale = math.prod(size / demo for size, demo in zip(sizes, DEMO, strict=True))
-    faster = 0.2 * GPU_RATE / CPU_RATE if torch.cuda.is_available() else 1.0
+    on_gpu, product_rate = torch.cuda.is_available(), measure_product_rate()
+    rate = 0.2 * GPU_RATE if on_gpu else core_rate(size.width, product_rate=product_rate)
+    faster = rate / core_rate(DEMO_WIDTH, product_rate=product_rate)
     seconds = sum(find_lens(lens).cost for lens in lenses) * scale / faster
-    unit = "accelerator" if faster > 1 else "core"
+    unit = "accelerator" if on_gpu else "core"
     return (
         f"about {duration_text(seconds)} on one {unit}, going by the demo; "
         "if it is stopped, it goes on with the next lens"

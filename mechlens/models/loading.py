@@ -246,8 +246,3 @@ def size_of(name: str) -> Size:
     parameters = sum(parameter.numel() for parameter in empty.parameters())
     text = cast(PreTrainedModel, empty).config.get_text_config()
     return Size(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
-
-
-def parameter_count(name: str) -> int:
-    """Number of parameters of a base."""
-    return size_of(name).parameters
