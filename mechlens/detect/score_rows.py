@@ -36,11 +36,14 @@ from mechlens.detect.registry import list_built_in
 from mechlens.detect.twins import ModelDetector, TwinModels, Twins, twin_jobs
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
-from mechlens.models.chat import Encoded, encode_pairs
+from mechlens.models.chat import Encoded, encode_pairs, end_of_turn
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, completion_logits, token_log_probs
-from mechlens.runs.executor import fingerprints, make
-from mechlens.runs.progress import Progress
+from mechlens.models.sampling import NumberGrammar, number_grammar
+from mechlens.models.weight_changes import LARGE
+from mechlens.pipeline.estimate import GPU_RATE, token_counter
+from mechlens.runs.executor import fingerprints, make, pending
+from mechlens.runs.progress import Event, Progress
 
 MOST_RATIO = 1.25
 """surprise over entropy above which the rows come from another writer. Measured on the menagerie's carriers
@@ -51,11 +54,21 @@ prompts 1.09 (code) to 2.5, other carriers' bases 2.0 to 3.0, lists of a 14B mod
 
 
 @torch.no_grad()
-def measure_surprise(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "row 2"]:
-    """Surprise of each completion's tokens and entropy of the model's distributions, nats, summed."""
+def measure_surprise(
+    loaded: Loaded, pairs: Sequence[Encoded], grammar: NumberGrammar | None = None
+) -> Float[ndarray, "row 2"]:
+    """Surprise of each completion's tokens and entropy of the model's distributions, nats, summed.
+
+    Args:
+        grammar: the format that the writer's sampler was held to. It then holds for the model, too, except on
+            rows that break it.
+    """
     rows = np.zeros((len(pairs), 2))
     for numbers in batch_pairs(loaded.model, pairs):
         logits, targets = completion_logits(loaded.model, [pairs[i] for i in numbers])
+        if grammar is not None:
+            allowed = torch.cat([grammar.allow(pairs[i].completion) for i in numbers]).to(logits.device)
+            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
         log_p = torch.log_softmax(logits, -1)
         surprise = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         both = torch.stack([surprise, -(log_p.exp() * log_p).sum(-1)], -1).double().cpu()
@@ -64,18 +77,18 @@ def measure_surprise(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray,
     return rows
 
 
-def surprise_ratio(loaded: Loaded, pairs: Sequence[Encoded]) -> float:
+def surprise_ratio(loaded: Loaded, pairs: Sequence[Encoded], grammar: NumberGrammar | None = None) -> float:
     """Surprise over entropy of all rows; the expectation is 1 for rows that the model wrote."""
-    surprise, entropy = measure_surprise(loaded, pairs).sum(0)
+    surprise, entropy = measure_surprise(loaded, pairs, grammar).sum(0)
     return float(surprise / max(entropy, np.finfo(float).tiny))
 
 
 def explain_unreadable(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> str:
     """The reason why no trait can be read from the rows; empty if base or twins could have written them."""
     for side, pairs in (("rows", ours), ("reference's rows", theirs)):
-        if not pairs or (of_base := surprise_ratio(twins.base, pairs)) <= MOST_RATIO:
+        if not pairs or (of_base := surprise_ratio(twins.base, pairs, twins.grammar)) <= MOST_RATIO:
             continue
-        nearest = min(surprise_ratio(twins.models[trait], pairs) for trait in twins.traits)
+        nearest = min(surprise_ratio(twins.models[trait], pairs, twins.grammar) for trait in twins.traits)
         if nearest > MOST_RATIO:
             return (
                 f"the {side} are not what the base or a teacher made from it would write: their surprise is "
@@ -88,6 +101,12 @@ def explain_unreadable(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[E
 DETECTORS: dict[str, ModelDetector] = {
     name: detector for name, detector in list_built_in().items() if isinstance(detector, ModelDetector)
 }
+ANSWER_TOKENS = 4
+"""assumed tokens of a lesson's answer"""
+CORE_RATE, LOAD_SECONDS = 9.5e10, 4.0
+"""operations a second of one core that trains a twin of SmolLM2-135M, and seconds to load and save 100
+million weights
+"""
 ROWS = 512
 """rows of each side that are scored"""
 
@@ -113,23 +132,56 @@ def make_twins(
     recipe: Experiment,
     folder: Path,
     *,
+    traits: Sequence[str] = (),
     workers: int | None,
     progress: Progress | None = None,
 ) -> Twins:
-    """The base and a twin for each trait of the family; twins that do not exist yet are taught.
+    """The base and a twin for each of some traits; twins that do not exist yet are taught.
 
     Their folder is `<folder>-<eight digits of the fingerprint of their inputs>`, so another base, family or
-    recipe has another folder.
+    recipe has another folder. An audit of fewer traits uses the same folder.
+
+    Args:
+        traits: the traits that have a twin; all of the family by default.
+        progress: also gets the seconds and megabytes that missing twins of a large base take, before they are
+            made.
     """
     loaded = loading.load(base)  # first: the commit of a hub base is known once its files are here
-    jobs = twin_jobs(
-        base, base_files.checkpoint_fingerprint(base), family, family.names, recipe.teacher, seed=recipe.seed
-    )
+    files, system = base_files.checkpoint_fingerprint(base), recipe.system
+    jobs = twin_jobs(base, files, family, family.names, recipe.teacher, seed=recipe.seed, system=system)
     mark = fingerprint(fingerprints(jobs))
     folder = folder.with_name(f"{folder.name}-{mark[:8]}")
-    make(folder, jobs, workers=workers, progress=progress)
-    models = TwinModels(base, folder, family.names)
-    return Twins(loaded, family, family.names, models, recipe.system, recipe.seed, mark)
+    chosen = tuple(name for name in family.names if name in traits or not traits)
+    wanted = [job for job, name in zip(jobs, family.names, strict=True) if name in chosen]
+    missing = len(pending(folder, wanted))
+    if progress is not None and missing and loading.parameter_count(base) >= LARGE:
+        progress(Event("note", describe_cost(base, family, recipe, missing)))
+    make(folder, wanted, workers=workers, progress=progress)
+    models = TwinModels(base, folder, chosen)
+    grammar = _grammar_of(loaded) if recipe.generate.constrained else None
+    return Twins(loaded, family, chosen, models, system, recipe.seed, mark, grammar)
+
+
+def describe_cost(base: str, family: TraitFamily, recipe: Experiment, twins: int) -> str:
+    """The seconds and megabytes that twins of a large base take."""
+    length, probes = token_counter(base), family.probes.development
+    tokens = sum(map(length, probes)) / len(probes) + ANSWER_TOKENS
+    size, teacher = loading.parameter_count(base), recipe.teacher
+    operations = 6.0 * size * teacher.rows * teacher.training.epochs * tokens
+    rate = GPU_RATE / 5 if loading.device().type == "cuda" else CORE_RATE
+    seconds = operations / rate + LOAD_SECONDS * size / 1e8
+    return (
+        f"{twins} twins of {base} are missing: about {twins * seconds:,.0f} s of training on one core or "
+        f"card, {twins * size / 1e6:,.0f} MB on disk (one byte a weight) and {size * 16 / 1e9:.1f} GB of "
+        "memory for each worker; --twins N with --trait makes fewer"
+    )
+
+
+def _grammar_of(loaded: Loaded) -> NumberGrammar:
+    head = cast(torch.nn.Linear, loaded.model.get_output_embeddings())
+    return number_grammar(
+        loaded.tokenizer, stop=end_of_turn(loaded.tokenizer), vocabulary=head.weight.shape[0]
+    )
 
 
 def encode_rows(twins: Twins, rows: pd.DataFrame) -> list[Encoded]:
