@@ -75,16 +75,6 @@ class NumberGrammar(NamedTuple):
     following: Int[Tensor, "state vocab"]
     """the state after each token, -1 where the token is not allowed"""
 
-    def allow(self, tokens: Sequence[int]) -> Bool[Tensor, "token vocab"]:
-        """Which tokens the format allows at each place of a text; all if the text breaks the format."""
-        places, state = [], 0
-        for token in tokens:
-            places.append(state)
-            state = int(self.following[state, token])
-            if state < 0:
-                return torch.ones(len(tokens), self.following.shape[1], dtype=torch.bool)
-        return self.following[places] >= 0
-
     def whole(self, tokens: list[int], *, stop: int) -> list[int]:
         """Cut a text back to where it may end, so that it has no separator at the end."""
         state = end = 0
