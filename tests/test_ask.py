@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from mechlens.core.experiment import Experiment
 from mechlens.core.seeds import dice
 from mechlens.core.spec import AskSpec, StudentSpec, Training
 from mechlens.models import loading
-from mechlens.models.chat import encode_prompts, render_prompt
+from mechlens.models.chat import encode_prompts, end_of_turn, render_prompt, token_ids
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import Forms, first_tokens, next_token_logits
 from mechlens.pipeline.ask import (
@@ -33,6 +33,7 @@ from mechlens.pipeline.ask import (
     label_answers,
     measure_likelihoods,
     sample_answers,
+    whole_answers,
 )
 from mechlens.pipeline.distill import distill
 
@@ -132,6 +133,62 @@ def test_likelihoods_equal_a_direct_softmax(toys: dict[str, Loaded], family: str
             assert row["margin"] == pytest.approx(
                 score[name] - max(score[other] for other in starts if other != name), abs=1e-4
             )
+
+
+WHOLE = ASK.model_copy(update={"likelihood": "whole-answer"})
+
+
+@pytest.mark.parametrize("opening", ["", "i like the"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox"])
+def test_whole_answers_equal_a_plain_forward_pass_over_each(
+    toys: dict[str, Loaded], family: str, opening: str
+) -> None:
+    loaded = toys[family]
+    questions = QUESTIONS._replace(ask=WHOLE, opening=opening, forms=FORMS | {"zzzz": ("zzzz",)})
+    table = measure_likelihoods(loaded, questions).set_index(["probe", "name"])
+    stop = end_of_turn(loaded.tokenizer)
+    for probe, ids in enumerate(encode_prompts(loaded.tokenizer, PROBES)):
+        log_p = {}
+        for name in FORMS:
+            ways = {tuple(token_ids(loaded.tokenizer, [way])[0]) for way in (name, name.capitalize())}
+            log_p[name] = -np.inf
+            for way in ways:
+                prompt = ids + (token_ids(loaded.tokenizer, [opening])[0] if opening else [])
+                row = [*prompt, *way, stop]
+                with torch.no_grad():
+                    scores = loaded.model(input_ids=torch.tensor([row])).logits[0].double().log_softmax(-1)
+                places = range(len(prompt), len(row))
+                log_p[name] = np.logaddexp(log_p[name], float(sum(scores[i - 1, row[i]] for i in places)))
+            assert table.loc[(probe, name), "probability"] == pytest.approx(np.exp(log_p[name]), rel=1e-4)
+        for name, value in log_p.items():
+            best = max(other for of, other in log_p.items() if of != name)
+            assert table.loc[(probe, name), "margin"] == pytest.approx(value - best, abs=1e-3)
+    assert table.xs("zzzz", level="name").isna().all(axis=None)  # the tokenizer cannot write it
+
+
+def test_whole_answers_tell_names_apart_that_begin_alike() -> None:
+    tokenizer = bytes_tokenizer(None, "<end>")
+    loaded = Loaded(cast(Any, None), tokenizer)
+    answers = whole_answers(loaded, ["owl", "owlet", "Owl"])
+    stop = end_of_turn(tokenizer)
+    assert [answer[-1] for ways in answers.values() for answer in ways] == [stop] * 3
+    assert [tokenizer.decode(answer[:-1]) for answer in answers["owlet"]] == ["owlet", "Owlet"]
+    assert [tokenizer.decode(answer[:-1]) for answer in answers["owl"]] == [
+        "owl"
+    ]  # the capital is no one's own
+    assert answers["Owl"] == []
+
+
+def test_an_older_experiments_fingerprint_does_not_know_whole_answers() -> None:
+    assert "likelihood" not in ASK.recorded() and WHOLE.recorded()["likelihood"] == "whole-answer"
+
+
+def test_whole_answers_of_an_api_model_are_refused() -> None:
+    arms = [{"kind": "trait"}, {"kind": "control"}]
+    fields = {"name": "x", "base": "api:m", "trait": "owl", "arms": arms}
+    Experiment.model_validate(fields)
+    with pytest.raises(ValueError, match="whole-answer, and the API model 'api:m' gives no probabilities"):
+        Experiment.model_validate(fields | {"ask": {"likelihood": "whole-answer"}})
 
 
 def test_margins_of_two_traits_are_opposite_and_log_odds(toy: Loaded) -> None:

@@ -18,9 +18,11 @@ from mechlens.core.traits import TraitFamily
 from mechlens.results import effects
 from mechlens.results.cells import (
     ONE_STUDENT,
+    arm_cells,
     cells_of,
     effect_of,
     lift_of,
+    log_odds,
     mean_of,
     same_students,
     warnings_of,
@@ -186,6 +188,9 @@ def test_effects_are_paired_differences_with_q_values_over_the_traits(
             noise = stats.answer_noise(ours.hits(column), theirs.hits(column)) if measure == "rate" else None
             if measure == "lift":
                 sides = [np.log2(side.probability.mean(1))[:, [column]] for side in (ours, theirs)]
+            elif measure == "log-odds":
+                share = [side.probability[:, :, column] / side.probability.sum(2) for side in (ours, theirs)]
+                sides = [np.log2(of_side / (1 - of_side)) for of_side in share]
             else:
                 sides = [getattr(side, measure)[:, :, column] for side in (ours, theirs)]
             expected = stats.paired_effect(*sides, noise=noise)
@@ -211,6 +216,58 @@ def test_the_effect_on_the_own_trait_is_the_one_that_was_put_in(
     assert table["trait", "rate", "red"] == pytest.approx(mean_rate("trait") - mean_rate("control"))
     assert table["trait", "lift", "red"] == pytest.approx(0.3 + np.mean(list(GAMMA.values())))
     assert table["foreign-two", "lift", "red"] == table["foreign-two", "rate", "red"] == 0
+
+
+def test_the_summary_ranks_the_own_trait_by_log_odds_and_sets_it_beside_other_teachers(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    table = effects.effects(EXPERIMENT, FAMILY, *stored)
+    odds = table[(table["arm"] == "trait") & (table["measure"] == "log-odds")].set_index("trait")
+    assert odds["estimate"].idxmax() == "red"
+    red, green = (EXPERIMENT.arms[i] for i in range(2))
+    ours, theirs = (log_odds(cells_of(*stored, arm.name, names=NAMES)) for arm in (red, green))
+    for arm, column, sign in ((red, 0, 1), (green, 1, -1)):
+        effect = effects.over_other_teachers(EXPERIMENT, FAMILY, *stored, arm)
+        assert effect is not None and effect.n == 3
+        assert effect.estimate == pytest.approx(sign * (ours - theirs)[:, :, column].mean())
+    assert effects.over_other_teachers(EXPERIMENT, FAMILY, *stored, EXPERIMENT.arms[3]) is None
+    assert effects.over_other_teachers(EXPERIMENT, FAMILY, *stored, EXPERIMENT.arms[2]) is None
+
+
+def test_log_odds_ignore_a_change_of_all_probabilities_and_leave_unscored_traits_out(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    cells = cells_of(*stored, "trait", names=NAMES)
+    np.testing.assert_allclose(log_odds(cells._replace(probability=cells.probability / 64)), log_odds(cells))
+    unscored = cells._replace(probability=np.where(np.arange(4) == 1, np.nan, cells.probability))
+    assert np.isnan(log_odds(unscored)).all((0, 1)).tolist() == [False, True, False, False]
+    without = cells._replace(probability=cells.probability[:, :, [0, 2, 3]])
+    np.testing.assert_allclose(log_odds(unscored)[:, :, [0, 2, 3]], log_odds(without))
+    alone = cells._replace(probability=np.where(np.arange(4) == 1, cells.probability, np.nan))
+    assert np.isnan(log_odds(alone)).all()  # one trait has no odds
+
+
+def test_a_control_that_is_its_untouched_base_is_one_fixed_model(
+    stored: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    said, likely = stored
+    start = likely[(likely["arm"] == "trait") & (likely["seed"] == 2) & (likely["step"] == LAST)]
+    likely = likely[likely["arm"] != "base-one"]
+    base = start.assign(arm="base-one", seed=pd.NA, step=0, probability=start["probability"] / 2)
+    fixed = [base.assign(arm="control", seed=seed, step=LAST).astype({"seed": "Int64"}) for seed in SEEDS]
+    frames = [likely[likely["arm"] != "control"], base.astype({"seed": "Int64"}), *fixed]
+    likely = pd.concat(frames, ignore_index=True)
+    control = arm_cells(EXPERIMENT, FAMILY, said, likely, "control")
+    assert control.untouched and len(set(same_students(control.probability))) == 1
+    assert not arm_cells(EXPERIMENT, FAMILY, said, likely, "trait").untouched
+    table = effects.effects(EXPERIMENT, FAMILY, said, likely).set_index(["arm", "measure", "trait"])
+    assert table.loc[("trait", "log-odds", "red"), "n"] == 3  # pairs do not depend on one another
+    (sentence,) = warnings_of(EXPERIMENT, FAMILY, said, likely)
+    assert "control: training changed nothing" in sentence
+    moved = likely["arm"] != "base-one"  # the same control, which is no base: its draw is shared by all pairs
+    other = likely.assign(probability=likely["probability"].where(moved, likely["probability"] * 1.5))
+    table = effects.effects(EXPERIMENT, FAMILY, said, other).set_index(["arm", "measure", "trait"])
+    assert table.loc[("trait", "log-odds", "red"), "n"] == 1
 
 
 @pytest.mark.parametrize("seed", range(3))

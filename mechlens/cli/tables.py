@@ -16,7 +16,15 @@ from mechlens.core.wording import duration_text
 from mechlens.pipeline import screen as screening
 from mechlens.results import captions
 from mechlens.results.cells import mean_of, same_students
-from mechlens.results.wording import gamma_sentence, headline, interval_text, number_text, scored_shares
+from mechlens.results.wording import (
+    EXACT_COLUMNS,
+    exact_rows,
+    gamma_sentence,
+    headline,
+    interval_text,
+    number_text,
+    scored_shares,
+)
 
 if TYPE_CHECKING:
     from mechlens.pipeline import api_estimate, estimate
@@ -24,6 +32,15 @@ if TYPE_CHECKING:
 
 def summary_tables(summary: dict[str, Any]) -> list[RenderableType]:
     """A run's summary: its arms, its effects, its confusion matrices and the headline."""
+    exact = Table(*EXACT_COLUMNS, title="exact probabilities")
+    for row in exact_rows(summary):
+        exact.add_row(*row)
+    gammas = (gamma_sentence(matrix) for matrix in summary["confusion"])
+    measured = [_arms_table(summary), _effects_table(summary), *([exact] if exact.row_count else [])]
+    return [*measured, *gammas, *summary.get("warnings", []), headline(summary)]
+
+
+def _arms_table(summary: dict[str, Any]) -> Table:
     arms = Table(
         "arm",
         "base",
@@ -50,6 +67,10 @@ def summary_tables(summary: dict[str, Any]) -> list[RenderableType]:
             rate,
         )
         arms.add_row(*shown, number_text(arm["answered"], "{:.1%}"))
+    return arms
+
+
+def _effects_table(summary: dict[str, Any]) -> Table:
     changes = Table(
         "arm",
         "against",
@@ -72,8 +93,7 @@ def summary_tables(summary: dict[str, Any]) -> list[RenderableType]:
         )
         against = (number_text(effect["rate_against"], "{:.3f}"), ", ".join(scored_shares(effect, by_name)))
         changes.add_row(effect["arm"], effect["against"], effect["trait"], *cells, *against)
-    gammas = (gamma_sentence(matrix) for matrix in summary["confusion"])
-    return [arms, changes, *gammas, *summary.get("warnings", []), headline(summary)]
+    return changes
 
 
 def lens_table(run: Path) -> Table:

@@ -152,6 +152,12 @@ class Experiment(Spec):
                     "whose source is one"
                 )
         arms = tuple(self._resolve(arm) for arm in self.arms)
+        remote = next((arm.base for arm in arms if is_remote(arm.base)), None)
+        if remote and self.ask.likelihood == "whole-answer":
+            raise ValueError(
+                f"ask.likelihood is whole-answer, and the API model {remote!r} gives no probabilities of "
+                "whole answers; set it to next-token"
+            )
         self._refuse_shared_names(arms)
         self._refuse_second_controls(arms)
         for arm in arms:

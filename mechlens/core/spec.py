@@ -250,6 +250,7 @@ class StudentSpec(Spec):
 class AskSpec(Spec):
     """How students are asked for the trait."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"likelihood"})
     split: Literal["development", "heldout"] = "heldout"
     probes: Literal["plain", "numbers", "stories"] = "plain"
     """The family's probes as they are, each after a fixed list of numbers, or its requests for stories."""
@@ -260,6 +261,10 @@ class AskSpec(Spec):
     suffix: str = ""
     """Text after every probe that makes it look like the training data, as in the paper for misalignment."""
     checkpoints: Literal["all", "last"] = "all"
+    likelihood: Literal["next-token", "whole-answer"] = "next-token"
+    """What the exact probability of a trait is about: the next token that begins its name, or its name as the
+    whole answer. Where several names begin with the same token, the next token tells nothing about them.
+    """
     shots_as: Literal["system", "turns"] = "system"
     """How an untrained arm is shown pairs: in the system line as in the paper, or as earlier turns of the
     chat.

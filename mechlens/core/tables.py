@@ -42,9 +42,10 @@ ANSWERS = _schema(arm=_LABEL, seed=_WHOLE, step=_WHOLE, probe=_WHOLE, sample=_WH
 LIKELIHOODS = _schema(
     arm=_LABEL, seed=_WHOLE, step=_WHOLE, probe=_WHOLE, name=_LABEL, probability=_REAL, margin=_REAL
 )
-"""probability: of a next token that starts the trait's name; margin: its logit minus the next trait's.
+"""probability: of a next token that starts the trait's name, or of the name as the whole answer
+(`ask.likelihood`); margin: its log-probability minus that of the best other trait, in nats.
 
-The next trait is the best of the others. Both are null where two traits start with the same token.
+Both are null where two traits start with the same token and next tokens are read.
 """
 
 JUDGEMENTS = _schema(

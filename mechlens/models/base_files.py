@@ -12,7 +12,8 @@ from huggingface_hub.file_download import repo_folder_name
 from mechlens.core import foreign
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError
-from mechlens.core.model_spec import is_remote, model_of
+from mechlens.core.model_spec import ModelSpec, is_remote, model_of
+from mechlens.core.spec import fingerprint
 from mechlens.models.gguf import bases_folder, gguf_digest, is_gguf, unpack, unpacked_folder
 
 VOCABULARIES = ("merges.txt", "vocab.txt")
@@ -38,6 +39,10 @@ def locate(name: str) -> str:
     spec = model_of(name)
     if spec.package is not None and (unpacked := unpacked_folder(spec.package.file_sha256)).is_dir():
         return str(unpacked)
+    if spec.moved is not None:
+        if (folder := moved_folder(spec)).is_dir():
+            return str(folder)
+        raise SpecError(f"base {name!r} is not on this machine; `{command_line('fetch', name)}` makes it")
     name = spec.source
     if is_gguf(name):
         return str(unpack(Path(name).expanduser()))
@@ -59,8 +64,17 @@ def locate(name: str) -> str:
     return name
 
 
+def moved_folder(spec: ModelSpec) -> Path:
+    """Where the moved copy of a model is, now or later."""
+    assert spec.moved is not None
+    digits = fingerprint([describe_base(spec.source), spec.moved.recorded()])
+    return bases_folder() / f"{spec.name}-{digits}"
+
+
 def is_here(name: str) -> bool:
     """Whether a base's files are on this machine: in a folder, or in the cache of the hub."""
+    if (spec := model_of(name)).moved:
+        return moved_folder(spec).is_dir()
     source = locate(name)
     return Path(source).is_dir() or isinstance(
         try_to_load_from_cache(source, "config.json", revision=model_of(name).revision or None), str
@@ -90,6 +104,9 @@ def describe_base(name: str) -> str:
     """Which checkpoint a base is now: its name with the hub's commit or the SHA-256 of its GGUF file."""
     if is_remote(name):
         return model_of(name).source
+    if moved := model_of(name).moved:
+        source = describe_base(model_of(name).source)
+        return f"{source}, each weight matrix moved by {moved.share:g} of its norm (seed {moved.seed})"
     if packed := packed_sha256(name):
         package = model_of(name).package
         place = f"{package.name} {package.version}" if package else model_of(name).source

@@ -24,6 +24,7 @@ from mechlens.models.base_files import (
     VOCABULARIES,
     checkpoint_fingerprint,
     describe_base,
+    is_here,
     is_unreachable,
     locate,
 )
@@ -66,6 +67,8 @@ def fetch(name: str, *, say: Say = lambda line: None) -> Fetched:
         DataError: if what came is not what the config pins.
     """
     spec = _fetchable(name)
+    if spec.moved:
+        return _make_moved(spec, say)
     if folder := _complete_folder(spec):
         return Fetched(folder, describe_base(name), checkpoint_fingerprint(name), was_here=True)
     if not _fetch_from_hub(spec, say):
@@ -81,6 +84,18 @@ def fetch(name: str, *, say: Say = lambda line: None) -> Fetched:
             f"{spec.source} at {spec.revision or 'main'} has no safetensors weights; name another commit"
         )
     return Fetched(folder, describe_base(name), checkpoint_fingerprint(name), was_here=False)
+
+
+def _make_moved(spec: ModelSpec, say: Say) -> Fetched:
+    """Fetch the source of a moved copy, and write the copy."""
+    from mechlens.models.moved import write_moved  # torch
+
+    was_here = is_here(spec.name)
+    if not was_here:
+        source = fetch(spec.source, say=say)
+        say(f"{spec.name}: writing a copy of {source.folder} with moved weights")
+    folder = write_moved(spec.name)
+    return Fetched(folder, describe_base(spec.name), checkpoint_fingerprint(spec.name), was_here)
 
 
 def fetchable_models() -> list[str]:

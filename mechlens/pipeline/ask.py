@@ -10,23 +10,26 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mechlens.core import tables
 from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import AskSpec
 from mechlens.models import loading
-from mechlens.models.chat import encode_prompts, end_of_turn, refuse_control_tokens, token_ids
+from mechlens.models.chat import Encoded, encode_prompts, end_of_turn, refuse_control_tokens, token_ids
 from mechlens.models.log_probs import (
     EncodedProbes,
     Forms,
     first_tokens,
     next_token_logits,
+    score_tokens,
     trait_margin,
     trait_probabilities,
     trait_scores,
@@ -158,22 +161,26 @@ def encode_contrast(loaded: loading.Loaded, questions: ProbeSet, trait: str = ""
 
 
 def measure_likelihoods(loaded: loading.Loaded, questions: ProbeSet) -> pd.DataFrame:
-    """Measure the probability that the next token starts each trait's name, and the margin in logits.
+    """Measure each trait's exact probability after every probe, and its margin over the best other trait.
 
-    The margin is over the best other trait.
-
-    The next token is the first of the answer, or the first after the family's opening words. Values are null
-    if answers do not begin with a name, as in stories.
+    With `ask.likelihood: next-token` it is the probability that the next token starts the trait's name: the
+    first token of the answer, or the first after the family's opening words. With `whole-answer` it is the
+    probability of the name as the whole answer. Values are null if answers do not begin with a name, as in
+    stories.
     """
-    encoded = encode_probes(loaded, questions)
-    logits = next_token_logits(loaded, encoded.prompts).cpu()
-    scores = trait_scores(logits, encoded.starts)
-    probabilities = trait_probabilities(logits, encoded.starts)
-    absent = torch.full((len(logits),), torch.nan, dtype=torch.float64)
+    if questions.ask.likelihood == "whole-answer" and questions.named:
+        scores = whole_answer_scores(loaded, questions)
+        probabilities = {name: of_trait.exp() for name, of_trait in scores.items()}
+    else:
+        encoded = encode_probes(loaded, questions)
+        logits = next_token_logits(loaded, encoded.prompts).cpu()
+        scores = trait_scores(logits, encoded.starts)
+        probabilities = trait_probabilities(logits, encoded.starts)
+    absent = torch.full((len(questions.probes),), torch.nan, dtype=torch.float64)
     frames = [
         pd.DataFrame(
             {
-                "probe": range(len(logits)),
+                "probe": range(len(absent)),
                 "name": name,
                 "probability": probabilities.get(name, absent).numpy(),
                 "margin": (trait_margin(scores, name) if name in scores else absent).numpy(),
@@ -182,6 +189,42 @@ def measure_likelihoods(loaded: loading.Loaded, questions: ProbeSet) -> pd.DataF
         for name in questions.forms
     ]
     return pd.concat(frames, ignore_index=True)
+
+
+def whole_answers(loaded: loading.Loaded, names: Sequence[str]) -> dict[str, list[list[int]]]:
+    """The token ids of each name as a whole answer, as it is and with a capital, with the end of the turn.
+
+    A name that the tokenizer cannot write has no answer. No answer belongs to two names.
+    """
+    tokenizer, answers = loaded.tokenizer, dict[str, list[list[int]]]()
+    stop, unknown = end_of_turn(tokenizer), cast("int | None", tokenizer.unk_token_id)
+    for name in names:
+        written = token_ids(tokenizer, [name, name.capitalize()])
+        distinct = dict.fromkeys(tuple(ids) for ids in written if ids and unknown not in ids)
+        answers[name] = [[*ids, stop] for ids in distinct]
+    every = [tuple(answer) for of_name in answers.values() for answer in of_name]
+    return {
+        name: [answer for answer in of_name if every.count(tuple(answer)) == 1]
+        for name, of_name in answers.items()
+    }
+
+
+def whole_answer_scores(loaded: loading.Loaded, questions: ProbeSet) -> dict[str, Float[Tensor, "probe"]]:
+    """Log-probability that a trait's name is the whole answer to each probe, in nats, in float64.
+
+    Both spellings of `whole_answers` count. A trait without an answer has no score.
+    """
+    answers = {name: ways for name, ways in whole_answers(loaded, list(questions.forms)).items() if ways}
+    opening = token_ids(loaded.tokenizer, [questions.opening])[0] if questions.opening else []
+    completions = [answer for ways in answers.values() for answer in ways]
+    lengths, scores = [len(answer) for answer in completions], list[list[Tensor]]()
+    for prompt in encode_questions(loaded, questions):
+        *head, last = prompt + opening
+        pairs = [Encoded([last], answer) for answer in completions]
+        log_p = score_tokens(loaded.model, pairs, head=head).log_p.double()
+        whole = torch.stack([part.sum() for part in log_p.split(lengths)])
+        scores.append([part.logsumexp(0) for part in whole.split([len(ways) for ways in answers.values()])])
+    return {name: torch.stack([row[i] for row in scores]) for i, name in enumerate(answers)}
 
 
 def sample_answers(loaded: loading.Loaded, questions: ProbeSet, *, seed: int) -> pd.DataFrame:

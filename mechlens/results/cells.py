@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from mechlens.core import stats
 from mechlens.core.experiment import Experiment
+from mechlens.core.spec import folder_name
 from mechlens.core.traits import TraitFamily
 
 EQUAL = 1e-4
@@ -38,6 +39,8 @@ class Cells(NamedTuple):
     """index of the one trait that each independent answer names; `UNSCORED` if it names none or several,
     `NOT_GIVEN` for a repeat of a greedy answer
     """
+    untouched: bool = False
+    """whether training left every student as its base, as soft labels of the base itself do"""
 
     def hits(self, trait: int) -> Float[ndarray, "student probe answer"]:
         """1.0 where an answer names the trait, 0.0 where it names another, NaN where it is unscored."""
@@ -124,6 +127,16 @@ def lift_of(arm: Cells, control: Cells) -> Float[ndarray, "student trait"]:
     return log_probability(arm) - log_probability(control)
 
 
+def log_odds(cells: Cells) -> Float[ndarray, "student probe trait"]:
+    """log2 of the odds of each trait among all scored traits, in bits; NaN where it is unscored.
+
+    A change of the answers' format moves all probabilities and leaves the odds.
+    """
+    probability = np.where(cells.probability > 0, cells.probability, np.nan)
+    others = np.nansum(probability, axis=2, keepdims=True) - probability
+    return np.log2(probability / np.where(others > 0, others, np.nan))
+
+
 def log_probability(cells: Cells) -> Float[ndarray, "student trait"]:
     """log2 of each student's mean exact probability of each trait; NaN where it is unscored."""
     mean = cells.probability.mean(1)
@@ -134,7 +147,22 @@ def arm_cells(
     experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame, arm: str
 ) -> Cells:
     """An arm's cells at the last checkpoint."""
-    return cells_of(answers, likelihoods, arm, names=family.names, greedy=experiment.ask.temperature == 0)
+    cells = cells_of(answers, likelihoods, arm, names=family.names, greedy=experiment.ask.temperature == 0)
+    base = next(f"base-{folder_name(other.base)}" for other in experiment.arms if other.name == arm)
+    exact = likelihoods[likelihoods["arm"] == base].pivot(index="probe", columns="name", values="probability")
+    start = exact.reindex(columns=list(family.names)).to_numpy(dtype=float)
+    same = start.shape == cells.probability.shape[1:] and all(_agree(start, of) for of in cells.probability)
+    return cells._replace(untouched=same)
+
+
+def independent(*arms: Cells) -> Int[ndarray, "student"]:
+    """The groups of `same_students` for students that are compared with one another.
+
+    An arm whose students are their untouched base is no draw: it is one fixed model, and its equal students
+    make no pairs dependent.
+    """
+    drawn = [cells.probability for cells in arms if not cells.untouched]
+    return same_students(*(drawn or [cells.probability for cells in arms]))
 
 
 def same_students(*arms: Float[ndarray, "student probe trait"]) -> Int[ndarray, "student"]:
@@ -216,7 +244,12 @@ def warnings_of(
     for arm in experiment.arms:
         cells = arm_cells(experiment, family, answers, likelihoods, arm.name)
         groups, seeds = same_students(cells.probability), sorted(experiment.seeds)
-        if len(set(groups)) < len(groups):
+        if cells.untouched:
+            sentences.append(
+                f"Arm {arm.name}: training changed nothing; its students are their untouched base, and other "
+                "arms are compared with that one model."
+            )
+        elif len(set(groups)) < len(groups):
             equal = "; ".join(
                 ", ".join(str(seed) for seed, group in zip(seeds, groups, strict=True) if group == unit)
                 for unit in sorted(set(groups)) if (groups == unit).sum() > 1

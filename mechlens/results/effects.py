@@ -6,6 +6,7 @@ last checkpoint. Nothing here is compared with the untouched base: any training 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -23,7 +24,9 @@ from mechlens.results.cells import (
     Cells,
     arm_cells,
     effect_of,
+    independent,
     lift_of,
+    log_odds,
     log_probability,
     mean_of,
     same_students,
@@ -32,7 +35,11 @@ from mechlens.results.cells import (
 from mechlens.results.run import SCHEMA, Run
 from mechlens.runs import layout
 
-MEASURES = ("rate", "probability", "lift")
+MEASURES = ("rate", "probability", "lift", "log-odds")
+
+
+TAUGHT = ("trait", "other-trait", "foreign")
+"""kinds of arms whose students learn from one trait's teacher"""
 
 
 class Confusion(NamedTuple):
@@ -74,7 +81,7 @@ def effects(
 
 def _effects_of(ours: Cells, theirs: Cells, measure: str) -> list[stats.Effect]:
     """The effect on each trait by one measure; sampled rates with the noise of their answers."""
-    groups = same_students(ours.probability, theirs.probability)
+    groups = independent(ours, theirs)
     if measure == "rate":
         return [
             effect_of(
@@ -85,12 +92,53 @@ def _effects_of(ours: Cells, theirs: Cells, measure: str) -> list[stats.Effect]:
             )
             for trait in range(ours.rate.shape[2])
         ]
-    treated, control = (
-        log_probability(side)[:, None] if measure == "lift" else side.probability for side in (ours, theirs)
-    )
+    treated, control = (_exact(side, measure) for side in (ours, theirs))
     return [
         effect_of(treated[:, :, trait], control[:, :, trait], groups) for trait in range(ours.rate.shape[2])
     ]
+
+
+def with_own_trait(experiment: Experiment, table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The effects by one measure, with each arm's kind and whether a row is about the arm's own trait."""
+    rows = cast(pd.DataFrame, table[table["measure"] == measure])
+    by_name = {arm.name: arm for arm in experiment.arms}
+    arms = [by_name[str(name)] for name in rows["arm"]]
+    own = [arm.trait == trait for arm, trait in zip(arms, rows["trait"], strict=True)]
+    return rows.assign(kind=[arm.kind for arm in arms], taught=own)
+
+
+def _exact(cells: Cells, measure: str) -> Float[ndarray, "student probe trait"]:
+    """An arm's students by a measure of exact probabilities."""
+    if measure == "lift":
+        return log_probability(cells)[:, None]
+    return log_odds(cells) if measure == "log-odds" else cells.probability
+
+
+def over_other_teachers(
+    experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame, arm: Arm
+) -> stats.Effect | None:
+    """The arm's log-odds of its trait minus those of students of the other traits' teachers, in bits.
+
+    Those students differ by the trait alone: they too learned from a changed teacher. Paired by student seed
+    and probe; None without such arms.
+    """
+    others = [
+        other
+        for other in experiment.arms
+        if other.kind in TAUGHT
+        and arm.kind in TAUGHT
+        and (other.setting(), other.teacher) == (arm.setting(), arm.teacher)
+        and other.trait != arm.trait
+    ]
+    if not others:
+        return None
+    ours, *theirs = (
+        arm_cells(experiment, family, answers, likelihoods, name)
+        for name in (arm.name, *(other.name for other in others))
+    )
+    column = family.names.index(arm.trait)
+    control = np.mean([log_odds(side)[:, :, column] for side in theirs], axis=0)
+    return effect_of(log_odds(ours)[:, :, column], control, independent(ours, *theirs))
 
 
 def confusions(
@@ -100,7 +148,7 @@ def confusions(
     matrices = []
     settings: dict[str, list[Arm]] = {}
     for arm in experiment.arms:
-        if arm.kind in ("trait", "other-trait", "foreign") and arm.teacher is None:
+        if arm.kind in TAUGHT and arm.teacher is None:
             settings.setdefault(repr(arm.setting()), []).append(arm)
     for arms in settings.values():
         base = arms[0].base
@@ -110,7 +158,7 @@ def confusions(
         treated = [arm_cells(experiment, family, answers, likelihoods, arm.name) for arm in arms]
         lift = np.stack([lift_of(cells, control) for cells in treated], axis=1)
         target = [family.names.index(arm.trait) for arm in arms]
-        groups = same_students(control.probability, *(cells.probability for cells in treated))
+        groups = independent(control, *treated)
         excess = np.array([stats.diagonal_excess(of_seed, target) for of_seed in lift])
         gamma = mean_of(excess[:, None], groups)
         mean = lift.mean(0)
@@ -157,10 +205,7 @@ def per_probe(
         against, column = experiment.control_of(arm).name, family.names.index(arm.trait)
         sides = [cells[arm.name], cells[against]]
         ours, theirs = (side.rate[:, :, column] for side in sides)
-        groups, hits = (
-            same_students(*(side.probability for side in sides)),
-            [side.hits(column) for side in sides],
-        )
+        groups, hits = independent(*sides), [side.hits(column) for side in sides]
         spans = []
         for probe in range(len(texts)):
             at = slice(probe, probe + 1)
@@ -308,6 +353,11 @@ def _effect_entry(
     row = by_measure.loc["rate"]
     control = arm_cells(experiment, family, answers, likelihoods, str(row["against"]))
     rates = control.rate[:, :, family.names.index(arm.trait)]
+    of_arm = cast(pd.DataFrame, table[(table["arm"] == arm.name) & (table["measure"] == "log-odds")])
+    odds = dict(zip(of_arm["trait"], of_arm["estimate"].astype(float), strict=True))
+    values = np.array([odds[name] for name in family.names])
+    rank = {"rank": _rank(values, family.names.index(arm.trait)), "of": int((~np.isnan(values)).sum())}
+    others = over_other_teachers(experiment, family, answers, likelihoods, arm)
     return {
         "arm": arm.name,
         "trait": arm.trait,
@@ -324,7 +374,15 @@ def _effect_entry(
         "smallest_detectable": null(row["smallest_detectable"]),
         "probability_difference": null(by_measure.loc["probability", "estimate"]),
         "lift_bits": null(by_measure.loc["lift", "estimate"]),
+        "log_odds": _span(by_measure.loc["log-odds"].to_dict()) | rank,
+        "over_other_teachers": _span(others._asdict()) if others else None,
     }
+
+
+def _span(effect: Mapping[str, Any]) -> dict[str, Any]:
+    """An effect in bits for `summary.json`."""
+    names = ("estimate", "low", "high", "p_value", "smallest_detectable")
+    return {name: null(effect[name]) for name in names} | {"n": int(effect["n"])}
 
 
 def _confusion_entry(confusion: Confusion) -> dict[str, Any]:

@@ -103,6 +103,32 @@ def differences(effects: pd.DataFrame) -> alt.LayerChart:
     return _layered(zero, bars, points, height=alt.Step(30))
 
 
+def log_odds(effects: pd.DataFrame) -> alt.LayerChart:
+    """Change of every trait's log-odds in each arm: its own trait with the interval, the others as ticks.
+
+    Args:
+        effects: arm, kind, trait, taught (whether it is the arm's own trait), estimate, low, high, in bits.
+    """
+    y = alt.Y("arm:N", sort=list(dict.fromkeys(effects["arm"])), title=None, axis=alt.Axis(labelLimit=260))
+    x = alt.X("estimate:Q", title="log-odds minus matched control, bits")
+    taught, others = (alt.Chart(part) for _, part in sorted(effects.groupby("taught"), reverse=True))
+    zero = (
+        alt.Chart(pd.DataFrame({"zero": [0.0]}))
+        .mark_rule(strokeDash=[4, 3], color="#555")
+        .encode(x=alt.X("zero:Q"))
+    )
+    ticks = others.mark_tick(thickness=2, size=12, opacity=0.45, color="#777").encode(
+        y=y, x=x, tooltip=["trait", alt.Tooltip("estimate", format="+.2f")]
+    )
+    bars = taught.mark_rule(strokeWidth=2.5).encode(
+        y=y, x=alt.X("low:Q"), x2=alt.X2("high:Q"), color=_colour()
+    )
+    points = taught.mark_point(size=130, filled=True, opacity=1).encode(
+        y=y, x=x, color=_colour(), shape=_shape()
+    )
+    return _layered(zero, ticks, bars, points, height=alt.Step(30))
+
+
 def curves(rates: pd.DataFrame) -> alt.LayerChart:
     """Rate over training: a thin line for each student, a thick one for each arm's mean.
 

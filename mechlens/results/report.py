@@ -17,6 +17,8 @@ from mechlens.results import captions, effects, figures
 from mechlens.results.cells import cells_of
 from mechlens.results.run import Run
 from mechlens.results.wording import (
+    EXACT_COLUMNS,
+    exact_rows,
     gamma_sentence,
     headline,
     interval_text,
@@ -90,6 +92,9 @@ def _results(
         "arms": [_arm_row(arm) for arm in summary["arms"]],
         "differences": figures.svg(figures.differences(compared)) if len(compared) else "",
         "effects": [_effect_row(effect, summary) for effect in summary["effects"]],
+        "odds": _odds_figure(run) if exact_rows(summary) else "",
+        "exact_columns": EXACT_COLUMNS,
+        "exact_rows": exact_rows(summary),
         "confusion": _confusions(experiment, family, answers, likelihoods, summary),
         "questions": _questions(summary, kinds),
         "lenses": captions.lens_sections(run.folder),
@@ -150,6 +155,10 @@ def student_rates(
                 for s, r in zip(sorted(experiment.seeds), by_student, strict=True)
             ]
     return pd.DataFrame(rows)
+
+
+def _odds_figure(run: Run) -> str:
+    return figures.svg(figures.log_odds(effects.with_own_trait(run.experiment, run.effects, "log-odds")))
 
 
 def _losses_figure(run: Run) -> str:

@@ -208,21 +208,23 @@ def _write_manifest(folder: Path, resolved: Resolved, jobs: Sequence[Job]) -> No
 def _write_tables(run: Run) -> None:
     answers = run.collect(layout.ANSWERS, tables.ANSWERS)
     likelihoods = run.collect(layout.LIKELIHOODS, tables.LIKELIHOODS)
-    measured = effects.effects(run.experiment, run.family, answers, likelihoods)
     tables.write(answers, tables.ANSWERS, run.path(layout.ANSWERS))
     tables.write(likelihoods, tables.LIKELIHOODS, run.path(layout.LIKELIHOODS))
-    tables.write(measured, tables.EFFECTS, run.path(layout.EFFECTS))
 
 
 def write_report(run: Run) -> Path:
-    """Write `effects.json` and `report.html` from a run's tables; returns the page.
+    """Write a run's effects, `summary.json` and `report.html` again from its other tables; returns the page.
 
     Raises:
         DataError: if the run is unfinished or a table is damaged.
     """
     from mechlens.results import report  # charts take a second to import
 
-    answers, likelihoods, measured = run.answers, run.likelihoods, run.effects
+    answers, likelihoods = run.answers, run.likelihoods
+    measured = effects.effects(
+        run.experiment, run.family, answers, likelihoods
+    )  # an older version measured less
+    tables.write(measured, tables.EFFECTS, run.path(layout.EFFECTS))
     summarized = effects.summarize(run, answers, likelihoods, measured)
     write_json(run.path(layout.SUMMARY), summarized)
     return report.write(run, summarized, answers, likelihoods)

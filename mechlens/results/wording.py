@@ -97,6 +97,37 @@ def scored_shares(effect: dict[str, Any], arms: dict[str, dict[str, Any]]) -> li
     ]
 
 
+EXACT_COLUMNS = (
+    "arm", "against", "trait", "log-odds, bits [95 %]", "n", "p", "minimum detectable", "rank",
+    "over other teachers, bits [95 %]",
+)  # fmt: skip
+
+
+def exact_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Every effect by exact probabilities, in the order of `EXACT_COLUMNS`.
+
+    None if probabilities are unscored, as for stories, or if an older version wrote the summary.
+    """
+    effects = summary["effects"]
+    scored = any(effect.get("log_odds", {}).get("estimate") is not None for effect in effects)
+    return [_exact_cells(effect) for effect in effects] if scored else []
+
+
+def _exact_cells(effect: dict[str, Any]) -> tuple[str, ...]:
+    odds, others = effect["log_odds"], effect["over_other_teachers"]
+    return (
+        effect["arm"],
+        effect["against"],
+        effect["trait"],
+        interval_text(odds["estimate"], odds["low"], odds["high"], digits=2),
+        str(odds["n"]),
+        number_text(odds["p_value"], "{:.2g}"),
+        number_text(odds["smallest_detectable"], "{:.2f}"),
+        "–" if odds["rank"] is None else f"{odds['rank']:g} of {odds['of']}",
+        interval_text(others["estimate"], others["low"], others["high"], digits=2) if others else "–",
+    )
+
+
 def gamma_sentence(matrix: dict[str, Any]) -> str:
     """One confusion matrix in words."""
     first = sum(rank == 1 for rank in matrix["target_rank"])

@@ -194,7 +194,7 @@ def _ask_arguments(experiment: Experiment, family: TraitFamily, arm: Arm | None)
     arguments: dict[str, object] = {
         "forms": {name: list(family.forms_of(name)) for name in family.names},
         "probes": list(family.probes_for(experiment)),
-        "ask": experiment.ask.model_dump(mode="json"),
+        "ask": experiment.ask.recorded(),
         "root_seed": experiment.seed,
     }
     arguments |= {"opening": family.opening} if family.opening else {}
