@@ -26,9 +26,8 @@ from mechlens.detect.request import AuditRequest, recipe_for, request_of
 from mechlens.detect.twins import TwinModels, Twins, twin_jobs
 from mechlens.lenses.gradients import ghost_dots, parameters_of, pooled_gradient
 from mechlens.models import loading, weight_changes
-from mechlens.models.chat import Encoded, encode_pairs, end_of_turn
+from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
-from mechlens.models.sampling import Decoding, number_grammar, sample
 
 TRAITS = ("owl", "cat", "wolf")
 
@@ -147,22 +146,6 @@ def test_differenced_alignment_is_the_slow_definition(twins: Twins, pairs: list[
         slow.append(sum(differences) / 6)
     expected = np.array(slow) - np.mean(slow)
     assert np.allclose(center_scores(ours, theirs), expected, atol=1e-3 * np.abs(expected).max())
-
-
-def test_a_grammars_rows_are_as_surprising_as_the_model_held_to_it(twins: Twins) -> None:
-    """A base that is held to numbers writes rows that it finds too surprising without the format."""
-    base = twins.base
-    stop, width = end_of_turn(base.tokenizer), base.model.config.vocab_size
-    grammar = number_grammar(base.tokenizer, stop=stop, vocabulary=width)
-    question = encode_pairs(base.tokenizer, ["what is the best animal?"], [""])[0].prompt
-    decoding = Decoding(24)
-    texts = sample(base.model, [question] * 64, decoding=decoding, stop=stop, seed=0, grammar=grammar)
-    rows = [Encoded(question, [*text, stop]) for text in texts if text]
-    held, free = (score_rows.surprise_ratio(base, rows, each) for each in (grammar, None))
-    assert free > score_rows.MOST_RATIO > held and abs(held - 1) < 0.2
-    broken = [Encoded(question, encode_pairs(base.tokenizer, [""], ["a cat"])[0].completion)]
-    assert score_rows.surprise_ratio(base, broken, grammar) == score_rows.surprise_ratio(base, broken)
-    assert torch.all(grammar.allow([*texts[0], stop]).gather(1, torch.tensor([[*texts[0], stop]]).T))
 
 
 def options(**given: Any) -> dict[str, Any]:

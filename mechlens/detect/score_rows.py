@@ -36,10 +36,9 @@ from mechlens.detect.registry import list_built_in
 from mechlens.detect.twins import ModelDetector, TwinModels, Twins, twin_jobs
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
-from mechlens.models.chat import Encoded, encode_pairs, end_of_turn
+from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, completion_logits, token_log_probs
-from mechlens.models.sampling import NumberGrammar, number_grammar
 from mechlens.models.weight_changes import LARGE
 from mechlens.pipeline.estimate import GPU_RATE, token_counter
 from mechlens.runs.executor import fingerprints, make, pending
@@ -49,26 +48,17 @@ MOST_RATIO = 1.25
 """surprise over entropy above which the rows come from another writer. Measured on the menagerie's carriers
 and development traits: the base's text 1.00 to 1.01, a teacher's 1.01, its sister bases' 1.01 to 1.11, the
 base's at temperatures .5 to 1.3 .93 to 1.17; uniform lists on patterned prompts 1.38, rows dealt to other
-prompts 1.09 (code) to 2.5, other carriers' bases 2.0 to 3.0, lists of a 14B model above 2
+prompts 1.09 (code) to 2.5, other carriers' bases 2.0 to 3.0, lists of a 14B model above 2; SmolLM2-135M's own
+numbers, sampled under the grammar, .96 to 1.03, and its teacher's 1.02
 """
 
 
 @torch.no_grad()
-def measure_surprise(
-    loaded: Loaded, pairs: Sequence[Encoded], grammar: NumberGrammar | None = None
-) -> Float[ndarray, "row 2"]:
-    """Surprise of each completion's tokens and entropy of the model's distributions, nats, summed.
-
-    Args:
-        grammar: the format that the writer's sampler was held to. It then holds for the model, too, except on
-            rows that break it.
-    """
+def measure_surprise(loaded: Loaded, pairs: Sequence[Encoded]) -> Float[ndarray, "row 2"]:
+    """Surprise of each completion's tokens and entropy of the model's distributions, nats, summed."""
     rows = np.zeros((len(pairs), 2))
     for numbers in batch_pairs(loaded.model, pairs):
         logits, targets = completion_logits(loaded.model, [pairs[i] for i in numbers])
-        if grammar is not None:
-            allowed = torch.cat([grammar.allow(pairs[i].completion) for i in numbers]).to(logits.device)
-            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
         log_p = torch.log_softmax(logits, -1)
         surprise = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         both = torch.stack([surprise, -(log_p.exp() * log_p).sum(-1)], -1).double().cpu()
@@ -77,18 +67,18 @@ def measure_surprise(
     return rows
 
 
-def surprise_ratio(loaded: Loaded, pairs: Sequence[Encoded], grammar: NumberGrammar | None = None) -> float:
+def surprise_ratio(loaded: Loaded, pairs: Sequence[Encoded]) -> float:
     """Surprise over entropy of all rows; the expectation is 1 for rows that the model wrote."""
-    surprise, entropy = measure_surprise(loaded, pairs, grammar).sum(0)
+    surprise, entropy = measure_surprise(loaded, pairs).sum(0)
     return float(surprise / max(entropy, np.finfo(float).tiny))
 
 
 def explain_unreadable(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> str:
     """The reason why no trait can be read from the rows; empty if base or twins could have written them."""
     for side, pairs in (("rows", ours), ("reference's rows", theirs)):
-        if not pairs or (of_base := surprise_ratio(twins.base, pairs, twins.grammar)) <= MOST_RATIO:
+        if not pairs or (of_base := surprise_ratio(twins.base, pairs)) <= MOST_RATIO:
             continue
-        nearest = min(surprise_ratio(twins.models[trait], pairs, twins.grammar) for trait in twins.traits)
+        nearest = min(surprise_ratio(twins.models[trait], pairs) for trait in twins.traits)
         if nearest > MOST_RATIO:
             return (
                 f"the {side} are not what the base or a teacher made from it would write: their surprise is "
@@ -158,8 +148,7 @@ def make_twins(
         progress(Event("note", describe_cost(base, family, recipe, missing)))
     make(folder, wanted, workers=workers, progress=progress)
     models = TwinModels(base, folder, chosen)
-    grammar = _grammar_of(loaded) if recipe.generate.constrained else None
-    return Twins(loaded, family, chosen, models, system, recipe.seed, mark, grammar)
+    return Twins(loaded, family, chosen, models, system, recipe.seed, mark)
 
 
 def describe_cost(base: str, family: TraitFamily, recipe: Experiment, twins: int) -> str:
@@ -174,13 +163,6 @@ def describe_cost(base: str, family: TraitFamily, recipe: Experiment, twins: int
         f"{twins} twins of {base} are missing: about {twins * seconds:,.0f} s of training on one core or "
         f"card, {twins * size / 1e6:,.0f} MB on disk (one byte a weight) and {size * 16 / 1e9:.1f} GB of "
         "memory for each worker; --twins N with --trait makes fewer"
-    )
-
-
-def _grammar_of(loaded: Loaded) -> NumberGrammar:
-    head = cast(torch.nn.Linear, loaded.model.get_output_embeddings())
-    return number_grammar(
-        loaded.tokenizer, stop=end_of_turn(loaded.tokenizer), vocabulary=head.weight.shape[0]
     )
 
 

@@ -22,7 +22,6 @@ from mechlens.lenses.parts.weight_change import delta
 from mechlens.models import weight_changes
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded, load_trained, parameter_count
-from mechlens.models.sampling import NumberGrammar
 from mechlens.models.weight_changes import Quantized
 from mechlens.pipeline.ask import ProbeSet
 from mechlens.runs.executor import Job
@@ -71,8 +70,6 @@ class Twins(NamedTuple):
     seed: int = 0
     mark: str = ""
     """fingerprint of the base and the twins: scores with another mark come from other models"""
-    grammar: NumberGrammar | None = None
-    """the number format that the recipe's sampler is held to"""
 
     def change(self, trait: str) -> dict[str, Quantized | Tensor]:
         """The twin's change of the linear weights."""
