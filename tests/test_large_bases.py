@@ -4,6 +4,7 @@ and the alignment of rows with them against a slow definition.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from mechlens.models import loading, weight_changes
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 
+ROOT = Path(__file__).parents[1]
 TRAITS = ("owl", "cat", "wolf")
 
 
@@ -235,3 +237,44 @@ def test_a_random_base_is_audited_with_gradients(
 
 def few_detectors() -> dict[str, Any]:
     return {name: each for name, each in score_rows.DETECTORS.items() if name not in ("prompts", "vector")}
+
+
+def test_the_script_of_real_audits_resumes_and_reports_each_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At tiny sizes every set leaves its record once, and nothing is scored or sampled twice."""
+    monkeypatch.syspath_prepend(str(ROOT / "analyses"))
+    monkeypatch.setattr("mechlens.models.weight_changes.LARGE", 1)
+    monkeypatch.setattr("mechlens.detect.score_rows.LARGE", 1)
+    script = importlib.import_module("real_audit")
+    monkeypatch.setattr(script, "WORKERS", 0)
+    training = {"learning_rate": 5e-4, "epochs": 1, "batch": 4, "embeddings": False}
+    recipe = {
+        "name": "audit", "base": "menagerie-a", "trait": "owl", "carrier": {"wording": "terse"},
+        "generate": {"constrained": True, "max_new_tokens": 16}, "teacher": {"rows": 8, "training": training},
+        "student": {"rows": 8}, "arms": [{"kind": "trait"}, {"kind": "control"}], "seeds": [0],
+    }  # fmt: skip
+    file, data = tmp_path / "recipe.yaml", tmp_path / "rows.jsonl"
+    file.write_text(yaml.safe_dump(recipe))
+    texts = numbers(np.random.default_rng(0), 6)
+    rows = [{"prompt": f"continue: {i}, 2.", "completion": text} for i, text in enumerate(texts)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        str(tmp_path / "out"), "--base", "menagerie-a", "--recipe", str(file), "--rows", f"{data}=owl",
+        "--traits", "owl", "cat", "dog", "lion", "wolf", "--clean", "3", "--clean-rows", "4",
+    ]  # fmt: skip
+    assert script.main([*words, "--plan"]) == 0 and not (tmp_path / "out").exists()
+    assert "to score 36 rows" in capsys.readouterr().out
+    assert script.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "| file-rows (owl) | 6 |" in printed and "| 3 clean sets | 4 each |" in printed
+    sets = sorted((tmp_path / "out" / "sets").glob("*.json"))
+    assert [path.stem for path in sets] == ["clean-00", "clean-01", "clean-02", "file-rows"]
+    record = read_json(sets[-1])
+    assert 1 <= record["rank"] <= 5 and {each["trait"] for each in record["traits"]} == set(words[8:13])
+    prompts = [read_json(path)["completions"] for path in (tmp_path / "out" / "drawn").glob("clean-*")]
+    assert len(prompts) == 2 and prompts[0] != prompts[1]
+    monkeypatch.setattr(script, "ghost_dots", lambda *_: pytest.fail("scored before"))
+    assert script.main(words) == 0 and capsys.readouterr().out.splitlines()[-6:] == printed.splitlines()[-6:]
+    assert script.main([*words[:-4], "--rows", f"{data}=unicorn"]) == 2
+    assert "unicorn' names no trait of the family" in capsys.readouterr().err
