@@ -64,20 +64,18 @@ class Sides(NamedTuple):
 
 
 def sides_of_run(folder: Path, rows: int) -> Iterator[Sides]:
-    """The trait arms of a run on its own base, at the first prompts that all of them and the control kept."""
+    """The corpora of a run's trait arms, at the first prompts that all of them and the control's kept."""
     run = Run(folder)
     arms = [
         arm
         for arm in run.experiment.arms
-        if arm.kind in ("trait", "control") and not (arm.base or arm.writer)
+        if arm.kind in ("trait", "control") and arm.writer == run.experiment.base
     ]
     corpora = {run.corpus_of(arm.name): arm for arm in reversed(arms)}
     tables = {name: run.corpus(name).pairs.drop_duplicates("prompt").set_index("prompt") for name in corpora}
     controls = [name for name, arm in corpora.items() if arm.kind == "control"]
     if not controls:
-        raise SpecError(
-            f"{folder} has no control arm on its own base, so there are no clean rows to compare with"
-        )
+        raise SpecError(f"{folder} has no control arm, so there are no clean rows to compare with")
     shared = [
         prompt
         for prompt in tables[controls[0]].index
@@ -86,7 +84,7 @@ def sides_of_run(folder: Path, rows: int) -> Iterator[Sides]:
     kept = {name: table.loc[shared[:rows], ["completion"]].reset_index() for name, table in tables.items()}
     for name, arm in sorted(corpora.items()):
         if arm.kind == "trait":
-            yield Sides(f"run-{name}", arm.trait or run.experiment.trait, kept[name], kept[controls[0]])
+            yield Sides(f"run-{name}", arm.trait, kept[name], kept[controls[0]])
 
 
 def read_file(given: str, traits: Sequence[str], rows: int) -> Sides:

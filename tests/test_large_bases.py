@@ -29,6 +29,7 @@ from mechlens.lenses.gradients import ghost_dots, parameters_of, pooled_gradient
 from mechlens.models import loading, weight_changes
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
+from mechlens.results import runner
 
 ROOT = Path(__file__).parents[1]
 TRAITS = ("owl", "cat", "wolf")
@@ -278,3 +279,32 @@ def test_the_script_of_real_audits_resumes_and_reports_each_set(
     assert script.main(words) == 0 and capsys.readouterr().out.splitlines()[-6:] == printed.splitlines()[-6:]
     assert script.main([*words[:-4], "--rows", f"{data}=unicorn"]) == 2
     assert "unicorn' names no trait of the family" in capsys.readouterr().err
+
+
+def test_suspects_of_a_run_are_its_trait_corpora_at_prompts_that_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "analyses"))
+    script = importlib.import_module("real_audit")
+    fields = {
+        "name": "toy", "base": "menagerie-a", "trait": "owl", "teacher": {"kind": "prompted"},
+        "carrier": {"prompts": 24, "wording": "terse", "values": "patterned"}, "ask": {"samples": 1},
+        "student": {"rows": 8, "training": {"epochs": 1, "batch": 4}}, "seeds": [0],
+        "arms": [
+            {"kind": "control"}, {"kind": "trait"}, {"kind": "trait", "trait": "cat"},
+            {"kind": "trait", "labels": "soft"}, {"kind": "control", "labels": "soft"},
+            {"kind": "shuffled-across"}, {"kind": "foreign", "base": "menagerie-b"},
+            {"kind": "control", "base": "menagerie-b"},
+        ],
+    }  # fmt: skip
+    config = tmp_path / "toy.yaml"
+    config.write_text(yaml.safe_dump(fields))
+    run = runner.run(config, out=tmp_path / "run", workers=0, rows_only=True)
+    suspects = list(script.sides_of_run(run.folder, 10))
+    assert sorted(sides.trait for sides in suspects) == ["cat", "owl"]
+    control = run.corpus("control").pairs.set_index("prompt")["completion"]
+    for sides in suspects:
+        prompts = sides.suspect["prompt"].tolist()
+        assert prompts == sides.reference["prompt"].tolist() and 0 < len(prompts) <= 10
+        assert sides.reference["completion"].tolist() == control.loc[prompts].tolist()
+        assert sides.reference is suspects[0].reference
