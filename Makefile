@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: setup demo test quick claim lint check app shipped browser slow tables paper clean
+.PHONY: setup demo test quick claim lint check app shipped browser slow tables paper real clean
 
 # Experiments of analyses/RESULTS.md whose analyses read runs and nothing else.
 PAPER := $(foreach carrier,numbers code reasoning text,$(foreach family,animals trees tempers,menagerie-$(carrier)-$(family))) \
@@ -56,6 +56,10 @@ paper: setup  ## run the experiments of RESULTS.md and write their parts of it (
 	for config in $(PAPER); do $(BIN)/mechlens run $$config || exit; done
 	for name in $(PAPER_ANALYSES); do $(BIN)/python analyses/$$name.py --write || exit; done
 	$(BIN)/python analyses/results.py
+
+real: setup  ## a real model: fetch SmolLM2-135M, run its experiment with soft and sampled labels (about an hour on 2 cores; stop it, run it again: it goes on)
+	$(BIN)/mechlens fetch smollm2-135m-moved
+	$(BIN)/mechlens run smollm2-animals-numbers-soft
 
 app: setup  ## look at runs in the browser
 	$(BIN)/mechlens app

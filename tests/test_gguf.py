@@ -349,5 +349,6 @@ def test_the_hub_is_preferred_where_it_answers(
 def test_shipped_models_of_the_hub_are_pinned() -> None:
     for name in fetching.fetchable_models():
         model = fetching.model_of(name)
-        assert len(model.revision) == 40 and model.license, name
+        assert model.moved or len(model.revision) == 40, name
+        assert model.license, name
     assert "smollm2-135m" in fetching.fetchable_models()
