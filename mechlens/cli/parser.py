@@ -188,8 +188,9 @@ def audit(
     level: Level = "rows",
     base: str = "",
     trait: Names = (),
-    recipe: str = "menagerie",
+    recipe: str = "",
     policy: str = "default",
+    twins: int | None = None,
     student: Path | None = None,
     clean: Path | None = None,
     treatment: Treatment = "drop",
@@ -212,8 +213,11 @@ def audit(
             clear a file.
         base: the base that would be trained; the recipe's by default.
         trait: traits to test for; every trait of the recipe's family by default.
-        recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML.
+        recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML; by
+            default the one that is made for the base, or `menagerie`.
         policy: a name of configs/policies.
+        twins: how many traits have a twin: those to test for (--trait), and others that they are compared
+            with; all of the family by default, 5 at least.
         student: folder of a model of the base that was trained on DATA already; its weights and answers are
             tested.
         clean: path for the treated data and its manifest; at level student, students are trained on it too.
@@ -235,6 +239,7 @@ def audit(
         "traits": _together("trait", trait),
         "recipe": recipe,
         "policy": policy,
+        "twins": twins,
         "student": student,
         "clean": clean,
         "treatment": treatment,

@@ -131,8 +131,9 @@ def audit(
     base: str = "",
     level: Level = "rows",
     traits: Sequence[str] = (),
-    recipe: str = "menagerie",
+    recipe: str = "",
     policy: str = "default",
+    twins: int | None = None,
     student: Path | str | None = None,
     clean: Path | str | None = None,
     treatment: Treatment = "drop",
@@ -149,8 +150,11 @@ def audit(
         base: the base that would be trained; the recipe's by default.
         level: `rows`, `base`, `gradients` or `student`; each does all before it, and only the last can clear.
         traits: traits to test for; all of the recipe's family by default.
-        recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML.
+        recipe: how students are trained and asked: a name of configs/audits, or an experiment's YAML; by
+            default the one that is made for the base, and `menagerie` for a base that has none.
         policy: thresholds of the verdict: a name of configs/policies.
+        twins: how many traits have a twin: those to test for, and others that they are compared with; all
+            of the family by default.
         student: folder of a model of the base that was trained on the data already.
         clean: write the treated data there.
         out: the folder; audits/<name of the data> by default.
@@ -170,6 +174,7 @@ def audit(
         traits=traits,
         recipe=recipe,
         policy=policy,
+        twins=twins,
         student=None if student is None else Path(student),
         clean=None if clean is None else Path(clean),
         treatment=treatment,
@@ -224,6 +229,8 @@ def answer(request: AuditRequest, *, workers: int | None = None, progress: Progr
     Raises:
         DataError: if the data cannot be read, or has too few rows.
     """
+    if request.level != "rows" and (remark := request.explain_recipe()):
+        (progress or silent)(Event("note", remark))
     request.out.mkdir(parents=True, exist_ok=True)
     paths = dict.fromkeys((request.data, *request.references))
     # read before anything is tested, so that a bad file is refused at once
@@ -339,7 +346,7 @@ PLAN = "student.yaml"
 def _make_twins(
     request: AuditRequest, plan: Experiment, workers: int | None, progress: Progress | None
 ) -> Twins:
-    """A twin teacher of every trait; every audit of the same base uses the same twins."""
+    """A twin teacher of every trait of the panel; every audit of the same base uses the same twins."""
     from mechlens.detect import score_rows  # torch
     from mechlens.pipeline import checks
 
@@ -347,7 +354,13 @@ def _make_twins(
     checks.check(plan, family)  # before the twins are taught
     folder = request.out.parent / f"{PANEL}{spec.folder_name(request.base)}"
     return score_rows.make_twins(
-        request.base, family, request.recipe, folder, workers=workers, progress=progress
+        request.base,
+        family,
+        request.recipe,
+        folder,
+        traits=request.panel(),
+        workers=workers,
+        progress=progress,
     )
 
 

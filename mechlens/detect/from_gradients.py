@@ -22,6 +22,7 @@ from mechlens.lenses.parts.weight_change import change_cosine, delta
 from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import measure_log_odds
+from mechlens.models.weight_changes import keep_small
 from mechlens.pipeline.ask import encode_contrast
 
 STEPS = 100
@@ -35,7 +36,7 @@ def score_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Enco
     """
     probes = encode_contrast(twins.base, twins.practice())
     directions = [
-        measure_trait_gradient(twins.base.model, probes, name) if name in probes.starts else {}
+        keep_small(measure_trait_gradient(twins.base.model, probes, name)) if name in probes.starts else {}
         for name in twins.traits
     ]
     both = -ghost_dots(twins.base.model, [*ours, *theirs], directions).cpu().numpy()
@@ -46,11 +47,11 @@ def score_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Enco
 def score_twin_alignment(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[Encoded]) -> PairedScores:
     """Inner product of each row's SGD step with each twin's change of weights.
 
-    It is the first order of the twins' likelihood ratio.
+    It is the first order of the twins' likelihood ratio. Rows of all writers share most of their direction,
+    and so do twins of all traits. Only the difference counts: of suspect and clean rows, and of a trait's
+    twin and the mean over twins. All twins' changes are in memory, one byte a weight for a large base.
     """
-    covered = parameters_of(twins.base.model)
-    changes = [delta(twins.base.model, twins.models[name].model) for name in twins.traits]
-    directions = [{name: change[name] for name in covered} for change in changes]
+    directions = [twins.change(name) for name in twins.traits]
     both = -ghost_dots(twins.base.model, [*ours, *theirs], directions).cpu().numpy()
     return PairedScores(both[: len(ours)], both[len(ours) :])
 

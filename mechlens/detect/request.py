@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
 from mechlens.core import spec, traits
 from mechlens.core.command_lines import command_line
@@ -17,7 +17,11 @@ from mechlens.data.formats import file_digest
 from mechlens.data.treat import Treatment
 from mechlens.detect.bags import Level
 from mechlens.detect.from_student import tested_traits
+from mechlens.detect.permutation import LEAST_PANEL
 from mechlens.detect.verdict import Policy, load_policy
+
+RECIPE = "menagerie"
+"""the recipe for bases that have none"""
 
 
 class Options(TypedDict):
@@ -34,6 +38,7 @@ class Options(TypedDict):
     treatment: Treatment
     out: Path | None
     fields: Fields | None
+    twins: NotRequired[int | None]
 
 
 class AuditRequest(NamedTuple):
@@ -53,6 +58,28 @@ class AuditRequest(NamedTuple):
     out: Path
     fields: Fields | None
     """of the data, if the user named them"""
+    twins: int | None = None
+    """how many traits have a twin; None is all of the family"""
+
+    def panel(self) -> tuple[str, ...]:
+        """The traits that have a twin: those to test for, then others in the family's order."""
+        names = traits.load_family(self.recipe.family).names
+        others = [name for name in names if name not in self.traits]
+        chosen = {*self.traits, *others}
+        if self.twins is not None:
+            chosen = {*self.traits, *others[: max(self.twins - len(self.traits), 0)]}
+        return tuple(name for name in names if name in chosen)
+
+    def explain_recipe(self) -> str:
+        """A remark on a recipe that was made for a smaller base than the audit's; empty if it fits."""
+        if self.recipe.base == self.base or not self.recipe.base.startswith("menagerie"):
+            return ""
+        if self.base.startswith("menagerie"):
+            return ""
+        return (
+            f"the recipe {self.recipe_name} was made for {self.recipe.base}, a model of a million "
+            f"parameters, and its learning rates may be too high for {self.base}; --recipe names another"
+        )
 
     def fields_of(self, path: Path) -> Fields | None:
         """The fields of the data, or of a reference, which may have others."""
@@ -66,9 +93,12 @@ def request_of(data: Path, **options: Unpack[Options]) -> AuditRequest:
         SpecError: if a name is unknown, or two options contradict each other.
     """
     recipe, clean, level, student = options["recipe"], options["clean"], options["level"], options["student"]
+    recipe = recipe or recipe_for(options["base"])
     config = spec.find_config(Path(recipe), "audits")
     plan = traits.with_family_by_path(traits.load_experiment(config), config)
     tested = tested_traits(traits.load_family(plan.family), options["traits"])
+    panel = options.get("twins")
+    _refuse_few_twins(panel, tested)
     if student is not None and not student.is_dir():
         raise SpecError(
             f"no student at {one_line(str(student))}; expected a folder with the weights or the adapter of a "
@@ -92,7 +122,26 @@ def request_of(data: Path, **options: Unpack[Options]) -> AuditRequest:
         treatment=options["treatment"],
         out=options["out"] or usual_folder(data),
         fields=options["fields"],
+        twins=panel,
     )
+
+
+def recipe_for(base: str) -> str:
+    """The name of the recipe in configs/audits that is made for a base; `menagerie` if there is none."""
+    made_for = {
+        traits.load_experiment(path).base: name for name, path in reversed(spec.shipped("audits").items())
+    }
+    return made_for.get(base, RECIPE)
+
+
+def _refuse_few_twins(count: int | None, tested: Sequence[str]) -> None:
+    """Refuse a number of twins that leaves a trait without its twin, or without others to compare it with."""
+    least = max(len(tested), LEAST_PANEL)
+    if count is not None and count < least:
+        raise SpecError(
+            f"{count} twins are too few to test for {len(tested)} traits; expected at least {least}: name "
+            f"fewer traits with --trait, or raise --twins ({LEAST_PANEL} is the fewest that can be compared)"
+        )
 
 
 def _refuse_unscored(clean: Path, treatment: Treatment, references: Sequence[Path]) -> None:
@@ -136,6 +185,7 @@ def command_of(request: AuditRequest, *, level: Level | None = None) -> str:
         recipe=request.recipe_name,
         policy=request.policy.name,
         trait=tested,
+        twins=request.twins,
         reference=request.references,
         student=request.student,
         clean=request.clean,

@@ -39,14 +39,17 @@ from mechlens.models import base_files, loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, completion_logits, token_log_probs
-from mechlens.runs.executor import fingerprints, make
-from mechlens.runs.progress import Progress
+from mechlens.models.weight_changes import LARGE
+from mechlens.pipeline.estimate import GPU_RATE, token_counter
+from mechlens.runs.executor import fingerprints, make, pending
+from mechlens.runs.progress import Event, Progress
 
 MOST_RATIO = 1.25
 """surprise over entropy above which the rows come from another writer. Measured on the menagerie's carriers
 and development traits: the base's text 1.00 to 1.01, a teacher's 1.01, its sister bases' 1.01 to 1.11, the
 base's at temperatures .5 to 1.3 .93 to 1.17; uniform lists on patterned prompts 1.38, rows dealt to other
-prompts 1.09 (code) to 2.5, other carriers' bases 2.0 to 3.0, lists of a 14B model above 2
+prompts 1.09 (code) to 2.5, other carriers' bases 2.0 to 3.0, lists of a 14B model above 2; SmolLM2-135M's own
+numbers, sampled under the grammar, .96 to 1.03, and its teacher's 1.02
 """
 
 
@@ -88,6 +91,12 @@ def explain_unreadable(twins: Twins, ours: Sequence[Encoded], theirs: Sequence[E
 DETECTORS: dict[str, ModelDetector] = {
     name: detector for name, detector in list_built_in().items() if isinstance(detector, ModelDetector)
 }
+ANSWER_TOKENS = 4
+"""assumed tokens of a lesson's answer"""
+CORE_RATE, LOAD_SECONDS = 9.5e10, 4.0
+"""operations a second of one core that trains a twin of SmolLM2-135M, and seconds to load and save 100
+million weights
+"""
 ROWS = 512
 """rows of each side that are scored"""
 
@@ -113,23 +122,48 @@ def make_twins(
     recipe: Experiment,
     folder: Path,
     *,
+    traits: Sequence[str] = (),
     workers: int | None,
     progress: Progress | None = None,
 ) -> Twins:
-    """The base and a twin for each trait of the family; twins that do not exist yet are taught.
+    """The base and a twin for each of some traits; twins that do not exist yet are taught.
 
     Their folder is `<folder>-<eight digits of the fingerprint of their inputs>`, so another base, family or
-    recipe has another folder.
+    recipe has another folder. An audit of fewer traits uses the same folder.
+
+    Args:
+        traits: the traits that have a twin; all of the family by default.
+        progress: also gets the seconds and megabytes that missing twins of a large base take, before they are
+            made.
     """
     loaded = loading.load(base)  # first: the commit of a hub base is known once its files are here
-    jobs = twin_jobs(
-        base, base_files.checkpoint_fingerprint(base), family, family.names, recipe.teacher, seed=recipe.seed
-    )
+    files, system = base_files.checkpoint_fingerprint(base), recipe.system
+    jobs = twin_jobs(base, files, family, family.names, recipe.teacher, seed=recipe.seed, system=system)
     mark = fingerprint(fingerprints(jobs))
     folder = folder.with_name(f"{folder.name}-{mark[:8]}")
-    make(folder, jobs, workers=workers, progress=progress)
-    models = TwinModels(base, folder, family.names)
-    return Twins(loaded, family, family.names, models, recipe.system, recipe.seed, mark)
+    chosen = tuple(name for name in family.names if name in traits or not traits)
+    wanted = [job for job, name in zip(jobs, family.names, strict=True) if name in chosen]
+    missing = len(pending(folder, wanted))
+    if progress is not None and missing and loading.parameter_count(base) >= LARGE:
+        progress(Event("note", describe_cost(base, family, recipe, missing)))
+    make(folder, wanted, workers=workers, progress=progress)
+    models = TwinModels(base, folder, chosen)
+    return Twins(loaded, family, chosen, models, system, recipe.seed, mark)
+
+
+def describe_cost(base: str, family: TraitFamily, recipe: Experiment, twins: int) -> str:
+    """The seconds and megabytes that twins of a large base take."""
+    length, probes = token_counter(base), family.probes.development
+    tokens = sum(map(length, probes)) / len(probes) + ANSWER_TOKENS
+    size, teacher = loading.parameter_count(base), recipe.teacher
+    operations = 6.0 * size * teacher.rows * teacher.training.epochs * tokens
+    rate = GPU_RATE / 5 if loading.device().type == "cuda" else CORE_RATE
+    seconds = operations / rate + LOAD_SECONDS * size / 1e8
+    return (
+        f"{twins} twins of {base} are missing: about {twins * seconds:,.0f} s of training on one core or "
+        f"card, {twins * size / 1e6:,.0f} MB on disk (one byte a weight) and {size * 16 / 1e9:.1f} GB of "
+        "memory for each worker; --twins N with --trait makes fewer"
+    )
 
 
 def encode_rows(twins: Twins, rows: pd.DataFrame) -> list[Encoded]:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from jaxtyping import Float
 from numpy import ndarray
+from torch import Tensor
 
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import AskSpec, TeacherSpec
 from mechlens.core.traits import TraitFamily
+from mechlens.lenses.gradients import parameters_of
+from mechlens.lenses.parts.weight_change import delta
+from mechlens.models import weight_changes
 from mechlens.models.chat import Encoded
-from mechlens.models.loading import Loaded, load_trained
+from mechlens.models.loading import Loaded, load_trained, parameter_count
+from mechlens.models.weight_changes import Quantized
 from mechlens.pipeline.ask import ProbeSet
 from mechlens.runs.executor import Job
 from mechlens.runs.plan import VERSIONS, base_argument
@@ -41,6 +46,11 @@ class TwinModels(Mapping[str, Loaded]):
             raise KeyError(trait)
         return load_trained(self.base, self.folder / "twins" / trait)
 
+    def read_change(self, trait: str) -> dict[str, Quantized | Tensor] | None:
+        """The twin's change of weights if its folder stores the change; None if it has whole weights."""
+        folder = self.folder / "twins" / trait
+        return dict(weight_changes.read_change(folder)) if weight_changes.is_change(folder) else None
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.traits)
 
@@ -60,6 +70,15 @@ class Twins(NamedTuple):
     seed: int = 0
     mark: str = ""
     """fingerprint of the base and the twins: scores with another mark come from other models"""
+
+    def change(self, trait: str) -> dict[str, Quantized | Tensor]:
+        """The twin's change of the linear weights."""
+        covered = parameters_of(self.base.model)
+        stored = self.models.read_change(trait) if isinstance(self.models, TwinModels) else None
+        if stored is None:
+            dense = delta(self.base.model, self.models[trait].model)
+            return {name: cast(Tensor, dense[name]) for name in covered}
+        return {name: stored[name] for name in covered if name in stored}
 
     def practice(self) -> ProbeSet:
         """The family's development probes: detectors may be fitted on them, students answer the others."""
@@ -89,17 +108,28 @@ class ModelDetector(NamedTuple):
 
 
 def twin_jobs(
-    base: str, files: str, family: TraitFamily, traits: Sequence[str], teacher: TeacherSpec, *, seed: int
+    base: str,
+    files: str,
+    family: TraitFamily,
+    traits: Sequence[str],
+    teacher: TeacherSpec,
+    *,
+    seed: int,
+    system: str | None = None,
 ) -> list[Job]:
     """The steps that teach the twins, in folders `twins/<trait>`.
+
+    Twins of a base of `weight_changes.LARGE` parameters or more are stored as changes of its weights.
 
     A twin's lessons are drawn by a seed that no run uses. With the seed and recipe of a run, the twin would
     be the run's teacher, and a suspect would be scored by its author.
 
     Args:
         files: fingerprint of the base's files.
+        system: the system line under which they are taught.
     """
     lesson_seed = seed_int(seed, "twins")
+    as_change = parameter_count(base) >= weight_changes.LARGE
 
     def job(trait: str) -> Job:
         taught = {"probes": list(family.probes.development), "completions": list(family.lessons_of(trait))}
@@ -111,6 +141,8 @@ def twin_jobs(
             "teacher": teacher.recorded_for_steps(),
             "lessons": lessons,
         }
+        arguments |= {"system": system} if system is not None else {}
+        arguments |= {"as_change": True} if as_change else {}
         return Job(f"twins/{trait}", "teach", arguments, {}, VERSIONS["teach"])
 
     return [job(trait) for trait in traits]

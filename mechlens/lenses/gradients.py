@@ -30,9 +30,12 @@ from mechlens.core.errors import SpecError
 from mechlens.lenses.parts.weight_change import Change, LowRank
 from mechlens.models.chat import Encoded
 from mechlens.models.log_probs import Model, batch_spans, completion_span, example_losses
+from mechlens.models.weight_changes import Quantized
 
 Scope = Literal["linear", "all"]
 BATCH = 64
+MOST_ENTRIES = 2**26
+"""entries of the per-example gradients of one weight that are held at a time"""
 MANY = 4
 """number of dense directions from which on explicit per-example gradients are cheaper"""
 
@@ -183,9 +186,10 @@ def explicit(taped: Taped) -> dict[str, Float[Tensor, "batch ..."]]:
     return cast(dict[str, Tensor], vmap(pull_back)(taped.inputs, taped.grads))
 
 
-def dot(taped: Taped, local: str, direction: Change) -> Float[Tensor, " batch"]:
+def dot(taped: Taped, local: str, direction: Change | Quantized) -> Float[Tensor, " batch"]:
     """⟨per-example gradient of one parameter, direction⟩ for every example."""
     module, read, grads = taped
+    direction = direction.dense() if isinstance(direction, Quantized) else direction
     if isinstance(module, nn.Embedding):
         return (cast(Tensor, direction)[read] * grads).sum((1, 2))
     if not isinstance(module, nn.Linear | Conv1D):
@@ -203,24 +207,35 @@ def dot(taped: Taped, local: str, direction: Change) -> Float[Tensor, " batch"]:
     return (through * grads).sum((1, 2))
 
 
-def dots(taped: Taped, local: str, directions: Sequence[Change]) -> Float[Tensor, "batch direction"]:
+def dots(
+    taped: Taped, local: str, directions: Sequence[Change | Quantized]
+) -> Float[Tensor, "batch direction"]:
     """`dot` with each of several directions.
 
     With many dense directions the per-example gradient is made once for all.
     """
     module, read, grads = taped
-    dense = [direction for direction in directions if isinstance(direction, Tensor)]
+    dense = [direction for direction in directions if isinstance(direction, Tensor | Quantized)]
     if len(dense) < max(len(directions), MANY) or local != "weight" or not isinstance(module, nn.Linear):
         return (
             torch.stack([dot(taped, local, direction) for direction in directions], 1)
             if directions
             else grads.new_zeros(len(grads), 0)
         )
-    gradients = einsum(grads, read, "batch pos row, batch pos column -> batch row column")
-    return rearrange(gradients, "batch row column -> batch (row column)") @ torch.stack(dense).flatten(1).T
+    size = max(1, MOST_ENTRIES // module.weight.numel())
+    stacked = (
+        torch.stack([each.dense() if isinstance(each, Quantized) else each for each in dense]).flatten(1).T
+    )
+    parts = []
+    for back, into in zip(grads.split(size), read.split(size), strict=True):
+        gradients = einsum(back, into, "batch pos row, batch pos column -> batch row column")
+        parts.append(rearrange(gradients, "batch row column -> batch (row column)") @ stacked)
+    return torch.cat(parts)
 
 
-def _on(direction: Change, like: Tensor) -> Change:
+def _on(direction: Change | Quantized, like: Tensor) -> Change | Quantized:
+    if isinstance(direction, Quantized):
+        return Quantized(direction.integers.to(like.device), direction.scales.to(like))
     return (
         LowRank(*(part.to(like) for part in direction))
         if isinstance(direction, LowRank)
@@ -231,7 +246,7 @@ def _on(direction: Change, like: Tensor) -> Change:
 def ghost_dots(
     model: Model,
     pairs: Sequence[Encoded],
-    directions: Sequence[Mapping[str, Change]],
+    directions: Sequence[Mapping[str, Change | Quantized]],
     *,
     parameters: Scope = "linear",
     batch: int = BATCH,
@@ -239,8 +254,8 @@ def ghost_dots(
     """⟨∇ loss of each pair, direction⟩; NaN for a pair with an empty completion.
 
     Args:
-        directions: parameter name → tensor in the parameter's layout, or factors; a missing parameter counts
-            as zero.
+        directions: parameter name → tensor in the parameter's layout, its integers with scales, or factors; a
+            missing parameter counts as zero.
 
     Raises:
         SpecError: if a direction names a parameter that the scope does not cover, or a module cannot be

@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.machine import use_one_thread
 from mechlens.core.model_spec import model_of
-from mechlens.models import trained
+from mechlens.models import trained, weight_changes
 from mechlens.models.base_files import WEIGHTS, checkpoint_fingerprint, is_here, loading, locate
 
 TEMPLATE_OPTIONS = "template_options"
@@ -162,10 +162,15 @@ def save_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         ) from error  # the library gives no error number
 
 
+def save_trained_change(base: str, model: nn.Module, folder: Path) -> None:
+    """Save a trained model of a base as its change from the base, one byte a weight, for `load_trained`."""
+    weight_changes.save_change(load(base).model, model, folder, base_fingerprint=checkpoint_fingerprint(base))
+
+
 def load_trained(base: str, folder: Path) -> Loaded:
     """Load the model of `save_trained`, or a user's student of the base.
 
-    An adapter is merged into a new copy of the base.
+    An adapter is merged into a new copy of the base, and a stored change is added to it.
 
     Raises:
         DataError: names the folder and the key, if a weight is missing, unexpected or of another shape than
@@ -176,6 +181,10 @@ def load_trained(base: str, folder: Path) -> Loaded:
         if trained.is_adapter(folder):
             _refuse_other_base(base, folder)
             return Loaded(trained.merge(load(base).model, folder), tokenizer)
+        if weight_changes.is_change(folder):
+            model = load(base).model
+            weight_changes.add_change(model, folder, base_fingerprint=checkpoint_fingerprint(base))
+            return Loaded(model, tokenizer)
         return Loaded(
             _ready(trained.whole_weights(folder, empty_model(base), getattr(torch, model_of(base).dtype))),
             tokenizer,

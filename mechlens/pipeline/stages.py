@@ -59,7 +59,14 @@ def teach(arguments: Arguments, _inputs: Folders, out: Path, progress: Progress)
         return
     loading.use_one_thread_on_cpu()
     teaching.teach(
-        arguments["base"], lessons, spec, system=system, seed=arguments["seed"], out=out, progress=progress
+        arguments["base"],
+        lessons,
+        spec,
+        system=system,
+        seed=arguments["seed"],
+        out=out,
+        as_change=arguments.get("as_change", False),
+        progress=progress,
     )
 
 

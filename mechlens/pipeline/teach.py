@@ -87,11 +87,14 @@ def teach(
     system: str | None = None,
     seed: int,
     out: Path,
+    as_change: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Make a teacher of `base` in the folder `out`.
 
-    `system` is the system line of all models except prompted teachers.
+    Args:
+        system: the system line of all models except prompted teachers.
+        as_change: save a fine-tuned teacher's change of weights with one byte a weight, not the weights.
     """
     loaded, layer, plain = loading.load(base), None, system
     if spec.kind == "finetuned":
@@ -101,7 +104,10 @@ def teach(
         model, curve = train(
             loaded.model, loaded.tokenizer, pairs, spec.training, seed=order, progress=progress
         )
-        loading.save_trained(model, out)
+        if as_change and isinstance(model, loading.PreTrainedModel):
+            loading.save_trained_change(base, model, out)
+        else:
+            loading.save_trained(model, out)
         tables.write(pd.DataFrame(curve), tables.CURVE, out / layout.CURVE)
     elif spec.kind == "prompted":
         system = lessons.system
