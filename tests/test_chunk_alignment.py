@@ -14,7 +14,7 @@ from test_soft_labels import FIELDS
 
 from mechlens.core.errors import SpecError
 from mechlens.models import loading
-from mechlens.models.chat import encode_pairs
+from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.soft_labels import bucket
 from mechlens.pipeline.label import read_labels
 from mechlens.results.run import Run
@@ -52,7 +52,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(folder / "toy.yaml", out=folder / "run", workers=0)
 
 
-def rows_of(done: Run, arm: str) -> tuple[list[object], list[int]]:
+def rows_of(done: Run, arm: str) -> tuple[list[Encoded], list[int]]:
     rows = done.trained_rows(arm)
     base = loading.load("menagerie-a")
     return encode_pairs(
@@ -66,10 +66,10 @@ def along(model: torch.nn.Module, value: torch.Tensor, direction: dict[str, torc
     return float(sum((part * direction[name]).sum() for part, name in zip(parts, direction, strict=True)))
 
 
-def log_probs(model: torch.nn.Module, pair: object) -> torch.Tensor:
-    ids = [*pair.prompt, *pair.completion]  # type: ignore[attr-defined]
+def log_probs(model: torch.nn.Module, pair: Encoded) -> torch.Tensor:
+    ids = [*pair.prompt, *pair.completion]
     logits = model(input_ids=torch.tensor([ids])).logits[0]
-    return logits[len(pair.prompt) - 1 : -1].log_softmax(-1)  # type: ignore[attr-defined]
+    return logits[len(pair.prompt) - 1 : -1].log_softmax(-1)
 
 
 def test_projections_equal_a_direct_sum_over_rows(analysis: ModuleType, done: Run) -> None:
@@ -86,7 +86,7 @@ def test_projections_equal_a_direct_sum_over_rows(analysis: ModuleType, done: Ru
                 for row in range(chunk * ROWS, (chunk + 1) * ROWS):
                     for sign, pair in ((1, pairs[row]), (-1, control[row])):
                         log_p = log_probs(base.model, pair)
-                        value = log_p.gather(-1, torch.tensor(pair.completion)[:, None]).mean()  # type: ignore[attr-defined]
+                        value = log_p.gather(-1, torch.tensor(pair.completion)[:, None]).mean()
                         sampled += sign * along(base.model, value, directions[name]) / ROWS
                     labels = soft.distributions.at(torch.arange(*soft.spans[row]), torch.device("cpu"))
                     ours = bucket(log_probs(base.model, pairs[row]), labels.tokens).log_probs

@@ -117,7 +117,7 @@ def test_the_number_of_parameters_is_counted_without_reading_them(
 def test_shipped_bases_load_by_name(folder: Path) -> None:
     loaded = loading.load(folder.name)
     assert not loaded.model.training
-    assert loading.parameter_count(folder.name) == sum(
+    assert loading.size_of(folder.name).parameters == sum(
         parameter.numel() for parameter in loaded.model.parameters()
     )
     assert base_files.locate(folder.name) == str(folder)

@@ -40,7 +40,7 @@ from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, completion_logits, token_log_probs
 from mechlens.models.weight_changes import LARGE
-from mechlens.pipeline.estimate import GPU_RATE, token_counter
+from mechlens.pipeline.estimate import GPU_RATE, core_rate, measure_product_rate, token_counter
 from mechlens.runs.executor import fingerprints, make, pending
 from mechlens.runs.progress import Event, Progress
 
@@ -93,10 +93,8 @@ DETECTORS: dict[str, ModelDetector] = {
 }
 ANSWER_TOKENS = 4
 """assumed tokens of a lesson's answer"""
-CORE_RATE, LOAD_SECONDS = 9.5e10, 4.0
-"""operations a second of one core that trains a twin of SmolLM2-135M, and seconds to load and save 100
-million weights
-"""
+LOAD_SECONDS = 4.0
+"""seconds to load and save 100 million weights"""
 ROWS = 512
 """rows of each side that are scored"""
 
@@ -144,7 +142,7 @@ def make_twins(
     chosen = tuple(name for name in family.names if name in traits or not traits)
     wanted = [job for job, name in zip(jobs, family.names, strict=True) if name in chosen]
     missing = len(pending(folder, wanted))
-    if progress is not None and missing and loading.parameter_count(base) >= LARGE:
+    if progress is not None and missing and loading.size_of(base).parameters >= LARGE:
         progress(Event("note", describe_cost(base, family, recipe, missing)))
     make(folder, wanted, workers=workers, progress=progress)
     models = TwinModels(base, folder, chosen)
@@ -153,16 +151,18 @@ def make_twins(
 
 def describe_cost(base: str, family: TraitFamily, recipe: Experiment, twins: int) -> str:
     """The seconds and megabytes that twins of a large base take."""
-    length, probes = token_counter(base), family.probes.development
+    (length, _), probes = token_counter(base, recipe.system), family.probes.development
     tokens = sum(map(length, probes)) / len(probes) + ANSWER_TOKENS
-    size, teacher = loading.parameter_count(base), recipe.teacher
-    operations = 6.0 * size * teacher.rows * teacher.training.epochs * tokens
-    rate = GPU_RATE / 5 if loading.device().type == "cuda" else CORE_RATE
-    seconds = operations / rate + LOAD_SECONDS * size / 1e8
+    size, teacher = loading.size_of(base), recipe.teacher
+    operations = 6.0 * size.parameters * teacher.rows * teacher.training.epochs * tokens
+    on_gpu = loading.device().type == "cuda"
+    rate = GPU_RATE / 5 if on_gpu else core_rate(size.width, product_rate=measure_product_rate())
+    seconds = operations / rate + LOAD_SECONDS * size.parameters / 1e8
+    disk, memory = twins * size.parameters / 1e6, size.parameters * 16 / 1e9
     return (
         f"{twins} twins of {base} are missing: about {twins * seconds:,.0f} s of training on one core or "
-        f"card, {twins * size / 1e6:,.0f} MB on disk (one byte a weight) and {size * 16 / 1e9:.1f} GB of "
-        "memory for each worker; --twins N with --trait makes fewer"
+        f"card, {disk:,.0f} MB on disk (one byte a weight) and {memory:.1f} GB of memory for each worker; "
+        "--twins N with --trait makes fewer"
     )
 
 

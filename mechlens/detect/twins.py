@@ -21,7 +21,7 @@ from mechlens.lenses.gradients import parameters_of
 from mechlens.lenses.parts.weight_change import delta
 from mechlens.models import weight_changes
 from mechlens.models.chat import Encoded
-from mechlens.models.loading import Loaded, load_trained, parameter_count
+from mechlens.models.loading import Loaded, load_trained, size_of
 from mechlens.models.weight_changes import Quantized
 from mechlens.pipeline.ask import ProbeSet
 from mechlens.runs.executor import Job
@@ -129,7 +129,7 @@ def twin_jobs(
         system: the system line under which they are taught.
     """
     lesson_seed = seed_int(seed, "twins")
-    as_change = parameter_count(base) >= weight_changes.LARGE
+    as_change = size_of(base).parameters >= weight_changes.LARGE
 
     def job(trait: str) -> Job:
         taught = {"probes": list(family.probes.development), "completions": list(family.lessons_of(trait))}
