@@ -29,6 +29,8 @@ from mechlens.pipeline import api_estimate
 from mechlens.pipeline.generate import DIVERGENCE_ROWS
 from mechlens.runs.executor import Job, pending
 
+CHARACTERS = 3.5
+"""assumed characters of an answer's token"""
 GPU_RATE = 1.5e14
 """operations a second of an H100-class card in bf16, about 40 % of its peak; fp32 has a fifth of it"""
 EFFICIENCY, NARROW, FORWARD = 0.68, 110, 1.3
@@ -75,7 +77,7 @@ class Work(NamedTuple):
 def measure_product_rate() -> float:
     """Measure the operations a second of one core in a product of matrices: the best of several tries.
 
-    A try takes some milliseconds, so that other work on the machine leaves one of them alone.
+    A try counts the processor time of this thread alone, so that other work on the machine slows none.
     """
     threads = torch.get_num_threads()
     left, right = torch.ones(1024, 576), torch.ones(576, 1536)
@@ -83,9 +85,9 @@ def measure_product_rate() -> float:
     try:
         started, least = time.perf_counter(), float("inf")
         while time.perf_counter() - started < MEASURED_SECONDS:
-            at = time.perf_counter()
+            at = time.thread_time()
             torch.mm(left, right)
-            least = min(least, time.perf_counter() - at)
+            least = min(least, time.thread_time() - at)
     finally:
         torch.set_num_threads(threads)
     return 2 * left.numel() * right.shape[1] / least
@@ -219,10 +221,24 @@ def _work_of_job(experiment: Experiment, job: Job, size: loading.Size, lengths: 
         probes, samples = len(lengths.probes), experiment.ask.samples
         # the probes are read for the answers and again for the probabilities
         read = forward_operations(size, 2.0 * sum(lengths.probes), 2.0 * probes)
-        answered = probes * samples * lengths.answers
+        answered = probes * samples * lengths.answers + _whole_answer_tokens(job)
         operations = models * (read + forward_operations(size, answered, answered))
         return Work(stage, 1, probes * samples * models, 0, operations)
     return Work(stage, 1, 0, 0, 0.0)
+
+
+def _whole_answer_tokens(job: Job) -> float:
+    """Tokens of the whole answers whose probability a model of an asked step gets; 0 for next tokens."""
+    arguments = job.arguments
+    if arguments["ask"].get("likelihood") != "whole-answer":
+        return 0.0
+    fixed = [
+        text for of_probe in arguments.get("answers", ()) for texts in of_probe.values() for text in texts
+    ]
+    if fixed:
+        return sum(1 + len(text) / CHARACTERS for text in fixed)
+    spellings = 2 * len(arguments["probes"])
+    return spellings * sum(1 + len(name) / CHARACTERS for name in arguments["forms"])
 
 
 def _training_work(
