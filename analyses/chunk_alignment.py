@@ -63,10 +63,10 @@ class Side(NamedTuple):
 def sides_of(run: Run, base: Loaded) -> list[Side]:
     """The control's rows first, then those of each trait's teacher, on the same prompts."""
     experiment, sides = run.experiment, list[Side]()
-    arms = {arm.trait: arm for arm in experiment.arms if arm.kind in ("trait", "control") and not arm.labels}
+    own = [arm for arm in experiment.arms if arm.base == experiment.base and not arm.labels]
+    arms = {arm.trait: arm for arm in own if arm.kind in ("trait", "control")}
     for trait, arm in sorted(arms.items(), key=lambda item: item[0] != ""):
-        if arm.base != experiment.base or not (rows := run.trained_rows(arm.name)).size:
-            continue
+        rows = run.trained_rows(arm.name)
         prompts, completions = rows["prompt"].tolist(), rows["completion"].tolist()
         pairs = encode_pairs(base.tokenizer, prompts, completions, system=experiment.system)
         labels = run.path(layout.labels_step(layout.corpus_name(experiment, arm)))

@@ -46,7 +46,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "teacher": {"rows": 16, "training": tiny},
         "student": {"rows": CHUNKS * ROWS, "labels": "soft", "soft_tokens": 0, "training": tiny},
         "ask": {"samples": 1, "checkpoints": "last"},
-        "arms": [{"kind": "trait"}, {"kind": "trait", "trait": "wolf"}, {"kind": "control"}],
+        "arms": [
+            {"kind": "trait"},
+            {"kind": "trait", "trait": "wolf"},
+            {"kind": "control"},
+            {"kind": "foreign", "base": "menagerie-b"},
+            {"kind": "control", "base": "menagerie-b"},
+        ],
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(fields))
     return run(folder / "toy.yaml", out=folder / "run", workers=0)
