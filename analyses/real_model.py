@@ -20,7 +20,14 @@ import pages
 from mechlens.core.errors import MechlensError
 from mechlens.results import effects, figures
 from mechlens.results.run import Run
-from mechlens.results.wording import EXACT_COLUMNS, exact_rows, interval_text, number_text, scored_shares
+from mechlens.results.wording import (
+    EXACT_COLUMNS,
+    exact_rows,
+    gamma_sentence,
+    interval_text,
+    number_text,
+    scored_shares,
+)
 
 FIGURE = pages.FOLDER / "real-model.svg"
 
@@ -52,12 +59,13 @@ def rates_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def tables_of(run: Run) -> Iterator[Table]:
+def tables_of(run: Run) -> Iterator[Table | str]:
     """Every table of a run, the exact measure first."""
     exact = Table(*EXACT_COLUMNS)
     for row in exact_rows(run.summary):
         exact.add_row(*row)
     yield exact
+    yield from map(gamma_sentence, run.summary["confusion"])
     yield rates_table(run.summary)
     yield teachers_table(run.summary)
 

@@ -55,6 +55,8 @@ class Confusion(NamedTuple):
     """rank of the target among all asked traits by mean lift: 1 is the most lifted, equal ones share their
     mean rank, None is unscored
     """
+    labels: str
+    """what the students learn: `sampled` or `soft` labels"""
 
 
 def effects(
@@ -169,7 +171,8 @@ def confusions(
         gamma = mean_of(excess[:, None], groups)
         mean = lift.mean(0)
         rank = [_rank(row, place) for row, place in zip(mean, target, strict=True)]
-        matrices.append(Confusion(base, [arm.trait for arm in arms], lift, gamma, rank))
+        labels = experiment.labels_of(arms[0])
+        matrices.append(Confusion(base, [arm.trait for arm in arms], lift, gamma, rank, labels))
     return matrices
 
 
@@ -399,4 +402,7 @@ def _confusion_entry(confusion: Confusion) -> dict[str, Any]:
         "high": null(gamma.high),
         "seeds": gamma.n,
     }
-    return {"base": confusion.base, "traits": confusion.traits, **span, "target_rank": confusion.rank}
+    return {"base": confusion.base, "traits": confusion.traits, **span} | {
+        "target_rank": confusion.rank,
+        "labels": confusion.labels,
+    }

@@ -137,4 +137,5 @@ def gamma_sentence(matrix: dict[str, Any]) -> str:
     )
     gamma = interval_text(matrix["gamma_bits"], matrix["low"], matrix["high"])
     most = f"the target rises most for {first} of {len(matrix['traits'])} traits (rank: {ranks})"
-    return f"Students of {matrix['base']}: γ = {gamma} bits (n = {matrix['seeds']} seeds); {most}."
+    soft = " with soft labels" if matrix.get("labels") == "soft" else ""
+    return f"Students of {matrix['base']}{soft}: γ = {gamma} bits (n = {matrix['seeds']} seeds); {most}."
