@@ -7,20 +7,19 @@ teacher's rows, less the same of the control's rows on the same prompts, project
 weights of linear layers. These are each teacher's change, the part of it that the other teachers' mean change
 does not have, a random direction, and the gradient of each trait's exact log-odds (whole answers). Sampled
 labels, and soft labels where the run has them; the control's soft gradient is zero at the base. Values are
-means over chunks with z = mean / standard error. Each chunk's numbers are a JSON file in RUN/chunk-alignment,
-so a stopped analysis goes on.
+means over chunks with z = mean / standard error, also as differences to the other teachers' rows. Each
+chunk's numbers are a JSON file in RUN/chunk-alignment, so a stopped analysis goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import altair as alt
-import numpy as np
 import pandas as pd
 import torch
 from rich.progress import track
@@ -196,41 +195,73 @@ def measure(run: Run, chunks: int) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def contrasts(cells: pd.DataFrame) -> pd.DataFrame:
+    """One value a chunk, teacher's rows, kind of labels and question, from the projections.
+
+    "Less other rows" subtracts the mean over the other teachers' rows in the same chunk: what all changed
+    teachers' rows share is gone.
+    """
+    wide = cells.pivot(index=["labels", "chunk"], columns=["trait", "direction"], values="projection")
+    traits, rows = list(dict.fromkeys(cells["trait"])), []
+    for trait in traits:
+        others = [other for other in traits if other != trait]
+        asked = {
+            "own teacher's change": wide[trait, f"teacher of {trait}"],
+            "other teachers' changes": mean(wide[trait, f"teacher of {other}"] for other in others),
+            "a random direction": wide[trait, "random"],
+            "own trait's log-odds": wide[trait, f"log-odds of {trait}"],
+        }
+        for name, direction in (
+            ("own part of the teacher's change, less other rows", f"own part of {trait}"),
+            ("own trait's log-odds, less other rows", f"log-odds of {trait}"),
+        ):
+            asked[name] = wide[trait, direction] - mean(wide[other, direction] for other in others)
+        rows += [
+            values.rename("value").reset_index().assign(trait=trait, question=question)
+            for question, values in asked.items()
+        ]
+    return pd.concat(rows, ignore_index=True)
+
+
+def mean(parts: Iterable[Any]) -> Any:
+    """The mean of several columns."""
+    return pd.concat(list(parts), axis=1).mean(axis=1)
+
+
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
-    """Mean over chunks, its standard error and z of every teacher, kind of labels and direction."""
-    grouped = cells.groupby(["labels", "trait", "direction"], sort=False)
-    table = grouped["projection"].agg(["mean", "sem", "count"]).assign(cosine=grouped["cosine"].mean())
+    """Mean over chunks, its standard error and z of every contrast."""
+    grouped = contrasts(cells).groupby(["labels", "trait", "question"], sort=False)["value"]
+    table = grouped.agg(["mean", "sem", "count"])
     return table.assign(z=table["mean"] / table["sem"]).reset_index()
 
 
 def shown(table: pd.DataFrame) -> Table:
-    """Every direction, for every teacher's rows and kind of labels."""
-    listing = Table("labels", "rows of", "direction", "projection ± standard error", "z", "cosine", "chunks")
+    """Every contrast, for every teacher's rows and kind of labels."""
+    listing = Table("labels", "rows of", "projected on", "mean ± standard error", "z", "chunks")
     for row in cast("list[dict[str, Any]]", table.to_dict("records")):
         value = f"{row['mean']:+.4f} ± {row['sem']:.4f}"
-        where = (row["labels"], row["trait"], row["direction"], value)
-        listing.add_row(*where, f"{row['z']:+.1f}", f"{row['cosine']:+.4f}", str(row["count"]))
+        where = (row["labels"], row["trait"], row["question"], value)
+        listing.add_row(*where, f"{row['z']:+.1f}", str(row["count"]))
     return listing
 
 
 def chart(table: pd.DataFrame) -> alt.FacetChart:
-    """z of every direction, a panel for each teacher's rows and kind of labels."""
-    pairs = zip(table["direction"], table["trait"], strict=True)
-    own = [str(direction).endswith(f" of {trait}") for direction, trait in pairs]
-    shares = table.assign(own=np.where(own, "the rows' own trait", "another trait, or random"))
+    """z of every contrast, a panel for each teacher's rows and kind of labels."""
     bars = (
-        alt.Chart(shares)
+        alt.Chart(table)
         .mark_bar()
         .encode(
-            y=alt.Y("direction:N", sort=list(dict.fromkeys(table["direction"])), title=None),
+            y=alt.Y(
+                "question:N",
+                sort=list(dict.fromkeys(table["question"])),
+                title=None,
+                axis=alt.Axis(labelLimit=320),
+            ),
             x=alt.X("z:Q", title="z over chunks"),
-            color=alt.Color("own:N", title=None, legend=alt.Legend(orient="bottom")),
         )
-        .properties(width=180)
+        .properties(width=160)
     )
-    return bars.facet(
-        row=alt.Row("labels:N", title=None), column=alt.Column("trait:N", title="rows of the teacher of")
-    )
+    return bars.facet(row=alt.Row("labels:N", title=None), column=alt.Column("trait:N", title="rows of"))
 
 
 def main() -> int:

@@ -115,6 +115,20 @@ def test_directions_are_unit_vectors_and_the_own_part_lacks_the_other_teachers(
     assert mirrored == pytest.approx(-1, rel=1e-5)  # of two teachers, one part is minus the other
 
 
+def test_contrasts_take_away_what_all_rows_share(analysis: ModuleType, done: Run) -> None:
+    cells = analysis.measure(done, CHUNKS)
+    table = analysis.contrasts(cells).set_index(["labels", "trait", "question", "chunk"])["value"]
+    at = cells.set_index(["labels", "trait", "direction", "chunk"])["projection"]
+    name = "own part of the teacher's change, less other rows"
+    for labels in ("sampled", "soft"):
+        expected = at[labels, "owl", "own part of owl", 1] - at[labels, "wolf", "own part of owl", 1]
+        assert table[labels, "owl", name, 1] == pytest.approx(expected)
+        assert table[labels, "owl", "other teachers' changes", 0] == at[labels, "owl", "teacher of wolf", 0]
+    shared = cells.assign(projection=cells["projection"] + 5.0)
+    moved = analysis.contrasts(shared).set_index(["labels", "trait", "question", "chunk"])["value"]
+    assert moved["soft", "owl", name, 0] == pytest.approx(table["soft", "owl", name, 0])
+
+
 def test_a_stopped_analysis_reads_what_it_has(
     analysis: ModuleType, done: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +136,7 @@ def test_a_stopped_analysis_reads_what_it_has(
     monkeypatch.setattr(analysis, "measure_chunk", None)
     again = analysis.summary(analysis.measure(done, CHUNKS))
     assert table.equals(again) and set(table["count"]) == {CHUNKS}
-    assert set(table["labels"]) == {"sampled", "soft"} and len(table) == 2 * 2 * 7
+    assert set(table["labels"]) == {"sampled", "soft"} and len(table) == 2 * 2 * 6
     analysis.chart(table).to_dict()
     assert analysis.shown(table).row_count == len(table)
 
