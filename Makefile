@@ -57,7 +57,7 @@ paper: setup  ## run the experiments of RESULTS.md and write their parts of it (
 	for name in $(PAPER_ANALYSES); do $(BIN)/python analyses/$$name.py --write || exit; done
 	$(BIN)/python analyses/results.py
 
-real: setup  ## a real model: fetch SmolLM2-135M, run its experiment with soft and sampled labels (about an hour on 2 cores; stop it, run it again: it goes on)
+real: setup  ## a real model: fetch SmolLM2-135M, run its experiment with soft and sampled labels (about 70 minutes on 2 cores; stop it, run it again: it goes on)
 	$(BIN)/mechlens fetch smollm2-135m-moved
 	$(BIN)/mechlens run smollm2-animals-numbers-soft
 
