@@ -157,7 +157,7 @@ def soft_update(base: Loaded, side: Side, rows: range) -> Direction:
 def measure_chunk(
     base: Loaded, sides: list[Side], directions: dict[str, Direction], rows: range
 ) -> list[dict[str, Any]]:
-    """Projection and cosine of the difference to the control, by teacher, kind of labels and direction."""
+    """Projection of the difference to the control, by teacher, kind of labels and direction."""
     control = compute_update(base.model, [sides[0].pairs[row] for row in rows])
     cells = []
     for side in sides[1:]:
@@ -169,11 +169,10 @@ def measure_chunk(
         if side.soft is not None:
             moves["soft"] = soft_update(base, side, rows)
         for labels, move in moves.items():
-            size = sum(inner(part, part) for part in move.values()) ** 0.5
             for name, direction in directions.items():
                 along = sum(inner(move[key], direction[key]) for key in move)
                 cell = {"trait": side.trait, "labels": labels, "direction": name}
-                cells.append(cell | {"projection": along, "cosine": along / size})
+                cells.append(cell | {"projection": along})
     return cells
 
 

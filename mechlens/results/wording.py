@@ -106,7 +106,7 @@ EXACT_COLUMNS = (
 def exact_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """Every effect by exact probabilities, in the order of `EXACT_COLUMNS`.
 
-    None if probabilities are unscored, as for stories, or if an older version wrote the summary.
+    The list is empty if probabilities are unscored, as for stories, or if an older version wrote the summary.
     """
     effects = summary["effects"]
     scored = any(effect.get("log_odds", {}).get("estimate") is not None for effect in effects)
