@@ -58,12 +58,15 @@ class VllmWorker(NamedTuple):
     """takes prompts in token ids, and the number of answers to each"""
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def worker_environment(python: Path, threads: int) -> dict[str, str]:
     """Environment variables of a vLLM process that computes on so many cores."""
     numbers = sorted(os.sched_getaffinity(0))[:threads]
-    # Python's own variables name this environment's modules
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OMP_"))}
-    return kept | ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, numbers))}
+    # variables of Python name modules of this environment
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OMP_"))}
+    settings |= ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, numbers))}
+    # vLLM advises to load this library first; it comes with vLLM's CPU build
+    library = python.absolute().parent.parent / "lib" / "libiomp5.so"
+    return settings | ({"LD_PRELOAD": str(library)} if library.is_file() else {})
 
 
 def read_reply(line: str, log: IO[str], python: Path) -> Mapping[str, Any]:
@@ -121,7 +124,7 @@ def vllm_worker(python: Path, source: str, *, dtype: str, threads: int) -> Itera
                 stderr=log,
                 text=True,
                 bufsize=1,
-                env=worker_environment(threads),
+                env=worker_environment(python, threads),
                 start_new_session=True,
             )
         except OSError as error:

@@ -125,12 +125,18 @@ def test_a_worker_that_has_ended_without_a_message_is_an_error() -> None:
         vllm_speed.read_reply("", io.StringIO(" \n"), Path("python"))
 
 
-def test_a_worker_sees_no_modules_of_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_sees_no_modules_of_this_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    environment = vllm_speed.worker_environment(1)
-    assert not {"PYTHONPATH", "OMP_NUM_THREADS"} & environment.keys()
+    library, python = tmp_path / "lib" / "libiomp5.so", tmp_path / "bin" / "python"
+    environment = vllm_speed.worker_environment(python, 1)
+    assert not {"PYTHONPATH", "OMP_NUM_THREADS", "LD_PRELOAD"} & environment.keys()
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == str(min(os.sched_getaffinity(0)))
+    library.parent.mkdir()
+    library.touch()
+    assert vllm_speed.worker_environment(python, 1)["LD_PRELOAD"] == str(library)
 
 
 def test_our_sampler_does_not_stop_at_the_end_of_turn() -> None:
