@@ -2,7 +2,8 @@
 
 `python analyses/vllm_speed.py --python VENV/bin/python` needs another environment, with vLLM's CPU build.
 The environment of this script never imports vLLM. `--dtype bfloat16` measures one dtype, `--threads 1` one
-number of threads; both may be repeated. `--write` puts the tables into SPEED.md.
+number of threads; both may be repeated. vLLM compiles the model when it loads, which takes minutes of a core;
+`--eager` measures it without. `--write` puts the tables into SPEED.md.
 
 Both sides answer the same prompts at temperature 1 and go on after the end of turn, so every row has the same
 number of tokens. vLLM's prefix cache is on, and it is emptied before each timing.
@@ -109,7 +110,7 @@ def check_lengths(side: str, lengths: Sequence[int], rows: int) -> None:
 
 
 @contextmanager
-def vllm_worker(python: Path, source: str, *, dtype: str, threads: int) -> Iterator[VllmWorker]:
+def vllm_worker(python: Path, source: str, *, dtype: str, threads: int, mode: str) -> Iterator[VllmWorker]:
     """Start vLLM in another environment, and end it with all its processes.
 
     Raises:
@@ -118,7 +119,7 @@ def vllm_worker(python: Path, source: str, *, dtype: str, threads: int) -> Itera
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         try:
             process: subprocess.Popen[str] = subprocess.Popen(
-                [str(python), str(WORKER), source, dtype],
+                [str(python), str(WORKER), source, dtype, mode],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -190,7 +191,7 @@ def measure_against_vllm(bench: speed.Bench, worker: VllmWorker) -> list[Ratio]:
 
 
 def vllm_tables(
-    bench: speed.Bench, python: Path, dtypes: Sequence[str], thread_counts: Sequence[int]
+    bench: speed.Bench, python: Path, dtypes: Sequence[str], thread_counts: Sequence[int], mode: str
 ) -> tuple[str, list[Table]]:
     """The version of vLLM, and a table of ratios for each dtype and number of threads."""
     tables, version = [], ""
@@ -199,7 +200,7 @@ def vllm_tables(
         for threads in thread_counts:
             torch.set_num_threads(threads)
             source = base_files.locate(bench.base)
-            with vllm_worker(python, source, dtype=dtype, threads=threads) as worker:
+            with vllm_worker(python, source, dtype=dtype, threads=threads, mode=mode) as worker:
                 print(f"vLLM has started, {dtype}, {threads} threads: {worker.start_up:.0f} s")
                 title = f"{dtype}, {threads} thread{'s' * (threads > 1)}"
                 tables.append(speed.ratio_table(measure_against_vllm(bench, worker), title=title))
@@ -214,6 +215,7 @@ def main(arguments: Sequence[str], *, sizes: speed.Sizes = speed.DEFAULT) -> int
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated; default: both")
     parser.add_argument("--threads", action="append", type=int, help="may be repeated; default: 1 and 2")
+    parser.add_argument("--eager", action="store_true", help="vLLM without compilation, which starts sooner")
     parser.add_argument("--write", action="store_true", help="put the tables into SPEED.md")
     given = parser.parse_args(arguments)
     try:
@@ -221,9 +223,10 @@ def main(arguments: Sequence[str], *, sizes: speed.Sizes = speed.DEFAULT) -> int
         started, console = time.perf_counter(), pages.PageConsole(width=120)
         bench = speed.Bench(given.base, sizes)
         thread_counts = given.threads or (1, 2)[: cores()]
-        version, tables = vllm_tables(bench, given.python, given.dtype or DTYPES, thread_counts)
+        mode, dtypes = "eager" if given.eager else "compiled", given.dtype or DTYPES
+        version, tables = vllm_tables(bench, given.python, dtypes, thread_counts, mode)
         console.print(
-            f"{given.base} ({bench.loaded.model.num_parameters():,} parameters), vLLM {version}, "
+            f"{given.base} ({bench.loaded.model.num_parameters():,} parameters), vLLM {version} ({mode}), "
             f"torch {torch.__version__}, {cores()} cores, {time.perf_counter() - started:.0f} s.",
             *tables,
         )

@@ -18,15 +18,20 @@ BLOCK = 32
 """tokens of a block of the prefix cache: vLLM's default of 128 is longer than many prompts"""
 
 
-def generate_on_request(folder: str, dtype: str) -> None:
-    """Load a model; for each line of the input, generate and print how long it took."""
+def generate_on_request(folder: str, dtype: str, mode: str) -> None:
+    """Load a model; for each line of the input, generate and print how long it took.
+
+    Args:
+        mode: "compiled" or "eager".
+    """
     # vLLM and its processes log to the output; their lines go to standard error
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     started = time.perf_counter()
     import vllm  # pyright: ignore[reportMissingImports]
 
-    llm: Any = vllm.LLM(model=folder, dtype=dtype, max_model_len=LONGEST, block_size=BLOCK)
+    settings = {"dtype": dtype, "max_model_len": LONGEST, "block_size": BLOCK}
+    llm: Any = vllm.LLM(model=folder, enforce_eager=mode == "eager", **settings)
     print(
         json.dumps({"version": vllm.__version__, "seconds": time.perf_counter() - started}),
         file=answers,

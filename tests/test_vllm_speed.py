@@ -31,6 +31,7 @@ SamplingParams = dict
 class LLM:
     def __init__(self, model, **settings):
         self.emptied = False
+        assert settings["enforce_eager"]
 
     def reset_prefix_cache(self):
         self.emptied = True
@@ -65,14 +66,12 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_both_dtypes_are_compared_and_written_to_the_page(tmp_path: Path, page: Path) -> None:
     python = python_with(tmp_path, STAND_IN.replace("MISSING", "0"))
     before = pages.parts_of(page)
-    assert (
-        vllm_speed.main(["--python", str(python), "--base", BASE, "--threads", "1", "--write"], sizes=TINY)
-        == 0
-    )
+    given = ["--python", str(python), "--base", BASE, "--threads", "1", "--eager", "--write"]
+    assert vllm_speed.main(given, sizes=TINY) == 0
     after = pages.parts_of(page)
     assert {name for name in before if before[name] != after[name]} == {"speed-vllm"}
     text = after["speed-vllm"].text
-    assert "vLLM 0.0" in text
+    assert "vLLM 0.0 (eager)" in text
     for dtype in vllm_speed.DTYPES:
         table = text.split(f"**{dtype}, 1 thread**")[1]
         assert "sampler / vLLM, 2 prompts" in table
@@ -87,7 +86,7 @@ def test_the_part_names_the_command_that_writes_it() -> None:
 @pytest.mark.usefixtures("page")
 def test_rows_of_another_length_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     python = python_with(tmp_path, STAND_IN.replace("MISSING", "1"))
-    given = ["--python", str(python), "--base", BASE, "--threads", "1", "--dtype", "float32"]
+    given = ["--python", str(python), "--base", BASE, "--threads", "1", "--dtype", "float32", "--eager"]
     assert vllm_speed.main(given, sizes=TINY) == 2
     assert "vLLM wrote 2 rows of [23] tokens instead of 2 rows of 24" in capsys.readouterr().err
 
