@@ -29,7 +29,7 @@ from torch import Tensor
 import pages
 from mechlens.core.errors import MechlensError, SpecError
 from mechlens.core.experiment import Arm
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.lenses.gradients import gradient, parameters_of
 from mechlens.lenses.parts.trial_steps import add_scaled, compute_update
 from mechlens.lenses.parts.weight_change import inner

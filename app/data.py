@@ -15,7 +15,7 @@ import streamlit as st
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Arm
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.data.formats import file_digest
 from mechlens.results import captions, effects, report
 from mechlens.results.run import Run

@@ -21,8 +21,8 @@ from pydantic import Field, ValidationError
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import MechlensError, SpecError, one_line
 from mechlens.core.experiment import Arm
+from mechlens.core.files import remedy
 from mechlens.core.machine import use_one_thread
-from mechlens.core.remedies import remedy
 from mechlens.core.spec import AskSpec, Spec, explain
 from mechlens.lenses import run as measure
 from mechlens.models import loading

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.core.wording import duration_text
 from mechlens.pipeline import screen as screening
 from mechlens.results import captions

@@ -20,8 +20,9 @@ from typing import Literal, cast, get_args
 import pandas as pd
 import pyarrow as pa
 
-from mechlens.core import atomic, tables
+from mechlens.core import tables
 from mechlens.core.errors import DataError
+from mechlens.core.files import publish
 from mechlens.core.spec import HALF_CHARACTER
 from mechlens.data.chats import Pair
 from mechlens.data.compressed import OTHER_KINDS, ending_of
@@ -317,7 +318,7 @@ def write_pairs(frames: Iterable[pd.DataFrame], path: Path, form: Form) -> None:
             tables.write(frames, TEXTS, whole)
         else:
             _write_lines(frames, whole, messages=form != "prompt-completion")
-        atomic.publish(whole, path)
+        publish(whole, path)
 
 
 def _write_lines(frames: Iterable[pd.DataFrame], path: Path, *, messages: bool) -> None:

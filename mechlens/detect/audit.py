@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pandas as pd
 
-from mechlens.core import atomic, spec, tables, traits
+from mechlens.core import spec, tables, traits
 from mechlens.core.errors import one_line
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import json_text, write_json
-from mechlens.core.remedies import PANEL
+from mechlens.core.files import PANEL, json_text, write_json, write_text
 from mechlens.data import corpus, treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
@@ -252,7 +251,7 @@ def answer(request: AuditRequest, *, workers: int | None = None, progress: Progr
         result = _result_of(request, evidence, progress or silent)
         audited = Audit(request.out, result)
         write_json(request.out / JSON, result)
-        atomic.write_text(request.out / PAGE, audited.to_html())
+        write_text(request.out / PAGE, audited.to_html())
     return audited
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from mechlens.core import stats, tables
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.core.traits import TraitFamily
 from mechlens.detect.permutation import LEAST_PANEL, p_over_other_traits
 from mechlens.detect.two_samples import Sides

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
 
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.core.seeds import generator
 from mechlens.core.stats import benjamini_hochberg
 from mechlens.detect.bags import Bags

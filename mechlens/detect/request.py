@@ -10,7 +10,7 @@ from mechlens.core import spec, traits
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError, one_line
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.data import treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest

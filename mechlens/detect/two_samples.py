@@ -18,8 +18,8 @@ import pandas as pd
 from jaxtyping import Int
 from numpy import ndarray
 
-from mechlens.core import atomic
 from mechlens.core.errors import DataError, one_line
+from mechlens.core.files import publish
 from mechlens.core.seeds import generator
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
@@ -254,7 +254,7 @@ def draw_sides(
 def _write(rows: pd.DataFrame, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     rows.to_parquet(part)
-    atomic.publish(part, path)
+    publish(part, path)
 
 
 def _partners(

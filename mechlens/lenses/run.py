@@ -18,7 +18,7 @@ from mechlens.core import foreign, tables
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Arm, Experiment
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
 from mechlens.core.wording import duration_text

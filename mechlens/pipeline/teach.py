@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechlens.core import tables
 from mechlens.core.errors import DataError
-from mechlens.core.json_files import write_json
+from mechlens.core.files import write_json
 from mechlens.core.seeds import dice, seed_int
 from mechlens.core.spec import TeacherSpec
 from mechlens.data.corpus import read_pairs

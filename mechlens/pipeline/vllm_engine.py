@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechlens.core import foreign
 from mechlens.core.errors import MachineError, SpecError
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.model_spec import model_of
 from mechlens.core.seeds import seed_int
 from mechlens.models import base_files

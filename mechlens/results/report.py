@@ -9,9 +9,10 @@ from typing import Any, cast
 import jinja2
 import pandas as pd
 
-from mechlens.core import atomic, tables
+from mechlens.core import tables
 from mechlens.core.command_lines import command_line
 from mechlens.core.experiment import Experiment
+from mechlens.core.files import write_text
 from mechlens.core.traits import TraitFamily
 from mechlens.results import captions, effects, figures
 from mechlens.results.cells import cells_of
@@ -47,7 +48,7 @@ def write(run: Run, summary: dict[str, Any], answers: pd.DataFrame, likelihoods:
     )
     path = run.path(layout.REPORT)
     with store.full_disk_named(path):
-        atomic.write_text(path, page)
+        write_text(path, page)
     return path
 
 

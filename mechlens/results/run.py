@@ -13,7 +13,7 @@ from mechlens.core import tables, traits
 from mechlens.core.command_lines import command_line, resume_command
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Arm, Experiment
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.traits import TraitFamily
 from mechlens.data.corpus import Corpus
 from mechlens.data.formats import file_digest

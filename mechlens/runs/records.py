@@ -11,8 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from mechlens.core.errors import DataError
-from mechlens.core.json_files import read_json
-from mechlens.core.remedies import remedy
+from mechlens.core.files import read_json, remedy
 from mechlens.core.spec import explain
 
 
