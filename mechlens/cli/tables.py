@@ -12,12 +12,12 @@ from rich.table import Table
 
 from mechlens.core.experiment import Experiment
 from mechlens.core.files import null
-from mechlens.core.wording import duration_text
 from mechlens.pipeline import screen as screening
 from mechlens.results import captions
 from mechlens.results.cells import mean_of, same_students
 from mechlens.results.wording import (
     EXACT_COLUMNS,
+    duration_text,
     exact_rows,
     gamma_sentence,
     headline,

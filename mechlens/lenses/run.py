@@ -21,7 +21,6 @@ from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.files import read_json, write_json
 from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
-from mechlens.core.wording import duration_text
 from mechlens.lenses import broken_lenses, find_lens, lens_names
 from mechlens.lenses.base import Material
 from mechlens.lenses.lens import Lens
@@ -32,6 +31,7 @@ from mechlens.pipeline.ask import ProbeSet
 from mechlens.pipeline.estimate import GPU_RATE, core_rate, measure_product_rate
 from mechlens.results import captions, figures
 from mechlens.results.run import Run, trained_rows
+from mechlens.results.wording import duration_text
 from mechlens.runs import executor, layout, store
 from mechlens.runs.executor import Job, pending
 from mechlens.runs.layout import checkpoints, corpus_name, teacher_name
