@@ -9,13 +9,13 @@ import pandas as pd
 
 from mechlens.core import tables
 from mechlens.results import figures
-from mechlens.runs import layout, records
+from mechlens.runs import layout
 
 
 def lens_records(run: Path) -> list[dict[str, Any]]:
     """One record for each lens that was measured on each arm, with its caption."""
     path = run / layout.READINGS
-    return records.read(path, records.Readings)["lenses"] if path.is_file() else []
+    return layout.read_record(path, layout.Readings)["lenses"] if path.is_file() else []
 
 
 def lens_table(run: Path, record: dict[str, Any]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from mechlens.core.traits import TraitFamily
 from mechlens.data.corpus import Corpus
 from mechlens.data.formats import file_digest
 from mechlens.pipeline.remake import selected_rows
-from mechlens.runs import executor, layout, records
+from mechlens.runs import executor, layout
 from mechlens.runs.plan import jobs_of
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         """What the run was made by: versions, machine, seconds of each step."""
-        return records.read(self.path(layout.MANIFEST), records.Manifest)
+        return layout.read_record(self.path(layout.MANIFEST), layout.Manifest)
 
     @property
     def headline(self) -> str:
@@ -210,12 +210,12 @@ class Run:
     def funnel(self, arm: Arm) -> dict[str, Any]:
         """How many generated rows of an arm's source the screen kept, and removed for each reason."""
         step = layout.screened_step(layout.source_name(self.experiment, arm))
-        return records.read(self.path(step, layout.FUNNEL), records.Funnel)
+        return layout.read_record(self.path(step, layout.FUNNEL), layout.Funnel)
 
     def generation(self, arm: Arm) -> dict[str, Any]:
         """What generation recorded of an arm's teacher: KL and entropy; empty for rows from a file."""
         path = self.path(layout.generated_step(layout.source_name(self.experiment, arm)), layout.GENERATION)
-        return records.read(path, records.Generation) if path.is_file() else {}
+        return layout.read_record(path, layout.Generation) if path.is_file() else {}
 
     def kept_rows(self, corpus: str) -> Path:
         """The file of a corpus's screened rows; `tables.PAIRS`."""
