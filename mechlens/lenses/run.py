@@ -29,7 +29,7 @@ from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import ProbeSet
 from mechlens.pipeline.estimate import GPU_RATE, core_rate, measure_product_rate
-from mechlens.results import captions, figures
+from mechlens.results import figures
 from mechlens.results.run import Run, trained_rows
 from mechlens.results.wording import duration_text
 from mechlens.runs import executor, layout, store
@@ -399,10 +399,10 @@ def load_readings(run: Run, arm: str = "") -> dict[str, Reading]:
         record["name"]: Reading(
             find_lens(record["name"]),
             record["arm"],
-            captions.lens_table(run.folder, record),
+            run.reading(record),
             record["sentence"],
             tuple(record["missing"]),
         )
-        for record in captions.lens_records(run.folder)
+        for record in run.lens_records()
         if record["arm"] == name and record["name"] in known
     }

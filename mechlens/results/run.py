@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
@@ -253,6 +253,18 @@ class Run:
     def trained_rows(self, name: str) -> pd.DataFrame:
         """The rows that an arm's students train on, by prompt_id, in the order of the selection."""
         return trained_rows(self.folder, self.experiment, self.arm(name))
+
+    def lens_records(self) -> list[dict[str, Any]]:
+        """One record for each lens that was measured on each arm, with its caption."""
+        path = self.path(layout.READINGS)
+        return layout.read_record(path, layout.Readings)["lenses"] if path.is_file() else []
+
+    def reading(self, record: dict[str, Any]) -> pd.DataFrame:
+        """`tables.READINGS` of one record: the rows of its arm and of the arm's control."""
+        frame = tables.read(self.path(layout.READINGS_FOLDER, f"{record['name']}.parquet"), tables.READINGS)
+        of_arm = frame["arm"] == record["arm"]
+        of_control = (frame["arm"] == record["against"]) & (frame["against"] == record["arm"])
+        return cast(pd.DataFrame, frame[of_arm | of_control]).reset_index(drop=True)
 
     def teacher_folder(self, arm: Arm) -> Path:
         """The folder of an arm's teacher."""
