@@ -39,7 +39,7 @@ from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, completion_logits
 from mechlens.models.soft_labels import SoftLabels, sum_kl
 from mechlens.pipeline.ask import whole_answers
-from mechlens.pipeline.label import read_labels
+from mechlens.pipeline.distill import read_labels
 from mechlens.results import figures
 from mechlens.results.run import Run
 from mechlens.runs import layout
