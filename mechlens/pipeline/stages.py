@@ -30,8 +30,8 @@ from mechlens.pipeline import ask as asking
 from mechlens.pipeline import distill as distilling
 from mechlens.pipeline import generate as generating
 from mechlens.pipeline import judge as judging
-from mechlens.pipeline import judge_screen, remote
 from mechlens.pipeline import remake as remaking
+from mechlens.pipeline import remote
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline import teach as teaching
 from mechlens.runs import layout
@@ -126,7 +126,7 @@ def _judge_of(arguments: Arguments, spec: ScreenSpec, out: Path) -> screening.Ju
         "category": arguments["category"],
         "api": ApiSpec(**arguments["api"]),
     }
-    return lambda rows: (~judge_screen.screen_rows(rows, spec, kind=kind, out=out, **context)).tolist()
+    return lambda rows: (~judging.judge_rows(rows, spec, kind=kind, out=out, **context)).tolist()
 
 
 def shuffle(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
