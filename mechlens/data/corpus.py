@@ -24,10 +24,9 @@ from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.files import publish
 from mechlens.core.spec import HALF_CHARACTER
-from mechlens.data.chats import Pair
 from mechlens.data.compressed import OTHER_KINDS, ending_of
 from mechlens.data.faults import Fault, Place, Tally
-from mechlens.data.fields import HOW_TO_NAME, SEVERAL, UNKNOWN, Fields, pair_of
+from mechlens.data.fields import HOW_TO_NAME, SEVERAL, UNKNOWN, Fields, Pair, pair_of
 from mechlens.data.formats import EXPECTED, file_digest, files_of, rows_of
 from mechlens.data.text_rows import Rows
 from mechlens.data.values import Data, rows_of_values
