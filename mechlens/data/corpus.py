@@ -27,9 +27,8 @@ from mechlens.core.spec import HALF_CHARACTER
 from mechlens.data.compressed import OTHER_KINDS, ending_of
 from mechlens.data.faults import Fault, Place, Tally
 from mechlens.data.fields import HOW_TO_NAME, SEVERAL, UNKNOWN, Fields, Pair, pair_of
-from mechlens.data.formats import EXPECTED, file_digest, files_of, rows_of
+from mechlens.data.formats import EXPECTED, Data, file_digest, files_of, rows_of, rows_of_values
 from mechlens.data.text_rows import Rows
-from mechlens.data.values import Data, rows_of_values
 
 Form = Literal["prompt-completion", "messages", "openai", "parquet", "hf"]
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -24,9 +24,8 @@ from mechlens.core.experiment import Experiment
 from mechlens.core.files import PANEL, json_text, write_json, write_text
 from mechlens.data import corpus, treat
 from mechlens.data.fields import Fields
-from mechlens.data.formats import file_digest
+from mechlens.data.formats import Data, file_digest
 from mechlens.data.treat import Treatment
-from mechlens.data.values import Data
 from mechlens.detect import from_student, verdict
 from mechlens.detect.bags import Level, RowKeys, read_row_keys
 from mechlens.detect.permutation import TraitScore
