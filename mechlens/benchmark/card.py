@@ -25,8 +25,8 @@ from mechlens.benchmark.performance import (
 from mechlens.benchmark.plan import CLASSES, CLEAN, BenchSpec, Suspect
 from mechlens.benchmark.scores import SLOW_ROWS, AnyDetector, Scorer
 from mechlens.core.files import read_json, write_json, write_text
-from mechlens.detect.bags import RowDetector
 from mechlens.detect.from_rows import DETECTORS as FLOORS
+from mechlens.detect.registry import RowDetector
 from mechlens.detect.twins import ModelDetector
 from mechlens.results import report
 

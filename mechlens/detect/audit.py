@@ -27,17 +27,19 @@ from mechlens.data.fields import Fields
 from mechlens.data.formats import Data, file_digest
 from mechlens.data.treat import Treatment
 from mechlens.detect import from_student, verdict
-from mechlens.detect.bags import Level, RowKeys, read_row_keys
 from mechlens.detect.permutation import TraitScore
+from mechlens.detect.registry import Level
 from mechlens.detect.request import AuditRequest, command_of, request_of, usual_folder
 from mechlens.detect.treated_file import write_treated
 from mechlens.detect.two_samples import (
     LEAST_ROWS,
     Comparison,
+    RowKeys,
     Sides,
     compare,
     draw_sides,
     power_of_few,
+    read_row_keys,
     refuse_few,
 )
 from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration

@@ -15,9 +15,9 @@ from mechlens.data import treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
 from mechlens.data.treat import Treatment
-from mechlens.detect.bags import Level
 from mechlens.detect.from_student import tested_traits
 from mechlens.detect.permutation import LEAST_PANEL
+from mechlens.detect.registry import Level
 from mechlens.detect.verdict import Policy, load_policy
 
 RECIPE = "menagerie"
