@@ -21,9 +21,8 @@ from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.files import read_json, write_json
 from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
-from mechlens.lenses import broken_lenses, find_lens, lens_names
+from mechlens.lenses import Lens, broken_lenses, find_lens, lens_names
 from mechlens.lenses.base import Material
-from mechlens.lenses.lens import Lens
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
