@@ -219,11 +219,11 @@ def test_the_best_layer_is_chosen_on_practice_probes_alone() -> None:
         for layer in range(3)
     }
     one = causal.StudentEdits(
-        0, {}, edits, {edit: np.zeros((3, 2)) for edit in edits}, practice=[0.9, 0.2, 0.1]
+        0, {}, edits, {edit: np.zeros((3, 2)) for edit in edits}, practice={0: 0.9, 1: 0.2, 2: 0.1}
     )
     for practice, chosen in (
-        ([0.9, 0.2, 0.1], 1),
-        ([0.1, 0.2, 0.0], 0),
+        ({0: 0.9, 1: 0.2, 2: 0.1}, 1),
+        ({0: 0.1, 1: 0.2, 2: 0.0}, 0),
     ):  # behind the last block there is no choice
         best = next(
             edit
@@ -231,7 +231,34 @@ def test_the_best_layer_is_chosen_on_practice_probes_alone() -> None:
             if edit.name == causal.BEST
         )
         assert best.layer == chosen
-    assert with_best([one._replace(practice=[np.nan] * 3)])[0].shares.keys() == edits.keys()
+    unknown = one._replace(practice=dict.fromkeys(range(3), np.nan))
+    assert with_best([unknown])[0].shares.keys() == edits.keys()
+
+
+def test_a_light_reading_has_some_of_the_full_readings_edits_with_the_same_shares(toy: Loaded) -> None:
+    torch.manual_seed(0)
+    config = copy.deepcopy(toy.model.config)
+    config.num_hidden_layers, config.layer_types = 9, None
+    deep = Loaded(type(toy.model)(config).eval(), toy.tokenizer)
+    student = changed(deep, (4,), seed=1)
+    models = trio(deep, student, deep, encode_probes(deep, HELD, "owl"))
+    models = models._replace(plain=models.plain | {"student": models.plain["control"] + 1})
+    states = torch.randn(9, 3, 32, generator=torch.Generator().manual_seed(0))
+    full, light = (
+        [
+            *exchanges(models, seed=0, light=light),
+            *removals(models, {"student's": states.mean(1)}, states, seed=0, light=light),
+        ]
+        for light in (False, True)
+    )
+    shares = {edit: share for edit, share, _ in full}
+    assert all(np.array_equal(share, shares[edit]) for edit, share, _ in light)
+    single = {edit.layer for edit, _, _ in light if edit.name == RESTORED} - {None}
+    assert single == set(range(9))
+    tried = {0, 1, 3, 4, 6, 8}
+    assert {edit.layer for edit, _, null in light if len(null)} == tried
+    places = {edit.place for edit, _, _ in light if edit.name == RESTORED}
+    assert {"blocks 0-8", "blocks 0-4", "blocks 4-8"} <= places and "blocks 0-2" not in places
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,27 @@ def test_what_was_read_is_not_read_again(
     assert {path.name: path.read_bytes() for path in (folder / "readings").iterdir()} == before
 
 
+def test_a_light_reading_is_a_reading_of_its_own(measured: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(measured, folder)
+    asked = ["measure", str(folder), "--lens", "alignment", *ROWS, "--light", "--workers", "0"]
+    assert cli.main(asked) == 0
+    records = {lens["name"]: lens for lens in read_json(folder / "readings.json")["lenses"]}
+    assert records["alignment"]["light"] and not records["deltas"]["light"]
+    frame = tables.read(folder / "readings" / "alignment.parquet", tables.READINGS)
+    trials = frame[frame["quantity"] == "change of the log-odds, observed"]
+    assert set(trials["place"]) == {"full, one sgd step", "full, sgd", "full, adam"}
+    assert set(trials.loc[trials["place"] == "full, sgd", "step"]) == {1, 4}
+    experiment = load_experiment(folder / "spec.yaml")
+    arm = measure.main_arm(experiment)
+    family = load_family(experiment.family)
+    probes = [
+        measure.load_material(folder, experiment, family, arm, rows=8, light=light).heldout_probes.probes
+        for light in (False, True)
+    ]
+    assert len(probes[1]) == min(base.LIGHT_PROBES, len(probes[0])) and set(probes[1]) <= set(probes[0])
+
+
 def test_every_lens_has_a_cost_that_grows_with_what_is_read(small: Path) -> None:
     experiment = load_experiment(small / "spec.yaml")
     arm = measure.main_arm(experiment)

@@ -133,12 +133,14 @@ def _state_of(folder: Path) -> RunState:
     )
 
 
-def measure(folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, workers: int | None) -> None:
+def measure(
+    folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, light: bool, workers: int | None
+) -> None:
     """Read the lenses of one arm of a finished run, print each one's sentence, and write the report again."""
     from mechlens.lenses.run import measure as read_lenses
 
     with bars() as progress:
-        read_lenses(folder, lenses, arm=arm, rows=rows, workers=workers, progress=progress)
+        read_lenses(folder, lenses, arm=arm, rows=rows, light=light, workers=workers, progress=progress)
     console.print(tables.lens_table(folder))
     report(folder)
 

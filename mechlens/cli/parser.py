@@ -165,6 +165,7 @@ def measure(
     arm: str = "",
     lens: Names = (),
     rows: int = 512,
+    light: bool = False,
     workers: int | None = None,
 ) -> Action:
     """Measure the models of a finished run with lenses: why did the trait transfer?
@@ -174,11 +175,11 @@ def measure(
         arm: the arm to measure, against its control; the first trait arm by default.
         lens: names of lenses; all by default.
         rows: largest number of pairs that a lens reads.
+        light: take fewer random draws, probes and layers, for a base of 100 million parameters on a CPU.
         workers: processes; one a core by default, one with an accelerator.
     """
-    return partial(
-        commands.measure, folder, arm=arm, lenses=_together("lens", lens), rows=rows, workers=workers
-    )
+    lenses = _together("lens", lens)
+    return partial(commands.measure, folder, arm=arm, lenses=lenses, rows=rows, light=light, workers=workers)
 
 
 def audit(

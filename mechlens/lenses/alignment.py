@@ -123,7 +123,7 @@ def measure_alignment(material: Material) -> pd.DataFrame:
     }
     probes = encode_contrast(material.base, material.heldout_probes, material.trait)
     rows = [*_at_base(material, probes, pairs), *_along_path(material, probes, pairs)]
-    for kind in KINDS:
+    for kind in KINDS[:1] if material.light else KINDS:
         rows += [
             *measure_one_step(material, probes, pairs, kind),
             *measure_many_steps(material, probes, pairs, kind),
@@ -146,7 +146,9 @@ def _at_base(material: Material, probes: EncodedProbes, pairs: Pairs) -> list[di
     model = material.base.model
     moves = {side: compute_update(model, rows) for side, rows in pairs.items()}
     shift = add_scaled(moves["trait pairs"], moves["control pairs"], -1.0)
-    drawn = random_directions(model, pairs["control pairs"], seed=material.seed, draws=DIRECTIONS)
+    drawn = random_directions(
+        model, pairs["control pairs"], seed=material.seed, draws=material.draws(DIRECTIONS)
+    )
     null = [
         {side: change_cosine(w, move) for side, move in (*moves.items(), ("difference", shift))}
         for w in drawn

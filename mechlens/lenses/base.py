@@ -7,7 +7,7 @@ that writes the caption. It knows models, pairs and probes, but not runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from mechlens.models.chat import Encoded
     from mechlens.models.loading import Loaded
     from mechlens.pipeline.ask import ProbeSet
+
+
+Item = TypeVar("Item")
+LIGHT_DRAWS, LIGHT_PROBES = 20, 8
+"""the most random draws of a null and the most held-out probes of a light reading; 20 draws give p >= 1/21"""
 
 
 class Material(NamedTuple):
@@ -56,12 +61,18 @@ class Material(NamedTuple):
     """the system line that the pairs were encoded with"""
     arm: str = "trait"
     against: str = "control"
+    light: bool = False
+    """whether lenses take fewer draws, probes and layers: for a base where a full reading takes days"""
     prompt_ids: Sequence[int] = ()
     """position of each pair's prompt in the experiment's list; empty for pairs without an experiment"""
 
     def pair_ids(self) -> Sequence[int]:
         """Return the ids of the pairs in tables: their prompt ids, else 0, 1, 2 …"""
         return self.prompt_ids or range(len(self.trait_pairs))
+
+    def draws(self, full: int) -> int:
+        """Return how many random draws a null gets: `full`, or at most `LIGHT_DRAWS` of a light reading."""
+        return min(full, LIGHT_DRAWS) if self.light else full
 
     def missing(self, lens: Lens) -> list[str]:
         """Return the needs of the lens that this material does not meet."""
@@ -73,6 +84,17 @@ class Material(NamedTuple):
             "prompted": self.trait in self.system_lines,
         }
         return [need for need in lens.needs if not have[need]]
+
+
+def spread_evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` of the items (2 or more), evenly spread from the first to the last.
+
+    >>> spread_evenly(range(30), 6)
+    [0, 5, 11, 17, 23, 29]
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[place * (len(items) - 1) // (most - 1)] for place in range(most)]
 
 
 def entry(quantity: str, estimate: float, **more: Any) -> dict[str, Any]:

@@ -23,7 +23,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mechlens.core.seeds import generator, seed_int
-from mechlens.lenses.base import Lens, Material, against_null, entry, over_students, reading_table
+from mechlens.lenses.base import (
+    Lens,
+    Material,
+    against_null,
+    entry,
+    over_students,
+    reading_table,
+    spread_evenly,
+)
 from mechlens.lenses.directions import ablate
 from mechlens.lenses.parts.capture import capture_last, draw_matched_directions, residual_sites
 from mechlens.lenses.parts.interventions import permute_entries
@@ -53,6 +61,8 @@ DEEP = 8
 """the most blocks for which every span is tried; deeper models: single blocks, and spans that start at the
 first or end at the last
 """
+LIGHT_LAYERS = 6
+"""layers whose edits a light reading tries"""
 
 OUTSIDE = "all but the blocks"
 RESTORED, PUT_IN, EXCHANGED = (
@@ -85,8 +95,8 @@ class StudentEdits(NamedTuple):
     raw: dict[str, Measured]
     shares: dict[Edit, Measured]
     null: dict[Edit, Float[ndarray, "draw measure"]]
-    practice: list[float]
-    """by layer: share of the margin left on practice probes, the student's shift removed"""
+    practice: dict[int, float]
+    """layer → share of the margin left on practice probes, the student's shift removed"""
 
 
 def spans(depth: int) -> list[range]:
@@ -207,13 +217,16 @@ Outcome = tuple[Edit, Measured, Sequence[Measured]]
 """an edit, its share, and draws of its null; an empty list without a null"""
 
 
-def exchanges(models: Trio, *, seed: int) -> Iterator[Outcome]:
+def exchanges(models: Trio, *, seed: int, light: bool = False) -> Iterator[Outcome]:
     """Exchange the weights of every span in three ways.
+
+    A light reading has a null for some single blocks, and of the longer spans those that start or end there.
 
     The null of a single block replaces the step back to the base by a step of the same size, whose entries
     are permuted within each tensor.
     """
-    for span in [*spans(len(decoder_layers(models.base.model))), None]:
+    tried = tried_layers(len(decoder_layers(models.base.model)), light=light)
+    for span in [*_tried_spans(models, tried), None]:
         place = (
             OUTSIDE
             if span is None
@@ -226,7 +239,7 @@ def exchanges(models: Trio, *, seed: int) -> Iterator[Outcome]:
             weights_of(loaded.model, span) for loaded in (models.student, models.control, models.base)
         )
         null = []
-        for draw in range(DRAWS if layer is not None else 0):
+        for draw in range(DRAWS if layer in tried else 0):
             steps = [_astray(side, bases, generator(seed, "astray", place, draw)) for side in (ours, theirs)]
             null.append(
                 models.share(
@@ -248,6 +261,25 @@ def exchanges(models: Trio, *, seed: int) -> Iterator[Outcome]:
         )
 
 
+def tried_layers(depth: int, *, light: bool) -> list[int]:
+    """The layers whose edits are tried: all, or for a light reading a few, evenly spread.
+
+    >>> tried_layers(30, light=True)
+    [0, 5, 11, 17, 23, 29]
+    """
+    return spread_evenly(range(depth), LIGHT_LAYERS if light else depth)
+
+
+def _tried_spans(models: Trio, tried: Sequence[int]) -> list[range]:
+    """Every single block, and the longer spans whose inner end is a tried layer."""
+    depth = len(decoder_layers(models.base.model))
+    return [
+        span
+        for span in spans(depth)
+        if len(span) in (1, depth) or (span[-1] if span[0] == 0 else span[0]) in tried or len(tried) == depth
+    ]
+
+
 def _astray(
     weights: Mapping[str, Tensor], other: Mapping[str, Tensor], rng: np.random.Generator
 ) -> dict[str, Tensor]:
@@ -256,14 +288,19 @@ def _astray(
 
 
 def removals(
-    models: Trio, shifts: Mapping[str, Shifts], states: Float[Tensor, "layer probe d_model"], *, seed: int
+    models: Trio,
+    shifts: Mapping[str, Shifts],
+    states: Float[Tensor, "layer probe d_model"],
+    *,
+    seed: int,
+    light: bool = False,
 ) -> Iterator[Outcome]:
-    """Remove and add each shift at each layer.
+    """Remove and add each shift at each layer, or at some layers for a light reading.
 
     The null is random directions with the covariance of the student's states.
     """
-    for layer, rows in enumerate(states):
-        draws = draw_matched_directions(rows, draws=DRAWS, seed=seed_int(seed, "directions", layer))
+    for layer in tried_layers(len(states), light=light):
+        draws = draw_matched_directions(states[layer], draws=DRAWS, seed=seed_int(seed, "directions", layer))
         null = [models.without(draw, layer=layer) for draw in draws]
         for source, shift in shifts.items():
             yield (
@@ -283,20 +320,27 @@ def of_student(
 ) -> StudentEdits:
     """Every edit of one student and its control."""
     models = (material.base, material.students[seed], material.controls[seed])
-    measured, tried = trio(*models, probes), trio(*models, practice)
+    measured, practised = trio(*models, probes), trio(*models, practice)
     states, against = (
         capture_last(loaded, practice.prompts, residual_sites(loaded)) for loaded in models[1:]
     )
     shift = (states - against).mean(1)
     shifts = {STUDENTS: shift} | ({} if teachers is None else {TEACHERS: teachers})
     root = seed_int(material.seed, "causal", seed)
-    outcomes = [*exchanges(measured, seed=root), *removals(measured, shifts, states, seed=root)]
+    light = material.light
+    outcomes = [
+        *exchanges(measured, seed=root, light=light),
+        *removals(measured, shifts, states, seed=root, light=light),
+    ]
     return StudentEdits(
         seed,
         raw={name: values.mean(1) for name, values in measured.plain.items()},
         shares={edit: share for edit, share, _ in outcomes},
         null={edit: np.array(null) for edit, _, null in outcomes if null},
-        practice=[float(tried.without(shift[layer], layer=layer)[1]) for layer in range(len(shift))],
+        practice={
+            layer: float(practised.without(shift[layer], layer=layer)[1])
+            for layer in tried_layers(len(shift), light=light)
+        },
     )
 
 
@@ -335,10 +379,12 @@ def with_best(students: Sequence[StudentEdits]) -> list[StudentEdits]:
     The layer is chosen by the mean over students. The last layer is left out if there is another: there the
     shift contains the answer's logit, whose removal says nothing new.
     """
-    scored = np.array([edits.practice for edits in students if np.isfinite(edits.practice).all()])
+    layers = list(students[0].practice)
+    left = [list(edits.practice.values()) for edits in students]
+    scored = np.array([shares for shares in left if np.isfinite(shares).all()])
     if not len(scored):
         return list(students)
-    layer = int(scored.mean(0)[: max(1, scored.shape[1] - 1)].argmin())
+    layer = layers[int(scored.mean(0)[: max(1, len(layers) - 1)].argmin())]
     source, best = (Edit(name, f"resid_post {layer}", layer) for name in (f"{STUDENTS} shift removed", BEST))
     return [
         edits._replace(

@@ -22,7 +22,7 @@ from mechlens.core.files import read_json, write_json
 from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
 from mechlens.lenses import Lens, broken_lenses, find_lens, lens_names
-from mechlens.lenses.base import Material
+from mechlens.lenses.base import LIGHT_PROBES, Material, spread_evenly
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
@@ -135,8 +135,13 @@ def refuse_absent_students(run: Path, experiment: Experiment, arm: Arm) -> None:
             )
 
 
-def load_material(run: Path, experiment: Experiment, family: TraitFamily, arm: Arm, *, rows: int) -> Material:
-    """Load the models, pairs and probes of one arm and its control."""
+def load_material(
+    run: Path, experiment: Experiment, family: TraitFamily, arm: Arm, *, rows: int, light: bool = False
+) -> Material:
+    """Load the models, pairs and probes of one arm and its control.
+
+    A light reading gets held-out probes spread evenly over the family's.
+    """
     control = experiment.control_of(arm)
     base = loading.load(arm.base)
     system = experiment.system if arm.trained_with is None else arm.trained_with
@@ -144,6 +149,7 @@ def load_material(run: Path, experiment: Experiment, family: TraitFamily, arm: A
     prompt_ids = [prompt for prompt in sides[0].index if prompt in sides[1].index]
     pairs = [_encoded(base, side.loc[prompt_ids], system) for side in sides]
     probes = _probes(experiment, family, arm)
+    heldout = probes._replace(probes=spread_evenly(probes.probes, LIGHT_PROBES)) if light else probes
     folders = _paired_folders(run, experiment, arm, control)
     return Material(
         base=base,
@@ -154,7 +160,7 @@ def load_material(run: Path, experiment: Experiment, family: TraitFamily, arm: A
         trait_pairs=pairs[0],
         control_pairs=pairs[1],
         development_probes=probes._replace(probes=family.probes.development),
-        heldout_probes=probes,
+        heldout_probes=heldout,
         trait=arm.trait,
         family=family.names,
         system_lines={name: family.system_prompt(name) for name in family.names},
@@ -163,6 +169,7 @@ def load_material(run: Path, experiment: Experiment, family: TraitFamily, arm: A
         system=system,
         arm=arm.name,
         against=control.name,
+        light=light,
         prompt_ids=prompt_ids,
     )
 
@@ -202,7 +209,13 @@ def _paired_folders(run: Path, experiment: Experiment, arm: Arm, control: Arm) -
 
 
 def lens_jobs(
-    steps: Sequence[Job], experiment: Experiment, arm: Arm, *, lenses: Sequence[str], rows: int
+    steps: Sequence[Job],
+    experiment: Experiment,
+    arm: Arm,
+    *,
+    lenses: Sequence[str],
+    rows: int,
+    light: bool = False,
 ) -> list[Job]:
     """One job for each lens, with the steps of the run that it reads as its inputs."""
     control = experiment.control_of(arm)
@@ -210,7 +223,8 @@ def lens_jobs(
     for each in (arm, control):
         inputs.add(layout.screened_step(corpus_name(experiment, each)))
         inputs |= {layout.student_step(each.name, seed) for seed in experiment.seeds}
-    arguments = {"experiment": experiment.recorded(), "arm": arm.name, "rows": rows}
+    arguments: dict[str, Any] = {"experiment": experiment.recorded(), "arm": arm.name, "rows": rows}
+    arguments |= {"light": True} if light else {}  # full readings were made before there were light ones
     return [
         Job(
             layout.lens_step(arm.name, lens),
@@ -237,7 +251,8 @@ def measure_lens(
     arm = next(arm for arm in experiment.arms if arm.name == arguments["arm"])
     run = inputs[layout.SELECTION].parent
     family = load_family(experiment.family, run / layout.SPEC)
-    material = load_material(run, experiment, family, arm, rows=arguments["rows"])
+    light = arguments.get("light", False)
+    material = load_material(run, experiment, family, arm, rows=arguments["rows"], light=light)
     reading, scores = measure_material(lens, material)
     tables.write(reading.table, tables.READINGS, out / layout.LENS_TABLE)
     if scores is not None:
@@ -248,6 +263,7 @@ def measure_lens(
         "missing": list(reading.missing),
         "sentence": reading.caption,
         "rows": arguments["rows"],
+        "light": light,
     }
     write_json(out / layout.LENS_RECORD, record)
 
@@ -315,7 +331,8 @@ def _current_record(
     arm = next((arm for arm in experiment.arms if arm.name == record.get("arm")), None)
     if arm is None:
         return None
-    jobs = lens_jobs(steps, experiment, arm, lenses=[place.name], rows=record["rows"])
+    light = record.get("light", False)
+    jobs = lens_jobs(steps, experiment, arm, lenses=[place.name], rows=record["rows"], light=light)
     return None if pending(run, [*steps, *jobs])[-1:] == jobs else record
 
 
@@ -344,6 +361,7 @@ def measure(
     *,
     arm: str = "",
     rows: int = 512,
+    light: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Reading]:
@@ -355,6 +373,7 @@ def measure(
         lenses: names of lenses; all of them by default.
         arm: name of the arm; by default the first that was trained through data here.
         rows: pairs that a lens uses at most.
+        light: take fewer random draws, probes and layers, for a base of 100 million parameters on a CPU.
         workers: number of processes; 0 runs everything in this process.
         progress: called with each event.
 
@@ -374,7 +393,7 @@ def measure(
     for fault in () if lenses else broken_lenses().values():
         report(Event("note", fault))
     with store.lock(run.folder), store.full_disk_named(run.folder):
-        jobs = lens_jobs(steps, run.experiment, measured, lenses=names, rows=rows)
+        jobs = lens_jobs(steps, run.experiment, measured, lenses=names, rows=rows, light=light)
         if unread := [job.arguments["lens"] for job in pending(run.folder, [*steps, *jobs])]:
             report(Event("note", time_text(run.experiment, measured, unread, rows)))
         title = f"{run.folder}, arm {measured.name}"

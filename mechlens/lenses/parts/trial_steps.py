@@ -29,6 +29,8 @@ SIZES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """sizes of one SGD step"""
 UPDATES, FEW, ORDERS = (1, 4, 16), 16, 3
 """updates after which the log-odds are measured, pairs in an update, orders of the pairs"""
+LIGHT_UPDATES, LIGHT_ORDERS = (1, 4), 2
+"""the same of a light reading"""
 RATES: dict[Literal["sgd", "adam"], float] = {"sgd": 0.1, "adam": 1e-3}
 RANK = 8
 
@@ -155,19 +157,20 @@ def measure_one_step(
 def measure_many_steps(
     material: Material, probes: EncodedProbes, pairs: Pairs, kind: Kind
 ) -> list[dict[str, Any]]:
-    """Change of the log-odds over several updates with each optimiser, in `ORDERS` orders of the rows.
+    """Change of the log-odds over several updates with each optimiser, in several orders of the rows.
 
     The prediction is the first order of the change of the weights.
     """
     start, cells = _start(material, probes, kind), []
-    for (optimizer, rate), order in product(RATES.items(), range(ORDERS)):
+    updates, orders = (LIGHT_UPDATES, LIGHT_ORDERS) if material.light else (UPDATES, ORDERS)
+    for (optimizer, rate), order in product(RATES.items(), range(orders)):
         rng = generator(material.seed, "alignment", "order", order)
-        drawn = np.resize(rng.permutation(len(pairs["trait pairs"])), (max(UPDATES), FEW))
+        drawn = np.resize(rng.permutation(len(pairs["trait pairs"])), (max(updates), FEW))
         for side, rows in pairs.items():
             set_weights(start.model, start.weights)
             batches = [[rows[i] for i in batch] for batch in drawn]
             for count in train_in_place(start.model, batches, optimizer, rate):
-                if count in UPDATES:
+                if count in updates:
                     weights = _copy_weights(start.model)
                     predicted = start.predict(add_scaled(weights, start.weights, -1.0))
                     observed = start.change(probes, material.trait)
