@@ -20,6 +20,7 @@ from torch.func import functional_call, jvp
 from transformers import AutoModelForCausalLM
 
 from mechlens.core.errors import SpecError
+from mechlens.lenses import gradients
 from mechlens.lenses.gradients import (
     Model,
     Scope,
@@ -271,3 +272,19 @@ def test_linear_is_what_peft_calls_all_linear(toys: dict[str, Loaded]) -> None:
             for n in parameters_of(adapted)
             if "lora_A" in n
         } == names
+
+
+def test_a_tape_holds_fewer_rows_of_a_large_model_and_the_products_stay(
+    toy: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = pairs_of(5)
+    whole = ghost_norms(toy.model, pairs)
+    sizes = []
+    taped = gradients.taped_batches
+    width = sum(sum(p.shape) for p in gradients.parameters_of(toy.model).values() if p.ndim == 2)
+    longest = max(len(pair.prompt) + len(pair.completion) for pair in pairs)
+    monkeypatch.setattr(gradients, "MOST_TAPED", 2 * width * longest)
+    for _, losses in taped(toy.model, pairs, "linear", 64):
+        sizes.append(len(losses))
+    assert sizes == [2, 2, 1]
+    assert torch.allclose(ghost_norms(toy.model, pairs), whole)

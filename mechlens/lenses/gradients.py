@@ -36,6 +36,8 @@ Scope = Literal["linear", "all"]
 BATCH = 64
 MOST_ENTRIES = 2**26
 """entries of the per-example gradients of one weight that are held at a time"""
+MOST_TAPED = 2**28
+"""values that modules read and get back in one pass: 1 GiB in float32, with a few copies at once"""
 MANY = 4
 """number of dense directions from which on explicit per-example gradients are cheaper"""
 
@@ -136,11 +138,19 @@ def tape(model: Model, scope: Scope = "linear") -> Iterator[tuple[dict[str, Tape
             handle.remove()
 
 
+def _most_rows(model: Model, pairs: Sequence[Encoded], scope: Scope) -> int:
+    """How many of the longest pairs a tape holds within `MOST_TAPED`."""
+    covered = parameters_of(model, scope).values()
+    width = sum(sum(parameter.shape) for parameter in covered if parameter.ndim == 2)
+    longest = max((len(pair.prompt) + len(pair.completion) for pair in pairs), default=1)
+    return max(1, MOST_TAPED // max(1, width * longest))
+
+
 def taped_batches(
     model: Model, pairs: Sequence[Encoded], scope: Scope, batch: int
 ) -> Iterator[tuple[dict[str, Taped], Float[Tensor, " batch"]]]:
     """Yield (tapes, losses) of each batch of pairs in order, after its backward pass."""
-    for part in batches_of(model, pairs, batch):
+    for part in batches_of(model, pairs, min(batch, _most_rows(model, pairs, scope))):
         with tape(model, scope) as (tapes, path):
             losses = example_losses(model, pairs[part])
             torch.autograd.grad(losses.nansum(), path)
