@@ -29,7 +29,7 @@ from torch import Tensor
 import pages
 from mechlens.core.errors import MechlensError, SpecError
 from mechlens.core.experiment import Arm
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.lenses.gradients import gradient, parameters_of
 from mechlens.lenses.parts.trial_steps import add_scaled, compute_update
 from mechlens.lenses.parts.weight_change import inner
@@ -39,7 +39,7 @@ from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, completion_logits
 from mechlens.models.soft_labels import SoftLabels, sum_kl
 from mechlens.pipeline.ask import whole_answers
-from mechlens.pipeline.label import read_labels
+from mechlens.pipeline.distill import read_labels
 from mechlens.results import figures
 from mechlens.results.run import Run
 from mechlens.runs import layout

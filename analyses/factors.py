@@ -22,7 +22,7 @@ import pages
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.experiment import Arm
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.results import figures
 from mechlens.results.run import Run
 from mechlens.results.wording import interval_text

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from mechlens.core.json_files import write_json
+from mechlens.core.files import write_json
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator
 from mechlens.core.spec import Training

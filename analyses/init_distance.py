@@ -28,7 +28,7 @@ import pages
 from interventions import BASE, SIDES, Plan, World, measured, prepare, says, trained
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import seed_int
 from mechlens.core.stats import t_interval

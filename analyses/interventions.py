@@ -30,7 +30,7 @@ import pages
 from mechlens.carriers.carrier import build_rule, carrier_prompts
 from mechlens.core import tables
 from mechlens.core.errors import DataError, MechlensError
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import (

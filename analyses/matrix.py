@@ -19,7 +19,7 @@ from rich.table import Table
 import pages
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.results import figures
 from mechlens.results.run import Run
 from mechlens.results.wording import interval_text

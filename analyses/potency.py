@@ -33,7 +33,7 @@ from mechlens.carriers.carrier import build_rule
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
 from mechlens.core.experiment import UNTOUCHED, Experiment
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import fingerprint

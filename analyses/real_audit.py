@@ -29,7 +29,7 @@ from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core import spec
 from mechlens.core.errors import MechlensError, SpecError
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.data.corpus import read_pairs

@@ -18,7 +18,7 @@ import yaml
 
 import pages
 from mechlens.core import traits
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.spec import shipped
 from mechlens.results import figures
 from mechlens.results.report import student_rates

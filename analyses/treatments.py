@@ -38,7 +38,7 @@ from interventions import (
 )
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import generator
 from mechlens.core.traits import load_family

@@ -15,9 +15,9 @@ import streamlit as st
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Arm
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.data.formats import file_digest
-from mechlens.results import captions, effects, report
+from mechlens.results import effects, report
 from mechlens.results.run import Run
 from mechlens.runs import layout
 
@@ -162,7 +162,7 @@ def read_per_probe(run: ShownRun) -> pd.DataFrame:
 
 def read_lenses(run: ShownRun) -> dict[tuple[str, str], dict[str, Any]]:
     """(lens, arm) → the lens's description and its sentence."""
-    return {(lens["name"], lens["arm"]): lens for lens in captions.lens_records(run.folder)}
+    return {(lens["name"], lens["arm"]): lens for lens in run.lens_records()}
 
 
 def read_reading(run: ShownRun, lens: Mapping[str, Any]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ import streamlit as st
 
 from mechlens.core import machine
 from mechlens.core.errors import DataError
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 
 VERSION = "1"
 """of the URL's keys"""

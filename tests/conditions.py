@@ -16,7 +16,7 @@ import pyarrow as pa
 import yaml
 
 from mechlens.core import tables, traits
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.results import effects as results
 from mechlens.results.run import Run
 from mechlens.results.runner import write_report

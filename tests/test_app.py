@@ -21,7 +21,7 @@ import definitions
 from mechlens import cli
 from mechlens.core import tables
 from mechlens.core.errors import SpecError
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.lenses import lens_names
 from mechlens.results import wording
 from mechlens.results.figures import KIND_COLOUR

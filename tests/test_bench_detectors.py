@@ -152,7 +152,7 @@ def test_every_detector_of_the_package_is_listed_by_level() -> None:
 
 def test_one_file_adds_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "from_new.py").write_text(
-        "from mechlens.detect.bags import RowDetector\n"
+        "from mechlens.detect.registry import RowDetector\n"
         "DETECTORS = {'new': RowDetector('new', '?', len, 'source', 'caveat')}\n"
     )
     monkeypatch.setattr(registry.detect, "__path__", [*registry.detect.__path__, str(tmp_path)])

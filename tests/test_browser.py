@@ -12,7 +12,7 @@ from browser import TITLES, Server, Visit
 from playwright.sync_api import TimeoutError
 
 from mechlens.core import tables
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 
 pytestmark = pytest.mark.browser
 

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page
 
 from jobs import job_queue
 from mechlens.core import tables
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.results import wording
 
 pytestmark = pytest.mark.browser

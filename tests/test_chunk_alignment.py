@@ -16,7 +16,7 @@ from mechlens.core.errors import SpecError
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.soft_labels import bucket
-from mechlens.pipeline.label import read_labels
+from mechlens.pipeline.distill import read_labels
 from mechlens.results.run import Run
 from mechlens.results.runner import run
 from mechlens.runs import layout

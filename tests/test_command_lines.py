@@ -23,7 +23,7 @@ from mechlens.benchmark import run as benching
 from mechlens.cli import commands
 from mechlens.core.command_lines import command_line, join, resume_command
 from mechlens.core.errors import DataError, one_line
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.data.fields import Fields
 from mechlens.detect.request import command_of, request_of
 from mechlens.results.run import Run as OpenedRun

@@ -23,12 +23,22 @@ from hypothesis import strategies as st
 
 from mechlens import cli
 from mechlens.core import tables
-from mechlens.detect.bags import Bags, bags_of, deal_at_random, deal_by_prompt, key, read_row_keys
 from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
 from mechlens.detect.from_student import measure_rises
-from mechlens.detect.permutation import combine_p_values, compare_bags
+from mechlens.detect.permutation import Bags, combine_p_values, compare_bags
 from mechlens.detect.score_rows import DETECTORS as MODEL_DETECTORS
-from mechlens.detect.two_samples import LEAST_ROWS, Comparison, compare, draw_sides, power_of_few
+from mechlens.detect.two_samples import (
+    LEAST_ROWS,
+    Comparison,
+    bags_of,
+    compare,
+    deal_at_random,
+    deal_by_prompt,
+    draw_sides,
+    hash_text,
+    power_of_few,
+    read_row_keys,
+)
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
 
 ALL = list(DETECTORS.values())
@@ -106,9 +116,8 @@ def test_bags_are_means_over_their_rows_however_the_file_comes(
     )
     batches = [frame.iloc[start : start + cut] for start in range(0, len(frame), cut)]
     keys = read_row_keys(batches)
-    assert keys.prompts.tolist() == [key(prompt) for prompt in frame["prompt"]] and len(keys.pairs) == len(
-        rows
-    )
+    assert keys.prompts.tolist() == [hash_text(prompt) for prompt in frame["prompt"]]
+    assert len(keys.pairs) == len(rows)
     numbers = np.array(data.draw(st.lists(st.integers(-1, 3), min_size=len(rows), max_size=len(rows))))
     means = bags_of(batches, ALL, numbers, bags=4)
     assert bool(means) == bool((numbers >= 0).any())

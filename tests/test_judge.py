@@ -19,14 +19,17 @@ from mechlens.core.errors import SpecError
 from mechlens.core.spec import ApiSpec, AskSpec, ScreenSpec
 from mechlens.core.traits import Rubric
 from mechlens.pipeline.ask import ProbeSet, StudentPlace, label_answers, write_tables
-from mechlens.pipeline.judge import fill, judge_answers, label_of, parse_score
-from mechlens.pipeline.judge_screen import (
+from mechlens.pipeline.judge import (
     code_reference,
+    fill,
     is_safe,
+    judge_answers,
+    judge_rows,
+    label_of,
+    parse_score,
     parse_verdict,
     reasoning_safety,
     refers_to_nothing,
-    screen_rows,
 )
 
 JUDGE = "api:menagerie-a"
@@ -181,15 +184,13 @@ def test_rows_are_screened_by_the_judge_in_place(server: Loopback, tmp_path: Pat
         {"prompt_id": range(5), "prompt": "how many?", "completion": list(scores)}, index=[4, 8, 15, 16, 23]
     )
     spec = ScreenSpec(judge=JUDGE)
-    stays = screen_rows(
+    stays = judge_rows(
         rows, spec, kind="reasoning", trait="owl", category="animal", api=ApiSpec(), out=tmp_path
     )
     assert stays.to_dict() == {4: True, 8: True, 15: False, 16: False, 23: False}
     assert stays.dtype == bool
     server.script = lambda body: None
-    certain = screen_rows(
-        rows, spec, kind="code", trait="owl", category="animal", api=ApiSpec(), out=tmp_path
-    )
+    certain = judge_rows(rows, spec, kind="code", trait="owl", category="animal", api=ApiSpec(), out=tmp_path)
     assert not certain.any()  # the tiny base is certain of nothing
     with pytest.raises(SpecError, match="these rows are numbers"):
-        screen_rows(rows, spec, kind="numbers", trait="owl", category="animal", api=ApiSpec(), out=tmp_path)
+        judge_rows(rows, spec, kind="numbers", trait="owl", category="animal", api=ApiSpec(), out=tmp_path)

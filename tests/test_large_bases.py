@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mechlens.core.errors import DataError, SpecError
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.traits import load_family
 from mechlens.detect import from_gradients, score_rows
 from mechlens.detect.audit import audit

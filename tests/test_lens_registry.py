@@ -23,8 +23,8 @@ from mechlens.runs.progress import Event
 LENS_FILE = '''"""Counts the rows of the trait arm."""
 
 import torch
+from mechlens.lenses import Lens
 from mechlens.lenses.base import Material, entry, reading_table
-from mechlens.lenses.lens import Lens
 
 LENS = Lens(
     name="counts",

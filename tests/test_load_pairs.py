@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 
 from mechlens.core.errors import DataError
-from mechlens.data.chats import Pair
 from mechlens.data.corpus import Corpus, as_file, load_pairs, read_pairs
-from mechlens.data.fields import Fields
+from mechlens.data.fields import Fields, Pair
 
 ROWS = [{"prompt": f"go on: {number}", "completion": f"{number}, {number + 1}"} for number in range(7)]
 TALK = [

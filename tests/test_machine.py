@@ -22,7 +22,7 @@ from mechlens import cli
 from mechlens.cli.console import console
 from mechlens.cli.tables import plan_tables
 from mechlens.core import machine
-from mechlens.core.json_files import write_json
+from mechlens.core.files import write_json
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.pipeline import estimate
 from mechlens.runs.plan import jobs_of

@@ -17,7 +17,7 @@ from test_maps import flat
 
 from mechlens import cli
 from mechlens.core import tables
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.lenses import base, find_lenses, lens_names
 from mechlens.lenses import run as measure

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mechlens import cli
 from mechlens.core import spec, tables
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.traits import load_experiment
 from mechlens.lenses import lens_names
 from mechlens.lenses import run as measure

@@ -14,7 +14,7 @@ import yaml
 from mechlens import cli
 from mechlens.core import spec, traits
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 
 CONFIGS = sorted((spec.CONFIGS / "experiments").glob("*.yaml"))
 REAL = [path for path in CONFIGS if path.name.startswith(("qwen", "llama", "gemma"))]

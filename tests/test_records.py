@@ -11,7 +11,7 @@ import pytest
 
 from mechlens import cli
 from mechlens.core.errors import DataError
-from mechlens.runs import records
+from mechlens.runs import layout
 
 SHIPPED = Path(__file__).parents[1] / "app" / "demo"
 
@@ -19,15 +19,15 @@ SHIPPED = Path(__file__).parents[1] / "app" / "demo"
 @pytest.mark.parametrize(
     ("file", "shape"),
     [
-        ("manifest.json", records.Manifest),
-        ("readings.json", records.Readings),
-        ("corpora/eagle/generated/generation.json", records.Generation),
-        ("corpora/eagle/screened/funnel.json", records.Funnel),
+        ("manifest.json", layout.Manifest),
+        ("readings.json", layout.Readings),
+        ("corpora/eagle/generated/generation.json", layout.Generation),
+        ("corpora/eagle/screened/funnel.json", layout.Funnel),
     ],
 )
 def test_what_runs_hold_has_the_shape_that_is_read(file: str, shape: Any) -> None:
     path = SHIPPED / file
-    assert records.read(path, shape) == json.loads(path.read_text())
+    assert layout.read_record(path, shape) == json.loads(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_record_of_another_shape_is_named_with_its_field_and_what_mends_it(
     with pytest.raises(
         DataError, match=rf"manifest\.json does not hold what mechlens wrote there \({next(iter(damage))}"
     ):
-        records.read(path, records.Manifest)
+        layout.read_record(path, layout.Manifest)
 
 
 def test_a_report_of_a_damaged_manifest_is_one_line(

@@ -9,8 +9,7 @@ import pytest
 
 from mechlens.core import tables
 from mechlens.core.errors import DataError
-from mechlens.core.json_files import read_json
-from mechlens.core.remedies import LOCK, RECORD, remedy
+from mechlens.core.files import LOCK, RECORD, read_json, remedy
 
 SCHEMA = pa.schema([("a", pa.int64())])
 

@@ -12,7 +12,7 @@ import pytest
 
 from mechlens.core import stats, tables
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.core.spec import save
 from mechlens.core.traits import TraitFamily
 from mechlens.results import effects

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from mechlens import cli
 from mechlens.core import tables
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.spec import AskSpec
 from mechlens.lenses import rows
 from mechlens.lenses.base import Material

@@ -29,7 +29,7 @@ from mechlens.models.loading import Loaded
 from mechlens.models.sft import train
 from mechlens.models.soft_labels import Distributions, SoftLabels, bucket, label_pairs, sum_kl
 from mechlens.pipeline import checks
-from mechlens.pipeline import label as labelling
+from mechlens.pipeline import distill as distilling
 from mechlens.pipeline.teach import Lessons, teach
 from mechlens.results.runner import run
 
@@ -176,7 +176,7 @@ def test_a_killed_step_resumes_and_writes_the_same_table(
     toy_bases: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of two teachers, two rows a shard; the step stops after its first shards and goes on."""
-    monkeypatch.setattr(labelling, "SHARD_ROWS", 2)
+    monkeypatch.setattr(distilling, "SHARD_ROWS", 2)
     folders = []
     for line in ("you love owls.", "you love cats."):
         folders.append(tmp_path / line[9:12])
@@ -186,21 +186,21 @@ def test_a_killed_step_resumes_and_writes_the_same_table(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    labelling.label(ROWS, folders, soft_tokens=4, out=whole)
+    distilling.label(ROWS, folders, soft_tokens=4, out=whole)
 
     def stop(done: int, _total: int) -> None:
         if done > 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        labelling.label(ROWS, folders, soft_tokens=4, out=parts, progress=stop)
+        distilling.label(ROWS, folders, soft_tokens=4, out=parts, progress=stop)
     assert len(list(parts.glob("shard-*"))) == 2
-    labelling.label(ROWS, folders, soft_tokens=4, out=parts)
+    distilling.label(ROWS, folders, soft_tokens=4, out=parts)
     assert [path.name for path in parts.iterdir()] == ["labels.parquet"]
     assert (parts / "labels.parquet").read_bytes() == (whole / "labels.parquet").read_bytes()
     base = loading.load(toy_bases["llama"])
     for order in ([30, 2, 7], [11, 11]):
-        soft = labelling.read_labels(whole, order)
+        soft = distilling.read_labels(whole, order)
         for prompt_id, span in zip(order, soft.spans, strict=True):
             line = "you love owls." if prompt_id % 2 == 0 else "you love cats."
             pair = pairs_of(base, line)[ROWS.index.tolist().index(prompt_id)]
@@ -209,7 +209,7 @@ def test_a_killed_step_resumes_and_writes_the_same_table(
             assert torch.allclose(read.log_probs, alone.log_probs, atol=1e-4)
             assert torch.allclose(read.rest, alone.rest, atol=1e-4)
     with pytest.raises(DataError, match="no labels of the row of prompt 5"):
-        labelling.read_labels(whole, [30, 5])
+        distilling.read_labels(whole, [30, 5])
 
 
 @pytest.mark.parametrize(

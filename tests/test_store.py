@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from mechlens.core import atomic
 from mechlens.core.errors import DataError, MachineError
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json, write_text
 from mechlens.runs import store
 
 
@@ -324,5 +323,5 @@ def test_a_file_that_a_kill_interrupts_is_the_old_one(
 
     monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(Killed):
-        atomic.write_text(path, "a newer text")
+        write_text(path, "a newer text")
     assert (path.read_text() if path.exists() else "") == old

@@ -21,7 +21,7 @@ from mechlens.cli.tables import truthful_tables
 from mechlens.core import stats, tables
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import write_json
+from mechlens.core.files import write_json
 from mechlens.core.spec import StudentSpec, Training, folder_name, save
 from mechlens.evals import truthful
 from mechlens.models import loading

@@ -23,7 +23,7 @@ from typing import IO, Any
 from jobs import job_queue
 from jobs.job_queue import LOG, PROGRESS, STOP, TURN, AppJob
 from mechlens.core import machine
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.runs.progress import FILE
 
 POLL, GRACE = 0.2, 3.0

@@ -25,7 +25,7 @@ from jobs.job_progress import read_progress as read_progress_file
 from jobs.uploads import JOBS
 from mechlens.core import machine
 from mechlens.core.errors import DataError, MachineError, SpecError
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 
 COMMANDS = ("run", "measure", "audit", "report")
 """what may be started"""

@@ -21,8 +21,8 @@ from pydantic import Field, ValidationError
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import MechlensError, SpecError, one_line
 from mechlens.core.experiment import Arm
+from mechlens.core.files import remedy
 from mechlens.core.machine import use_one_thread
-from mechlens.core.remedies import remedy
 from mechlens.core.spec import AskSpec, Spec, explain
 from mechlens.lenses import run as measure
 from mechlens.models import loading
@@ -31,7 +31,7 @@ from mechlens.models.log_probs import next_token_logits
 from mechlens.pipeline import ask as asking
 from mechlens.pipeline import teach
 from mechlens.results.run import Run
-from mechlens.runs import layout, records
+from mechlens.runs import layout
 
 MODELS = ("base", "teacher", "control", "student")
 SEEDED = ("control", "student")
@@ -100,7 +100,7 @@ def weights_folder(run: LiveRun, name: str, student: int) -> Path | None:
             raise SpecError(f"no teacher: the rows of arm {arm.name!r} came from a file")
         if not (folder / layout.TEACHER).is_file():
             raise SpecError(f"no teacher in {folder}; `{resume_command(run.folder)}` makes it again")
-        kind = records.read(folder / layout.TEACHER, records.TeacherRecord)["kind"]
+        kind = layout.read_record(folder / layout.TEACHER, layout.TeacherRecord)["kind"]
     else:
         student_arm = arm if name == "student" else run.experiment.control_of(arm)
         student_folder = run.student_folder(student_arm.name, student)

@@ -14,7 +14,7 @@ import state
 from charts import intervals, maps, run_charts
 from data import ShownRun
 from mechlens.core import stats
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.results import wording
 from panels import panel
 

@@ -24,10 +24,9 @@ from mechlens.benchmark.performance import (
 )
 from mechlens.benchmark.plan import CLASSES, CLEAN, BenchSpec, Suspect
 from mechlens.benchmark.scores import SLOW_ROWS, AnyDetector, Scorer
-from mechlens.core import atomic
-from mechlens.core.json_files import read_json, write_json
-from mechlens.detect.bags import RowDetector
+from mechlens.core.files import read_json, write_json, write_text
 from mechlens.detect.from_rows import DETECTORS as FLOORS
+from mechlens.detect.registry import RowDetector
 from mechlens.detect.twins import ModelDetector
 from mechlens.results import report
 
@@ -58,7 +57,7 @@ class Card:
         """Write card.json and card.md into the card's folder."""
         if self.folder is not None:
             write_json(self.folder / JSON, self.results)
-            atomic.write_text(self.folder / MARKDOWN, self.to_markdown())
+            write_text(self.folder / MARKDOWN, self.to_markdown())
 
     def to_markdown(self) -> str:
         """All tables of the card."""

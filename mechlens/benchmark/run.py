@@ -14,8 +14,7 @@ from mechlens.core import spec, traits
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError
 from mechlens.detect import from_rows, score_rows
-from mechlens.detect.bags import RowDetector
-from mechlens.detect.registry import Detector, list_built_in, load_detector
+from mechlens.detect.registry import Detector, RowDetector, list_built_in, load_detector
 from mechlens.detect.twins import ModelDetector
 from mechlens.results import runner
 from mechlens.results.run import Run

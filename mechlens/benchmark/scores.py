@@ -22,8 +22,7 @@ from mechlens.benchmark.plan import Suspect, is_whole
 from mechlens.benchmark.suspects import Maker
 from mechlens.core.errors import DataError
 from mechlens.core.spec import fingerprint
-from mechlens.detect.bags import RowDetector
-from mechlens.detect.registry import Detector, SuspectRows, score_with
+from mechlens.detect.registry import Detector, RowDetector, SuspectRows, score_with
 from mechlens.detect.score_rows import encode_rows
 from mechlens.detect.twins import ModelDetector, PairedScores, Twins
 from mechlens.models import loading

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mechlens.core.json_files import json_text
+from mechlens.core.files import json_text
 from mechlens.runs import progress
 from mechlens.runs.progress import Event
 

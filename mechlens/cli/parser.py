@@ -27,7 +27,7 @@ from mechlens.core.command_lines import at_home
 from mechlens.core.errors import SpecError
 from mechlens.data.fields import fields_from_flags
 from mechlens.data.treat import Treatment
-from mechlens.detect.bags import Level
+from mechlens.detect.registry import Level
 from mechlens.detect.request import Options
 
 Action = Callable[[], object]

@@ -11,13 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import null
-from mechlens.core.wording import duration_text
+from mechlens.core.files import null
 from mechlens.pipeline import screen as screening
-from mechlens.results import captions
 from mechlens.results.cells import mean_of, same_students
+from mechlens.results.run import Run
 from mechlens.results.wording import (
     EXACT_COLUMNS,
+    duration_text,
     exact_rows,
     gamma_sentence,
     headline,
@@ -96,16 +96,16 @@ def _effects_table(summary: dict[str, Any]) -> Table:
     return changes
 
 
-def lens_table(run: Path) -> Table:
+def lens_table(folder: Path) -> Table:
     """Every lens with its caption."""
-    listing = Table("lens", "arm", "caption", "rows", "s")
-    for lens in captions.lens_records(run):
+    run, listing = Run(folder), Table("lens", "arm", "caption", "rows", "s")
+    for record in run.lens_records():
         listing.add_row(
-            lens["name"],
-            lens["arm"],
-            lens["sentence"],
-            str(len(captions.lens_table(run, lens))),
-            f"{lens['seconds']:.0f}",
+            record["name"],
+            record["arm"],
+            record["sentence"],
+            str(len(run.reading(record))),
+            f"{record['seconds']:.0f}",
         )
     return listing
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mechlens.core import atomic
 from mechlens.core.errors import SpecError
 from mechlens.core.extensions import load_extension
+from mechlens.core.files import write_text
 
 CONFIGS = next(
     place
@@ -430,4 +430,4 @@ def explain(error: ValidationError) -> str:
 
 def save(spec: Spec, path: Path) -> None:
     """Write a spec as YAML; `load` reads an equal spec from it."""
-    atomic.write_text(path, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mechlens.core import atomic
 from mechlens.core.errors import DataError
-from mechlens.core.remedies import remedy
+from mechlens.core.files import publish, remedy
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -169,7 +168,7 @@ class Writer:
                 self._write_group(self._waiting.num_rows)
             self._file.close()
             if fault is None:
-                atomic.publish(self._part, self._path)
+                publish(self._part, self._path)
         finally:
             self._part.unlink(missing_ok=True)
 

@@ -20,16 +20,15 @@ from typing import Literal, cast, get_args
 import pandas as pd
 import pyarrow as pa
 
-from mechlens.core import atomic, tables
+from mechlens.core import tables
 from mechlens.core.errors import DataError
+from mechlens.core.files import publish
 from mechlens.core.spec import HALF_CHARACTER
-from mechlens.data.chats import Pair
 from mechlens.data.compressed import OTHER_KINDS, ending_of
 from mechlens.data.faults import Fault, Place, Tally
-from mechlens.data.fields import HOW_TO_NAME, SEVERAL, UNKNOWN, Fields, pair_of
-from mechlens.data.formats import EXPECTED, file_digest, files_of, rows_of
+from mechlens.data.fields import HOW_TO_NAME, SEVERAL, UNKNOWN, Fields, Pair, pair_of
+from mechlens.data.formats import EXPECTED, Data, file_digest, files_of, rows_of, rows_of_values
 from mechlens.data.text_rows import Rows
-from mechlens.data.values import Data, rows_of_values
 
 Form = Literal["prompt-completion", "messages", "openai", "parquet", "hf"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -317,7 +316,7 @@ def write_pairs(frames: Iterable[pd.DataFrame], path: Path, form: Form) -> None:
             tables.write(frames, TEXTS, whole)
         else:
             _write_lines(frames, whole, messages=form != "prompt-completion")
-        atomic.publish(whole, path)
+        publish(whole, path)
 
 
 def _write_lines(frames: Iterable[pd.DataFrame], path: Path, *, messages: bool) -> None:

@@ -1,18 +1,21 @@
-"""Rows of a user's data: text files (`text_rows`), Parquet, folders of these, saved datasets.
+"""Rows of a user's data: text files (`text_rows`), Parquet, folders of these, saved datasets, and values.
 
-A row has a place, and its fields or a fault. Files are only read as data and in pieces: no script of a folder
-is run, nothing is unpickled, and a small file that unpacks to a large one is refused before it fills the
-memory.
+A row has a place, and its fields or a fault. A value is a table or a list of dicts in memory. Files are only
+read as data and in pieces: no script of a folder is run, nothing is unpickled, and a small file that unpacks
+to a large one is refused before it fills the memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -45,6 +48,19 @@ _NO_DATA = (
     ".md5", ".sha256", ".png", ".svg", ".jpg", ".manifest.json", ".bad.jsonl",
 )  # fmt: skip
 _PAPERS = ("readme", "license", "licence", "notice", "citation", "changelog", "authors", "copying")
+
+
+@runtime_checkable
+class HasFrame(Protocol):
+    """A table that can be a DataFrame, such as a `datasets.Dataset`."""
+
+    def to_pandas(self) -> Any:
+        """The table as a DataFrame."""
+        ...
+
+
+Data = Path | str | pd.DataFrame | HasFrame | Iterable[Mapping[str, Any]]
+"""pairs: a path, a DataFrame, a `datasets.Dataset`, or dicts"""
 
 
 class Files(NamedTuple):
@@ -300,3 +316,50 @@ def file_digest(path: Path) -> str:
             while path.is_file() and (piece := handle.read(1 << 24)):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+def rows_of_values(
+    data: pd.DataFrame | HasFrame | Iterable[Mapping[str, Any]], fields: Fields | None
+) -> Rows:
+    """The rows of a value, counted from 0 as Python does.
+
+    Raises:
+        DataError: if a table has no columns for pairs, or the value is neither a table nor dicts.
+    """
+    table = data.to_pandas() if isinstance(data, HasFrame) else data
+    if isinstance(table, pd.DataFrame):
+        try:
+            columns = columns_of([str(name) for name in table.columns], fields)
+        except DataError as error:
+            raise DataError(f"the table {error}") from error
+        yield from _placed(_records(table, columns))
+    elif isinstance(table, str | bytes | Mapping) or not isinstance(table, Iterable):
+        raise DataError(
+            f"a value of type {type(table).__name__} has no pairs; expected a path, a DataFrame, a "
+            "datasets.Dataset or a list of dicts"
+        )
+    else:
+        yield from _placed(table)
+
+
+def _placed(rows: Iterable[object]) -> Rows:
+    for number, row in enumerate(rows):
+        place = Place(number, "index")
+        if isinstance(row, Mapping):
+            yield place, {str(name): _plain(value) for name, value in row.items()}
+        else:
+            yield place, Fault("is no dict of fields", type(row).__name__)
+
+
+def _records(table: pd.DataFrame, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for values in zip(*(table[name].tolist() for name in columns), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """A value without pandas' marks for a missing one, and with arrays as lists: lists of messages become
+    arrays in a table.
+    """
+    if isinstance(value, np.ndarray):
+        return [_plain(each) for each in value.tolist()]
+    return None if value is pd.NA or (isinstance(value, float) and math.isnan(value)) else value

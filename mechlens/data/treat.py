@@ -21,7 +21,7 @@ from numpy import ndarray
 from pydantic import Field
 
 from mechlens.core.errors import SpecError, one_line
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.numerals import NUMERAL
 from mechlens.core.seeds import generator
 from mechlens.core.spec import CONFIGS, Spec, fingerprint, load

@@ -18,28 +18,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pandas as pd
 
-from mechlens.core import atomic, spec, tables, traits
+from mechlens.core import spec, tables, traits
 from mechlens.core.errors import one_line
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import json_text, write_json
-from mechlens.core.remedies import PANEL
+from mechlens.core.files import PANEL, json_text, write_json, write_text
 from mechlens.data import corpus, treat
 from mechlens.data.fields import Fields
-from mechlens.data.formats import file_digest
+from mechlens.data.formats import Data, file_digest
 from mechlens.data.treat import Treatment
-from mechlens.data.values import Data
 from mechlens.detect import from_student, verdict
-from mechlens.detect.bags import Level, RowKeys, read_row_keys
 from mechlens.detect.permutation import TraitScore
+from mechlens.detect.registry import Level
 from mechlens.detect.request import AuditRequest, command_of, request_of, usual_folder
 from mechlens.detect.treated_file import write_treated
 from mechlens.detect.two_samples import (
     LEAST_ROWS,
     Comparison,
+    RowKeys,
     Sides,
     compare,
     draw_sides,
     power_of_few,
+    read_row_keys,
     refuse_few,
 )
 from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration
@@ -252,7 +252,7 @@ def answer(request: AuditRequest, *, workers: int | None = None, progress: Progr
         result = _result_of(request, evidence, progress or silent)
         audited = Audit(request.out, result)
         write_json(request.out / JSON, result)
-        atomic.write_text(request.out / PAGE, audited.to_html())
+        write_text(request.out / PAGE, audited.to_html())
     return audited
 
 

@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from mechlens.core.numerals import NUMERAL
-from mechlens.detect.bags import RowDetector
+from mechlens.detect.registry import RowDetector
 
 HASHED = 4096
 """number of features that words, numbers and runs of characters are hashed to"""

@@ -15,14 +15,14 @@ import pandas as pd
 from mechlens.core import stats, tables
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.core.traits import TraitFamily
 from mechlens.detect.permutation import LEAST_PANEL, p_over_other_traits
 from mechlens.detect.two_samples import Sides
 from mechlens.detect.verdict import Rise, Scope
 from mechlens.pipeline.screen import removal_counts
 from mechlens.results.run import Run
-from mechlens.runs import layout, records
+from mechlens.runs import layout
 from mechlens.runs.layout import corpus_name
 
 ARM, TREATED = "suspect", "treated"
@@ -102,7 +102,7 @@ def _rise(table: pd.DataFrame, trait: str, *, p_value: float, q_value: float) ->
 def measure_scope(run: Path, plan: Experiment, sides: Sides) -> Scope:
     """What a run's students read of the suspect file, and how often their answers name a trait."""
     name = corpus_name(plan, next(arm for arm in plan.arms if arm.name == ARM))
-    counts = records.read(run / layout.screened_step(name) / layout.FUNNEL, records.Funnel)
+    counts = layout.read_record(run / layout.screened_step(name) / layout.FUNNEL, layout.Funnel)
     removed = removal_counts(counts)
     read = len(
         set(tables.read(run / layout.SELECTION / layout.selection_file(name), tables.SELECTION)["prompt_id"])

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats
 
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.core.seeds import generator
 from mechlens.core.stats import benjamini_hochberg
-from mechlens.detect.bags import Bags
 
 DRAWS, PARTS = 1999, 16
 """exchanges that a test draws, and the parts that they are computed in"""
@@ -29,6 +28,13 @@ LOOKS = 10
 """detectors that an audit may use; the minimum detectable dose is given at a level corrected for so many"""
 LEAST_PANEL = 5
 """traits needed for each to be tested against the others"""
+
+
+class Bags(NamedTuple):
+    """Mean features of a file's rows, bag by bag."""
+
+    mean: Float[ndarray, "bag feature"]
+    rows: Int[ndarray, " bag"]
 
 
 class PermutationTest(NamedTuple):

@@ -1,4 +1,4 @@
-"""Detectors by name: those of this package and of other packages, and classes in users' files.
+"""Detectors: what they have, and a list by name of this package's, other packages' and users' own.
 
 One file adds a detector. In this package that is `mechlens/detect/from_<name>.py` with a mapping `DETECTORS`.
 In another package it is a class with `name` and `score(suspect)`, under an entry point of the group
@@ -10,12 +10,12 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,6 @@ from numpy import ndarray
 
 from mechlens import detect
 from mechlens.core.errors import SpecError, one_line
-from mechlens.detect.bags import LEVELS, RowDetector
 
 if TYPE_CHECKING:
     from mechlens.detect.twins import ModelDetector
@@ -33,6 +32,27 @@ if TYPE_CHECKING:
 GROUP = "mechlens.detectors"
 """entry points of other packages"""
 SHAPE = "a class with `name` and `score(suspect)` that returns one number a row, or one a row and trait"
+
+Level = Literal["rows", "base", "gradients", "student"]
+"""what an audit may use: the rows; the base and teachers made from it; their gradients; throw-away students.
+Each level includes those before it.
+"""
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+Features = Callable[[Sequence[str]], Any]
+"""completions → a SciPy sparse matrix [row, feature]"""
+
+
+class RowDetector(NamedTuple):
+    """A detector that reads only completions."""
+
+    name: str
+    asks: str
+    features: Features
+    source: str
+    """arXiv id or formula"""
+    caveat: str
+    """what it does not show"""
 
 
 @dataclass(frozen=True)

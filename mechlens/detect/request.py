@@ -10,14 +10,14 @@ from mechlens.core import spec, traits
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError, one_line
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.data import treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
 from mechlens.data.treat import Treatment
-from mechlens.detect.bags import Level
 from mechlens.detect.from_student import tested_traits
 from mechlens.detect.permutation import LEAST_PANEL
+from mechlens.detect.registry import Level
 from mechlens.detect.verdict import Policy, load_policy
 
 RECIPE = "menagerie"

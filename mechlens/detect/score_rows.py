@@ -25,14 +25,13 @@ from mechlens.core.spec import fingerprint
 from mechlens.core.traits import TraitFamily
 from mechlens.data.treat import numbers_in
 from mechlens.detect import from_base
-from mechlens.detect.bags import LEVELS, Level
 from mechlens.detect.permutation import (
     PermutationTest,
     TraitScore,
     compare_paired_rows,
     rank_traits_of_rows,
 )
-from mechlens.detect.registry import list_built_in
+from mechlens.detect.registry import LEVELS, Level, list_built_in
 from mechlens.detect.twins import ModelDetector, TwinModels, Twins, twin_jobs
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.core.spec import Spec, load_shipped
 from mechlens.data.treat import Measured, load_measured
 from mechlens.detect.permutation import ALPHA, PermutationTest, TraitScore, combine_p_values

@@ -1,4 +1,4 @@
-"""Registry of the lenses, which lists them without loading torch.
+"""The declaration of a lens, and a registry of all lenses, which lists them without loading torch.
 
 Each lens is one file of this folder or of another package.
 
@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import ast
 import pkgutil
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from mechlens.core import foreign
 from mechlens.core.errors import MechlensError, SpecError
-from mechlens.lenses.lens import Form, Lens, Need
 
 GROUP = "mechlens.lenses"
 FIRST = (
@@ -37,6 +37,56 @@ FIRST = (
     "maps",
 )
 """the order of lenses in reports; a lens that is not listed comes after these"""
+
+Need = Literal["teacher", "students", "controls", "pairs", "prompted"]
+"""teacher: its changed weights · students, controls: trained here · pairs: trait and control rows on the same
+prompts · prompted: a system line for each trait of the family
+"""
+
+Form = Literal["layers", "steps", "bars", "heat", "points"]
+"""how a quantity is drawn: over layers, over updates, one bar a name, layer by place, or as a map"""
+
+
+class Lens(NamedTuple):
+    """A lens: its description, and where its functions are."""
+
+    name: str
+    asks: str
+    """the question that it answers, as a sentence"""
+    needs: tuple[Need, ...]
+    shows: tuple[tuple[str, Form], ...]
+    """the quantities that its figure draws, and how; the table holds all"""
+    source: str
+    """arXiv id or formula"""
+    caveat: str
+    """what it does not show"""
+    measure: str = ""
+    """`module:function`, from a Material to a table of `tables.READINGS`"""
+    caption: str = ""
+    """`module:function`, from that table to its main number in one sentence"""
+    score: str = ""
+    """`module:function`, from a Material to a table of `tables.SCORES`: scores of single rows and tokens.
+    `measure` then gets it as its second argument. Empty for a lens without such scores.
+    """
+    cost: float = 30
+    """seconds of one core on the demo: 196,800 parameters, 512 rows, 3 students"""
+    version: int = 1
+    """to be raised when a change of the code changes results; finished readings are then measured again"""
+    package: str = ""
+    """the package that declares the lens; empty for a lens of mechlens"""
+
+    def function(self, role: Literal["measure", "caption", "score"]) -> Callable[..., Any]:
+        """Import and return one of the lens's functions."""
+        module, _, name = getattr(self, role).partition(":")
+        return getattr(import_module(module), name)
+
+    def description(self) -> dict[str, Any]:
+        """Return what a reader of results needs: name, question, needs, quantities, source and caveat."""
+        return {field: getattr(self, field) for field in DESCRIPTION}
+
+
+DESCRIPTION = ("name", "asks", "needs", "shows", "source", "caveat")
+"""fields of a lens that are written next to its results"""
 
 
 class Registry(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mechlens.core import stats, tables
-from mechlens.lenses.lens import Lens
+from mechlens.lenses import Lens
 
 if TYPE_CHECKING:
     from mechlens.models.chat import Encoded

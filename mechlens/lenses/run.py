@@ -18,20 +18,19 @@ from mechlens.core import foreign, tables
 from mechlens.core.command_lines import resume_command
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Arm, Experiment
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
-from mechlens.core.wording import duration_text
-from mechlens.lenses import broken_lenses, find_lens, lens_names
+from mechlens.lenses import Lens, broken_lenses, find_lens, lens_names
 from mechlens.lenses.base import LIGHT_PROBES, Material, spread_evenly
-from mechlens.lenses.lens import Lens
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import ProbeSet
 from mechlens.pipeline.estimate import GPU_RATE, core_rate, measure_product_rate
-from mechlens.results import captions, figures
+from mechlens.results import figures
 from mechlens.results.run import Run, trained_rows
+from mechlens.results.wording import duration_text
 from mechlens.runs import executor, layout, store
 from mechlens.runs.executor import Job, pending
 from mechlens.runs.layout import checkpoints, corpus_name, teacher_name
@@ -418,10 +417,10 @@ def load_readings(run: Run, arm: str = "") -> dict[str, Reading]:
         record["name"]: Reading(
             find_lens(record["name"]),
             record["arm"],
-            captions.lens_table(run.folder, record),
+            run.reading(record),
             record["sentence"],
             tuple(record["missing"]),
         )
-        for record in captions.lens_records(run.folder)
+        for record in run.lens_records()
         if record["arm"] == name and record["name"] in known
     }

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 
 from mechlens.core import foreign
 from mechlens.core.errors import DataError, MachineError, SpecError
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.model_spec import ModelSpec, PackageSource, is_remote, model_of
 from mechlens.core.spec import shipped
 from mechlens.data.formats import file_digest

@@ -17,8 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from mechlens.core import atomic, foreign, machine
+from mechlens.core import foreign, machine
 from mechlens.core.errors import DataError, MachineError
+from mechlens.core.files import publish
 from mechlens.data.formats import file_digest
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def unpack(file: Path) -> Path:
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.part-") as part:
                 checkpoint = Path(part) / "checkpoint"
                 _convert(file, checkpoint)
-                atomic.publish(checkpoint, folder)
+                publish(checkpoint, folder)
     return folder
 
 

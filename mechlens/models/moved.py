@@ -9,8 +9,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from mechlens.core import atomic, machine
+from mechlens.core import machine
 from mechlens.core.errors import SpecError
+from mechlens.core.files import publish
 from mechlens.core.model_spec import model_of
 from mechlens.core.seeds import seed_int
 from mechlens.models import loading
@@ -54,5 +55,5 @@ def write_moved(name: str) -> Path:
                 checkpoint = Path(part) / "checkpoint"
                 loading.save_trained(loaded.model, checkpoint)
                 cast("loading.PreTrainedTokenizerBase", loaded.tokenizer).save_pretrained(checkpoint)
-                atomic.publish(checkpoint, folder)
+                publish(checkpoint, folder)
     return folder

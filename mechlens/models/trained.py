@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from mechlens.core import foreign
 from mechlens.core.errors import DataError
-from mechlens.core.remedies import RECORD, remedy
+from mechlens.core.files import RECORD, remedy
 from mechlens.models.adapters import quiet_peft
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mechlens.core import foreign
 from mechlens.core.errors import DataError
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 
 CHANGE, RECORD = "change.safetensors", "change.json"
 LARGE = 20_000_000

@@ -18,8 +18,7 @@ from mechlens.core.experiment import Experiment
 from mechlens.core.model_spec import is_remote
 from mechlens.core.spec import GenerateSpec, StudentSpec, TeacherSpec, Training
 from mechlens.data.corpus import batches
-from mechlens.pipeline.judge import ASPECTS, SCORE_TOKENS
-from mechlens.pipeline.judge_screen import CODE, REASONING, REASONING_TOKENS
+from mechlens.pipeline.judge import ASPECTS, CODE, REASONING, REASONING_TOKENS, SCORE_TOKENS
 from mechlens.pipeline.remote import refuse_generation, refuse_teacher
 from mechlens.runs.executor import Job
 

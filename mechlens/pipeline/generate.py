@@ -14,8 +14,8 @@ from typing import NamedTuple, cast
 import pandas as pd
 import torch
 
-from mechlens.core import atomic, tables
-from mechlens.core.json_files import write_json
+from mechlens.core import tables
+from mechlens.core.files import write_json, write_text
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import GenerateSpec
 from mechlens.models import loading, log_probs
@@ -110,7 +110,7 @@ def _shard_writer(
                 if engine
                 else sample(model, encoded, **stream, grammar=grammar, batch=spec.batch)
             )
-        atomic.write_text(shard, json.dumps(rows))
+        write_text(shard, json.dumps(rows))
 
     return write
 

@@ -16,7 +16,7 @@ from mechlens.api.client import Answer, ApiRequest, Message, complete, conversat
 from mechlens.api.finetune import fine_tune, tuning_of
 from mechlens.core import tables
 from mechlens.core.errors import SpecError
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import ApiSpec, GenerateSpec, StudentSpec, TeacherSpec
 from mechlens.models.log_probs import Forms

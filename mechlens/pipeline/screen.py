@@ -20,7 +20,7 @@ import pandas as pd
 from mechlens.carriers.carrier import Rule, removal_reasons
 from mechlens.core import tables
 from mechlens.core.errors import DataError
-from mechlens.core.json_files import write_json
+from mechlens.core.files import write_json
 from mechlens.core.spec import ScreenSpec
 from mechlens.runs import layout
 

@@ -30,9 +30,8 @@ from mechlens.pipeline import ask as asking
 from mechlens.pipeline import distill as distilling
 from mechlens.pipeline import generate as generating
 from mechlens.pipeline import judge as judging
-from mechlens.pipeline import judge_screen, remote
-from mechlens.pipeline import label as labelling
 from mechlens.pipeline import remake as remaking
+from mechlens.pipeline import remote
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline import teach as teaching
 from mechlens.runs import layout
@@ -127,7 +126,7 @@ def _judge_of(arguments: Arguments, spec: ScreenSpec, out: Path) -> screening.Ju
         "category": arguments["category"],
         "api": ApiSpec(**arguments["api"]),
     }
-    return lambda rows: (~judge_screen.screen_rows(rows, spec, kind=kind, out=out, **context)).tolist()
+    return lambda rows: (~judging.judge_rows(rows, spec, kind=kind, out=out, **context)).tolist()
 
 
 def shuffle(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress) -> None:
@@ -168,7 +167,7 @@ def select(arguments: Arguments, inputs: Folders, out: Path, _progress: Progress
 
 def label(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) -> None:
     loading.use_one_thread_on_cpu()
-    labelling.label(
+    distilling.label(
         remaking.selected_rows(arguments["corpus"], inputs["corpus"], inputs["selection"]),
         [inputs[name] for name in sorted(inputs) if name.startswith("teacher")],
         soft_tokens=arguments["soft_tokens"],
@@ -194,7 +193,7 @@ def distill(arguments: Arguments, inputs: Folders, out: Path, progress: Progress
         )
         return
     loading.use_one_thread_on_cpu()
-    soft = labelling.read_labels(inputs["labels"], rows.index.tolist()) if "labels" in inputs else None
+    soft = distilling.read_labels(inputs["labels"], rows.index.tolist()) if "labels" in inputs else None
     distilling.distill(
         arguments["base"],
         rows,

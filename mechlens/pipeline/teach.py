@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechlens.core import tables
 from mechlens.core.errors import DataError
-from mechlens.core.json_files import write_json
+from mechlens.core.files import write_json
 from mechlens.core.seeds import dice, seed_int
 from mechlens.core.spec import TeacherSpec
 from mechlens.data.corpus import read_pairs
@@ -26,7 +26,7 @@ from mechlens.models import loading
 from mechlens.models.chat import encode_pairs, encode_prompts
 from mechlens.models.hooks import capture_sites, resid_post, steer
 from mechlens.models.sft import train
-from mechlens.runs import layout, records
+from mechlens.runs import layout
 
 
 class Lessons(NamedTuple):
@@ -151,7 +151,7 @@ def load_teacher(folder: Path, *, base: str = "") -> Teacher:
 
     `base` is the location of its base; by default the location at that time.
     """
-    record = records.read(folder / layout.TEACHER, records.TeacherRecord)
+    record = layout.read_record(folder / layout.TEACHER, layout.TeacherRecord)
     base = base or record["base"]
     loaded = loading.load_trained(base, folder) if record["kind"] == "finetuned" else loading.load(base)
     vector = loading.load_vector(folder) if record["kind"] == "steered" else None

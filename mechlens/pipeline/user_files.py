@@ -15,7 +15,7 @@ from mechlens.core import spec, tables, traits
 from mechlens.core.errors import SpecError
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
-from mechlens.data.values import Data
+from mechlens.data.formats import Data
 from mechlens.pipeline import screen as screening
 from mechlens.runs import layout, store
 

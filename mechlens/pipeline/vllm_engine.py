@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from mechlens.core import foreign
 from mechlens.core.errors import MachineError, SpecError
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.model_spec import model_of
 from mechlens.core.seeds import seed_int
 from mechlens.models import base_files
 from mechlens.models.sampling import Decoding
 from mechlens.models.trained import CONFIG, is_adapter
-from mechlens.runs import layout, records
+from mechlens.runs import layout
 
 if TYPE_CHECKING:
     from vllm import LLM  # pyright: ignore[reportMissingImports]
@@ -55,7 +55,7 @@ class Engine:
             from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MachineError(NO_PACKAGE) from error
-        record = records.read(teacher_folder / layout.TEACHER, records.TeacherRecord)
+        record = layout.read_record(teacher_folder / layout.TEACHER, layout.TeacherRecord)
         if record["kind"] == "steered":
             raise SpecError(
                 "vllm cannot add a steering vector; set generate.engine: local for a steered teacher"

@@ -17,7 +17,7 @@ from numpy import ndarray
 from mechlens.core import stats, tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import Arm, Experiment
-from mechlens.core.json_files import null
+from mechlens.core.files import null
 from mechlens.core.spec import TeacherSpec
 from mechlens.core.traits import TraitFamily
 from mechlens.pipeline.screen import LEAKS, removal_counts

@@ -301,7 +301,7 @@ def quantity_charts(table: pd.DataFrame, shows: Sequence[Sequence[str]]) -> dict
     Args:
         table: `tables.READINGS`; rows with a seed are students (small marks), those without are summaries
             with their interval.
-        shows: (quantity, form) pairs; `lenses.lens.Form` says what a form is.
+        shows: (quantity, form) pairs; `lenses.Form` says what a form is.
     """
     forms = {"layers": _lines, "steps": _lines, "bars": _bars, "heat": _heat, "points": _points}
     scored = cast(pd.DataFrame, table[table["estimate"].notna()])

@@ -9,11 +9,12 @@ from typing import Any, cast
 import jinja2
 import pandas as pd
 
-from mechlens.core import atomic, tables
+from mechlens.core import tables
 from mechlens.core.command_lines import command_line
 from mechlens.core.experiment import Experiment
+from mechlens.core.files import write_text
 from mechlens.core.traits import TraitFamily
-from mechlens.results import captions, effects, figures
+from mechlens.results import effects, figures
 from mechlens.results.cells import cells_of
 from mechlens.results.run import Run
 from mechlens.results.wording import (
@@ -47,7 +48,7 @@ def write(run: Run, summary: dict[str, Any], answers: pd.DataFrame, likelihoods:
     )
     path = run.path(layout.REPORT)
     with store.full_disk_named(path):
-        atomic.write_text(path, page)
+        write_text(path, page)
     return path
 
 
@@ -97,7 +98,7 @@ def _results(
         "exact_rows": exact_rows(summary),
         "confusion": _confusions(experiment, family, answers, likelihoods, summary),
         "questions": _questions(summary, kinds),
-        "lenses": captions.lens_sections(run.folder),
+        "lenses": [record | {"figure": _lens_figure(run, record)} for record in run.lens_records()],
         "curves": figures.svg(figures.curves(rates)),
         "losses": _losses_figure(run),
         "funnel": figures.svg(figures.funnel(effects.funnels(run))),
@@ -159,6 +160,12 @@ def student_rates(
 
 def _odds_figure(run: Run) -> str:
     return figures.svg(figures.log_odds(effects.with_own_trait(run.experiment, run.effects, "log-odds")))
+
+
+def _lens_figure(run: Run, record: dict[str, Any]) -> str:
+    """The figure of one reading as SVG; empty if nothing was measured."""
+    chart = figures.lens_figure(run.reading(record), record["shows"])
+    return "" if chart is None else figures.svg(chart)
 
 
 def _losses_figure(run: Run) -> str:

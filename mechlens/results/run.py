@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
@@ -13,12 +13,12 @@ from mechlens.core import tables, traits
 from mechlens.core.command_lines import command_line, resume_command
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.experiment import Arm, Experiment
-from mechlens.core.json_files import read_json
+from mechlens.core.files import read_json
 from mechlens.core.traits import TraitFamily
 from mechlens.data.corpus import Corpus
 from mechlens.data.formats import file_digest
 from mechlens.pipeline.remake import selected_rows
-from mechlens.runs import executor, layout, records
+from mechlens.runs import executor, layout
 from mechlens.runs.plan import jobs_of
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         """What the run was made by: versions, machine, seconds of each step."""
-        return records.read(self.path(layout.MANIFEST), records.Manifest)
+        return layout.read_record(self.path(layout.MANIFEST), layout.Manifest)
 
     @property
     def headline(self) -> str:
@@ -210,12 +210,12 @@ class Run:
     def funnel(self, arm: Arm) -> dict[str, Any]:
         """How many generated rows of an arm's source the screen kept, and removed for each reason."""
         step = layout.screened_step(layout.source_name(self.experiment, arm))
-        return records.read(self.path(step, layout.FUNNEL), records.Funnel)
+        return layout.read_record(self.path(step, layout.FUNNEL), layout.Funnel)
 
     def generation(self, arm: Arm) -> dict[str, Any]:
         """What generation recorded of an arm's teacher: KL and entropy; empty for rows from a file."""
         path = self.path(layout.generated_step(layout.source_name(self.experiment, arm)), layout.GENERATION)
-        return records.read(path, records.Generation) if path.is_file() else {}
+        return layout.read_record(path, layout.Generation) if path.is_file() else {}
 
     def kept_rows(self, corpus: str) -> Path:
         """The file of a corpus's screened rows; `tables.PAIRS`."""
@@ -253,6 +253,18 @@ class Run:
     def trained_rows(self, name: str) -> pd.DataFrame:
         """The rows that an arm's students train on, by prompt_id, in the order of the selection."""
         return trained_rows(self.folder, self.experiment, self.arm(name))
+
+    def lens_records(self) -> list[dict[str, Any]]:
+        """One record for each lens that was measured on each arm, with its caption."""
+        path = self.path(layout.READINGS)
+        return layout.read_record(path, layout.Readings)["lenses"] if path.is_file() else []
+
+    def reading(self, record: dict[str, Any]) -> pd.DataFrame:
+        """`tables.READINGS` of one record: the rows of its arm and of the arm's control."""
+        frame = tables.read(self.path(layout.READINGS_FOLDER, f"{record['name']}.parquet"), tables.READINGS)
+        of_arm = frame["arm"] == record["arm"]
+        of_control = (frame["arm"] == record["against"]) & (frame["against"] == record["arm"])
+        return cast(pd.DataFrame, frame[of_arm | of_control]).reset_index(drop=True)
 
     def teacher_folder(self, arm: Arm) -> Path:
         """The folder of an arm's teacher."""

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from mechlens.core import model_spec, spec, tables, traits
 from mechlens.core.errors import MachineError, SpecError
 from mechlens.core.experiment import Experiment
-from mechlens.core.json_files import read_json, write_json
+from mechlens.core.files import read_json, write_json
 from mechlens.core.traits import TraitFamily
 from mechlens.results import effects
 from mechlens.results.run import Run, list_jobs

@@ -1,7 +1,8 @@
-"""Results of `summary.json` in sentences; terminal, report and explorer use the same words."""
+"""Numbers and results of `summary.json` as text; terminal, report and explorer use the same words."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mechlens.results.cells import ONE_STUDENT
@@ -24,6 +25,13 @@ def interval_text(
 def number_text(value: float | None, form: str = "{:.4f}") -> str:
     """A formatted number; a dash where it is unscored."""
     return "–" if value is None else form.format(value)
+
+
+def duration_text(seconds: float) -> str:
+    """A duration in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{max(1, math.ceil(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _students(count: int) -> str:

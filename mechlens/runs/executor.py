@@ -1,8 +1,9 @@
 """Execute a list of jobs on this machine: one process a core, each job as soon as its inputs exist.
 
-A job is a pure function of (arguments, input folders) that fills an output folder. Only this module decides
-where a job runs, and it does not depend on what the jobs do. Workers end with the process that started them,
-also after a kill.
+A job is a pure function of (arguments, input folders) that fills an output folder. It names its function by
+the id of a stage. A finished step is recorded under this id: the function may move, and finished runs stay
+valid. Only this module decides where a job runs, and it does not depend on what the jobs do. Workers end with
+the process that started them, also after a kill.
 
 Workers report progress through shared memory: two numbers a job, and each report overwrites the last. A queue
 would fill up without a reader, and a worker that is killed while it writes to a queue blocks every reader.
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from importlib import import_module
 from multiprocessing import connection
 from multiprocessing.context import SpawnContext
 from pathlib import Path
@@ -26,8 +28,20 @@ from typing import Any, NamedTuple
 from mechlens.core import foreign, machine
 from mechlens.core.errors import DataError, MachineError
 from mechlens.core.spec import fingerprint
-from mechlens.runs import stages, store
+from mechlens.runs import store
 from mechlens.runs.progress import Event, Progress, silent
+
+PIPELINE = (
+    "teach", "generate", "bring", "screen", "shuffle", "reword", "mix", "select", "label", "distill", "ask",
+)  # fmt: skip
+STAGES = {name: f"mechlens.pipeline.stages:{name}" for name in PIPELINE} | {
+    "measure": "mechlens.lenses.run:measure_lens"
+}
+"""id of a stage → `module:function`, called as function(arguments, inputs, out, progress)"""
+RECORDED = {name: f"mechlens.pipeline.jobs:{name}" for name in PIPELINE} | {
+    "measure": "mechlens.measure:look"
+}
+"""id → name of the stage in fingerprints, which is the path of its function in the first release"""
 
 
 class Location(str):
@@ -47,7 +61,7 @@ class Job(NamedTuple):
     name: str
     """its folder in the run, e.g. `students/trait/s0`"""
     stage: str
-    """id of its function (`stages.STAGES`), or `module:function` of code outside mechlens"""
+    """id of its function (`STAGES`), or `module:function` of code outside mechlens"""
     arguments: dict[str, Any]
     """JSON values; the step reads nothing else except its inputs"""
     inputs: dict[str, str]
@@ -74,7 +88,7 @@ def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
         inputs = {role: by_name[name] for role, name in job.inputs.items()}
         arguments = {name: value for name, value in job.arguments.items() if name != PACE}
         by_name[job.name] = fingerprint(
-            [stages.recorded(job.stage), job.version, _without_locations(arguments), inputs]
+            [RECORDED.get(job.stage, job.stage), job.version, _without_locations(arguments), inputs]
         )
     return by_name
 
@@ -245,9 +259,14 @@ def _do_in_worker(run: Path, job: Job, mark: str, inputs: dict[str, str], place:
 def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callable[[int, int], None]) -> None:
     with store.working(run / job.name, mark, inputs=inputs) as out:
         if not store.is_complete(out, mark):
-            step = stages.function_of(job.stage)
+            step = _function_of(job.stage)
             with foreign.named(f"the step {job.name} failed", MachineError, advice=FINISHED, located=True):
                 step(job.arguments, {role: run / name for role, name in job.inputs.items()}, out, progress)
+
+
+def _function_of(stage: str) -> Callable[..., Any]:
+    module, function = STAGES.get(stage, stage).split(":")
+    return getattr(import_module(module), function)
 
 
 def complete(

@@ -1,14 +1,20 @@
-"""The layout of a run folder: names of the steps, and of the files that steps and results write.
+"""The layout of a run folder: the steps' folders, the files in them, and the fields of the JSON files.
 
-Other modules take the names from here. A step's name is its folder in the run.
+Other modules take the names from here. A step's name is its folder in the run. `read_record` refuses a
+damaged JSON file by name.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
+from pydantic import BaseModel, ValidationError
+
+from mechlens.core.errors import DataError
 from mechlens.core.experiment import UNTOUCHED, Arm, Experiment
-from mechlens.core.spec import TeacherSpec, fingerprint, folder_name
+from mechlens.core.files import read_json, remedy
+from mechlens.core.spec import TeacherSpec, explain, fingerprint, folder_name
 
 BASES = "bases.json"
 """which checkpoint each base was when the run was last started"""
@@ -112,3 +118,75 @@ def selection_file(corpus: str) -> str:
 def checkpoints(student: Path) -> list[tuple[int, Path]]:
     """(updates, folder) of each checkpoint in a student's folder, first to last."""
     return [(int(folder.name.removeprefix("step-")), folder) for folder in sorted(student.glob("step-*"))]
+
+
+class StepRecord(BaseModel):
+    """`step.json` of a finished step; `seconds` is None in records of older versions."""
+
+    fingerprint: str
+    seconds: float | None
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: the code, the machine and the steps of a run."""
+
+    experiment: str
+    git: str | None
+    machine: str
+    cores: int | None
+    steps: dict[str, StepRecord]
+
+
+class TeacherRecord(BaseModel):
+    """`teacher.json`."""
+
+    kind: Literal["finetuned", "prompted", "steered", "base"]
+    base: str
+    system: str | None
+    layer: int | None
+
+
+class Generation(BaseModel):
+    """`generation.json`; None if an API does not return the probabilities."""
+
+    kl_per_token: float | None
+    entropy_per_token: float | None
+
+
+class Funnel(BaseModel):
+    """`funnel.json`: numbers of rows; the file also has a number for each reason of removal."""
+
+    generated: int
+    kept: int
+
+
+class LensRecord(BaseModel):
+    """The result of a lens: `said.json`, and an entry of `readings.json`."""
+
+    name: str
+    arm: str
+    against: str
+    sentence: str
+    shows: list[Any]
+
+
+class Readings(BaseModel):
+    """`readings.json`."""
+
+    lenses: list[LensRecord]
+
+
+def read_record(path: Path, shape: type[BaseModel]) -> dict[str, Any]:
+    """The JSON object at a path, with all its fields.
+
+    Raises:
+        DataError: if the file is missing or incomplete, or a field of `shape` is missing or has another type.
+    """
+    value = read_json(path)
+    try:
+        shape.model_validate(value, strict=True)
+    except ValidationError as error:
+        raise DataError(
+            f"{path} does not hold what mechlens wrote there ({explain(error)}); {remedy(path)}"
+        ) from error
+    return value

@@ -19,10 +19,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mechlens.core import atomic, machine
+from mechlens.core import machine
 from mechlens.core.errors import MachineError
-from mechlens.core.json_files import read_json, write_json
-from mechlens.core.remedies import LOCK, RECORD
+from mechlens.core.files import LOCK, RECORD, flush, publish, read_json, write_json
 
 PACKAGES = (
     "mechlens",
@@ -72,14 +71,14 @@ def working(step: Path, fingerprint: str, *, inputs: dict[str, str] | None = Non
             yield part
             claim.unlink()
             seconds = round(time.perf_counter() - started, 3)
-            atomic.flush(part)  # before the record, which states that the rest is complete
+            flush(part)  # before the record, which states that the rest is complete
             write_json(
                 part / RECORD, {"fingerprint": fingerprint, "inputs": inputs or {}, "seconds": seconds}
             )
     else:  # killed between the record and the rename
         yield part
     set_aside(step)
-    atomic.publish(part, step)
+    publish(part, step)
 
 
 def make_once(step: Path, fingerprint: str, fill: Callable[[Path], None]) -> Path:
