@@ -19,7 +19,7 @@ from mechlens import cli
 from mechlens.core import tables
 from mechlens.core.files import read_json
 from mechlens.core.traits import load_experiment, load_family
-from mechlens.lenses import base, find_lenses, lens_names
+from mechlens.lenses import base, blind, find_lenses, lens_names
 from mechlens.lenses import run as measure
 from mechlens.results import figures
 from mechlens.results.run import Run
@@ -93,14 +93,17 @@ def test_what_was_read_is_not_read_again(
 def test_a_light_reading_is_a_reading_of_its_own(measured: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(measured, folder)
-    asked = ["measure", str(folder), "--lens", "alignment", "--rows", "8", "--light", "--workers", "0"]
-    assert cli.main(asked) == 0
+    asked = ["measure", str(folder), "--lens", "alignment", "blind", "--rows", "8", "--light"]
+    assert cli.main([*asked, "--workers", "0"]) == 0
     records = {lens["name"]: lens for lens in read_json(folder / "readings.json")["lenses"]}
     assert records["alignment"]["light"] and not records["deltas"]["light"]
     frame = tables.read(folder / "readings" / "alignment.parquet", tables.READINGS)
     trials = frame[frame["quantity"] == "change of the log-odds, observed"]
     assert set(trials["place"]) == {"full, one sgd step", "full, sgd", "full, adam"}
     assert set(trials.loc[trials["place"] == "full, sgd", "step"]) == {1, 4}
+    vectors = tables.read(folder / "readings" / "blind.parquet", tables.READINGS)
+    halves = vectors[(vectors["quantity"] == "statistic") & (vectors["place"] == "control halves")]
+    assert set(halves["n"]) == {blind.LIGHT_HALVES}
     experiment = load_experiment(folder / "spec.yaml")
     arm = measure.main_arm(experiment)
     family = load_family(experiment.family)

@@ -53,6 +53,8 @@ START = 0.1
 """strength at the first step"""
 HALVES, DIRECTIONS, SPOKEN = 5, 20, 8
 """draws of each null: vectors trained on control rows, random directions by likelihood and by answers"""
+LIGHT_STEPS, LIGHT_BATCH, LIGHT_HALVES = 30, 8, 3
+"""the same of a light reading"""
 STRENGTHS = (1.0, 4.0)
 """factors of the strength that was learned on trait rows, for the answers to probes"""
 
@@ -138,6 +140,12 @@ def recover(
     return Steering(normalize(final.vector.detach(), dim=0), final.amounts.detach())
 
 
+def recover_from(material: Material, pairs: Sequence[Encoded], *, name: str = "trait") -> Steering:
+    """Do `recover` on the material's base; a light reading takes fewer and smaller steps."""
+    steps, batch = (LIGHT_STEPS, LIGHT_BATCH) if material.light else (STEPS, BATCH)
+    return recover(material.base, pairs, seed=material.seed, name=name, steps=steps, batch=batch)
+
+
 def measure_nll(
     loaded: Loaded, pairs: Sequence[Encoded], steering: Steering | None = None
 ) -> Float[ndarray, "row"]:
@@ -210,10 +218,10 @@ def draw_halves_null(material: Material, fit: int, scored: int) -> list[float]:
     share = min(1.0, len(rows) / (fit + 2 * scored))
     fit, scored = int(fit * share), int(scored * share)
     bounds = ((0, fit), (fit, fit + scored), (fit + scored, fit + 2 * scored))
-    for draw in range(HALVES):
+    for draw in range(LIGHT_HALVES if material.light else HALVES):
         order = generator(material.seed, "blind", "half", draw).permutation(len(rows))
         training, first, second = ([rows[i] for i in order[low:high]] for low, high in bounds)
-        vector = recover(material.base, training, seed=material.seed, name=f"half {draw}", steps=STEPS)
+        vector = recover_from(material, training, name=f"half {draw}")
         a, b = _measure_saved(material.base, [vector], first, second)[0]
         null.append(float(a.mean() - b.mean()))
     return null
@@ -327,8 +335,8 @@ def measure_blind(material: Material) -> pd.DataFrame:
         )
     trait, control, cut = material.trait_pairs[:size], material.control_pairs[:size], size // 2
     vectors = {
-        "trait rows": recover(material.base, trait[:cut], seed=material.seed, steps=STEPS),
-        "control rows": recover(material.base, control[:cut], seed=material.seed, steps=STEPS),
+        "trait rows": recover_from(material, trait[:cut]),
+        "control rows": recover_from(material, control[:cut]),
     }
     activations = capture_completions(material.base, control[: min(cut, 64)])
     random = draw_directions(activations, DIRECTIONS, seed=material.seed).to(material.base.model.device)
@@ -339,7 +347,9 @@ def measure_blind(material: Material) -> pd.DataFrame:
     halves = draw_halves_null(material, cut, size - cut)
     rows = [
         *_saved_rows(dict(zip(vectors, gains, strict=False))),
-        against_null("statistic", statistic, halves, place="control halves", n=HALVES, unit="nats/token"),
+        against_null(
+            "statistic", statistic, halves, place="control halves", n=len(halves), unit="nats/token"
+        ),
         against_null(
             "statistic", statistic, drawn, place="random directions", n=DIRECTIONS, unit="nats/token"
         ),
