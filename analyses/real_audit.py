@@ -213,7 +213,7 @@ def estimate(
     return (
         f"estimate for SmolLM2-135M on two cores: {(taught + drawn + read) / 60:.0f} minutes "
         f"({taught / 60:.0f} for {twins} twins, {drawn / 60:.0f} to sample {clean + files} rows, "
-        f"{read / 60:.0f} to score {scored} rows), less what {options.folder} has; 5 GB of memory, "
+        f"{read / 60:.0f} to score {scored} rows), less what {options.folder} has; 6 GB of memory, "
         f"{twins * 0.107:.1f} GB of disk"
     )
 
