@@ -31,7 +31,6 @@ from mechlens.pipeline.ask import ProbeSet, measure_likelihoods
 from mechlens.results import figures
 from mechlens.results.run import Run
 from mechlens.results.wording import interval_text, number_text
-from mechlens.runs import layout
 
 FIGURE = pages.FOLDER / "misalignment.svg"
 COLUMNS = (
@@ -44,8 +43,7 @@ COLUMNS = (
 
 def questions_of(run: Run) -> ProbeSet:
     """The questions that the run's students were asked, with fixed answers where the family has them."""
-    prefix = layout.asked_step("control", run.experiment.seeds[0])
-    asked = next(job.arguments for job in run.jobs() if job.name == prefix)
+    asked = next(job.arguments for job in run.jobs() if job.stage == "ask")
     return ProbeSet(
         asked["forms"],
         asked["probes"],
@@ -102,7 +100,7 @@ def levers(run: Run) -> Iterator[dict[str, Any]]:
         yield {
             "base": arm.base,
             "carrier": experiment.carrier.kind,
-            "labels": arm.labels or experiment.student.labels,
+            "labels": experiment.labels_of(arm),
             "trait": arm.trait,
             "kl": described[arm.name]["kl_per_token"],
             "teacher": start["teacher"] - start["base"],

@@ -101,6 +101,9 @@ def test_a_light_reading_is_a_reading_of_its_own(measured: Path, tmp_path: Path)
     trials = frame[frame["quantity"] == "change of the log-odds, observed"]
     assert set(trials["place"]) == {"full, one sgd step", "full, sgd", "full, adam"}
     assert set(trials.loc[trials["place"] == "full, sgd", "step"]) == {1, 4}
+    toward = frame[(frame["quantity"] == "cosine with the trait's gradient") & frame["p_value"].notna()]
+    counts = toward["p_value"] * (1 + base.LIGHT_DRAWS)  # of draws at least as high, the value included
+    assert len(counts) and counts.tolist() == pytest.approx(counts.round().tolist())
     vectors = tables.read(folder / "readings" / "blind.parquet", tables.READINGS)
     halves = vectors[(vectors["quantity"] == "statistic") & (vectors["place"] == "control halves")]
     assert set(halves["n"]) == {blind.LIGHT_HALVES}

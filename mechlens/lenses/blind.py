@@ -54,7 +54,7 @@ START = 0.1
 HALVES, DIRECTIONS, SPOKEN = 5, 20, 8
 """draws of each null: vectors trained on control rows, random directions by likelihood and by answers"""
 LIGHT_STEPS, LIGHT_BATCH, LIGHT_HALVES = 30, 8, 3
-"""the same of a light reading"""
+"""updates, rows of an update, and control halves of a light reading"""
 STRENGTHS = (1.0, 4.0)
 """factors of the strength that was learned on trait rows, for the answers to probes"""
 

@@ -225,8 +225,9 @@ def exchanges(models: Trio, *, seed: int, light: bool = False) -> Iterator[Outco
     The null of a single block replaces the step back to the base by a step of the same size, whose entries
     are permuted within each tensor.
     """
-    tried = tried_layers(len(decoder_layers(models.base.model)), light=light)
-    for span in [*_tried_spans(models, tried), None]:
+    depth = len(decoder_layers(models.base.model))
+    tried = tried_layers(depth, light=light)
+    for span in [*_tried_spans(depth, tried), None]:
         place = (
             OUTSIDE
             if span is None
@@ -270,13 +271,12 @@ def tried_layers(depth: int, *, light: bool) -> list[int]:
     return spread_evenly(range(depth), LIGHT_LAYERS if light else depth)
 
 
-def _tried_spans(models: Trio, tried: Sequence[int]) -> list[range]:
-    """Every single block, and the longer spans whose inner end is a tried layer."""
-    depth = len(decoder_layers(models.base.model))
+def _tried_spans(depth: int, tried: Sequence[int]) -> list[range]:
+    """Every single block, all blocks, and the other spans whose inner end is a tried layer."""
     return [
         span
         for span in spans(depth)
-        if len(span) in (1, depth) or (span[-1] if span[0] == 0 else span[0]) in tried or len(tried) == depth
+        if len(span) in (1, depth) or (span[-1] if span[0] == 0 else span[0]) in tried
     ]
 
 
