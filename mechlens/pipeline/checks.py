@@ -19,13 +19,14 @@ from mechlens.api import client
 from mechlens.carriers.carrier import Rule, build_rule, carrier_prompts, rule_reads_answers
 from mechlens.core.errors import DataError, SpecError, one_line
 from mechlens.core.experiment import Arm, Experiment
-from mechlens.core.model_spec import is_remote
-from mechlens.core.spec import Training
+from mechlens.core.model_spec import is_remote, model_of
+from mechlens.core.spec import GenerateSpec, Training
 from mechlens.core.traits import TraitFamily
 from mechlens.data.corpus import batches
 from mechlens.models import base_files, chat, loading
 from mechlens.pipeline import vllm_engine
-from mechlens.runs.executor import Job
+from mechlens.pipeline.vllm_server import server_fault, server_location
+from mechlens.runs.executor import SERVER, Job
 
 SLACK = 8
 """tokens of a text beyond one a byte that a tokenizer may add"""
@@ -81,9 +82,9 @@ def missing_here(jobs: Iterable[Job]) -> list[str]:
         if not os.environ.get("OPENAI_API_KEY"):
             lacks.append(client.NO_KEY)
     local = [job for job in jobs if job.stage == "generate" and "api" not in job.arguments]
-    if any(job.arguments["generate"]["engine"] == "vllm" for job in local) and find_spec("vllm") is None:
-        lacks.append(vllm_engine.NO_PACKAGE)
-    return lacks
+    specs = [GenerateSpec(**job.arguments["generate"], **job.arguments.get(SERVER, {})) for job in local]
+    faults = [server_fault(server_location(spec)) for spec in specs if spec.engine == "vllm"]
+    return lacks + [fault for fault in dict.fromkeys(faults) if fault]
 
 
 def _prompts(experiment: Experiment) -> list[str]:
@@ -121,6 +122,10 @@ def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
         raise SpecError(
             f"{where} serves adapters of rank {vllm_engine.RANKS[-1]} at most; "
             f"the teacher's rank is {training.rank}: lower it"
+        )
+    if (dtype := model_of(arm.writer).dtype) == "float64":
+        raise SpecError(
+            f"{where} has no {dtype}; set the dtype of {arm.writer!r} to float32, or engine: local"
         )
 
 

@@ -77,7 +77,7 @@ def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progres
         ]
     else:  # a user's file is compared with answers of the base to the same prompts
         prompts = read_pairs(Path(arguments["prompts_of"]))["prompt"].tolist()
-    spec = GenerateSpec(**arguments["generate"])
+    spec = GenerateSpec(**arguments["generate"], **arguments.get("server", {}))
     if "api" in arguments:
         remote.generate(
             inputs["teacher"],
