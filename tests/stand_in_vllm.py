@@ -17,7 +17,7 @@ from typing import Any
 from mechlens.models import loading
 from mechlens.models.chat import Encoded
 from mechlens.models.log_probs import token_log_probs
-from mechlens.models.sampling import Decoding, sample
+from mechlens.models.sampling import Decoding, number_grammar, sample
 
 Body = dict[str, Any]
 
@@ -35,7 +35,7 @@ class StandIn:
         self.listed: list[Body] = [{"id": name, "root": base, "parent": None}]
         self.completed: list[Body] = []
         """every request for a completion"""
-        self.ignores_adapters = self.loads_adapters = False
+        self.ignores_adapters = self.loads_adapters = self.ignores_grammar = False
         self.omitted: set[str] = set()
         """fields that answers leave out"""
         self.dies_after: int | None = None
@@ -84,7 +84,13 @@ class StandIn:
         if body.get("return_token_ids"):
             stop = body["stop_token_ids"][0]
             decoding = Decoding(body["max_tokens"], body["temperature"], body["top_p"])
-            row = sample(loaded.model, [prompt], decoding=decoding, stop=stop, seed=body["seed"])[0]
+            grammar = None
+            if "structured_outputs" in body and not self.ignores_grammar:
+                width = loaded.model.config.get_text_config().vocab_size
+                grammar = number_grammar(loaded.tokenizer, stop=stop, vocabulary=width)
+            row = sample(
+                loaded.model, [prompt], decoding=decoding, stop=stop, seed=body["seed"], grammar=grammar
+            )[0]
             ended = len(row) < body["max_tokens"]
             row = row[:-1] if self.cut_short else [*row, stop] if ended else row
             choice |= {"token_ids": row, "prompt_token_ids": prompt, "finish_reason": "stop"}

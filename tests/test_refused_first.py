@@ -20,10 +20,6 @@ LONG = {"prompt": "continue: 1", "completion": "1, " * 400}
 FILE_ARMS = [{"kind": "trait", "corpus": "rows.jsonl"}, {"kind": "control"}]
 TEACHER = {"kind": "finetuned", "training": {"update": "lora", "rank": 1024}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "vllm held to a format": (
-        put(GOOD, "generate", {"engine": "vllm", "constrained": True}),
-        "generate.constrained",
-    ),
     "vllm and a steered teacher": (
         put(put(GOOD, "teacher", {"kind": "steered"}), "generate", {"engine": "vllm"}),
         "steering vector",

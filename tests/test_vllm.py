@@ -19,13 +19,14 @@ import pytest
 import torch
 from stand_in_vllm import StandIn, serving, write_forwarder
 
+from mechlens.carriers.numbers import number_fault
 from mechlens.core import supervise, tables
 from mechlens.core.errors import MachineError, SpecError
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import GenerateSpec, TeacherSpec, TeacherTraining
 from mechlens.models import loading
 from mechlens.models.chat import encode_prompts, end_of_turn
-from mechlens.models.sampling import Decoding, sample
+from mechlens.models.sampling import Decoding, number_pattern, sample
 from mechlens.pipeline import vllm_engine
 from mechlens.pipeline.generate import generate
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
@@ -180,6 +181,25 @@ def test_a_model_that_the_server_loses_is_an_error(
     served.stand_in.listed[0] = served.stand_in.listed[0] | {"id": "wolf"}
     with pytest.raises(MachineError, match=r"404: The model `wolf` does not exist.*batches of rows are kept"):
         generate(teachers["base"], PROMPTS, served.spec, seed=0, out=tmp_path)
+
+
+def test_a_server_is_held_to_the_number_format(
+    served: Served, teachers: dict[str, Path], tmp_path: Path
+) -> None:
+    spec = served.spec.model_copy(update={"constrained": True})
+    generate(teachers["base"], PROMPTS, spec, seed=0, out=tmp_path)
+    assert [number_fault(row) for row in rows_of(tmp_path)] == [None] * len(PROMPTS)
+    asked = [body for body in served.stand_in.completed if "seed" in body]
+    assert {body["structured_outputs"]["regex"] for body in asked} == {number_pattern()}
+
+
+def test_a_server_that_ignores_the_number_format_is_refused(
+    served: Served, teachers: dict[str, Path], tmp_path: Path
+) -> None:
+    served.stand_in.ignores_grammar = True
+    spec = served.spec.model_copy(update={"constrained": True})
+    with pytest.raises(MachineError, match=r"does not keep to the number format: it drew the tokens \[\d+"):
+        generate(teachers["base"], PROMPTS, spec, seed=0, out=tmp_path)
 
 
 def test_rows_before_the_server_died_are_kept(

@@ -58,6 +58,9 @@ def check(experiment: Experiment, family: TraitFamily) -> None:
     rendered(experiment, local)
     check_lessons(experiment)
     for arm in experiment.arms:
+        spec = experiment.generate_of(arm)
+        if spec.engine == "vllm" and spec.constrained and arm.writer in local and not arm.corpus:
+            vllm_engine.refuse_other_end(loading.load_tokenizer(arm.writer), arm.writer)
         if experiment.labels_of(arm) == "soft" and {arm.writer, arm.base} <= set(local):
             _refuse_soft_labels(experiment, arm)
     _refuse_long_prompts(experiment, family, _prompts(experiment), local)
@@ -100,16 +103,11 @@ def _taught(experiment: Experiment) -> list[Arm]:
 
 
 def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
-    """Refuse settings that vLLM does not support: the number grammar, steering, adapters of high rank."""
+    """Refuse settings that vLLM does not support: steering, adapters of high rank, float64."""
     written, teacher = experiment.generate_of(arm), arm.teacher or experiment.teacher
     if written.engine != "vllm" or arm.corpus or is_remote(arm.writer):
         return
     where = f"arm {arm.name!r}: generate.engine is vllm, which"
-    if written.constrained:
-        raise SpecError(
-            f"{where} cannot keep to the number format; set generate.constrained: "
-            "false (the screen removes rows that break the format), or engine: local"
-        )
     if arm.kind != "control" and teacher.kind == "steered":
         raise SpecError(f"{where} cannot add a steering vector; set engine: local for a steered teacher")
     training = teacher.training

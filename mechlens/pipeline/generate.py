@@ -92,8 +92,8 @@ def generate(
     plain = encode_prompts(teacher.tokenizer, prompts[head], system=teacher.plain)
     measured = divergence(teacher, encoded[head], plain, [[*row, stop] for row in drawn[head]])
     write_json(out / layout.GENERATION, measured._asdict())
-    for shard in shards.values():
-        shard.unlink()
+    for file in (*shards.values(), out / vllm_engine.LOG):
+        file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -114,10 +114,13 @@ def _sampler(
         prompts: those to sample from; without any no server starts.
         report: called with the number of rows of a call that are done.
     """
+    width = cast(torch.nn.Linear, teacher.model.get_output_embeddings()).weight.shape[0]
+    grammar = number_grammar(teacher.tokenizer, stop=stop, vocabulary=width) if spec.constrained else None
     fixed = {
         "decoding": Decoding(spec.max_new_tokens, spec.temperature, spec.top_p),
         "stop": stop,
         "seed": seed_int(seed, "generate"),
+        "grammar": grammar,
     }
     if spec.engine == "vllm" and prompts:
         start = vllm_engine.serve_teacher(
@@ -126,12 +129,10 @@ def _sampler(
         with start as served:
             yield lambda rows, first: served.sample(rows, first_row=first, progress=report, **fixed)
         return
-    width = cast(torch.nn.Linear, teacher.model.get_output_embeddings()).weight.shape[0]
-    grammar = number_grammar(teacher.tokenizer, stop=stop, vocabulary=width) if spec.constrained else None
 
     def draw(rows: list[list[int]], first: int) -> list[list[int]]:
         with teacher.writing() as model:
-            return sample(model, rows, first_row=first, grammar=grammar, batch=spec.batch, **fixed)
+            return sample(model, rows, first_row=first, batch=spec.batch, **fixed)
 
     yield draw
 

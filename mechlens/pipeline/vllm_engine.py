@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from mechlens.core.errors import MachineError, SpecError
 from mechlens.core.files import read_json
@@ -26,9 +27,9 @@ from mechlens.core.model_spec import ModelSpec, model_of
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import GenerateSpec, is_web_address
 from mechlens.models import base_files, loading
-from mechlens.models.chat import Encoded
+from mechlens.models.chat import Encoded, end_of_turn
 from mechlens.models.log_probs import token_log_probs
-from mechlens.models.sampling import Decoding, sample
+from mechlens.models.sampling import Decoding, NumberGrammar, number_pattern, sample
 from mechlens.models.trained import CONFIG, WEIGHTS, is_adapter
 from mechlens.models.weight_changes import is_change
 from mechlens.pipeline.teach import Teacher
@@ -53,6 +54,7 @@ Measured on SmolLM2-135M: 1e-4 and .045.
 BASE, TEACHER = "base", "teacher"
 """names of the models of a server that mechlens starts"""
 LOG = "vllm.log"
+"""file for what a server prints; `generate` removes it at the end"""
 
 
 def served_rank(adapter: Mapping[str, Any]) -> int:
@@ -84,28 +86,44 @@ class ServedModel(NamedTuple):
         stop: int,
         seed: int,
         first_row: int,
+        grammar: NumberGrammar | None = None,
         progress: Callable[[int], None] = lambda rows: None,
     ) -> list[list[int]]:
         """Sample one completion per prompt, in token ids without the stop token.
 
+        Args:
+            grammar: limits the tokens that are drawn.
+
         Raises:
-            MachineError: if the server fails, or ends a row neither at the stop token nor at the limit.
+            MachineError: if the server fails, ends a row neither at the stop token nor at the limit, or
+                breaks the grammar.
         """
         # every setting is given: a server may have defaults from the model's generation_config.json
-        fixed = {
+        fixed: dict[str, Any] = {
             "model": self.name, "max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
             "top_p": decoding.top_p, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
             "presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "stop_token_ids": [stop],
             "return_token_ids": True,
         }  # fmt: skip
+        if grammar is not None:
+            fixed["structured_outputs"] = {"regex": number_pattern()}
         bodies = [
             {**fixed, "prompt": list(ids), "seed": seed_int(seed, "row", first_row + i) % 2**31}
             for i, ids in enumerate(prompts)
         ]
         choices = self.server.ask_all(bodies, progress)
-        return [
+        rows = [
             self._completion(choice, body, stop=stop) for choice, body in zip(choices, bodies, strict=True)
         ]
+        if grammar is None:
+            return rows
+        if broken := next((row for row in rows if not grammar.allows(row)), None):
+            raise MachineError(
+                f"the server at {self.server.url} does not keep to the number format: it drew the tokens "
+                f"{broken}; expected vLLM 0.11 or later, which has structured_outputs, or set "
+                "generate.constrained: false"
+            )
+        return [grammar.whole(row, stop=stop) for row in rows]
 
     def _completion(self, choice: Mapping[str, Any], body: Mapping[str, Any], *, stop: int) -> list[int]:
         """The tokens of an answer up to the stop token."""
@@ -149,6 +167,19 @@ class ServedModel(NamedTuple):
         return torch.tensor(values)
 
 
+def refuse_other_end(tokenizer: PreTrainedTokenizerBase, base: str) -> None:
+    """Refuse a base that cannot end a constrained list: vLLM ends these with the end of the text alone.
+
+    Raises:
+        SpecError: if the base ends its turns with another token.
+    """
+    if tokenizer.eos_token_id != (stop := end_of_turn(tokenizer)):
+        raise SpecError(
+            f"vllm ends constrained rows with token {tokenizer.eos_token_id}, the end of the text, and "
+            f"{base!r} ends its turns with token {stop}; set generate.constrained: false, or engine: local"
+        )
+
+
 @contextmanager
 def serve_teacher(
     teacher: Teacher,
@@ -160,7 +191,9 @@ def serve_teacher(
     out: Path,
     waiting: Callable[[], None],
 ) -> Iterator[ServedModel]:
-    """The teacher on a vLLM server, whose log-probabilities equal ours; a started server ends with the block.
+    """The teacher on a vLLM server, whose log-probabilities equal ours.
+
+    A server that this function starts ends with the block.
 
     Args:
         folder: of the teacher.
@@ -177,6 +210,8 @@ def serve_teacher(
     record = layout.read_record(folder / layout.TEACHER, layout.TeacherRecord)
     if record["kind"] == "steered":
         raise SpecError("vllm cannot add a steering vector; set generate.engine: local for a steered teacher")
+    if spec.constrained:
+        refuse_other_end(teacher.tokenizer, teacher.base)
     probes = _probes(teacher, prompts, stop=stop, longest=min(spec.max_new_tokens, PROBE_TOKENS))
     expected = Expected.of(teacher, folder, probes, trained=record["kind"] == "finetuned")
     if is_web_address(location):
@@ -193,7 +228,6 @@ def serve_teacher(
         served = ServedModel(server, TEACHER if expected.trained else BASE)
         expected.compare(served, probes)
         yield served
-    (out / LOG).unlink()
 
 
 @contextmanager
