@@ -24,8 +24,8 @@ from mechlens.core.errors import MachineError
 from mechlens.core.spec import CarrierSpec, GenerateSpec, TeacherSpec, TeacherTraining
 from mechlens.models import base_files
 from mechlens.models.chat import encode_prompts, end_of_turn
-from mechlens.models.log_probs import next_token_logits
 from mechlens.models.loading import Loaded, load
+from mechlens.models.log_probs import next_token_logits
 from mechlens.models.sampling import Decoding
 from mechlens.models.trained import WEIGHTS
 from mechlens.pipeline.generate import generate
@@ -121,7 +121,7 @@ def test_an_adapter_that_vllm_ignores_is_refused(server: VllmServer, toy: str, t
     assert server.send("/v1/load_lora_adapter", name).status == 200
     shutil.copy(teacher / WEIGHTS, strange / WEIGHTS)
     spec = GREEDY.model_copy(update={"url": server.url})
-    with pytest.raises(MachineError, match="ignores the adapter in .* are those of the base"):
+    with pytest.raises(MachineError, match=r"ignores the adapter in .* are those of the base"):
         rows_by(strange, spec, tmp_path / "out")
 
 

@@ -140,17 +140,22 @@ class VllmServer(NamedTuple):
         return answer.body
 
     def ask_all(
-        self, bodies: Sequence[Mapping[str, Any]], progress: Callable[[int], None] = lambda rows: None
+        self,
+        bodies: Sequence[Mapping[str, Any]],
+        *,
+        at_once: int = CONCURRENT,
+        progress: Callable[[int], None] = lambda rows: None,
     ) -> list[dict[str, Any]]:
-        """The only choice of each completion, in order, with many requests at once.
+        """The only choice of each completion, in order.
 
         Args:
+            at_once: the most requests that wait for an answer.
             progress: called with the number of answers so far.
 
         Raises:
             MachineError: at the first request that fails.
         """
-        pool, choices = ThreadPoolExecutor(min(CONCURRENT, len(bodies)) or 1), []
+        pool, choices = ThreadPoolExecutor(min(at_once, len(bodies)) or 1), []
         try:
             for answer in pool.map(lambda body: self.ask("/v1/completions", body), bodies):
                 choices.append(self._choice(answer))
@@ -282,8 +287,9 @@ def device_options() -> list[str]:
     On a card the server takes nine tenths of what is free, since models of this process are there too.
     """
     if not cards():
-        # compilation takes minutes on a CPU; prefixes are shared by whole blocks, which are long by default
-        return ["--enforce-eager", "--block-size", "32"]
+        # compilation takes minutes on a CPU; prefixes are shared by whole blocks, which are long by default;
+        # vLLM 0.32 ends when it reads a prompt of a request with a seed in two parts
+        return ["--enforce-eager", "--block-size", "32", "--no-enable-chunked-prefill"]
     import torch
 
     torch.cuda.empty_cache()
