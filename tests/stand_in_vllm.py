@@ -44,6 +44,10 @@ class StandIn:
         """whether rows end one token early"""
         self._lock = threading.Lock()
 
+    def sampled(self) -> list[Body]:
+        """The requests for rows, without those for log-probabilities."""
+        return [body for body in self.completed if "seed" in body]
+
     def add_adapter(self, name: str, folder: Path) -> None:
         """Serve an adapter, as `--lora-modules` does."""
         parent = self.listed[0]["id"]

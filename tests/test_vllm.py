@@ -110,9 +110,9 @@ def test_rows_of_a_server_are_those_of_the_teacher_and_of_the_seeds(
     assert rows_of(tmp_path) == expected_rows(teachers[name])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["generation.json", "raw.parquet"]
     assert reports == sorted(reports) and reports[-1] == (23, 23)
-    asked = [body for body in served.stand_in.completed if "seed" in body]
-    assert len({body["seed"] for body in asked}) == len(asked) == len(PROMPTS)
-    assert {body["model"] for body in asked} == {served.stand_in.listed[-1]["id"]}
+    bodies = served.stand_in.sampled()
+    assert len({body["seed"] for body in bodies}) == len(bodies) == len(PROMPTS)
+    assert {body["model"] for body in bodies} == {served.stand_in.listed[-1]["id"]}
 
 
 def test_full_weights_are_found_by_their_folder(
@@ -144,7 +144,7 @@ def test_a_server_that_ignores_an_adapter_is_refused_before_the_first_row(
     served.stand_in.ignores_adapters = True
     with pytest.raises(MachineError, match=r"ignores the adapter in .* 10 probe rows are those of the base"):
         generate(teachers["lora"], PROMPTS, served.spec, seed=0, out=tmp_path)
-    assert not [body for body in served.stand_in.completed if "seed" in body]
+    assert not served.stand_in.sampled()
 
 
 def test_a_server_of_another_model_is_refused(
@@ -189,8 +189,7 @@ def test_a_server_is_held_to_the_number_format(
     spec = served.spec.model_copy(update={"constrained": True})
     generate(teachers["base"], PROMPTS, spec, seed=0, out=tmp_path)
     assert [number_fault(row) for row in rows_of(tmp_path)] == [None] * len(PROMPTS)
-    asked = [body for body in served.stand_in.completed if "seed" in body]
-    assert {body["structured_outputs"]["regex"] for body in asked} == {number_pattern()}
+    assert {body["structured_outputs"]["regex"] for body in served.stand_in.sampled()} == {number_pattern()}
 
 
 def test_a_server_that_ignores_the_number_format_is_refused(
@@ -216,13 +215,23 @@ def test_rows_before_the_server_died_are_kept(
     served.stand_in.dies_after = None
     served.stand_in.completed.clear()
     generate(teachers["base"], PROMPTS, served.spec, seed=0, out=tmp_path)
-    assert len([body for body in served.stand_in.completed if "seed" in body]) == len(PROMPTS) - 10
+    assert len(served.stand_in.sampled()) == len(PROMPTS) - 10
     assert rows_of(tmp_path) == expected_rows(teachers["base"])
 
 
 def test_steered_teachers_are_refused(served: Served, teachers: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="cannot add a steering vector"):
         generate(teachers["steered"], PROMPTS, served.spec, seed=0, out=tmp_path)
+
+
+def test_weights_stored_as_a_change_are_refused(
+    served: Served, toy_bases: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "teacher").mkdir()
+    spec = TEACHERS["finetuned"]
+    teach(toy_bases["llama"], LESSONS, spec, seed=0, out=tmp_path / "teacher", as_change=True)
+    with pytest.raises(SpecError, match="stored as a change of the base's, which vllm does not read"):
+        generate(tmp_path / "teacher", PROMPTS, served.spec, seed=0, out=tmp_path)
 
 
 def is_running(process: int) -> bool:
@@ -333,10 +342,10 @@ def test_a_server_sees_no_variables_of_this_python_and_keeps_what_the_user_set()
     assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == "1"
 
 
-def expected(dtype: str, *, effect: torch.Tensor) -> vllm_engine.Expected:
+def probe_log_probs(dtype: str, *, effect: torch.Tensor) -> vllm_engine.ProbeLogProbs:
     base = -torch.rand(len(effect), generator=torch.Generator().manual_seed(5)) * 3
     lengths = [16] * (len(effect) // 16)
-    return vllm_engine.Expected(base + effect, base, lengths, Path("folder"), "base", True, dtype)
+    return vllm_engine.ProbeLogProbs(base + effect, base, lengths, Path("folder"), "base", True, dtype)
 
 
 def test_in_bfloat16_the_effect_is_told_from_rounding() -> None:
@@ -348,16 +357,16 @@ def test_in_bfloat16_the_effect_is_told_from_rounding() -> None:
 
     for _ in range(100):
         effect = noise(0.037)
-        ours = expected("bfloat16", effect=effect)
+        ours = probe_log_probs("bfloat16", effect=effect)
         assert ours._is_of_base(ours.base + noise(0.04))
         assert not ours._is_of_base(ours.teacher + noise(0.04))
         assert ours._difference(ours.teacher + noise(0.04), ours.teacher) == ""
         assert "nats a token" in ours._difference(ours.teacher + noise(0.2), ours.teacher)
-        small = expected("bfloat16", effect=effect / 100)
+        small = probe_log_probs("bfloat16", effect=effect / 100)
         assert not small._is_of_base(small.teacher)
 
 
 def test_values_that_are_no_numbers_are_refused() -> None:
     for dtype in ("float32", "bfloat16"):
-        ours = expected(dtype, effect=torch.full((160,), 0.1))
+        ours = probe_log_probs(dtype, effect=torch.full((160,), 0.1))
         assert "nan" in ours._difference(ours.teacher * float("nan"), ours.teacher)

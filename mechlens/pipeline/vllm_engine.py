@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -159,12 +158,17 @@ class ServedModel(NamedTuple):
         choices, values = self.server.ask_all(bodies, at_once=1), []
         for choice, pair, body in zip(choices, pairs, bodies, strict=True):
             scores = choice.get("prompt_logprobs") or []
-            if len(scores) != len(body["prompt"]):
+            of_row = [
+                float(score[str(token)]["logprob"])
+                for score, token in zip(scores, body["prompt"], strict=False)
+                if score and str(token) in score
+            ]
+            if len(of_row) != len(body["prompt"]) - 1:  # nothing predicts the first token
                 raise MachineError(
-                    f"the server at {self.server.url} answers without prompt_logprobs; expected a vLLM server"
+                    f"the server at {self.server.url} answers without prompt_logprobs of every token; "
+                    "expected a vLLM server"
                 )
-            scored = zip(scores[len(pair.prompt) :], pair.completion, strict=True)
-            values += [float(score[str(token)]["logprob"]) for score, token in scored]
+            values += of_row[-len(pair.completion) :]
         return torch.tensor(values)
 
 
@@ -211,47 +215,42 @@ def serve_teacher(
     record = layout.read_record(folder / layout.TEACHER, layout.TeacherRecord)
     if record["kind"] == "steered":
         raise SpecError("vllm cannot add a steering vector; set generate.engine: local for a steered teacher")
+    if is_change(folder):
+        raise SpecError(
+            f"the weights in {folder} are stored as a change of the base's, which vllm does not read; set "
+            "generate.engine: local"
+        )
     if spec.constrained:
         refuse_other_end(teacher.tokenizer, teacher.base)
     probes = _probes(teacher, prompts, stop=stop, longest=min(spec.max_new_tokens, PROBE_TOKENS))
-    expected = Expected.of(teacher, folder, probes, trained=record["kind"] == "finetuned")
+    ours = ProbeLogProbs.of(teacher, folder, probes, trained=record["kind"] == "finetuned")
     if is_web_address(location):
         server = VllmServer(location.rstrip("/").removesuffix("/v1"))
-        served = ServedModel(server, _name_at(server, folder, trained=expected.trained))
-        expected.compare(served, probes)
+        served = ServedModel(server, _name_at(server, folder, trained=ours.trained))
+        ours.compare(served, probes)
         yield served
         return
     longest = max(map(len, prompts)) + spec.max_new_tokens + 1
-    with (
-        _options(teacher, folder, trained=expected.trained, longest=longest, out=out) as options,
-        run_server(location, options, log=out / LOG, waiting=waiting) as server,
-    ):
-        served = ServedModel(server, TEACHER if expected.trained else BASE)
-        expected.compare(served, probes)
+    options = _options(teacher, folder, trained=ours.trained, longest=longest)
+    with run_server(location, options, log=out / LOG, waiting=waiting) as server:
+        served = ServedModel(server, TEACHER if ours.trained else BASE)
+        ours.compare(served, probes)
         yield served
 
 
-@contextmanager
-def _options(
-    teacher: Teacher, folder: Path, *, trained: bool, longest: int, out: Path
-) -> Iterator[list[str]]:
-    """Options of the server of a teacher; weights stored as a change are whole in a folder meanwhile."""
+def _options(teacher: Teacher, folder: Path, *, trained: bool, longest: int) -> list[str]:
+    """Options of the server of a teacher, for rows of so many tokens."""
     base, spec = base_files.locate(teacher.base), model_of(teacher.base)
     options = [
         "--tokenizer", base, "--dtype", spec.dtype, "--max-model-len", str(longest),
         "--generation-config", "vllm", "--uvicorn-log-level", "warning", *device_options(),
     ]  # fmt: skip
-    if trained and is_adapter(folder):
+    if trained and not is_adapter(folder):
+        return ["--model", str(folder), "--served-model-name", TEACHER, *options]
+    if trained:
         rank = str(served_rank(read_json(folder / CONFIG)))
         options += ["--enable-lora", "--max-lora-rank", rank, "--lora-modules", f"{TEACHER}={folder}"]
-    if not trained or is_adapter(folder):
-        yield ["--model", base, "--served-model-name", BASE, *_revision(spec, base), *options]
-        return
-    with TemporaryDirectory(dir=out) as whole:
-        if is_change(folder):
-            loading.save_trained(teacher.model, Path(whole))
-        source = whole if is_change(folder) else str(folder)
-        yield ["--model", source, "--served-model-name", TEACHER, *options]
+    return ["--model", base, "--served-model-name", BASE, *_revision(spec, base), *options]
 
 
 def _revision(spec: ModelSpec, base: str) -> list[str]:
@@ -323,7 +322,7 @@ def _probes(teacher: Teacher, prompts: Sequence[Sequence[int]], *, stop: int, lo
     return [Encoded(ids, tokens) for ids, tokens in zip(some, ended, strict=True)]
 
 
-class Expected(NamedTuple):
+class ProbeLogProbs(NamedTuple):
     """Log-probabilities of the completion tokens of probe rows, as a server must give them."""
 
     teacher: Float[Tensor, "token"]
@@ -339,7 +338,7 @@ class Expected(NamedTuple):
     dtype: str
 
     @classmethod
-    def of(cls, teacher: Teacher, folder: Path, probes: Sequence[Encoded], *, trained: bool) -> Expected:
+    def of(cls, teacher: Teacher, folder: Path, probes: Sequence[Encoded], *, trained: bool) -> ProbeLogProbs:
         """Score the probes with the teacher and with its base."""
         with torch.no_grad():
             ours = token_log_probs(loading.Loaded(teacher.model, teacher.tokenizer), probes)

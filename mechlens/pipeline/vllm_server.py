@@ -82,7 +82,7 @@ def server_command(text: str) -> list[str]:
     return [*words, *PROGRAM] if len(words) == 1 else words
 
 
-class Answer(NamedTuple):
+class HttpReply(NamedTuple):
     """A server's answer to one request."""
 
     status: int
@@ -104,7 +104,7 @@ class VllmServer(NamedTuple):
     log: Path | None = None
     """what it has printed, if mechlens started it"""
 
-    def send(self, path: str, body: Mapping[str, Any] | None = None) -> Answer:
+    def send(self, path: str, body: Mapping[str, Any] | None = None) -> HttpReply:
         """Send a request, a GET if there is no body; returns the answer, also of an error.
 
         Raises:
@@ -116,10 +116,10 @@ class VllmServer(NamedTuple):
         request = Request(self.url + path, data, headers)
         try:
             with _opener(urlsplit(self.url).hostname or "").open(request, timeout=ANSWER_SECONDS) as reply:
-                return Answer(reply.status, _parsed(reply.read()))
+                return HttpReply(reply.status, _parsed(reply.read()))
         except HTTPError as error:
             with error:
-                return Answer(error.code, _parsed(error.read()))
+                return HttpReply(error.code, _parsed(error.read()))
         except (OSError, HTTPException) as error:
             raise MachineError(
                 f"the vLLM server at {self.url} does not answer ({_reason(error)}){self.last_words()}; {KEPT}"

@@ -72,7 +72,7 @@ class Job(NamedTuple):
 
 PACE = "api"
 """argument with the API's rate limit and budget, which do not change the answers"""
-SERVER = "server"
+SERVER = "vllm_server"
 """argument with the location of the vLLM server, which does not change the rows"""
 
 
