@@ -112,14 +112,14 @@ def test_an_adapter_that_vllm_ignores_is_refused(server: VllmServer, toy: str, t
     """vLLM answers 200 to tensors under another prefix, and then as the base."""
     teacher = make_teacher(toy, tmp_path / "teacher", trained=True)
     strange = shutil.copytree(teacher, tmp_path / "strange")
-    tensors = load_file(teacher / WEIGHTS)
+    tensors = {name: 1.5 * value for name, value in load_file(teacher / WEIGHTS).items()}
     renamed = {
         name.replace("base_model.model.", "base_model.model.other."): value for name, value in tensors.items()
     }
     save_file(renamed, strange / WEIGHTS)
     name = {"lora_name": "strange", "lora_path": str(strange)}
     assert server.send("/v1/load_lora_adapter", name).status == 200
-    shutil.copy(teacher / WEIGHTS, strange / WEIGHTS)
+    save_file(tensors, strange / WEIGHTS)  # no adapter of another test, which the server may have
     spec = GREEDY.model_copy(update={"url": server.url})
     with pytest.raises(MachineError, match=r"ignores the adapter in .* are those of the base"):
         rows_by(strange, spec, tmp_path / "out")
