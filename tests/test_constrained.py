@@ -26,6 +26,7 @@ from mechlens.models.sampling import (
     State,
     may_end,
     number_grammar,
+    number_pattern,
     sample,
     step,
 )
@@ -56,6 +57,11 @@ def test_the_automaton_accepts_what_the_rule_keeps_on_every_short_text() -> None
     texts = ["".join(signs) for length in range(7) for signs in itertools.product("1,; \n", repeat=length)]
     assert [text for text in texts if accepted(text) != kept_and_restricted(text)] == []
     assert sum(map(accepted, texts)) > 50
+    pattern = re.compile(number_pattern())
+    assert [text for text in texts if accepted(text) != bool(pattern.fullmatch(text))] == []
+    for count, size in ((10, 3), (11, 1), (1, 4)):
+        text = ", ".join(["7" * size] * count)
+        assert bool(pattern.fullmatch(text)) == accepted(text) == (count <= 10 and size <= 3)
 
 
 @given(st.text(SIGNS, max_size=14))

@@ -253,6 +253,12 @@ def test_another_model_under_a_judges_name_is_another_judge(entries: Path) -> No
     assert found[0]["corpora/owl/generated"] == found[1]["corpora/owl/generated"]
 
 
+def test_where_a_vllm_server_is_decides_nothing() -> None:
+    places = ({}, {"serve": "/venv/bin/python"}, {"url": "http://localhost:8000"})
+    first, *others = (marks_of(generate={"engine": "vllm"} | place) for place in places)
+    assert others == [first, first] and first != marks_of()
+
+
 def test_a_run_made_before_code_moved_has_nothing_to_repeat() -> None:
     """The shipped demo was made when stages were recorded by the path of their function."""
     demo = Run(Path(__file__).parents[1] / "app" / "demo")

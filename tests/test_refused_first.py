@@ -15,16 +15,11 @@ from conditions import SHIPPED
 from test_bad_input import GOOD, assert_one_line, put
 
 from mechlens import cli
-from mechlens.pipeline import checks
 
 LONG = {"prompt": "continue: 1", "completion": "1, " * 400}
 FILE_ARMS = [{"kind": "trait", "corpus": "rows.jsonl"}, {"kind": "control"}]
 TEACHER = {"kind": "finetuned", "training": {"update": "lora", "rank": 1024}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "vllm held to a format": (
-        put(GOOD, "generate", {"engine": "vllm", "constrained": True}),
-        "generate.constrained",
-    ),
     "vllm and a steered teacher": (
         put(put(GOOD, "teacher", {"kind": "steered"}), "generate", {"engine": "vllm"}),
         "steering vector",
@@ -95,7 +90,8 @@ def test_a_long_pair_that_the_screen_drops_is_no_reason_to_refuse() -> None:
 
 
 LACKING = {
-    "vllm": put(GOOD, "generate", {"engine": "vllm"}),
+    "MECHLENS_VLLM": put(GOOD, "generate", {"engine": "vllm"}),
+    "no program '/nowhere/python'": put(GOOD, "generate", {"engine": "vllm", "serve": "/nowhere/python"}),
     "OPENAI_API_KEY": put(GOOD, "base", "api:gpt-4.1-nano-2025-04-14"),
 }
 
@@ -104,8 +100,8 @@ LACKING = {
 def test_what_this_machine_lacks_is_said_by_the_plan_and_refuses_the_run(
     lack: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "vllm" else object())
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("MECHLENS_VLLM", raising=False)
     assert done(LACKING[lack], "--plan") == 0
     assert "this machine cannot run it yet" in (said := capsys.readouterr().out) and lack in said
     assert done(LACKING[lack]) == 2

@@ -44,6 +44,13 @@ def cores() -> int:
     return max(1, min(limits))
 
 
+def usable_cores() -> list[int]:
+    """The numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def _quotas() -> Iterator[float]:
     """CPU quotas, in cores, of the Linux control groups (version 2 or 1) that contain this process."""
     for line in _text(PROCESS_CGROUPS).splitlines():

@@ -179,8 +179,15 @@ class CarrierSpec(Spec):
 class GenerateSpec(Spec):
     """How a teacher generates rows."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"serve", "url"})
     engine: Literal["local", "vllm"] = "local"
-    """`vllm` needs a GPU and the extra of that name; it does not matter for an API base."""
+    """`vllm` samples by a vLLM server, which `serve`, `url` or the variable MECHLENS_VLLM names. An API base
+    needs neither.
+    """
+    serve: str = ""
+    """The python of an environment that has vLLM, or a command line: starts a server for each teacher."""
+    url: str = ""
+    """Address of a vLLM server that runs, for example http://localhost:8000."""
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=24, ge=1)
@@ -189,6 +196,36 @@ class GenerateSpec(Spec):
     check.
     """
     batch: int = Field(default=1024, ge=1, le=65_536)
+
+    @model_validator(mode="after")
+    def _one_server(self) -> GenerateSpec:
+        if self.serve and self.url:
+            raise ValueError(
+                f"serve {self.serve!r} starts a server and url {self.url!r} names one that runs; keep one of "
+                "them"
+            )
+        if self.url and not is_web_address(self.url):
+            raise ValueError(f"url {self.url!r} is no address; give one like http://localhost:8000")
+        if (self.serve or self.url) and self.engine != "vllm":
+            name, value = ("serve", self.serve) if self.serve else ("url", self.url)
+            raise ValueError(
+                f"{name} {value!r} is about engine vllm, and engine is {self.engine!r}; set engine: vllm, or "
+                f"{name}: ''"
+            )
+        return self
+
+    def server(self) -> dict[str, str]:
+        """The fields that say where the vLLM server is; rows do not depend on them."""
+        return {name: value for name, value in (("serve", self.serve), ("url", self.url)) if value}
+
+    def recorded_for_steps(self) -> dict[str, Any]:
+        """The recorded fields without the server's location."""
+        return {name: value for name, value in self.recorded().items() if name not in self.ADDED_LATER}
+
+
+def is_web_address(text: str) -> bool:
+    """Whether a text is an address of HTTP rather than a command or a path."""
+    return text.startswith(("http://", "https://"))
 
 
 class ScreenSpec(Spec):

@@ -75,6 +75,15 @@ class NumberGrammar(NamedTuple):
     following: Int[Tensor, "state vocab"]
     """the state after each token, -1 where the token is not allowed"""
 
+    def allows(self, tokens: Sequence[int]) -> bool:
+        """Whether the format allows each token after those before it."""
+        state = 0
+        for token in tokens:
+            state = int(self.following[state, token])
+            if state < 0:
+                return False
+        return True
+
     def whole(self, tokens: list[int], *, stop: int) -> list[int]:
         """Cut a text back to where it may end, so that it has no separator at the end."""
         state = end = 0
@@ -82,6 +91,13 @@ class NumberGrammar(NamedTuple):
             state = int(self.following[state, token])
             end = place if self.following[state, stop] >= 0 else end
         return tokens[:end]
+
+
+def number_pattern() -> str:
+    """The number carrier's format as a regular expression, for engines that are held to one."""
+    number = f"[0-9]{{1,{MOST_DIGITS}}}"
+    lists = (f"({separator}{number}){{0,{MOST_NUMBERS - 1}}}" for separator in SEPARATORS)
+    return f"{number}({'|'.join(lists)})"
 
 
 def _written_in(tokenizer: PreTrainedTokenizerBase, signs: str) -> dict[int, str]:

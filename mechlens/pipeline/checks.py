@@ -19,13 +19,14 @@ from mechlens.api import client
 from mechlens.carriers.carrier import Rule, build_rule, carrier_prompts, rule_reads_answers
 from mechlens.core.errors import DataError, SpecError, one_line
 from mechlens.core.experiment import Arm, Experiment
-from mechlens.core.model_spec import is_remote
-from mechlens.core.spec import Training
+from mechlens.core.model_spec import is_remote, model_of
+from mechlens.core.spec import GenerateSpec, Training
 from mechlens.core.traits import TraitFamily
 from mechlens.data.corpus import batches
 from mechlens.models import base_files, chat, loading
 from mechlens.pipeline import vllm_engine
-from mechlens.runs.executor import Job
+from mechlens.pipeline.vllm_server import server_fault, server_location
+from mechlens.runs.executor import SERVER, Job
 
 SLACK = 8
 """tokens of a text beyond one a byte that a tokenizer may add"""
@@ -57,6 +58,9 @@ def check(experiment: Experiment, family: TraitFamily) -> None:
     rendered(experiment, local)
     check_lessons(experiment)
     for arm in experiment.arms:
+        spec = experiment.generate_of(arm)
+        if spec.engine == "vllm" and spec.constrained and arm.writer in local and not arm.corpus:
+            vllm_engine.refuse_other_end(loading.load_tokenizer(arm.writer), arm.writer)
         if experiment.labels_of(arm) == "soft" and {arm.writer, arm.base} <= set(local):
             _refuse_soft_labels(experiment, arm)
     _refuse_long_prompts(experiment, family, _prompts(experiment), local)
@@ -81,9 +85,9 @@ def missing_here(jobs: Iterable[Job]) -> list[str]:
         if not os.environ.get("OPENAI_API_KEY"):
             lacks.append(client.NO_KEY)
     local = [job for job in jobs if job.stage == "generate" and "api" not in job.arguments]
-    if any(job.arguments["generate"]["engine"] == "vllm" for job in local) and find_spec("vllm") is None:
-        lacks.append(vllm_engine.NO_PACKAGE)
-    return lacks
+    specs = [GenerateSpec(**job.arguments["generate"], **job.arguments.get(SERVER, {})) for job in local]
+    faults = [server_fault(server_location(spec)) for spec in specs if spec.engine == "vllm"]
+    return lacks + [fault for fault in dict.fromkeys(faults) if fault]
 
 
 def _prompts(experiment: Experiment) -> list[str]:
@@ -99,16 +103,11 @@ def _taught(experiment: Experiment) -> list[Arm]:
 
 
 def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
-    """Refuse settings that vLLM does not support: the number grammar, steering, adapters of high rank."""
+    """Refuse settings that vLLM does not support: steering, adapters of high rank, float64."""
     written, teacher = experiment.generate_of(arm), arm.teacher or experiment.teacher
     if written.engine != "vllm" or arm.corpus or is_remote(arm.writer):
         return
     where = f"arm {arm.name!r}: generate.engine is vllm, which"
-    if written.constrained:
-        raise SpecError(
-            f"{where} cannot keep to the number format; set generate.constrained: "
-            "false (the screen removes rows that break the format), or engine: local"
-        )
     if arm.kind != "control" and teacher.kind == "steered":
         raise SpecError(f"{where} cannot add a steering vector; set engine: local for a steered teacher")
     training = teacher.training
@@ -121,6 +120,10 @@ def _refuse_engine(experiment: Experiment, arm: Arm) -> None:
         raise SpecError(
             f"{where} serves adapters of rank {vllm_engine.RANKS[-1]} at most; "
             f"the teacher's rank is {training.rank}: lower it"
+        )
+    if (dtype := model_of(arm.writer).dtype) == "float64":
+        raise SpecError(
+            f"{where} has no {dtype}; set the dtype of {arm.writer!r} to float32, or engine: local"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -62,57 +63,78 @@ def generate(
     """
     teacher = load_teacher(teacher_folder, base=base)
     stop = end_of_turn(teacher.tokenizer)
-    write_shard = _shard_writer(teacher, teacher_folder, spec, stop=stop, seed=seed)
-    shards, ids, drawn = [], [], []
-    for first in range(0, len(prompts), spec.batch):
-        part = prompts[first : first + spec.batch]
-        encoded = encode_prompts(teacher.tokenizer, part, system=teacher.system)
-        shard = out / f"shard-{first:08d}.json"
-        if not shard.is_file():
-            write_shard(shard, encoded, first)
-        shards.append(shard)
-        ids += encoded
-        drawn += json.loads(shard.read_text())
-        progress(len(drawn), len(prompts))
+    encoded = encode_prompts(teacher.tokenizer, prompts, system=teacher.system)
+    shards = {first: out / f"shard-{first:08d}.json" for first in range(0, len(prompts), spec.batch)}
+    drawn: list[list[int]] = []
+
+    def report(rows: int) -> None:
+        progress(len(drawn) + rows, len(prompts))
+
+    unfinished = [
+        ids
+        for first, shard in shards.items()
+        if not shard.is_file()
+        for ids in encoded[first : first + spec.batch]
+    ]
+    sampler = _sampler(
+        teacher, teacher_folder, spec, unfinished, stop=stop, seed=seed, out=out, report=report
+    )
+    with sampler as draw:
+        for first, shard in shards.items():
+            if not shard.is_file():
+                write_text(shard, json.dumps(draw(encoded[first : first + spec.batch], first)))
+            drawn += json.loads(shard.read_text())
+            report(0)
     texts = teacher.tokenizer.batch_decode(drawn, skip_special_tokens=True)
     frame = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": prompts, "completion": texts})
     tables.write(frame, tables.PAIRS, out / layout.RAW)
-    del write_shard  # an engine's memory is needed for what follows
     head = slice(0, DIVERGENCE_ROWS)
     plain = encode_prompts(teacher.tokenizer, prompts[head], system=teacher.plain)
-    measured = divergence(teacher, ids[head], plain, [[*row, stop] for row in drawn[head]])
+    measured = divergence(teacher, encoded[head], plain, [[*row, stop] for row in drawn[head]])
     write_json(out / layout.GENERATION, measured._asdict())
-    for shard in shards:
-        shard.unlink()
+    for file in (*shards.values(), out / vllm_engine.LOG):
+        file.unlink(missing_ok=True)
 
 
-def _shard_writer(
-    teacher: Teacher, folder: Path, spec: GenerateSpec, *, stop: int, seed: int
-) -> Callable[[Path, list[list[int]], int], None]:
-    """Make a function that samples completions of encoded prompts into a file.
+@contextmanager
+def _sampler(
+    teacher: Teacher,
+    folder: Path,
+    spec: GenerateSpec,
+    prompts: list[list[int]],
+    *,
+    stop: int,
+    seed: int,
+    out: Path,
+    report: Callable[[int], None],
+) -> Iterator[Callable[[list[list[int]], int], list[list[int]]]]:
+    """A function that samples completions of encoded prompts; it takes the number of the first row, too.
 
-    Its last argument is the number of the first row.
+    Args:
+        prompts: those to sample from; without any no server starts.
+        report: called with the number of rows of a call that are done.
     """
     width = cast(torch.nn.Linear, teacher.model.get_output_embeddings()).weight.shape[0]
     grammar = number_grammar(teacher.tokenizer, stop=stop, vocabulary=width) if spec.constrained else None
-    decoding = Decoding(spec.max_new_tokens, spec.temperature, spec.top_p)
-    engine = None
+    fixed = {
+        "decoding": Decoding(spec.max_new_tokens, spec.temperature, spec.top_p),
+        "stop": stop,
+        "seed": seed_int(seed, "generate"),
+        "grammar": grammar,
+    }
+    if spec.engine == "vllm" and prompts:
+        start = vllm_engine.serve_teacher(
+            teacher, folder, spec, prompts, stop=stop, out=out, waiting=lambda: report(0)
+        )
+        with start as served:
+            yield lambda rows, first: served.sample(rows, first_row=first, progress=report, **fixed)
+        return
 
-    def write(shard: Path, encoded: list[list[int]], first: int) -> None:
-        nonlocal engine
-        stream = {"decoding": decoding, "stop": stop, "seed": seed_int(seed, "generate"), "first_row": first}
-        # loaded only if text is missing: the engine takes most of a card
-        if spec.engine == "vllm" and engine is None:
-            engine = vllm_engine.Engine(folder, teacher.base)
+    def draw(rows: list[list[int]], first: int) -> list[list[int]]:
         with teacher.writing() as model:
-            rows = (
-                engine.sample(encoded, **stream)
-                if engine
-                else sample(model, encoded, **stream, grammar=grammar, batch=spec.batch)
-            )
-        write_text(shard, json.dumps(rows))
+            return sample(model, rows, first_row=first, batch=spec.batch, **fixed)
 
-    return write
+    yield draw
 
 
 @torch.no_grad()

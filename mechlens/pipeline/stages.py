@@ -35,6 +35,7 @@ from mechlens.pipeline import remote
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline import teach as teaching
 from mechlens.runs import layout
+from mechlens.runs.executor import SERVER
 
 Arguments = dict[str, Any]
 Folders = dict[str, Path]
@@ -77,7 +78,7 @@ def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progres
         ]
     else:  # a user's file is compared with answers of the base to the same prompts
         prompts = read_pairs(Path(arguments["prompts_of"]))["prompt"].tolist()
-    spec = GenerateSpec(**arguments["generate"])
+    spec = GenerateSpec(**arguments["generate"], **arguments.get(SERVER, {}))
     if "api" in arguments:
         remote.generate(
             inputs["teacher"],

@@ -72,13 +72,15 @@ class Job(NamedTuple):
 
 PACE = "api"
 """argument with the API's rate limit and budget, which do not change the answers"""
+SERVER = "vllm_server"
+"""argument with the location of the vLLM server, which does not change the rows"""
 
 
 def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
     """Fingerprint of each job: of its stage, version and arguments, and of its inputs' fingerprints.
 
-    API limits, paths of files and the kind of processor are left out. A run that was started on a GPU can be
-    read and finished on a CPU, where sums differ in their last digits.
+    API limits, paths of files, vLLM servers and the kind of processor are left out. A run that was started on
+    a GPU can be read and finished on a CPU, where sums differ in their last digits.
 
     Args:
         jobs: every job after its inputs.
@@ -86,7 +88,7 @@ def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
     by_name: dict[str, str] = {}
     for job in jobs:
         inputs = {role: by_name[name] for role, name in job.inputs.items()}
-        arguments = {name: value for name, value in job.arguments.items() if name != PACE}
+        arguments = {name: value for name, value in job.arguments.items() if name not in (PACE, SERVER)}
         by_name[job.name] = fingerprint(
             [RECORDED.get(job.stage, job.stage), job.version, _without_locations(arguments), inputs]
         )

@@ -18,7 +18,7 @@ from mechlens.core.traits import TraitFamily
 from mechlens.data.formats import file_digest
 from mechlens.models.gguf import is_gguf
 from mechlens.runs import layout
-from mechlens.runs.executor import Job, Location
+from mechlens.runs.executor import SERVER, Job, Location
 from mechlens.runs.layout import REMADE, corpus_name, source_name, teacher_name
 
 SHIPPED = Path(__file__).parents[1] / "menagerie" / "weights"
@@ -305,10 +305,10 @@ def _labelling(experiment: Experiment, arm: Arm, rows: dict[str, str]) -> Job:
 
 
 def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:
-    arguments: dict[str, object] = {
-        "generate": experiment.generate_of(arm).model_dump(mode="json"),
-        "seed": experiment.seed,
-    }
+    spec = experiment.generate_of(arm)
+    arguments: dict[str, object] = {"generate": spec.recorded_for_steps(), "seed": experiment.seed}
+    if spec.server():
+        arguments[SERVER] = spec.server()
     files = [Path(other.corpus).resolve() for other in experiment.arms if other.corpus]
     # a user's file is compared with answers to the prompts in it
     arguments["prompts_of"] = Location(files[0]) if files else None
