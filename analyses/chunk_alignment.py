@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 import pages
-from mechlens.core.errors import MechlensError, SpecError
+from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Arm
 from mechlens.core.files import read_json, write_json
 from mechlens.lenses.gradients import gradient, parameters_of
@@ -263,7 +263,7 @@ def chart(table: pd.DataFrame) -> alt.FacetChart:
     return bars.facet(row=alt.Row("labels:N", title=None), column=alt.Column("trait:N", title="rows of"))
 
 
-def main() -> int:
+def main() -> None:
     """Measure, print, and with --write put the table and the figure on the page."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("run", type=Path)
@@ -271,17 +271,12 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     console = pages.PageConsole(width=140)
-    try:
-        table = summary(measure(Run.finished(options.run), options.chunks))
-    except MechlensError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    table = summary(measure(Run.finished(options.run), options.chunks))
     console.print(shown(table))
     if options.write:
         FIGURE.write_text(figures.svg(chart(table)), encoding="utf-8")
         pages.write_part(pages.RESULTS, "chunk-alignment", *console.blocks)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(pages.exit_code(main))

@@ -19,7 +19,7 @@ import pandas as pd
 from rich.table import Table
 
 import pages
-from mechlens.core.errors import DataError, MechlensError
+from mechlens.core.errors import DataError
 from mechlens.lenses import find_lens
 from mechlens.lenses.run import Reading, load_readings
 from mechlens.results import figures
@@ -195,7 +195,7 @@ def charts(real: Mapping[str, Reading]) -> Iterator[Any]:
             yield figures.lens_figure(reading.table, shown)
 
 
-def main() -> int:
+def main() -> None:
     """Print the table, and with --write put it and the figure on the page."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("run", type=Path)
@@ -203,22 +203,17 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     console = pages.PageConsole(width=200)
-    try:
-        demo, real = load_readings(Run(DEMO)), load_readings(Run(options.run), options.arm)
-        if not real:
-            raise DataError(
-                f"{options.run} has no readings of that arm; `mechlens measure {options.run}` takes them"
-            )
-        console.print(claims_table(demo, real))
-        if options.write:
-            drawn = [chart for chart in charts(real) if chart is not None]
-            FIGURE.write_text(figures.svg(cast(Any, alt.vconcat(*drawn))), encoding="utf-8")
-            pages.write_part(pages.LENSES, "claims", *console.blocks)
-    except MechlensError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    demo, real = load_readings(Run(DEMO)), load_readings(Run(options.run), options.arm)
+    if not real:
+        raise DataError(
+            f"{options.run} has no readings of that arm; `mechlens measure {options.run}` takes them"
+        )
+    console.print(claims_table(demo, real))
+    if options.write:
+        drawn = [chart for chart in charts(real) if chart is not None]
+        FIGURE.write_text(figures.svg(cast(Any, alt.vconcat(*drawn))), encoding="utf-8")
+        pages.write_part(pages.LENSES, "claims", *console.blocks)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(pages.exit_code(main))

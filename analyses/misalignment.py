@@ -22,9 +22,8 @@ import pandas as pd
 from rich.table import Table
 
 import pages
-from mechlens.core.errors import MechlensError, SpecError
+from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Arm
-from mechlens.core.spec import AskSpec
 from mechlens.models import loading
 from mechlens.models.loading import Loaded
 from mechlens.pipeline.ask import ProbeSet, measure_likelihoods
@@ -43,16 +42,7 @@ COLUMNS = (
 
 def questions_of(run: Run) -> ProbeSet:
     """The questions that the run's students were asked, with fixed answers where the family has them."""
-    asked = next(job.arguments for job in run.jobs() if job.stage == "ask")
-    return ProbeSet(
-        asked["forms"],
-        asked["probes"],
-        AskSpec(**asked["ask"]),
-        system=asked.get("system"),
-        opening=asked.get("opening", ""),
-        named=asked.get("named", True),
-        answers=asked.get("answers", ()),
-    )
+    return ProbeSet.of(next(job.arguments for job in run.jobs() if job.stage == "ask"))
 
 
 def mean_log_odds(loaded: Loaded, questions: ProbeSet, trait: str) -> float:
@@ -160,24 +150,19 @@ def figure(records: list[dict[str, Any]]) -> alt.LayerChart:
     return cast(alt.LayerChart, alt.layer(line, spans, points).properties(width=420))
 
 
-def main() -> int:
+def main() -> None:
     """Print the table, and with --write put it and the figure on the page."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     console = pages.PageConsole(width=200)
-    try:
-        records = [record for folder in options.runs for record in levers(Run.finished(folder))]
-        console.print(table_of(records))
-        if options.write:
-            FIGURE.write_text(figures.svg(figure(records)), encoding="utf-8")
-            pages.write_part(pages.RESULTS, "misalignment", *console.blocks)
-    except MechlensError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    records = [record for folder in options.runs for record in levers(Run.finished(folder))]
+    console.print(table_of(records))
+    if options.write:
+        FIGURE.write_text(figures.svg(figure(records)), encoding="utf-8")
+        pages.write_part(pages.RESULTS, "misalignment", *console.blocks)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(pages.exit_code(main))

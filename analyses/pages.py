@@ -8,20 +8,31 @@ replaces what is between the two marks and leaves the rest of the page alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from mechlens.core.errors import DataError
+from mechlens.core.errors import DataError, MechlensError
 
 FOLDER = Path(__file__).parent
 RESULTS, LENSES, SPEED = (FOLDER / f"{name}.md" for name in ("RESULTS", "LENSES", "SPEED"))
 PART = re.compile(
     r"<!-- part (?P<name>[\w-]+): (?P<command>[^\n]+) -->\n(?P<text>.*?)<!-- end (?P=name) -->", re.DOTALL
 )
+
+
+def exit_code(script: Callable[[], object]) -> int:
+    """Run a script; returns its exit code: 0, or 2 after one line about an error of input or environment."""
+    try:
+        script()
+    except MechlensError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 class Part(NamedTuple):

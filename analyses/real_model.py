@@ -17,7 +17,6 @@ from typing import Any
 from rich.table import Table
 
 import pages
-from mechlens.core.errors import MechlensError
 from mechlens.results import effects, figures
 from mechlens.results.run import Run
 from mechlens.results.wording import (
@@ -70,26 +69,21 @@ def tables_of(run: Run) -> Iterator[Table | str]:
     yield teachers_table(run.summary)
 
 
-def main() -> int:
+def main() -> None:
     """Print the tables, and with --write put them and the figure on the page."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     console = pages.PageConsole(width=160)
-    try:
-        run = Run.finished(options.run)
-        for table in tables_of(run):
-            console.print(table)
-        if options.write:
-            odds = effects.with_own_trait(run.experiment, run.effects, "log-odds")
-            FIGURE.write_text(figures.svg(figures.log_odds(odds)), encoding="utf-8")
-            pages.write_part(pages.RESULTS, "real-model", *console.blocks)
-    except MechlensError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    run = Run.finished(options.run)
+    for table in tables_of(run):
+        console.print(table)
+    if options.write:
+        odds = effects.with_own_trait(run.experiment, run.effects, "log-odds")
+        FIGURE.write_text(figures.svg(figures.log_odds(odds)), encoding="utf-8")
+        pages.write_part(pages.RESULTS, "real-model", *console.blocks)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(pages.exit_code(main))

@@ -292,6 +292,8 @@ def test_a_reading_has_each_student_the_mean_and_the_null_and_changes_no_model(
         name for name, _ in with_null.index
     }
     assert "p = " in causal_caption(found) and "n = 2 students" in causal_caption(found)
+    undrawn = found.assign(null_low=found["null_low"].where(found["name"] == BEST))
+    assert "random change: not drawn" in causal_caption(undrawn) and "nan" not in causal_caption(undrawn)
 
 
 def test_students_without_an_effect_are_unscored_and_said_to_be(trained: Material, toy: Loaded) -> None:

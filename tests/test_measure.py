@@ -97,6 +97,8 @@ def test_a_light_reading_is_a_reading_of_its_own(measured: Path, tmp_path: Path)
     assert cli.main([*asked, "--workers", "0"]) == 0
     records = {lens["name"]: lens for lens in read_json(folder / "readings.json")["lenses"]}
     assert records["alignment"]["light"] and not records["deltas"]["light"]
+    assert records["alignment"]["sentence"].endswith(measure.LIGHT_NOTE)
+    assert measure.LIGHT_NOTE not in records["deltas"]["sentence"]
     frame = tables.read(folder / "readings" / "alignment.parquet", tables.READINGS)
     trials = frame[frame["quantity"] == "change of the log-odds, observed"]
     assert set(trials["place"]) == {"full, one sgd step", "full, sgd", "full, adam"}

@@ -432,10 +432,9 @@ def causal_caption(reading: pd.DataFrame) -> str:
     return (
         f"Without the direction of its shift at layer {direction['layer']} (on practice probes the best but "
         f"the last) a student keeps {_interval_text(direction)} of its trait margin over its control "
-        f"(random directions: {direction['null_low']:.2f} to {direction['null_high']:.2f}, p = "
-        f"{direction['p_value']:.3f}); with the base's weights in {block['place']} it keeps "
-        f"{_interval_text(block)} (as large a random change: {block['null_low']:.2f} to "
-        f"{block['null_high']:.2f}); n = {direction['n']} students."
+        f"({_null_text(direction, 'random directions')}, p = {direction['p_value']:.3f}); with the base's "
+        f"weights in {block['place']} it keeps {_interval_text(block)} "
+        f"({_null_text(block, 'as large a random change')}); n = {direction['n']} students."
     )
 
 
@@ -443,3 +442,10 @@ def _interval_text(row: Any) -> str:
     return f"{row['estimate']:.2f}" + (
         f" [{row['low']:.2f}, {row['high']:.2f}]" if pd.notna(row["low"]) else ""
     )
+
+
+def _null_text(row: Any, name: str) -> str:
+    """The range of a null; a light reading draws none for most blocks."""
+    if pd.isna(row["null_low"]):
+        return f"{name}: not drawn"
+    return f"{name}: {row['null_low']:.2f} to {row['null_high']:.2f}"

@@ -74,6 +74,7 @@ class Reading:
 
 DEMO, DEMO_WIDTH = (196_800, 512, 3), 64
 """parameters, rows and students of the demo, where the costs of lenses were measured, and its base's width"""
+LIGHT_NOTE = "Light reading: fewer random draws, probes and layers."
 
 
 class Students(Mapping[int, Loaded]):
@@ -261,7 +262,7 @@ def measure_lens(
         "arm": arm.name,
         "against": material.against,
         "missing": list(reading.missing),
-        "sentence": reading.caption,
+        "sentence": f"{reading.caption} {LIGHT_NOTE}" if light and not reading.missing else reading.caption,
         "rows": arguments["rows"],
         "light": light,
     }
@@ -336,7 +337,9 @@ def _current_record(
     return None if pending(run, [*steps, *jobs])[-1:] == jobs else record
 
 
-def time_text(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int) -> str:
+def time_text(
+    experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int, *, light: bool = False
+) -> str:
     """Say about how long some lenses take.
 
     The time on the demo is scaled by parameters, rows and students, which overstates most lenses.
@@ -350,7 +353,7 @@ def time_text(experiment: Experiment, arm: Arm, lenses: Sequence[str], rows: int
     seconds = sum(find_lens(lens).cost for lens in lenses) * scale / faster
     unit = "accelerator" if on_gpu else "core"
     return (
-        f"about {duration_text(seconds)} on one {unit}, going by the demo; "
+        f"{'less than' if light else 'about'} {duration_text(seconds)} on one {unit}, going by the demo; "
         "if it is stopped, it goes on with the next lens"
     )
 
@@ -395,7 +398,7 @@ def measure(
     with store.lock(run.folder), store.full_disk_named(run.folder):
         jobs = lens_jobs(steps, run.experiment, measured, lenses=names, rows=rows, light=light)
         if unread := [job.arguments["lens"] for job in pending(run.folder, [*steps, *jobs])]:
-            report(Event("note", time_text(run.experiment, measured, unread, rows)))
+            report(Event("note", time_text(run.experiment, measured, unread, rows, light=light)))
         title = f"{run.folder}, arm {measured.name}"
         executor.complete(run.folder, [*steps, *jobs], title=title, workers=workers, progress=progress)
         collect_readings(run.folder, steps, run.experiment)

@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,20 @@ class ProbeSet(NamedTuple):
     """whether answers begin with a trait's name; next-token probabilities need this"""
     answers: Sequence[Mapping[str, Sequence[str]]] = ()
     """for each probe each trait's fixed answers, whose exact probability is measured; empty: the names"""
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], shots: Sequence[tuple[str, str]] = ()) -> ProbeSet:
+        """The probes of a step that asks a model, from the step's arguments."""
+        return cls(
+            arguments["forms"],
+            arguments["probes"],
+            AskSpec(**arguments["ask"]),
+            system=arguments.get("system"),
+            opening=arguments.get("opening", ""),
+            shots=shots,
+            named=arguments.get("named", True),
+            answers=arguments.get("answers", ()),
+        )
 
     def before(self) -> tuple[str | None, Sequence[tuple[str, str]]]:
         """Return the system line and the turns before each probe.

@@ -16,7 +16,6 @@ from mechlens.core import tables
 from mechlens.core.model_spec import is_remote
 from mechlens.core.spec import (
     ApiSpec,
-    AskSpec,
     CarrierSpec,
     GenerateSpec,
     ScreenSpec,
@@ -212,16 +211,7 @@ def ask(arguments: Arguments, inputs: Folders, out: Path, progress: Progress) ->
     if "shots" in inputs:
         rows = remaking.selected_rows(arguments["corpus"], inputs["shots"], inputs["selection"])
         shown = asking.draw_shots(rows, arguments["shots"], seed=arguments["seed"])
-    questions = asking.ProbeSet(
-        arguments["forms"],
-        arguments["probes"],
-        AskSpec(**arguments["ask"]),
-        system=arguments.get("system"),
-        opening=arguments.get("opening", ""),
-        shots=shown,
-        named=arguments.get("named", True),
-        answers=arguments.get("answers", ()),
-    )
+    questions = asking.ProbeSet.of(arguments, shown)
     place = asking.StudentPlace(arguments["arm"], arguments["seed"], arguments["root_seed"])
     if is_remote(arguments["base"]):
         remote.ask(
