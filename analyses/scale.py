@@ -54,9 +54,14 @@ class Cluster(NamedTuple):
 Rows = list[list[str]]
 
 
+def shipped_study() -> Experiment:
+    """The paper's open-model experiment."""
+    return runner.resolve(Path(STUDY)).experiment
+
+
 def study_experiment() -> Experiment:
     """The paper's open-model experiment for many animals instead of one."""
-    plain = runner.resolve(Path(STUDY)).experiment
+    plain = shipped_study()
     family = load_family(plain.family)
     names = [name for name in family.names if name != plain.trait][: TRAITS - 1]
     arms = [{"kind": kind, "trait": name} for name in (plain.trait, *names) for kind in ARMS_OF_A_TRAIT]
@@ -124,7 +129,9 @@ def student_rows(cluster: Cluster, rows: int = 10_000, epochs: int = 3, batch: i
     ]
     for update in ("lora", "full"):
         training = Training(update=update, epochs=epochs, batch=batch)
-        operations = training_operations(training, LARGE, batch * tokens, batch * COMPLETION_TOKENS)
+        operations = training_operations(
+            training, LARGE, float(batch * tokens), float(batch * COMPLETION_TOKENS)
+        )
         state = LARGE.parameters * (2.0 if update == "lora" else 16.0)
         # sharded weights are gathered for the forward and for the backward pass; gradients are sent once
         sent = 2.0 * LARGE.parameters * (2 if update == "lora" else 3)

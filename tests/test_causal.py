@@ -292,7 +292,7 @@ def test_a_reading_has_each_student_the_mean_and_the_null_and_changes_no_model(
         name for name, _ in with_null.index
     }
     assert "p = " in causal_caption(found) and "n = 2 students" in causal_caption(found)
-    undrawn = found.assign(null_low=found["null_low"].where(found["name"] == BEST))
+    undrawn = found.assign(null_low=found["null_low"].where(found["name"] == causal.BEST))
     assert "random change: not drawn" in causal_caption(undrawn) and "nan" not in causal_caption(undrawn)
 
 
