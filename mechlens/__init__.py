@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mechlens.core.experiment import Experiment
     from mechlens.data.corpus import Corpus, load_pairs
     from mechlens.detect.audit import Audit, audit
+    from mechlens.detect.learned import LearnedDetector
     from mechlens.detect.registry import Detector
     from mechlens.lenses.base import Lens
     from mechlens.lenses.run import Reading, measure
@@ -34,6 +35,7 @@ __all__ = [
     "Detector",
     "Event",
     "Experiment",
+    "LearnedDetector",
     "Lens",
     "MachineError",
     "MechlensError",
@@ -56,6 +58,7 @@ _MODULE_OF = {
     "core.experiment": ("Experiment",),
     "data.corpus": ("Corpus", "load_pairs"),
     "detect.audit": ("Audit", "audit"),
+    "detect.learned": ("LearnedDetector",),
     "detect.registry": ("Detector",),
     "lenses.base": ("Lens",),
     "lenses.run": ("Reading", "measure"),

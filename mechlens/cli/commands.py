@@ -6,6 +6,7 @@ Model code is imported only where a command needs it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
@@ -16,6 +17,8 @@ from mechlens.cli import tables
 from mechlens.cli.audit_printing import print_audit
 from mechlens.cli.console import bars, console, print_json, say
 from mechlens.core import spec
+from mechlens.core import tables as stored
+from mechlens.core.command_lines import command_line
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.machine import use_one_thread
 from mechlens.data import corpus
@@ -175,6 +178,46 @@ def bench(
         print_json(card.results)
     else:
         say(card.to_markdown())
+
+
+def fit_detector(traits: Sequence[Path], clean: Sequence[Path], *, out: Path, seed: int) -> None:
+    """Fit a detector on labelled files, keep it, and print what it is worth."""
+    from mechlens.detect.learned import LearnedDetector  # scikit-learn
+
+    fitted = LearnedDetector.fit({path.name: path for path in traits}, clean, seed=seed)
+    fitted.save(out)
+    title = f"bags of {fitted.record['left_out']} that were left out"
+    listing = Table("rows of a bag", "AUROC", "log loss (a coin's is 0.69)", title=title)
+    for quality in fitted.record["left_out_bags"]:
+        listing.add_row(str(quality["rows"]), f"{quality['auroc']:.2f}", f"{quality['log_loss']:.2f}")
+    console.print(listing)
+    if len(traits) == 1:
+        say("one trait was given: for another trait the probabilities are too far from one half")
+    say(f"written: {out}; use it by {command_line('detector score', out, 'DATA')}")
+
+
+def score_with_detector(
+    folder: Path, data: Path, *, bag: int, out: Path | None, seed: int, as_json: bool
+) -> None:
+    """Score a file in bags of rows, print the probabilities, and keep the table if a file is given."""
+    from mechlens.detect.learned import LearnedDetector  # scikit-learn
+
+    bags = LearnedDetector.load(folder).score_bags(data, rows=bag, seed=seed)
+    if out is not None:
+        stored.write(bags, stored.BAG_SCORES, out)
+    quarters = bags["probability"].quantile([0, 0.25, 0.5, 0.75, 1]).tolist()
+    above = sum(probability > 0.5 for probability in bags["probability"]) / len(bags)
+    if as_json:
+        scored = bags.assign(probability=bags["probability"].round(6)).to_dict("records")
+        print_json({"bags": len(bags), "rows": bag, "above_half": above, "scores": scored})
+        return
+    listing = Table("bags", "rows of a bag", "least", "quarter", "median", "three quarters", "greatest")
+    listing.title = f"{data.name}: probability that a teacher with a trait wrote a bag, at even prior odds"
+    listing.add_row(f"{len(bags):,}", str(bag), *(f"{quarter:.2f}" for quarter in quarters))
+    console.print(listing)
+    say(f"{above:.0%} of the bags are above one half")
+    if out is not None:
+        say(f"written: {out}")
 
 
 def convert(

@@ -15,10 +15,17 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import (
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+    Positional,
+    UseAppendAction,
+    arg,
+    subcommand,
+)
 
 import mechlens
 from mechlens.cli import commands, explorer
@@ -283,6 +290,51 @@ def bench(
     return partial(commands.bench, name, **options)
 
 
+def fit_detector(trait: Paths, clean: Paths, out: Path, seed: int = 0) -> Action:
+    """Fit a detector on files of teachers with traits and on clean ones, which answer the same prompts.
+
+    Args:
+        trait: a file for each trait; with two or more, its probabilities hold for a trait that was left out.
+        clean: files of untouched models.
+        out: folder for the detector.
+        seed: of the random bags that calibrate it.
+    """
+    traits, untouched = _together("trait", trait), _together("clean", clean)
+    return partial(commands.fit_detector, traits, untouched, out=out, seed=seed)
+
+
+def score_with_detector(
+    folder: Annotated[Positional[Path], arg(metavar="DETECTOR")],
+    data: Annotated[Positional[Path], arg(metavar="DATA")],
+    /,
+    bag: int = 16,
+    out: Path | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> Action:
+    """Score a file in random bags of rows, and print the probability of each.
+
+    Args:
+        folder: of a detector that `mechlens detector fit` wrote.
+        bag: rows of a bag.
+        out: a Parquet file for the table of all bags.
+        seed: of the random bags.
+        json: print one JSON object and nothing else.
+    """
+    return partial(commands.score_with_detector, folder, data, bag=bag, out=out, seed=seed, as_json=json)
+
+
+def detector(
+    action: Annotated[
+        Annotated[Any, subcommand("fit", constructor=fit_detector)]
+        | Annotated[Any, subcommand("score", constructor=score_with_detector)],
+        arg(name=""),
+    ],
+) -> Action:
+    """Fit a detector on labelled files, or score a file with one."""
+    return action
+
+
 def truthful(
     folder: Annotated[Positional[Path], arg(metavar="RUN")], /, data: Path, limit: int | None = None
 ) -> Action:
@@ -332,7 +384,21 @@ def app(
 
 COMMANDS = {
     function.__name__: function
-    for function in (run, measure, audit, bench, report, ls, convert, screen, truthful, fetch, pretrain, app)
+    for function in (
+        run,
+        measure,
+        audit,
+        bench,
+        detector,
+        report,
+        ls,
+        convert,
+        screen,
+        truthful,
+        fetch,
+        pretrain,
+        app,
+    )
 }
 
 
@@ -349,7 +415,11 @@ def read(arguments: list[str] | None) -> Action:
     try:
         with contextlib.redirect_stderr(messages):
             return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="mechlens", description=(mechlens.__doc__ or "").splitlines()[0], args=words
+                COMMANDS,
+                prog="mechlens",
+                description=(mechlens.__doc__ or "").splitlines()[0],
+                args=words,
+                config=(OmitArgPrefixes, OmitSubcommandPrefixes),
             )
     except SystemExit as stop:
         if not stop.code:  # --help was asked for and printed

@@ -109,6 +109,8 @@ SOFT_LABELS = _schema(
 position: of the token from 0; tokens: ids of the likeliest tokens; log_probs: theirs, in nats; rest:
 log-probability of all other tokens together, -inf if there are none
 """
+BAG_SCORES = _schema(bag=_WHOLE, rows=_WHOLE, log_odds=_REAL, probability=_REAL)
+"""A learned detector's scores of random bags of rows; log_odds in nats, probability at even prior odds."""
 
 ROW_GROUP = 16_384
 """rows of a group; fixed, so that a table's bytes do not depend on the frames in which its rows arrive"""
