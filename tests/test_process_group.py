@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from group_steps import (
     be_killed_in_the_second,
     fail_elsewhere_in_the_second,
@@ -24,7 +25,9 @@ from group_steps import (
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from test_jobs import children, is_gone, until
+from toy_fields import FIELDS
 
+from mechlens import cli
 from mechlens.core import tables
 from mechlens.core.errors import DataError, MachineError
 from mechlens.core.spec import TeacherSpec, TeacherTraining, Training
@@ -33,6 +36,7 @@ from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.sft import group_size, is_writer, train
 from mechlens.models.soft_labels import SoftLabels, label_pairs
 from mechlens.pipeline import checks, stages
+from mechlens.results.run import Run
 from mechlens.runs.executor import PROCESSES, Job, execute
 
 Report = Callable[[int, int], None]
@@ -278,3 +282,29 @@ def test_the_steps_write_what_one_process_writes(
         tables.read(folder / "student" / "curve.parquet", tables.CURVE) for folder in (tmp_path, together)
     ]
     assert np.allclose(curves[0]["loss"], curves[1]["loss"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_with_two_processes_a_model_is_the_run_with_one(tmp_path: Path) -> None:
+    """Through the command line and a worker; with another number of processes nothing is repeated."""
+    likelihoods = []
+    for processes in (1, 2):
+        training = {"epochs": 1, "batch": 4, "processes": processes}
+        spec = FIELDS | {
+            "carrier": {"prompts": 24, "wording": "terse"},
+            "screen": {"rule": "none"},
+            "teacher": {"rows": 16, "training": training},
+            "student": {"rows": 10, "prompts": "own", "training": training},
+            "ask": {"samples": 1},
+        }
+        config, out = tmp_path / f"{processes}.yaml", tmp_path / f"run{processes}"
+        config.write_text(yaml.safe_dump(spec))
+        assert cli.main(["run", str(config), "--out", str(out), "--workers", "1"]) == 0
+        likelihoods.append(Run(out).likelihoods)
+        assert Run(out).manifest["steps"].keys() == Run(tmp_path / "run1").manifest["steps"].keys()
+    one, two = (frame.select_dtypes("number") for frame in likelihoods)
+    assert np.allclose(one, two, rtol=1e-3, atol=1e-5, equal_nan=True)
+    finished = files_of(tmp_path / "run2" / "students")
+    assert cli.main(["run", str(tmp_path / "1.yaml"), "--out", str(tmp_path / "run2"), "--workers", "0"]) == 0
+    assert files_of(tmp_path / "run2" / "students") == finished
+    assert not any("superseded" in name for name in files_of(tmp_path / "run2"))
