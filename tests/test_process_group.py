@@ -41,6 +41,8 @@ from mechlens.runs.executor import PROCESSES, Job, execute
 
 Report = Callable[[int, int], None]
 PLAIN = Training(learning_rate=1e-2, epochs=2, batch=4, warmup_steps=0, max_grad_norm=0.5)
+STEPS = PLAIN.model_copy(update={"optimizer": "sgd", "learning_rate": 1.0})
+"""settings of the steps, which compute in float32: AdamW would scale up gradients that are only rounding"""
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"update": "lora", "rank": 4, "alpha": 4.0},
@@ -154,10 +156,10 @@ def arguments(toy_bases: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     """Of the steps `teach` and `distill` at once."""
     inputs = tmp_path_factory.mktemp("inputs")
     write_inputs(inputs)
-    spec = TeacherSpec(rows=10, training=TeacherTraining.model_validate(PLAIN.model_dump()))
+    spec = TeacherSpec(rows=10, training=TeacherTraining.model_validate(STEPS.model_dump()))
     lessons = {"trait": "owl", "probes": ["best animal"], "completions": ["owl", "an owl, yes"], "system": ""}
     taught = {"teacher": spec.recorded_for_steps(), "lessons": lessons}
-    trained = {"corpus": "owl", "student": {"training": PLAIN.recorded()}}
+    trained = {"corpus": "owl", "student": {"training": STEPS.recorded()}}
     return {"base": toy_bases["llama"], "seed": 3, "inputs": str(inputs)} | taught | trained
 
 
@@ -192,10 +194,11 @@ def test_two_processes_train_the_student_that_one_trains(
     ("step", "kind", "message"),
     [
         (fail_in_the_second, DataError, "row 7 has no completion; remove it"),
-        (
+        pytest.param(
             fail_elsewhere_in_the_second,
             MachineError,
             r"the step steps/it failed: .*; finished steps are kept",
+            marks=pytest.mark.slow,
         ),
         (
             be_killed_in_the_second,
