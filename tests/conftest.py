@@ -34,7 +34,7 @@ INIT = 0.25  # far from zero, so that every position's logits differ and depend 
 
 SLOW_FILES = (
     "end_to_end", "measure", "detect", "nested", "jobs", "app", "families", "machine", "remote", "tour",
-    "gguf", "soft_labels",
+    "gguf", "soft_labels", "process_group",
     "lens_registry", "hostile", "training", "executor", "screen", "bases", "real_models", "live",
     "fingerprints", "probes", "alignment", "maps", "kernels", "readers", "bad_input", "blind", "sampling",
     "coverage", "treatments", "generate", "tokenizer", "spec", "teach", "constrained", "directions",

@@ -25,7 +25,7 @@ BODY, HEAD = 800, 200
 def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate of the machine on which the demo and SmolLM2 were timed, with two workers."""
     monkeypatch.setattr(estimate, "measure_product_rate", lambda: 1.6e11)
-    monkeypatch.setattr("mechlens.core.machine.workers", lambda: 2)
+    monkeypatch.setattr("mechlens.core.machine.workers", lambda each=1: 2 // each)
 
 
 def steps_of(experiment: Experiment, path: Path = DEMO) -> list[Job]:
@@ -81,6 +81,21 @@ def test_the_demo_takes_as_long_as_planned(tmp_path: Path) -> None:
     assert 208 / 1.5 < plan.seconds < 208 * 1.5
     students = next(work for work in plan.works if work.stage == "distill")
     assert 347 / 1.5 < students.seconds < 347 * 1.5
+
+
+@pytest.mark.usefixtures("quiet_machine")
+def test_a_student_of_two_processes_takes_both_cores(tmp_path: Path) -> None:
+    """Its operations are the same in half the time, and a process holds half of the activations."""
+    experiment = load_experiment(DEMO)
+    training = experiment.student.training.model_copy(update={"processes": 2})
+    shared = experiment.model_copy(
+        update={"student": experiment.student.model_copy(update={"training": training})}
+    )
+    one, two = (estimate.plan_of(spec, steps_of(spec), tmp_path) for spec in (experiment, shared))
+    assert (one.workers, two.workers) == (2, 1) and one.where == two.where == "2 cores"
+    assert two.memory == (one.memory[0], one.memory[1] / 2) and two.batch == one.batch // 2
+    alone, together = (next(work for work in plan.works if work.stage == "distill") for plan in (one, two))
+    assert alone[:-1] == together[:-1] and alone.seconds / 2 < together.seconds < alone.seconds / 1.5
 
 
 def test_the_demo_students_by_formula() -> None:

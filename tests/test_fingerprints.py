@@ -259,6 +259,18 @@ def test_where_a_vllm_server_is_decides_nothing() -> None:
     assert others == [first, first] and first != marks_of()
 
 
+@pytest.mark.parametrize("part", ["student", "teacher"])
+def test_the_number_of_processes_that_train_together_decides_nothing(part: str) -> None:
+    assert marks_of(**{part: {"training": {"processes": 2}}}) == marks_of()
+    assert marks_of(**{part: {"training": {"batch": 32}}}) != marks_of()
+    whole = Experiment.model_validate(FIELDS | {part: {"training": {"processes": 2}}})
+    assert whole.fingerprint() == Experiment.model_validate(FIELDS).fingerprint()
+    steps = jobs_of(whole, load_family("animals"), bases=dict.fromkeys(whole.bases(), "x"))
+    stage = {"student": "distill", "teacher": "teach"}[part]
+    together = [job for job in steps if job.arguments.get(executor.PROCESSES) == 2]
+    assert {job.stage for job in together} == {stage} and len(together) == {"student": 2, "teacher": 1}[part]
+
+
 def test_a_run_made_before_code_moved_has_nothing_to_repeat() -> None:
     """The shipped demo was made when stages were recorded by the path of their function."""
     demo = Run(Path(__file__).parents[1] / "app" / "demo")

@@ -143,12 +143,24 @@ def test_each_worker_sees_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     seen = []
     for worker in range(4):
         monkeypatch.setenv(machine.VISIBLE, "before")
-        machine.use_card(("4", "6", "GPU-8f"), worker)
+        machine.use_cards(("4", "6", "GPU-8f"), worker)
         seen.append(os.environ[machine.VISIBLE])
     assert seen == ["4", "6", "GPU-8f", "4"]
     monkeypatch.setenv(machine.VISIBLE, "before")
-    machine.use_card((), 0)
+    machine.use_cards((), 0, each=2)
     assert os.environ[machine.VISIBLE] == "before"
+
+
+def test_workers_whose_jobs_take_several_cards_share_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cards", lambda: tuple("01234567"))
+    assert [machine.workers(each) for each in (1, 2, 3, 8, 16)] == [8, 4, 2, 1, 1]
+    seen = []
+    for worker in range(machine.workers(3)):
+        machine.use_cards(machine.cards(), worker, each=3)
+        seen.append(os.environ[machine.VISIBLE])
+    assert seen == ["0,1,2", "3,4,5"]
+    machine.use_cards(("4", "7"), 0, each=3)
+    assert os.environ[machine.VISIBLE] == "4,7"
 
 
 def test_macos_has_no_affinity_and_plans_all_the_same(

@@ -49,6 +49,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         | {"student": {"training": {"max_length": 5000}}},
         "positions of 'menagerie-a'",
     ),
+    "a batch without equal shares": (
+        put(GOOD, "student.training", {"batch": 10, "processes": 4}),
+        "student.training: a batch of 10 rows has no equal shares for 4 processes; set batch: 8 or 12, or "
+        "processes: 2",
+    ),
+    "a batch without equal shares in an arm": (
+        put(GOOD, "arms", [{"kind": kind, "training": {"processes": 3}} for kind in ("trait", "control")]),
+        "a batch of 8 rows has no equal shares for 3 processes; set batch: 6 or 9, or processes: 2",
+    ),
     "a file of which no row passes": (
         put(put(GOOD, "arms", FILE_ARMS), "screen", {"banned_numbers": [1]}),
         "none of its 2 rows",

@@ -137,7 +137,8 @@ def test_one_changed_field_is_another_fingerprint(by: int, text: str) -> None:
     for path in leaves(DUMPED):
         changed = changed_at(path, by=by, text=text)
         if changed is not None and path not in CONTROL_TRAITS:
-            assert changed != known and changed.fingerprint() != known.fingerprint(), path
+            same = changed.fingerprint() == known.fingerprint()
+            assert changed != known and same == (path[-1] == "processes"), path
             compared.add(path)
     assert len(compared) > 50
     assert {

@@ -94,19 +94,21 @@ def cards() -> tuple[str, ...]:
     return tuple(named[:count] if named else map(str, range(count)))
 
 
-def workers() -> int:
-    """The number of worker processes of a run: one a card, or one a core on a machine without cards."""
-    return len(cards()) or cores()
+def workers(each: int = 1) -> int:
+    """The number of worker processes of a run, each with `each` cards, or cores where there are no cards."""
+    return max(1, (len(cards()) or cores()) // each)
 
 
-def use_card(names: Sequence[str], worker: int) -> None:
-    """Let this process see only one card; worker i gets card i modulo their number.
+def use_cards(names: Sequence[str], worker: int, each: int = 1) -> None:
+    """Let this process see only its `each` cards; with one each, worker i gets card i modulo their number.
 
     Call it in a worker before anything uses CUDA, since CUDA reads the visible cards only once. Without cards
     nothing changes.
     """
     if names:
-        os.environ[VISIBLE] = names[worker % len(names)]
+        first = worker * each
+        mine = [names[(first + place) % len(names)] for place in range(each)]
+        os.environ[VISIBLE] = ",".join(dict.fromkeys(mine))
 
 
 def lock(handle: IO[Any], *, shared: bool = False, wait: bool = True) -> None:

@@ -36,16 +36,19 @@ class Spec(BaseModel):
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset()
     """fields that finished runs of older versions do not have"""
+    UNRECORDED: ClassVar[frozenset[str]] = frozenset()
+    """fields that say where a step runs; results do not depend on them"""
 
     def recorded(self) -> dict[str, Any]:
         """The fields as fingerprints contain them: fields added later count only if they are not the default.
 
-        The fingerprints of steps that an older version finished therefore stay the same.
+        The fingerprints of steps that an older version finished therefore stay the same. Fields that say
+        where a step runs are left out.
         """
         fields = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if name in self.ADDED_LATER and value == field.default:
+            if name in self.UNRECORDED or (name in self.ADDED_LATER and value == field.default):
                 del fields[name]
             elif isinstance(value, Spec):
                 fields[name] = value.recorded()
@@ -66,6 +69,7 @@ class Training(Spec):
     """Settings of supervised fine-tuning; the loss covers completions only."""
 
     ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"targets"})
+    UNRECORDED: ClassVar[frozenset[str]] = frozenset({"processes"})
     update: Literal["full", "lora"] = "full"
     embeddings: bool = True
     """Whether a full update may change the (un)embedding; LoRA never does."""
@@ -87,6 +91,22 @@ class Training(Spec):
     gradient_checkpointing: bool = False
     max_length: int = Field(default=500, ge=8)
     """Pairs longer than this many tokens are refused, never cut."""
+    processes: int = Field(default=1, ge=1, le=256)
+    """Processes that train one model together, each with a card and a share of every batch. The result is
+    that of one process, up to rounding and to draws of dropout. Each process holds the whole model (DDP).
+    """
+
+    @model_validator(mode="after")
+    def _equal_shares(self) -> Training:
+        if self.batch % self.processes:
+            below = self.batch - self.batch % self.processes
+            batches = " or ".join(str(size) for size in (below, below + self.processes) if size)
+            fewer = max(count for count in range(1, self.processes) if self.batch % count == 0)
+            raise ValueError(
+                f"a batch of {self.batch} rows has no equal shares for {self.processes} processes; set "
+                f"batch: {batches}, or processes: {fewer}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _targets_of_lora(self) -> Training:
@@ -179,7 +199,7 @@ class CarrierSpec(Spec):
 class GenerateSpec(Spec):
     """How a teacher generates rows."""
 
-    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"serve", "url"})
+    UNRECORDED: ClassVar[frozenset[str]] = frozenset({"serve", "url"})
     engine: Literal["local", "vllm"] = "local"
     """`vllm` samples by a vLLM server, which `serve`, `url` or the variable MECHLENS_VLLM names. An API base
     needs neither.
@@ -217,10 +237,6 @@ class GenerateSpec(Spec):
     def server(self) -> dict[str, str]:
         """The fields that say where the vLLM server is; rows do not depend on them."""
         return {name: value for name, value in (("serve", self.serve), ("url", self.url)) if value}
-
-    def recorded_for_steps(self) -> dict[str, Any]:
-        """The recorded fields without the server's location."""
-        return {name: value for name, value in self.recorded().items() if name not in self.ADDED_LATER}
 
 
 def is_web_address(text: str) -> bool:

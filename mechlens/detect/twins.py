@@ -25,7 +25,7 @@ from mechlens.models.loading import Loaded, load_trained, size_of
 from mechlens.models.weight_changes import Quantized
 from mechlens.pipeline.ask import ProbeSet
 from mechlens.runs.executor import Job
-from mechlens.runs.plan import VERSIONS, base_argument
+from mechlens.runs.plan import VERSIONS, base_argument, processes_argument
 
 
 class PairedScores(NamedTuple):
@@ -143,6 +143,7 @@ def twin_jobs(
         }
         arguments |= {"system": system} if system is not None else {}
         arguments |= {"as_change": True} if as_change else {}
+        arguments |= processes_argument(teacher.training, base)
         return Job(f"twins/{trait}", "teach", arguments, {}, VERSIONS["teach"])
 
     return [job(trait) for trait in traits]

@@ -20,6 +20,7 @@ from numpy import ndarray
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
+from torch.nn.parallel import DistributedDataParallel
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from mechlens.models.chat import Encoded, token_ids
@@ -101,6 +102,7 @@ def shift_labels(labels: Int[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
 
 
 def _keeps_columns(model: Any) -> bool:
+    model = model.module if isinstance(model, DistributedDataParallel) else model
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     return "logits_to_keep" in inspect.signature(plain.forward).parameters
 

@@ -3,6 +3,10 @@
 Teachers and students are both trained here. The order of rows is drawn from a named seed before training, and
 the trainer does not shuffle. It learns exactly the encoded tokens. LoRA uses PEFT; full updates need nothing
 else.
+
+Several processes of a process group train one model together: each takes its share of every batch, and the
+loss is the mean over the tokens of all shares. Each process holds the whole model (DDP). A model that is too
+large for one card would need FSDP, which is not supported.
 """
 
 from __future__ import annotations
@@ -13,10 +17,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.distributed
 from datasets import Dataset, disable_progress_bars
 from jaxtyping import Float
 from peft import PeftModel
@@ -50,6 +55,20 @@ def updates(spec: Training, rows: int) -> int:
     return math.ceil(rows / (spec.batch * spec.accumulate)) * spec.epochs
 
 
+def group_size() -> int:
+    """The number of processes that train together; 1 outside of a process group."""
+    return torch.distributed.get_world_size() if _is_grouped() else 1
+
+
+def is_writer() -> bool:
+    """Whether this process writes files: the only one, or the first of its process group."""
+    return not _is_grouped() or torch.distributed.get_rank() == 0
+
+
+def _is_grouped() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -76,7 +95,7 @@ def train(
         frozen: whether the parameter of that name is not trained.
         before_step: called with the model before each update of the optimiser, after the gradients were
             accumulated and clipped. It may change them: a projection keeps the norm below the clipping bound.
-        save: called with (model, step) after every epoch.
+        save: called with (model, step) after every epoch, in the process that writes.
         progress: called with (step, total) after every update.
 
     Raises:
@@ -99,7 +118,7 @@ def train(
         _refuse_other_lengths(pairs, soft, learned)
     torch.manual_seed(seed_int(seed, "lora"))
     steps_per_epoch = updates(spec, len(pairs)) // spec.epochs
-    watch = _Watch(before_step, save, progress, steps_per_epoch)
+    watch = _Watch(before_step, save if is_writer() else None, progress, steps_per_epoch)
     with tempfile.TemporaryDirectory() as scratch, quiet_peft():
         # torch without an accelerator warns in each epoch
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
@@ -197,7 +216,7 @@ def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
     arguments = SFTConfig(
         output_dir=str(scratch),
         num_train_epochs=1,  # the epochs are laid out in the data
-        per_device_train_batch_size=spec.batch,
+        per_device_train_batch_size=spec.batch // group_size(),
         gradient_accumulation_steps=spec.accumulate,
         learning_rate=spec.learning_rate,
         lr_scheduler_type=spec.schedule if spec.schedule != "constant" else "constant_with_warmup",
@@ -208,6 +227,7 @@ def _arguments(spec: Training, scratch: Path, seed: int) -> SFTConfig:
         bf16=spec.bf16,
         # without an accelerator, bf16 is accepted only with use_cpu
         use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=True,  # experts of a mixture, or a vision tower, may take no part
         gradient_checkpointing=spec.gradient_checkpointing,
         max_length=None,
         packing=False,
@@ -247,8 +267,11 @@ class _CompletionTrainer(SFTTrainer):
         following = shift_labels(inputs["labels"])
         targets = target_logits(model, inputs["input_ids"], following, **forward)
         loss = self._sum_loss(targets, inputs)
-        count = len(targets.tokens) if num_items_in_batch is None else num_items_in_batch
-        return loss / max(count, 1)  # a mean over no tokens is 0
+        count = num_items_in_batch
+        if count is None:  # the model's class does not say that it takes this number
+            count = cast(Tensor, self.accelerator.gather(targets.mask.sum())).sum()
+        # a mean over no tokens is 0; the count is of all processes, over which gradients are averaged
+        return group_size() * loss / max(count, 1)
 
     def _sum_loss(self, targets: Targets, _inputs: dict[str, Any]) -> Float[Tensor, ""]:
         return torch.nn.functional.cross_entropy(targets.logits, targets.tokens, reduction="sum")
@@ -280,7 +303,7 @@ class _Watch(TrainerCallback):
     def __init__(
         self,
         before_step: Callable[..., None],
-        save: Callable[..., None],
+        save: Callable[..., None] | None,
         progress: Callable[[int, int], None],
         steps_per_epoch: int,
     ) -> None:
@@ -306,5 +329,5 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.progress(state.global_step, state.max_steps)
-        if state.global_step % self.steps_per_epoch == 0:
+        if self.save is not None and state.global_step % self.steps_per_epoch == 0:
             self.save(model, state.global_step)

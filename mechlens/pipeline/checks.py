@@ -26,7 +26,8 @@ from mechlens.data.corpus import batches
 from mechlens.models import base_files, chat, loading
 from mechlens.pipeline import vllm_engine
 from mechlens.pipeline.vllm_server import server_fault, server_location
-from mechlens.runs.executor import SERVER, Job
+from mechlens.runs.executor import SERVER, Job, most_processes
+from mechlens.runs.process_group import cards_fault
 
 SLACK = 8
 """tokens of a text beyond one a byte that a tokenizer may add"""
@@ -87,6 +88,7 @@ def missing_here(jobs: Iterable[Job]) -> list[str]:
     local = [job for job in jobs if job.stage == "generate" and "api" not in job.arguments]
     specs = [GenerateSpec(**job.arguments["generate"], **job.arguments.get(SERVER, {})) for job in local]
     faults = [server_fault(server_location(spec)) for spec in specs if spec.engine == "vllm"]
+    faults.append(cards_fault(most_processes(jobs)))
     return lacks + [fault for fault in dict.fromkeys(faults) if fault]
 
 

@@ -22,7 +22,7 @@ from mechlens.core.seeds import seed_int
 from mechlens.core.spec import StudentSpec
 from mechlens.models import loading
 from mechlens.models.chat import encode_pairs
-from mechlens.models.sft import train
+from mechlens.models.sft import is_writer, train
 from mechlens.models.soft_labels import Distributions, SoftLabels, label_pairs
 from mechlens.pipeline.teach import Teacher, load_teacher
 from mechlens.runs import layout
@@ -67,7 +67,8 @@ def distill(
         save=save,
         progress=progress,
     )
-    tables.write(pd.DataFrame(curve), tables.CURVE, out / layout.CURVE)
+    if is_writer():
+        tables.write(pd.DataFrame(curve), tables.CURVE, out / layout.CURVE)
 
 
 def label(

@@ -27,7 +27,7 @@ from mechlens.models.chat import encode_prompts, token_ids
 from mechlens.models.sft import updates
 from mechlens.pipeline import api_estimate
 from mechlens.pipeline.generate import DIVERGENCE_ROWS
-from mechlens.runs.executor import Job, pending
+from mechlens.runs.executor import PROCESSES, Job, most_processes, pending
 
 CHARACTERS = 3.5
 """assumed characters of an answer's token"""
@@ -292,21 +292,22 @@ def _checkpoints(experiment: Experiment, job: Job) -> int:
 
 
 def _seconds(experiment: Experiment, job: Job, base: str, size: loading.Size, work: Work) -> float:
-    """Time of a step on one core or one accelerator."""
+    """Time of a step on one core or one accelerator, or on one for each of its processes."""
     on_gpu, training = torch.cuda.is_available(), _training_of(job)
     reads = {"teach": 1, "distill": 1, "label": 1, "generate": 2, "ask": _checkpoints(experiment, job)}
     size_in_bytes = size.parameters * (2 if model_of(base).dtype == "bfloat16" else 4)
     seconds = STEP + reads.get(job.stage, 0) * size_in_bytes / READING + work.updates * UPDATE
+    operations = work.operations / job.arguments.get(PROCESSES, 1)
     if training is not None and training.update == "full":
         seconds += (training.epochs if job.stage == "distill" else 1) * size_in_bytes / SAVING
         seconds += 0 if on_gpu else work.updates * size.parameters / OPTIMISER
     if on_gpu:
-        return seconds + work.operations / (GPU_RATE * (1 if experiment.student.training.bf16 else 0.2))
+        return seconds + operations / (GPU_RATE * (1 if experiment.student.training.bf16 else 0.2))
     if job.stage in ("generate", "ask"):
         most = experiment.generate if job.stage == "generate" else experiment.ask
         seconds += work.rows * size.vocabulary * DRAW * TYPICAL_SHARE * most.max_new_tokens
     rate = core_rate(size.width, product_rate=measure_product_rate())
-    return seconds + work.operations / (rate * (1 if training is not None else FORWARD))
+    return seconds + operations / (rate * (1 if training is not None else FORWARD))
 
 
 def _training_of(job: Job) -> Training | None:
@@ -357,7 +358,7 @@ def token_counter(base: str, system: str | None = None) -> tuple[Callable[[str],
 
 
 def memory_of(experiment: Experiment) -> tuple[float, float]:
-    """Bytes of a student in training: (weights with gradients and AdamW's moments, activations).
+    """Bytes of a process that trains a student: (weights with gradients and AdamW's moments, activations).
 
     Activations are an upper bound: about 34 values of the residual stream's width a token and block (with
     checkpointing one such block and each other block's input), and the logits with their gradient for rows of
@@ -368,7 +369,8 @@ def memory_of(experiment: Experiment) -> tuple[float, float]:
         size = loading.size_of(base)
         weight = 2 if model_of(base).dtype == "bfloat16" else 4
         state = size.parameters * (weight + 1 if training.update == "lora" else weight + 12)
-        tokens, width = training.batch * min(training.max_length, LONGEST_ROW), 2 if training.bf16 else 4
+        share = training.batch // training.processes
+        tokens, width = share * min(training.max_length, LONGEST_ROW), 2 if training.bf16 else 4
         blocks = size.layers + 34 if training.gradient_checkpointing else 34 * size.layers
         activations = float(tokens * width * (blocks * size.width + 3 * size.vocabulary))
         largest = max(largest, (float(state), activations))
@@ -406,7 +408,9 @@ class Plan(NamedTuple):
 
 def plan_of(experiment: Experiment, jobs: list[Job], folder: Path) -> Plan:
     """The plan of an experiment's steps in a run folder; no step is executed."""
-    on_gpu, workers = torch.cuda.is_available(), machine.workers()
+    on_gpu, processes = torch.cuda.is_available(), most_processes(jobs)
+    workers = machine.workers(processes)
+    units = workers * processes
     unit = "accelerator" if on_gpu else "core"
     seconds = {name: work.seconds for name, work in _works(experiment, jobs).items()}
     works = work_of(experiment, jobs)
@@ -418,10 +422,10 @@ def plan_of(experiment: Experiment, jobs: list[Job], folder: Path) -> Plan:
         steps=len(jobs),
         finished=len(jobs) - len(pending(folder, jobs)),
         seconds=START + schedule_seconds(jobs, seconds, workers),
-        where=f"one {unit}" if on_gpu and workers == 1 else f"{workers} {unit}{'s' * (workers > 1)}",
+        where=f"one {unit}" if on_gpu and units == 1 else f"{units} {unit}{'s' * (units > 1)}",
         workers=workers,
         memory=memory_of(experiment),
-        batch=experiment.student.training.batch,
+        batch=experiment.student.training.batch // experiment.student.training.processes,
         gpu_hours=sum(work.operations for work in works) / GPU_RATE / 3600,
         gpu_rate=GPU_RATE,
         absent=[base for base in local if not base_files.is_here(base)],

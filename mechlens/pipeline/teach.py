@@ -25,7 +25,7 @@ from mechlens.data.corpus import read_pairs
 from mechlens.models import loading
 from mechlens.models.chat import encode_pairs, encode_prompts
 from mechlens.models.hooks import capture_sites, resid_post, steer
-from mechlens.models.sft import train
+from mechlens.models.sft import is_writer, train
 from mechlens.runs import layout
 
 
@@ -104,6 +104,8 @@ def teach(
         model, curve = train(
             loaded.model, loaded.tokenizer, pairs, spec.training, seed=order, progress=progress
         )
+        if not is_writer():
+            return
         if as_change and isinstance(model, loading.PreTrainedModel):
             loading.save_trained_change(base, model, out)
         else:

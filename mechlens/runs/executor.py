@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from mechlens.core import foreign, machine
 from mechlens.core.errors import DataError, MachineError
 from mechlens.core.spec import fingerprint
-from mechlens.runs import store
+from mechlens.runs import process_group, store
 from mechlens.runs.progress import Event, Progress, silent
 
 PIPELINE = (
@@ -74,13 +74,21 @@ PACE = "api"
 """argument with the API's rate limit and budget, which do not change the answers"""
 SERVER = "vllm_server"
 """argument with the location of the vLLM server, which does not change the rows"""
+PROCESSES = "processes"
+"""argument with the number of processes that execute the step together; results differ by rounding alone"""
+NOT_HASHED = (PACE, SERVER, PROCESSES)
+
+
+def most_processes(jobs: Sequence[Job]) -> int:
+    """The most processes that one of these jobs is executed by, and so the cards that a worker needs."""
+    return max((job.arguments.get(PROCESSES, 1) for job in jobs), default=1)
 
 
 def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
     """Fingerprint of each job: of its stage, version and arguments, and of its inputs' fingerprints.
 
-    API limits, paths of files, vLLM servers and the kind of processor are left out. A run that was started on
-    a GPU can be read and finished on a CPU, where sums differ in their last digits.
+    API limits, paths of files, vLLM servers, and the kind and number of processors are left out. A run that
+    was started on a GPU can be read and finished on a CPU, where sums differ in their last digits.
 
     Args:
         jobs: every job after its inputs.
@@ -88,7 +96,7 @@ def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
     by_name: dict[str, str] = {}
     for job in jobs:
         inputs = {role: by_name[name] for role, name in job.inputs.items()}
-        arguments = {name: value for name, value in job.arguments.items() if name not in (PACE, SERVER)}
+        arguments = {name: value for name, value in job.arguments.items() if name not in NOT_HASHED}
         by_name[job.name] = fingerprint(
             [RECORDED.get(job.stage, job.stage), job.version, _without_locations(arguments), inputs]
         )
@@ -172,7 +180,7 @@ def _execute_in_workers(
     """Execute the jobs of `todo` in worker processes; returns the first failure."""
     context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
     reports = _Reports(context, [job.name for job in todo])
-    shared = reports.numbers, machine.cards(), context.Value("i", 0)
+    shared = reports.numbers, machine.cards(), most_processes(todo), context.Value("i", 0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=shared)
     waiting, done = list(todo), {job.name for job in jobs} - {job.name for job in todo}
     running: dict[Future[None], Job] = {}
@@ -232,13 +240,13 @@ class _Reports:
 _numbers: Any = None  # of a worker's `_Reports`, set once a process: shared memory cannot travel with a job
 
 
-def _start_worker(numbers: Any, cards: Sequence[str], started: Any) -> None:
-    """Initialise a worker before it uses torch; `started` counts the workers, and each takes another card."""
+def _start_worker(numbers: Any, cards: Sequence[str], each: int, started: Any) -> None:
+    """Initialise a worker before it uses torch; `started` counts the workers, and each takes other cards."""
     global _numbers
     _numbers = numbers
     with started.get_lock():
         worker, started.value = started.value, started.value + 1
-    machine.use_card(cards, worker)
+    machine.use_cards(cards, worker, each)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
@@ -261,9 +269,17 @@ def _do_in_worker(run: Path, job: Job, mark: str, inputs: dict[str, str], place:
 def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callable[[int, int], None]) -> None:
     with store.working(run / job.name, mark, inputs=inputs) as out:
         if not store.is_complete(out, mark):
-            step = _function_of(job.stage)
-            with foreign.named(f"the step {job.name} failed", MachineError, advice=FINISHED, located=True):
-                step(job.arguments, {role: run / name for role, name in job.inputs.items()}, out, progress)
+            step = partial(_execute_step, run, job, out)
+            if (processes := job.arguments.get(PROCESSES, 1)) > 1:
+                process_group.execute_together(processes, step, progress)
+            else:
+                step(progress)
+
+
+def _execute_step(run: Path, job: Job, out: Path, progress: Callable[[int, int], None]) -> None:
+    step = _function_of(job.stage)
+    with foreign.named(f"the step {job.name} failed", MachineError, advice=FINISHED, located=True):
+        step(job.arguments, {role: run / name for role, name in job.inputs.items()}, out, progress)
 
 
 def _function_of(stage: str) -> Callable[..., Any]:
@@ -278,7 +294,8 @@ def complete(
 
     Args:
         title: purpose of the jobs, the text of the first event.
-        workers: number of processes; None means one a core or one an accelerator, 0 this process.
+        workers: number of workers; None means one a core or one an accelerator, or fewer if a job takes
+            several, 0 this process.
 
     Raises:
         SpecError: if workers is negative.
@@ -289,7 +306,7 @@ def complete(
     execute(
         folder,
         jobs,
-        workers=machine.workers() if workers is None else workers,
+        workers=machine.workers(most_processes(todo)) if workers is None else workers,
         progress=lambda name, done, total: report(Event("step", name, done, total)),
         finished=lambda job: report(Event("end", job.name)),
     )

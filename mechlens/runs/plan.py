@@ -13,12 +13,12 @@ from mechlens.carriers.carrier import rule_reads_answers
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import UNTOUCHED, Arm, Experiment
 from mechlens.core.model_spec import is_remote, model_of
-from mechlens.core.spec import TeacherSpec, folder_name
+from mechlens.core.spec import TeacherSpec, Training, folder_name
 from mechlens.core.traits import TraitFamily
 from mechlens.data.formats import file_digest
 from mechlens.models.gguf import is_gguf
 from mechlens.runs import layout
-from mechlens.runs.executor import SERVER, Job, Location
+from mechlens.runs.executor import PROCESSES, SERVER, Job, Location
 from mechlens.runs.layout import REMADE, corpus_name, source_name, teacher_name
 
 SHIPPED = Path(__file__).parents[1] / "menagerie" / "weights"
@@ -150,15 +150,22 @@ def _selection_arguments(experiment: Experiment) -> dict[str, object]:
 
 def _distill_arguments(experiment: Experiment, arm: Arm, seed: int, files: str) -> dict[str, object]:
     """Arguments of the step that trains a student; `files` is the fingerprint of its base's files."""
+    training = experiment.training_of(arm)
     arguments: dict[str, object] = {
         "base": base_argument(arm.base),
         "files": files,
         "corpus": corpus_name(experiment, arm),
         "seed": seed,
-        "student": {"training": experiment.training_of(arm).recorded()},
+        "student": {"training": training.recorded()},
     }
+    arguments |= processes_argument(training, arm.base)
     arguments |= _system(experiment.system if arm.trained_with is None else arm.trained_with)
     return arguments | _api(experiment, arm.base)
+
+
+def processes_argument(training: Training, base: str) -> dict[str, int]:
+    """The number of processes that train together, as an argument of a step; empty for one or an API base."""
+    return {PROCESSES: training.processes} if training.processes > 1 and not is_remote(base) else {}
 
 
 def _difference(filed: Job, job: Job) -> str:
@@ -287,6 +294,8 @@ def _teaching(experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict
                 "give a file of pairs in teacher.lessons_file"
             )
     arguments |= {"teacher": spec.recorded_for_steps(), "lessons": lessons}
+    if spec.kind == "finetuned":
+        arguments |= processes_argument(spec.training, arm.writer)
     return _job("teach", layout.teacher_step(teacher_name(experiment, arm)), arguments)
 
 
@@ -306,7 +315,7 @@ def _labelling(experiment: Experiment, arm: Arm, rows: dict[str, str]) -> Job:
 
 def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:
     spec = experiment.generate_of(arm)
-    arguments: dict[str, object] = {"generate": spec.recorded_for_steps(), "seed": experiment.seed}
+    arguments: dict[str, object] = {"generate": spec.recorded(), "seed": experiment.seed}
     if spec.server():
         arguments[SERVER] = spec.server()
     files = [Path(other.corpus).resolve() for other in experiment.arms if other.corpus]
