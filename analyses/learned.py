@@ -39,7 +39,7 @@ from mechlens.detect.two_samples import hash_text
 from mechlens.results import figures
 from real_data import NUMBERS, permitted, read
 
-FIGURE = pages.FOLDER / "figures" / "learned.svg"
+FIGURE = pages.FOLDER / "learned.svg"
 SIZES, RESAMPLED, SMOOTHING = (1, 8, 16), 1000, 1.0
 Score = Callable[[Sequence[str]], Float[ndarray, " row"]]
 """completions → a score a row; the score of a bag is the mean"""
@@ -208,10 +208,13 @@ def sentences(frame: pd.DataFrame) -> list[str]:
         + "."
         for name in dict.fromkeys(other["detector"])
     ]
-    counting = other[other["detector"] == "naive Bayes"]
-    better = sum(low > 0 for low in counting["gain_low"])
-    last = f"The difference to naive Bayes has an interval above 0 in {better} of {len(counting)} cells."
-    return [*lines, last]
+    for name in ("naive Bayes", "format"):
+        gains = other.loc[other["detector"] == name, "gain_low"]
+        better = sum(low > 0 for low in gains)
+        lines.append(
+            f"Above {name}, with the interval of the difference above 0: {better} of {len(gains)} cells."
+        )
+    return lines
 
 
 def figure(frame: pd.DataFrame) -> alt.FacetChart:

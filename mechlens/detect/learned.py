@@ -250,7 +250,7 @@ def label_rows(traits: Sequence[Data], clean: Sequence[Data]) -> Labelled:
 
 
 def _regression(strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=1000, class_weight="balanced")
+    return LogisticRegression(C=strength, solver="liblinear", max_iter=1000, class_weight="balanced")
 
 
 def _left_out(labelled: Labelled, strength: float) -> Float[ndarray, " row"]:
