@@ -54,6 +54,7 @@ def run(
     plan: bool = False,
     seed: int | None = None,
     workers: int | None = None,
+    shard: str | None = None,
     json: bool = False,
 ) -> Action:
     """Run an experiment: teach, generate, screen, distill, ask, report.
@@ -65,12 +66,14 @@ def run(
         plan: print steps, rows, updates, time and memory, and run nothing.
         seed: root seed instead of the config's.
         workers: processes; one a core by default, one with an accelerator.
+        shard: I/N, for command I of N that are started with the same config and folder, on any machines that
+            share the folder. They share the steps, also if some are killed, and end together.
         json: print one JSON object and nothing else.
     """
     return (
         partial(commands.plan, config, seed=seed, out=out)
         if plan
-        else partial(commands.run, config, seed=seed, out=out, workers=workers, as_json=json)
+        else partial(commands.run, config, seed=seed, out=out, workers=workers, shard=shard, as_json=json)
     )
 
 
