@@ -290,6 +290,8 @@ def test_shards_killed_at_random_moments_make_the_tables_of_one_run(
     """One of three is killed and started again, until they end; then the run begins anew."""
     rng, moments, runs, began = random.Random("shards-0"), list[float](), 0, time.monotonic()
     whole = content(world / "whole-run")
+    end_all(shards)
+    longest = time.monotonic() - began
     while len(moments) < TIMES:
         alive = [shard for shard in shards if shard.process.poll() is None]
         if not alive:
@@ -300,7 +302,7 @@ def test_shards_killed_at_random_moments_make_the_tables_of_one_run(
             for shard in shards:
                 shard.start()
             continue
-        moment = round(rng.uniform(0.2, LATEST), 2)
+        moment = round(rng.uniform(0.2, longest / 2), 2)
         time.sleep(moment)
         victim = rng.choice(alive)
         if victim.process.poll() is None:

@@ -5,6 +5,7 @@ is published stays.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import signal
@@ -34,6 +35,8 @@ from mechlens.runs.progress import Event, silent
 OTHER = "b" * 16
 SECONDS = 0.6
 """lease in these tests"""
+TIMES = int(os.environ.get("KILLS", "50"))
+SECONDS_OF_A_HANG = 120
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -323,37 +326,55 @@ def test_a_failure_of_a_process_that_lost_its_claim_is_none(tmp_path: Path, work
     assert (tmp_path / "steps" / "lost" / "result.txt").read_text() == "3"
 
 
-def test_killed_and_suspended_processes_leave_every_job_done_and_whole(tmp_path: Path) -> None:
-    """Four processes of which one is killed and one suspended every moment, until all jobs are done."""
-    jobs, rng = jobs_of(tmp_path, 60, seconds=0.05), random.Random(0)
-    call = "t.share(Path({run!r}), t.jobs_of(Path({run!r}), 60, seconds=0.05), '{shard}/4')"
+def disturb(run: Path, *, jobs: int, kills: int, seed: int) -> int:
+    """Let four processes do jobs while one after the other is killed and started again, and another is
+    suspended for up to two leases; returns how many were killed.
+    """
+    rng, killed = random.Random(seed), 0
+    listed = jobs_of(run, jobs, seconds=0.05)
+    call = "t.share(Path({run!r}), t.jobs_of(Path({run!r}), {jobs}, seconds=0.05), '{shard}/4')"
 
     def begin(shard: int) -> subprocess.Popen[str]:
-        return start(call.format(run=str(tmp_path), shard=shard), env=os.environ | {"MECHLENS_LEASE": "0.3"})
+        environment = os.environ | {"MECHLENS_LEASE": "0.3"}
+        return start(call.format(run=str(run), jobs=jobs, shard=shard), env=environment)
 
-    shards, kills = {shard: begin(shard) for shard in (1, 2, 3, 4)}, 0
+    shards = {shard: begin(shard) for shard in (1, 2, 3, 4)}
     try:
-        deadline = time.monotonic() + 60
-        while pending(tmp_path, jobs):
+        deadline = time.monotonic() + SECONDS_OF_A_HANG
+        while pending(run, listed):
             assert time.monotonic() < deadline
             time.sleep(rng.uniform(0.1, 0.4))
             asleep, dead = rng.sample(sorted(shards), 2)
             os.kill(shards[asleep].pid, signal.SIGSTOP)
-            if (tmp_path / "log.txt").exists() and kills < 8:
+            if (run / "log.txt").exists() and killed < kills and shards[dead].poll() is None:
                 shards[dead].kill()
                 shards[dead].communicate()
-                shards[dead], kills = begin(dead), kills + 1
+                shards[dead], killed = begin(dead), killed + 1
             time.sleep(rng.uniform(0.1, 0.6))
             os.kill(shards[asleep].pid, signal.SIGCONT)
-        assert [process.wait(timeout=30) for process in shards.values()] == [0, 0, 0, 0]
+        assert [process.wait(timeout=SECONDS_OF_A_HANG) for process in shards.values()] == [0, 0, 0, 0]
     finally:
         for process in shards.values():
             process.kill()
             process.communicate()
-    assert sums(tmp_path, jobs) == expected_sums(60)
-    assert all(store.is_complete(tmp_path / name, mark) for name, mark in fingerprints(jobs).items())
-    assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == sorted(
-        job.name.removeprefix("steps/") for job in jobs
+    assert sums(run, listed) == expected_sums(jobs)
+    assert all(store.is_complete(run / name, mark) for name, mark in fingerprints(listed).items())
+    assert {f"steps/{path.name}" for path in (run / "steps").iterdir()} == {job.name for job in listed}
+    return killed
+
+
+def test_killed_and_suspended_processes_leave_every_job_done_and_whole(tmp_path: Path) -> None:
+    disturb(tmp_path, jobs=60, kills=8, seed=0)
+
+
+@pytest.mark.slow
+def test_many_killed_and_suspended_processes_leave_every_job_done_and_whole(tmp_path: Path) -> None:
+    killed, began = list[int](), time.monotonic()
+    while sum(killed) < TIMES:
+        seed = len(killed)
+        killed.append(disturb(tmp_path / str(seed), jobs=200, kills=40, seed=seed))
+    logging.getLogger(__name__).info(
+        "%d kills in %d runs of 200 jobs, in %.0f s", sum(killed), len(killed), time.monotonic() - began
     )
 
 

@@ -2,8 +2,8 @@
 
 A finished step has a `step.json` with its fingerprint (of its spec fields, its inputs' fingerprints and its
 code version). The same step is therefore read from disk, and a changed one runs again. The older result is
-moved to `superseded/`, never deleted. One process at a time writes to a run. This module does not depend on
-what a step computes.
+moved to `superseded/`, never deleted. One process at a time writes to a run, or several that share it by
+`claims`. This module does not depend on what a step computes.
 """
 
 from __future__ import annotations
