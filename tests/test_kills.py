@@ -106,7 +106,7 @@ def read_everything(folder: Path) -> int:
     """Read every file that stands under a final name, and count them; an error if one is torn."""
     files = [
         Path(place) / name
-        for place, _, names in os.walk(folder)  # unlike rglob, it bears that a folder is renamed meanwhile
+        for place, _, names in os.walk(folder)  # unlike rglob, it passes over renamed folders
         for name in names
         if Path(name).suffix in READERS and ".part" not in f"{place}/{name}"
     ]
@@ -279,7 +279,7 @@ def test_three_shards_of_which_one_is_killed_make_the_tables_of_one_run(
     begun = [shard.done_here(start) for shard in shards for start in range(1, shard.starts + 1)]
     once = [step for steps in begun for step in steps]
     repeated = {step for step in once if once.count(step) > 1}
-    assert len(set(once)) > 15 and all(steps for steps in (begun[0], begun[3]))
+    assert len(set(once)) >= 9 and begun[0] and begun[3]  # steps of a moment report no progress
     assert repeated <= {str(part.parent.relative_to(world / "run")).removesuffix(".part") for part in left}
 
 

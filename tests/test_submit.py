@@ -51,7 +51,7 @@ def test_submitting_needs_nodes_and_its_package(
 
 def test_a_job_that_fails_ends_with_the_exit_code_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        submitting.ShardJob(["run", "nowhere.yaml", "--shard", "1/2"])()
+        submitting.ShardJob(Path("nowhere.yaml"), shard="1/2")()
     assert ended.value.code == 2 and "nowhere.yaml" in capsys.readouterr().err
 
 

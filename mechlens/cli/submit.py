@@ -6,10 +6,13 @@ A job that SLURM preempts, or ends at its time limit, is put into the queue agai
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from mechlens.cli import commands
 from mechlens.cli.console import say
+from mechlens.cli.exits import code_of
 from mechlens.core import foreign, spec
 from mechlens.core.errors import MachineError, SpecError
 from mechlens.results import runner
@@ -28,21 +31,19 @@ class ShardJob:
     """One shard of a run as a job, which continues when it is started again.
 
     Args:
-        words: the command line of the shard.
+        options: those of `commands.run`.
     """
 
-    def __init__(self, words: list[str]) -> None:
-        self.words = words
+    def __init__(self, config: Path, **options: Any) -> None:
+        self.config, self.options = config, options
 
     def __call__(self) -> None:
-        """Execute the command line; a failure ends the job with its exit code."""
-        from mechlens.cli.parser import main  # which imports this module
-
-        if code := main(self.words):
+        """Execute the shard and print its result; a failure ends the job with its exit code."""
+        if code := code_of(partial(commands.run, self.config, **self.options)):
             sys.exit(code)
 
     def checkpoint(self) -> Any:
-        """What submitit starts when SLURM has stopped the job: the same command, which resumes."""
+        """What submitit starts when SLURM has stopped the job: the same shard, which resumes."""
         from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         return DelayedSubmission(self)
@@ -75,10 +76,9 @@ def submit(
     except ImportError as error:
         raise MachineError(NO_PACKAGE) from error
     folder = runner.folder_of(runner.resolve(config, seed=seed).experiment, out).absolute()
-    words = ["run", str(spec.find_config(config, "experiments").absolute()), "--out", str(folder)]
-    for name, value in {"seed": seed, "workers": workers}.items():
-        words += [] if value is None else [f"--{name}", str(value)]
-    shards = [ShardJob([*words, "--shard", f"{index + 1}/{nodes}"]) for index in range(nodes)]
+    options: dict[str, Any] = {"out": folder, "seed": seed, "workers": workers}
+    file = spec.find_config(config, "experiments").absolute()
+    shards = [ShardJob(file, **options, shard=f"{index + 1}/{nodes}") for index in range(nodes)]
     with foreign.named(
         f"{cluster} takes no jobs", MachineError, advice="submit from a node where sbatch works"
     ):
