@@ -222,6 +222,28 @@ def test_of_two_processes_that_finish_a_step_the_first_publishes_it(tmp_path: Pa
     assert not (tmp_path / "superseded").exists() and not (tmp_path / "step.part").exists()
 
 
+def test_a_step_that_is_published_between_two_looks_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.working(tmp_path / "step", MARK):
+        pass
+    stale, look = iter([False]), store.is_complete
+    monkeypatch.setattr(store, "is_complete", lambda step, mark: next(stale, look(step, mark)))
+    assert claims_of(tmp_path).take(tmp_path / "step", MARK) == tmp_path / "step"
+    assert not (tmp_path / "step.part").exists()
+
+
+def test_a_process_that_slept_between_look_and_claim_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw no claim; claim 1 has come and gone since, and claim 2 has replaced it."""
+    (tmp_path / "step.part" / "2").mkdir(parents=True)
+    stale, look = iter([0]), claiming._newest
+    monkeypatch.setattr(claiming, "_newest", lambda claims: next(stale, look(claims)))
+    assert claims_of(tmp_path).take(tmp_path / "step", MARK) is None
+    assert not (tmp_path / "step.part" / "1").exists()
+
+
 def test_an_older_result_is_set_aside_once(tmp_path: Path) -> None:
     step = tmp_path / "step"
     with store.working(step, OTHER) as out:
@@ -292,6 +314,25 @@ def test_processes_share_a_list_and_each_job_is_done_once(tmp_path: Path) -> Non
     assert sorted(starts(tmp_path)) == sorted(str(place) for place in range(24))
     assert sums(tmp_path, jobs) == expected_sums(24)
     assert all(sorted(names) == sorted(job.name for job in jobs) for names in heard.values())
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_of_processes_that_ask_at_one_moment_one_gets_the_step(tmp_path: Path, abandoned: bool) -> None:
+    steps = [tmp_path / f"step-{number}" for number in range(40)]
+    for step in steps if abandoned else []:
+        (store.unfinished(step) / "1").mkdir(parents=True)
+        (store.unfinished(step) / "1.process").write_text("ended")
+    barrier, taken = threading.Barrier(6), list[Path]()
+
+    def ask() -> None:
+        with claims_of(tmp_path).alive() as claims:
+            for step in steps:
+                barrier.wait(30)
+                taken.extend(folder for folder in [claims.take(step, MARK)] if folder)
+            barrier.wait(30)
+
+    together(*[ask] * 6)
+    assert sorted(taken) == sorted(store.unfinished(step) / ("2" if abandoned else "1") for step in steps)
 
 
 def test_one_shard_does_everything_if_no_other_comes(tmp_path: Path) -> None:
