@@ -405,7 +405,7 @@ def disturb(run: Path, *, jobs: int, kills: int, seed: int) -> int:
 
 
 def test_killed_and_suspended_processes_leave_every_job_done_and_whole(tmp_path: Path) -> None:
-    disturb(tmp_path, jobs=60, kills=8, seed=0)
+    disturb(tmp_path, jobs=40, kills=5, seed=0)
 
 
 @pytest.mark.slow
