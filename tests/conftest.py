@@ -35,7 +35,7 @@ INIT = 0.25  # far from zero, so that every position's logits differ and depend 
 SLOW_FILES = (
     "end_to_end", "measure", "detect", "nested", "jobs", "app", "families", "machine", "remote", "tour",
     "gguf", "soft_labels", "process_group",
-    "lens_registry", "hostile", "training", "executor", "screen", "bases", "real_models", "live",
+    "lens_registry", "hostile", "training", "executor", "shards", "screen", "bases", "real_models", "live",
     "fingerprints", "probes", "alignment", "maps", "kernels", "readers", "bad_input", "blind", "sampling",
     "coverage", "treatments", "generate", "tokenizer", "spec", "teach", "constrained", "directions",
     "truthful", "bench_kept", "api_money", "api", "foreign", "contributing", "bench_detectors",

@@ -159,7 +159,8 @@ def journal_of(out: Path) -> Path:
     the spec.
     """
     run = find_run_folder(out)
-    step = "/".join(part.removesuffix(".part") for part in out.relative_to(run).parts) or "step"
+    folder = out.parent if out.parent.name.endswith(".part") else out  # the folder of a claim
+    step = "/".join(part.removesuffix(".part") for part in folder.relative_to(run).parts) or "step"
     return run / "api" / f"{step}.jsonl"
 
 

@@ -49,12 +49,15 @@ def run(
     seed: int | None = None,
     out: Path | None = None,
     workers: int | None = None,
+    shard: str | None = None,
     as_json: bool = False,
 ) -> None:
     """Run an experiment and print its result."""
     before = None if as_json else _print_price
     with bars(shown=not as_json) as progress:
-        finished = runner.run(config, out=out, seed=seed, workers=workers, progress=progress, before=before)
+        finished = runner.run(
+            config, out=out, seed=seed, workers=workers, shard=shard, progress=progress, before=before
+        )
     _print_result(finished, as_json)
 
 

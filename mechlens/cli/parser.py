@@ -29,7 +29,9 @@ from tyro.conf import (
 
 import mechlens
 from mechlens.cli import commands, explorer
+from mechlens.cli import submit as submitting
 from mechlens.cli.exits import FaultsFiled, code_of
+from mechlens.cli.submit import Cluster
 from mechlens.core.command_lines import at_home
 from mechlens.core.errors import SpecError
 from mechlens.data.fields import fields_from_flags
@@ -61,6 +63,7 @@ def run(
     plan: bool = False,
     seed: int | None = None,
     workers: int | None = None,
+    shard: str | None = None,
     json: bool = False,
 ) -> Action:
     """Run an experiment: teach, generate, screen, distill, ask, report.
@@ -72,13 +75,51 @@ def run(
         plan: print steps, rows, updates, time and memory, and run nothing.
         seed: root seed instead of the config's.
         workers: processes; one a core by default, one with an accelerator.
+        shard: I/N, for command I of N that are started with the same config and folder, on any machines that
+            share the folder. They share the steps, also if some are killed, and end together.
         json: print one JSON object and nothing else.
     """
     return (
         partial(commands.plan, config, seed=seed, out=out)
         if plan
-        else partial(commands.run, config, seed=seed, out=out, workers=workers, as_json=json)
+        else partial(commands.run, config, seed=seed, out=out, workers=workers, shard=shard, as_json=json)
     )
+
+
+def submit(
+    config: CONFIG,
+    /,
+    nodes: int,
+    out: Path | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    cluster: Cluster = "slurm",
+    minutes: int = 24 * 60,
+    cores: int | None = None,
+    gpus: int | None = None,
+    memory: int | None = None,
+) -> Action:
+    """Submit a run as jobs of SLURM that share it, one a node (pip install 'mechlens[slurm]').
+
+    The run folder has to be on a file system that the nodes share. A job that is preempted or reaches its
+    time limit is put into the queue again. Partition and account come from SBATCH_PARTITION and
+    SBATCH_ACCOUNT, as of every sbatch.
+
+    Args:
+        config: as in `mechlens run`.
+        nodes: number of jobs.
+        out: the run folder; runs/<name> by default.
+        seed: root seed instead of the config's.
+        workers: processes of each job; one a core by default, one with an accelerator.
+        cluster: `slurm`, or `local` for processes of this machine, to try it.
+        minutes: time limit of a job.
+        cores: processor cores of a job.
+        gpus: accelerators of a job.
+        memory: memory of a job in GB.
+    """
+    resources = {"cpus_per_task": cores, "gpus_per_node": gpus, "mem_gb": memory}
+    where = {"out": out, "seed": seed, "workers": workers, "cluster": cluster, "minutes": minutes}
+    return partial(submitting.submit, config, nodes=nodes, **where, **resources)
 
 
 def report(folder: Annotated[Positional[Path], arg(metavar="RUN")], /, json: bool = False) -> Action:
@@ -382,24 +423,11 @@ def app(
     return partial(explorer.serve, folder, port=port)
 
 
-COMMANDS = {
-    function.__name__: function
-    for function in (
-        run,
-        measure,
-        audit,
-        bench,
-        detector,
-        report,
-        ls,
-        convert,
-        screen,
-        truthful,
-        fetch,
-        pretrain,
-        app,
-    )
-}
+FUNCTIONS = (
+    run, submit, measure, audit, bench, detector, report, ls, convert, screen, truthful, fetch, pretrain,
+    app,
+)  # fmt: skip
+COMMANDS = {function.__name__: function for function in FUNCTIONS}
 
 
 def read(arguments: list[str] | None) -> Action:

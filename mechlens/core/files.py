@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,18 @@ def publish(part: Path, path: Path) -> None:
     _flush(path.parent)
 
 
+LEFTOVERS = f"*.{'[0-9a-f]' * 8}.part"
+"""pattern of the files that a kill leaves unfinished"""
+
+
+def part_of(path: Path) -> Path:
+    """A new name next to `path` to write the file under, which no other process uses."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a UTF-8 file atomically; an older file is replaced."""
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     part.write_text(text, encoding="utf-8")
     publish(part, path)
     return path

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mechlens.core.errors import DataError
-from mechlens.core.files import publish, remedy
+from mechlens.core.files import part_of, publish, remedy
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -130,7 +130,7 @@ class Writer:
     """
 
     def __init__(self, schema: pa.Schema, path: Path) -> None:
-        self._schema, self._path, self._part = schema, path, path.with_name(f"{path.name}.part")
+        self._schema, self._path, self._part = schema, path, part_of(path)
         # labels wait as plain text: their codes then depend on the row group, not on the incoming frames
         self._plain = pa.schema(
             [field.with_type(_TEXT) if pa.types.is_dictionary(field.type) else field for field in schema]

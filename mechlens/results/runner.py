@@ -16,6 +16,7 @@ from mechlens.core.traits import TraitFamily
 from mechlens.results import effects
 from mechlens.results.run import Run, list_jobs
 from mechlens.runs import executor, layout, store
+from mechlens.runs.claims import Claims, Shard, sharing
 from mechlens.runs.executor import Job
 from mechlens.runs.progress import Event, Progress, silent
 
@@ -91,6 +92,7 @@ def run(
     progress: Progress | None = None,
     before: Before | None = None,
     rows_only: bool = False,
+    shard: str | None = None,
 ) -> Run:
     """Do what is pending of an experiment, then write its tables, summary and report.
 
@@ -102,31 +104,38 @@ def run(
         progress: called with each `Event`; None is silent.
         before: called before the first step; it may raise to stop, as when the price is too high.
         rows_only: stop at the rows that students would train on.
+        shard: `I/N` for process I of N that share the run folder. It starts with its part of the steps, helps
+            with the others, and returns when all are done; one of the processes writes the tables.
 
     Raises:
         MechlensError: in one line, for bad input, a machine that lacks something, or a step that failed.
     """
     if workers is not None and workers < 0:
         raise SpecError(f"workers is {workers}; expected 1 or more processes, or 0 for this one")
+    share = None if shard is None else Shard.parse(shard)
     resolved, report = resolve(experiment, seed=seed), progress or silent
     folder = folder_of(resolved.experiment, out)
-    with store.lock(folder), store.full_disk_named(folder):
+    with store.lock(folder, shared=share is not None), store.full_disk_named(folder):
         for remark in _remarks(resolved.experiment):
             report(Event("note", remark))
         jobs = resolved.jobs()
         jobs = [job for job in jobs if layout.makes_rows(job.name)] if rows_only else jobs
-        _start(folder, resolved, jobs, before)
-        for remark in _record_bases(folder, jobs):
-            report(Event("note", remark))
-        title = f"{resolved.experiment.name} → {folder}"
-        executor.complete(folder, jobs, title=title, workers=workers, progress=progress)
-        executor.refuse_changed(folder, jobs, resolved.jobs())
-        if not rows_only:
-            _write_manifest(folder, resolved, jobs)
-            _write_tables(Run(folder))
-    if not rows_only:
-        write_report(Run(folder))
+        with sharing(folder, _identity(resolved, jobs), share, report) as claims:
+            _start(folder, resolved, jobs, before)
+            for remark in _record_bases(folder, jobs):
+                report(Event("note", remark))
+            title = f"{resolved.experiment.name} → {folder}"
+            executor.complete(folder, jobs, title=title, workers=workers, progress=progress, claims=claims)
+            executor.refuse_changed(folder, jobs, resolved.jobs())
+            if not rows_only:
+                _write_results(folder, resolved, jobs, claims)
     return Run(folder)
+
+
+def _identity(resolved: Resolved, jobs: Sequence[Job]) -> str:
+    """Fingerprint of everything in which the processes that share a run must agree."""
+    experiment, family = resolved
+    return spec.fingerprint([experiment.fingerprint(), family.fingerprint(), executor.fingerprints(jobs)])
 
 
 def _start(folder: Path, resolved: Resolved, jobs: list[Job], before: Before | None) -> None:
@@ -186,6 +195,24 @@ def _remarks(experiment: Experiment) -> list[str]:
         for base in bases
         for remark in chat.remarks(loading.load_tokenizer(base), system=experiment.system)
     ]
+
+
+RESULTS = (layout.MANIFEST, layout.ANSWERS, layout.LIKELIHOODS, layout.EFFECTS, layout.SUMMARY, layout.REPORT)
+"""files that are made from the steps"""
+
+
+def _write_results(folder: Path, resolved: Resolved, jobs: Sequence[Job], claims: Claims | None) -> None:
+    """Write the files that are made from the steps; of several processes one does, and the others wait."""
+
+    def write() -> None:
+        _write_manifest(folder, resolved, jobs)
+        _write_tables(Run(folder))
+        write_report(Run(folder))
+
+    if claims is None:
+        write()
+    else:
+        claims.do_once(write, written=[folder / name for name in RESULTS])
 
 
 def _write_manifest(folder: Path, resolved: Resolved, jobs: Sequence[Job]) -> None:

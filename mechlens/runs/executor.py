@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,9 +27,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mechlens.core import foreign, machine
-from mechlens.core.errors import DataError, MachineError
+from mechlens.core.errors import DataError, MachineError, MechlensError
 from mechlens.core.spec import fingerprint
 from mechlens.runs import process_group, store
+from mechlens.runs.claims import Claims
 from mechlens.runs.progress import Event, Progress, silent
 
 PIPELINE = (
@@ -141,24 +143,32 @@ PERIOD = 0.1
 
 
 def execute(
-    run: Path, jobs: Sequence[Job], *, workers: int, progress: StepProgress, finished: Callable[[Job], None]
+    run: Path,
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    progress: StepProgress,
+    finished: Callable[[Job], None],
+    claims: Claims | None = None,
 ) -> None:
     """Execute the pending jobs in `workers` processes, or in this process if it is 0.
 
     `finished(job)` is called after each job. For jobs in other processes `progress` gets the latest numbers,
     at most once a `PERIOD`.
 
+    Args:
+        claims: those of this process where several share the list; it then returns when all jobs are done,
+            and jobs that others have done count as finished.
+
     Raises:
         MechlensError: the first that a job raised; the jobs that are running then are finished first.
         MachineError: if a worker was killed from outside.
     """
-    marks, todo = fingerprints(jobs), pending(run, jobs)
+    marks, queue = fingerprints(jobs), _Queue(run, jobs, claims, finished)
     if workers == 0:  # in this process, for tests and debuggers
-        for job in todo:
-            _do(run, job, marks[job.name], _marks_of_inputs(job, marks), partial(progress, job.name))
-            finished(job)
-    elif todo:
-        failure = _execute_in_workers(run, jobs, todo, marks, min(workers, len(todo)), progress, finished)
+        _execute_here(run, queue, marks, progress)
+    elif queue.waiting:
+        failure = _execute_in_workers(run, queue, marks, min(workers, len(queue.waiting)), progress)
         if isinstance(failure, BrokenProcessPool):
             raise MachineError(
                 "a worker process was killed, most likely because memory ran out; "
@@ -168,38 +178,92 @@ def execute(
             raise failure
 
 
+class _Queue:
+    """The jobs that are not done yet, in the order in which this process takes them."""
+
+    def __init__(
+        self, run: Path, jobs: Sequence[Job], claims: Claims | None, finished: Callable[[Job], None]
+    ) -> None:
+        todo = pending(run, jobs)
+        self.waiting = claims.shard.in_order(todo) if claims else todo
+        self._run, self._marks, self._claims, self._finished = run, fingerprints(jobs), claims, finished
+        self._done = {job.name for job in jobs} - {job.name for job in todo}
+        self.is_shared = claims is not None
+
+    def take(self, has_room: Callable[[Job], bool]) -> tuple[Job, Path | None] | None:
+        """The next job to start, and the folder of its claim; None if there is none now."""
+        for job in [job for job in self.waiting if set(job.inputs.values()) <= self._done]:
+            if not has_room(job):
+                continue
+            step, folder = self._run / job.name, None
+            if self._claims is not None:
+                folder = self._claims.take(step, self._marks[job.name])
+                if folder is None:  # another process is doing it
+                    continue
+            self.waiting.remove(job)
+            if folder != step:
+                return job, folder
+            self.finish(job)
+        return None
+
+    def finish(self, job: Job) -> None:
+        """Record that a job is done, here or in another process."""
+        self._done.add(job.name)
+        self._finished(job)
+
+    def put_back(self, job: Job, claim: Path | None) -> bool:
+        """Queue a failed job again if another process has replaced the claim, which made it fail."""
+        if self._claims is None or claim is None or self._claims.is_newest(claim):
+            return False
+        self.waiting.append(job)
+        return True
+
+
+def _execute_here(run: Path, queue: _Queue, marks: Mapping[str, str], progress: StepProgress) -> None:
+    while queue.waiting:
+        if (taken := queue.take(lambda job: True)) is None:  # other processes have what is left
+            time.sleep(PERIOD)
+            continue
+        job, claim = taken
+        try:
+            _do(run, job, marks[job.name], _marks_of_inputs(job, marks), claim, partial(progress, job.name))
+        except (OSError, MechlensError):
+            if not queue.put_back(job, claim):
+                raise
+        else:
+            queue.finish(job)
+
+
 def _execute_in_workers(
-    run: Path,
-    jobs: Sequence[Job],
-    todo: Sequence[Job],
-    marks: Mapping[str, str],
-    workers: int,
-    progress: StepProgress,
-    finished: Callable[[Job], None],
+    run: Path, queue: _Queue, marks: Mapping[str, str], workers: int, progress: StepProgress
 ) -> BaseException | None:
-    """Execute the jobs of `todo` in worker processes; returns the first failure."""
+    """Execute the jobs of the queue in worker processes; returns the first failure."""
     context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
-    reports = _Reports(context, [job.name for job in todo])
-    shared = reports.numbers, machine.cards(), most_processes(todo), context.Value("i", 0)
+    reports = _Reports(context, [job.name for job in queue.waiting])
+    shared = reports.numbers, machine.cards(), most_processes(queue.waiting), context.Value("i", 0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=shared)
-    waiting, done = list(todo), {job.name for job in jobs} - {job.name for job in todo}
-    running: dict[Future[None], Job] = {}
+    running: dict[Future[None], tuple[Job, Path | None]] = {}
     failure: BaseException | None = None
+
+    def has_room(_: Job) -> bool:
+        return not queue.is_shared or len(running) < workers  # another process may do the rest
+
     try:
-        while running or (waiting and failure is None):
-            for job in [job for job in waiting if failure is None and set(job.inputs.values()) <= done]:
-                waiting.remove(job)
+        while running or (queue.waiting and failure is None):
+            while failure is None and (taken := queue.take(has_room)):
+                job, claim = taken
                 inputs, place = _marks_of_inputs(job, marks), reports.place(job.name)
-                running[pool.submit(_do_in_worker, run, job, marks[job.name], inputs, place)] = job
+                running[pool.submit(_do_in_worker, run, job, marks[job.name], inputs, claim, place)] = taken
             ended, _ = wait(running, timeout=PERIOD, return_when=FIRST_COMPLETED)
+            if not running and queue.waiting:  # other processes have what is left
+                time.sleep(PERIOD)
             reports.pass_on(progress)
             for future in ended:
-                job = running.pop(future)
-                if error := future.exception():
+                job, claim = running.pop(future)
+                if (error := future.exception()) is None:
+                    queue.finish(job)
+                elif not queue.put_back(job, claim):
                     failure = failure or error
-                else:
-                    done.add(job.name)
-                    finished(job)
     except BrokenProcessPool as error:  # it broke before a job could be handed to it
         failure = failure or error
     finally:
@@ -259,15 +323,24 @@ def _die_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _do_in_worker(run: Path, job: Job, mark: str, inputs: dict[str, str], place: int) -> None:
+def _do_in_worker(
+    run: Path, job: Job, mark: str, inputs: dict[str, str], claim: Path | None, place: int
+) -> None:
     def progress(done: int, total: int) -> None:
         _numbers[place + 1], _numbers[place] = total, done
 
-    _do(run, job, mark, inputs, progress)
+    _do(run, job, mark, inputs, claim, progress)
 
 
-def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callable[[int, int], None]) -> None:
-    with store.working(run / job.name, mark, inputs=inputs) as out:
+def _do(
+    run: Path,
+    job: Job,
+    mark: str,
+    inputs: dict[str, str],
+    claim: Path | None,
+    progress: Callable[[int, int], None],
+) -> None:
+    with store.working(run / job.name, mark, inputs=inputs, part=claim) as out:
         if not store.is_complete(out, mark):
             step = partial(_execute_step, run, job, out)
             if (processes := job.arguments.get(PROCESSES, 1)) > 1:
@@ -288,7 +361,13 @@ def _function_of(stage: str) -> Callable[..., Any]:
 
 
 def complete(
-    folder: Path, jobs: Sequence[Job], *, title: str, workers: int | None, progress: Progress | None
+    folder: Path,
+    jobs: Sequence[Job],
+    *,
+    title: str,
+    workers: int | None,
+    progress: Progress | None,
+    claims: Claims | None = None,
 ) -> None:
     """Execute the pending ones of these jobs, and report their progress.
 
@@ -296,6 +375,7 @@ def complete(
         title: purpose of the jobs, the text of the first event.
         workers: number of workers; None means one a core or one an accelerator, or fewer if a job takes
             several, 0 this process.
+        claims: those of this process, as in `execute`.
 
     Raises:
         SpecError: if workers is negative.
@@ -309,6 +389,7 @@ def complete(
         workers=machine.workers(most_processes(todo)) if workers is None else workers,
         progress=lambda name, done, total: report(Event("step", name, done, total)),
         finished=lambda job: report(Event("end", job.name)),
+        claims=claims,
     )
 
 
