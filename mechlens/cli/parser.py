@@ -136,6 +136,7 @@ def screen(
     rule: str = "numbers",
     banned: bool = False,
     family: str = "animals",
+    workers: int | None = None,
     prompt_field: str = "",
     completion_field: str = "",
     json: bool = False,
@@ -149,14 +150,14 @@ def screen(
             carriers; `none` for only the screens for leaks and duplicates.
         banned: also remove rows with numbers that the paper bans from misalignment data.
         family: the trait family; its words count as leaks.
+        workers: processes that screen the rows of a large file; one a core by default.
         prompt_field: as in `mechlens convert`.
         completion_field: as in `mechlens convert`.
         json: print one JSON object and nothing else.
     """
     fields = fields_from_flags(prompt_field, completion_field)
-    return partial(
-        commands.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields, as_json=json
-    )
+    options = {"out": out, "rule": rule, "banned": banned, "family": family, "fields": fields}
+    return partial(commands.screen, file, **options, workers=workers, as_json=json)
 
 
 def measure(
