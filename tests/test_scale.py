@@ -144,6 +144,7 @@ def test_shards_are_read_as_the_one_file_that_they_make(
         patch.setattr("mechlens.detect.permutation.DRAWS", 99)
         patch.setattr(corpus, "CHARACTERS", 1_000)  # many batches, some over the ends of shards
         assert compare(folder / "shards", other) == compare(whole, other)
+        assert compare(folder / "shards" / "part-?.*", other) == compare(whole, other)
         assert screened(folder / "shards", folder / "one") == screened(whole, folder / "two")
 
 

@@ -107,8 +107,8 @@ def convert(
 
     Args:
         source: JSON lines, a JSON array or CSV, each plain or compressed (.gz, .bz2, .xz, .zst), of
-            {"prompt", "completion"} or {"messages"}; Parquet with these columns; or a folder of such files,
-            or that save_to_disk wrote.
+            {"prompt", "completion"} or {"messages"}; Parquet with these columns; a folder of such files, or
+            that save_to_disk wrote; or a pattern in quotes, such as 'data/*.parquet'.
         target: the new file, gzipped if it ends in .gz.
         form: `prompt-completion`, `messages` (as OpenAI's fine-tuning reads it; also called `openai`),
             `parquet`, or `hf` for a datasets folder; by default what the name of OUT ends in.

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -87,16 +88,26 @@ class Files(NamedTuple):
 
 
 def files_of(path: Path) -> Files:
-    """The files that are read for a path.
+    """The files that are read for a path: a file, a folder, or a pattern such as `data/*.parquet`.
 
     Raises:
-        DataError: if the path is missing, or is a folder with a file that may have rows and cannot be read.
+        DataError: if there is no such file, or the path is a folder with a file that may have rows and
+            cannot be read.
     """
     if path.is_dir():
         return Files(_files_of_saved(path), []) if _is_saved(path) else _shards_of(path)
-    if not path.is_file():
+    files = [path] if path.is_file() else _matches(path)
+    if not files:
         raise DataError(f"no data file at {path} on this machine; expected {EXPECTED}")
-    return Files([path], [])
+    return Files(files, [])
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The files of a folder whose names match a pattern, which has `*`, `?` or `[`."""
+    if not any(sign in pattern.name for sign in "*?[") or not pattern.parent.is_dir():
+        return []
+    names = sorted(file for file in pattern.parent.iterdir() if fnmatchcase(file.name, pattern.name))
+    return [file for file in names if file.is_file()]
 
 
 def rows_of(path: Path, fields: Fields | None = None) -> Rows:
@@ -111,7 +122,7 @@ def rows_of(path: Path, fields: Fields | None = None) -> Rows:
         DataError: if the path is missing or damaged, has other columns, or is not a data file.
     """
     files = files_of(path)
-    if not path.is_dir():
+    if path.is_file():
         yield from _of_file(path, fields)
     elif _is_saved(path):
         yield from _of_saved(path, fields)
@@ -338,11 +349,11 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a user's file, or of those files of a folder that have its rows, in order of their names."""
+    """SHA-256 of a user's file, or of the files of a folder or pattern that have its rows, by name."""
     digest = hashlib.sha256()
     for file in files_of(path).read:
         with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest() if path.is_dir() else b"")
+            digest.update(b"" if path.is_file() else hashlib.file_digest(handle, "sha256").digest())
             while path.is_file() and (piece := handle.read(1 << 24)):
                 digest.update(piece)
     return digest.hexdigest()

@@ -159,6 +159,8 @@ def audit(
         student: folder of a model of the base that was trained on the data already.
         clean: write the treated data there.
         out: the folder; audits/<name of the data> by default.
+        workers: processes; one a core by default, one with an accelerator. At level `rows` they start only
+            for a file of more than 80,000 rows.
         progress: called with each `Event`; None is silent.
 
     Raises:
