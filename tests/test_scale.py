@@ -112,9 +112,8 @@ def pairs(rows: int, *, seed: int, low: int = 0) -> pd.DataFrame:
 def write(frame: pd.DataFrame, path: Path) -> Path:
     """A file of pairs in the form that its name stands for."""
     if path.suffix == ".zst":
-        text = frame.to_json(orient="records", lines=True)
         with pa.CompressedOutputStream(str(path), "zstd") as out:
-            out.write(text.encode())
+            frame.to_json(out, orient="records", lines=True)
     else:
         corpus.write_pairs([frame], path, corpus.form_of(path))
     return path
@@ -138,7 +137,7 @@ def test_shards_are_read_as_the_one_file_that_they_make(
     (folder / "shards").mkdir()
     for number, (first, last) in enumerate(pairwise(bounds)):
         ending = data.draw(st.sampled_from([".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"]))
-        write(rows[first:last], folder / "shards" / f"part-{number}{ending}")
+        write(rows.iloc[first:last], folder / "shards" / f"part-{number}{ending}")
     whole, other = write(rows, folder / "rows.jsonl"), write(pairs(200, seed=2), folder / "clean.parquet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mechlens.detect.permutation.DRAWS", 99)
