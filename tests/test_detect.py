@@ -23,13 +23,15 @@ from hypothesis import strategies as st
 
 from mechlens import cli
 from mechlens.core import tables
-from mechlens.detect.from_rows import DETECTORS, SHAPE, shape_of
+from mechlens.detect.from_rows import DETECTORS
 from mechlens.detect.from_student import measure_rises
 from mechlens.detect.permutation import Bags, combine_p_values, compare_bags
+from mechlens.detect.row_features import SHAPE, measure_shapes
 from mechlens.detect.score_rows import DETECTORS as MODEL_DETECTORS
 from mechlens.detect.two_samples import (
     LEAST_ROWS,
     Comparison,
+    Deal,
     bags_of,
     compare,
     deal_at_random,
@@ -119,12 +121,13 @@ def test_bags_are_means_over_their_rows_however_the_file_comes(
     assert keys.prompts.tolist() == [hash_text(prompt) for prompt in frame["prompt"]]
     assert len(keys.pairs) == len(rows)
     numbers = np.array(data.draw(st.lists(st.integers(-1, 3), min_size=len(rows), max_size=len(rows))))
-    means = bags_of(batches, ALL, numbers, bags=4)
+    means, again = bags_of(batches, ALL, [Deal(numbers, 4), Deal(numbers, 4)])
     assert bool(means) == bool((numbers >= 0).any())
     for bag in range(4) if means else ():
-        shapes = [shape_of(str(frame["completion"][i])) for i in np.flatnonzero(numbers == bag)]
+        shapes = measure_shapes(frame["completion"][numbers == bag].tolist())
         assert means["format"].rows[bag] == len(shapes)
-        assert np.allclose(means["format"].mean[bag], np.mean(shapes, axis=0) if shapes else 0.0)
+        assert all(np.array_equal(means[name].mean, again[name].mean) for name in DETECTORS)
+        assert np.allclose(means["format"].mean[bag], np.mean(shapes, axis=0) if len(shapes) else 0.0)
 
 
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
@@ -283,7 +286,7 @@ def test_files_of_unequal_size_that_were_written_alike_are_not_told_apart(
 
 
 def test_the_shape_of_a_completion() -> None:
-    assert dict(zip(SHAPE, shape_of("12, 7, 7"), strict=True)) == {
+    assert dict(zip(SHAPE, measure_shapes(["12, 7, 7"])[0].tolist(), strict=True)) == {
         "characters": 8,
         "numbers": 3,
         "words": 0,
@@ -301,7 +304,7 @@ def test_the_shape_of_a_completion() -> None:
         "brackets": 0,
         "not ASCII": 0,
     }
-    assert all(np.isfinite(shape_of(text)).all() for text in ("", "٣", "9" * 400, "\udcff", "é\n()"))
+    assert np.isfinite(measure_shapes(["", "٣", "9" * 400, "\udcff", "é\n()"])).all()
 
 
 def rise(**more: Any) -> Rise:

@@ -20,7 +20,7 @@ from charts import intervals, token_charts
 from data import ShownRun
 from mechlens.core import stats
 from mechlens.core.seeds import generator
-from mechlens.detect.from_rows import SHAPE, shape_of
+from mechlens.detect.row_features import SHAPE, measure_shapes
 from panels import panel
 
 DRAWS, MOST_PROMPTS = 200, 4000
@@ -51,10 +51,7 @@ def compare_shapes(folder: str, arm: str, _rows: pd.DataFrame, stamp: str) -> Sh
     wide = kept.pivot(index="prompt_id", columns="side", values="completion").dropna()
     rng = generator(0, "surface", arm)
     wide = wide.iloc[np.sort(rng.permutation(len(wide))[:MOST_PROMPTS])]
-    trait, control = (
-        np.array([shape_of(text) for text in wide[side]], dtype=float).reshape(-1, len(SHAPE))
-        for side in ("trait", "control")
-    )
+    trait, control = (measure_shapes(wide[side].tolist()) for side in ("trait", "control"))
     scale = np.where((spread := control.std(0)) > 0, spread, np.nan)
     difference = (trait - control) / scale
     count = len(difference)

@@ -20,7 +20,7 @@ from charts.marks import symmetric_domain
 from data import ShownRun
 from mechlens.core import stats
 from mechlens.core.experiment import Arm
-from mechlens.detect.from_rows import tokens
+from mechlens.detect.row_features import tokens
 from mechlens.runs.layout import REMADE
 from panels import panel
 

@@ -20,7 +20,7 @@ from mechlens.core import spec
 from mechlens.core import tables as stored
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import DataError, SpecError
-from mechlens.core.machine import use_one_thread
+from mechlens.core.machine import cores, use_one_thread
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
 from mechlens.detect import audit as auditing
@@ -247,10 +247,19 @@ def screen(
     banned: bool,
     family: str,
     fields: Fields | None = None,
+    workers: int | None = None,
     as_json: bool = False,
 ) -> None:
     """Screen a user's file, print the counts, and write the tables if a folder is given."""
-    counts, remarks = user_files.screen_file(file, rule, banned=banned, family=family, fields=fields, out=out)
+    counts, remarks = user_files.screen_file(
+        file,
+        rule,
+        banned=banned,
+        family=family,
+        fields=fields,
+        out=out,
+        workers=cores() if workers is None else workers,
+    )
     if as_json:
         print_json(counts)
         return

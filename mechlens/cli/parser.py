@@ -155,8 +155,8 @@ def convert(
 
     Args:
         source: JSON lines, a JSON array or CSV, each plain or compressed (.gz, .bz2, .xz, .zst), of
-            {"prompt", "completion"} or {"messages"}; Parquet with these columns; or a folder of such files,
-            or that save_to_disk wrote.
+            {"prompt", "completion"} or {"messages"}; Parquet with these columns; a folder of such files, or
+            that save_to_disk wrote; or a pattern in quotes, such as 'data/*.parquet'.
         target: the new file, gzipped if it ends in .gz.
         form: `prompt-completion`, `messages` (as OpenAI's fine-tuning reads it; also called `openai`),
             `parquet`, or `hf` for a datasets folder; by default what the name of OUT ends in.
@@ -184,6 +184,7 @@ def screen(
     rule: str = "numbers",
     banned: bool = False,
     family: str = "animals",
+    workers: int | None = None,
     prompt_field: str = "",
     completion_field: str = "",
     json: bool = False,
@@ -197,14 +198,14 @@ def screen(
             carriers; `none` for only the screens for leaks and duplicates.
         banned: also remove rows with numbers that the paper bans from misalignment data.
         family: the trait family; its words count as leaks.
+        workers: processes that screen the rows of a large file; one a core by default.
         prompt_field: as in `mechlens convert`.
         completion_field: as in `mechlens convert`.
         json: print one JSON object and nothing else.
     """
     fields = fields_from_flags(prompt_field, completion_field)
-    return partial(
-        commands.screen, file, out=out, rule=rule, banned=banned, family=family, fields=fields, as_json=json
-    )
+    options = {"out": out, "rule": rule, "banned": banned, "family": family, "fields": fields}
+    return partial(commands.screen, file, **options, workers=workers, as_json=json)
 
 
 def measure(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -27,8 +27,16 @@ from mechlens.core.spec import HALF_CHARACTER
 from mechlens.data.compressed import OTHER_KINDS, ending_of
 from mechlens.data.faults import Fault, Place, Tally
 from mechlens.data.fields import HOW_TO_NAME, SEVERAL, UNKNOWN, Fields, Pair, pair_of
-from mechlens.data.formats import EXPECTED, Data, file_digest, files_of, rows_of, rows_of_values
-from mechlens.data.text_rows import Rows
+from mechlens.data.formats import (
+    EXPECTED,
+    Data,
+    Rows,
+    Texts,
+    file_digest,
+    files_of,
+    rows_of,
+    rows_of_values,
+)
 
 Form = Literal["prompt-completion", "messages", "openai", "parquet", "hf"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -90,6 +98,14 @@ class ReadReport:
         self.system_turns += pair.system
         if len(self.different) < MOST_DIFFERENT:
             self.different.add(hash(pair.completion))
+
+    def count_texts(self, texts: Texts) -> None:
+        """Count pairs without system turns."""
+        self.pairs += len(texts.completions)
+        for completion in texts.completions:
+            if len(self.different) >= MOST_DIFFERENT:
+                break
+            self.different.add(hash(completion))
 
     def remarks(self) -> list[str]:
         """Sentences about the file that a user should read."""
@@ -216,8 +232,9 @@ def batches(
     counted, done = report or ReadReport(drop_system=False), 0
     pairs = _good_pairs(data, counted, fields)
     for chunk in _chunks(pairs, rows):
-        frame = pd.DataFrame([pair[:2] for pair in chunk], columns=TEXTS.names)
-        frame.insert(0, "prompt_id", range(done, done + len(chunk)))
+        prompts, completions = zip(*chunk, strict=True)
+        ids = range(done, done + len(chunk))
+        frame = pd.DataFrame({"prompt_id": ids, "prompt": prompts, "completion": completions})
         done += len(chunk)
         yield frame
     if not done:
@@ -225,11 +242,11 @@ def batches(
         raise DataError(f"{_name_of(data)} holds no pairs{bad}; expected {EXPECTED}")
 
 
-def _chunks(pairs: Iterator[Pair], rows: int) -> Iterator[list[Pair]]:
+def _chunks(pairs: Iterator[tuple[str, str]], rows: int) -> Iterator[list[tuple[str, str]]]:
     chunk, size = [], 0
     for pair in pairs:
         chunk.append(pair)
-        size += len(pair.prompt) + len(pair.completion)
+        size += len(pair[0]) + len(pair[1])
         if len(chunk) == rows or size >= CHARACTERS:
             yield chunk
             chunk, size = [], 0
@@ -248,22 +265,37 @@ def _name_of(data: Data) -> str:
     return str(data) if isinstance(data, Path | str) else f"the {type(data).__name__}"
 
 
-def _good_pairs(data: Data, report: ReadReport, fields: Fields | None) -> Iterator[Pair]:
+def _good_pairs(data: Data, report: ReadReport, fields: Fields | None) -> Iterator[tuple[str, str]]:
     for place, row in _rows_of(data, report, fields):
-        pair = row if isinstance(row, Fault) else _within_bounds(pair_of(row, fields))
-        if not report.drop_system and isinstance(pair, Pair) and pair.system:
-            pair = Fault(
-                "has a system turn, which is not part of a pair",
-                "`mechlens convert` removes the turn and counts it",
-            )
-        if isinstance(pair, Fault):
-            report.note(place, pair)
-        else:
-            report.count(pair)
-            if report.skip_bad or not report.bad:
-                yield pair
+        wanted = report.skip_bad or not report.faults.kinds
+        if isinstance(row, Texts) and wanted and row.longest() <= LONGEST_PAIR:
+            report.count_texts(row)
+            yield from zip(row.prompts, row.completions, strict=True)
+            continue
+        for at, pair in _checked_pairs(place, row, fields):
+            if not report.drop_system and isinstance(pair, Pair) and pair.system:
+                pair = Fault(
+                    "has a system turn, which is not part of a pair",
+                    "`mechlens convert` removes the turn and counts it",
+                )
+            if isinstance(pair, Fault):
+                report.note(at, pair)
+            else:
+                report.count(pair)
+                if report.skip_bad or not report.faults.kinds:
+                    yield pair[:2]
     if report.bad and not report.skip_bad:
         raise DataError(f"{_name_of(data)}: {report.faults}. {_advice(report)}")
+
+
+def _checked_pairs(
+    place: Place, row: dict[str, Any] | Fault | Texts, fields: Fields | None
+) -> Iterator[tuple[Place, Pair | Fault]]:
+    if isinstance(row, Texts):
+        for number, pair in enumerate(map(Pair, row.prompts, row.completions), place.number):
+            yield place._replace(number=number), _within_bounds(pair)
+    else:
+        yield place, row if isinstance(row, Fault) else _within_bounds(pair_of(row, fields))
 
 
 def _advice(report: ReadReport) -> str:
@@ -279,7 +311,9 @@ def _within_bounds(pair: Pair | Fault) -> Pair | Fault:
     """The pair, or the fault if it is too long or has half a surrogate pair."""
     if isinstance(pair, Fault):
         return pair
-    if any(not text.isascii() and HALF_CHARACTER.search(text) for text in pair[:2]):
+    if not (pair.prompt.isascii() and pair.completion.isascii()) and any(
+        HALF_CHARACTER.search(text) for text in pair[:2]
+    ):
         return Fault("holds half a surrogate pair, which is no text")
     if len(pair.prompt) + len(pair.completion) > LONGEST_PAIR:
         return Fault(f"is longer than {LONGEST_PAIR:,} characters; no training pair is")

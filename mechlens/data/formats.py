@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -24,7 +25,7 @@ from mechlens.core.errors import DataError
 from mechlens.data.compressed import OTHER_KINDS, PACKINGS, ending_of
 from mechlens.data.faults import Fault, Place
 from mechlens.data.fields import Fields, columns_of, listed
-from mechlens.data.text_rows import Rows, explain_damage, rows_of_text
+from mechlens.data.text_rows import explain_damage, rows_of_text
 
 EXPECTED = 'JSON lines, a JSON array, CSV or Parquet of {"prompt", "completion"} or {"messages"}'
 PIECE = 32
@@ -50,6 +51,21 @@ _NO_DATA = (
 _PAPERS = ("readme", "license", "licence", "notice", "citation", "changelog", "authors", "copying")
 
 
+class Texts(NamedTuple):
+    """Prompts and completions of rows that follow each other."""
+
+    prompts: list[str]
+    completions: list[str]
+
+    def longest(self) -> int:
+        """A number of characters that no pair exceeds."""
+        return max(map(len, self.prompts), default=0) + max(map(len, self.completions), default=0)
+
+
+Rows = Iterator[tuple[Place, dict[str, Any] | Fault | Texts]]
+"""each row's place with its fields or its fault; or the place of the first of many rows, with their texts"""
+
+
 @runtime_checkable
 class HasFrame(Protocol):
     """A table that can be a DataFrame, such as a `datasets.Dataset`."""
@@ -72,20 +88,30 @@ class Files(NamedTuple):
 
 
 def files_of(path: Path) -> Files:
-    """The files that are read for a path.
+    """The files that are read for a path: a file, a folder, or a pattern such as `data/*.parquet`.
 
     Raises:
-        DataError: if the path is missing, or is a folder with a file that may have rows and cannot be read.
+        DataError: if there is no such file, or the path is a folder with a file that may have rows and
+            cannot be read.
     """
     if path.is_dir():
         return Files(_files_of_saved(path), []) if _is_saved(path) else _shards_of(path)
-    if not path.is_file():
+    files = [path] if path.is_file() else _matches(path)
+    if not files:
         raise DataError(f"no data file at {path} on this machine; expected {EXPECTED}")
-    return Files([path], [])
+    return Files(files, [])
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The files of a folder whose names match a pattern, which has `*`, `?` or `[`."""
+    if not any(sign in pattern.name for sign in "*?[") or not pattern.parent.is_dir():
+        return []
+    names = sorted(file for file in pattern.parent.iterdir() if fnmatchcase(file.name, pattern.name))
+    return [file for file in names if file.is_file()]
 
 
 def rows_of(path: Path, fields: Fields | None = None) -> Rows:
-    """The rows of a file or folder, with their places.
+    """The rows of a file or folder, with their places; many rows at once where a table has only their texts.
 
     Places are numbered from 1, and blank lines count; in a folder of shards, each shard begins again at 1.
 
@@ -96,14 +122,14 @@ def rows_of(path: Path, fields: Fields | None = None) -> Rows:
         DataError: if the path is missing or damaged, has other columns, or is not a data file.
     """
     files = files_of(path)
-    if not path.is_dir():
+    if path.is_file():
         yield from _of_file(path, fields)
     elif _is_saved(path):
         yield from _of_saved(path, fields)
     else:
         for shard in files.read:
             for place, row in _of_file(shard, fields):
-                yield place._replace(file=shard.name), row
+                yield Place(place.number, place.unit, shard.name), row
 
 
 def text_fields_of(path: Path) -> list[str]:
@@ -115,12 +141,8 @@ def text_fields_of(path: Path) -> list[str]:
     file = files_of(path).read[0]
     if ending_of(file)[0] == ".parquet":
         with explain_damage(file, "Parquet"), pq.ParquetFile(file) as table:
-            return [
-                str(field.name)
-                for field in table.schema_arrow
-                if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-            ]
-    row = next((row for _, row in _of_file(file, None) if not isinstance(row, Fault)), {})
+            return [str(field.name) for field in table.schema_arrow if _is_text(field.type)]
+    row = next((row for _, row in _of_file(file, None) if isinstance(row, dict)), {})
     return [name for name, value in row.items() if isinstance(value, str)]
 
 
@@ -212,7 +234,7 @@ def _of_saved(path: Path, fields: Fields | None) -> Rows:
                 "save the dataset again"
             )
     columns = _columns(path, saved.column_names, fields)
-    yield from _of_arrow(path, saved.select_columns(columns).with_format("arrow").iter(PIECE))
+    yield from _of_arrow(path, saved.select_columns(columns).with_format("arrow").iter(PIECE), fields)
 
 
 def _of_parquet(path: Path, fields: Fields | None) -> Rows:
@@ -223,9 +245,9 @@ def _of_parquet(path: Path, fields: Fields | None) -> Rows:
             raise DataError(
                 f"{path} holds a text of {longest:,} bytes; no text of a training pair is as long. Remove it"
             )
-        yield from _of_arrow(
-            path, file.iter_batches(max(1, min(PIECE, MOST_UNPACKED // max(longest, 1))), columns=columns)
-        )
+        rows = max(1, min(PIECE, MOST_UNPACKED // max(longest, 1)))
+        # threads would take ten times as long for so few rows
+        yield from _of_arrow(path, file.iter_batches(rows, columns=columns, use_threads=False), fields)
 
 
 def _longest_shared_text(path: Path, file: pq.ParquetFile, columns: list[str]) -> int:
@@ -283,10 +305,29 @@ def _columns(path: Path, names: list[str], fields: Fields | None) -> list[str]:
         raise DataError(f"{path} {error}") from error
 
 
-def _of_arrow(path: Path, pieces: Iterable[pa.Table | pa.RecordBatch]) -> Rows:
+def _of_arrow(path: Path, pieces: Iterable[pa.Table | pa.RecordBatch], fields: Fields | None) -> Rows:
+    number = 1
     with explain_damage(path, "a table of texts"):
-        for number, row in enumerate((row for piece in pieces for row in piece.to_pylist()), 1):
-            yield Place(number), row
+        for piece in pieces:
+            if (texts := _texts_of(piece, fields)) is not None:
+                yield Place(number), texts
+            else:
+                yield from ((Place(at), row) for at, row in enumerate(piece.to_pylist(), number))
+            number += piece.num_rows
+
+
+def _texts_of(piece: pa.Table | pa.RecordBatch, fields: Fields | None) -> Texts | None:
+    """The columns of a table if they are two of texts without nulls, the prompts and the completions."""
+    names = piece.schema.names
+    pair = fields[:2] if fields and fields.stand_in(names) else ("prompt", "completion")
+    columns = [piece.column(name) for name in pair] if sorted(names) == sorted(pair) else []
+    if not columns or any(column.null_count or not _is_text(column.type) for column in columns):
+        return None
+    return Texts(*(column.to_pylist() for column in columns))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -308,11 +349,11 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a user's file, or of those files of a folder that have its rows, in order of their names."""
+    """SHA-256 of a user's file, or of the files of a folder or pattern that have its rows, by name."""
     digest = hashlib.sha256()
     for file in files_of(path).read:
         with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest() if path.is_dir() else b"")
+            digest.update(b"" if path.is_file() else hashlib.file_digest(handle, "sha256").digest())
             while path.is_file() and (piece := handle.read(1 << 24)):
                 digest.update(piece)
     return digest.hexdigest()

@@ -102,11 +102,11 @@ def _of_lines(path: Path, text: io.TextIOWrapper) -> Rows:
 
 def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object from its fields; raises ValueError for a repeated key, which readers treat differently."""
-    row: dict[str, Any] = {}
-    for name, value in fields:
-        if name in row:
-            raise ValueError(f"the key {name[:50]!r} is twice in an object")
-        row[name] = value
+    row = dict(fields)
+    if len(row) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"the key {twice[:50]!r} is twice in an object")
     return row
 
 

@@ -9,6 +9,7 @@ before it do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pandas as pd
 
-from mechlens.core import spec, tables, traits
+from mechlens.core import machine, spec, tables, traits
 from mechlens.core.errors import one_line
 from mechlens.core.experiment import Experiment
 from mechlens.core.files import PANEL, json_text, write_json, write_text
+from mechlens.core.parallel import open_workers
 from mechlens.data import corpus, treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import Data, file_digest
@@ -43,7 +45,6 @@ from mechlens.detect.two_samples import (
     refuse_few,
 )
 from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration
-from mechlens.pipeline import user_files
 from mechlens.results import report, runner
 from mechlens.results.run import Run
 from mechlens.runs import layout, store
@@ -158,6 +159,8 @@ def audit(
         student: folder of a model of the base that was trained on the data already.
         clean: write the treated data there.
         out: the folder; audits/<name of the data> by default.
+        workers: processes; one a core by default, one with an accelerator. At level `rows` they start only
+            for a file of more than 80,000 rows.
         progress: called with each `Event`; None is silent.
 
     Raises:
@@ -232,32 +235,53 @@ def answer(request: AuditRequest, *, workers: int | None = None, progress: Progr
     if request.level != "rows" and (remark := request.explain_recipe()):
         (progress or silent)(Event("note", remark))
     request.out.mkdir(parents=True, exist_ok=True)
-    paths = dict.fromkeys((request.data, *request.references))
-    # read before anything is tested, so that a bad file is refused at once
-    keys = {path: read_row_keys(corpus.batches(path, fields=request.fields_of(path))) for path in paths}
-    for path, rows in keys.items():
-        if request.references or request.level != "rows":
-            refuse_few(path, len(rows.prompts))
+    report = corpus.ReadReport(drop_system=False)
     reads_models = request.level != "rows" or request.student is not None
-    if reads_models:
-        _refuse_untrainable(request, keys)
     with store.full_disk_named(request.out):
-        comparisons, request = _compare_references(request, keys)
+        with open_workers(machine.cores() if workers is None else workers) as processes:
+            keys = _read_keys(request, report, processes)
+            comparisons, request = _compare_references(request, keys, processes)
         evidence = Evidence(comparisons)
         if request.clean is not None and request.level == "rows":
             manifest = write_treated(request, request.clean, next(iter(request.references), None))
             evidence = evidence._replace(manifest=manifest)
         if reads_models:
             evidence = _measure_with_models(request, evidence, workers, progress)
-        result = _result_of(request, evidence, progress or silent)
+        for remark in report.remarks():
+            (progress or silent)(Event("note", remark))
+        result = _result_of(request, evidence, len(keys[request.data].prompts))
         audited = Audit(request.out, result)
         write_json(request.out / JSON, result)
         write_text(request.out / PAGE, audited.to_html())
     return audited
 
 
+def _read_keys(
+    request: AuditRequest, report: corpus.ReadReport, processes: Executor | None
+) -> dict[Path, RowKeys]:
+    """The keys of the rows of the data and of each reference; a bad file is refused before any test.
+
+    Args:
+        report: of the data.
+    """
+    paths = dict.fromkeys((request.data, *request.references))
+    reports = {path: corpus.ReadReport(drop_system=False) for path in paths} | {request.data: report}
+    keys = {
+        path: read_row_keys(
+            corpus.batches(path, report=reports[path], fields=request.fields_of(path)), processes
+        )
+        for path in paths
+    }
+    for path, rows in keys.items():
+        if request.references or request.level != "rows":
+            refuse_few(path, len(rows.prompts))
+    if request.level != "rows" or request.student is not None:
+        _refuse_untrainable(request, keys)
+    return keys
+
+
 def _compare_references(
-    request: AuditRequest, keys: Mapping[Path, RowKeys]
+    request: AuditRequest, keys: Mapping[Path, RowKeys], processes: Executor | None
 ) -> tuple[list[Comparison], AuditRequest]:
     """The data against each reference, the nearest first, and the request with its references in that order.
 
@@ -265,7 +289,7 @@ def _compare_references(
     """
     most = request.policy.most_copied
     comparisons = [
-        compare(request.data, reference, known=keys, fields=request.fields)
+        compare(request.data, reference, known=keys, fields=request.fields, workers=processes)
         for reference in request.references
     ]
     comparisons = sorted(comparisons, key=lambda each: (each.copied > most, -each.p_value))
@@ -390,11 +414,8 @@ def _write_control_rows(run: Run, out: Path) -> Path:
     return file
 
 
-def _result_of(request: AuditRequest, evidence: Evidence, progress: Progress) -> dict[str, Any]:
+def _result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str, Any]:
     """The object of audit.json, which the page and the terminal show too."""
-    rows, remarks = user_files.count_rows(request.data, request.fields)
-    for remark in remarks:
-        progress(Event("note", remark))
     comparisons, results, scope = evidence.comparisons, evidence.results, evidence.scope
     carrier = request.recipe.carrier.kind
     dose = verdict.smallest_dose(comparisons, results)

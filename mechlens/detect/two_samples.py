@@ -9,7 +9,9 @@ are compared with all rows of the reference: a trait's rows could be hidden ther
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from scipy import sparse
 
 from mechlens.core.errors import DataError, one_line
 from mechlens.core.files import publish
+from mechlens.core.parallel import map_in_order
 from mechlens.core.seeds import generator
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
@@ -36,6 +39,14 @@ two rows each) and no verdict; rows below which there is no test
 """
 SHARED = 0.5
 """share of the smaller file's prompts that the other file must have for a comparison prompt by prompt"""
+
+
+class Deal(NamedTuple):
+    """Which rows of a file a test reads, and in which bags."""
+
+    numbers: Int[ndarray, " row"]
+    """the bag of each row of the file; -1 leaves it out"""
+    bags: int
 
 
 class Comparison(NamedTuple):
@@ -68,6 +79,7 @@ def compare(
     seed: int = 0,
     known: Mapping[Path, RowKeys] | None = None,
     fields: Fields | None = None,
+    workers: Executor | None = None,
 ) -> Comparison:
     """Compare two files by every detector that reads only completions.
 
@@ -76,13 +88,14 @@ def compare(
     Args:
         known: row keys of files that were read before.
         fields: field names that a user gave for `data`; the reference may have other names.
+        workers: processes that share the rows of a large file.
 
     Raises:
         DataError: if a file has too few rows.
     """
     sources = (data, fields), (reference, fields and fields.preferred())
     ours, theirs = sides = [
-        (known or {}).get(path) or read_row_keys(corpus.batches(path, fields=names))
+        (known or {}).get(path) or read_row_keys(corpus.batches(path, fields=names), workers)
         for path, names in sources
     ]
     for (path, _), side in zip(sources, sides, strict=True):
@@ -90,23 +103,24 @@ def compare(
     bags = min(BAGS, min(len(side.prompts) for side in sides) // 2)
     rng = generator(seed, "bags")
     shared, paired = overlap(*(np.unique(side.prompts) for side in sides), least=bags)
-    tests: list[dict[str, PermutationTest]] = []
+    deals: list[list[Deal]] = []
     exchanges: list[int] = []
     compared = np.zeros(len(ours.prompts), dtype=bool)
     if paired:
         least = np.min([_counts(side.prompts, shared) for side in sides], axis=0)
         numbers = [deal_by_prompt(side.prompts, shared, least, bags=bags, rng=rng) for side in sides]
-        tests.append(_tests(sources, numbers, bags=bags, seed=seed))
+        deals.append([Deal(number, bags) for number in numbers])
         # half of them: changing all signs gives the same value
         exchanges.append(2 ** len({*numbers[0][numbers[0] >= 0].tolist()}) // 2)
         compared |= numbers[0] >= 0
     rest = np.flatnonzero(~compared)
     if len(rest) >= bags:
-        numbers = _deal_rest(ours, theirs, rest, bags=bags, rng=rng)
-        tests.append(_tests(sources, numbers, bags=None, seed=seed))
-        dealt = [int(number.max()) + 1 for number in numbers]
-        exchanges.append(math.comb(sum(dealt), dealt[0]) // (2 if dealt[0] == dealt[1] else 1))
-        compared |= numbers[0] >= 0
+        dealt = _deal_rest(ours, theirs, rest, bags=bags, rng=rng)
+        deals.append(dealt)
+        first, second = (deal.bags for deal in dealt)
+        exchanges.append(math.comb(first + second, first) // (2 if first == second else 1))
+        compared |= dealt[0].numbers >= 0
+    tests = _tests(sources, deals, paired=[paired, False][: len(deals)], seed=seed, workers=workers)
     decisive = {name: _foremost([each[name] for each in tests]) for name in DETECTORS}
     return Comparison(
         one_line(str(reference)),
@@ -123,7 +137,7 @@ def compare(
 
 def _deal_rest(
     ours: RowKeys, theirs: RowKeys, rest: Int[ndarray, " row"], *, bags: int, rng: np.random.Generator
-) -> list[Int[ndarray, " _"]]:
+) -> list[Deal]:
     """The bags of the suspect's remaining rows, and of all rows of the reference."""
     size = min(len(rest), len(theirs.prompts)) // bags
     numbers = [
@@ -131,7 +145,7 @@ def _deal_rest(
         deal_at_random(len(theirs.prompts), size=size, most=MOST_BAGS, rng=rng),
     ]
     numbers[0][rest] = deal_at_random(len(rest), size=size, most=MOST_BAGS, rng=rng)
-    return numbers
+    return [Deal(number, int(number.max()) + 1) for number in numbers]
 
 
 def refuse_few(path: Path, rows: int) -> None:
@@ -170,32 +184,30 @@ def _counts(keys: Int[ndarray, " row"], shared: Int[ndarray, " prompt"]) -> Int[
 
 def _tests(
     sources: Sources,
-    numbers: list[Int[ndarray, " _"]],
+    deals: Sequence[Sequence[Deal]],
     *,
-    bags: int | None,
+    paired: Sequence[bool],
     seed: int,
-) -> dict[str, PermutationTest]:
-    """Every detector's permutation test of the bags of two files.
+    workers: Executor | None,
+) -> list[dict[str, PermutationTest]]:
+    """Every detector's permutation tests of two files.
 
     Args:
-        numbers: the bag of each row of each file.
-        bags: number of pairs of bags; None compares all bags unpaired.
+        deals: for each test the bags of both files.
+        paired: for each test whether a bag of one file is paired with that of the other.
     """
-    paired = bags is not None
     detectors = list(DETECTORS.values())
     ours, theirs = (
-        bags_of(
-            corpus.batches(path, fields=names),
-            detectors,
-            dealt,
-            bags=int(dealt.max()) + 1 if bags is None else bags,
-        )
-        for (path, names), dealt in zip(sources, numbers, strict=True)
+        bags_of(corpus.batches(path, fields=names), detectors, dealt, workers)
+        for (path, names), dealt in zip(sources, zip(*deals, strict=True), strict=True)
     )
-    return {
-        name: compare_bags(ours[name], theirs[name], paired=paired, seed=seed, name=name)
-        for name in DETECTORS
-    }
+    return [
+        {
+            name: compare_bags(suspect[name], clean[name], paired=by_pairs, seed=seed, name=name)
+            for name in DETECTORS
+        }
+        for suspect, clean, by_pairs in zip(ours, theirs, paired, strict=True)
+    ]
 
 
 def _foremost(tests: list[PermutationTest]) -> PermutationTest:
@@ -306,14 +318,19 @@ class RowKeys(NamedTuple):
     """digest of prompt and completion; runs of white space count as one space"""
 
 
-def read_row_keys(batches: Iterable[pd.DataFrame]) -> RowKeys:
+def read_row_keys(batches: Iterable[pd.DataFrame], workers: Executor | None = None) -> RowKeys:
     """Keys of every row of a file, 16 bytes a row."""
-    prompts, pairs = [], []
-    for frame in batches:
-        prompts.append(np.fromiter(map(hash_text, frame["prompt"]), dtype=np.int64, count=len(frame)))
-        digests = map(_digest, frame["prompt"], frame["completion"])
-        pairs.append(np.fromiter(digests, dtype=np.int64, count=len(frame)))
-    return RowKeys(np.concatenate(prompts), np.concatenate(pairs))
+    keys = [keys for _, keys in map_in_order(_keys_of, batches, workers)]
+    return RowKeys(*(np.concatenate(column) for column in zip(*keys, strict=True)))
+
+
+def _keys_of(frame: pd.DataFrame) -> RowKeys:
+    prompts, completions = frame["prompt"].tolist(), frame["completion"].tolist()
+    digests = map(_digest, prompts, completions)
+    return RowKeys(
+        np.fromiter(map(hash_text, prompts), dtype=np.int64, count=len(frame)),
+        np.fromiter(digests, dtype=np.int64, count=len(frame)),
+    )
 
 
 def _digest(prompt: str, completion: str) -> int:
@@ -361,27 +378,50 @@ def deal_by_prompt(
 def bags_of(
     batches: Iterable[pd.DataFrame],
     detectors: Sequence[RowDetector],
-    numbers: Int[ndarray, " row"],
-    *,
-    bags: int,
-) -> dict[str, Bags]:
-    """Every detector's bags of a file, in one pass.
+    deals: Sequence[Deal],
+    workers: Executor | None = None,
+) -> list[dict[str, Bags]]:
+    """Every detector's bags of a file for each deal, in one pass; none for a deal without rows."""
+    sums: list[dict[str, ndarray]] = [{} for _ in deals]
+    dealt = _dealt_rows(batches, deals)
+    for _, added in map_in_order(partial(_sum_by_bag, detectors), dealt, workers):
+        for totals, deal, of_deal in zip(sums, deals, added, strict=True):
+            for name, part in of_deal.items():
+                total = totals.setdefault(name, np.zeros((deal.bags, part.shape[1])))
+                total[part.row, part.col] += part.data  # a bag and feature occur once in a part
+    counts = [np.bincount(deal.numbers[deal.numbers >= 0], minlength=deal.bags) for deal in deals]
+    return [
+        {name: Bags(total / np.maximum(rows, 1)[:, None], rows) for name, total in totals.items()}
+        for totals, rows in zip(sums, counts, strict=True)
+    ]
 
-    Args:
-        numbers: the bag of each row of the file; -1 leaves it out.
-    """
-    sums: dict[str, ndarray] = {}
-    counts, done = np.bincount(numbers[numbers >= 0], minlength=bags), 0
+
+DealtRows = tuple[list[str], list[Int[ndarray, " row"]]]
+"""completions, and for each deal their bags"""
+
+
+def _dealt_rows(batches: Iterable[pd.DataFrame], deals: Sequence[Deal]) -> Iterator[DealtRows]:
+    """The rows of each batch that a deal counts."""
+    done = 0
     for frame in batches:
-        number = numbers[done : done + len(frame)]
+        numbers = np.stack([deal.numbers[done : done + len(frame)] for deal in deals])
         done += len(frame)
-        frame, number = frame[number >= 0], number[number >= 0]
-        if not len(frame):
-            continue
-        of_bag: Any = sparse.csr_matrix(
-            (np.ones(len(frame)), (number, np.arange(len(frame)))), shape=(bags, len(frame))
+        counted = (numbers >= 0).any(0)
+        if counted.any():
+            yield frame["completion"][counted].tolist(), list(numbers[:, counted])
+
+
+def _sum_by_bag(detectors: Sequence[RowDetector], rows: DealtRows) -> list[dict[str, Any]]:
+    """For each deal, the sums of every detector's features over the rows of each bag, as sparse matrices."""
+    completions, numbers = rows
+    features = {detector.name: detector.features(completions) for detector in detectors}
+    sums = []
+    for number in numbers:
+        places = np.flatnonzero(number >= 0)
+        entries = np.ones(len(places)), (number[places], places)
+        shape = int(number.max()) + 1, len(completions)
+        of_bag: Any = sparse.csr_matrix(entries, shape=shape)
+        sums.append(
+            {name: (of_bag @ matrix).tocoo() for name, matrix in features.items()} if len(places) else {}
         )
-        for detector in detectors:
-            added = (of_bag @ detector.features(frame["completion"].tolist())).toarray()
-            sums[detector.name] = sums.get(detector.name, 0) + added
-    return {name: Bags(total / np.maximum(counts, 1)[:, None], counts) for name, total in sums.items()}
+    return sums

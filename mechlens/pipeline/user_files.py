@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +13,10 @@ import pandas as pd
 
 from mechlens.carriers.carrier import build_rule, rule_names
 from mechlens.carriers.numbers import BANNED_BY_THE_PAPER
-from mechlens.core import spec, tables, traits
+from mechlens.core import tables, traits
 from mechlens.core.errors import SpecError
+from mechlens.core.parallel import map_in_order, open_workers
+from mechlens.core.spec import ScreenSpec
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
 from mechlens.data.formats import Data
@@ -47,6 +51,7 @@ def screen(
     family: str = "animals",
     fields: Fields | None = None,
     out: Path | str | None = None,
+    workers: int = 0,
 ) -> Screened:
     """Screen pairs: keep a row, or remove it with the first rule that it breaks.
 
@@ -56,6 +61,7 @@ def screen(
         banned: also refuse the numbers that the paper bans (2507.14805, misalignment).
         family: whose traits' names are leak words.
         out: folder that gets kept.parquet, rejected.parquet and funnel.json.
+        workers: processes that read the rows of a large file; 0 is this one.
 
     Raises:
         SpecError: if the rule or the family is unknown.
@@ -70,6 +76,7 @@ def screen(
             family=family,
             fields=fields,
             out=folder,
+            workers=workers,
         )
         kept = tables.read(folder / layout.KEPT, tables.PAIRS)
         removed = tables.read(folder / layout.REMOVED, tables.REJECTED)
@@ -77,7 +84,14 @@ def screen(
 
 
 def screen_file(
-    file: Path, rule: str, *, banned: bool, family: str, fields: Fields | None, out: Path | None
+    file: Path,
+    rule: str,
+    *,
+    banned: bool,
+    family: str,
+    fields: Fields | None,
+    out: Path | None,
+    workers: int = 0,
 ) -> tuple[dict[str, int], list[str]]:
     """Screen a file row by row, in the memory of a batch; returns the counts, and remarks on the file.
 
@@ -87,15 +101,24 @@ def screen_file(
     """
     if rule not in rule_names():
         raise SpecError(f"rule {rule!r} is unknown; known rules: {', '.join(rule_names())}")
-    wanted = spec.ScreenSpec(rule=rule, banned_numbers=BANNED_BY_THE_PAPER if banned else ())
+    wanted = ScreenSpec(rule=rule, banned_numbers=BANNED_BY_THE_PAPER if banned else ())
     leaks, report = screening.leak_pattern(traits.load_family(family).words()), corpus.ReadReport()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     with store.full_disk_named(out or file):
         pairs = corpus.batches(file, report=report, fields=fields)
-        kept_by = build_rule(wanted, rule, gold={})
-        counts = screening.screen_rows(pairs, wanted, rule=kept_by, leaks=leaks, out=out)
+        find = partial(_find_faults, spec=wanted, carrier=rule, leaks=leaks)
+        with open_workers(workers) as processes:
+            batches = map_in_order(find, pairs, processes)
+            counts = screening.split_rows(batches, build_rule(wanted, rule, gold={}), out=out)
     return counts, report.remarks()
+
+
+def _find_faults(
+    rows: pd.DataFrame, *, spec: ScreenSpec, carrier: str, leaks: re.Pattern[str]
+) -> screening.RowFaults:
+    """What the screens find in a batch. A rule cannot be sent to a worker, so it is built here."""
+    return screening.find_faults(rows, spec, rule=build_rule(spec, carrier, gold={}), leaks=leaks)
 
 
 def convert(
@@ -118,10 +141,3 @@ def convert(
             corpus.batches(source, report=report, fields=fields), target, cast(corpus.Form, wanted)
         )
     return report
-
-
-def count_rows(file: Path, fields: Fields | None) -> tuple[int, list[str]]:
-    """How many pairs a file has, whose rows are all to be read, and remarks on it."""
-    report = corpus.ReadReport(drop_system=False)
-    rows = sum(map(len, corpus.batches(file, report=report, fields=fields)))
-    return rows, report.remarks()

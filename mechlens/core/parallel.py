@@ -1,0 +1,78 @@
+"""Apply a function to many items in worker processes, with the results in the order of the items."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+from mechlens.core import machine
+from mechlens.core.errors import MachineError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+FIRST = 8
+"""items that this process computes before workers get any, since their start takes seconds"""
+AHEAD = 6
+"""items that workers have before their first result is taken"""
+
+
+@contextmanager
+def open_workers(count: int) -> Iterator[Executor | None]:
+    """Worker processes, which start when they get work; None for fewer than two."""
+    if count < 2:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")  # threads of numpy and torch do not survive a fork
+    pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise MachineError(
+            "a worker process was killed, most likely because memory ran out; close other programs and run "
+            "again"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: Executor | None
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with the function's result, in the order of the items.
+
+    Args:
+        function: a pure function that can be pickled.
+        items: read as the results are taken: few items are in memory at once.
+        workers: of `open_workers`; without them, or with few items, this process computes everything.
+    """
+    rest = iter(items)
+    for item in rest if workers is None else islice(rest, FIRST):
+        yield item, function(item)
+    if workers is None:
+        return
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    for item in rest:
+        waiting.append((item, workers.submit(function, item)))
+        if len(waiting) > AHEAD:
+            yield _finished(waiting)
+    while waiting:
+        yield _finished(waiting)
+
+
+def _finished(waiting: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
+    item, future = waiting.popleft()
+    return item, future.result()
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    machine.end_with_parent(parent)
