@@ -33,8 +33,8 @@ import pages
 from mechlens.core.errors import DataError
 from mechlens.core.numerals import NUMERAL
 from mechlens.core.seeds import generator
-from mechlens.detect.from_rows import shapes
 from mechlens.detect.learned import LearnedDetector
+from mechlens.detect.row_features import shapes
 from mechlens.detect.two_samples import hash_text
 from mechlens.results import figures
 from real_data import NUMBERS, permitted, read

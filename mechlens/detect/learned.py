@@ -33,8 +33,8 @@ from mechlens.core.numerals import NUMERAL
 from mechlens.core.seeds import generator
 from mechlens.data import corpus
 from mechlens.data.formats import Data
-from mechlens.detect.from_rows import LONGEST
 from mechlens.detect.registry import SuspectRows
+from mechlens.detect.row_features import LONGEST
 from mechlens.detect.two_samples import hash_text
 
 HASHED = 2**16
