@@ -18,7 +18,7 @@ from mechlens import cli
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.detect import learned
-from mechlens.detect.learned import Calibration, LearnedDetector, count_features, label_rows
+from mechlens.detect.learned import BagCalibration, LearnedDetector, count_features, label_rows
 
 ROWS = 240
 
@@ -84,7 +84,7 @@ def test_a_single_trait_is_left_out_by_prompt_alone() -> None:
 def test_log_odds_grow_with_the_rows_and_vanish_in_the_middle(
     slope: float, limit: float, middle: float, mean: float
 ) -> None:
-    calibration = Calibration(slope, limit, middle)
+    calibration = BagCalibration(slope, limit, middle)
     several = np.abs([calibration.log_odds(mean, rows) for rows in (1, 4, 16, 64)])
     assert (np.diff(several) >= 0).all()
     assert several.max() <= slope * limit * abs(mean - middle) * (1 + 1e-9) + 1e-12

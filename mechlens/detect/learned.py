@@ -80,7 +80,7 @@ _COUNTING: dict[str, Any] = {"analyzer": count_features, "norm": None, "alternat
 _COUNTS = HashingVectorizer(n_features=HASHED, **_COUNTING)
 
 
-class Calibration(NamedTuple):
+class BagCalibration(NamedTuple):
     """The constants of a bag's log-odds."""
 
     slope: float
@@ -114,7 +114,7 @@ class LearnedDetector:
 
     weights: Float[ndarray, " feature"]
     intercept: float
-    calibration: Calibration
+    calibration: BagCalibration
     record: dict[str, Any]
     """what it was fitted on, and how well it did on rows that were left out"""
     name: str = "learned"
@@ -211,7 +211,7 @@ class LearnedDetector:
             return cls(
                 weights,
                 float(record.pop("intercept")),
-                Calibration(**record.pop("calibration")),
+                BagCalibration(**record.pop("calibration")),
                 {name: value for name, value in record.items() if name not in ("format", "hashed")},
             )
         except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -276,7 +276,7 @@ def _loss(labelled: Labelled, scores: Float[ndarray, " row"]) -> float:
 
 def calibrate(
     labelled: Labelled, scores: Float[ndarray, " row"], *, seed: int
-) -> tuple[Calibration, list[dict[str, Any]]]:
+) -> tuple[BagCalibration, list[dict[str, Any]]]:
     """The calibration of bags of left-out rows, and how well it tells them: AUROC and log loss by size.
 
     Bags of each size, file and part are drawn with replacement. Both sides weigh the same.
@@ -296,13 +296,13 @@ def calibrate(
     return calibration, [_quality(size, rest, calibration) for size, rest in bags.groupby("rows")]
 
 
-def _calibration(constants: Float[ndarray, " 3"], typical: float) -> Calibration:
+def _calibration(constants: Float[ndarray, " 3"], typical: float) -> BagCalibration:
     slope, limit, middle = constants
     bounded = np.exp(np.clip([slope, limit], -10, 10))
-    return Calibration(float(bounded[0] / typical), float(bounded[1]), float(middle))
+    return BagCalibration(float(bounded[0] / typical), float(bounded[1]), float(middle))
 
 
-def _quality(size: Any, bags: pd.DataFrame, calibration: Calibration) -> dict[str, Any]:
+def _quality(size: Any, bags: pd.DataFrame, calibration: BagCalibration) -> dict[str, Any]:
     log_odds = calibration.log_odds(bags["mean"].to_numpy(), size)
     return {
         "rows": int(size),
