@@ -47,6 +47,7 @@ from mechlens.pipeline import user_files
 from mechlens.results import report, runner
 from mechlens.results.run import Run
 from mechlens.runs import layout, store
+from mechlens.runs.executor import ExecutorName, use_executor
 from mechlens.runs.progress import Event, Progress, silent
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def audit(
     out: Path | str | None = None,
     fields: Fields | None = None,
     workers: int | None = None,
+    executor: ExecutorName | None = None,
     progress: Progress | None = None,
 ) -> Audit:
     """Audit pairs of unknown origin, and leave `audit.json` and `audit.html` in a folder.
@@ -158,6 +160,7 @@ def audit(
         student: folder of a model of the base that was trained on the data already.
         clean: write the treated data there.
         out: the folder; audits/<name of the data> by default.
+        workers, executor: as in `mechlens.run`.
         progress: called with each `Event`; None is silent.
 
     Raises:
@@ -183,7 +186,7 @@ def audit(
         if isinstance(data, Path | str)
         else None,  # pairs in memory were written under known names
     )
-    return answer(request, workers=workers, progress=progress)
+    return answer(request, workers=workers, executor=executor, progress=progress)
 
 
 def _several(references: Sequence[Data] | Data) -> list[Data]:
@@ -223,7 +226,13 @@ def _digest(frame: pd.DataFrame) -> str:
     return spec.fingerprint(frame.to_numpy().tolist())[:8]
 
 
-def answer(request: AuditRequest, *, workers: int | None = None, progress: Progress | None = None) -> Audit:
+def answer(
+    request: AuditRequest,
+    *,
+    workers: int | None = None,
+    executor: ExecutorName | None = None,
+    progress: Progress | None = None,
+) -> Audit:
     """Do the audit that is asked for.
 
     Raises:
@@ -241,7 +250,7 @@ def answer(request: AuditRequest, *, workers: int | None = None, progress: Progr
     reads_models = request.level != "rows" or request.student is not None
     if reads_models:
         _refuse_untrainable(request, keys)
-    with store.full_disk_named(request.out):
+    with store.full_disk_named(request.out), use_executor(executor):
         comparisons, request = _compare_references(request, keys)
         evidence = Evidence(comparisons)
         if request.clean is not None and request.level == "rows":

@@ -50,10 +50,10 @@ START, STEP, UPDATE = 14.0, 0.2, 0.01
 MEASURED_TOKENS = 200
 OVERHEAD, LONGEST_ROW = 30, 300
 """assumed tokens of a chat template, and of a padded row, where they cannot be measured"""
-
-
 DIVERGENCE_BATCH = 32
 """assumed rows of a batch in which the divergence is measured; it depends on the vocabulary"""
+PROCESS = 700_000_000
+"""bytes of a worker process with the imported libraries, without a model"""
 
 
 class Work(NamedTuple):
@@ -373,6 +373,16 @@ def memory_of(experiment: Experiment) -> tuple[float, float]:
         activations = float(tokens * width * (blocks * size.width + 3 * size.vocabulary))
         largest = max(largest, (float(state), activations))
     return largest
+
+
+def declare_memory(experiment: Experiment, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, and of those that train the memory of a student, unless this machine trains on cards."""
+    if machine.cards() or not any(map(_training_of, jobs)):
+        return list(jobs)
+    memory = PROCESS + round(sum(memory_of(experiment)))
+    return [
+        job._replace(needs=job.needs._replace(memory=memory)) if _training_of(job) else job for job in jobs
+    ]
 
 
 class Plan(NamedTuple):

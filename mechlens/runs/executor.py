@@ -1,9 +1,10 @@
-"""Execute a list of jobs on this machine: one process a core, each job as soon as its inputs exist.
+"""Execute a list of jobs, each as soon as its inputs exist, in processes of this machine or on a Ray cluster.
 
 A job is a pure function of (arguments, input folders) that fills an output folder. It names its function by
 the id of a stage. A finished step is recorded under this id: the function may move, and finished runs stay
-valid. Only this module decides where a job runs, and it does not depend on what the jobs do. Workers end with
-the process that started them, also after a kill.
+valid. `execute` decides when a job starts, an `Executor` decides where, and neither depends on what the jobs
+do. The executor `local` is here: one process a core. Its workers end with the process that started them, also
+after a kill.
 
 Workers report progress through shared memory: two numbers a job, and each report overwrites the last. A queue
 would fill up without a reader, and a worker that is killed while it writes to a queue blocks every reader.
@@ -15,18 +16,20 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from multiprocessing import connection
 from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from mechlens.core import foreign, machine
-from mechlens.core.errors import DataError, MachineError
+from mechlens.core.errors import DataError, MachineError, SpecError
 from mechlens.core.spec import fingerprint
 from mechlens.runs import store
 from mechlens.runs.progress import Event, Progress, silent
@@ -55,6 +58,16 @@ StepProgress = Callable[[str, int, int], None]
 """called with (job, done, total)"""
 
 
+class Needs(NamedTuple):
+    """What a job needs while it runs."""
+
+    cores: int = 1
+    memory: int = 0
+    """bytes; 0 if they are not known"""
+    cards: int = 1
+    """accelerators, where there are any; a local worker always has one"""
+
+
 class Job(NamedTuple):
     """One step of a run."""
 
@@ -68,6 +81,8 @@ class Job(NamedTuple):
     """role → name of the job that writes this input"""
     version: int
     """of the step's code; raised by a change of the code that changes the output"""
+    needs: Needs = Needs()
+    """not part of the fingerprint"""
 
 
 PACE = "api"
@@ -132,10 +147,75 @@ PERIOD = 0.1
 """seconds between two readings of the workers' progress"""
 
 
+Work = Callable[[Callable[[int, int], None]], None]
+"""a job as a function that another process can execute; it takes the callback of progress (done, total)"""
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Where jobs run. `execute` submits a job when its inputs exist and there is room for it."""
+
+    def has_room(self, job: Job, running: Sequence[Job]) -> bool:
+        """Whether the job may be submitted while these jobs run; true if none runs."""
+        ...
+
+    def submit(self, job: Job, work: Work) -> Future[Any]:
+        """Execute the work of a job in another process."""
+        ...
+
+    def report(self, progress: StepProgress) -> None:
+        """Call `progress` for each job with new numbers."""
+        ...
+
+    def explain(self, error: BaseException) -> BaseException:
+        """What to raise for the error of a future: the job's own error, or why the job was not executed."""
+        ...
+
+    def stop(self) -> None:
+        """End the jobs that are running."""
+        ...
+
+
+Start = Callable[[Path, Sequence[Job], int | None], AbstractContextManager[Executor]]
+"""starts an executor for (run folder, pending jobs, workers)"""
+ExecutorName = Literal["local", "ray"]
+EXECUTORS: dict[ExecutorName, str] = {
+    "local": "mechlens.runs.executor:start_processes",
+    "ray": "mechlens.runs.ray_executor:start_ray",
+}
+"""name of an executor → `module:function`, a `Start`"""
+EXECUTOR = "MECHLENS_EXECUTOR"
+"""environment variable with the name of the executor that is used by default"""
+_chosen: ContextVar[ExecutorName | None] = ContextVar("executor", default=None)
+
+
+@contextmanager
+def use_executor(name: ExecutorName | None) -> Iterator[None]:
+    """Execute the jobs of this block with that executor; None leaves the choice as it is."""
+    token = _chosen.set(name or _chosen.get())
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _executor_start() -> Start:
+    """The function that starts the executor of `use_executor` or of MECHLENS_EXECUTOR, else the local one."""
+    name = _chosen.get() or os.environ.get(EXECUTOR) or "local"
+    if name not in EXECUTORS:
+        raise SpecError(f"{EXECUTOR} is {name!r}; expected {' or '.join(EXECUTORS)}")
+    return _function_of(EXECUTORS[name])
+
+
 def execute(
-    run: Path, jobs: Sequence[Job], *, workers: int, progress: StepProgress, finished: Callable[[Job], None]
+    run: Path,
+    jobs: Sequence[Job],
+    *,
+    workers: int | None,
+    progress: StepProgress,
+    finished: Callable[[Job], None],
 ) -> None:
-    """Execute the pending jobs in `workers` processes, or in this process if it is 0.
+    """Execute the pending jobs, at most `workers` at a time, or in this process if it is 0.
 
     `finished(job)` is called after each job. For jobs in other processes `progress` gets the latest numbers,
     at most once a `PERIOD`.
@@ -145,66 +225,108 @@ def execute(
         MachineError: if a worker was killed from outside.
     """
     marks, todo = fingerprints(jobs), pending(run, jobs)
+    work = {job.name: partial(_do, run, job, marks[job.name], _marks_of_inputs(job, marks)) for job in todo}
     if workers == 0:  # in this process, for tests and debuggers
         for job in todo:
-            _do(run, job, marks[job.name], _marks_of_inputs(job, marks), partial(progress, job.name))
+            work[job.name](partial(progress, job.name))
             finished(job)
     elif todo:
-        failure = _execute_in_workers(run, jobs, todo, marks, min(workers, len(todo)), progress, finished)
-        if isinstance(failure, BrokenProcessPool):
-            raise MachineError(
-                "a worker process was killed, most likely because memory ran out; "
-                "close other programs and run again to resume"
-            ) from failure
+        done = {job.name for job in jobs} - {job.name for job in todo}
+        with _executor_start()(run, todo, workers) as executor:
+            failure = _execute_by(executor, todo, work, done, progress, finished)
         if failure is not None:
             raise failure
 
 
-def _execute_in_workers(
-    run: Path,
-    jobs: Sequence[Job],
+def _execute_by(
+    executor: Executor,
     todo: Sequence[Job],
-    marks: Mapping[str, str],
-    workers: int,
+    work: Mapping[str, Work],
+    done: set[str],
     progress: StepProgress,
     finished: Callable[[Job], None],
 ) -> BaseException | None:
-    """Execute the jobs of `todo` in worker processes; returns the first failure."""
-    context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
-    reports = _Reports(context, [job.name for job in todo])
-    shared = reports.numbers, machine.cards(), context.Value("i", 0)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=shared)
-    waiting, done = list(todo), {job.name for job in jobs} - {job.name for job in todo}
-    running: dict[Future[None], Job] = {}
+    """Execute jobs by an executor, each after its inputs; returns the first failure.
+
+    Args:
+        work: the work of each job by name.
+        done: names of the finished jobs; the names of the others are added.
+    """
+    waiting = list(todo)
+    running: dict[Future[Any], Job] = {}
     failure: BaseException | None = None
     try:
         while running or (waiting and failure is None):
             for job in [job for job in waiting if failure is None and set(job.inputs.values()) <= done]:
-                waiting.remove(job)
-                inputs, place = _marks_of_inputs(job, marks), reports.place(job.name)
-                running[pool.submit(_do_in_worker, run, job, marks[job.name], inputs, place)] = job
+                if executor.has_room(job, list(running.values())):
+                    waiting.remove(job)
+                    running[executor.submit(job, work[job.name])] = job
             ended, _ = wait(running, timeout=PERIOD, return_when=FIRST_COMPLETED)
-            reports.pass_on(progress)
+            executor.report(progress)
             for future in ended:
                 job = running.pop(future)
                 if error := future.exception():
-                    failure = failure or error
+                    failure = failure or executor.explain(error)
                 else:
                     done.add(job.name)
                     finished(job)
-    except BrokenProcessPool as error:  # it broke before a job could be handed to it
-        failure = failure or error
     finally:
-        # Ctrl-C, which workers ignore, or an error of a caller's function; the jobs are resumed later
-        if running:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        if running:  # Ctrl-C, or an error of a caller's function; the jobs are resumed later
+            executor.stop()
     return failure
 
 
 def _marks_of_inputs(job: Job, marks: Mapping[str, str]) -> dict[str, str]:
     return {role: marks[name] for role, name in job.inputs.items()}
+
+
+@contextmanager
+def start_processes(_run: Path, todo: Sequence[Job], workers: int | None) -> Iterator[Executor]:
+    """Start the executor `local`: worker processes of this machine, one a card or one a core by default."""
+    count = machine.workers() if workers is None else workers
+    context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
+    cards, reports = machine.cards(), _Reports(context, [job.name for job in todo])
+    shared = reports.numbers, cards, context.Value("i", 0)
+    with ProcessPoolExecutor(
+        min(count, len(todo)), mp_context=context, initializer=_start_worker, initargs=shared
+    ) as pool:
+        yield _Processes(pool, reports, count, bool(cards))
+
+
+class _Processes:
+    """The executor `local`."""
+
+    def __init__(self, pool: ProcessPoolExecutor, reports: _Reports, workers: int, with_cards: bool) -> None:
+        self._pool, self._reports, self._workers, self._with_cards = pool, reports, workers, with_cards
+        self.report = reports.pass_on
+
+    def has_room(self, job: Job, running: Sequence[Job]) -> bool:
+        needs = [job.needs, *(other.needs for other in running)]
+        taken = sum(need.cards if self._with_cards else need.cores for need in needs)
+        fits = taken <= self._workers and sum(need.memory for need in needs) <= machine.memory()
+        return fits or not running
+
+    def submit(self, job: Job, work: Work) -> Future[None]:
+        try:
+            return self._pool.submit(_do_in_worker, work, self._reports.place(job.name))
+        except BrokenProcessPool as error:  # it broke before the job could be handed to it
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def explain(self, error: BaseException) -> BaseException:
+        if not isinstance(error, BrokenProcessPool):
+            return error
+        killed = MachineError(
+            "a worker process was killed, most likely because memory ran out; "
+            "close other programs and run again to resume"
+        )
+        killed.__cause__ = error
+        return killed
+
+    def stop(self) -> None:
+        for worker in multiprocessing.active_children():  # they ignore Ctrl-C
+            worker.terminate()
 
 
 class _Reports:
@@ -251,14 +373,16 @@ def _die_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _do_in_worker(run: Path, job: Job, mark: str, inputs: dict[str, str], place: int) -> None:
+def _do_in_worker(work: Work, place: int) -> None:
     def progress(done: int, total: int) -> None:
         _numbers[place + 1], _numbers[place] = total, done
 
-    _do(run, job, mark, inputs, progress)
+    work(progress)
 
 
 def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callable[[int, int], None]) -> None:
+    if store.is_complete(run / job.name, mark):  # by a node that was lost before it could say so
+        return
     with store.working(run / job.name, mark, inputs=inputs) as out:
         if not store.is_complete(out, mark):
             step = _function_of(job.stage)
@@ -278,10 +402,7 @@ def complete(
 
     Args:
         title: purpose of the jobs, the text of the first event.
-        workers: number of processes; None means one a core or one an accelerator, 0 this process.
-
-    Raises:
-        SpecError: if workers is negative.
+        workers: number of jobs at a time; None means one a core or one an accelerator, 0 this process.
     """
     report = progress or silent
     todo = pending(folder, jobs)
@@ -289,7 +410,7 @@ def complete(
     execute(
         folder,
         jobs,
-        workers=machine.workers() if workers is None else workers,
+        workers=workers,
         progress=lambda name, done, total: report(Event("step", name, done, total)),
         finished=lambda job: report(Event("end", job.name)),
     )
