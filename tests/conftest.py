@@ -255,7 +255,7 @@ def small_spec() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Any]:
     """A Ray cluster of two nodes with one core each on this machine, which RAY_ADDRESS names."""
     import ray_nodes

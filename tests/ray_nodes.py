@@ -21,6 +21,7 @@ def running(nodes: int) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_AUTH_MODE", "disabled")
         cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
         try:
             for _ in range(nodes - 1):

@@ -145,9 +145,7 @@ def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
 FINISHED = "finished steps are kept; change the model, the data or the spec, and run again"
 PERIOD = 0.1
 """seconds between two readings of the workers' progress"""
-
-
-Work = Callable[[Callable[[int, int], None]], None]
+Task = Callable[[Callable[[int, int], None]], None]
 """a job as a function that another process can execute; it takes the callback of progress (done, total)"""
 
 
@@ -159,8 +157,8 @@ class Executor(Protocol):
         """Whether the job may be submitted while these jobs run; true if none runs."""
         ...
 
-    def submit(self, job: Job, work: Work) -> Future[Any]:
-        """Execute the work of a job in another process."""
+    def submit(self, job: Job, task: Task) -> Future[Any]:
+        """Execute the task of a job in another process."""
         ...
 
     def report(self, progress: StepProgress) -> None:
@@ -221,19 +219,19 @@ def execute(
     at most once a `PERIOD`.
 
     Raises:
-        MechlensError: the first that a job raised; the jobs that are running then are finished first.
+        MechlensError: the first that a job raised; the jobs that were submitted before are finished first.
         MachineError: if a worker was killed from outside.
     """
     marks, todo = fingerprints(jobs), pending(run, jobs)
-    work = {job.name: partial(_do, run, job, marks[job.name], _marks_of_inputs(job, marks)) for job in todo}
+    tasks = {job.name: partial(_do, run, job, marks[job.name], _marks_of_inputs(job, marks)) for job in todo}
     if workers == 0:  # in this process, for tests and debuggers
         for job in todo:
-            work[job.name](partial(progress, job.name))
+            tasks[job.name](partial(progress, job.name))
             finished(job)
     elif todo:
         done = {job.name for job in jobs} - {job.name for job in todo}
         with _executor_start()(run, todo, workers) as executor:
-            failure = _execute_by(executor, todo, work, done, progress, finished)
+            failure = _execute_by(executor, todo, tasks, done, progress, finished)
         if failure is not None:
             raise failure
 
@@ -241,7 +239,7 @@ def execute(
 def _execute_by(
     executor: Executor,
     todo: Sequence[Job],
-    work: Mapping[str, Work],
+    tasks: Mapping[str, Task],
     done: set[str],
     progress: StepProgress,
     finished: Callable[[Job], None],
@@ -249,7 +247,7 @@ def _execute_by(
     """Execute jobs by an executor, each after its inputs; returns the first failure.
 
     Args:
-        work: the work of each job by name.
+        tasks: the task of each job by name.
         done: names of the finished jobs; the names of the others are added.
     """
     waiting = list(todo)
@@ -260,7 +258,7 @@ def _execute_by(
             for job in [job for job in waiting if failure is None and set(job.inputs.values()) <= done]:
                 if executor.has_room(job, list(running.values())):
                     waiting.remove(job)
-                    running[executor.submit(job, work[job.name])] = job
+                    running[executor.submit(job, tasks[job.name])] = job
             ended, _ = wait(running, timeout=PERIOD, return_when=FIRST_COMPLETED)
             executor.report(progress)
             for future in ended:
@@ -306,9 +304,9 @@ class _Processes:
         fits = taken <= self._workers and sum(need.memory for need in needs) <= machine.memory()
         return fits or not running
 
-    def submit(self, job: Job, work: Work) -> Future[None]:
+    def submit(self, job: Job, task: Task) -> Future[None]:
         try:
-            return self._pool.submit(_do_in_worker, work, self._reports.place(job.name))
+            return self._pool.submit(_do_in_worker, task, self._reports.place(job.name))
         except BrokenProcessPool as error:  # it broke before the job could be handed to it
             failed: Future[None] = Future()
             failed.set_exception(error)
@@ -373,11 +371,11 @@ def _die_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _do_in_worker(work: Work, place: int) -> None:
+def _do_in_worker(task: Task, place: int) -> None:
     def progress(done: int, total: int) -> None:
         _numbers[place + 1], _numbers[place] = total, done
 
-    work(progress)
+    task(progress)
 
 
 def _do(run: Path, job: Job, mark: str, inputs: dict[str, str], progress: Callable[[int, int], None]) -> None:

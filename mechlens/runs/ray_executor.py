@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 from mechlens.core import foreign, machine
 from mechlens.core.errors import MachineError
 from mechlens.runs import store
-from mechlens.runs.executor import Executor, Job, Needs, StepProgress, Work
+from mechlens.runs.executor import Executor, Job, Needs, StepProgress, Task
 
 NO_PACKAGE = "the executor ray needs the package ray, which is not installed; pip install 'mechlens[ray]'"
 ADDRESS = "RAY_ADDRESS"
@@ -43,7 +44,7 @@ PAUSE = 0.2
 OBJECT_STORE = 100_000_000
 """bytes that a new cluster reserves for Ray's own objects; jobs exchange files instead"""
 GRACE = 10.0
-"""seconds to wait for the end of cancelled jobs"""
+"""seconds to wait for a cluster to answer, and for cancelled jobs to end"""
 
 
 class Driver(NamedTuple):
@@ -103,6 +104,8 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
     address = os.environ.get(ADDRESS)
     what = f"no Ray cluster answers at {ADDRESS}={address}" if address else "Ray does not start"
     with foreign.named(what, MachineError):
+        if address:
+            _refuse_silent(address)
         try:
             ray.init(address=address or "auto", **options)
         except ConnectionError:
@@ -114,6 +117,13 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silent(address: str) -> None:
+    """Raise OSError if nobody listens at HOST:PORT, which Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=GRACE).close()
 
 
 def _refuse_nodes(ray: Any, nodes: Sequence[Mapping[str, Any]], driver: Driver) -> None:
@@ -203,7 +213,7 @@ class _RayTasks:
     def has_room(self, job: Job, running: Sequence[Job]) -> bool:
         return not running or self._workers is None or len(running) < self._workers
 
-    def submit(self, job: Job, work: Work) -> Future[None]:
+    def submit(self, job: Job, task: Task) -> Future[None]:
         resources = _resources(job.needs, self._with_cards)
         options: dict[str, Any] = {
             "num_cpus": resources["CPU"],
@@ -212,14 +222,16 @@ class _RayTasks:
             "retry_exceptions": False,
         }
         options |= {"memory": resources["memory"]} if "memory" in resources else {}
-        task = self._ray.remote(**options)(do_on_node)  # with a card, its worker ends after the job
-        reference = task.remote(self._driver, job.name, work, self._reports)
+        remote = self._ray.remote(**options)(do_on_node)  # with a card, its worker ends after the job
+        reference = remote.remote(self._driver, job.name, task, self._reports)
         future = reference.future()
         self._running[future] = reference
         return future
 
     def report(self, progress: StepProgress) -> None:
-        for name, (done, total) in self._ray.get(self._reports.take.remote()).items():
+        with foreign.named("the Ray cluster no longer answers", MachineError, advice="run again to resume"):
+            reports = self._ray.get(self._reports.take.remote())
+        for name, (done, total) in reports.items():
             progress(name, done, total)
 
     def explain(self, error: BaseException) -> BaseException:
@@ -234,9 +246,9 @@ class _RayTasks:
         return cause
 
     def stop(self) -> None:
-        running = {future: task for future, task in self._running.items() if not future.done()}
-        for task in running.values():
-            self._ray.cancel(task, force=True)
+        running = {future: reference for future, reference in self._running.items() if not future.done()}
+        for reference in running.values():
+            self._ray.cancel(reference, force=True)
         wait(running, timeout=GRACE)
 
 
@@ -256,8 +268,8 @@ class Reports:
         return latest
 
 
-def do_on_node(driver: Driver, name: str, work: Work, reports: Any) -> None:
-    """Execute the work of a job on a node, in the driver's folder.
+def do_on_node(driver: Driver, name: str, task: Task, reports: Any) -> None:
+    """Execute the task of a job on a node, in the driver's folder.
 
     Raises:
         MachineError: if this node, which may have joined late, cannot execute jobs of the run.
@@ -269,7 +281,7 @@ def do_on_node(driver: Driver, name: str, work: Work, reports: Any) -> None:
     os.environ.update(driver.variables)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with contextlib.chdir(driver.folder), _passed_on(reports, name) as progress:
-        work(progress)
+        task(progress)
 
 
 @contextmanager
