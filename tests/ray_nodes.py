@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def running(nodes: int) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+        cluster: Any = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
         try:
             for _ in range(nodes - 1):
                 cluster.add_node(**NODE)
@@ -31,6 +33,23 @@ def running(nodes: int) -> Iterator[Any]:
             yield cluster
         finally:
             cluster.shutdown()
+
+
+@contextmanager
+def joined(address: str, prefix: Sequence[str]) -> Iterator[None]:
+    """A node that joins a cluster, by `ray start` behind the words of a prefix."""
+    command = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}"]
+    node = subprocess.Popen(
+        [*command, "--num-cpus=1", "--block"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert node.stdout is not None
+    try:
+        assert any("Ray runtime started" in line for line in node.stdout)
+        yield
+    finally:
+        node.terminate()
+        node.wait()
+        node.stdout.close()
 
 
 def raylet_of(node: Any) -> int:

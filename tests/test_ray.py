@@ -122,6 +122,18 @@ def test_a_job_that_raises_is_one_line_and_the_others_are_finished(tmp_path: Pat
     assert finished == {"eagle", "untouched"}
 
 
+def test_a_node_that_does_not_see_the_run_folder_is_named(tmp_path: Path) -> None:
+    hide = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path} && exec "$0" "$@"']
+    if subprocess.run([*hide, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("only root can hide a folder from a node")
+    with ray_nodes.running(1) as cluster, ray_nodes.joined(cluster.address, hide):
+        process = start(tmp_path / "run", "--executor", "ray")
+        _, line = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert line.count("\n") == 1 and f"cannot read {tmp_path / 'run' / TOKEN}; put the run on" in line
+    assert not list((tmp_path / "run").rglob("step.json"))
+
+
 def test_an_address_where_no_cluster_answers_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
