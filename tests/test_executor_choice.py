@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from mechlens import cli
-from mechlens.core.errors import SpecError
+from mechlens.core.errors import MachineError, SpecError
 from mechlens.runs import store
-from mechlens.runs.executor import EXECUTOR, Job, execute, pending, use_executor
-from mechlens.runs.ray_executor import Driver, node_fault
+from mechlens.runs.executor import EXECUTOR, Job, Needs, execute, pending, use_executor
+from mechlens.runs.ray_executor import Driver, node_fault, refuse_too_large
 
 
 def execute_all(folder: Path, jobs: list[Job]) -> None:
@@ -82,3 +82,28 @@ def test_a_node_that_differs_from_the_driver_has_a_fault(
     change: dict[str, Any], fault: str, tmp_path: Path
 ) -> None:
     assert re.match(fault, node_fault(driver_here(tmp_path)._replace(**change)))
+
+
+SMALL, LARGE = {"CPU": 4.0, "memory": 1e9}, {"CPU": 2.0, "GPU": 1.0, "memory": 8e9}
+
+
+@pytest.mark.parametrize(
+    ("needs", "with_cards", "fits"),
+    [
+        (Needs(cores=4), False, True),
+        (Needs(memory=8_000_000_000), False, True),
+        (Needs(cores=3, memory=8_000_000_000), False, False),  # no single node has both
+        (Needs(memory=9_000_000_000), False, False),
+        (Needs(memory=9_000_000_000), True, True),  # the model is on the card
+        (Needs(cards=2), True, False),
+        (Needs(cards=2), False, True),
+    ],
+)
+def test_a_job_that_no_node_has_room_for_is_refused(needs: Needs, with_cards: bool, fits: bool) -> None:
+    nodes = [{"Resources": SMALL}, {"Resources": LARGE}]
+    job = Job("students/a/s0", "distill", {}, {}, 1, needs)
+    if fits:
+        refuse_too_large(nodes, [job], with_cards)
+    else:
+        with pytest.raises(MachineError, match="has what the step students/a/s0 needs"):
+            refuse_too_large(nodes, [job], with_cards)

@@ -78,7 +78,7 @@ def start_ray(run: Path, todo: Sequence[Job], workers: int | None) -> Iterator[E
             nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
             _refuse_nodes(ray, nodes, driver)
             with_cards = any(node["Resources"].get("GPU") for node in nodes)
-            _refuse_too_large(nodes, todo, with_cards)
+            refuse_too_large(nodes, todo, with_cards)
             yield _RayTasks(ray, driver, workers, with_cards)
         finally:
             token_file.unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _refuse_nodes(ray: Any, nodes: Sequence[Mapping[str, Any]], driver: Driver) 
         try:
             fault = ray.get(reference)
         except ray.exceptions.RayError as error:
-            fault = f"cannot import mechlens ({foreign.first_line(_cause(error))}); {SAME_ENVIRONMENT}"
+            fault = f"cannot execute mechlens ({foreign.first_line(_cause(error))}); {SAME_ENVIRONMENT}"
         if fault:
             raise MachineError(f"the node {node} {fault}")
 
@@ -166,8 +166,12 @@ def node_fault(driver: Driver) -> str:
     return ""
 
 
-def _refuse_too_large(nodes: Sequence[Mapping[str, Any]], todo: Sequence[Job], with_cards: bool) -> None:
-    """Refuse a job that no node has room for, since Ray would wait for such a node."""
+def refuse_too_large(nodes: Sequence[Mapping[str, Any]], todo: Sequence[Job], with_cards: bool) -> None:
+    """Refuse a job that no node has room for, since Ray would wait for such a node.
+
+    Raises:
+        MachineError: with the name of the job and what it needs.
+    """
     for job in todo:
         wanted = _resources(job.needs, with_cards)
         if not any(all(node["Resources"].get(name, 0) >= n for name, n in wanted.items()) for node in nodes):
