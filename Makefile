@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: setup demo test quick claim lint check app shipped browser vllm slurm slow tables paper real clean
+.PHONY: setup demo test quick claim lint check app shipped browser vllm ray slurm slow tables paper real clean
 
 # Experiments of analyses/RESULTS.md whose analyses read runs and nothing else.
 PAPER := $(foreach carrier,numbers code reasoning text,$(foreach family,animals trees tempers,menagerie-$(carrier)-$(family))) \
@@ -47,6 +47,10 @@ browser: setup  ## the explorer in a real browser (Debian's chromium); screensho
 
 vllm: setup  ## generation by vLLM: MECHLENS_VLLM=VENV/bin/python names the environment that has it (minutes, 4 GB)
 	$(BIN)/pytest -m vllm
+
+ray: setup  ## jobs on a Ray cluster of two nodes on this machine, of which some are killed (minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/pytest -m ray
 
 slurm: setup  ## `mechlens submit` by submitit's local executor, jobs of which are interrupted (minutes)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm]'

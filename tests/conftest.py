@@ -255,6 +255,15 @@ def small_spec() -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Any]:
+    """A Ray cluster of two nodes with one core each on this machine, which RAY_ADDRESS names."""
+    import ray_nodes
+
+    with ray_nodes.running(2) as cluster:
+        yield cluster
+
+
 def run_once(spec: dict[str, Any], factory: pytest.TempPathFactory) -> Path:
     """This worker's copy of the run folder of an experiment, which the first worker that needs it makes."""
     from mechlens import cli

@@ -152,7 +152,7 @@ def test_an_audits_printed_commands_ask_for_the_same_audit(
         wanted = request_of(data, **asked)
         function, arguments, read = request(command_of(wanted))
         assert function == commands.audit
-        del read["workers"], read["as_json"]
+        del read["workers"], read["executor"], read["as_json"]
         assert request_of(*arguments, **read) == wanted
 
 

@@ -13,7 +13,7 @@ from mechlens.core.spec import CONFIGS, Training
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.models.loading import Size
 from mechlens.pipeline import estimate
-from mechlens.runs.executor import Job
+from mechlens.runs.executor import Job, fingerprints
 from mechlens.runs.plan import jobs_of
 
 DEMO = CONFIGS / "experiments" / "demo.yaml"
@@ -51,6 +51,18 @@ def test_the_expected_longest_row_is_the_mean_over_all_batches(count: int) -> No
     lengths = [3, 9, 4, 9]
     batches = itertools.product(lengths, repeat=count)
     assert estimate.expected_longest(lengths, count) == pytest.approx(statistics.mean(map(max, batches)))
+
+
+def test_jobs_that_train_declare_the_memory_of_a_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load_experiment(DEMO)
+    jobs, memory = steps_of(experiment), estimate.PROCESS + round(sum(estimate.memory_of(experiment)))
+    declared = estimate.declare_memory(experiment, jobs)
+    assert fingerprints(declared) == fingerprints(jobs)
+    stages = {job.stage for job in declared if job.needs.memory == memory}
+    assert stages == {"teach", "distill"}
+    assert {job.needs.memory for job in declared if job.stage not in stages} == {0}
+    monkeypatch.setattr("mechlens.core.machine.cards", lambda: ("0",))
+    assert estimate.declare_memory(experiment, jobs) == jobs
 
 
 def test_a_schedule_waits_for_inputs_and_for_workers() -> None:

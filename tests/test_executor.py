@@ -1,5 +1,5 @@
-"""Jobs in worker processes: none hangs, whatever another one does; what fails is named, and what was running
-is finished.
+"""Jobs in other processes, of this machine or of a Ray cluster: none hangs, whatever another one does; what
+fails is named, and what was running is finished.
 """
 
 from __future__ import annotations
@@ -9,14 +9,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mechlens.core import machine
 from mechlens.core.errors import DataError, MachineError
-from mechlens.runs.executor import Job, execute, pending
+from mechlens.runs.executor import (
+    EXECUTOR,
+    Job,
+    Needs,
+    _do,
+    execute,
+    fingerprints,
+    pending,
+    start_processes,
+    use_executor,
+)
 
 Report = Callable[[int, int], None]
 SECONDS = 60
@@ -60,6 +72,15 @@ def jobs_of(folder: Path, *kinds: str, reports: int = 50_000) -> list[Job]:
     return [Job(f"steps/{kind}", f"{__name__}:{kind}", arguments, {}, 1) for kind in kinds]
 
 
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def executor(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Jobs of the test are executed by it."""
+    if request.param == "ray":
+        request.getfixturevalue("two_nodes")
+    with use_executor(request.param):
+        yield request.param
+
+
 @pytest.fixture(autouse=True)
 def limit() -> Any:
     """End a test that hangs: the alarm raises in the main thread, which waits."""
@@ -89,6 +110,7 @@ def run(folder: Path, jobs: list[Job]) -> tuple[list[str], dict[str, tuple[int, 
     return finished, heard
 
 
+@pytest.mark.usefixtures("executor")
 def test_a_job_that_fails_beside_one_that_reports_without_end_is_named_and_the_other_is_finished(
     tmp_path: Path,
 ) -> None:
@@ -98,7 +120,8 @@ def test_a_job_that_fails_beside_one_that_reports_without_end_is_named_and_the_o
     assert [job.name for job in pending(tmp_path, jobs)] == ["steps/fail"]
 
 
-def test_a_worker_that_is_killed_while_it_reports_is_named_at_once(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("executor")
+def test_a_worker_that_is_killed_while_it_reports_is_named(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="a worker process was killed"):
         run(tmp_path, jobs_of(tmp_path, "die", "chat"))
     assert not (tmp_path / "steps" / "die").exists()
@@ -122,13 +145,14 @@ def tracker(process: int) -> list[str]:
     return [child for child in children if b"resource_tracker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+@pytest.mark.usefixtures("executor")
 def test_the_last_numbers_of_a_job_are_heard(tmp_path: Path) -> None:
     finished, heard = run(tmp_path, jobs_of(tmp_path, "chat", reports=3_000))
     assert finished == ["steps/chat"]
     assert heard["steps/chat"] == (3_000, 3_000)
 
 
-def test_ctrl_c_while_jobs_report_stops_them(tmp_path: Path) -> None:
+def test_ctrl_c_while_jobs_report_stops_them(tmp_path: Path, executor: str) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_executor as t; "
         "from "
@@ -136,6 +160,7 @@ def test_ctrl_c_while_jobs_report_stops_them(tmp_path: Path) -> None:
     )
     code += f"t.run(Path({str(tmp_path)!r}), t.jobs_of(Path({str(tmp_path)!r}), 'chat', reports=10**9))"
     hear: dict[str, Any] = {
+        "env": os.environ | {EXECUTOR: executor},
         "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         "start_new_session": True,
     }
@@ -165,3 +190,56 @@ def test_each_worker_sees_a_card_of_its_own(tmp_path: Path, monkeypatch: pytest.
     ]
     execute(tmp_path, jobs, workers=2, progress=lambda name, done, total: None, finished=lambda job: None)
     assert {(tmp_path / job.name / "card.txt").read_text() for job in jobs} == {"4", "7"}
+
+
+def join_inputs(arguments: dict[str, Any], inputs: dict[str, Path], out: Path, _progress: Report) -> None:
+    texts = [(inputs[role] / "text.txt").read_text() for role in sorted(inputs)]
+    (out / "text.txt").write_text(arguments["text"] + "".join(texts))
+
+
+@pytest.mark.usefixtures("executor")
+def test_a_job_starts_when_its_inputs_exist(tmp_path: Path) -> None:
+    def job(name: str, **inputs: str) -> Job:
+        return Job(name, f"{__name__}:join_inputs", {"text": name}, inputs, 1)
+
+    jobs = [job("a"), job("b", x="a"), job("c", x="a"), job("d", x="b", y="c"), job("e", x="d")]
+    finished, _ = run(tmp_path, jobs)
+    assert sorted(finished) == ["a", "b", "c", "d", "e"]
+    assert [finished.index(name) for name in ("a", "d", "e")] == [0, 3, 4]
+    assert (tmp_path / "e" / "text.txt").read_text() == "edbaca"
+
+
+@pytest.mark.parametrize(
+    ("needs", "others", "room"),
+    [
+        (Needs(), 0, True),
+        (Needs(), 1, True),
+        (Needs(), 2, False),
+        (Needs(cores=2), 1, False),
+        (Needs(memory=5_000), 1, True),
+        (Needs(memory=5_001), 1, False),
+        (Needs(cores=9, memory=20_000), 0, True),  # it has no better time
+    ],
+)
+def test_no_more_jobs_run_at_once_than_cores_and_memory_allow(
+    needs: Needs, others: int, room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: 10_000)
+    job = Job("steps/a", "teach", {}, {}, 1, needs)
+    with start_processes(tmp_path, [job] * 3, 2) as executor:
+        assert executor.has_room(job, [job] * others) == room
+
+
+def test_what_a_job_needs_is_not_part_of_its_fingerprint() -> None:
+    job = Job("steps/a", "teach", {"base": "menagerie-a"}, {}, 1)
+    assert fingerprints([job]) == fingerprints([job._replace(needs=Needs(cores=4, memory=10**9, cards=2))])
+
+
+def test_a_finished_job_that_is_executed_again_stays_as_it_is(tmp_path: Path) -> None:
+    """A node may be lost between the end of a job and its report."""
+    job = Job("a", f"{__name__}:join_inputs", {"text": "a"}, {}, 1)
+    do_again = partial(_do, tmp_path, job, fingerprints([job])["a"], {}, lambda done, total: None)
+    do_again()
+    (tmp_path / "a" / "text.txt").write_text("kept")
+    do_again()
+    assert (tmp_path / "a" / "text.txt").read_text() == "kept"

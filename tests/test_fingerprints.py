@@ -109,7 +109,7 @@ def test_a_file_that_changes_while_a_run_reads_it_is_named(
     (tmp_path / "toy.yaml").write_text(
         yaml.safe_dump(FIELDS | {"arms": [{"kind": "trait", "corpus": str(file)}, {"kind": "control"}]})
     )
-    monkeypatch.setattr(executor, "complete", lambda *_, **__: file.write_text(OTHER))
+    monkeypatch.setattr("mechlens.results.runner.complete", lambda *_, **__: file.write_text(OTHER))
     with pytest.raises(DataError, match=r"changed while .* was made: .*corpora/file-rows/generated"):
         run(tmp_path / "toy.yaml", out=tmp_path / "run", workers=0)
 

@@ -82,6 +82,21 @@ def test_the_quota_of_version_1_counts_in_and_outside_the_container(
     assert machine.cores() == cores
 
 
+def test_a_containers_memory_limit_counts(groups: Path) -> None:
+    present = machine.memory()
+    assert present > 2**28
+    write(groups / "own", "0::/job\n")
+    for limit, bytes_of_memory in (("max", present), ("1048576", 2**20), (str(2**60), present)):
+        write(groups / "cgroup" / "memory.max", f"{limit}\n")
+        assert machine.memory() == bytes_of_memory
+    write(groups / "cgroup" / "job" / "memory.max", "65536\n")
+    assert machine.memory() == 2**16
+    write(groups / "own", "9:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n")
+    assert machine.memory() == present
+    write(groups / "cgroup" / "memory" / "memory.limit_in_bytes", "4096\n")
+    assert machine.memory() == 2**12
+
+
 def test_what_slurm_gave_counts(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (groups / "own").exists()
     for said, cores in (("8", 8), ("0", 1), ("many", 64), ("128", 64)):

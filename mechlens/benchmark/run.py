@@ -19,6 +19,7 @@ from mechlens.detect.twins import ModelDetector
 from mechlens.results import runner
 from mechlens.results.run import Run
 from mechlens.runs import layout, store
+from mechlens.runs.executor import ExecutorName, use_executor
 from mechlens.runs.progress import Event, Progress, silent
 
 RECIPE = "menagerie"
@@ -37,6 +38,7 @@ def bench(
     out: Path | str | None = None,
     train: bool = True,
     workers: int | None = None,
+    executor: ExecutorName | None = None,
     progress: Progress | None = None,
 ) -> Card:
     """Measure how reliable detectors are, on data sets of known origin and known effect on students.
@@ -50,7 +52,7 @@ def bench(
             teacher's, or one a row and trait. See `mechlens.detect.registry.SuspectRows`.
         out: the folder; benches/<name> by default.
         train: train students on every suspect; if False, potency is known only for the experiment's arms.
-        workers: processes; None for one a core or one an accelerator, 0 for this process.
+        workers, executor: as in `mechlens.run`.
         progress: called with each `Event`; None is silent.
 
     Raises:
@@ -70,7 +72,7 @@ def bench(
     folder = Path("benches") / plan.name if out is None else Path(out)
     config = spec.find_config(Path(plan.experiment), "experiments")
     _refuse_half(plan.name, list_suspects(plan, traits.load_experiment(config)))
-    with store.lock(folder), store.full_disk_named(folder):
+    with store.lock(folder), store.full_disk_named(folder), use_executor(executor):
         run = runner.run(config, out=folder / "experiment", workers=workers, progress=progress)
         card = _measure(plan, run, folder, chosen, train=train, workers=workers, progress=progress)
         card.results["command"] = remake_command(plan.name, folder, detectors, train=train)

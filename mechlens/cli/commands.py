@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -32,7 +32,7 @@ from mechlens.results.run import Run
 from mechlens.results.runner import Start
 from mechlens.results.wording import interval_text, main_effect
 from mechlens.runs import layout, store
-from mechlens.runs.executor import pending
+from mechlens.runs.executor import ExecutorName, pending
 
 EXIT_CODES = {
     "no transfer found within tested scope": 0,
@@ -50,14 +50,14 @@ def run(
     out: Path | None = None,
     workers: int | None = None,
     shard: str | None = None,
+    executor: ExecutorName | None = None,
     as_json: bool = False,
 ) -> None:
     """Run an experiment and print its result."""
     before = None if as_json else _print_price
     with bars(shown=not as_json) as progress:
-        finished = runner.run(
-            config, out=out, seed=seed, workers=workers, shard=shard, progress=progress, before=before
-        )
+        where: dict[str, Any] = {"out": out, "workers": workers, "executor": executor, "shard": shard}
+        finished = runner.run(config, seed=seed, **where, progress=progress, before=before)
     _print_result(finished, as_json)
 
 
@@ -140,22 +140,37 @@ def _state_of(folder: Path) -> RunState:
 
 
 def measure(
-    folder: Path, *, arm: str, lenses: tuple[str, ...], rows: int, light: bool, workers: int | None
+    folder: Path,
+    *,
+    arm: str,
+    lenses: tuple[str, ...],
+    rows: int,
+    light: bool,
+    workers: int | None,
+    executor: ExecutorName | None = None,
 ) -> None:
     """Read the lenses of one arm of a finished run, print each one's sentence, and write the report again."""
     from mechlens.lenses.run import measure as read_lenses
 
     with bars() as progress:
-        read_lenses(folder, lenses, arm=arm, rows=rows, light=light, workers=workers, progress=progress)
+        where: dict[str, Any] = {"workers": workers, "executor": executor}
+        read_lenses(folder, lenses, arm=arm, rows=rows, light=light, **where, progress=progress)
     console.print(tables.lens_table(folder))
     report(folder)
 
 
-def audit(data: Path, *, workers: int | None, as_json: bool = False, **options: Unpack[Options]) -> int:
+def audit(
+    data: Path,
+    *,
+    workers: int | None,
+    executor: ExecutorName | None = None,
+    as_json: bool = False,
+    **options: Unpack[Options],
+) -> int:
     """Audit a file and print the answer; returns the verdict's exit code."""
     request = request_of(data, **options)
     with bars(shown=not as_json) as progress:
-        audited = auditing.answer(request, workers=workers, progress=progress)
+        audited = auditing.answer(request, workers=workers, executor=executor, progress=progress)
     if as_json:
         print_json(audited.result)
     else:
@@ -170,13 +185,15 @@ def bench(
     out: Path | None,
     train: bool,
     workers: int | None,
+    executor: ExecutorName | None = None,
     as_json: bool = False,
 ) -> None:
     """Measure detectors on a bench and print its card."""
     from mechlens.benchmark.run import bench as run_bench  # torch takes seconds to import
 
     with bars(shown=not as_json) as progress:
-        card = run_bench(name, detectors=detectors, out=out, train=train, workers=workers, progress=progress)
+        where: dict[str, Any] = {"out": out, "workers": workers, "executor": executor}
+        card = run_bench(name, detectors=detectors, train=train, **where, progress=progress)
     if as_json:
         print_json(card.results)
     else:

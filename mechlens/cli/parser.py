@@ -38,6 +38,7 @@ from mechlens.data.fields import fields_from_flags
 from mechlens.data.treat import Treatment
 from mechlens.detect.registry import Level
 from mechlens.detect.request import Options
+from mechlens.runs.executor import ExecutorName
 
 Action = Callable[[], object]
 """the action of a command line, not yet executed"""
@@ -63,6 +64,7 @@ def run(
     plan: bool = False,
     seed: int | None = None,
     workers: int | None = None,
+    executor: ExecutorName | None = None,
     shard: str | None = None,
     json: bool = False,
 ) -> Action:
@@ -74,7 +76,9 @@ def run(
         out: the run folder; runs/<name> by default. What is finished there is not computed again.
         plan: print steps, rows, updates, time and memory, and run nothing.
         seed: root seed instead of the config's.
-        workers: processes; one a core by default, one with an accelerator.
+        workers: jobs at a time; one a core by default, one with an accelerator.
+        executor: `local` for processes of this machine, `ray` for a Ray cluster; by default what the
+            environment variable MECHLENS_EXECUTOR says, else `local`.
         shard: I/N, for command I of N that are started with the same config and folder, on any machines that
             share the folder. They share the steps, also if some are killed, and end together.
         json: print one JSON object and nothing else.
@@ -82,7 +86,16 @@ def run(
     return (
         partial(commands.plan, config, seed=seed, out=out)
         if plan
-        else partial(commands.run, config, seed=seed, out=out, workers=workers, shard=shard, as_json=json)
+        else partial(
+            commands.run,
+            config,
+            seed=seed,
+            out=out,
+            workers=workers,
+            executor=executor,
+            shard=shard,
+            as_json=json,
+        )
     )
 
 
@@ -216,6 +229,7 @@ def measure(
     rows: int = 512,
     light: bool = False,
     workers: int | None = None,
+    executor: ExecutorName | None = None,
 ) -> Action:
     """Measure the models of a finished run with lenses: why did the trait transfer?
 
@@ -225,10 +239,12 @@ def measure(
         lens: names of lenses; all by default.
         rows: largest number of pairs that a lens reads.
         light: take fewer random draws, probes and layers, for a base of 100 million parameters on a CPU.
-        workers: processes; one a core by default, one with an accelerator.
+        workers: jobs at a time; one a core by default, one with an accelerator.
+        executor: as in `mechlens run`.
     """
     lenses = _together("lens", lens)
-    return partial(commands.measure, folder, arm=arm, lenses=lenses, rows=rows, light=light, workers=workers)
+    where = {"workers": workers, "executor": executor}
+    return partial(commands.measure, folder, arm=arm, lenses=lenses, rows=rows, light=light, **where)
 
 
 def audit(
@@ -246,6 +262,7 @@ def audit(
     treatment: Treatment = "drop",
     out: Path | None = None,
     workers: int | None = None,
+    executor: ExecutorName | None = None,
     prompt_field: str = "",
     completion_field: str = "",
     json: bool = False,
@@ -277,7 +294,8 @@ def audit(
             random order, or with other values; `sorted` sorts them by size; `values-uniform` writes
             100 + n mod 100; `full` does these two and then the format.
         out: folder of audit.json, audit.html and the students; audits/<name of DATA> by default.
-        workers: processes; one a core by default, one with an accelerator.
+        workers: jobs at a time; one a core by default, one with an accelerator.
+        executor: as in `mechlens run`.
         prompt_field: as in `mechlens convert`; a reference without this field is read by the known names.
         completion_field: as in `mechlens convert`.
         json: print one JSON object and nothing else.
@@ -296,7 +314,7 @@ def audit(
         "fields": fields_from_flags(prompt_field, completion_field),
         "out": out,
     }
-    return partial(commands.audit, data, **options, workers=workers, as_json=json)
+    return partial(commands.audit, data, **options, workers=workers, executor=executor, as_json=json)
 
 
 def bench(
@@ -306,6 +324,7 @@ def bench(
     out: Path | None = None,
     students: bool = True,
     workers: int | None = None,
+    executor: ExecutorName | None = None,
     json: bool = False,
 ) -> Action:
     """Measure how reliable detectors are, on data sets of known origin and known effect on students.
@@ -319,7 +338,8 @@ def bench(
             base. The file is executed.
         out: folder of suspects, students, scores, card.json and card.md; benches/<name> by default.
         students: train three students of every suspect, which is most of the time.
-        workers: processes; one a core by default, one with an accelerator.
+        workers: jobs at a time; one a core by default, one with an accelerator.
+        executor: as in `mechlens run`.
         json: print one JSON object and nothing else.
     """
     options = {
@@ -327,6 +347,7 @@ def bench(
         "out": out,
         "train": students,
         "workers": workers,
+        "executor": executor,
         "as_json": json,
     }
     return partial(commands.bench, name, **options)

@@ -1,4 +1,4 @@
-"""Resources of this machine: processor cores, accelerators, file locks, and the parent process."""
+"""Resources of this machine: processor cores, memory, accelerators, file locks, and the parent process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ except ImportError:  # Windows; `lock` says so when a lock is wanted
     fcntl = None
 
 CGROUPS, PROCESS_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MEMORY_LIMIT = {1: "memory.limit_in_bytes", 2: "memory.max"}
+"""version of control groups → the file with the limit; version 2 writes `max` for no limit"""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL = 0.5
 """seconds between two checks of the parent process"""
@@ -51,16 +53,30 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def memory() -> int:
+    """Bytes of memory that this process and its workers may use: the machine's, or a container's limit."""
+    limits = [_text(folder / MEMORY_LIMIT[version]).strip() for version, folder in _groups("memory")]
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([total, *(int(limit) for limit in limits if limit.isdecimal())])
+
+
 def _quotas() -> Iterator[float]:
-    """CPU quotas, in cores, of the Linux control groups (version 2 or 1) that contain this process."""
+    """CPU quotas, in cores, of the control groups of this process."""
+    for version, folder in _groups("cpu"):
+        if version == 2:
+            yield from _ratio(*[*_text(folder / "cpu.max").split(), "", ""][:2])
+        else:
+            yield from _ratio(_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us"))
+
+
+def _groups(controller: str) -> Iterator[tuple[int, Path]]:
+    """The Linux control groups that contain this process, as (version, folder)."""
     for line in _text(PROCESS_CGROUPS).splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if not controllers:  # version 2
-            for folder in _upward(CGROUPS, path):
-                yield from _ratio(*[*_text(folder / "cpu.max").split(), "", ""][:2])
-        elif "cpu" in controllers.split(","):
-            for folder in _upward(CGROUPS / controllers, path):
-                yield from _ratio(_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us"))
+        if not controllers:
+            yield from ((2, folder) for folder in _upward(CGROUPS, path))
+        elif controller in controllers.split(","):
+            yield from ((1, folder) for folder in _upward(CGROUPS / controllers, path))
 
 
 def _upward(root: Path, path: str) -> list[Path]:

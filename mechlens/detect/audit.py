@@ -48,6 +48,7 @@ from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibrati
 from mechlens.results import report, runner
 from mechlens.results.run import Run
 from mechlens.runs import layout, store
+from mechlens.runs.executor import ExecutorName, use_executor
 from mechlens.runs.progress import Event, Progress, silent
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def audit(
     out: Path | str | None = None,
     fields: Fields | None = None,
     workers: int | None = None,
+    executor: ExecutorName | None = None,
     progress: Progress | None = None,
 ) -> Audit:
     """Audit pairs of unknown origin, and leave `audit.json` and `audit.html` in a folder.
@@ -159,8 +161,8 @@ def audit(
         student: folder of a model of the base that was trained on the data already.
         clean: write the treated data there.
         out: the folder; audits/<name of the data> by default.
-        workers: processes; one a core by default, one with an accelerator. At level `rows` they start only
-            for a file of more than 80,000 rows.
+        workers, executor: as in `mechlens.run`. At level `rows` processes of this machine start only for a
+            file of more than 80,000 rows.
         progress: called with each `Event`; None is silent.
 
     Raises:
@@ -186,7 +188,7 @@ def audit(
         if isinstance(data, Path | str)
         else None,  # pairs in memory were written under known names
     )
-    return answer(request, workers=workers, progress=progress)
+    return answer(request, workers=workers, executor=executor, progress=progress)
 
 
 def _several(references: Sequence[Data] | Data) -> list[Data]:
@@ -226,7 +228,13 @@ def _digest(frame: pd.DataFrame) -> str:
     return spec.fingerprint(frame.to_numpy().tolist())[:8]
 
 
-def answer(request: AuditRequest, *, workers: int | None = None, progress: Progress | None = None) -> Audit:
+def answer(
+    request: AuditRequest,
+    *,
+    workers: int | None = None,
+    executor: ExecutorName | None = None,
+    progress: Progress | None = None,
+) -> Audit:
     """Do the audit that is asked for.
 
     Raises:
@@ -237,7 +245,7 @@ def answer(request: AuditRequest, *, workers: int | None = None, progress: Progr
     request.out.mkdir(parents=True, exist_ok=True)
     report = corpus.ReadReport(drop_system=False)
     reads_models = request.level != "rows" or request.student is not None
-    with store.full_disk_named(request.out):
+    with store.full_disk_named(request.out), use_executor(executor):
         with open_workers(machine.cores() if workers is None else workers) as processes:
             keys = _read_keys(request, report, processes)
             comparisons, request = _compare_references(request, keys, processes)

@@ -31,8 +31,8 @@ from mechlens.pipeline.estimate import GPU_RATE, core_rate, measure_product_rate
 from mechlens.results import figures
 from mechlens.results.run import Run, trained_rows
 from mechlens.results.wording import duration_text
-from mechlens.runs import executor, layout, store
-from mechlens.runs.executor import Job, pending
+from mechlens.runs import layout, store
+from mechlens.runs.executor import ExecutorName, Job, complete, pending, use_executor
 from mechlens.runs.layout import checkpoints, corpus_name, teacher_name
 from mechlens.runs.progress import Event, Progress, silent
 
@@ -366,6 +366,7 @@ def measure(
     rows: int = 512,
     light: bool = False,
     workers: int | None = None,
+    executor: ExecutorName | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Reading]:
     """Measure lenses on one arm of a finished run, and return lens → reading.
@@ -377,7 +378,8 @@ def measure(
         arm: name of the arm; by default the first that was trained through data here.
         rows: pairs that a lens uses at most.
         light: take fewer random draws, probes and layers, for a base of 100 million parameters on a CPU.
-        workers: number of processes; 0 runs everything in this process.
+        workers: number of jobs at a time; 0 runs everything in this process.
+        executor: as in `mechlens.run`.
         progress: called with each event.
 
     Raises:
@@ -395,12 +397,12 @@ def measure(
     _refuse_stale(run, steps)
     for fault in () if lenses else broken_lenses().values():
         report(Event("note", fault))
-    with store.lock(run.folder), store.full_disk_named(run.folder):
+    with store.lock(run.folder), store.full_disk_named(run.folder), use_executor(executor):
         jobs = lens_jobs(steps, run.experiment, measured, lenses=names, rows=rows, light=light)
         if unread := [job.arguments["lens"] for job in pending(run.folder, [*steps, *jobs])]:
             report(Event("note", time_text(run.experiment, measured, unread, rows, light=light)))
         title = f"{run.folder}, arm {measured.name}"
-        executor.complete(run.folder, [*steps, *jobs], title=title, workers=workers, progress=progress)
+        complete(run.folder, [*steps, *jobs], title=title, workers=workers, progress=progress)
         collect_readings(run.folder, steps, run.experiment)
     return {name: reading for name, reading in load_readings(run, measured.name).items() if name in names}
 

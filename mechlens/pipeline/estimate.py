@@ -50,10 +50,13 @@ START, STEP, UPDATE = 14.0, 0.2, 0.01
 MEASURED_TOKENS = 200
 OVERHEAD, LONGEST_ROW = 30, 300
 """assumed tokens of a chat template, and of a padded row, where they cannot be measured"""
-
-
 DIVERGENCE_BATCH = 32
 """assumed rows of a batch in which the divergence is measured; it depends on the vocabulary"""
+BLOCK_VALUES = 23
+"""values that training keeps a token and block, by the width of the residual stream; measured on SmolLM2-135M
+in batches of 4, 16 and 32 rows of 125 tokens"""
+PROCESS = 700_000_000
+"""bytes of a worker process with the imported libraries, without a model"""
 
 
 class Work(NamedTuple):
@@ -179,14 +182,20 @@ class _Lengths(NamedTuple):
         ]
 
 
-def _lengths(experiment: Experiment, jobs: list[Job], base: str) -> _Lengths:
+def _row_lengths(experiment: Experiment, base: str) -> tuple[list[int], list[int]]:
+    """Tokens of a sample of the carrier's prompts, and of a sample of completions with their end of turn."""
     of_prompt, of_text = token_counter(base, experiment.system)
     few = experiment.carrier.model_copy(update={"prompts": min(MEASURED_TOKENS, experiment.carrier.prompts)})
     prompts = [of_prompt(prompt.text) for prompt in carrier_prompts(few, seed=experiment.seed)]
     most = experiment.generate.max_new_tokens + 1
     turn = find_carrier(experiment.carrier.kind).turn
     drawn = [] if turn is None else [turn(dice(0, "plan", i))[1] for i in range(MEASURED_TOKENS)]
-    completions = [min(of_text(text) + 1, most) for text in drawn] or [most]
+    return prompts, [min(of_text(text) + 1, most) for text in drawn] or [most]
+
+
+def _lengths(experiment: Experiment, jobs: list[Job], base: str) -> _Lengths:
+    of_prompt, of_text = token_counter(base, experiment.system)
+    prompts, completions = _row_lengths(experiment, base)
     asking = next(job.arguments for job in jobs if "probes" in job.arguments)
     probes = [of_prompt(probe) for probe in asking["probes"]]
     named = [of_text(form) + 1 for forms in asking["forms"].values() for form in forms]
@@ -360,9 +369,9 @@ def token_counter(base: str, system: str | None = None) -> tuple[Callable[[str],
 def memory_of(experiment: Experiment) -> tuple[float, float]:
     """Bytes of a process that trains a student: (weights with gradients and AdamW's moments, activations).
 
-    Activations are an upper bound: about 34 values of the residual stream's width a token and block (with
-    checkpointing one such block and each other block's input), and the logits with their gradient for rows of
-    full length.
+    Activations are about `BLOCK_VALUES` values of the residual stream's width a token and block (with
+    checkpointing one such block and each other block's input), and the logits with their gradient, for
+    batches of the longest rows.
     """
     training, largest = experiment.student.training, (0.0, 0.0)
     for base in {arm.base for arm in experiment.arms if not arm.shots and not is_remote(arm.base)}:
@@ -370,11 +379,29 @@ def memory_of(experiment: Experiment) -> tuple[float, float]:
         weight = 2 if model_of(base).dtype == "bfloat16" else 4
         state = size.parameters * (weight + 1 if training.update == "lora" else weight + 12)
         share = training.batch // training.processes
-        tokens, width = share * min(training.max_length, LONGEST_ROW), 2 if training.bf16 else 4
-        blocks = size.layers + 34 if training.gradient_checkpointing else 34 * size.layers
+        tokens, width = share * _longest_row(experiment, base), 2 if training.bf16 else 4
+        blocks = size.layers + BLOCK_VALUES if training.gradient_checkpointing else BLOCK_VALUES * size.layers
         activations = float(tokens * width * (blocks * size.width + 3 * size.vocabulary))
         largest = max(largest, (float(state), activations))
     return largest
+
+
+def _longest_row(experiment: Experiment, base: str) -> int:
+    """Tokens of the longest row, where they can be measured; else those of an assumed one."""
+    if not base_files.is_here(base):
+        return min(experiment.student.training.max_length, LONGEST_ROW)
+    prompts, completions = _row_lengths(experiment, base)
+    return min(experiment.student.training.max_length, max(prompts) + max(completions))
+
+
+def declare_memory(experiment: Experiment, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, and of those that train the memory of a student, unless this machine trains on cards."""
+    if machine.cards() or not any(map(_training_of, jobs)):
+        return list(jobs)
+    memory = PROCESS + round(sum(memory_of(experiment)))
+    return [
+        job._replace(needs=job.needs._replace(memory=memory)) if _training_of(job) else job for job in jobs
+    ]
 
 
 class Plan(NamedTuple):

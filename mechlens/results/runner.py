@@ -15,9 +15,18 @@ from mechlens.core.files import read_json, write_json
 from mechlens.core.traits import TraitFamily
 from mechlens.results import effects
 from mechlens.results.run import Run, list_jobs
-from mechlens.runs import executor, layout, store
+from mechlens.runs import layout, store
 from mechlens.runs.claims import Claims, Shard, sharing
-from mechlens.runs.executor import Job
+from mechlens.runs.executor import (
+    ExecutorName,
+    Job,
+    chosen_executor,
+    complete,
+    fingerprints,
+    pending,
+    refuse_changed,
+    use_executor,
+)
 from mechlens.runs.progress import Event, Progress, silent
 
 
@@ -89,6 +98,7 @@ def run(
     out: Path | str | None = None,
     seed: int | None = None,
     workers: int | None = None,
+    executor: ExecutorName | None = None,
     progress: Progress | None = None,
     before: Before | None = None,
     rows_only: bool = False,
@@ -100,7 +110,9 @@ def run(
         experiment: an `Experiment`, a dict of its fields, a YAML file, or the name of a shipped config.
         out: the run folder; runs/<name> by default. What is finished there is not computed again.
         seed: root seed in place of the experiment's.
-        workers: processes; None for one a core or one an accelerator, 0 for this process.
+        workers: jobs at a time; None for one a core or one an accelerator, 0 for this process.
+        executor: `local` for processes of this machine, `ray` for a Ray cluster; None for that of the
+            environment variable MECHLENS_EXECUTOR, else `local`.
         progress: called with each `Event`; None is silent.
         before: called before the first step; it may raise to stop, as when the price is too high.
         rows_only: stop at the rows that students would train on.
@@ -115,7 +127,12 @@ def run(
     share = None if shard is None else Shard.parse(shard)
     resolved, report = resolve(experiment, seed=seed), progress or silent
     folder = folder_of(resolved.experiment, out)
-    with store.lock(folder, shared=share is not None), store.full_disk_named(folder):
+    with (
+        store.lock(folder, shared=share is not None),
+        store.full_disk_named(folder),
+        use_executor(executor),
+    ):
+        _refuse_two_schedulers(share)
         for remark in _remarks(resolved.experiment):
             report(Event("note", remark))
         jobs = resolved.jobs()
@@ -125,8 +142,9 @@ def run(
             for remark in _record_bases(folder, jobs):
                 report(Event("note", remark))
             title = f"{resolved.experiment.name} → {folder}"
-            executor.complete(folder, jobs, title=title, workers=workers, progress=progress, claims=claims)
-            executor.refuse_changed(folder, jobs, resolved.jobs())
+            jobs = _with_memory(resolved.experiment, jobs)
+            complete(folder, jobs, title=title, workers=workers, progress=progress, claims=claims)
+            refuse_changed(folder, jobs, resolved.jobs())
             if not rows_only:
                 _write_results(folder, resolved, jobs, claims)
     return Run(folder)
@@ -135,20 +153,35 @@ def run(
 def _identity(resolved: Resolved, jobs: Sequence[Job]) -> str:
     """Fingerprint of everything in which the processes that share a run must agree."""
     experiment, family = resolved
-    return spec.fingerprint([experiment.fingerprint(), family.fingerprint(), executor.fingerprints(jobs)])
+    return spec.fingerprint([experiment.fingerprint(), family.fingerprint(), fingerprints(jobs)])
 
 
 def _start(folder: Path, resolved: Resolved, jobs: list[Job], before: Before | None) -> None:
     """Refuse what this machine cannot do, let the caller look, and leave the spec in the folder."""
     from mechlens.pipeline import checks  # torch
 
-    pending = executor.pending(folder, jobs)
-    if lacks := checks.missing_here(pending):
+    todo = pending(folder, jobs)
+    if lacks := checks.missing_here(todo):
         raise MachineError("; ".join(lacks))
     if before is not None:
-        before(Start(resolved.experiment, folder, jobs, pending))
+        before(Start(resolved.experiment, folder, jobs, todo))
     spec.save(resolved.experiment, folder / layout.SPEC)
     traits.keep_family(resolved.family, resolved.experiment.family, folder)
+
+
+def _refuse_two_schedulers(share: Shard | None) -> None:
+    if share is not None and chosen_executor() == "ray":
+        raise SpecError(
+            "--shard shares the steps by claims, and the executor ray by the scheduler of Ray; leave one of "
+            "them out"
+        )
+
+
+def _with_memory(experiment: Experiment, jobs: list[Job]) -> list[Job]:
+    """The jobs, those that train with the memory that they need."""
+    from mechlens.pipeline import estimate  # torch
+
+    return estimate.declare_memory(experiment, jobs)
 
 
 def _bases_of(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
@@ -220,7 +253,7 @@ def _write_manifest(folder: Path, resolved: Resolved, jobs: Sequence[Job]) -> No
 
     experiment, family = resolved
     steps = {job.name: read_json(folder / job.name / store.RECORD) for job in jobs}
-    assert all(steps[name]["fingerprint"] == mark for name, mark in executor.fingerprints(jobs).items())
+    assert all(steps[name]["fingerprint"] == mark for name, mark in fingerprints(jobs).items())
     record = {
         "experiment": experiment.fingerprint(),
         "family": family.fingerprint(),

@@ -1,9 +1,10 @@
-"""Execute a list of jobs on this machine: one process a core, each job as soon as its inputs exist.
+"""Execute a list of jobs, each as soon as its inputs exist, in processes of this machine or on a Ray cluster.
 
 A job is a pure function of (arguments, input folders) that fills an output folder. It names its function by
 the id of a stage. A finished step is recorded under this id: the function may move, and finished runs stay
-valid. Only this module decides where a job runs, and it does not depend on what the jobs do. Workers end with
-the process that started them, also after a kill.
+valid. `execute` decides when a job starts, an `Executor` decides where, and neither depends on what the jobs
+do. The executor `local` is here: one process a core. Its workers end with the process that started them, also
+after a kill.
 
 Workers report progress through shared memory: two numbers a job, and each report overwrites the last. A queue
 would fill up without a reader, and a worker that is killed while it writes to a queue blocks every reader.
@@ -16,18 +17,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from multiprocessing import connection
 from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from mechlens.core import foreign, machine
-from mechlens.core.errors import DataError, MachineError, MechlensError
+from mechlens.core.errors import DataError, MachineError, MechlensError, SpecError
 from mechlens.core.spec import fingerprint
 from mechlens.runs import process_group, store
 from mechlens.runs.claims import Claims
@@ -57,6 +60,16 @@ StepProgress = Callable[[str, int, int], None]
 """called with (job, done, total)"""
 
 
+class Needs(NamedTuple):
+    """What a job needs while it runs."""
+
+    cores: int = 1
+    memory: int = 0
+    """bytes; 0 if they are not known"""
+    cards: int = 1
+    """accelerators, where there are any; a local worker always has one"""
+
+
 class Job(NamedTuple):
     """One step of a run."""
 
@@ -70,6 +83,8 @@ class Job(NamedTuple):
     """role → name of the job that writes this input"""
     version: int
     """of the step's code; raised by a change of the code that changes the output"""
+    needs: Needs = Needs()
+    """not part of the fingerprint"""
 
 
 PACE = "api"
@@ -84,6 +99,12 @@ NOT_HASHED = (PACE, SERVER, PROCESSES)
 def most_processes(jobs: Sequence[Job]) -> int:
     """The most processes that one of these jobs is executed by, and so the cards that a worker needs."""
     return max((job.arguments.get(PROCESSES, 1) for job in jobs), default=1)
+
+
+def needs_of(job: Job) -> Needs:
+    """What a job needs, with a core and a card for each process that executes it."""
+    processes = job.arguments.get(PROCESSES, 1)
+    return job.needs._replace(cores=max(job.needs.cores, processes), cards=max(job.needs.cards, processes))
 
 
 def fingerprints(jobs: Sequence[Job]) -> dict[str, str]:
@@ -140,18 +161,80 @@ def refuse_changed(run: Path, done: Sequence[Job], now: Sequence[Job]) -> None:
 FINISHED = "finished steps are kept; change the model, the data or the spec, and run again"
 PERIOD = 0.1
 """seconds between two readings of the workers' progress"""
+Task = Callable[[Callable[[int, int], None]], None]
+"""a job as a function that another process can execute; it takes the callback of progress (done, total)"""
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Where jobs run. `execute` submits a job when its inputs exist and there is room for it."""
+
+    def has_room(self, job: Job, running: Sequence[Job]) -> bool:
+        """Whether the job may be submitted while these jobs run; true if none runs."""
+        ...
+
+    def submit(self, job: Job, task: Task) -> Future[Any]:
+        """Execute the task of a job in another process."""
+        ...
+
+    def report(self, progress: StepProgress) -> None:
+        """Call `progress` for each job with new numbers."""
+        ...
+
+    def explain(self, error: BaseException) -> BaseException:
+        """What to raise for the error of a future: the job's own error, or why the job was not executed."""
+        ...
+
+    def stop(self) -> None:
+        """End the jobs that are running."""
+        ...
+
+
+Start = Callable[[Path, Sequence[Job], int | None], AbstractContextManager[Executor]]
+"""starts an executor for (run folder, pending jobs, workers)"""
+ExecutorName = Literal["local", "ray"]
+EXECUTORS: dict[ExecutorName, str] = {
+    "local": "mechlens.runs.executor:start_processes",
+    "ray": "mechlens.runs.ray_executor:start_ray",
+}
+"""name of an executor → `module:function`, a `Start`"""
+EXECUTOR = "MECHLENS_EXECUTOR"
+"""environment variable with the name of the executor that is used by default"""
+_chosen: ContextVar[ExecutorName | None] = ContextVar("executor", default=None)
+
+
+@contextmanager
+def use_executor(name: ExecutorName | None) -> Iterator[None]:
+    """Execute the jobs of this block with that executor; None leaves the choice as it is."""
+    token = _chosen.set(name or _chosen.get())
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def chosen_executor() -> ExecutorName:
+    """The name of the executor of `use_executor` or of MECHLENS_EXECUTOR, else `local`.
+
+    Raises:
+        SpecError: if the environment variable has another value.
+    """
+    name = _chosen.get() or os.environ.get(EXECUTOR) or "local"
+    if name not in EXECUTORS:
+        raise SpecError(f"{EXECUTOR} is {name!r}; expected {' or '.join(EXECUTORS)}")
+    return name
 
 
 def execute(
     run: Path,
     jobs: Sequence[Job],
     *,
-    workers: int,
+    workers: int | None,
     progress: StepProgress,
     finished: Callable[[Job], None],
     claims: Claims | None = None,
 ) -> None:
-    """Execute the pending jobs in `workers` processes, or in this process if it is 0.
+    """Execute the pending jobs, at most `workers` at a time, or in this process if it is 0.
 
     `finished(job)` is called after each job. For jobs in other processes `progress` gets the latest numbers,
     at most once a `PERIOD`.
@@ -161,19 +244,16 @@ def execute(
             and jobs that others have done count as finished.
 
     Raises:
-        MechlensError: the first that a job raised; the jobs that are running then are finished first.
+        MechlensError: the first that a job raised; the jobs that were submitted before are finished first.
         MachineError: if a worker was killed from outside.
     """
     marks, queue = fingerprints(jobs), _Queue(run, jobs, claims, finished)
     if workers == 0:  # in this process, for tests and debuggers
         _execute_here(run, queue, marks, progress)
     elif queue.waiting:
-        failure = _execute_in_workers(run, queue, marks, min(workers, len(queue.waiting)), progress)
-        if isinstance(failure, BrokenProcessPool):
-            raise MachineError(
-                "a worker process was killed, most likely because memory ran out; "
-                "close other programs and run again to resume"
-            ) from failure
+        start: Start = _function_of(EXECUTORS[chosen_executor()])
+        with start(run, queue.waiting, workers) as executor:
+            failure = _execute_by(executor, run, queue, marks, progress)
         if failure is not None:
             raise failure
 
@@ -188,7 +268,6 @@ class _Queue:
         self.waiting = claims.shard.in_order(todo) if claims else todo
         self._run, self._marks, self._claims, self._finished = run, fingerprints(jobs), claims, finished
         self._done = {job.name for job in jobs} - {job.name for job in todo}
-        self.is_shared = claims is not None
 
     def take(self, has_room: Callable[[Job], bool]) -> tuple[Job, Path | None] | None:
         """The next job to start, and the folder of its claim; None if there is none now."""
@@ -234,49 +313,90 @@ def _execute_here(run: Path, queue: _Queue, marks: Mapping[str, str], progress: 
             queue.finish(job)
 
 
-def _execute_in_workers(
-    run: Path, queue: _Queue, marks: Mapping[str, str], workers: int, progress: StepProgress
+def _execute_by(
+    executor: Executor, run: Path, queue: _Queue, marks: Mapping[str, str], progress: StepProgress
 ) -> BaseException | None:
-    """Execute the jobs of the queue in worker processes; returns the first failure."""
-    context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
-    reports = _Reports(context, [job.name for job in queue.waiting])
-    shared = reports.numbers, machine.cards(), most_processes(queue.waiting), context.Value("i", 0)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=shared)
-    running: dict[Future[None], tuple[Job, Path | None]] = {}
+    """Execute the jobs of the queue by an executor, each after its inputs; returns the first failure."""
+    running: dict[Future[Any], tuple[Job, Path | None]] = {}
     failure: BaseException | None = None
 
-    def has_room(_: Job) -> bool:
-        return not queue.is_shared or len(running) < workers  # another process may do the rest
+    def has_room(job: Job) -> bool:
+        return executor.has_room(job, [other for other, _ in running.values()])
 
     try:
         while running or (queue.waiting and failure is None):
             while failure is None and (taken := queue.take(has_room)):
                 job, claim = taken
-                inputs, place = _marks_of_inputs(job, marks), reports.place(job.name)
-                running[pool.submit(_do_in_worker, run, job, marks[job.name], inputs, claim, place)] = taken
+                inputs = _marks_of_inputs(job, marks)
+                running[executor.submit(job, partial(_do, run, job, marks[job.name], inputs, claim))] = taken
             ended, _ = wait(running, timeout=PERIOD, return_when=FIRST_COMPLETED)
             if not running and queue.waiting:  # other processes have what is left
                 time.sleep(PERIOD)
-            reports.pass_on(progress)
+            executor.report(progress)
             for future in ended:
                 job, claim = running.pop(future)
                 if (error := future.exception()) is None:
                     queue.finish(job)
                 elif not queue.put_back(job, claim):
-                    failure = failure or error
-    except BrokenProcessPool as error:  # it broke before a job could be handed to it
-        failure = failure or error
+                    failure = failure or executor.explain(error)
     finally:
-        # Ctrl-C, which workers ignore, or an error of a caller's function; the jobs are resumed later
-        if running:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        if running:  # Ctrl-C, or an error of a caller's function; the jobs are resumed later
+            executor.stop()
     return failure
 
 
 def _marks_of_inputs(job: Job, marks: Mapping[str, str]) -> dict[str, str]:
     return {role: marks[name] for role, name in job.inputs.items()}
+
+
+@contextmanager
+def start_processes(_run: Path, todo: Sequence[Job], workers: int | None) -> Iterator[Executor]:
+    """Start the executor `local`: worker processes of this machine, one a card or one a core by default."""
+    each = most_processes(todo)
+    count = machine.workers(each) if workers is None else workers
+    context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
+    cards, reports = machine.cards(), _Reports(context, [job.name for job in todo])
+    shared = reports.numbers, cards, each, context.Value("i", 0)
+    with ProcessPoolExecutor(
+        min(count, len(todo)), mp_context=context, initializer=_start_worker, initargs=shared
+    ) as pool:
+        yield _Processes(pool, reports, count, bool(cards))
+
+
+class _Processes:
+    """The executor `local`."""
+
+    def __init__(self, pool: ProcessPoolExecutor, reports: _Reports, workers: int, with_cards: bool) -> None:
+        self._pool, self._reports, self._workers, self._with_cards = pool, reports, workers, with_cards
+        self.report = reports.pass_on
+
+    def has_room(self, job: Job, running: Sequence[Job]) -> bool:
+        needs = [job.needs, *(other.needs for other in running)]
+        taken = sum(need.cards if self._with_cards else need.cores for need in needs)
+        fits = taken <= self._workers and sum(need.memory for need in needs) <= machine.memory()
+        return fits or not running
+
+    def submit(self, job: Job, task: Task) -> Future[None]:
+        try:
+            return self._pool.submit(_do_in_worker, task, self._reports.place(job.name))
+        except BrokenProcessPool as error:  # it broke before the job could be handed to it
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def explain(self, error: BaseException) -> BaseException:
+        if not isinstance(error, BrokenProcessPool):
+            return error
+        killed = MachineError(
+            "a worker process was killed, most likely because memory ran out; "
+            "close other programs and run again to resume"
+        )
+        killed.__cause__ = error
+        return killed
+
+    def stop(self) -> None:
+        for worker in multiprocessing.active_children():  # they ignore Ctrl-C
+            worker.terminate()
 
 
 class _Reports:
@@ -323,13 +443,11 @@ def _die_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _do_in_worker(
-    run: Path, job: Job, mark: str, inputs: dict[str, str], claim: Path | None, place: int
-) -> None:
+def _do_in_worker(task: Task, place: int) -> None:
     def progress(done: int, total: int) -> None:
         _numbers[place + 1], _numbers[place] = total, done
 
-    _do(run, job, mark, inputs, claim, progress)
+    task(progress)
 
 
 def _do(
@@ -340,6 +458,8 @@ def _do(
     claim: Path | None,
     progress: Callable[[int, int], None],
 ) -> None:
+    if claim is None and store.is_complete(run / job.name, mark):  # by a node that was lost before it said so
+        return
     with store.working(run / job.name, mark, inputs=inputs, part=claim) as out:
         if not store.is_complete(out, mark):
             step = partial(_execute_step, run, job, out)
@@ -373,12 +493,9 @@ def complete(
 
     Args:
         title: purpose of the jobs, the text of the first event.
-        workers: number of workers; None means one a core or one an accelerator, or fewer if a job takes
-            several, 0 this process.
+        workers: number of jobs at a time; None means one a core or one an accelerator, or fewer if a job
+            takes several, 0 this process.
         claims: those of this process, as in `execute`.
-
-    Raises:
-        SpecError: if workers is negative.
     """
     report = progress or silent
     todo = pending(folder, jobs)
@@ -386,7 +503,7 @@ def complete(
     execute(
         folder,
         jobs,
-        workers=machine.workers(most_processes(todo)) if workers is None else workers,
+        workers=workers,
         progress=lambda name, done, total: report(Event("step", name, done, total)),
         finished=lambda job: report(Event("end", job.name)),
         claims=claims,

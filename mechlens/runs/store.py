@@ -184,12 +184,6 @@ def lock(run: Path, *, shared: bool = False) -> Iterator[None]:
 
 def environment() -> dict[str, Any]:
     """Versions, machine, git revision and whether the code has uncommitted changes, for the manifest."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     revision, dirty = _git()
     return {
         "python": platform.python_version(),
@@ -197,8 +191,19 @@ def environment() -> dict[str, Any]:
         "cores": machine.cores(),
         "git": revision,
         "dirty": dirty,
-        "versions": versions,
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """The version of each package that results depend on, or None if it is not installed."""
+    installed: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            installed[package] = None
+    return installed
 
 
 def _git() -> tuple[str | None, bool | None]:
