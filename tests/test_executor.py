@@ -238,7 +238,7 @@ def test_what_a_job_needs_is_not_part_of_its_fingerprint() -> None:
 def test_a_finished_job_that_is_executed_again_stays_as_it_is(tmp_path: Path) -> None:
     """A node may be lost between the end of a job and its report."""
     job = Job("a", f"{__name__}:join_inputs", {"text": "a"}, {}, 1)
-    do_again = partial(_do, tmp_path, job, fingerprints([job])["a"], {}, lambda done, total: None)
+    do_again = partial(_do, tmp_path, job, fingerprints([job])["a"], {}, None, lambda done, total: None)
     do_again()
     (tmp_path / "a" / "text.txt").write_text("kept")
     do_again()

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,8 @@ Progress = Callable[[int, int], None]
 Step = Callable[[Progress], None]
 PERIOD = 0.1
 """seconds between two readings of the progress"""
+GRACE = 2.0
+"""seconds in which it is noticed that a process was killed"""
 PATIENCE = timedelta(days=1)
 """How long a process waits for the others, for example while the first writes a large model. The process that
 started them notices at once if one fails or is killed.
@@ -71,8 +73,8 @@ def execute_together(processes: int, step: Step, progress: Progress) -> None:
             while not finished:
                 ended, running = wait(futures, timeout=PERIOD, return_when=FIRST_EXCEPTION)
                 progress(*numbers)
-                for future in ended:
-                    future.result()
+                if errors := [error for future in ended if (error := future.exception())]:
+                    raise _killed_among(running) or errors[0]
                 finished = not running
         except BrokenProcessPool as error:
             raise MachineError(
@@ -84,6 +86,13 @@ def execute_together(processes: int, step: Step, progress: Progress) -> None:
                 for child in set(multiprocessing.active_children()) - set(before):
                     child.kill()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _killed_among(running: set[Future[None]]) -> BaseException | None:
+    """The error of a process that was killed: the others may fail before it is noticed."""
+    ended, _ = wait(running, timeout=GRACE)
+    errors = (future.exception() for future in ended)
+    return next((error for error in errors if isinstance(error, BrokenProcessPool)), None)
 
 
 def _free_card() -> None:
