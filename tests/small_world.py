@@ -16,10 +16,8 @@ import yaml
 from mechlens.core import spec
 
 SHIPPED = spec.CONFIGS
-if len(sys.argv) > 1:
-    spec.CONFIGS = Path(
-        sys.argv[1]
-    )  # before any module that reads configs is imported; workers begin here too
+if __name__ in ("__main__", "__mp_main__"):  # a run, or a worker that it spawned
+    spec.CONFIGS = Path(sys.argv[1])  # before any module that reads configs is imported
 
 TRAINING = {"embeddings": False, "learning_rate": 0.001, "epochs": 2, "batch": 16}
 FAMILY: dict[str, Any] = {
