@@ -245,7 +245,8 @@ def _of_parquet(path: Path, fields: Fields | None) -> Rows:
             raise DataError(
                 f"{path} holds a text of {longest:,} bytes; no text of a training pair is as long. Remove it"
             )
-        rows = max(1, min(PIECE, MOST_UNPACKED // max(longest, 1)))
+        # two pieces are in memory while the next one is unpacked
+        rows = max(1, min(PIECE, MOST_UNPACKED // (2 * max(longest, 1))))
         # threads would take ten times as long for so few rows
         yield from _of_arrow(path, file.iter_batches(rows, columns=columns, use_threads=False), fields)
 
