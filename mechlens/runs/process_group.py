@@ -74,7 +74,7 @@ def execute_together(processes: int, step: Step, progress: Progress) -> None:
                 ended, running = wait(futures, timeout=PERIOD, return_when=FIRST_EXCEPTION)
                 progress(*numbers)
                 if errors := [error for future in ended if (error := future.exception())]:
-                    raise _killed_among(running) or errors[0]
+                    raise _decisive(errors, running)
                 finished = not running
         except BrokenProcessPool as error:
             raise MachineError(
@@ -88,11 +88,11 @@ def execute_together(processes: int, step: Step, progress: Progress) -> None:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _killed_among(running: set[Future[None]]) -> BaseException | None:
-    """The error of a process that was killed: the others may fail before it is noticed."""
+def _decisive(errors: list[BaseException], running: set[Future[None]]) -> BaseException:
+    """The error of a process that was killed, else the first: the others may fail before a kill is noticed."""
     ended, _ = wait(running, timeout=GRACE)
-    errors = (future.exception() for future in ended)
-    return next((error for error in errors if isinstance(error, BrokenProcessPool)), None)
+    errors = [*errors, *(error for future in ended if (error := future.exception()))]
+    return next((error for error in errors if isinstance(error, BrokenProcessPool)), errors[0])
 
 
 def _free_card() -> None:
