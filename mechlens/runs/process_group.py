@@ -89,7 +89,7 @@ def execute_together(processes: int, step: Step, progress: Progress) -> None:
 
 
 def _decisive(errors: list[BaseException], running: set[Future[None]]) -> BaseException:
-    """The error of a process that was killed, else the first: the others may fail before a kill is noticed."""
+    """The error of a process that was killed, else the first: others may fail before a kill is noticed."""
     ended, _ = wait(running, timeout=GRACE)
     errors = [*errors, *(error for future in ended if (error := future.exception()))]
     return next((error for error in errors if isinstance(error, BrokenProcessPool)), errors[0])
