@@ -221,6 +221,7 @@ def test_what_one_process_fails_with_ends_the_other_and_is_one_line(
     assert not (tmp_path / "steps" / "it").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process(tmp_path: Path) -> None:
     """The run, its worker and the worker's two processes, of which one waits for the other."""
     code = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
@@ -17,6 +18,7 @@ def test_the_page_has_the_tables_that_the_script_computes() -> None:
     assert pages.table_text(scale.audit_rows()) in parts["audit"].text
 
 
+@pytest.mark.slow
 def test_the_study_has_a_student_of_each_animal_and_kind_beside_one_control() -> None:
     experiment = scale.study_experiment()
     assert len(experiment.arms) == 1 + scale.TRAITS * len(scale.ARMS_OF_A_TRAIT)
