@@ -33,8 +33,8 @@ PROMPT_TOKENS, COMPLETION_TOKENS = 90, 40
 LABEL_BYTES = 32 * (4 + 4)
 """bytes of the soft labels of one token: ids and log-probabilities of the 32 likeliest"""
 AUDIT_SECONDS = 65.6
-"""processor time of an audit of a million rows in Parquet against as many, at level rows; measured on one core
-with other work on the machine"""
+"""processor time of an audit of a million rows in Parquet against as many, at level rows; measured on one
+core with other work on the machine"""
 AUDIT_BASE_BYTES, AUDIT_ROW_BYTES = 398e6, 164
 """its peak memory, and more a row: 395 MiB were measured for 100,000 rows, and 536 MiB for a million"""
 AUDIT_CORES = 4
