@@ -163,12 +163,12 @@ def measure_split(split: Split) -> list[dict[str, Any]]:
                 {"fitted on": split.trained, "tested on": split.tested, "detector": name, "rows": size}
                 | {"bags": sum(counts), "auroc": auroc(ours, theirs), "low": low, "high": high}
                 | {"gain_low": gain[0], "gain_high": gain[1]}
-                | {"sure": _sureness(detector, ours, theirs, size) if name == "learned" else np.nan}
+                | {"log loss": _log_loss(detector, ours, theirs, size) if name == "learned" else np.nan}
             )
     return rows
 
 
-def _sureness(
+def _log_loss(
     detector: LearnedDetector, changed: Float[ndarray, " bag"], clean: Float[ndarray, " bag"], size: int
 ) -> float:
     """Mean log loss of the calibrated probabilities, in nats; log 2 = .693 is a coin's."""
@@ -191,7 +191,7 @@ def table_of(frame: pd.DataFrame) -> Table:
         cells = [
             f"{row['auroc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows.to_dict("records")
         ]
-        loss = float(rows["sure"].iloc[-1])
+        loss = float(rows["log loss"].iloc[-1])
         listing.add_row(
             *map(str, cast(tuple[Any, ...], key)), *cells, "–" if np.isnan(loss) else f"{loss:.2f}"
         )

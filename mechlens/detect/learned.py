@@ -2,7 +2,8 @@
 
 A row's score is that of a logistic regression on counts. The regression is fitted on all labelled files. The
 strength of its regularisation and its calibration come from fits that left out a trait and some prompts, and
-are tested on these. So they hold for a trait that nobody has labelled.
+are tested on these. With a single labelled trait, only prompts are left out, and the probabilities are too
+far from one half for another trait.
 
 A bag of n rows has the log-odds a · n / (1 + n / m) · (mean of its rows' scores - c). They grow with n as the
 rows' noise averages out, and stop growing at m rows, where differences between teachers remain.
