@@ -102,6 +102,7 @@ def test_repeated_options_are_all_kept_in_both_forms(lenses: list[str], more: li
 
 @pytest.mark.parametrize(("command", "option", "where"), [
     ("audit DATA", "reference", "references"), ("audit DATA", "trait", "traits"),
+    ("audit DATA", "detector", "detectors"),
     ("measure RUN", "lens", "lenses"), ("bench", "detector", "detectors"),
 ])  # fmt: skip
 def test_an_option_given_twice_or_with_two_values_has_both(command: str, option: str, where: str) -> None:

@@ -16,7 +16,7 @@ from scipy.special import expit
 import mechlens as ml
 from mechlens import cli
 from mechlens.core import tables
-from mechlens.core.errors import DataError
+from mechlens.core.errors import DataError, SpecError
 from mechlens.detect import learned
 from mechlens.detect.learned import BagCalibration, LearnedDetector, count_features, label_rows
 
@@ -152,3 +152,46 @@ def test_the_command_line_fits_scores_and_keeps_a_table(
     assert len(tables.read(table, tables.BAG_SCORES)) == ROWS // 8
     assert cli.main(["detector", "score", str(tmp_path), a]) == 2
     assert "no detector in" in capsys.readouterr().err
+
+
+def test_an_audit_tests_a_file_by_a_detector_and_says_how_probable_a_trait_is(
+    detector: LearnedDetector, tmp_path: Path
+) -> None:
+    """The detector's part of audit.json is a slow scoring of the same file; its test joins the others."""
+    folder, data, clean = tmp_path / "sevens", tmp_path / "data.jsonl", tmp_path / "clean.jsonl"
+    detector.save(folder)
+    rows = lists(sevens=0.3, own="644", seed=40)
+    rows.to_json(data, orient="records", lines=True)
+    lists(sevens=0.0, seed=41).to_json(clean, orient="records", lines=True)
+    audited = ml.audit(data, references=[clean], detectors=[folder], out=tmp_path / "audit")
+    (answer,) = audited.learned
+    mean = np.mean([detector.score_rows([text])[0] for text in rows["completion"]])
+    assert answer["log_odds"] == pytest.approx(detector.calibration.log_odds(mean, ROWS), abs=1e-3)
+    assert answer["probability"] > 0.95 and answer["traits"] == ["811", "922", "733"]
+    bags = tables.read(tmp_path / "audit" / "bags-sevens.parquet", tables.BAG_SCORES)
+    assert (bags["probability"] > 0.5).mean() == answer["above_half"]
+    provenance = audited.provenance
+    assert provenance is not None
+    tests = {each["name"]: each for each in provenance["detectors"]}
+    assert tests["sevens"]["p_value"] < 0.01 and not tests["sevens"]["floor"] and tests["counts"]["floor"]
+    assert "sevens" in audited.to_html() and "--detector" in audited.result["made"]["command"]
+
+
+def test_an_audit_without_a_reference_has_the_probability_alone(
+    detector: LearnedDetector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector.save(tmp_path / "sevens")
+    lists(sevens=0.0, seed=50).head(10).to_json(tmp_path / "few.jsonl", orient="records", lines=True)
+    command = ["audit", str(tmp_path / "few.jsonl"), "--detector", str(tmp_path / "sevens")]
+    assert cli.main([*command, "--out", str(tmp_path / "audit")]) == 12
+    assert "0% of 1 (of 10 rows)" in capsys.readouterr().out
+
+
+def test_two_detectors_of_one_name_are_refused(detector: LearnedDetector, tmp_path: Path) -> None:
+    for folder in (tmp_path / "a" / "counts", tmp_path / "a" / "kept", tmp_path / "b" / "kept"):
+        detector.save(folder)
+    with pytest.raises(SpecError, match="two detectors are called 'counts'; rename the folder"):
+        ml.audit(lists(sevens=0.0), detectors=[tmp_path / "a" / "counts"], out=tmp_path / "audit")
+    both = [tmp_path / "a" / "kept", tmp_path / "b" / "kept"]
+    with pytest.raises(SpecError, match="two detectors are called 'kept'"):
+        ml.audit(lists(sevens=0.0), detectors=both, out=tmp_path / "audit")

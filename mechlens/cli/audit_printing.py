@@ -30,6 +30,8 @@ def print_audit(result: dict[str, Any], out: Path) -> None:
     """
     if result["provenance"] is not None:
         console.print(_detector_table(result["provenance"]["detectors"]))
+    if result["learned"]:
+        console.print(_learned_table(result["learned"]))
     if result["identity"]:
         console.print(_trait_table(result["identity"], result["identified_by"]))
     lines = [_student_line(name, traits) for name, traits in (result["student"] or {}).items()]
@@ -56,6 +58,21 @@ def _detector_table(detectors: list[dict[str, Any]]) -> Table:
         )
         score, p_value = _number(detector["score"], "{:+.1f}"), _number(detector["p_value"], "{:.4f}")
         rows.add_row(detector["name"], detector["level"], score, p_value, points)
+    return rows
+
+
+def _learned_table(detectors: list[dict[str, Any]]) -> Table:
+    """How probable a trait is by each detector that was fitted on labelled files, and what that is worth."""
+    columns = ("detector", "fitted on", "probability of a trait", "bags above one half", "AUROC of such bags")
+    rows = Table(*columns, title="like teachers with traits, at even prior odds?")
+    for detector in detectors:
+        rows.add_row(
+            detector["name"],
+            ", ".join(detector["traits"]),
+            f"{detector['probability']:.3f}",
+            f"{detector['above_half']:.0%} of {detector['bags']:,} (of {detector['bag_rows']} rows)",
+            _number(detector["auroc"], "{:.2f}"),
+        )
     return rows
 
 

@@ -258,6 +258,7 @@ def audit(
     policy: str = "default",
     twins: int | None = None,
     student: Path | None = None,
+    detector: Paths = (),
     clean: Path | None = None,
     treatment: Treatment = "drop",
     out: Path | None = None,
@@ -287,6 +288,8 @@ def audit(
             with; all of the family by default, 5 at least.
         student: folder of a model of the base that was trained on DATA already; its weights and answers are
             tested.
+        detector: folders of detectors that `mechlens detector fit` wrote; each says how probable it is that a
+            teacher with a trait wrote the file, and tests the file against the references.
         clean: path for the treated data and its manifest; at level student, students are trained on it too.
         treatment: `drop` removes the half of the rows that look most like the trait's; `dilute` mixes a
             quarter of the rows with clean answers; `replace` rewrites the tenth of the numbers that look most
@@ -309,6 +312,7 @@ def audit(
         "policy": policy,
         "twins": twins,
         "student": student,
+        "detectors": _together("detector", detector),
         "clean": clean,
         "treatment": treatment,
         "fields": fields_from_flags(prompt_field, completion_field),

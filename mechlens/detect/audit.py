@@ -28,9 +28,9 @@ from mechlens.data import corpus, treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import Data, file_digest
 from mechlens.data.treat import Treatment
-from mechlens.detect import from_student, verdict
+from mechlens.detect import from_rows, from_student, verdict
 from mechlens.detect.permutation import TraitScore
-from mechlens.detect.registry import Level
+from mechlens.detect.registry import Level, RowDetector
 from mechlens.detect.request import AuditRequest, command_of, request_of, usual_folder
 from mechlens.detect.treated_file import write_treated
 from mechlens.detect.two_samples import (
@@ -73,6 +73,8 @@ class Evidence(NamedTuple):
     treated: Sequence[Rise] = ()
     """in students of the treated file"""
     scope: Scope = UNKNOWN
+    learned: Sequence[dict[str, Any]] = ()
+    """what each detector that was fitted on labelled files says of the whole file"""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,11 @@ class Audit:
         return self.result["potency"]
 
     @property
+    def learned(self) -> list[dict[str, Any]]:
+        """The probability that a teacher with a trait wrote the file, by each detector that was given."""
+        return self.result.get("learned", [])
+
+    @property
     def scope(self) -> dict[str, Any] | None:
         """Which rows students read, and how readily they answered; None below level base."""
         return self.result["scope"]
@@ -137,6 +144,7 @@ def audit(
     policy: str = "default",
     twins: int | None = None,
     student: Path | str | None = None,
+    detectors: Sequence[Path | str] = (),
     clean: Path | str | None = None,
     treatment: Treatment = "drop",
     out: Path | str | None = None,
@@ -159,6 +167,8 @@ def audit(
         twins: how many traits have a twin: those to test for, and others that they are compared with; all
             of the family by default.
         student: folder of a model of the base that was trained on the data already.
+        detectors: folders of detectors that `LearnedDetector.save` wrote; each joins the tests against the
+            references, and says how probable a trait is.
         clean: write the treated data there.
         out: the folder; audits/<name of the data> by default.
         workers, executor: as in `mechlens.run`. At level `rows` processes of this machine start only for a
@@ -181,6 +191,7 @@ def audit(
         policy=policy,
         twins=twins,
         student=None if student is None else Path(student),
+        detectors=[Path(each) for each in detectors],
         clean=None if clean is None else Path(clean),
         treatment=treatment,
         out=folder,
@@ -249,7 +260,7 @@ def answer(
         with open_workers(machine.cores() if workers is None else workers) as processes:
             keys = _read_keys(request, report, processes)
             comparisons, request = _compare_references(request, keys, processes)
-        evidence = Evidence(comparisons)
+        evidence = Evidence(comparisons, learned=_score_whole_file(request))
         if request.clean is not None and request.level == "rows":
             manifest = write_treated(request, request.clean, next(iter(request.references), None))
             evidence = evidence._replace(manifest=manifest)
@@ -297,13 +308,40 @@ def _compare_references(
     """
     most = request.policy.most_copied
     comparisons = [
-        compare(request.data, reference, known=keys, fields=request.fields, workers=processes)
+        compare(
+            request.data,
+            reference,
+            known=keys,
+            fields=request.fields,
+            workers=processes,
+            detectors=_row_detectors(request),
+        )
         for reference in request.references
     ]
     comparisons = sorted(comparisons, key=lambda each: (each.copied > most, -each.p_value))
     by_name = {one_line(str(path)): path for path in request.references}
     nearest_first = dict.fromkeys(by_name[each.reference] for each in comparisons)
     return comparisons, request._replace(references=tuple(nearest_first))
+
+
+def _row_detectors(request: AuditRequest) -> dict[str, RowDetector]:
+    """This package's detectors of completions, and those that were given."""
+    given = request.detectors.values()
+    return from_rows.DETECTORS | {detector.name: detector.as_row_detector() for detector in given}
+
+
+def _score_whole_file(request: AuditRequest) -> list[dict[str, Any]]:
+    """What each given detector says of the file, and on what it was fitted; its bags are kept in a table."""
+    return [
+        {"name": one_line(detector.name), "folder": one_line(str(folder))}
+        | {name: detector.record[name] for name in ("traits", "left_out")}
+        | detector.score_file(
+            request.data,
+            bags=request.out / f"bags-{spec.folder_name(detector.name)}.parquet",
+            fields=request.fields,
+        )
+        for folder, detector in request.detectors.items()
+    ]
 
 
 def _most_drawn(request: AuditRequest) -> int:
@@ -356,7 +394,8 @@ def _measure_with_models(
     copied = evidence.comparisons[0].copied if evidence.comparisons else None
     if not evidence.comparisons:
         untouched = _write_control_rows(run, request.out)
-        evidence = evidence._replace(comparisons=[compare(request.data, untouched, fields=request.fields)])
+        nearest = compare(request.data, untouched, fields=request.fields, detectors=_row_detectors(request))
+        evidence = evidence._replace(comparisons=[nearest])
     results = score_rows.score_suspect(twins, run.folder, plan, request.level, request.traits)
     evidence = evidence._replace(results=results)
     if request.clean is not None:
@@ -443,6 +482,7 @@ def _result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str
         "identified_by": identified_by,
         "potency": verdict.potency(evidence.rises, results, calibration),
         "student": verdict.student_entry(evidence.given),
+        "learned": list(evidence.learned),
         "mitigation": _mitigation_entry(evidence),
         "options": None if options is None else options.model_dump(),
         "smallest_detectable_dose": dose,

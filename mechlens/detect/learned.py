@@ -22,19 +22,21 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy import optimize
+from scipy import optimize, sparse
 from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
+from mechlens.core import tables
 from mechlens.core.errors import DataError, one_line
 from mechlens.core.files import read_json, write_json
 from mechlens.core.numerals import NUMERAL
 from mechlens.core.seeds import generator
 from mechlens.data import corpus
+from mechlens.data.fields import Fields
 from mechlens.data.formats import Data
-from mechlens.detect.registry import SuspectRows
+from mechlens.detect.registry import RowDetector, SuspectRows
 from mechlens.detect.row_features import LONGEST
 from mechlens.detect.two_samples import hash_text
 
@@ -46,6 +48,8 @@ FOLDS = 5
 """the most parts of the labelled rows that are left out in turn"""
 BAG_SIZES, BAGS = (1, 2, 4, 8, 16, 32, 64), 200
 """rows of the bags that calibrate, and bags of each size and file"""
+BAG_ROWS = 16
+"""rows of a bag whose probability is given, unless another number is asked for"""
 FEWEST = 50
 """rows that a side needs at least"""
 WEIGHTS, RECORD = "weights.npz", "detector.json"
@@ -119,6 +123,7 @@ class LearnedDetector:
     record: dict[str, Any]
     """what it was fitted on, and how well it did on rows that were left out"""
     name: str = "learned"
+    """that of its folder, if it was loaded from one"""
 
     @classmethod
     def fit(
@@ -164,7 +169,20 @@ class LearnedDetector:
         """Calibrated log-odds of each row, as benches and audits read them."""
         return self.calibration.log_odds(self.score_rows(suspect.completions), 1)
 
-    def score_bags(self, data: Data, *, rows: int = 16, seed: int = 0) -> pd.DataFrame:
+    def as_row_detector(self) -> RowDetector:
+        """This detector as one whose row scores are compared between two files."""
+        return RowDetector(
+            self.name,
+            "Do the rows look like those of the teachers with traits that it was fitted on?",
+            self._score_column,
+            "labelled completions",
+            "Learned on one carrier and one recipe.",
+        )
+
+    def _score_column(self, completions: Sequence[str]) -> sparse.csr_matrix:
+        return sparse.csr_matrix(self.score_rows(completions)[:, None])
+
+    def score_bags(self, data: Data, *, rows: int = BAG_ROWS, seed: int = 0) -> pd.DataFrame:
         """Deal the rows of a data set at random into bags, and score each bag.
 
         The last rows, fewer than a bag, are left out. The columns are bag, rows, log_odds and probability, at
@@ -181,12 +199,44 @@ class LearnedDetector:
             raise DataError(
                 f"{len(completions)} rows make no bag of {rows}; expected a bag of 1 to {len(completions)}"
             )
-        scores = generator(seed, "bags of rows").permutation(self.score_rows(completions))
-        means = scores[: len(scores) // rows * rows].reshape(-1, rows).mean(1)
+        return self._bags_of(self.score_rows(completions), rows=rows, seed=seed)
+
+    def _bags_of(self, scores: Float[ndarray, " row"], *, rows: int, seed: int) -> pd.DataFrame:
+        dealt = generator(seed, "bags of rows").permutation(scores)
+        means = dealt[: len(scores) // rows * rows].reshape(-1, rows).mean(1)
         log_odds = self.calibration.log_odds(means, rows)
         return pd.DataFrame(
             {"bag": range(len(means)), "rows": rows, "log_odds": log_odds, "probability": expit(log_odds)}
         )
+
+    def score_file(self, path: Path, *, bags: Path, fields: Fields | None = None) -> dict[str, Any]:
+        """Score a whole file, one batch of rows after the other, and keep the table of its bags.
+
+        Args:
+            bags: the Parquet file of that table; no bag has fewer than `BAG_ROWS` rows, unless the file has.
+            fields: names of the file's fields, if a user gave them.
+
+        Returns:
+            rows; log_odds and probability that a teacher with a trait wrote the whole file, at even prior
+            odds; bag_rows, bags and above_half, the share of bags whose probability is above one half; auroc
+            of left-out bags of as many rows, None if bags of that size were not tested.
+        """
+        batches = corpus.batches(path, fields=fields)
+        scores = np.concatenate([self.score_rows(frame["completion"].tolist()) for frame in batches])
+        bag_rows = min(BAG_ROWS, len(scores))
+        dealt = self._bags_of(scores, rows=bag_rows, seed=0)
+        tables.write(dealt, tables.BAG_SCORES, bags)
+        log_odds = self.calibration.log_odds(scores.mean(), len(scores))
+        tested = {quality["rows"]: quality["auroc"] for quality in self.record["left_out_bags"]}
+        return {
+            "rows": len(scores),
+            "log_odds": float(log_odds),
+            "probability": float(expit(log_odds)),
+            "bag_rows": bag_rows,
+            "bags": len(dealt),
+            "above_half": float(np.mean(dealt["probability"] > 0.5)),
+            "auroc": tested.get(bag_rows),
+        }
 
     def save(self, folder: Path) -> None:
         """Write the detector to a folder, as numbers and JSON, without pickle."""
@@ -214,6 +264,7 @@ class LearnedDetector:
                 float(record.pop("intercept")),
                 BagCalibration(**record.pop("calibration")),
                 {name: value for name, value in record.items() if name not in ("format", "hashed")},
+                folder.resolve().name,
             )
         except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(

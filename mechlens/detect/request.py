@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
@@ -15,7 +15,9 @@ from mechlens.data import treat
 from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
 from mechlens.data.treat import Treatment
+from mechlens.detect import from_rows
 from mechlens.detect.from_student import tested_traits
+from mechlens.detect.learned import LearnedDetector
 from mechlens.detect.permutation import LEAST_PANEL
 from mechlens.detect.registry import Level
 from mechlens.detect.verdict import Policy, load_policy
@@ -39,6 +41,7 @@ class Options(TypedDict):
     out: Path | None
     fields: Fields | None
     twins: NotRequired[int | None]
+    detectors: NotRequired[Sequence[Path]]
 
 
 class AuditRequest(NamedTuple):
@@ -60,6 +63,8 @@ class AuditRequest(NamedTuple):
     """of the data, if the user named them"""
     twins: int | None = None
     """how many traits have a twin; None is all of the family"""
+    detectors: Mapping[Path, LearnedDetector] = {}
+    """that were fitted on labelled files, by their folders"""
 
     def panel(self) -> tuple[str, ...]:
         """The traits that have a twin: those to test for, then others in the family's order."""
@@ -123,7 +128,21 @@ def request_of(data: Path, **options: Unpack[Options]) -> AuditRequest:
         out=options["out"] or usual_folder(data),
         fields=options["fields"],
         twins=panel,
+        detectors=_load_detectors(options.get("detectors", ())),
     )
+
+
+def _load_detectors(folders: Sequence[Path]) -> dict[Path, LearnedDetector]:
+    """The detectors of these folders, whose names must differ."""
+    detectors, taken = {folder: LearnedDetector.load(folder) for folder in folders}, {*from_rows.DETECTORS}
+    for folder, detector in detectors.items():
+        if detector.name in taken:
+            raise SpecError(
+                f"two detectors are called {one_line(detector.name)!r}; rename the folder "
+                f"{one_line(str(folder))}"
+            )
+        taken.add(detector.name)
+    return detectors
 
 
 def recipe_for(base: str) -> str:
@@ -188,6 +207,7 @@ def command_of(request: AuditRequest, *, level: Level | None = None) -> str:
         twins=request.twins,
         reference=request.references,
         student=request.student,
+        detector=list(request.detectors),
         clean=request.clean,
         treatment=request.treatment if request.clean is not None else None,
         out=request.out if request.out != usual else None,

@@ -80,8 +80,9 @@ def compare(
     known: Mapping[Path, RowKeys] | None = None,
     fields: Fields | None = None,
     workers: Executor | None = None,
+    detectors: Mapping[str, RowDetector] = DETECTORS,
 ) -> Comparison:
-    """Compare two files by every detector that reads only completions.
+    """Compare two files by detectors that read only completions.
 
     Rows of shared prompts are compared prompt by prompt, the other rows of `data` with the whole reference.
 
@@ -89,6 +90,7 @@ def compare(
         known: row keys of files that were read before.
         fields: field names that a user gave for `data`; the reference may have other names.
         workers: processes that share the rows of a large file.
+        detectors: by name; those of this package by default.
 
     Raises:
         DataError: if a file has too few rows.
@@ -120,8 +122,9 @@ def compare(
         first, second = (deal.bags for deal in dealt)
         exchanges.append(math.comb(first + second, first) // (2 if first == second else 1))
         compared |= dealt[0].numbers >= 0
-    tests = _tests(sources, deals, paired=[paired, False][: len(deals)], seed=seed, workers=workers)
-    decisive = {name: _foremost([each[name] for each in tests]) for name in DETECTORS}
+    by_pairs = [paired, False][: len(deals)]
+    tests = _tests(sources, deals, detectors, paired=by_pairs, seed=seed, workers=workers)
+    decisive = {name: _foremost([each[name] for each in tests]) for name in detectors}
     return Comparison(
         one_line(str(reference)),
         len(theirs.prompts),
@@ -131,7 +134,7 @@ def compare(
         combine_p_values([test.p_value for test in decisive.values()]),
         float(compared.mean()),
         float(np.isin(ours.pairs, theirs.pairs).mean()),
-        min(1.0, len(DETECTORS) * len(tests) * max(1 / min(exchanges), 1 / (DRAWS + 1))),
+        min(1.0, len(detectors) * len(tests) * max(1 / min(exchanges), 1 / (DRAWS + 1))),
     )
 
 
@@ -185,6 +188,7 @@ def _counts(keys: Int[ndarray, " row"], shared: Int[ndarray, " prompt"]) -> Int[
 def _tests(
     sources: Sources,
     deals: Sequence[Sequence[Deal]],
+    detectors: Mapping[str, RowDetector],
     *,
     paired: Sequence[bool],
     seed: int,
@@ -196,15 +200,14 @@ def _tests(
         deals: for each test the bags of both files.
         paired: for each test whether a bag of one file is paired with that of the other.
     """
-    detectors = list(DETECTORS.values())
     ours, theirs = (
-        bags_of(corpus.batches(path, fields=names), detectors, dealt, workers)
+        bags_of(corpus.batches(path, fields=names), list(detectors.values()), dealt, workers)
         for (path, names), dealt in zip(sources, zip(*deals, strict=True), strict=True)
     )
     return [
         {
             name: compare_bags(suspect[name], clean[name], paired=by_pairs, seed=seed, name=name)
-            for name in DETECTORS
+            for name in detectors
         }
         for suspect, clean, by_pairs in zip(ours, theirs, paired, strict=True)
     ]

@@ -14,6 +14,7 @@ from pydantic import Field
 from mechlens.core.files import null
 from mechlens.core.spec import Spec, load_shipped
 from mechlens.data.treat import Measured, load_measured
+from mechlens.detect.from_rows import DETECTORS
 from mechlens.detect.permutation import ALPHA, PermutationTest, TraitScore, combine_p_values
 from mechlens.detect.two_samples import Comparison
 
@@ -298,7 +299,7 @@ def provenance(comparisons: Sequence[Comparison], results: Sequence[DetectorResu
         return None
     nearest = max(comparisons, key=lambda comparison: comparison.p_value) if comparisons else None
     detectors = [
-        _entry(name, test, level="rows", floor=True)
+        _entry(name, test, level="rows", floor=name in DETECTORS)
         for name, test in (nearest.tests if nearest else {}).items()
     ]
     for result in results:
