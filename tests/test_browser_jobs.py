@@ -17,6 +17,7 @@ import pytest
 from browser import Server, Visit, folder_of_runs, serving, until
 from conditions import SHIPPED
 from playwright.sync_api import Browser, Page
+from processes import children
 
 from jobs import job_queue
 from mechlens.core import tables
@@ -48,15 +49,6 @@ def newest(runs: Path) -> job_queue.AppJob:
 def is_gone(pid: int | None) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
-
-
-def children(pid: int | None) -> list[int]:
-    found = [
-        int(child)
-        for path in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in path.read_text().split()
-    ]
-    return found + [far for near in found for far in children(near)]
 
 
 def has_finished(runs: Path, steps: int) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from processes import children, workers
 
 from mechlens import cli
 from mechlens.carriers import reasoning
@@ -484,17 +485,11 @@ def stop_with_ctrl_c(config: Path, folder: Path) -> None:
 def kill_the_parent(config: Path, folder: Path) -> None:
     """Kill the process that started the workers, and it alone: they end, too."""
     process = start_run(config, folder)
-    workers: list[str] = []
-
-    def both_started() -> bool:
-        workers[:] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return len(workers) >= 3  # and the process that multiprocessing keeps for shared resources
-
-    wait_until(both_started)
-    time.sleep(3)  # both have reached their first job's imports
+    wait_until(lambda: len(workers(process.pid)) >= 2)
+    started = children(process.pid)
     process.kill()
     process.wait()
-    wait_until(lambda: not any(Path(f"/proc/{worker}/stat").exists() for worker in workers))
+    wait_until(lambda: not any(Path(f"/proc/{child}/stat").exists() for child in started))
 
 
 def test_stopped_and_killed_at_any_moment_and_resumed_the_tables_are_the_same(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import children
 
 from mechlens.core import machine
 from mechlens.core.errors import DataError, MachineError
@@ -136,13 +137,16 @@ def test_one_that_fails_one_that_reports_and_one_that_is_killed_leave_no_worker_
             execute(
                 tmp_path, jobs, workers=3, progress=lambda name, done, total: None, finished=lambda job: None
             )
-    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text().split() == tracker(os.getpid())
+    left = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert left == (kept := tracker(os.getpid()))
+    assert not [child for process in kept for child in children(int(process))]
 
 
 def tracker(process: int) -> list[str]:
-    """Children that are no workers: the one that multiprocessing keeps for shared resources."""
-    children = Path(f"/proc/self/task/{process}/children").read_text().split()
-    return [child for child in children if b"resource_tracker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    """Children that are no workers: one for shared resources and one that starts workers."""
+    started = Path(f"/proc/self/task/{process}/children").read_text().split()
+    lines = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in started}
+    return [child for child, line in lines.items() if b"resource_tracker" in line or b"forkserver" in line]
 
 
 @pytest.mark.usefixtures("executor")

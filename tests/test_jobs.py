@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import children, workers
 
 from jobs import job_progress, job_queue, uploads
 from mechlens.core.errors import SpecError
@@ -37,16 +38,6 @@ def until(true: Callable[[], bool], *, seconds: float = 120) -> float:
 
 def state(job: job_queue.AppJob) -> str:
     return job_queue.read_job(job.folder).state
-
-
-def children(pid: int) -> list[int]:
-    """Processes that the process of a job started, with theirs."""
-    found = [
-        int(child)
-        for path in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in path.read_text().split()
-    ]
-    return found + [far for near in found for far in children(near)]
 
 
 def is_gone(pid: int) -> bool:
@@ -127,7 +118,7 @@ def test_jobs_wait_for_each_other_and_are_cancelled_in_time(root: Path) -> None:
 
 def test_a_killed_job_is_seen_as_failed_and_takes_its_command_along(root: Path) -> None:
     job = job_queue.start(root, "killed", again(root, "students", "asked"))
-    until(lambda: bool(job_queue.read_progress(job)) and len(children(job.pid or 0)) > 1)
+    until(lambda: bool(job_queue.read_progress(job)) and len(workers(job.pid or 0)) >= 1)
     processes = children(job.pid or 0)
     os.kill(job.pid or 0, signal.SIGKILL)
     until(lambda: state(job) == "failed", seconds=5)

@@ -22,9 +22,10 @@ from group_steps import (
     fail_in_the_second,
     run_together,
 )
+from processes import children
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from test_jobs import children, is_gone, until
+from test_jobs import is_gone, until
 from toy_fields import FIELDS
 
 from mechlens import cli

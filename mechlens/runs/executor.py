@@ -15,6 +15,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from multiprocessing import connection
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -354,13 +355,27 @@ def start_processes(_run: Path, todo: Sequence[Job], workers: int | None) -> Ite
     """Start the executor `local`: worker processes of this machine, one a card or one a core by default."""
     each = most_processes(todo)
     count = machine.workers(each) if workers is None else workers
-    context = multiprocessing.get_context("spawn")  # torch and its threads do not survive a fork
-    cards, reports = machine.cards(), _Reports(context, [job.name for job in todo])
-    shared = reports.numbers, cards, each, context.Value("i", 0)
+    cards = machine.cards()
+    context = _context(cards)
+    reports = _Reports(context, [job.name for job in todo])
+    shared = reports.numbers, cards, each, context.Value("i", 0), dict(os.environ)
     with ProcessPoolExecutor(
         min(count, len(todo)), mp_context=context, initializer=_start_worker, initargs=shared
     ) as pool:
         yield _Processes(pool, reports, count, bool(cards))
+
+
+def _context(cards: Sequence[str]) -> SpawnContext | ForkServerContext:
+    """How workers start: as forks of a server that has imported the libraries and has used none of them.
+
+    torch and its threads do not survive a fork of this process. The imports take seconds of each core, and
+    the server does them once for all workers of this process. CUDA and macOS get workers that start anew.
+    """
+    if cards or not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([STAGES["distill"].partition(":")[0]])
+    return context
 
 
 class _Processes:
@@ -402,7 +417,7 @@ class _Processes:
 class _Reports:
     """The latest progress of each job, in memory that the workers share; no writer waits for a reader."""
 
-    def __init__(self, context: SpawnContext, names: Sequence[str]) -> None:
+    def __init__(self, context: SpawnContext | ForkServerContext, names: Sequence[str]) -> None:
         self._names = list(names)
         # done and total of each job; without a lock, which a killed worker would never release
         self.numbers = context.RawArray("q", 2 * len(names))
@@ -424,10 +439,19 @@ class _Reports:
 _numbers: Any = None  # of a worker's `_Reports`, set once a process: shared memory cannot travel with a job
 
 
-def _start_worker(numbers: Any, cards: Sequence[str], each: int, started: Any) -> None:
-    """Initialise a worker before it uses torch; `started` counts the workers, and each takes other cards."""
+def _start_worker(
+    numbers: Any, cards: Sequence[str], each: int, started: Any, environment: Mapping[str, str]
+) -> None:
+    """Initialise a worker before it uses torch; `started` counts the workers, and each takes other cards.
+
+    Args:
+        environment: of the process that started it; a server's fork has that of the server's start.
+    """
     global _numbers
     _numbers = numbers
+    for name in {*os.environ} - {*environment}:
+        del os.environ[name]
+    os.environ.update(environment)
     with started.get_lock():
         worker, started.value = started.value, started.value + 1
     machine.use_cards(cards, worker, each)
