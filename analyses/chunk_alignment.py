@@ -1,14 +1,16 @@
-"""Claim: at the untouched base, a teacher's rows push the weights towards that teacher's change.
+"""Claim: at the base and on the way to the student, a teacher's rows push towards that teacher's change.
 
-Usage: `python analyses/chunk_alignment.py RUN [--chunks 5] [--write]`.
+Usage: `python analyses/chunk_alignment.py RUN [--chunks 5] [--along SHARE …] [--write]`.
 RUN has fine-tuned teachers of several traits on one base, and a control, such as
 `mechlens run smollm2-animals-numbers-soft`. For each chunk of prompts: minus the gradient of the loss on a
 teacher's rows, less the same of the control's rows on the same prompts, projected on unit vectors in the
 weights of linear layers. These are each teacher's change, the part of it that the other teachers' mean change
 does not have, a random direction, and the gradient of each trait's exact log-odds (whole answers). Sampled
 labels, and soft labels where the run has them; the control's soft gradient is zero at the base. Values are
-means over chunks with z = mean / standard error, also as differences to the other teachers' rows. Each
-chunk's numbers are a JSON file in RUN/chunk-alignment, so a stopped analysis goes on.
+means over chunks with z = mean / standard error, also as differences to the other teachers' rows. With
+`--along .5 1` the same is measured half of the way from the base to the first student of each trait's arm,
+and at that student, without the gradients of log-odds. Each chunk's numbers are a JSON file in
+RUN/chunk-alignment, so a stopped analysis goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -69,7 +72,7 @@ def sides_of(run: Run, base: Loaded) -> list[Side]:
         prompts, completions = rows["prompt"].tolist(), rows["completion"].tolist()
         pairs = encode_pairs(base.tokenizer, prompts, completions, system=experiment.system)
         labels = run.path(layout.labels_step(layout.corpus_name(experiment, arm)))
-        soft = read_labels(labels, rows.index.tolist()) if trait and labels.is_dir() else None
+        soft = read_labels(labels, rows.index.tolist()) if labels.is_dir() else None
         sides.append(Side(trait, pairs, soft))
     if len(sides) < 3 or sides[0].trait:
         raise SpecError(f"{run.folder} has arms {sorted(arms)}; expected a control and two traits or more")
@@ -124,8 +127,10 @@ def random_direction(base: Loaded, *, seed: int) -> Direction:
     }
 
 
-def directions_of(run: Run, base: Loaded, traits: list[str]) -> dict[str, Direction]:
-    """Name → unit vector in the linear weights."""
+def directions_of(
+    run: Run, base: Loaded, traits: list[str], *, log_odds: bool = True
+) -> dict[str, Direction]:
+    """Name → unit vector in the linear weights; the gradients of log-odds only if they are wanted."""
     changes = teacher_changes(run, base, traits)
     own = {
         trait: add_scaled(change, mean_of([changes[other] for other in traits if other != trait]), -1.0)
@@ -134,9 +139,9 @@ def directions_of(run: Run, base: Loaded, traits: list[str]) -> dict[str, Direct
     named: dict[str, Direction] = {f"teacher of {trait}": change for trait, change in changes.items()}
     named |= {f"own part of {trait}": change for trait, change in own.items()}
     named |= {"random": random_direction(base, seed=run.experiment.seed)}
-    named |= {
-        f"log-odds of {trait}": change for trait, change in log_odds_gradients(run, base, traits).items()
-    }
+    if log_odds:
+        gradients = log_odds_gradients(run, base, traits)
+        named |= {f"log-odds of {trait}": change for trait, change in gradients.items()}
     return {name: unit(direction) for name, direction in named.items()}
 
 
@@ -176,20 +181,77 @@ def measure_chunk(
     return cells
 
 
-def measure(run: Run, chunks: int) -> pd.DataFrame:
-    """Every chunk's cells, from its file or measured."""
-    folder = run.folder / "chunk-alignment" / str(chunks)
+def students_of(run: Run) -> dict[tuple[str, str], Arm]:
+    """(trait, kind of labels) → the arm whose students of the base learned that teacher's rows so."""
+    experiment = run.experiment
+    arms = [arm for arm in experiment.arms if arm.kind == "trait" and arm.base == experiment.base]
+    return {(arm.trait, arm.labels or experiment.student.labels): arm for arm in arms}
+
+
+@contextmanager
+def moved(model: torch.nn.Module, target: torch.nn.Module, share: float) -> Iterator[None]:
+    """Within the block, the model's weights are a share of the way to the target's."""
+    there, kept = dict(target.named_parameters()), {}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            kept[name] = weight.clone()
+            weight.lerp_(there[name], share)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(kept[name])
+
+
+def measure_chunk_along(
+    run: Run, base: Loaded, sides: list[Side], directions: dict[str, Direction], rows: range, share: float
+) -> list[dict[str, Any]]:
+    """As `measure_chunk`, but for each arm of a trait a share of the way to its first student."""
+    cells = []
+    for (trait, labels), arm in students_of(run).items():
+        own = next(side for side in sides if side.trait == trait)
+        student = run.student(arm.name, run.experiment.seeds[0])
+        with moved(base.model, student.model, share):
+            updates = [update_of(base, side, rows, labels=labels) for side in (own, sides[0])]
+        move = add_scaled(updates[0], updates[1], -1.0)
+        for name, direction in directions.items():
+            along = sum(inner(move[key], direction[key]) for key in move)
+            cells.append({"trait": trait, "labels": labels, "direction": name, "projection": along})
+    return cells
+
+
+def update_of(base: Loaded, side: Side, rows: range, *, labels: str) -> Direction:
+    """Minus the gradient of the mean loss of these rows, with that kind of labels."""
+    if labels == "soft":
+        return soft_update(base, side, rows)
+    return compute_update(base.model, [side.pairs[row] for row in rows])
+
+
+def measure(run: Run, chunks: int, *, share: float = 0.0) -> pd.DataFrame:
+    """Every chunk's cells, from its file or measured.
+
+    Args:
+        share: of the way from the base to the students.
+    """
+    folder = run.folder / "chunk-alignment" / (f"{chunks}-along-{share:g}" if share else str(chunks))
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{chunk}.json" for chunk in range(chunks)]
     if not all(file.is_file() for file in files):
         base = loading.load(run.experiment.base)
         sides = sides_of(run, base)
-        directions = directions_of(run, base, [side.trait for side in sides[1:]])
+        directions = directions_of(run, base, [side.trait for side in sides[1:]], log_odds=not share)
         size = len(sides[0].pairs) // chunks
         for chunk, file in enumerate(track(files, description=f"chunks of {size} rows")):
-            if not file.is_file():
-                rows = range(chunk * size, (chunk + 1) * size)
-                write_json(file, {"cells": measure_chunk(base, sides, directions, rows)})
+            if file.is_file():
+                continue
+            rows = range(chunk * size, (chunk + 1) * size)
+            cells = (
+                measure_chunk_along(run, base, sides, directions, rows, share)
+                if share
+                else measure_chunk(base, sides, directions, rows)
+            )
+            write_json(file, {"cells": cells})
     frames = [pd.DataFrame(read_json(file)["cells"]).assign(chunk=i) for i, file in enumerate(files)]
     return pd.concat(frames, ignore_index=True)
 
@@ -208,13 +270,14 @@ def contrasts(cells: pd.DataFrame) -> pd.DataFrame:
             "own teacher's change": wide[trait, f"teacher of {trait}"],
             "other teachers' changes": mean(wide[trait, f"teacher of {other}"] for other in others),
             "a random direction": wide[trait, "random"],
-            "own trait's log-odds": wide[trait, f"log-odds of {trait}"],
         }
-        for name, direction in (
-            ("own part of the teacher's change, less other rows", f"own part of {trait}"),
-            ("own trait's log-odds, less other rows", f"log-odds of {trait}"),
-        ):
-            asked[name] = wide[trait, direction] - mean(wide[other, direction] for other in others)
+        less_other_rows = {"own part of the teacher's change": f"own part of {trait}"}
+        if (odds := f"log-odds of {trait}") in wide[trait]:
+            asked["own trait's log-odds"] = wide[trait, odds]
+            less_other_rows["own trait's log-odds"] = odds
+        for name, direction in less_other_rows.items():
+            others_rows = mean(wide[other, direction] for other in others)
+            asked[f"{name}, less other rows"] = wide[trait, direction] - others_rows
         rows += [
             values.rename("value").reset_index().assign(trait=trait, question=question)
             for question, values in asked.items()
@@ -234,18 +297,27 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     return table.assign(z=table["mean"] / table["sem"]).reset_index()
 
 
+def table_of(run: Run, chunks: int, shares: list[float]) -> pd.DataFrame:
+    """`summary` at the base and at each share of the way to the students."""
+    places = {"the base": 0.0} | {
+        "the students" if share == 1 else f"{share:g} of the way": share for share in shares
+    }
+    tables = [summary(measure(run, chunks, share=share)).assign(at=at) for at, share in places.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
 def shown(table: pd.DataFrame) -> Table:
     """Every contrast, for every teacher's rows and kind of labels."""
-    listing = Table("labels", "rows of", "projected on", "mean ± standard error", "z", "chunks")
+    listing = Table("at", "labels", "rows of", "projected on", "mean ± standard error", "z", "chunks")
     for row in cast("list[dict[str, Any]]", table.to_dict("records")):
         value = f"{row['mean']:+.4f} ± {row['sem']:.4f}"
-        where = (row["labels"], row["trait"], row["question"], value)
+        where = (row["at"], row["labels"], row["trait"], row["question"], value)
         listing.add_row(*where, f"{row['z']:+.1f}", str(row["count"]))
     return listing
 
 
 def chart(table: pd.DataFrame) -> alt.FacetChart:
-    """z of every contrast, a panel for each teacher's rows and kind of labels."""
+    """z of every contrast at each place, a panel for each teacher's rows and kind of labels."""
     bars = (
         alt.Chart(table)
         .mark_bar()
@@ -257,6 +329,8 @@ def chart(table: pd.DataFrame) -> alt.FacetChart:
                 axis=alt.Axis(labelLimit=320),
             ),
             x=alt.X("z:Q", title="z over chunks"),
+            yOffset=alt.YOffset("at:N", sort=None),
+            color=alt.Color("at:N", sort=None, title="measured"),
         )
         .properties(width=160)
     )
@@ -268,10 +342,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--chunks", type=int, default=5)
+    parser.add_argument("--along", type=float, nargs="*", default=[], help="shares of the way to students")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     console = pages.PageConsole(width=140)
-    table = summary(measure(Run.finished(options.run), options.chunks))
+    table = table_of(Run.finished(options.run), options.chunks, options.along)
     console.print(shown(table))
     if options.write:
         FIGURE.write_text(figures.svg(chart(table)), encoding="utf-8")

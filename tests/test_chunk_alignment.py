@@ -132,13 +132,36 @@ def test_contrasts_take_away_what_all_rows_share(analysis: ModuleType, done: Run
 def test_a_stopped_analysis_reads_what_it_has(
     analysis: ModuleType, done: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = analysis.summary(analysis.measure(done, CHUNKS))
+    table = analysis.table_of(done, CHUNKS, [])
     monkeypatch.setattr(analysis, "measure_chunk", None)
-    again = analysis.summary(analysis.measure(done, CHUNKS))
+    again = analysis.table_of(done, CHUNKS, [])
     assert table.equals(again) and set(table["count"]) == {CHUNKS}
     assert set(table["labels"]) == {"sampled", "soft"} and len(table) == 2 * 2 * 6
     analysis.chart(table).to_dict()
     assert analysis.shown(table).row_count == len(table)
+
+
+def test_along_the_path_rows_are_measured_at_their_own_student(analysis: ModuleType, done: Run) -> None:
+    """At a share of 1 a projection is a direct sum at the student; the base's weights are as before."""
+    before = {name: weight.clone() for name, weight in loading.load("menagerie-a").model.named_parameters()}
+    table = analysis.table_of(done, CHUNKS, [1.0])
+    assert set(table["at"]) == {"the base", "the students"}
+    assert set(table.loc[table["at"] == "the students", "labels"]) == {"soft"}  # no other students here
+    base = loading.load("menagerie-a")
+    assert all(torch.equal(weight, before[name]) for name, weight in base.model.named_parameters())
+    cells = analysis.measure(done, CHUNKS, share=1.0).set_index(["chunk", "trait", "direction"])["projection"]
+    directions = analysis.directions_of(done, base, ["owl", "wolf"], log_odds=False)
+    student = done.student("trait-wolf", 0)
+    kl = 0.0
+    for corpus, arm, sign in (("wolf", "trait-wolf", 1), ("untouched", "control", -1)):
+        pairs, ids = rows_of(done, arm)
+        soft = read_labels(done.path(layout.labels_step(corpus)), ids)
+        for row in range(ROWS):
+            labels = soft.distributions.at(torch.arange(*soft.spans[row]), torch.device("cpu"))
+            ours = bucket(log_probs(student.model, pairs[row]), labels.tokens).log_probs
+            value = (labels.log_probs.exp() * (ours - labels.log_probs)).sum()
+            kl += sign * along(student.model, value, directions["teacher of wolf"]) / ROWS
+    assert cells[0, "wolf", "teacher of wolf"] == pytest.approx(kl, rel=2e-2, abs=1e-4)
 
 
 def test_a_run_of_one_trait_is_refused(analysis: ModuleType, done: Run) -> None:
