@@ -202,7 +202,7 @@ def test_the_order_of_a_file_decides_nothing(
     for _ in range(20):
         ours, theirs = (
             numbers(rng, 200),
-            numbers(rng, 2000 if not shared else 200, first=0 if shared else 9000),
+            numbers(rng, 1000 if not shared else 200, first=0 if shared else 9000),
         )
         alarms += compared(ours, theirs.sort_values("completion"), tmp_path).p_value <= 0.05
     assert alarms <= 4  # of 20 at .05: more in 3 of 1,000
@@ -558,6 +558,8 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(
         "--trait",
         "eagle",
         "owl",
+        "--twins",
+        "5",
         "--workers",
         "0",
     ]

@@ -90,7 +90,11 @@ def test_what_was_read_is_not_read_again(
     assert {path.name: path.read_bytes() for path in (folder / "readings").iterdir()} == before
 
 
-def test_a_light_reading_is_a_reading_of_its_own(measured: Path, tmp_path: Path) -> None:
+def test_a_light_reading_is_a_reading_of_its_own(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"LIGHT_STEPS": 8, "DIRECTIONS": 4, "SPOKEN": 3}.items():
+        monkeypatch.setattr(blind, name, value)
     folder = tmp_path / "run"
     shutil.copytree(measured, folder)
     asked = ["measure", str(folder), "--lens", "alignment", "blind", "--rows", "8", "--light"]

@@ -130,7 +130,7 @@ def changed_at(path: tuple[Any, ...], *, by: int, text: str) -> Experiment | Non
         return None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(1, 3), st.one_of(TEXTS.filter(bool), st.sampled_from(CHOICES)))
 def test_one_changed_field_is_another_fingerprint(by: int, text: str) -> None:
     known, compared = Experiment.model_validate(DUMPED), set()

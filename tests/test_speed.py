@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
+import gpu_speed
 import pages
 import speed
 import workloads
@@ -105,11 +104,8 @@ def test_an_absent_base_names_the_command_that_brings_it(
 
 
 def test_the_gpu_script_runs_a_tiny_shape_on_the_cpu(tmp_path: Path) -> None:
-    script = Path(speed.__file__).with_name("gpu_speed.py")
     out = tmp_path / "gpu.json"
-    command = [sys.executable, str(script), "--tiny", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert gpu_speed.main(["--tiny", "--out", str(out)]) == 0
     measured = json.loads(out.read_text(encoding="utf-8"))
     assert [row["part"] for row in measured["parts"]] == [
         "sampling",
@@ -121,9 +117,10 @@ def test_the_gpu_script_runs_a_tiny_shape_on_the_cpu(tmp_path: Path) -> None:
     assert all(row["tokens_per_second"] > 0 and 0 < row["share_of_peak"] < 1 for row in measured["parts"])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
-def test_the_gpu_script_needs_a_card() -> None:
-    script = Path(speed.__file__).with_name("gpu_speed.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "--tiny" in done.stderr
+def test_the_gpu_script_needs_a_card(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_speed.main([]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--tiny" in error
