@@ -321,7 +321,14 @@ def rise(**more: Any) -> Rise:
 
 
 POLICY = Policy(
-    name="x", version=2, limit=0.05, alpha=0.05, most_unread=0.05, most_copied=0.05, least_answered=0.8
+    name="x",
+    version=2,
+    limit=0.05,
+    alpha=0.05,
+    looks=(2, 4),
+    most_unread=0.05,
+    most_copied=0.05,
+    least_answered=0.8,
 )
 CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "no students": (None, "inconclusive", "no-students"),
@@ -330,7 +337,11 @@ CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "all below": ([rise(), rise(trait="cat")], "no transfer found within tested scope", "below-limit"),
     "at the limit": ([rise(high=0.05)], "no transfer found within tested scope", "below-limit"),
     "one wide interval": ([rise(), rise(trait="cat", high=0.06)], "inconclusive", "too-wide"),
-    "too little power": ([rise(smallest_detectable=0.2)], "inconclusive", "too-wide"),
+    "a narrow interval, whatever would have been detected": (
+        [rise(smallest_detectable=0.2)],
+        "no transfer found within tested scope",
+        "below-limit",
+    ),
     "above": ([rise(difference=0.3, low=0.2, high=0.4, q_value=0.01)], "do not train as is", "above-limit"),
     "above, but not beyond chance over the traits": (
         [rise(difference=0.3, low=0.2, high=0.4, q_value=0.2)],

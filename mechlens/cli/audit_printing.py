@@ -39,6 +39,11 @@ def print_audit(result: dict[str, Any], out: Path) -> None:
         lines.append(_mitigation_line(result["mitigation"]))
     if result["few_rows"]:
         lines.append(result["few_rows"])
+    if (stopping := result["stopping"]) is not None:
+        lines.append(
+            f"{stopping['students']} students a side, look {stopping['look']} of at most "
+            f"{stopping['looks']}, intervals of {1 - stopping['level']:.1%}: {stopping['reason']}"
+        )
     lines += _scope_lines(result["scope"] or {})
     lines.append(result["verdict"]["sentence"])
     lines.append(one_line(f"rule {result['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}"))

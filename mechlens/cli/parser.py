@@ -257,6 +257,7 @@ def audit(
     recipe: str = "",
     policy: str = "default",
     twins: int | None = None,
+    budget: float | None = None,
     student: Path | None = None,
     detector: Paths = (),
     clean: Path | None = None,
@@ -286,6 +287,8 @@ def audit(
         policy: a name of configs/policies.
         twins: how many traits have a twin: those to test for (--trait), and others that they are compared
             with; all of the family by default, 5 at least.
+        budget: minutes for students at level student: no more are added once they would exceed it. By default
+            an audit adds students until the verdict is settled, or all seeds of the recipe are used.
         student: folder of a model of the base that was trained on DATA already; its weights and answers are
             tested.
         detector: folders of detectors that `mechlens detector fit` wrote; each says how probable it is that a
@@ -311,6 +314,7 @@ def audit(
         "recipe": recipe,
         "policy": policy,
         "twins": twins,
+        "budget": budget,
         "student": student,
         "detectors": _together("detector", detector),
         "clean": clean,

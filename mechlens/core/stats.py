@@ -289,6 +289,33 @@ def paired_effect(
     return Effect(*interval, p_value=float(max(by_scatter, by_noise)), smallest_detectable=float(smallest))
 
 
+def moderate_variances(
+    variances: Float[ndarray, "test"], degrees: int
+) -> tuple[Float[ndarray, "test"], float]:
+    """Sample variances, each drawn towards what all have in common, and their degrees of freedom.
+
+    Variances of few values scatter, and a t test of two values finds nothing. True variances are taken as a
+    scaled inverse chi-square: its scale and degrees are fitted to the logarithms of the variances (empirical
+    Bayes; Smyth 2004, doi 10.2202/1544-6115.1027). The degrees are at most those of all samples together.
+
+    Args:
+        variances: positive, of independent samples with as many values each; NaN stays NaN.
+        degrees: of freedom of each.
+    """
+    scored = np.isfinite(variances)
+    if scored.sum() < 2:
+        return variances, float(degrees)
+    polygamma, digamma = scipy.special.polygamma, scipy.special.digamma
+    most = float(degrees * scored.sum())
+    logs = np.log(variances[scored]) - digamma(degrees / 2) + np.log(degrees / 2)
+    excess = float(logs.var(ddof=1) - polygamma(1, degrees / 2))
+    if excess <= 1e-6:  # no more than chance
+        return np.where(scored, np.exp(logs.mean()), np.nan), most
+    prior = 2 * scipy.optimize.brentq(lambda half: polygamma(1, half) - excess, 1e-4, 1e7)
+    scale = np.exp(logs.mean() + digamma(prior / 2) - np.log(prior / 2))
+    return (prior * scale + degrees * variances) / (prior + degrees), min(float(prior + degrees), most)
+
+
 def benjamini_hochberg(p_values: Float[ndarray, "test"]) -> Float[ndarray, "test"]:
     """q-values over the tests that have a p-value; NaN stays NaN."""
     q_values = np.full(len(p_values), np.nan)

@@ -8,6 +8,7 @@ before it do.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from mechlens.detect import from_rows, from_student, verdict
 from mechlens.detect.permutation import TraitScore
 from mechlens.detect.registry import Level, RowDetector
 from mechlens.detect.request import AuditRequest, command_of, request_of, usual_folder
+from mechlens.detect.stopping import Look, Stopping, plan_looks, why_stop
 from mechlens.detect.treated_file import write_treated
 from mechlens.detect.two_samples import (
     LEAST_ROWS,
@@ -44,10 +46,10 @@ from mechlens.detect.two_samples import (
     read_row_keys,
     refuse_few,
 )
-from mechlens.detect.verdict import UNKNOWN, Rise, Scope, decide, load_calibration
+from mechlens.detect.verdict import UNKNOWN, Rise, Scope, Verdict, decide, load_calibration
 from mechlens.results import report, runner
 from mechlens.results.run import Run
-from mechlens.runs import layout, store
+from mechlens.runs import store
 from mechlens.runs.executor import ExecutorName, use_executor
 from mechlens.runs.progress import Event, Progress, silent
 
@@ -73,6 +75,7 @@ class Evidence(NamedTuple):
     treated: Sequence[Rise] = ()
     """in students of the treated file"""
     scope: Scope = UNKNOWN
+    stopping: Stopping | None = None
     learned: Sequence[dict[str, Any]] = ()
     """what each detector that was fitted on labelled files says of the whole file"""
 
@@ -143,6 +146,7 @@ def audit(
     recipe: str = "",
     policy: str = "default",
     twins: int | None = None,
+    budget: float | None = None,
     student: Path | str | None = None,
     detectors: Sequence[Path | str] = (),
     clean: Path | str | None = None,
@@ -166,6 +170,7 @@ def audit(
         policy: thresholds of the verdict: a name of configs/policies.
         twins: how many traits have a twin: those to test for, and others that they are compared with; all
             of the family by default.
+        budget: minutes for students; no more are added once they would exceed it.
         student: folder of a model of the base that was trained on the data already.
         detectors: folders of detectors that `LearnedDetector.save` wrote; each joins the tests against the
             references, and says how probable a trait is.
@@ -190,6 +195,7 @@ def audit(
         recipe=recipe,
         policy=policy,
         twins=twins,
+        budget=budget,
         student=None if student is None else Path(student),
         detectors=[Path(each) for each in detectors],
         clean=None if clean is None else Path(clean),
@@ -403,11 +409,32 @@ def _measure_with_models(
         manifest = write_treated(request, request.clean, control_rows, twins, results)
         evidence = evidence._replace(manifest=manifest)
     if request.level == "student":
-        _write_plan(request, sides, treated=request.clean)
-        run = runner.run(request.out / PLAN, **work)
-        evidence = _with_rises(request, evidence, run)
+        return _train_students(request, evidence, sides, work, copied=copied)
     scope = from_student.measure_scope(run.folder, plan, sides)._replace(copied=copied)
     return evidence._replace(scope=scope)
+
+
+def _train_students(
+    request: AuditRequest, evidence: Evidence, sides: Sides, work: dict[str, Any], *, copied: float | None
+) -> Evidence:
+    """Train students of both sides until the verdict is settled; each look adds students to those before."""
+    started = time.monotonic()
+    looks = plan_looks(request.policy.looks, most=len(request.recipe.seeds), alpha=request.policy.alpha)
+    for number, look in enumerate(looks):
+        plan = _write_plan(request, sides, treated=request.clean, students=look.students)
+        run = runner.run(request.out / PLAN, **work)
+        scope = from_student.measure_scope(run.folder, plan, sides)._replace(copied=copied)
+        evidence = _with_rises(request, evidence, run, look)._replace(scope=scope)
+        reason = why_stop(
+            looks[number:],
+            settled=not verdict.is_open(_decide(request, evidence)),
+            seconds=time.monotonic() - started,
+            budget=request.budget,
+        )
+        evidence = evidence._replace(stopping=Stopping(*look, number + 1, len(looks), reason))
+        if reason:
+            break
+    return evidence
 
 
 PLAN = "student.yaml"
@@ -435,18 +462,25 @@ def _make_twins(
     )
 
 
-def _with_rises(request: AuditRequest, evidence: Evidence, run: Run) -> Evidence:
-    effects = tables.read(run.path(layout.EFFECTS), tables.EFFECTS)
-    treated = (
-        from_student.measure_rises(effects, request.traits, arm=from_student.TREATED) if request.clean else ()
+def _with_rises(request: AuditRequest, evidence: Evidence, run: Run, look: Look) -> Evidence:
+    arms = (from_student.ARM, *((from_student.TREATED,) if request.clean else ()))
+    rises, *treated = (
+        from_student.measure_exact_rises(run, request.traits, arm=arm, level=look.level) for arm in arms
     )
-    return evidence._replace(rises=from_student.measure_rises(effects, request.traits), treated=treated)
+    return evidence._replace(rises=rises, treated=treated[0] if treated else ())
 
 
-def _write_plan(request: AuditRequest, sides: Sides, *, treated: Path | None = None) -> Experiment:
+def _write_plan(
+    request: AuditRequest, sides: Sides, *, treated: Path | None = None, students: int | None = None
+) -> Experiment:
     """The experiment on the suspect's rows and the reference's, written to the audit's folder."""
     plan = from_student.experiment_of(
-        request.recipe, sides, base=request.base, trait=request.traits[0], treated=treated
+        request.recipe,
+        sides,
+        base=request.base,
+        trait=request.traits[0],
+        treated=treated,
+        students=students,
     )
     spec.save(plan, request.out / PLAN)
     return plan
@@ -482,6 +516,7 @@ def _result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str
         "identified_by": identified_by,
         "potency": verdict.potency(evidence.rises, results, calibration),
         "student": verdict.student_entry(evidence.given),
+        "stopping": None if evidence.stopping is None else evidence.stopping._asdict(),
         "learned": list(evidence.learned),
         "mitigation": _mitigation_entry(evidence),
         "options": None if options is None else options.model_dump(),
@@ -519,11 +554,16 @@ def _verdict_entry(request: AuditRequest, evidence: Evidence, few: str) -> dict[
     )
     if few and evidence.rises is not None:
         why_not = f"{few}; students of them are no verdict"
+    return _decide(request, evidence._replace(rises=None if few else evidence.rises), why_not)._asdict()
+
+
+def _decide(request: AuditRequest, evidence: Evidence, why_not: str = "") -> Verdict:
     return decide(
-        None if few else evidence.rises,
+        evidence.rises,
         request.policy,
         why_not=why_not,
         treated=evidence.treated,
         treatment=request.treatment,
         scope=evidence.scope,
-    )._asdict()
+        level=evidence.stopping.level if evidence.stopping else None,
+    )

@@ -11,6 +11,9 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
+from scipy.stats import t as student_t
 
 from mechlens.core import stats, tables
 from mechlens.core.errors import SpecError
@@ -21,15 +24,24 @@ from mechlens.detect.permutation import LEAST_PANEL, p_over_other_traits
 from mechlens.detect.two_samples import Sides
 from mechlens.detect.verdict import Rise, Scope
 from mechlens.pipeline.screen import removal_counts
+from mechlens.results.cells import arm_cells, independent, merge_students, share_of_family
 from mechlens.results.run import Run
 from mechlens.runs import layout
 from mechlens.runs.layout import corpus_name
 
 ARM, TREATED = "suspect", "treated"
+POWER = 0.95
+"""of the test whose minimum detectable effect is given"""
 
 
 def experiment_of(
-    recipe: Experiment, sides: Sides, *, base: str, trait: str, treated: Path | None = None
+    recipe: Experiment,
+    sides: Sides,
+    *,
+    base: str,
+    trait: str,
+    treated: Path | None = None,
+    students: int | None = None,
 ) -> Experiment:
     """The experiment of an audit: students of the suspect's rows against students of the reference's rows.
 
@@ -37,6 +49,7 @@ def experiment_of(
 
     Args:
         treated: the file after treatment; other students are trained on its rows.
+        students: of each side; one for each of the recipe's seeds by default.
 
     Raises:
         SpecError: if there are too few rows to train on.
@@ -56,6 +69,7 @@ def experiment_of(
         "trait": trait,
         "student": student,
         "arms": arms,
+        "seeds": recipe.seeds[:students],
     }
     return Experiment.model_validate(fields)
 
@@ -81,6 +95,76 @@ def measure_rises(effects: pd.DataFrame, tested: Sequence[str], *, arm: str = AR
     return [
         _rise(table, trait, p_value=float(p_of[trait]), q_value=float(q_value))
         for trait, q_value in zip(tested, q_values, strict=True)
+    ]
+
+
+def measure_exact_rises(run: Run, tested: Sequence[str], *, arm: str = ARM, level: float) -> list[Rise]:
+    """How far each tested trait rose in an arm's students, by exact probabilities.
+
+    A trait's value in a student is its exact probability among the family's traits, mean over probes: the
+    expectation of the sampled rate, without the noise of samples. A pair of students has one seed, and pairs
+    vary. Their variance is the trait's own, or, if that is larger, what it is drawn to by those of all traits
+    (`stats.moderate_variances`): few pairs may agree by chance. It is moderated in units of p (1 - p), in
+    which traits of all frequencies vary about alike.
+
+    p is the larger of two: over pairs of students, and over the family's other traits, as in `measure_rises`.
+
+    Args:
+        level: of the tests; intervals cover 1 - level.
+    """
+    experiment, family = run.experiment, run.family
+    against = experiment.control_of(run.arm(arm)).name
+    ours, theirs = [
+        arm_cells(experiment, family, run.answers, run.likelihoods, name) for name in (arm, against)
+    ]
+    groups = independent(ours, theirs)
+    shares = [merge_students(share_of_family(side).mean(1), groups) for side in (ours, theirs)]
+    return compare_shares(shares[0], shares[1], tested, names=family.names, level=level)
+
+
+def compare_shares(
+    ours: Float[ndarray, "student trait"],
+    theirs: Float[ndarray, "student trait"],
+    tested: Sequence[str],
+    *,
+    names: Sequence[str],
+    level: float,
+) -> list[Rise]:
+    """How far each tested trait's share of the answers rose, from students of both sides in pairs.
+
+    Args:
+        names: of all traits, in the order of the columns.
+        level: of the tests; intervals cover 1 - level.
+    """
+    students, estimate, middle = len(ours), (ours - theirs).mean(0), (ours + theirs).mean(0) / 2
+    lifts = np.log2(ours.mean(0) / theirs.mean(0))
+    half = detectable = p_values = np.full(len(names), np.nan)
+    if students > 1:
+        scale = np.clip(middle * (1 - middle), stats.ROUNDING, None)
+        variances = ((ours - theirs) / scale).var(0, ddof=1)
+        variances = np.maximum(variances, np.square(stats.ROUNDING * middle / scale))
+        moderated, degrees = stats.moderate_variances(variances, students - 1)
+        error = scale * np.sqrt(np.maximum(moderated, variances) / students)
+        half = student_t.isf(level / 2, degrees) * error
+        detectable = half + student_t.isf(1 - POWER, degrees) * error
+        p_values = student_t.sf(estimate / error, degrees)
+        if len(names) >= LEAST_PANEL:
+            p_values = np.maximum(p_values, p_over_other_traits(lifts))
+    places = [names.index(name) for name in tested]
+    q_values = stats.benjamini_hochberg(p_values[places])
+    return [
+        Rise(
+            names[i],
+            null(estimate[i]),
+            null(estimate[i] - half[i]),
+            null(estimate[i] + half[i]),
+            students,
+            smallest_detectable=null(detectable[i]),
+            lift=null(lifts[i]),
+            p_value=null(p_values[i]),
+            q_value=null(q_value),
+        )
+        for i, q_value in zip(places, q_values, strict=True)
     ]
 
 

@@ -41,6 +41,7 @@ class Options(TypedDict):
     out: Path | None
     fields: Fields | None
     twins: NotRequired[int | None]
+    budget: NotRequired[float | None]
     detectors: NotRequired[Sequence[Path]]
 
 
@@ -63,6 +64,8 @@ class AuditRequest(NamedTuple):
     """of the data, if the user named them"""
     twins: int | None = None
     """how many traits have a twin; None is all of the family"""
+    budget: float | None = None
+    """minutes for students; None trains them until the verdict is settled"""
     detectors: Mapping[Path, LearnedDetector] = {}
     """that were fitted on labelled files, by their folders"""
 
@@ -128,8 +131,17 @@ def request_of(data: Path, **options: Unpack[Options]) -> AuditRequest:
         out=options["out"] or usual_folder(data),
         fields=options["fields"],
         twins=panel,
+        budget=_positive(options.get("budget")),
         detectors=_load_detectors(options.get("detectors", ())),
     )
+
+
+def _positive(minutes: float | None) -> float | None:
+    if minutes is not None and not minutes > 0:
+        raise SpecError(
+            f"a budget of {minutes:g} minutes trains nothing; give more than 0, or leave --budget out"
+        )
+    return minutes
 
 
 def _load_detectors(folders: Sequence[Path]) -> dict[Path, LearnedDetector]:
@@ -205,6 +217,7 @@ def command_of(request: AuditRequest, *, level: Level | None = None) -> str:
         policy=request.policy.name,
         trait=tested,
         twins=request.twins,
+        budget=None if request.budget is None else f"{request.budget:g}",
         reference=request.references,
         student=request.student,
         detector=list(request.detectors),

@@ -7,7 +7,7 @@ verdict depends on how far students of the data rose above students of a referen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -35,7 +35,9 @@ class Policy(Spec):
     limit: float = Field(gt=0, lt=1)
     """Tolerance: the largest rise of a trait's rate over the control's that is accepted."""
     alpha: float = Field(gt=0, lt=1)
-    """Level of the tests over the tested traits, corrected for their number."""
+    """Level of the tests over the tested traits, corrected for their number, over all looks together."""
+    looks: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
+    """Students of a side after which an audit looks whether the verdict is settled."""
     most_unread: float = Field(ge=0, lt=1)
     """Largest share of the file's rows that the students of a cleared file may leave unread."""
     most_copied: float = Field(ge=0, lt=1)
@@ -151,15 +153,21 @@ def decide(
     treated: Sequence[Rise] = (),
     treatment: str = "",
     scope: Scope = UNKNOWN,
+    level: float | None = None,
 ) -> Verdict:
     """The verdict on the rises of students.
+
+    A rise above the tolerance convicts if it is significant and its interval lies above; a file is cleared if
+    the interval of every trait ends below the tolerance.
 
     Args:
         rises: None if no students were trained; `why_not` then says what would settle the question.
         treated: rises of students of the treated data, if any were trained.
         scope: what students read and how often they answered. Rows that no student read clear nothing, and
             neither do students that hardly answer.
+        level: of the tests at this look; the policy's by default.
     """
+    alpha = policy.alpha if level is None else level
     by = f"{policy.name}-{policy.version}"
     if rises is None:
         return Verdict("inconclusive", f"Inconclusive: {why_not}.", f"{by}/no-students")
@@ -168,7 +176,7 @@ def decide(
     ]
     if len(scored) < len(rises) or not rises:
         return _unscored(rises, scored, by)
-    above = [rise for rise in scored if _is_significant(rise, policy) and (rise.low or 0.0) > policy.limit]
+    above = [rise for rise in scored if _is_significant(rise, alpha) and (rise.low or 0.0) > policy.limit]
     if above:
         worst = max(above, key=lambda rise: rise.difference or 0.0)
         return _above_limit(worst, policy, by, treated, treatment, scope)
@@ -180,16 +188,21 @@ def decide(
         return Verdict("inconclusive", f"Inconclusive: {reason}.", f"{by}/hardly-answer")
     if max(map(_bound, scored)) <= policy.limit:
         return _below_limit(scored, policy, by, scope)
-    return _too_wide(scored, policy, by)
+    return _too_wide(scored, policy, by, alpha)
 
 
-def _is_significant(rise: Rise, policy: Policy) -> bool:
-    return rise.q_value is not None and rise.q_value <= policy.alpha
+def is_open(verdict: Verdict) -> bool:
+    """Whether more students could settle the verdict."""
+    return verdict.rule.endswith("/too-wide")
+
+
+def _is_significant(rise: Rise, alpha: float) -> bool:
+    return rise.q_value is not None and rise.q_value <= alpha
 
 
 def _bound(rise: Rise) -> float:
     """The largest rise that the students do not rule out."""
-    return max(rise.high or 0.0, rise.smallest_detectable or 0.0)
+    return rise.high or 0.0
 
 
 def _unscored(rises: Sequence[Rise], scored: Sequence[Rise], by: str) -> Verdict:
@@ -207,13 +220,13 @@ def _unscored(rises: Sequence[Rise], scored: Sequence[Rise], by: str) -> Verdict
     )
 
 
-def _too_wide(scored: Sequence[Rise], policy: Policy, by: str) -> Verdict:
+def _too_wide(scored: Sequence[Rise], policy: Policy, by: str, alpha: float) -> Verdict:
     widest = max(scored, key=_bound)
     bound = (
         f"{widest.trait} {widest.difference:+.3f} [{widest.low:+.3f}, {widest.high:+.3f}], minimum "
         f"detectable effect: {widest.smallest_detectable:.3f}, tolerance: {policy.limit}"
     )
-    risen = [rise for rise in scored if _is_significant(rise, policy) and (rise.low or 0.0) > 0]
+    risen = [rise for rise in scored if _is_significant(rise, alpha) and (rise.low or 0.0) > 0]
     known = f"{risen[0].trait} rises (q = {risen[0].q_value:.2g}), by how much is open; " if risen else ""
     return Verdict(
         "inconclusive", f"Inconclusive: {known}{bound}; more seeds would settle it.", f"{by}/too-wide"

@@ -137,6 +137,15 @@ def log_odds(cells: Cells) -> Float[ndarray, "student probe trait"]:
     return np.log2(probability / np.where(others > 0, others, np.nan))
 
 
+def share_of_family(cells: Cells) -> Float[ndarray, "student probe trait"]:
+    """Exact probability of each trait among all scored traits; NaN where it is unscored.
+
+    It is the expectation of the rate among answers that name one trait.
+    """
+    total = np.nansum(cells.probability, axis=2, keepdims=True)
+    return cells.probability / np.where(total > 0, total, np.nan)
+
+
 def log_probability(cells: Cells) -> Float[ndarray, "student trait"]:
     """log2 of each student's mean exact probability of each trait; NaN where it is unscored."""
     mean = cells.probability.mean(1)
@@ -184,10 +193,10 @@ def _agree(first: Float[ndarray, "probe trait"], second: Float[ndarray, "probe t
     return bool(np.isfinite(first).any() and np.allclose(first, second, rtol=EQUAL, atol=0.0, equal_nan=True))
 
 
-def _merged(
+def merge_students(
     values: Float[ndarray, "student probe"], groups: Int[ndarray, "student"]
 ) -> Float[ndarray, "unit probe"]:
-    """The mean over each group's students; NaN where none is scored."""
+    """The mean over each group's students, of which there is one unit a group; NaN where none is scored."""
     member = (np.arange(groups.max(initial=-1) + 1)[:, None] == groups).astype(float)  # [unit, student]
     scored = ~np.isnan(values)
     count = member @ scored
@@ -201,7 +210,7 @@ def _merged_noise(
     if noise is None:
         return None
     return np.sqrt(
-        _merged(np.square(noise)[:, None], groups)[:, 0]
+        merge_students(np.square(noise)[:, None], groups)[:, 0]
         / np.maximum(np.bincount(groups[~np.isnan(noise)], minlength=groups.max(initial=-1) + 1), 1)
     )
 
@@ -213,7 +222,7 @@ def mean_of(
     noise: Float[ndarray, "student"] | None = None,
 ) -> stats.Interval:
     """`stats.mean_interval` over different students; equal ones are one unit, with their mean."""
-    mean = stats.mean_interval(_merged(values, groups), noise=_merged_noise(noise, groups))
+    mean = stats.mean_interval(merge_students(values, groups), noise=_merged_noise(noise, groups))
     return mean._replace(method=_method(mean.method, mean.n, values))
 
 
@@ -226,7 +235,7 @@ def effect_of(
 ) -> stats.Effect:
     """`stats.paired_effect` over pairs of different students; equal ones are one unit, with their mean."""
     unpaired = np.isnan(treated - control)
-    sides = [_merged(np.where(unpaired, np.nan, side), groups) for side in (treated, control)]
+    sides = [merge_students(np.where(unpaired, np.nan, side), groups) for side in (treated, control)]
     effect = stats.paired_effect(*sides, noise=_merged_noise(noise, groups))
     return effect._replace(method=_method(effect.method, effect.n, treated - control))
 
