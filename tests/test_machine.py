@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import children, workers
 from test_jobs import is_gone, until
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from jobs import job_queue
 from mechlens import cli
@@ -237,3 +238,9 @@ def test_a_command_ends_with_the_process_that_watches_it(platform: str, small: P
     watcher.send_signal(signal.SIGKILL)
     watcher.wait()
     until(lambda: all(map(is_gone, started)), seconds=20)
+
+
+def test_one_thread_is_one_thread_of_numpy_too() -> None:
+    threadpool_limits(2)
+    machine.use_one_thread()
+    assert {library["num_threads"] for library in threadpool_info()} == {1}

@@ -26,10 +26,15 @@ POLL = 0.5
 
 
 def use_one_thread() -> None:
-    """Let torch compute on one thread, so that sums come out the same on any number of cores."""
+    """Let torch and NumPy compute on one thread, so that sums come out the same on any number of cores.
+
+    Two workers whose NumPy has a thread a core each also wait for one another most of the time.
+    """
     import torch  # takes a second, so only code that computes imports it
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def cores() -> int:
