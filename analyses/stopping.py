@@ -3,8 +3,9 @@
 Usage: `python analyses/stopping.py RUN [--audits 2000] [--write]`. RUN is a finished run, such as the demo;
 trains nothing. Audits are simulated: a student's log-probabilities of the family's traits are the mean of the
 control students plus the deviation of one student of the run from its arm's mean, drawn at random. So the
-students scatter as those of the run do, trait with trait. One trait's share is then raised by a known amount in
-the suspect's students. A rise above the tolerance that is cleared, and one below it that convicts, are errors.
+students scatter as those of the run do, trait with trait. One trait's share is then raised by a known amount
+in the suspect's students. A rise above the tolerance that is cleared, and one below it that convicts, are
+errors.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def shown(table: pd.DataFrame, policy: Policy) -> Table:
     return listing
 
 
-def chart(table: pd.DataFrame, policy: Policy) -> alt.LayerChart:
+def chart(table: pd.DataFrame, policy: Policy) -> alt.FacetChart:
     """Shares of verdicts over the true rise, a panel for each plan."""
     long = table.melt(["plan", "rise", "audits"], list(SENTENCES), "verdict", "count")
     long = long.assign(share=long["count"] / long["audits"], limit=policy.limit)
