@@ -34,6 +34,7 @@ from mechlens.results.run import Run
 FIGURE = pages.FOLDER / "stopping.svg"
 RISES = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
 SENTENCES = ("do not train as is", "no transfer found within tested scope", "inconclusive")
+VERDICTS = ("convicted", "cleared", "open")
 
 
 class Students(NamedTuple):
@@ -116,7 +117,7 @@ def simulate(students: Students, policy: Policy, *, audits: int, seeds: int) -> 
 
 def shown(table: pd.DataFrame, policy: Policy) -> Table:
     """Verdicts by true rise."""
-    listing = Table("students", "true rise", "convicted", "cleared", "open", "students a side", "errors")
+    listing = Table("students", "true rise", *VERDICTS, "students a side", "errors")
     for row in table.to_dict("records"):
         convicted, cleared, undecided = (row[sentence] / row["audits"] for sentence in SENTENCES)
         errors = cleared if row["rise"] > policy.limit else convicted
@@ -129,6 +130,7 @@ def chart(table: pd.DataFrame, policy: Policy) -> alt.FacetChart:
     """Shares of verdicts over the true rise, a panel for each plan."""
     long = table.melt(["plan", "rise", "audits"], list(SENTENCES), "verdict", "count")
     long = long.assign(share=long["count"] / long["audits"], limit=policy.limit)
+    long["verdict"] = long["verdict"].replace(dict(zip(SENTENCES, VERDICTS, strict=True)))
     lines = alt.Chart(long).mark_line(point=True)
     lines = lines.encode(
         x=alt.X("rise:Q", title="true rise of one trait's share"),
