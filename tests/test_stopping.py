@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conditions import SHIPPED
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -14,10 +16,13 @@ from scipy import stats as scipy_stats
 
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
+from mechlens.detect import audit as auditing
 from mechlens.detect.from_student import compare_shares
 from mechlens.detect.request import request_of
 from mechlens.detect.stopping import Look, plan_looks, why_stop
-from mechlens.detect.verdict import decide, is_open, load_policy
+from mechlens.detect.two_samples import Sides
+from mechlens.detect.verdict import Rise, Scope, decide, is_open, load_policy
+from mechlens.results.run import Run
 
 NAMES = [f"t{i}" for i in range(20)]
 
@@ -157,3 +162,47 @@ def test_a_budget_of_no_time_is_refused(tmp_path: Any) -> None:
     }  # fmt: skip
     with pytest.raises(SpecError, match="a budget of 0 minutes trains nothing"):
         request_of(tmp_path / "data.jsonl", **options)
+
+
+@pytest.mark.parametrize(
+    ("highs", "treated", "rows", "expected"),
+    [
+        ([0.04], None, 500, (2, "settled")),
+        ([0.09, 0.04], None, 500, (4, "settled")),
+        ([0.09, 0.09, 0.09], None, 500, (8, "no more students")),
+        ([0.04, 0.04], [0.09, 0.03], 500, (4, "settled")),  # what the treatment leaves is open at first
+        ([0.09, 0.04], None, 100, (2, "no more students")),  # so few rows give no verdict
+    ],
+)
+def test_an_audit_adds_students_while_the_verdict_is_open(
+    highs: list[float],
+    treated: list[float] | None,
+    rows: int,
+    expected: tuple[int, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The looks of an audit whose students, in place of trained ones, have these upper bounds."""
+    upper = {"suspect": iter(highs), "treated": iter(treated or [])}
+    trained: list[int] = []
+
+    def measure(_run: Any, tested: list[str], *, arm: str, **_level: float) -> list[Rise]:
+        high = next(upper[arm])
+        return [Rise(name, 0.0, -0.01, high, trained[-1], 0.02, 0.0, 0.5, 0.5) for name in tested]
+
+    def write(*_sides: Any, students: int, **_treated: Any) -> None:
+        trained.append(students)
+
+    monkeypatch.setattr(auditing, "_write_plan", write)
+    monkeypatch.setattr(auditing.runner, "run", lambda *_, **__: Run(SHIPPED))
+    monkeypatch.setattr(auditing.from_student, "measure_scope", lambda *_: Scope())
+    monkeypatch.setattr(auditing.from_student, "measure_exact_rises", measure)
+    policy = load_policy("default").model_copy(update={"looks": (2, 4, 8)})
+    request = request_of(
+        tmp_path / "data.jsonl", references=(), level="student", base="", traits=("owl",), recipe="",
+        policy="default", student=None, clean=None, treatment="drop", out=tmp_path, fields=None,
+    )._replace(policy=policy, clean=None if treated is None else tmp_path / "treated.jsonl")  # fmt: skip
+    sides = Sides(tmp_path, None, rows, rows)
+    found = auditing._train_students(request, auditing.Evidence(()), sides, {}, copied=None)
+    assert found.stopping is not None
+    assert found.stopping.students == expected[0] == trained[-1] and expected[1] in found.stopping.reason

@@ -93,8 +93,8 @@ def count_significant_traits(
 ) -> dict[str, dict[str, Any]]:
     """Kind of data → how often students have q ≤ .05 for its trait, and for another trait.
 
-    Students are tested as in an audit. Another trait counts as false, although a teacher's trait may raise it
-    too: the data cannot separate the two.
+    A trait is tested over students and over the family's other traits. Another trait counts as false,
+    although a teacher's trait may raise it too: the data cannot separate the two.
     """
     rises = {
         str(arm): measure_rises(frame, names, arm=str(arm))

@@ -420,6 +420,8 @@ def _train_students(
     """Train students of both sides until the verdict is settled; each look adds students to those before."""
     started = time.monotonic()
     looks = plan_looks(request.policy.looks, most=len(request.recipe.seeds), alpha=request.policy.alpha)
+    if sides.drawn < LEAST_ROWS:  # they give no verdict, however many students are trained
+        looks = looks[:1]
     for number, look in enumerate(looks):
         plan = _write_plan(request, sides, treated=request.clean, students=look.students)
         run = runner.run(request.out / PLAN, **work)
@@ -427,7 +429,7 @@ def _train_students(
         evidence = _with_rises(request, evidence, run, look)._replace(scope=scope)
         reason = why_stop(
             looks[number:],
-            settled=not verdict.is_open(_decide(request, evidence)),
+            settled=_is_settled(request, evidence),
             seconds=time.monotonic() - started,
             budget=request.budget,
         )
@@ -460,6 +462,13 @@ def _make_twins(
         workers=workers,
         progress=progress,
     )
+
+
+def _is_settled(request: AuditRequest, evidence: Evidence) -> bool:
+    """Whether more students could change neither the verdict nor what is known of the treated file."""
+    of_treated = evidence._replace(rises=evidence.treated, treated=())
+    parts = [evidence, of_treated] if evidence.treated else [evidence]
+    return not any(verdict.is_open(_decide(request, part)) for part in parts)
 
 
 def _with_rises(request: AuditRequest, evidence: Evidence, run: Run, look: Look) -> Evidence:

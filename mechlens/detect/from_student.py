@@ -137,7 +137,8 @@ def compare_shares(
         level: of the tests; intervals cover 1 - level.
     """
     students, estimate, middle = len(ours), (ours - theirs).mean(0), (ours + theirs).mean(0) / 2
-    lifts = np.log2(ours.mean(0) / theirs.mean(0))
+    means = [np.where(side.mean(0) > 0, side.mean(0), np.nan) for side in (ours, theirs)]
+    lifts = np.log2(means[0] / means[1])
     half = detectable = p_values = np.full(len(names), np.nan)
     if students > 1:
         scale = np.clip(middle * (1 - middle), stats.ROUNDING, None)
