@@ -70,7 +70,7 @@ def test_a_job_is_watched_found_after_a_reload_and_cancelled(runs: Path, visit: 
         visitor.arrive("jobs").wait("small demo run: running")
         bar.wait_for()
         job = newest(runs)
-        processes = [job.pid, *children(job.pid)]
+        processes = [job.pid, *children(job.pid or 0)]
         assert len(processes) > 1
         visitor.click("Cancel")
         assert until(lambda: job_queue.read_job(job.folder).state == "cancelled") < 5
