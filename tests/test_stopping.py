@@ -25,6 +25,8 @@ from mechlens.detect.verdict import Rise, Scope, decide, is_open, load_policy
 from mechlens.results.run import Run
 
 NAMES = [f"t{i}" for i in range(20)]
+CONVICTS = 0.2
+"""upper bounds above this are of a rise above the tolerance, with q = .01"""
 
 
 @given(st.lists(st.integers(2, 30), min_size=1), st.integers(2, 30), st.floats(0.001, 0.2))
@@ -135,7 +137,7 @@ def test_the_stopping_rule_keeps_the_level(rise: float, wrong: str, right: str) 
     ("settled", "left", "seconds", "budget", "reason"),
     [
         (True, 3, 60.0, None, "the verdict is settled"),
-        (False, 1, 60.0, None, "the recipe or the policy allows no more students"),
+        (False, 1, 60.0, None, "no more students are planned"),
         (False, 2, 60.0, None, ""),
         (False, 2, 60.0, 2.5, ""),
         (False, 2, 120.0, 3.0, "4 students a side would take about 4 min, more than 3"),
@@ -172,6 +174,7 @@ def test_a_budget_of_no_time_is_refused(tmp_path: Any) -> None:
         ([0.09, 0.09, 0.09], None, 500, (8, "no more students")),
         ([0.04, 0.04], [0.09, 0.03], 500, (4, "settled")),  # what the treatment leaves is open at first
         ([0.09, 0.04], None, 100, (2, "no more students")),  # so few rows give no verdict
+        ([0.3, 0.3, 0.3], None, 500, (4, "settled")),  # q = .01 is below the level of the second look alone
     ],
 )
 def test_an_audit_adds_students_while_the_verdict_is_open(
@@ -188,7 +191,8 @@ def test_an_audit_adds_students_while_the_verdict_is_open(
 
     def measure(_run: Any, tested: list[str], *, arm: str, **_level: float) -> list[Rise]:
         high = next(upper[arm])
-        return [Rise(name, 0.0, -0.01, high, trained[-1], 0.02, 0.0, 0.5, 0.5) for name in tested]
+        low, q_value = (0.06, 0.01) if high > CONVICTS else (-0.01, 0.5)
+        return [Rise(name, 0.0, low, high, trained[-1], 0.02, 0.0, q_value, q_value) for name in tested]
 
     def write(*_sides: Any, students: int, **_treated: Any) -> None:
         trained.append(students)

@@ -426,16 +426,16 @@ def _train_students(
         plan = _write_plan(request, sides, treated=request.clean, students=look.students)
         run = runner.run(request.out / PLAN, **work)
         scope = from_student.measure_scope(run.folder, plan, sides)._replace(copied=copied)
-        evidence = _with_rises(request, evidence, run, look)._replace(scope=scope)
+        stopping = Stopping(*look, number + 1, len(looks))
+        evidence = _with_rises(request, evidence, run, look)._replace(scope=scope, stopping=stopping)
         reason = why_stop(
             looks[number:],
             settled=_is_settled(request, evidence),
             seconds=time.monotonic() - started,
             budget=request.budget,
         )
-        evidence = evidence._replace(stopping=Stopping(*look, number + 1, len(looks), reason))
         if reason:
-            break
+            return evidence._replace(stopping=stopping._replace(reason=reason))
     return evidence
 
 

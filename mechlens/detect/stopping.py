@@ -44,7 +44,7 @@ class Stopping(NamedTuple):
     """1 is the first"""
     looks: int
     """that were planned"""
-    reason: str
+    reason: str = ""
     """empty while the audit goes on"""
 
 
@@ -60,7 +60,7 @@ def why_stop(looks: Sequence[Look], *, settled: bool, seconds: float, budget: fl
     if settled:
         return "the verdict is settled"
     if len(looks) == 1:
-        return "the recipe or the policy allows no more students"
+        return "no more students are planned"
     needed = seconds / 60 * looks[1].students / looks[0].students
     if budget is not None and needed > budget:
         return f"{looks[1].students} students a side would take about {needed:.0f} min, more than {budget:g}"
