@@ -23,6 +23,7 @@ from numpy import ndarray
 from rich.table import Table
 
 import pages
+from mechlens.core import stats
 from mechlens.core.seeds import generator
 from mechlens.detect.from_student import compare_shares
 from mechlens.detect.stopping import Look, plan_looks
@@ -117,12 +118,14 @@ def simulate(students: Students, policy: Policy, *, audits: int, seeds: int) -> 
 
 def shown(table: pd.DataFrame, policy: Policy) -> Table:
     """Verdicts by true rise."""
-    listing = Table("students", "true rise", *VERDICTS, "students a side", "errors")
+    listing = Table("students", "true rise", *VERDICTS, "students a side", "errors [95 %]")
     for row in table.to_dict("records"):
         convicted, cleared, undecided = (row[sentence] / row["audits"] for sentence in SENTENCES)
-        errors = cleared if row["rise"] > policy.limit else convicted
+        wrong = SENTENCES[1] if row["rise"] > policy.limit else SENTENCES[0]
+        errors = stats.wilson(row[wrong], row["audits"])
+        span = f"{errors.estimate:.1%} [{errors.low:.1%}, {errors.high:.1%}]"
         shares = (f"{share:.1%}" for share in (convicted, cleared, undecided))
-        listing.add_row(row["plan"], f"{row['rise']:.2f}", *shares, f"{row['students']:.1f}", f"{errors:.1%}")
+        listing.add_row(row["plan"], f"{row['rise']:.2f}", *shares, f"{row['students']:.1f}", span)
     return listing
 
 
