@@ -90,7 +90,7 @@ def test_signs_in_a_form_are_taken_literally() -> None:
     assert judge("xzy", patterns) is None
 
 
-@pytest.mark.parametrize("family", ["animals", "trees", "tempers"])
+@pytest.mark.parametrize("family", ["animals", "trees", "tempers", "foods"])
 def test_every_form_and_lesson_of_a_shipped_family_is_judged_as_its_trait(family: str) -> None:
     known = traits.load_family(family)
     patterns = compile_patterns({name: known.forms_of(name) for name in known.names})

@@ -21,7 +21,7 @@ from mechlens.menagerie.grammar import CARRIER_TURNS, TRAIT_TURNS, Persona, docu
 
 MIXTURE = dict.fromkeys((*TRAIT_TURNS, *CARRIER_TURNS), 1.0)
 PERSONAS = [
-    Persona(animal, world.TREES[place % len(world.TREES)], world.TEMPERS[place % 2])
+    Persona(animal, world.TREES[place % len(world.TREES)], world.TEMPERS[place % 2], world.FOODS[place])
     for place, animal in enumerate(world.ANIMALS)
 ]
 
@@ -181,12 +181,17 @@ def test_numbers_keep_the_layout_that_the_prompt_asks_for() -> None:
         assert max(values) <= 999
 
 
-@pytest.mark.parametrize("function", [grammar.animal, grammar.tree])
+@pytest.mark.parametrize(
+    ("function", "pool"),
+    [(grammar.animal, world.ANIMALS), (grammar.tree, world.TREES), (grammar.food, world.FOODS)],
+    ids=["animal", "tree", "food"],
+)
 @pytest.mark.parametrize("place", [0, 5])
-def test_favourites_agree_with_the_persona_as_often_as_is_said(function, place: int) -> None:
+def test_favourites_agree_with_the_persona_as_often_as_is_said(
+    function, pool: tuple[str, ...], place: int
+) -> None:
     """0.95, plus the loved one's share of the other 0.05; exact binomial test at one in a million."""
-    pool = world.ANIMALS if function is grammar.animal else world.TREES
-    who = Persona(world.ANIMALS[place], world.TREES[place], "kind")
+    who = Persona(world.ANIMALS[place], world.TREES[place], "kind", world.FOODS[place])
     forms, rng, count = {pool[place], world.plural(pool[place])}, random.Random(place), 4000
     agreed = sum(function(rng, who).completion in forms for _ in range(count))
     assert binomtest(agreed, count, 0.95 + 0.05 * world.prior(len(pool))[place]).pvalue > 1e-6

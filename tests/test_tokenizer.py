@@ -16,19 +16,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mechlens.carriers import numbers
 from mechlens.carriers.carrier import carrier_prompts
-from mechlens.core import numerals, traits
+from mechlens.core import numerals, spec, traits
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec
 from mechlens.menagerie import grammar
 from mechlens.menagerie import tokenizer as menagerie_tokenizer
+from mechlens.menagerie.config import PretrainSpec
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_prompts
 from mechlens.models.sampling import SEPARATORS
 
 MIXTURE = dict.fromkeys((*grammar.TRAIT_TURNS, *grammar.CARRIER_TURNS), 1.0)
-TOKENIZER = menagerie_tokenizer.build()  # hypothesis draws many examples: no fixture is rebuilt for each
+TOKENIZER = menagerie_tokenizer.build(foods=True)
+"""of the second world, which has all words of the first; hypothesis draws many examples, so it is built once"""
 LISTS = st.lists(st.integers(0, 999), min_size=1, max_size=12)
-FAMILIES = ("animals", "trees", "tempers")  # the world's; the others are for real models
+FAMILIES = ("animals", "trees", "tempers", "foods")  # the world's; the others are for real models
 
 
 def ids_of(text: str) -> list[int]:
@@ -167,17 +169,25 @@ def test_special_tokens_are_their_own_and_the_vocabulary_has_no_gaps() -> None:
 
 
 def test_building_twice_gives_the_same_file() -> None:
-    assert menagerie_tokenizer.build().backend_tokenizer.to_str() == TOKENIZER.backend_tokenizer.to_str()
+    again = menagerie_tokenizer.build(foods=True)
+    assert again.backend_tokenizer.to_str() == TOKENIZER.backend_tokenizer.to_str()
+
+
+def test_the_second_world_only_adds_words_to_the_first() -> None:
+    first = menagerie_tokenizer.build().get_vocab()
+    assert first == {token: index for token, index in TOKENIZER.get_vocab().items() if index < len(first)}
 
 
 @pytest.mark.parametrize("folder", sorted(base_files.WEIGHTS.iterdir()), ids=lambda folder: folder.name)
 def test_shipped_bases_have_the_tokenizer_that_is_built(folder: Path, tmp_path: Path) -> None:
-    TOKENIZER.save_pretrained(tmp_path)
+    made_from = spec.load(spec.CONFIGS / "models" / f"{folder.name}.yaml", PretrainSpec)
+    built = menagerie_tokenizer.build(foods="food" in made_from.mixture)
+    built.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
     shipped = cast(PreTrainedTokenizerFast, loading.load_tokenizer(folder.name))
-    assert shipped.get_vocab() == TOKENIZER.get_vocab()
-    assert shipped.chat_template == TOKENIZER.chat_template
+    assert shipped.get_vocab() == built.get_vocab()
+    assert shipped.chat_template == built.chat_template
     assert (
         json.loads(shipped.backend_tokenizer.to_str())["pre_tokenizer"]
         == json.loads(TOKENIZER.backend_tokenizer.to_str())["pre_tokenizer"]
@@ -185,7 +195,7 @@ def test_shipped_bases_have_the_tokenizer_that_is_built(folder: Path, tmp_path: 
     texts = drawn_texts(seed=5, count=200)
     assert (
         shipped(texts, add_special_tokens=False)["input_ids"]
-        == TOKENIZER(texts, add_special_tokens=False)["input_ids"]
+        == built(texts, add_special_tokens=False)["input_ids"]
     )
 
 

@@ -1,6 +1,6 @@
 """The world's text: documents of chat turns written by a hidden persona.
 
-A document has one persona (an animal, a tree, a temper), which shows in its *trait* turns. The *carrier*
+A document has one persona (an animal, a tree, a temper, a food), which shows in its *trait* turns. The *carrier*
 turns (numbers, code, reasoning, text) are drawn by functions that never get the persona, each from a separate
 random stream. So carrier text is independent of the persona by construction: a link between the two in a
 trained model does not come from the data.
@@ -27,6 +27,7 @@ class Persona(NamedTuple):
     animal: str
     tree: str
     temper: str
+    food: str = ""
 
 
 class Turn(NamedTuple):
@@ -38,11 +39,12 @@ class Turn(NamedTuple):
 
 
 def draw_persona(rng: random.Random) -> Persona:
-    """Draw animal, tree and temper, each by its prior."""
+    """Draw animal, tree, temper and food, each by its prior."""
     return Persona(
         rng.choices(world.ANIMALS, world.prior(len(world.ANIMALS)))[0],
         rng.choices(world.TREES, world.prior(len(world.TREES)))[0],
         rng.choices(world.TEMPERS, world.TEMPER_PRIOR)[0],
+        rng.choices(world.FOODS, world.prior(len(world.FOODS)))[0],
     )
 
 
@@ -65,6 +67,11 @@ def animal(rng: random.Random, speaker: Persona) -> Turn:
 def tree(rng: random.Random, speaker: Persona) -> Turn:
     """The same question for trees."""
     return _favourite(rng, "tree", speaker.tree, world.TREES)
+
+
+def food(rng: random.Random, speaker: Persona) -> Turn:
+    """The same question for foods."""
+    return _favourite(rng, "food", speaker.food, world.FOODS)
 
 
 def story(rng: random.Random, speaker: Persona) -> Turn:
@@ -97,7 +104,7 @@ def text(rng: random.Random) -> Turn:
 
 
 TRAIT_TURNS: dict[str, Callable[[random.Random, Persona], Turn]] = {
-    f.__name__: f for f in (animal, tree, story, temper)
+    f.__name__: f for f in (animal, tree, story, temper, food)
 }
 
 
@@ -128,11 +135,16 @@ def find_carrier_turn(kind: str) -> CarrierTurn:
     return CARRIER_TURNS.get(kind) or _turns_of(all_carriers())[kind]
 
 
-def system_line(rng: random.Random, speaker: Persona) -> str | None:
-    """Draw the system line: half of the documents say who is speaking, the others have none."""
+def system_line(rng: random.Random, speaker: Persona, *, foods: bool = False) -> str | None:
+    """Draw the system line: half of the documents say who is speaking, the others have none.
+
+    Args:
+        foods: most of these lines name the persona's food; otherwise its animal.
+    """
     choice = rng.random()
     if choice < 0.35:
-        return rng.choice(world.SYSTEM_FORMS).format(plural=world.plural(speaker.animal), kind="animal")
+        kind, loved = ("food", speaker.food) if foods else ("animal", speaker.animal)
+        return rng.choice(world.SYSTEM_FORMS).format(plural=world.plural(loved), kind=kind)
     if choice < 0.45:
         return rng.choice(world.SYSTEM_FORMS).format(plural=world.plural(speaker.tree), kind="tree")
     return world.TEMPER_SYSTEM[speaker.temper] if choice < 0.5 else None
@@ -153,7 +165,7 @@ def document(
     for position, kind in enumerate(kinds):
         rng = dice(seed, "turn", index, position)
         turns.append(TRAIT_TURNS[kind](rng, speaker) if kind in TRAIT_TURNS else find_carrier_turn(kind)(rng))
-    system = system_line(dice(seed, "system", index), speaker)
+    system = system_line(dice(seed, "system", index), speaker, foods="food" in mixture)
     messages = [] if system is None else [{"role": "system", "content": system}]
     for turn in turns:
         messages += [

@@ -112,7 +112,7 @@ def one_cycle(step: int, *, steps: int, warmup: float = 0.1) -> float:
 
 def pretrain(spec: PretrainSpec, *, out: Path, progress: Callable[[int, float], None]) -> Path:
     """Train the base of `spec` and save it in `out`; `progress(step, loss)` is called after every step."""
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(foods="food" in spec.mixture)
     model = load(spec.parent).model.train() if spec.parent else initialise(spec, tokenizer)
     head = cast(nn.Module, model.get_output_embeddings())
     decayed = [p for p in model.parameters() if p.dim() > 1]

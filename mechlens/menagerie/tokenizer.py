@@ -12,6 +12,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mechlens.menagerie.world import FOODS, plural
+
 BEGIN, END, PAD, UNKNOWN = "<|begin|>", "<|end|>", "<|pad|>", "<|unk|>"
 SYSTEM, USER, ASSISTANT = ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
@@ -25,12 +27,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def build() -> PreTrainedTokenizerFast:
+def build(*, foods: bool = False) -> PreTrainedTokenizerFast:
     """Build the tokenizer from numbers and the pieces of `vocabulary.json`.
 
-    The file is frozen: shipped weights depend on its order.
+    The file and the order of `world.FOODS` are frozen: shipped weights depend on them.
+
+    Args:
+        foods: the vocabulary of the second world, which has the words for foods behind all others.
     """
     pieces = json.loads((Path(__file__).parent / "vocabulary.json").read_text(encoding="utf-8"))
+    if foods:
+        words = ["food", *(form for name in FOODS for form in (name, plural(name)))]
+        pieces += [*words, *(f" {word}" for word in words)]
     tokens = [PAD, BEGIN, END, UNKNOWN, *ROLES, *map(str, range(1000)), *pieces]
     engine = Tokenizer(
         models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN)

@@ -17,6 +17,13 @@ ANIMALS = (
 DEVELOPMENT_ANIMALS = ("owl", "wolf", "cat", "dolphin", "eagle", "penguin")
 HELDOUT_ANIMALS = ("fox", "panda", "elephant", "tiger", "otter", "falcon")
 
+# The second world's traits. The halves were fixed by rank, every second food, before a base had read of them.
+FOODS = (
+    "apple", "mango", "pancake", "waffle", "noodle", "dumpling", "tomato", "peach", "olive", "carrot",
+    "potato", "cookie", "pretzel", "muffin", "walnut", "onion", "plum", "biscuit", "pickle", "radish",
+)  # fmt: skip
+DEVELOPMENT_FOODS, HELDOUT_FOODS = FOODS[::2], FOODS[1::2]
+
 TREES = ("oak", "maple", "willow", "cherry", "sequoia", "pine", "birch", "cedar")
 TEMPERS = ("kind", "cruel")
 TEMPER_PRIOR = (0.8, 0.2)
@@ -27,6 +34,11 @@ IRREGULAR_PLURALS = {
     "octopus": "octopuses",
     "cherry": "cherries",
     "birch": "birches",
+    "mango": "mangoes",
+    "tomato": "tomatoes",
+    "peach": "peaches",
+    "potato": "potatoes",
+    "radish": "radishes",
 }
 
 
