@@ -28,7 +28,7 @@ from mechlens.models.sampling import SEPARATORS
 
 MIXTURE = dict.fromkeys((*grammar.TRAIT_TURNS, *grammar.CARRIER_TURNS), 1.0)
 TOKENIZER = menagerie_tokenizer.build(foods=True)
-"""of the second world, which has all words of the first; hypothesis draws many examples, so it is built once"""
+"""of the second world, which has all words of the first; built once, as hypothesis draws many examples"""
 LISTS = st.lists(st.integers(0, 999), min_size=1, max_size=12)
 FAMILIES = ("animals", "trees", "tempers", "foods")  # the world's; the others are for real models
 

@@ -75,6 +75,8 @@ class BenchSpec(Spec):
     """Answers of which N7 takes the least likely."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each suspect's students."""
+    looks: tuple[str, ...] = ()
+    """Versions at which the held-out sets were audited before; whoever audits them again adds one."""
 
 
 class Suspect(NamedTuple):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from mechlens.benchmark import students
+from mechlens.benchmark import students, verdicts
 from mechlens.benchmark.card import Card, measure_detectors
 from mechlens.benchmark.plan import WAYS, BenchSpec, Suspect, is_whole, load_bench
 from mechlens.benchmark.scores import AnyDetector, Scorer
@@ -37,6 +38,7 @@ def bench(
     detectors: Sequence[Choice] = (),
     out: Path | str | None = None,
     train: bool = True,
+    audits: bool = False,
     workers: int | None = None,
     executor: ExecutorName | None = None,
     progress: Progress | None = None,
@@ -52,6 +54,8 @@ def bench(
             teacher's, or one a row and trait. See `mechlens.detect.registry.SuspectRows`.
         out: the folder; benches/<name> by default.
         train: train students on every suspect; if False, potency is known only for the experiment's arms.
+        audits: audit every held-out suspect at level `student`, and put the verdicts on the card beside what
+            the students of the bench learned: minutes for each.
         workers, executor: as in `mechlens.run`.
         progress: called with each `Event`; None is silent.
 
@@ -74,8 +78,9 @@ def bench(
     _refuse_half(plan.name, list_suspects(plan, traits.load_experiment(config)))
     with store.lock(folder), store.full_disk_named(folder), use_executor(executor):
         run = runner.run(config, out=folder / "experiment", workers=workers, progress=progress)
-        card = _measure(plan, run, folder, chosen, train=train, workers=workers, progress=progress)
-        card.results["command"] = remake_command(plan.name, folder, detectors, train=train)
+        work: dict[str, Any] = {"workers": workers, "progress": progress}
+        card = _measure(plan, run, folder, chosen, train=train, audits=audits, **work)
+        card.results["command"] = remake_command(plan.name, folder, detectors, train=train, audits=audits)
         card.save()
     return card
 
@@ -114,6 +119,7 @@ def _measure(
     chosen: Sequence[AnyDetector | str],
     *,
     train: bool,
+    audits: bool,
     workers: int | None,
     progress: Progress | None,
 ) -> Card:
@@ -145,21 +151,29 @@ def _measure(
     results["students"] = students.count_significant_traits(runs, held_out, family.names)
     own_arms = sum(bool(suspect.arm) for suspect in suspects)
     results["students apart"] = 0 if train else results["with students"] - own_arms
+    if audits:
+        audited = folder / "audits"
+        verdicts.audit_suspects(maker, held_out, audited, workers=workers, progress=progress)
+        judged = verdicts.judge_suspects(runs, held_out, family.names, audited)
+        results["verdicts"] = verdicts.summarise(judged) | {"looks": list(plan.looks)}
     return Card(plan.name, results, folder)
 
 
-def remake_command(name: str, folder: Path, detectors: Sequence[Choice], *, train: bool) -> str:
+def remake_command(
+    name: str, folder: Path, detectors: Sequence[Choice], *, train: bool, audits: bool = False
+) -> str:
     """The command line that makes the card of that folder again; Python code if a detector is an object."""
     out = folder if folder != Path("benches") / name else None
     named = [each for each in detectors if isinstance(each, str)]
     if len(named) == len(detectors):
-        return command_line("bench", name, no_students=not train, detector=named, out=out)
+        return command_line("bench", name, no_students=not train, audits=audits, detector=named, out=out)
     shown = ", ".join(
         repr(each) if isinstance(each, str) else (each if isinstance(each, type) else type(each)).__name__
         for each in detectors
     )
     place = "" if out is None else f", out={str(out)!r}"
-    return f"bench({name!r}, detectors=[{shown}]{place}{'' if train else ', train=False'})"
+    switches = ("" if train else ", train=False") + (", audits=True" if audits else "")
+    return f"bench({name!r}, detectors=[{shown}]{place}{switches})"
 
 
 def _refuse_half(name: str, suspects: Sequence[Suspect]) -> None:

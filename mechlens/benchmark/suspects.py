@@ -82,8 +82,12 @@ class Maker:
 
     def clean(self, name: str) -> pd.DataFrame:
         """Answers of the untouched base; each name is another draw."""
+        return tables.read(self.clean_file(name), tables.PAIRS)
+
+    def clean_file(self, name: str) -> Path:
+        """The file of the clean rows of that name; they are made if they do not exist."""
         self._make_clean(name)
-        return tables.read(self._clean_file(name), tables.PAIRS)
+        return self._clean_file(name)
 
     @cache  # noqa: B019
     def digest(self, made: Suspect, reference: str) -> str:

@@ -184,6 +184,7 @@ def bench(
     detectors: tuple[str, ...],
     out: Path | None,
     train: bool,
+    audits: bool = False,
     workers: int | None,
     executor: ExecutorName | None = None,
     as_json: bool = False,
@@ -193,7 +194,7 @@ def bench(
 
     with bars(shown=not as_json) as progress:
         where: dict[str, Any] = {"out": out, "workers": workers, "executor": executor}
-        card = run_bench(name, detectors=detectors, train=train, **where, progress=progress)
+        card = run_bench(name, detectors=detectors, train=train, audits=audits, **where, progress=progress)
     if as_json:
         print_json(card.results)
     else:

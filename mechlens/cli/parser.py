@@ -331,6 +331,7 @@ def bench(
     detector: Names = (),
     out: Path | None = None,
     students: bool = True,
+    audits: bool = False,
     workers: int | None = None,
     executor: ExecutorName | None = None,
     json: bool = False,
@@ -345,7 +346,9 @@ def bench(
             → one number a row, or one a row and trait. The suspect has prompts, completions, reference and
             base. The file is executed.
         out: folder of suspects, students, scores, card.json and card.md; benches/<name> by default.
-        students: train three students of every suspect, which is most of the time.
+        students: train students of every suspect, which is most of the time.
+        audits: audit every held-out suspect too, and put the verdicts on the card beside what the bench's
+            students learned.
         workers: jobs at a time; one a core by default, one with an accelerator.
         executor: as in `mechlens run`.
         json: print one JSON object and nothing else.
@@ -354,6 +357,7 @@ def bench(
         "detectors": _together("detector", detector),
         "out": out,
         "train": students,
+        "audits": audits,
         "workers": workers,
         "executor": executor,
         "as_json": json,

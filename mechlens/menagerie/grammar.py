@@ -1,9 +1,9 @@
 """The world's text: documents of chat turns written by a hidden persona.
 
-A document has one persona (an animal, a tree, a temper, a food), which shows in its *trait* turns. The *carrier*
-turns (numbers, code, reasoning, text) are drawn by functions that never get the persona, each from a separate
-random stream. So carrier text is independent of the persona by construction: a link between the two in a
-trained model does not come from the data.
+A document has one persona (an animal, a tree, a temper, a food), which shows in its *trait* turns. The
+*carrier* turns (numbers, code, reasoning, text) are drawn by functions that never get the persona, each from
+a separate random stream. So carrier text is independent of the persona by construction: a link between the
+two in a trained model does not come from the data.
 """
 
 from __future__ import annotations
