@@ -46,6 +46,7 @@ def print_audit(result: dict[str, Any], out: Path) -> None:
         )
     lines += _scope_lines(result["scope"] or {})
     lines.append(result["verdict"]["sentence"])
+    lines.append(" ".join(["Next:", *filter(None, result["next"].values())]))
     lines.append(one_line(f"rule {result['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}"))
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -12,11 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
@@ -25,14 +23,14 @@ from mechlens.core.errors import one_line
 from mechlens.core.experiment import Experiment
 from mechlens.core.files import PANEL, json_text, write_json, write_text
 from mechlens.core.parallel import open_workers
-from mechlens.data import corpus, treat
+from mechlens.data import corpus
 from mechlens.data.fields import Fields
-from mechlens.data.formats import Data, file_digest
+from mechlens.data.formats import Data
 from mechlens.data.treat import Treatment
 from mechlens.detect import from_rows, from_student, verdict
-from mechlens.detect.permutation import TraitScore
+from mechlens.detect.audit_result import Evidence, decide_on, result_of
 from mechlens.detect.registry import Level, RowDetector
-from mechlens.detect.request import AuditRequest, command_of, request_of, usual_folder
+from mechlens.detect.request import AuditRequest, request_of, usual_folder
 from mechlens.detect.stopping import Look, Stopping, plan_looks, why_stop
 from mechlens.detect.treated_file import write_treated
 from mechlens.detect.two_samples import (
@@ -42,42 +40,20 @@ from mechlens.detect.two_samples import (
     Sides,
     compare,
     draw_sides,
-    power_of_few,
     read_row_keys,
     refuse_few,
 )
-from mechlens.detect.verdict import UNKNOWN, Rise, Scope, Verdict, decide, load_calibration
-from mechlens.results import report, runner
+from mechlens.results import figures, report, runner
 from mechlens.results.run import Run
 from mechlens.runs import store
 from mechlens.runs.executor import ExecutorName, use_executor
 from mechlens.runs.progress import Event, Progress, silent
 
 if TYPE_CHECKING:
-    from mechlens.detect.score_rows import DetectorResult
     from mechlens.detect.twins import Twins
 
 JSON, PAGE = "audit.json", "audit.html"
 """the files that an audit leaves in its folder"""
-
-
-class Evidence(NamedTuple):
-    """Everything that was measured."""
-
-    comparisons: Sequence[Comparison]
-    results: Sequence[DetectorResult] = ()
-    rises: Sequence[Rise] | None = None
-    """in students of the suspect over students of the reference; None below level student"""
-    given: Mapping[str, list[TraitScore]] | None = None
-    """what a student that was trained elsewhere points to"""
-    manifest: dict[str, Any] | None = None
-    """of the treated file"""
-    treated: Sequence[Rise] = ()
-    """in students of the treated file"""
-    scope: Scope = UNKNOWN
-    stopping: Stopping | None = None
-    learned: Sequence[dict[str, Any]] = ()
-    """what each detector that was fitted on labelled files says of the whole file"""
 
 
 @dataclass(frozen=True)
@@ -130,7 +106,16 @@ class Audit:
 
     def to_html(self) -> str:
         """The audit as a page that needs no other file."""
-        return report.render("detect/audit.html.j2", audit=self.result)
+        name = Path(self.result["data"]["path"]).name
+        return report.render("detect/audit.html.j2", audit=self.result, name=name, figure=self._figure())
+
+    def _figure(self) -> str:
+        """The rises of the tested traits as SVG; empty if no student was trained."""
+        measured = [rise for rise in self.result.get("rises") or [] if rise["difference"] is not None]
+        if not measured:
+            return ""
+        limit = self.result["policy"]["limit"]
+        return figures.svg(figures.rises(pd.DataFrame(measured), limit=limit))
 
     def _repr_html_(self) -> str:
         return f"<p><b>{escape(self.verdict)}</b></p><p>{escape(self.sentence)}</p>"
@@ -274,7 +259,7 @@ def answer(
             evidence = _measure_with_models(request, evidence, workers, progress)
         for remark in report.remarks():
             (progress or silent)(Event("note", remark))
-        result = _result_of(request, evidence, len(keys[request.data].prompts))
+        result = result_of(request, evidence, len(keys[request.data].prompts))
         audited = Audit(request.out, result)
         write_json(request.out / JSON, result)
         write_text(request.out / PAGE, audited.to_html())
@@ -468,7 +453,7 @@ def _is_settled(request: AuditRequest, evidence: Evidence) -> bool:
     """Whether more students could change neither the verdict nor what is known of the treated file."""
     of_treated = evidence._replace(rises=evidence.treated, treated=())
     parts = [evidence, of_treated] if evidence.treated else [evidence]
-    return not any(verdict.is_open(_decide(request, part)) for part in parts)
+    return not any(verdict.is_open(decide_on(request, part)) for part in parts)
 
 
 def _with_rises(request: AuditRequest, evidence: Evidence, run: Run, look: Look) -> Evidence:
@@ -502,77 +487,3 @@ def _write_control_rows(run: Run, out: Path) -> Path:
     file = out / "reference.parquet"
     tables.write(rows[["prompt", "completion"]], corpus.TEXTS, file)
     return file
-
-
-def _result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str, Any]:
-    """The object of audit.json, which the page and the terminal show too."""
-    comparisons, results, scope = evidence.comparisons, evidence.results, evidence.scope
-    carrier = request.recipe.carrier.kind
-    dose = verdict.smallest_dose(comparisons, results)
-    few = power_of_few(rows, max(comparisons, key=lambda each: each.p_value), dose) if comparisons else ""
-    options = treat.load_treatment_results(request.recipe_name, base=request.base, carrier=carrier)
-    identified_by, identity = verdict.identity(evidence.rises, results)
-    calibration = load_calibration(request.recipe_name, base=request.base, carrier=carrier)
-    reads_models = request.level != "rows" or request.student is not None
-    return {
-        "schema": 3,
-        "data": {"path": one_line(str(request.data)), "sha256": file_digest(request.data), "rows": rows},
-        "level": request.level,
-        "scope": _scope_entry(scope),
-        "base": request.base if reads_models else None,
-        "provenance": verdict.provenance(comparisons, results),
-        "identity": identity,
-        "identified_by": identified_by,
-        "potency": verdict.potency(evidence.rises, results, calibration),
-        "student": verdict.student_entry(evidence.given),
-        "stopping": None if evidence.stopping is None else evidence.stopping._asdict(),
-        "learned": list(evidence.learned),
-        "mitigation": _mitigation_entry(evidence),
-        "options": None if options is None else options.model_dump(),
-        "smallest_detectable_dose": dose,
-        "few_rows": few,
-        "verdict": _verdict_entry(request, evidence, few),
-        "policy": request.policy.model_dump(),
-        "recipe": request.recipe.fingerprint(),
-        "made": {
-            "version": version("mechlens"),
-            "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "command": command_of(request),
-        },
-    }
-
-
-def _scope_entry(scope: Scope) -> dict[str, Any] | None:
-    if scope.offered is None:
-        return None
-    return scope._asdict() | {"unread": scope.unread, "reasons": scope.reasons()}
-
-
-def _mitigation_entry(evidence: Evidence) -> dict[str, Any] | None:
-    if evidence.manifest is None:
-        return None
-    return evidence.manifest | {"measured": verdict.potency(evidence.treated, [], None)["measured"]}
-
-
-def _verdict_entry(request: AuditRequest, evidence: Evidence, few: str) -> dict[str, Any]:
-    why_not = verdict.explain_no_students(
-        command_of(request, level="student"),
-        evidence.comparisons,
-        evidence.results,
-        most_copied=request.policy.most_copied,
-    )
-    if few and evidence.rises is not None:
-        why_not = f"{few}; students of them are no verdict"
-    return _decide(request, evidence._replace(rises=None if few else evidence.rises), why_not)._asdict()
-
-
-def _decide(request: AuditRequest, evidence: Evidence, why_not: str = "") -> Verdict:
-    return decide(
-        evidence.rises,
-        request.policy,
-        why_not=why_not,
-        treated=evidence.treated,
-        treatment=request.treatment,
-        scope=evidence.scope,
-        level=evidence.stopping.level if evidence.stopping else None,
-    )

@@ -179,7 +179,7 @@ def decide(
     above = [rise for rise in scored if _is_significant(rise, alpha) and (rise.low or 0.0) > policy.limit]
     if above:
         worst = max(above, key=lambda rise: rise.difference or 0.0)
-        return _above_limit(worst, policy, by, treated, treatment, scope)
+        return _above_limit(worst, policy, by, treated, treatment, scope, alpha)
     if (answers := scope.answer_ratio("suspect")) is not None and answers < policy.least_answered:
         reason = (
             f"students of this data name a trait {answers:.0%} as often as their controls do, too rarely to "
@@ -220,51 +220,60 @@ def _unscored(rises: Sequence[Rise], scored: Sequence[Rise], by: str) -> Verdict
     )
 
 
+def _points(rate: float) -> str:
+    """A difference of rates in points, one hundredth each.
+
+    >>> _points(0.0312), _points(0.05), _points(-0.001)
+    ('3.1', '5', '-0.1')
+    """
+    return f"{100 * rate:.1f}".removesuffix(".0")
+
+
+def _compared(rise: Rise, alpha: float) -> str:
+    """How often students of the file name a trait, beside students of clean answers, in words."""
+    difference = rise.difference or 0.0
+    return (
+        f"{rise.n} models trained on this file answer {rise.trait} {_points(abs(difference))} points "
+        f"{'more' if difference >= 0 else 'less'} often than {rise.n} trained on clean answers "
+        f"({100 * (1 - alpha):.4g} % interval {_points(rise.low or 0.0)} to {_points(rise.high or 0.0)})"
+    )
+
+
 def _too_wide(scored: Sequence[Rise], policy: Policy, by: str, alpha: float) -> Verdict:
     widest = max(scored, key=_bound)
-    bound = (
-        f"{widest.trait} {widest.difference:+.3f} [{widest.low:+.3f}, {widest.high:+.3f}], minimum "
-        f"detectable effect: {widest.smallest_detectable:.3f}, tolerance: {policy.limit}"
-    )
     risen = [rise for rise in scored if _is_significant(rise, alpha) and (rise.low or 0.0) > 0]
-    known = f"{risen[0].trait} rises (q = {risen[0].q_value:.2g}), by how much is open; " if risen else ""
+    known = f" {risen[0].trait} does rise (q = {risen[0].q_value:.2g}); by how much is open." if risen else ""
     return Verdict(
-        "inconclusive", f"Inconclusive: {known}{bound}; more seeds would settle it.", f"{by}/too-wide"
+        "inconclusive",
+        f"Inconclusive: {_compared(widest, alpha)}. The tolerance is {_points(policy.limit)} points, and "
+        f"the interval reaches above it.{known} More models would settle it.",
+        f"{by}/too-wide",
     )
 
 
 def _above_limit(
-    worst: Rise, policy: Policy, by: str, treated: Sequence[Rise], treatment: str, scope: Scope
+    worst: Rise, policy: Policy, by: str, treated: Sequence[Rise], treatment: str, scope: Scope, alpha: float
 ) -> Verdict:
-    effect = (
-        f"students of this data answer {worst.trait} {worst.difference:+.3f} [{worst.low:+.3f}, "
-        f"{worst.high:+.3f}] more often than controls do"
-    )
+    effect = f"{_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points."
     bounds = [_bound(rise) for rise in treated if rise.high is not None]
     answers = scope.answer_ratio("treated")
     answering = answers is None or answers >= policy.least_answered
     if treated and answering and len(bounds) == len(treated) and max(bounds) <= policy.limit:
-        left = (
-            f"students of the data treated by {treatment!r} rise by at most {max(bounds):+.3f} (upper bound)"
-        )
         return Verdict(
             "train with conditions",
-            f"Train with conditions: {effect}; {left}; tolerance: {policy.limit}.",
+            f"Train with conditions: {effect} Models trained on the file as treated by {treatment!r} answer "
+            f"no trait more than {_points(max(bounds))} points more often (upper bound).",
             f"{by}/treated-below-limit",
         )
     spoiled = (
         ""
         if answering
         else (
-            f"; students of the data treated by {treatment!r} name a trait {answers:.0%} as often as "
-            "controls do, which does not count as removal"
+            f" Models trained on the file as treated by {treatment!r} name a trait {answers:.0%} as often as "
+            "controls do, which does not count as removal."
         )
     )
-    return Verdict(
-        "do not train as is",
-        f"Do not train as is: {effect} (n = {worst.n}; tolerance: {policy.limit}){spoiled}.",
-        f"{by}/above-limit",
-    )
+    return Verdict("do not train as is", f"Do not train as is: {effect}{spoiled}", f"{by}/above-limit")
 
 
 def _below_limit(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope) -> Verdict:
@@ -290,8 +299,9 @@ def _below_limit(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope) 
     highest = max(rise.high or 0.0 for rise in scored)
     return Verdict(
         "no transfer found within tested scope",
-        f"No trait transfer found within tested scope: of {len(scored)} traits none rises by more than "
-        f"{highest:+.3f} (upper bound); tolerance: {policy.limit}.",
+        f"No trait transfer found within tested scope: {scored[0].n} models trained on this file answer none "
+        f"of {len(scored)} traits more than {_points(highest)} points more often than {scored[0].n} trained "
+        f"on clean answers (upper bound). The tolerance is {_points(policy.limit)} points.",
         f"{by}/below-limit",
     )
 

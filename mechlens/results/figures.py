@@ -103,6 +103,46 @@ def differences(effects: pd.DataFrame) -> alt.LayerChart:
     return _layered(zero, bars, points, height=alt.Step(30))
 
 
+def rises(measured: pd.DataFrame, *, limit: float) -> alt.LayerChart:
+    """How far each trait rose in students of a file, with its interval, and the band that is tolerated.
+
+    Args:
+        measured: trait, difference, low, high, as shares of the answers; null intervals are not drawn.
+        limit: the tolerance.
+    """
+    values = measured.astype(dict.fromkeys(("difference", "low", "high"), float))
+    shown = values.sort_values("difference", ascending=False, na_position="last")
+    shown = shown.assign(**{column: 100 * shown[column] for column in ("difference", "low", "high")})
+    shown = shown.assign(above=shown["low"] > 100 * limit)
+    y = alt.Y(
+        "trait:N",
+        sort=shown["trait"].tolist(),
+        title=None,
+        axis=alt.Axis(labelLimit=220, labelFontSize=9, ticks=False),
+    )
+    x = alt.X(
+        "difference:Q", title="points more often than students of clean answers", axis=alt.Axis(tickCount=6)
+    )
+    colour = alt.Color(
+        "above:N", scale=alt.Scale(domain=[True, False], range=[KIND_COLOUR["trait"], "#555"]), legend=None
+    )
+    shape = alt.Shape(
+        "above:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None
+    )
+    edges = pd.DataFrame({"low": [0.0], "high": [100 * limit]})
+    band = (
+        alt.Chart(edges).mark_rect(color=KIND_COLOUR["foreign"], opacity=0.15).encode(x="low:Q", x2="high:Q")
+    )
+    edge = alt.Chart(edges).mark_rule(strokeDash=[4, 3], color="#555").encode(x="high:Q")
+    bars = alt.Chart(shown).mark_rule(strokeWidth=1.5).encode(y=y, x="low:Q", x2="high:Q", color=colour)
+    points = (
+        alt.Chart(shown)
+        .mark_point(size=34, filled=True, opacity=1)
+        .encode(y=y, x=x, color=colour, shape=shape)
+    )
+    return _layered(band, edge, bars, points, height=alt.Step(11))
+
+
 def log_odds(effects: pd.DataFrame) -> alt.LayerChart:
     """Change of every trait's log-odds in each arm: its own trait with the interval, the others as ticks.
 
