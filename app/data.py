@@ -6,6 +6,7 @@ It imports no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import pandas as pd
 import streamlit as st
 
 from mechlens.core import tables
-from mechlens.core.errors import DataError
+from mechlens.core.errors import DataError, one_line
 from mechlens.core.experiment import Arm
 from mechlens.core.files import read_json
 from mechlens.data.formats import file_digest
@@ -299,13 +300,22 @@ def _data_digest(path: Path, stamp: int) -> str:
 
 
 def list_audits(root: Path) -> dict[str, Path]:
-    """Name → audit.json of every audit under `root` or next to it; the shipped one is last."""
-    paths = [
-        *sorted(root.glob("audits/*/audit.json")),
-        *sorted((root.parent / "audits").glob("*/audit.json")),
-        *(HERE / "audits").glob("*/audit.json"),
-    ]
+    """Name → audit.json of every audit under `root` or next to it, newest first; shipped ones are last."""
+    own = {*root.glob("audits/*/audit.json"), *(root.parent / "audits").glob("*/audit.json")}
+    shipped = sorted((HERE / "audits").glob("*/audit.json"))
+    paths = [*sorted(own, key=lambda path: (path.stat().st_mtime, path), reverse=True), *shipped]
     return {f"{path.parent.name}{' (shipped)' if HERE in path.parents else ''}": path for path in paths}
+
+
+def audit_label(path: Path) -> str:
+    """The name of an audited file, the level and when the audit ended, as a person remembers it."""
+    try:
+        audit = read_audit(path)
+    except DataError:  # the page says why once it is chosen
+        return path.parent.name
+    shipped = HERE in path.parents
+    when = "comes with mechlens" if shipped else f"{datetime.fromtimestamp(path.stat().st_mtime):%d %b %H:%M}"
+    return f"{Path(one_line(audit['data']['path'])).name} · {audit['level']} · {when}"
 
 
 def read_audit(path: Path) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def _start_audit(root: Path, name: str, suspect: Upload, reference: Upload | Non
     options = ["--reference", str(files[1])] if reference else []
     options += ["--level", level, "--out", str(out)]
     job_queue.start(root, f"audit {name[:60]}", ["audit", str(files[0]), *options])
+    st.session_state["awaited-audit"] = out.name
 
 
 def _store(root: Path, given: Any, role: str) -> Upload:

@@ -18,7 +18,7 @@ from mechlens.core.command_lines import command_line
 from mechlens.core.errors import one_line
 from mechlens.core.seeds import generator
 from mechlens.detect.permutation import DRAWS
-from mechlens.results import wording
+from mechlens.results import figures, wording
 from panels import bench_panels, panel, upload_panel
 
 VERDICTS = {
@@ -41,8 +41,14 @@ def choose_audit(root: Path) -> dict[str, Any] | None:
             "mechlens audit DATA --reference CLEAN --level base",
         )
         return None
+    awaited = st.session_state.get("awaited-audit")
+    if awaited in index:
+        st.session_state["w-audit"] = st.session_state.pop("awaited-audit")
+    elif awaited:
+        st.info("The audit that you started is not finished; page Jobs shows how far it is.")
     state.choose("audit", list(index))
-    name = st.selectbox("audit", list(index), key="w-audit")
+    labels = {name: data.audit_label(path) for name, path in index.items()}
+    name = st.selectbox("audit", list(index), key="w-audit", format_func=labels.__getitem__)
     st.session_state["audit"] = name
     return data.read_audit(index[name])
 
@@ -59,6 +65,10 @@ def draw_verdict_panel(audit: dict[str, Any]) -> None:
         name = one_line(verdict["id"]).capitalize()
         st.subheader(panel.escape_markdown(f"{VERDICTS.get(verdict['id'], '')} {name}"))
         st.text(one_line(verdict["sentence"]))
+        if (step := audit.get("next")) is not None:
+            st.markdown(f"**What to do next.** {panel.escape_markdown(one_line(step['do']))}")
+            if step["command"]:
+                st.code(one_line(step["command"]), language="bash", wrap_lines=True)
         st.caption(
             panel.escape_markdown(
                 f"Rule {verdict['rule']} of policy {policy['name']}, version {policy['version']}; tolerance "
@@ -76,6 +86,30 @@ def draw_verdict_panel(audit: dict[str, Any]) -> None:
         st.text(f"Each student read {scope['trained']:,} of {scope['offered']:,} rows{unread}.{copied}")
 
 
+def draw_rises_panel(audit: dict[str, Any]) -> None:
+    """How far each trait rose in students, beside the tolerance; nothing if no student was trained."""
+    rises = pd.DataFrame([rise for rise in audit.get("rises") or [] if rise["difference"] is not None])
+    if rises.empty:
+        return
+    limit, measured = audit["policy"]["limit"], audit["potency"]["measured"]
+    above = [trait for trait, low in zip(rises["trait"], rises["low"], strict=True) if (low or 0) > limit]
+    panel.draw(
+        "detection-rises",
+        "What would models learn from it?",
+        figures.rises(rises, limit=limit),
+        rises,
+        sentence=f"Above the tolerance: {', '.join(above)}."
+        if above
+        else "No trait lies above the tolerance.",
+        caption=(
+            f"How much more often models trained on this file answer each trait than models trained on clean "
+            f"answers, with intervals; n = {measured['n']} of each. Shaded: tolerated, up to {100 * limit:g} "
+            "points. Diamonds: above it."
+        ),
+        about="Potency",
+    )
+
+
 def draw_provenance_panel(audit: dict[str, Any]) -> None:
     """B: do the rows differ from clean ones?"""
     provenance = audit["provenance"]
@@ -91,7 +125,7 @@ def draw_provenance_panel(audit: dict[str, Any]) -> None:
     scored = int(detectors["p_value"].notna().sum())
     panel.draw(
         "detection-provenance",
-        "Who wrote the rows?",
+        "Does it differ from clean data?",
         detector_charts.draw_p_values(detectors, threshold=0.05 / max(scored, 1)),
         detectors,
         sentence=_provenance_sentence(audit),
@@ -245,7 +279,9 @@ def draw_page(run: ShownRun) -> None:
         if audit is not None:
             draw_verdict_panel(audit)
     if audit is not None:
-        with panel.guard("Who wrote the rows"):
+        with panel.guard("What models would learn"):
+            draw_rises_panel(audit)
+        with panel.guard("The difference from clean data"):
             draw_provenance_panel(audit)
         with panel.guard("Which trait"):
             draw_identity_panel(audit)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import streamlit as st
 import yaml
 
+import data
 import page
 from data import ShownRun
 from jobs import job_queue
@@ -96,9 +98,7 @@ def draw_job(job: AppJob) -> None:
     with st.container(border=True):
         place = f", number {job.place} in the queue" if job.place else ""
         st.markdown(f"**{SIGNS[job.state]} {panel.escape_markdown(job.title)}**: {job.state}{place}")
-        exit_code = "–" if job.exit is None else job.exit
-        times = f"started {job.started or '–'}, ended {job.ended or '–'}, exit code {exit_code}"
-        st.caption(panel.escape_markdown(times))
+        st.caption(panel.escape_markdown(times_text(job)))
         if job.reason:
             st.text(job.reason)
         progress = job_queue.read_progress(job)
@@ -107,8 +107,30 @@ def draw_job(job: AppJob) -> None:
             st.progress(min(max(progress.fraction, 0.0), 1.0), text=text)
         if job.state in ("cancelled", "failed") and progress is not None and progress.steps_done:
             st.text(f"Partial: {progress.steps_done} finished steps are kept; resume skips them.")
+        if job.state == "done" and job.command[0] == "audit":
+            _draw_verdict(job)
         with st.container(horizontal=True):
             _draw_buttons(job)
+
+
+def times_text(job: AppJob) -> str:
+    """When a job began, in the machine's time, and how long it took."""
+    if job.started is None:
+        return "not started"
+    began = datetime.fromisoformat(job.started)
+    ended = None if job.ended is None else datetime.fromisoformat(job.ended)
+    took = "" if ended is None else f", took {duration_text((ended - began).total_seconds())}"
+    failed = f", exit code {job.exit}" if job.state == "failed" and job.exit is not None else ""
+    return f"started {began.astimezone():%d %b %H:%M}{took}{failed}"
+
+
+def _draw_verdict(job: AppJob) -> None:
+    """The verdict of a finished audit, and a button that opens it."""
+    folder = Path(job.cwd, job_queue.option_value(job.command, "--out") or "")
+    st.text(one_line(data.read_audit(folder / "audit.json")["verdict"]["sentence"]))
+    if st.button("Open this audit", key=f"open-{job.id}", type="primary"):
+        st.session_state["awaited-audit"] = folder.name
+        st.switch_page("views/detection.py")
 
 
 def progress_text(progress: Progress) -> str:
