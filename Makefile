@@ -75,11 +75,12 @@ real: setup  ## a real model: fetch SmolLM2-135M, run its experiment with soft a
 app: setup  ## look at runs in the browser
 	$(BIN)/mechlens app
 
-shipped: setup  ## refresh the run that comes with the explorer from runs/demo (tables and readings, no weights) and the pages
+shipped: setup  ## refresh the run and the audits that come with the explorer from runs/demo (no weights), and the pages
 	$(BIN)/mechlens measure runs/demo
 	rm -rf app/demo && mkdir app/demo
 	cd runs/demo && cp --parents spec.yaml manifest.json summary.json report.html readings.json *.parquet readings/*.parquet selection/*.parquet \
 	  corpora/*/generated/generation.json corpora/*/screened/*.parquet corpora/*/screened/funnel.json ../../app/demo
+	$(BIN)/python analyses/shipped_audits.py runs/demo
 	$(BIN)/python analyses/results.py
 
 clean:

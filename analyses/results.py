@@ -1,7 +1,7 @@
 """Write the parts of the results pages that come from files of this repository.
 
 Usage: `python analyses/results.py`.
-Reads the demo run (app/demo), the shipped audit (app/audits), the bench cards (analyses/bench) and the
+Reads the demo run (app/demo), the shipped audits (app/audits), the bench cards (analyses/bench) and the
 configs; trains nothing and takes seconds. Writes parts of RESULTS.md and LENSES.md, and the README's figure
 demo.svg. The other parts are written by the analyses that their marks name.
 """
@@ -26,9 +26,9 @@ from mechlens.results.run import Run
 from mechlens.results.wording import interval_text
 
 ROOT = Path(__file__).parents[1]
-DEMO, AUDIT, CARDS = ROOT / "app/demo", ROOT / "app/audits/fox-gentle", ROOT / "analyses/bench"
+DEMO, AUDITS, CARDS = ROOT / "app/demo", ROOT / "app/audits", ROOT / "analyses/bench"
 FIGURE = ROOT / "analyses/demo.svg"
-FAMILIES = ("animals", "trees", "tempers")
+FAMILIES = ("animals", "trees", "tempers", "foods")
 
 
 def rate_text(arm: dict[str, Any]) -> str:
@@ -139,23 +139,24 @@ def bench_table(cards: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def audit_table(audit: dict[str, Any]) -> list[list[str]]:
-    """Return what an audit found, one finding a row."""
-    measured, verdict = audit["potency"]["measured"], audit["verdict"]
-    rise = interval_text(measured["difference"], measured["low"], measured["high"])
-    return [
-        ["finding", "value"],
-        [
-            "rows of the suspect; read by its students",
-            f"{audit['scope']['offered']:,}; {audit['scope']['trained']:,}",
-        ],
-        ["p that the rows are written like clean rows", f"{audit['provenance']['p_value']:.2g}"],
-        ["first trait by students", measured["trait"]],
-        ["its lift, bits; q", f"{measured['lift']:+.2f}; {measured['q_value']:.2f}"],
-        ["rise of its rate [95 %]; students a side", f"{rise}; {measured['n']}"],
-        ["tolerance of the policy", f"{audit['policy']['limit']:g}"],
-        ["verdict", verdict["id"]],
-    ]
+def audit_table(audits: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Return what each audit answered, one a row."""
+    rows = [["file", "rows", "verdict", "highest rise", "interval", "q", "students a side"]]
+    for name, audit in audits.items():
+        measured, stopping = audit["potency"]["measured"], audit["stopping"]
+        rise = interval_text(measured["difference"], measured["low"], measured["high"])
+        rows.append(
+            [
+                name,
+                f"{audit['data']['rows']:,}",
+                audit["verdict"]["id"],
+                f"{measured['trait']} {rise}",
+                f"{1 - stopping['level']:.1%}",
+                f"{measured['q_value']:.2g}",
+                str(stopping["students"]),
+            ]
+        )
+    return rows
 
 
 def heldout_table() -> list[list[str]]:
@@ -183,7 +184,8 @@ def write_parts() -> None:
     pages.write_part(pages.RESULTS, "demo", *demo_tables(Run(DEMO).summary))
     pages.write_part(pages.RESULTS, "heldout-looks", heldout_table())
     pages.write_part(pages.RESULTS, "benches", bench_table(cards))
-    pages.write_part(pages.RESULTS, "audit", audit_table(read_json(AUDIT / "audit.json")))
+    audits = {path.parent.name: read_json(path) for path in sorted(AUDITS.glob("*/audit.json"))}
+    pages.write_part(pages.RESULTS, "audit", audit_table(audits))
     pages.write_part(pages.LENSES, "lenses", *lens_tables(read_json(DEMO / "readings.json")))
 
 
