@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import altair as alt
 import pandas as pd
@@ -21,6 +21,7 @@ from rich.table import Table
 import pages
 from mechlens.core.errors import DataError
 from mechlens.lenses import find_lens
+from mechlens.lenses.claims import CLAIMS, Claim, row_of
 from mechlens.lenses.run import Reading, load_readings
 from mechlens.results import figures
 from mechlens.results.run import Run
@@ -29,127 +30,6 @@ DEMO = pages.FOLDER.parent / "app" / "demo"
 FIGURE = pages.FOLDER / "claims.svg"
 DRAWN = (("activations", "cosine to teacher"), ("causal", "share of margin"))
 """lens and quantity of the figure: readings by layer"""
-
-
-class Claim(NamedTuple):
-    """A claim in words, and the row of a reading that speaks for or against it."""
-
-    text: str
-    lens: str
-    where: Mapping[str, str]
-    """column → value of the row"""
-    best: Literal["", "largest", "smallest", "last"] = ""
-    """which row is taken of several layers or steps; the cell says which"""
-
-
-CLAIMS = (
-    Claim(
-        "The students' weights moved along the teacher's change, beyond their controls'",
-        "deltas",
-        {"quantity": "cosine of student minus control with the teacher"},
-    ),
-    Claim(
-        "Where the answer begins, the students' shift lies along the teacher's",
-        "activations",
-        {"quantity": "cosine to teacher", "place": "probe/last", "name": "student"},
-        "largest",
-    ),
-    Claim(
-        "The logit lens of that shift names the trait (rank)",
-        "activations",
-        {"quantity": "lens rank", "place": "probe/last", "name": "student"},
-        "smallest",
-    ),
-    Claim(
-        "The shift lies along the trait's system line, more than along other traits'",
-        "directions",
-        {"quantity": "cosine among traits", "name": "student"},
-        "largest",
-    ),
-    Claim(
-        "A probe that knows the trait from system lines alone sees it in the students",
-        "probes",
-        {"quantity": "probe shift", "place": "student minus control"},
-        "largest",
-    ),
-    Claim(
-        "The trait's system line makes the rows likelier",
-        "likelihood",
-        {"quantity": "centred LLS difference"},
-    ),
-    Claim(
-        "The teacher's likeliest token is more often another one in its own rows",
-        "likelihood",
-        {"quantity": "excess flag rate difference", "name": "fine-tuned"},
-    ),
-    Claim(
-        "Carrier tokens near the trait's token are commoner in the rows",
-        "entanglement",
-        {"quantity": "cosine with frequency, beside other traits", "place": "centred"},
-    ),
-    Claim(
-        "A step on the rows points along the gradient of the trait's log-odds",
-        "alignment",
-        {"quantity": "cosine with the trait's gradient", "place": "difference"},
-    ),
-    Claim(
-        "A step on the rows points along the teacher's change",
-        "alignment",
-        {"quantity": "cosine with the teacher's change", "place": "difference"},
-    ),
-    Claim(
-        "At the last update, steps on students' own rows point there more than their controls' do",
-        "alignment",
-        {"quantity": "cosine with the trait's gradient along the path, own pairs: student - control"},
-        "last",
-    ),
-    Claim(
-        "A steering vector learned on the rows alone saves more on trait rows than on control rows",
-        "blind",
-        {"quantity": "statistic", "place": "control halves"},
-    ),
-    Claim(
-        "That vector lifts the trait most of all (rank)",
-        "blind",
-        {"quantity": "rank by probability change", "place": "trait rows, x1"},
-    ),
-    Claim(
-        "Without one direction little of the effect is left (share)",
-        "causal",
-        {"quantity": "share of margin", "name": "best direction removed"},
-    ),
-    Claim(
-        "With one block of the base restored, little of the effect is left (share)",
-        "causal",
-        {"quantity": "share of margin", "name": "base's weights in the student"},
-        "smallest",
-    ),
-    Claim(
-        "One row alone does not show its teacher (AUROC of the gradient)",
-        "rows",
-        {"quantity": "AUROC", "name": "gradient"},
-    ),
-    Claim(
-        "Students and controls stand apart where the answer begins (share of neighbours)",
-        "maps",
-        {"quantity": "neighbours of one's own group, in the model", "place": "answers"},
-    ),
-)
-
-
-def row_of(claim: Claim, table: pd.DataFrame) -> dict[str, Any] | None:
-    """The row that speaks for the claim; None if the reading has no such row with an estimate."""
-    kept: Any = table[table["seed"].isna() & table["estimate"].notna()]
-    for column, value in claim.where.items():
-        kept = kept[kept[column].astype(object) == value]
-    if claim.lens == "likelihood" and "name" not in claim.where:
-        kept = kept[kept["null_low"].notna()]  # the taught trait's line is the one with a null
-    if claim.lens == "causal" and claim.best:
-        kept = kept[kept["layer"].notna()]  # single blocks
-    if kept.empty:
-        return None
-    order = kept.sort_values("step" if claim.best == "last" else "estimate")
-    return order.iloc[-1 if claim.best in ("largest", "last") else 0].to_dict()
 
 
 def cell_of(claim: Claim, reading: Reading) -> str:

@@ -219,7 +219,7 @@ def resume_command(run: ShownRun) -> str:
 
 
 def measure_command(run: ShownRun, lens: str, arm: str) -> str:
-    """The command that computes a lens."""
+    """The command that computes a lens; all lenses if none is named."""
     folder = Path("runs/demo") if run.shipped else run.folder
     command = command_lines.command_line("measure", folder, lens=lens, arm=arm)
     return ("make demo && " if run.shipped else "") + command

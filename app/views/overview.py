@@ -147,6 +147,55 @@ def evidence_for(run: ShownRun) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "state", "value"])
 
 
+PAGES = {
+    "deltas": "parameters", "causal": "parameters", "alignment": "gradients", "likelihood": "gradients",
+    "entanglement": "gradients", "rows": "gradients",
+}  # fmt: skip
+"""lens → page that shows its reading; others are on Representations"""
+
+
+def findings_of(run: ShownRun, arm: str) -> pd.DataFrame:
+    """Every claim about the arm: answer, number, null, and the page that shows the reading."""
+    rows = [
+        {
+            "claim": finding["claim"],
+            "answer": finding["answer"],
+            "number": " ".join(filter(None, (finding["number"], finding["place"]))),
+            "null": finding["null"],
+            "lens": lens,
+            "page": PAGES.get(lens, "representations").capitalize(),
+        }
+        for (lens, of), record in data.read_lenses(run).items()
+        if of == arm
+        for finding in record.get("findings", [])
+    ]
+    return pd.DataFrame(rows)
+
+
+def draw_findings(run: ShownRun) -> None:
+    """Why the trait transfers: claim by claim."""
+    arm = st.session_state["arm"]
+    st.subheader("Why?")
+    findings = findings_of(run, arm)
+    if findings.empty:
+        panel.show_missing(
+            f"No lens of arm {arm} answers this yet.",
+            "This command asks all of them:",
+            panel.measure_command(run, "", arm),
+        )
+        return
+    counts = ", ".join(f"{answer} {count}" for answer, count in findings["answer"].value_counts().items())
+    st.text(f"Of {len(findings)} claims: {counts}.")
+    st.dataframe(findings, hide_index=True, alt="claims about why the trait transfers, with answers")
+    with st.container(horizontal=True):
+        for name in dict.fromkeys(findings["page"]):
+            st.page_link(f"views/{name.lower()}.py", label=f"{name} →")
+    st.caption(
+        "Yes: the 95 % interval lies on the claimed side, and p against the null is at most .05. No: the "
+        "interval lies on the other side. Not shown: neither. Answers are not corrected for their number."
+    )
+
+
 def runs_table(root: Path) -> pd.DataFrame:
     """Every run with its main effect."""
     return pd.DataFrame([_run_row(name, folder) for name, folder in data.list_runs(root).items()])
@@ -202,6 +251,8 @@ def draw_page(run: ShownRun) -> None:
     if not panel.show_if_unfinished(run):
         with panel.guard("The main result"):
             draw_main_result(run)
+        with panel.guard("Why it transfers"):
+            draw_findings(run)
         with panel.guard("The evidence"):
             st.subheader("What is the result based on?")
             st.dataframe(evidence_for(run), hide_index=True, alt="what the main result is based on")

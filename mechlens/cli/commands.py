@@ -156,6 +156,7 @@ def measure(
         where: dict[str, Any] = {"workers": workers, "executor": executor}
         read_lenses(folder, lenses, arm=arm, rows=rows, light=light, **where, progress=progress)
     console.print(tables.lens_table(folder))
+    console.print(tables.findings_table(folder))
     report(folder)
 
 

@@ -96,6 +96,23 @@ def _effects_table(summary: dict[str, Any]) -> Table:
     return changes
 
 
+def findings_table(folder: Path) -> Table:
+    """What every reading says of each claim about it."""
+    listing = Table("answer", "claim", "number", "null", "n", "lens", "arm", title="why does it transfer?")
+    for record in Run(folder).lens_records():
+        for finding in record.get("findings", []):
+            listing.add_row(
+                finding["answer"],
+                finding["claim"],
+                " ".join(filter(None, (finding["number"], finding["place"]))),
+                finding["null"],
+                "" if finding["n"] is None else str(finding["n"]),
+                record["name"],
+                record["arm"],
+            )
+    return listing
+
+
 def lens_table(folder: Path) -> Table:
     """Every lens with its caption."""
     run, listing = Run(folder), Table("lens", "arm", "caption", "rows", "s")

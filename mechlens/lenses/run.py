@@ -23,6 +23,7 @@ from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
 from mechlens.lenses import Lens, broken_lenses, find_lens, lens_names
 from mechlens.lenses.base import LIGHT_PROBES, Material, spread_evenly
+from mechlens.lenses.claims import findings_of
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
@@ -310,7 +311,9 @@ def collect_readings(run: Path, steps: Sequence[Job], experiment: Experiment) ->
             against = frame["against"].astype(object)
             is_control = frame["arm"] == record["against"]
             frames.append(frame.assign(against=against.mask(is_control, record["arm"])))
-            records.append(record | {"seconds": read_json(place / store.RECORD)["seconds"]})
+            findings = [] if record["missing"] else [each._asdict() for each in findings_of(lens, frame)]
+            seconds = read_json(place / store.RECORD)["seconds"]
+            records.append(record | {"seconds": seconds, "findings": findings})
             scores += place.glob(layout.LENS_SCORES)
         if frames:
             tables.write(frames, tables.READINGS, run / layout.READINGS_FOLDER / f"{lens}.parquet")

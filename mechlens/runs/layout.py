@@ -168,6 +168,8 @@ class LensRecord(BaseModel):
     against: str
     sentence: str
     shows: list[Any]
+    findings: list[dict[str, Any]] = []
+    """what the reading says of each claim about the lens; readings of earlier versions have none"""
 
 
 class Readings(BaseModel):
