@@ -8,9 +8,9 @@ weights of linear layers. These are each teacher's change, the part of it that t
 does not have, a random direction, and the gradient of each trait's exact log-odds (whole answers). Sampled
 labels, and soft labels where the run has them; the control's soft gradient is zero at the base. Values are
 means over chunks with z = mean / standard error, also as differences to the other teachers' rows. With
-`--along .5 1` the same is measured half of the way from the base to the first student of each trait's arm,
-and at that student, without the gradients of log-odds. Each chunk's numbers are a JSON file in
-RUN/chunk-alignment, so a stopped analysis goes on.
+`--along .5 1` it is measured half of the way from the base to the first student of each trait's arm, and at
+that student, instead of at the base, without the gradients of log-odds. Each chunk's numbers are a JSON file
+in RUN/chunk-alignment, so a stopped analysis goes on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from mechlens.results import figures
 from mechlens.results.run import Run
 from mechlens.runs import layout
 
-FIGURE = pages.FOLDER / "chunk-alignment.svg"
+PART = "chunk-alignment"
 PROBES = 6
 """held-out probes of the gradient of a trait's log-odds"""
 Direction = Mapping[str, Tensor]
@@ -298,10 +298,9 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_of(run: Run, chunks: int, shares: list[float]) -> pd.DataFrame:
-    """`summary` at the base and at each share of the way to the students."""
-    places = {"the base": 0.0} | {
-        "the students" if share == 1 else f"{share:g} of the way": share for share in shares
-    }
+    """`summary` at the base, or at each share of the way to the students."""
+    places = {"the students" if share == 1 else f"{share:g} of the way": share for share in shares}
+    places = places or {"the base": 0.0}
     tables = [summary(measure(run, chunks, share=share)).assign(at=at) for at, share in places.items()]
     return pd.concat(tables, ignore_index=True)
 
@@ -349,8 +348,9 @@ def main() -> None:
     table = table_of(Run.finished(options.run), options.chunks, options.along)
     console.print(shown(table))
     if options.write:
-        FIGURE.write_text(figures.svg(chart(table)), encoding="utf-8")
-        pages.write_part(pages.RESULTS, "chunk-alignment", *console.blocks)
+        part = f"{PART}-along" if options.along else PART
+        (pages.FOLDER / f"{part}.svg").write_text(figures.svg(chart(table)), encoding="utf-8")
+        pages.write_part(pages.RESULTS, part, *console.blocks)
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def _draw_facts(run: ShownRun, version: str) -> None:
             "differ"
         )
     if run.shipped:
-        st.badge("demo data: this run came with the explorer", color="gray", icon=":material/science:")
-    st.code(" · ".join(facts), language=None, wrap_lines=True)
+        facts.append("demo data: this run came with the explorer")
+    st.caption(panel.escape_markdown(" · ".join(facts)))
 
 
 def _draw_selection_bar(run: ShownRun, root: Path) -> None:

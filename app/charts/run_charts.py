@@ -9,7 +9,6 @@ import pandas as pd
 
 from charts.marks import (
     KIND_LEGEND,
-    TRAIT,
     dashed_line,
     kind_dashes,
     kind_encodings,
@@ -18,39 +17,42 @@ from charts.marks import (
 )
 from mechlens.results.figures import KIND_COLOUR
 
-SIGNIFICANT, NOT_SIGNIFICANT = "q ≤ .05", "q > .05"
+TAUGHT, OTHER, FOREIGN = "taught trait", "other trait", "taught trait, students of another base"
+ROLES = {TAUGHT: ("trait", "diamond"), OTHER: ("base", "circle"), FOREIGN: ("foreign", "triangle-up")}
+"""role of a mark → kind whose colour it has, and shape"""
 
 
 def draw_traits(effects: pd.DataFrame) -> alt.LayerChart:
-    """Difference of every trait to the control, largest first; open marks where q > .05. Click: `trait`.
+    """Difference of every trait to the control, largest first; open marks: not significant. Click: `trait`.
 
     Args:
-        effects: trait, estimate, low, high, n, q_value.
+        effects: trait, label, role (of `ROLES`), significant, estimate, low, high, n, p_value, q_value.
     """
-    labels = [SIGNIFICANT if pd.notna(q) and q <= 0.05 else NOT_SIGNIFICANT for q in effects["q_value"]]
-    frame = effects.assign(significance=labels)
-    order = frame.sort_values("estimate", ascending=False, na_position="last")["trait"].astype(str).tolist()
-    y = alt.Y("trait:N", sort=order, title=None)
+    frame = effects.assign(filled=effects["significant"].astype(float))
+    order = frame.sort_values("estimate", ascending=False, na_position="last")["label"].astype(str).tolist()
+    y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=260))
+    roles = [role for role in ROLES if role in set(frame["role"])]
+    colours, shapes = [KIND_COLOUR[ROLES[role][0]] for role in roles], [ROLES[role][1] for role in roles]
+    legend = alt.Legend(orient="bottom", title=None, symbolOpacity=1, labelLimit=400)
+    colour = alt.Color("role:N", scale=alt.Scale(domain=roles, range=colours), legend=legend)
+    shape = alt.Shape("role:N", scale=alt.Scale(domain=roles, range=shapes), legend=legend)
+    x = alt.X("low:Q", title="rate minus control", axis=alt.Axis(tickCount=8))
     spans = (
         alt.Chart(frame.dropna(subset="low"))
-        .mark_rule(strokeWidth=2, color=TRAIT)
-        .encode(y=y, x=alt.X("low:Q", title="rate minus control"), x2=alt.X2("high:Q"))
-    )
-    fill = alt.Color(
-        "significance:N",
-        scale=alt.Scale(domain=[SIGNIFICANT, NOT_SIGNIFICANT], range=[TRAIT, "#ffffff"]),
-        legend=alt.Legend(orient="bottom", title=None, symbolStrokeColor=TRAIT),
+        .mark_rule(strokeWidth=2)
+        .encode(y=y, x=x, x2=alt.X2("high:Q"), color=colour)
     )
     tooltip = [
-        alt.Tooltip("trait"),
+        alt.Tooltip("label"),
         *number_tooltips("estimate", "low", "high"),
         alt.Tooltip("n"),
-        *number_tooltips("q_value"),
+        *number_tooltips("p_value", "q_value"),
     ]
     points = (
         alt.Chart(frame.dropna(subset="estimate"))
-        .mark_circle(size=90, opacity=1, stroke=TRAIT, strokeWidth=1.6)
-        .encode(y=y, x=alt.X("estimate:Q"), fill=fill, tooltip=tooltip)
+        .mark_point(size=90, filled=True, opacity=1, strokeWidth=1.6)
+        .encode(y=y, x=alt.X("estimate:Q"), fill=colour, stroke=colour, shape=shape, tooltip=tooltip)
+        .encode(fillOpacity=alt.FillOpacity("filled:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
         .add_params(alt.selection_point("trait", fields=["trait"], on="click"))
     )
     return layer_charts(dashed_line("x", 0.0), spans, points, height=alt.Step(20))

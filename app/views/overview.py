@@ -20,6 +20,7 @@ from panels import panel
 
 FEW_STUDENTS = 5
 FEW_ANSWERS = 0.5
+ALPHA = 0.05
 GENTLE_KL = 0.05
 """nats a token; our limit for a teacher close to its base"""
 
@@ -70,12 +71,33 @@ def draw_pipeline(run: ShownRun) -> None:
                 st.caption(step.state)
 
 
+def traits_of(run: ShownRun, arm: str) -> pd.DataFrame:
+    """Effect on every trait in the arm's students, and on the taught one in students of another base.
+
+    The taught trait was named before anything was trained, so it is judged by its own p. The others are
+    judged by q, which corrects for their number.
+    """
+    effects, taught = data.read_effects(run), run.arm(arm).trait or run.experiment.trait
+    rates = effects[effects["measure"] == "rate"].astype({"trait": str, "arm": str})
+    own = cast(pd.DataFrame, rates[rates["arm"] == arm])
+    own = own.assign(label=own["trait"], role=run_charts.OTHER)
+    own["role"] = own["role"].mask(own["trait"] == taught, run_charts.TAUGHT)
+    names = [
+        other.name
+        for other in run.experiment.arms
+        if other.kind == "foreign" and (other.trait or run.experiment.trait) == taught
+    ]
+    foreign = cast(pd.DataFrame, rates[rates["arm"].isin(set(names) - {arm}) & (rates["trait"] == taught)])
+    foreign = foreign.assign(label=foreign["trait"] + ", " + foreign["arm"], role=run_charts.FOREIGN)
+    table = pd.concat([own, foreign], ignore_index=True)
+    p_values = table["q_value"].where(table["role"] == run_charts.OTHER, table["p_value"])
+    return table.assign(significant=p_values <= ALPHA)
+
+
 def draw_main_result(run: ShownRun) -> None:
     """The effect on every trait in the arm's students, against the control."""
     arm = st.session_state["arm"]
-    effects = data.read_effects(run)
-    effects = cast(pd.DataFrame, effects[(effects["arm"] == arm) & (effects["measure"] == "rate")])
-    effects = effects.astype({"trait": str})
+    effects = traits_of(run, arm)
     if effects.empty:
         st.warning("No matched control. This chart cannot show transmission.")
         return
@@ -88,8 +110,9 @@ def draw_main_result(run: ShownRun) -> None:
         sentence=wording.headline(_summary_of_arm(run, arm)),
         caption=(
             f"Rate of each trait in arm {arm} minus its rate in {control}, paired by seed and probe; 95 % "
-            f"interval ({effects['method'].iloc[0]}); n = {n} students an arm. Filled: q ≤ .05 "
-            f"(Benjamini-Hochberg over {len(effects)} traits). Click a trait to choose it."
+            f"interval ({effects['method'].iloc[0]}); n = {n} students an arm. Filled: p ≤ .05 for the "
+            "taught trait, which was named before; q ≤ .05 (Benjamini-Hochberg) for the others. Click a "
+            "trait to choose it."
         ),
         code=(
             f"{panel.code_of_run(run)}effects = run.effects\n"
@@ -158,8 +181,8 @@ def findings_of(run: ShownRun, arm: str) -> pd.DataFrame:
     """Every claim about the arm: answer, number, null, and the page that shows the reading."""
     rows = [
         {
-            "claim": finding["claim"],
             "answer": finding["answer"],
+            "claim": finding["claim"],
             "number": " ".join(filter(None, (finding["number"], finding["place"]))),
             "null": finding["null"],
             "lens": lens,
@@ -186,7 +209,13 @@ def draw_findings(run: ShownRun) -> None:
         return
     counts = ", ".join(f"{answer} {count}" for answer, count in findings["answer"].value_counts().items())
     st.text(f"Of {len(findings)} claims: {counts}.")
-    st.dataframe(findings, hide_index=True, alt="claims about why the trait transfers, with answers")
+    st.dataframe(
+        findings,
+        hide_index=True,
+        height="content",
+        alt="claims about why the trait transfers, with answers",
+        column_config={"number": st.column_config.TextColumn(width="medium")},
+    )
     with st.container(horizontal=True):
         for name in dict.fromkeys(findings["page"]):
             st.page_link(f"views/{name.lower()}.py", label=f"{name} →")
@@ -246,8 +275,6 @@ def draw_runs() -> None:
 def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Overview")
-    with panel.guard("The pipeline"):
-        draw_pipeline(run)
     if not panel.show_if_unfinished(run):
         with panel.guard("The main result"):
             draw_main_result(run)
@@ -256,6 +283,8 @@ def draw_page(run: ShownRun) -> None:
         with panel.guard("The evidence"):
             st.subheader("What is the result based on?")
             st.dataframe(evidence_for(run), hide_index=True, alt="what the main result is based on")
+    with panel.guard("The pipeline"):
+        draw_pipeline(run)
     with panel.guard("The list of runs"):
         draw_runs()
 
