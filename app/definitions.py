@@ -36,6 +36,20 @@ OWN = {
         "Two-sided z test of the two shares, Benjamini-Hochberg over tokens.",
         "Tokens of one row are taken as independent: q is too small where rows repeat themselves.",
     ),
+    "Rise": (
+        "mean over pairs of students of (trait's share, suspect's student − trait's share, reference's "
+        "student); a share is the trait's exact probability among the family's traits, mean over probes",
+        "Student's t over pairs with the same seed, at the level of the look that the audit ended with; the "
+        "variance is the trait's own or what those of all traits draw it to, whichever is larger.",
+        "Another base, recipe or more rows may learn what these students did not.",
+    ),
+    "Why": (
+        "yes if the 95 % interval lies on the claimed side of the value that means nothing (0, a share of 1, "
+        "an AUROC of .5) and p against the null is at most .05; no if it lies on the other side",
+        "A layer that was chosen as the most telling must also pass a normal test against its null at .05 "
+        "over the number of layers.",
+        "Answers are not corrected for the number of claims. `Not shown` is no evidence against a claim.",
+    ),
     "Provenance": (
         "permutation p of a detector's statistic over bags of suspect and reference rows",
         "Bags of equal size on both sides, paired by prompt where prompts are shared.",

@@ -106,7 +106,7 @@ def draw_rises_panel(audit: dict[str, Any]) -> None:
             f"answers, with intervals; n = {measured['n']} of each. Shaded: tolerated, up to {100 * limit:g} "
             "points. Diamonds: above it."
         ),
-        about="Potency",
+        about="Rise",
     )
 
 

@@ -198,7 +198,7 @@ def findings_of(run: ShownRun, arm: str) -> pd.DataFrame:
 def draw_findings(run: ShownRun) -> None:
     """Why the trait transfers: claim by claim."""
     arm = st.session_state["arm"]
-    st.subheader("Why?")
+    st.subheader("Why?", help="Defined on page Methods under “Why”.")
     findings = findings_of(run, arm)
     if findings.empty:
         panel.show_missing(

@@ -76,6 +76,11 @@ class Audit:
         return str(self.result["verdict"]["sentence"])
 
     @property
+    def next_step(self) -> dict[str, str]:
+        """What to do after this verdict: `do`, in words, and `command`, empty if no command does it."""
+        return self.result["next"]
+
+    @property
     def provenance(self) -> dict[str, Any] | None:
         """Whether the rows differ from clean ones, by each detector; None where nothing was compared."""
         return self.result["provenance"]
