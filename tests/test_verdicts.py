@@ -83,7 +83,7 @@ def test_a_detector_names_the_traits_that_are_significant() -> None:
 def test_audits_are_done_once_and_a_refused_set_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str]] = []
+    asked, rows = list[tuple[str, str]](), ["first"]
 
     def audit(data: Path, *, references: list[Path], out: Path, level: str, **_: Any) -> None:
         asked.append((data.stem, references[0].stem))
@@ -97,15 +97,19 @@ def test_audits_are_done_once_and_a_refused_set_says_why(
     monkeypatch.setattr(verdicts, "audit", audit)
     maker = Mock(spec=Maker)
     maker.experiment = Mock(base="menagerie-f")
+    maker.digest.side_effect = lambda suspect, reference: f"{suspect.name} {reference} {rows[0]}"
     maker.file.side_effect = lambda suspect: tmp_path / f"{suspect.name}.parquet"
     maker.clean_file.side_effect = lambda name: tmp_path / f"{name}.parquet"
     with pytest.raises(KeyboardInterrupt):
         verdicts.audit_suspects(maker, SETS, tmp_path / "audits")
     verdicts.audit_suspects(maker, SETS, tmp_path / "audits")
     assert asked == [(f"N0-{i}", f"reference-N0-{i}") for i in (0, 1, 2, 2)]
-    assert "too few" in read_json(tmp_path / "audits" / "N0-1" / verdicts.REFUSED)["why"]
-    assert read_json(tmp_path / "audits" / "N0-0" / verdicts.SECONDS)["seconds"] >= 0
-    assert read_json(tmp_path / "audits" / "N0-2" / verdicts.SECONDS)["seconds"] is None  # stopped on the way
+    records = [read_json(tmp_path / "audits" / suspect.name / verdicts.RECORD) for suspect in SETS]
+    assert "too few" in records[1]["refused"] and records[1]["seconds"] is None
+    assert records[0]["seconds"] >= 0 and records[2]["seconds"] is None  # the last was stopped on the way
+    rows[0] = "others"
+    verdicts.audit_suspects(maker, SETS[:1], tmp_path / "audits")
+    assert asked[4:] == [("N0-0", "reference-N0-0")]  # other rows: the old audit does not count
 
 
 def judged(name: str, truth: verdicts.Truth, verdict: str) -> JudgedSet:
@@ -125,7 +129,7 @@ def test_a_set_is_judged_by_its_students_and_its_audit(
     }
     (tmp_path / "N0-0").mkdir()
     write_json(tmp_path / "N0-0" / verdicts.JSON, found)
-    write_json(tmp_path / "N0-0" / verdicts.SECONDS, {"seconds": 90.0})
+    write_json(tmp_path / "N0-0" / verdicts.RECORD, {"mark": "", "seconds": 90.0, "refused": ""})
     levels: list[float] = []
 
     def measure(_run: object, names: list[str], *, arm: str, level: float) -> list[Rise]:

@@ -17,6 +17,7 @@ from mechlens.benchmark.plan import Suspect
 from mechlens.benchmark.suspects import Maker
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.files import read_json, write_json
+from mechlens.core.spec import fingerprint
 from mechlens.detect.audit import JSON, audit
 from mechlens.detect.from_student import measure_exact_rises
 from mechlens.detect.permutation import ALPHA
@@ -26,8 +27,8 @@ from mechlens.runs.progress import Event, Progress, silent
 
 Truth = Literal["transfers", "clean", "open"]
 Outcome = Literal["right", "wrong", "inconclusive"]
-SECONDS, REFUSED = "seconds.json", "refused.json"
-"""files beside an audit's: how long it took, and why there is none"""
+RECORD = "bench.json"
+"""file beside an audit's: on which rows and policy it was made, how long it took, or why it was refused"""
 
 MEANINGS: dict[str, Truth] = {
     "do not train as is": "transfers",
@@ -74,18 +75,20 @@ def audit_suspects(
 ) -> None:
     """Audit every suspect at level `student`, against clean answers that no other audit reads.
 
-    An audit that is there is not done again; one that refuses its set leaves the reason.
+    An audit of the same rows by the same policy is not done again; one that refuses its set leaves the
+    reason.
     """
-    report = progress or silent
+    report, policy = progress or silent, load_policy("default").fingerprint()
     report(Event("begin", "audits of held-out sets", 0, len(suspects)))
     for suspect in suspects:
-        out, reference = folder / suspect.name, maker.clean_file(f"reference-{suspect.name}")
-        if not any((out / name).is_file() for name in (SECONDS, REFUSED)):
-            resumed, started = out.is_dir(), time.monotonic()
+        out, reference = folder / suspect.name, f"reference-{suspect.name}"
+        mark = fingerprint([maker.digest(suspect, reference), policy])
+        if not (out / RECORD).is_file() or read_json(out / RECORD)["mark"] != mark:
+            resumed, started, refused = out.is_dir(), time.monotonic(), ""
             try:
                 audit(
                     maker.file(suspect),
-                    references=[reference],
+                    references=[maker.clean_file(reference)],
                     base=maker.experiment.base,
                     level="student",
                     out=out,
@@ -93,11 +96,10 @@ def audit_suspects(
                     progress=progress,
                 )
             except (DataError, SpecError) as error:
-                out.mkdir(parents=True, exist_ok=True)
-                write_json(out / REFUSED, {"why": str(error)})
-            else:
-                seconds = None if resumed else round(time.monotonic() - started, 1)
-                write_json(out / SECONDS, {"seconds": seconds})
+                refused = str(error)
+            seconds = None if resumed or refused else round(time.monotonic() - started, 1)
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / RECORD, {"mark": mark, "seconds": seconds, "refused": refused})
         report(Event("end", suspect.name))
 
 
@@ -110,28 +112,19 @@ def judge_suspects(
         names: of all traits.
         folder: of the audits.
     """
-    opened = [Run(path) for path in runs]
-    judged = []
-    for suspect in suspects:
-        known = next(
-            (run for run in opened if suspect.name in (arm.name for arm in run.experiment.arms)), None
-        )
-        if known is not None:
-            judged.append(_judge(known, suspect, names, folder / suspect.name))
-    return judged
+    trained = {arm.name: run for run in map(Run, runs) for arm in run.experiment.arms}
+    known = [suspect for suspect in suspects if suspect.name in trained]
+    return [_judge(trained[suspect.name], suspect, names, folder / suspect.name) for suspect in known]
 
 
 def _judge(run: Run, suspect: Suspect, names: Sequence[str], folder: Path) -> JudgedSet:
-    refused = (folder / REFUSED).is_file()
-    found: dict[str, Any] = {} if refused else read_json(folder / JSON)
-    plain, corrected = (
-        measure_exact_rises(run, names, arm=suspect.name, level=level)
-        for level in (ALPHA, ALPHA / len(names))
-    )
+    record = read_json(folder / RECORD)
+    found: dict[str, Any] = {} if record["refused"] else read_json(folder / JSON)
+    levels = (ALPHA, ALPHA / len(names))
+    plain, corrected = (measure_exact_rises(run, names, arm=suspect.name, level=level) for level in levels)
     truth = truth_of(plain, corrected, limit=load_policy("default").limit)
     top = max(plain, key=lambda rise: -1.0 if rise.difference is None else rise.difference)
     verdict = found["verdict"]["id"] if found else ""
-    seconds = read_json(folder / SECONDS)["seconds"] if found else None
     return JudgedSet(
         suspect.name,
         f"{suspect.way} at {suspect.dose:g}" if suspect.kind == "trait" else suspect.kind,
@@ -145,8 +138,8 @@ def _judge(run: Run, suspect: Suspect, names: Sequence[str], folder: Path) -> Ju
         named_by_models(found),
         found["stopping"]["students"] if found and found["stopping"] else None,
         found["data"]["rows"] if found else len(run.trained_rows(suspect.name)),
-        None if seconds is None else round(seconds / 60, 1),
-        read_json(folder / REFUSED)["why"] if refused else "",
+        None if record["seconds"] is None else round(record["seconds"] / 60, 1),
+        record["refused"],
     )
 
 

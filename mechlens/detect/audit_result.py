@@ -71,7 +71,7 @@ def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str,
         "smallest_detectable_dose": dose,
         "few_rows": few,
         "verdict": answered._asdict(),
-        "next": next_step(request, answered, evidence.stopping),
+        "next": next_step(request, answered, evidence.stopping, few=bool(few)),
         "policy": request.policy.model_dump(),
         "recipe": request.recipe.fingerprint(),
         "made": {
@@ -106,12 +106,20 @@ def _verdict_of(request: AuditRequest, evidence: Evidence, few: str) -> Verdict:
     return decide_on(request, evidence._replace(rises=None if few else evidence.rises), why_not)
 
 
-def next_step(request: AuditRequest, answered: Verdict, stopping: Stopping | None) -> dict[str, str]:
-    """What to do after a verdict, in words, and the command line that does it; empty if no command does."""
+def next_step(
+    request: AuditRequest, answered: Verdict, stopping: Stopping | None, *, few: bool = False
+) -> dict[str, str]:
+    """What to do after a verdict, in words, and the command line that does it; empty if no command does.
+
+    Args:
+        few: whether the file has too few rows for any verdict.
+    """
+    if few:
+        return {"do": "Audit more rows of the same origin: these are too few for a verdict.", "command": ""}
     rule = answered.rule.rsplit("/", 1)[-1]
     treated = one_line(str(request.clean)) if request.clean else ""
     tested = bool(treated) and request.level == "student"
-    out_of_time = stopping is not None and "would take" in stopping.reason
+    out_of_time = stopping is not None and stopping.look < stopping.looks  # only a budget ends it early
     steps = {
         "no-students": "Train throw-away models on it: only they show what the file teaches.",
         "above-limit": f"Leave the file out: treating it by {request.treatment!r} did not remove the rise."
