@@ -4,9 +4,13 @@ that is out of reach.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
+import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +19,7 @@ import yaml
 from test_bad_input import GOOD, assert_one_line
 
 from mechlens import cli
+from mechlens.cli import explorer
 from mechlens.core import spec
 from mechlens.core.errors import SpecError
 from mechlens.models import base_files
@@ -129,3 +134,20 @@ def test_a_port_that_is_taken_is_refused_before_a_server_starts(
     assert_one_line(capsys, "port is 70000", "65535")
     with pytest.raises(AssertionError, match="a server was started"):
         cli.main(["app", "--port", str(port)])
+
+
+def test_ending_the_explorer_ends_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kill PID` reaches the command alone; the server must not stay behind and hold the port."""
+    servers: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def sleeper(*_: object) -> subprocess.Popen[bytes]:
+        servers.append(start(["sleep", "60"]))
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return servers[0]
+
+    monkeypatch.setattr(explorer.subprocess, "Popen", sleeper)
+    monkeypatch.setattr(explorer, "_refuse_busy", lambda _port: None)
+    before = signal.getsignal(signal.SIGTERM)
+    explorer.serve(tmp_path, port=8599)
+    assert servers[0].wait(5) == -signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before

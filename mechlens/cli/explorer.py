@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -39,8 +40,11 @@ def serve(folder: Path, *, port: int) -> None:
     say(f"http://127.0.0.1:{port} shows {folder}; stop with Ctrl-C")
     command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port)]
     server = subprocess.Popen([*command, "--server.fileWatcherType", "none", "--", str(folder.resolve())])
+    # signals to this process do not reach the server by themselves
+    before = signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     try:
-        if code := server.wait():
+        if (code := server.wait()) not in (0, -signal.SIGTERM):
             raise MachineError(f"the explorer ended with exit code {code}; what it printed above says why")
     finally:
-        server.terminate()  # signals to this process do not reach the server by themselves
+        signal.signal(signal.SIGTERM, before)
+        server.terminate()
