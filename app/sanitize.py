@@ -69,10 +69,14 @@ def defuse(cell: object) -> object:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
-def csv_of(frame: pd.DataFrame) -> bytes:
-    """The frame as CSV with every text defused; null is an empty cell."""
+def defused(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every text and column name defused: a grid's own download exports what it shows."""
     texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
     safe = frame.assign(**{name: frame[name].astype(object).map(defuse) for name in texts})
-    named = safe.rename(columns=lambda name: str(defuse(str(name))))
+    return safe.rename(columns=lambda name: str(defuse(str(name))))
+
+
+def csv_of(frame: pd.DataFrame) -> bytes:
+    """The frame as CSV with every text defused; null is an empty cell."""
     # quoted, because a text may hold any line break
-    return cast(str, named.to_csv(index=False, quoting=QUOTE_NONNUMERIC)).encode()
+    return cast(str, defused(frame).to_csv(index=False, quoting=QUOTE_NONNUMERIC)).encode()

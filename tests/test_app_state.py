@@ -72,6 +72,15 @@ def test_no_cell_of_an_export_is_a_formula(text: str) -> None:
     assert float(rows[1][2]) == -1.5  # numbers stay numbers
 
 
+@given(TEXTS, TEXTS)
+def test_no_cell_of_a_grid_is_a_formula(text: str, name: str) -> None:
+    """A grid has a download of its own, which the explorer does not see."""
+    grid = sanitize.defused(pd.DataFrame({name: [text, None], "score": [-1.5, 1.0]}))
+    cells = [str(cell) for cell in (*grid.columns, *grid.iloc[:, 0].dropna())]
+    assert not any(cell.startswith(sanitize.FORMULA) for cell in cells)
+    assert grid.iloc[:, 1].tolist() == [-1.5, 1.0] or name == "score"
+
+
 def test_null_is_an_empty_cell() -> None:
     frame = pd.DataFrame({"a": [None, 1.0], "b": [None, "x"]})
     rows = csv.reader(io.StringIO(sanitize.csv_of(frame).decode()))

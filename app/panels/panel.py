@@ -145,7 +145,9 @@ def _draw_exports(key: str, chart: Any, frame: pd.DataFrame, code: str) -> None:
         with st.popover("Code", type="tertiary"):
             st.code(code)
         with st.popover("Table", type="tertiary"):
-            st.dataframe(frame.head(MOST_SHOWN), hide_index=True, alt=f"the numbers of {key}")
+            st.dataframe(
+                sanitize.defused(frame.head(MOST_SHOWN)), hide_index=True, alt=f"the numbers of {key}"
+            )
             if len(frame) > MOST_SHOWN:
                 st.caption(f"The first {MOST_SHOWN:,} of {len(frame):,} rows; the CSV has all.")
 

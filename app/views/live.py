@@ -11,6 +11,7 @@ import streamlit as st
 
 import data
 import page
+import sanitize
 from charts import token_charts
 from data import ShownRun
 from live import live_models
@@ -129,7 +130,7 @@ def draw_answer(key: str, title: str, answer: dict[str, Any]) -> None:
     caption = f"{title}: probability that the next token begins {answer['trait']}"
     st.caption(panel.escape_markdown(caption))
     st.dataframe(
-        answers_table(answer),
+        sanitize.defused(answers_table(answer)),
         hide_index=True,
         key=f"live-table-{key}",
         alt=f"answers of every model, {title}",

@@ -10,6 +10,7 @@ import streamlit as st
 
 import data
 import page
+import sanitize
 import state
 from data import ShownRun
 from mechlens.pipeline.screen import LEAKS
@@ -108,7 +109,7 @@ def _draw_table(rows: pd.DataFrame, number: int) -> None:
     # a key for every filter and page: Streamlit keeps ticks by position, and positions are other rows there
     key = "-".join(["rows-table", *settings, str(number)])
     event = st.dataframe(
-        shown[SHOWN].assign(**texts),
+        sanitize.defused(shown[SHOWN].assign(**texts)),
         hide_index=True,
         on_select="rerun",
         selection_mode="multi-row",

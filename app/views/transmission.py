@@ -10,6 +10,7 @@ import streamlit as st
 
 import data
 import page
+import sanitize
 import state
 from charts import intervals, maps, run_charts
 from data import ShownRun
@@ -224,7 +225,7 @@ def draw_answers_panel(run: ShownRun) -> None:
         return
     number = st.pagination(max(1, -(-len(answers) // PAGE_SIZE)), key="answers-page")
     shown = answers.iloc[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
-    st.dataframe(shown, hide_index=True, alt="answers of the students")
+    st.dataframe(sanitize.defused(shown), hide_index=True, alt="answers of the students")
     panel.download_csv("Answers (CSV)", answers, "answers.csv")
 
 
