@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -399,3 +400,16 @@ def test_code_that_a_panel_offers_runs_on_the_runs_files(
     code = "\n".join(f"exec({snippet!r}, {{}})" for snippet in files)
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_runs_of_one_spec_and_other_rows_are_said_to_differ(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("demo", "again"):
+        shutil.copytree(folders["as_it_is"] / "demo", tmp_path / name)
+    page = turned(opened(tmp_path, monkeypatch, run="demo", cmp="again"), "compare")
+    assert "None: the two specs are equal." in words(page) and "are the same in both runs" in words(page)
+    kept = next((tmp_path / "again" / "corpora" / "eagle").glob("**/kept.parquet"))
+    tables.write(tables.read(kept, tables.PAIRS).iloc[1:], tables.PAIRS, kept)
+    page = turned(opened(tmp_path, monkeypatch, run="demo", cmp="again"), "compare")
+    assert re.search(r"The rows of trait.* differ between the two runs", words(page))

@@ -68,6 +68,19 @@ def different_keys(run: ShownRun, other: ShownRun) -> pd.DataFrame:
     )
 
 
+def compare_rows(run: ShownRun, other: ShownRun) -> str:
+    """Whether arms of the same name have the same rows in both runs: specs may be equal and data differ."""
+    theirs = {arm.name for arm in other.experiment.arms}
+    shared = [arm.name for arm in run.experiment.arms if arm.name in theirs]
+    digests = {name: (data.data_digest(run, name), data.data_digest(other, name)) for name in shared}
+    known = {name: pair for name, pair in digests.items() if "unknown" not in pair}
+    if not known:
+        return "No arm has its rows in both runs, so rows were not compared."
+    if differing := [name for name, (ours, others) in known.items() if ours != others]:
+        return f"The rows of {', '.join(differing)} differ between the two runs."
+    return f"The rows of {', '.join(known)} are the same in both runs."
+
+
 def why_not_comparable(run: ShownRun, other: ShownRun) -> list[str]:
     """Why the effects of two runs cannot share an axis; empty if they can."""
     a, b = run.experiment, other.experiment
@@ -195,6 +208,7 @@ def draw_page(run: ShownRun) -> None:
             st.text("None: the two specs are equal.")
         else:
             st.dataframe(keys, hide_index=True, alt="keys of the two specs that differ")
+        st.text(compare_rows(run, other))
         if not panel.show_if_unfinished(run) and not panel.show_if_unfinished(other):
             draw_effects_panel(run, other)
 
