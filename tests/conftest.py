@@ -40,7 +40,8 @@ SLOW_FILES = (
     "coverage", "treatments", "generate", "tokenizer", "spec", "teach", "constrained", "directions",
     "truthful", "bench_kept", "api_money", "api", "foreign", "contributing", "bench_detectors",
     "command_lines", "digits", "rows", "mutations", "potency", "causal", "app_weights", "real_data",
-    "trained", "bench",
+    "trained", "bench", "stopping", "chunk_alignment", "speed", "scale_page", "large_bases",
+    "executor_choice",
 )  # fmt: skip
 """The test files that take longest, longest first: workers that take them in this order end together, and
 `--quick` leaves them out.
