@@ -221,7 +221,7 @@ def _unscored(rises: Sequence[Rise], scored: Sequence[Rise], by: str) -> Verdict
 
 
 def _points(rate: float) -> str:
-    """A difference of rates in points, one hundredth each.
+    """A rate, or a difference of rates, in hundredths with one decimal.
 
     >>> _points(0.0312), _points(0.05), _points(-0.001)
     ('3.1', '5', '-0.1')
@@ -235,7 +235,7 @@ def _compared(rise: Rise, alpha: float) -> str:
     return (
         f"{rise.n} models trained on this file answer {rise.trait} {_points(abs(difference))} points "
         f"{'more' if difference >= 0 else 'less'} often than {rise.n} trained on clean answers "
-        f"({100 * (1 - alpha):.4g} % interval {_points(rise.low or 0.0)} to {_points(rise.high or 0.0)})"
+        f"({_points(1 - alpha)} % interval {_points(rise.low or 0.0)} to {_points(rise.high or 0.0)})"
     )
 
 
