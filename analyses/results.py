@@ -141,21 +141,15 @@ def bench_table(cards: list[dict[str, Any]]) -> list[list[str]]:
 
 def audit_table(audits: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Return what each audit answered, one a row."""
-    rows = [["file", "rows", "verdict", "highest rise", "interval", "q", "students a side"]]
+    rows = [["audit", "level", "rows", "verdict", "highest rise", "interval", "q", "students a side"]]
     for name, audit in audits.items():
         measured, stopping = audit["potency"]["measured"], audit["stopping"]
-        rise = interval_text(measured["difference"], measured["low"], measured["high"])
-        rows.append(
-            [
-                name,
-                f"{audit['data']['rows']:,}",
-                audit["verdict"]["id"],
-                f"{measured['trait']} {rise}",
-                f"{1 - stopping['level']:.1%}",
-                f"{measured['q_value']:.2g}",
-                str(stopping["students"]),
-            ]
-        )
+        trained = ["–"] * 4
+        if measured is not None and stopping is not None:
+            rise = interval_text(measured["difference"], measured["low"], measured["high"])
+            trained = [f"{measured['trait']} {rise}", f"{1 - stopping['level']:.1%}"]
+            trained += [f"{measured['q_value']:.2g}", str(stopping["students"])]
+        rows.append([name, audit["level"], f"{audit['data']['rows']:,}", audit["verdict"]["id"], *trained])
     return rows
 
 

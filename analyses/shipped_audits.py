@@ -1,10 +1,11 @@
-"""Make the three audits that come with the explorer: of a teacher's rows, of clean rows, and of a mixture.
+"""Make the audits that come with the explorer: of a teacher's rows, of clean rows, and of a mixture.
 
 Usage: `python analyses/shipped_audits.py runs/demo`, after `make demo`; then `python analyses/results.py`.
 The files are made of the demo's screened rows: all of the eagle teacher's, all of the untouched base's, and
-clean rows with one in `SHARE` of the teacher's among them, chosen so that the rise lies near the tolerance.
-Each is audited at level student; clean answers are drawn anew. About 10 minutes on two cores. A stopped
-command goes on where it was.
+clean rows with one in `SHARE` of the teacher's among them.
+Each is audited at level student, and the teacher's rows at level base too, where no student is trained and so
+no verdict is reached; clean answers are drawn anew. About 15 minutes on two cores. A stopped command goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from mechlens.core import tables
 from mechlens.core.seeds import generator
 from mechlens.data import corpus
 from mechlens.detect.audit import JSON, PAGE, audit
+from mechlens.detect.registry import Level
 from mechlens.results.run import Run
 
 SHIPPED = Path(__file__).parents[1] / "app" / "audits"
 SHARE = 6
+UNTRAINED = "eagle-level-base"
+"""the audit that ends without a verdict"""
 
 
 def suspects(run: Run) -> dict[str, pd.DataFrame]:
@@ -39,22 +43,27 @@ def suspects(run: Run) -> dict[str, pd.DataFrame]:
     return {"eagle": teacher, f"eagle-one-in-{SHARE}": mixed, "untouched": control}
 
 
+def audit_file(file: str, level: Level, out: Path) -> None:
+    """Audit a file into a folder and print the verdict."""
+    with bars(shown=True) as progress:
+        print(f"{out}: {audit(file, level=level, out=out, progress=progress).sentence}")
+
+
 def main() -> None:
-    """Audit the three files and keep audit.json and audit.html of each."""
+    """Audit the files and keep audit.json and audit.html of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run", type=Path)
     run = Run(parser.parse_args().run)
     work = Path("audits/shipped")
     work.mkdir(parents=True, exist_ok=True)
-    made = suspects(run)
+    files = suspects(run)
     with contextlib.chdir(work):  # an audit names its file as it was given: without a folder of this machine
-        for name, pairs in made.items():
+        for name, pairs in files.items():
             tables.write(pairs[["prompt", "completion"]], corpus.TEXTS, Path(f"{name}.parquet"))
-            with bars(shown=True) as progress:
-                found = audit(f"{name}.parquet", level="student", out=Path(name), progress=progress)
-            print(f"{name}: {found.sentence}")
+            audit_file(f"{name}.parquet", "student", Path(name))
+        audit_file("eagle.parquet", "base", Path(UNTRAINED))
     shutil.rmtree(SHIPPED, ignore_errors=True)
-    for name in made:
+    for name in (*files, UNTRAINED):
         (SHIPPED / name).mkdir(parents=True)
         for file in (JSON, PAGE):
             shutil.copy(work / name / file, SHIPPED / name / file)
