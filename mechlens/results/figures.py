@@ -123,11 +123,8 @@ def rises(measured: pd.DataFrame, *, limit: float) -> alt.LayerChart:
     x = alt.X(
         "difference:Q", title="points more often than students of clean answers", axis=alt.Axis(tickCount=6)
     )
-    colour = alt.Color(
-        "above:N",
-        scale=alt.Scale(domain=[True, False], range=[KIND_COLOUR["trait"], KIND_COLOUR["base"]]),
-        legend=None,
-    )
+    colours = [KIND_COLOUR["trait"], KIND_COLOUR["base"]]
+    colour = alt.Color("above:N", scale=alt.Scale(domain=[True, False], range=colours), legend=None)
     shape = alt.Shape(
         "above:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None
     )
