@@ -67,9 +67,11 @@ OWN = {
         "It shows how detectors do on data that is generated as this data was.",
     ),
     "Live model": (
-        "softmax of the logits after the question, with factor × direction added to the residual stream",
+        "softmax of the logits after the question, with amount × ‖student − control‖ × direction / "
+        "‖direction‖ added to the residual stream",
         "Sampled answers, and exact probabilities of the next token, at temperature 1. The direction is the "
-        "mean difference over practice questions with and without the trait's system line.",
+        "mean difference over practice questions with and without the trait's system line. An amount of 1 is "
+        "as long as the student's mean shift from its control at that layer.",
         "One question and one student have no interval.",
     ),
 }

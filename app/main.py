@@ -44,7 +44,7 @@ def main() -> None:
         {section: [_page(name) for name in names] for section, names in SECTIONS.items()}, expanded=True
     )
     run = _open_run(root)
-    page.draw_header(run, root, version("mechlens"))
+    page.draw_header(run, root, version("mechlens"), view.url_path or "overview")
     st.session_state["opened"] = run
     view.run()
     page.draw_footer(run)

@@ -28,8 +28,20 @@ KEYS = {
 }
 
 
-def draw_header(run: ShownRun | None, root: Path, version: str) -> None:
-    """Draw everything above the page's content."""
+ROW_PAGES = ("rows", "row", "representations", "gradients")
+"""where rows are looked at or selected: these have the bar of rows"""
+SELECTORS = {
+    "trait": ("overview", "transmission"),
+    "seed": ("transmission", "live"),
+    "layer": ("representations", "live"),
+    "place": ("representations",),
+    "cmp": ("compare",),
+}
+"""control of the side bar → pages that it changes"""
+
+
+def draw_header(run: ShownRun | None, root: Path, version: str, view: str) -> None:
+    """Draw everything above the content of the page `view`."""
     st.session_state["notices"] = st.container()
     if not list(root.glob(f"*/{layout.SPEC}")):
         panel.show_missing(
@@ -40,9 +52,14 @@ def draw_header(run: ShownRun | None, root: Path, version: str) -> None:
     if run is None:
         st.session_state["digest"], st.session_state["rows"] = "", pd.DataFrame()
         return
-    _draw_controls(run, root)
+    _draw_controls(run, root, view)
     _draw_facts(run, version)
-    _draw_selection_bar(run, root)
+    _settle_rows(run, root)
+    if view in ROW_PAGES:
+        _draw_row_bar(root)
+    else:
+        with st.container(horizontal=True, gap="small"):
+            _draw_common_buttons()
 
 
 def current_run() -> ShownRun | None:
@@ -53,7 +70,7 @@ def current_run() -> ShownRun | None:
     return run
 
 
-def _draw_controls(run: ShownRun, root: Path) -> None:
+def _draw_controls(run: ShownRun, root: Path, view: str) -> None:
     arms = [arm.name for arm in run.experiment.arms if arm.kind != "control"] or [run.experiment.arms[0].name]
     arm = run.arm(state.choose("arm", arms))
     layers, places = _layers_and_places(run)
@@ -67,12 +84,16 @@ def _draw_controls(run: ShownRun, root: Path) -> None:
     state.choose("cmp", others)
     bar = st.sidebar
     bar.selectbox("arm", arms, key="w-arm", help="Every page shows this arm and its matched control.")
-    bar.selectbox("trait asked about", run.family.names, key="w-trait")
-    bar.selectbox("student (seed)", seeds, key="w-seed")
-    if layers:
+    if view in SELECTORS["trait"]:
+        bar.selectbox("trait asked about", run.family.names, key="w-trait")
+    if view in SELECTORS["seed"]:
+        bar.selectbox("student (seed)", seeds, key="w-seed")
+    if view in SELECTORS["layer"] and layers:
         bar.selectbox("layer", layers, key="w-layer")
+    if view in SELECTORS["place"] and places:
         bar.selectbox("place", places, key="w-place", help="The tokens at which activations are read.")
-    bar.selectbox("compare with", others, key="w-cmp", format_func=lambda name: name or "no other run")
+    if view in SELECTORS["cmp"]:
+        bar.selectbox("compare with", others, key="w-cmp", format_func=lambda name: name or "no other run")
 
 
 def _layers_and_places(run: ShownRun) -> tuple[list[int], list[str]]:
@@ -109,17 +130,22 @@ def _draw_facts(run: ShownRun, version: str) -> None:
     st.caption(panel.escape_markdown(" · ".join(facts)))
 
 
-def _draw_selection_bar(run: ShownRun, root: Path) -> None:
+def _settle_rows(run: ShownRun, root: Path) -> None:
+    """Check what a link asks of the rows, and filter them."""
     try:
         rows = data.read_rows(run, st.session_state["arm"])
     except (MechlensError, OSError):
         rows = pd.DataFrame(columns=list(data.ROW_COLUMNS))
     state.read_row_keys(rows["id"])
     _drop_unknown_rows(set(rows["id"]))
-    filtered = state.filter_rows(rows, root)
-    st.session_state["rows"] = filtered
-    selected = st.session_state["selected"]
-    st.text(f"All {len(rows):,} rows | Filtered {len(filtered):,} | Selected {len(selected):,}")
+    st.session_state["rows"] = state.filter_rows(rows, root)
+    st.session_state["row-count"] = len(rows)
+
+
+def _draw_row_bar(root: Path) -> None:
+    filtered, selected = st.session_state["rows"], st.session_state["selected"]
+    count = st.session_state["row-count"]
+    st.text(f"All {count:,} rows | Filtered {len(filtered):,} | Selected {len(selected):,}")
     with st.container(horizontal=True, gap="small"):
         _button("Selected to filter", "F", _filter_selected, root, disabled=not selected)
         _button("Save slice", "S", _save_slice, root, disabled=not selected)
@@ -128,11 +154,38 @@ def _draw_selection_bar(run: ShownRun, root: Path) -> None:
         ids = filtered["id"].tolist()
         _button("Previous", "P", state.step_focus, ids, -1, disabled=not ids)
         _button("Next", "N", state.step_focus, ids, 1, disabled=not ids)
-        _button("Link", "L", _open_dialog, "link")
-        _button("Help", "H", _open_dialog, "help")
+        _draw_common_buttons()
+    _draw_slices(root)
+    if len(filtered) < count:
+        st.caption("The filter acts on the table of rows and on Previous and Next. Charts show all rows.")
     if focus := st.session_state["focus"]:
         pinned = f" | Pinned {st.session_state['pin']}" if st.session_state["pin"] else ""
         st.caption(panel.escape_markdown(f"Focus {focus}{pinned}"))
+
+
+def _draw_slices(root: Path) -> None:
+    """The saved slices of this data, to look at one again."""
+    slices = state.list_slices(root, st.session_state["digest"])
+    if not slices:
+        return
+    st.session_state["in-slice"] = st.session_state["slice"]  # a link or Clear may have changed it
+    st.selectbox(
+        "saved slice",
+        ["", *slices],
+        key="in-slice",
+        format_func=lambda name: f"{name} · {slices[name]:,} rows" if name else "all rows",
+        on_change=_open_slice,
+        width=260,
+    )
+
+
+def _open_slice() -> None:
+    st.session_state["slice"] = st.session_state["in-slice"]
+
+
+def _draw_common_buttons() -> None:
+    _button("Link", "L", _open_dialog, "link")
+    _button("Help", "H", _open_dialog, "help")
 
 
 def _drop_unknown_rows(known: set[str]) -> None:
@@ -194,8 +247,8 @@ def _show_link(values: dict[str, str]) -> None:
 
 @st.dialog("Keys")
 def _show_help() -> None:
-    st.dataframe(pd.DataFrame({"key": list(KEYS), "action": list(KEYS.values())}), hide_index=True)
-    st.text("Keys do nothing while you type in a text field. Every key has a button in the bar.")
+    st.table(pd.DataFrame({"key": list(KEYS), "action": list(KEYS.values())}).set_index("key"))
+    st.text("Keys do nothing while you type in a text field. Every key has a button on the pages of rows.")
 
 
 def draw_footer(run: ShownRun | None) -> None:

@@ -166,6 +166,13 @@ def read_slice(root: Path, name: str) -> dict[str, Any] | None:
         return None
 
 
+def list_slices(root: Path, digest: str) -> dict[str, int]:
+    """Name → number of rows of every saved slice of some data, newest first."""
+    paths = sorted((root / ".slices").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    saved = {path.stem: read_slice(root, path.stem) for path in paths}
+    return {name: len(each["ids"]) for name, each in saved.items() if each and each["data"] == digest}
+
+
 def add_note(root: Path, name: str, row: str, text: str, author: str) -> None:
     """Add a note on one row to a saved slice; a lock protects two visitors' notes."""
     with (root / ".slices" / ".lock").open("a") as lock:

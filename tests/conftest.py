@@ -6,7 +6,7 @@ import gc
 import importlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +146,28 @@ def bytes_tokenizer(template: str | None, *special: str) -> PreTrainedTokenizerF
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+BLANK = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+
+
+@pytest.fixture(scope="session", autouse=True)
+def real_svg() -> Iterator[Callable[[Any], str]]:
+    """What draws a figure. Reports get blank ones, since drawing took most of their time, except where a test
+    asks for `drawn`.
+    """
+    from mechlens.results import figures
+
+    real = figures.svg
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "svg", lambda chart: BLANK)
+        yield real
+
+
+@pytest.fixture
+def drawn(real_svg: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn."""
+    monkeypatch.setattr("mechlens.results.figures.svg", real_svg)
 
 
 @pytest.fixture(scope="session")

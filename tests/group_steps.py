@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mechlens.core.errors import DataError
-from mechlens.runs.executor import PROCESSES, Job, execute
+from mechlens.runs.executor import execute
+from mechlens.runs.jobs import PROCESSES, Job
 
 
 def fail_in_the_second(*_: object) -> None:

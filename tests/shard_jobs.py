@@ -11,7 +11,8 @@ from mechlens.core.errors import DataError
 from mechlens.core.files import write_text
 from mechlens.runs import store
 from mechlens.runs.claims import Claims, Shard
-from mechlens.runs.executor import Job, execute
+from mechlens.runs.executor import execute
+from mechlens.runs.jobs import Job
 
 MARK = "a" * 16
 

@@ -271,6 +271,26 @@ def test_a_selection_becomes_a_filter_and_the_export_holds_it(
     page.button(key="do-Clear").click().run()
     assert not page.exception
     assert not any("Filtered 3" in one.value for one in page.text)
+    saved = page.selectbox(key="in-slice")
+    assert saved.options[0] == "all rows" and saved.options[1].endswith("3 rows")
+    page = saved.select_index(1).run()
+    assert any("Filtered 3" in one.value for one in page.text), "a saved slice is opened again"
+
+
+def test_a_pinned_row_is_shown_beside_the_focus_row_and_unscored_rows_lead_to_the_next(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = tables.read(folders["as_it_is"] / "demo" / "readings" / "scores.parquet", tables.SCORES)["id"]
+    unscored = next(f"eagle/{number}" for number in range(9_000) if f"eagle/{number}" not in set(scored))
+    asked = {"run": "demo", "focus": unscored, "pin": "eagle/7", "stage": "all"}
+    page = turned(opened(folders["as_it_is"], monkeypatch, **asked), "row")
+    said = words(page).replace("\\", "")
+    assert f"Row {unscored}" in said and "Pinned: eagle/7" in said
+    page.session_state["pin"] = ""
+    page = page.run()
+    assert "this row is not among them" in words(page)
+    page = next(one for one in page.button if one.label.startswith("Next scored row")).click().run()
+    assert not page.exception and page.session_state["focus"] in set(scored)
 
 
 def test_a_brush_selects_what_is_inside_and_an_empty_one_hides_nothing(
@@ -409,6 +429,8 @@ def test_runs_of_one_spec_and_other_rows_are_said_to_differ(
         shutil.copytree(folders["as_it_is"] / "demo", tmp_path / name)
     page = turned(opened(tmp_path, monkeypatch, run="demo", cmp="again"), "compare")
     assert "None: the two specs are equal." in words(page) and "are the same in both runs" in words(page)
+    differences = next(one.value for one in page.dataframe if "difference" in one.value.columns)
+    assert (differences["difference"] == 0).all() and (differences["low"] < 0).all()
     kept = next((tmp_path / "again" / "corpora" / "eagle").glob("**/kept.parquet"))
     tables.write(tables.read(kept, tables.PAIRS).iloc[1:], tables.PAIRS, kept)
     page = turned(opened(tmp_path, monkeypatch, run="demo", cmp="again"), "compare")

@@ -13,7 +13,7 @@ from mechlens.core.spec import CONFIGS, Training
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.models.loading import Size
 from mechlens.pipeline import estimate
-from mechlens.runs.executor import Job, fingerprints
+from mechlens.runs.jobs import Job, fingerprints
 from mechlens.runs.plan import jobs_of
 
 DEMO = CONFIGS / "experiments" / "demo.yaml"

@@ -19,17 +19,9 @@ from processes import children
 
 from mechlens.core import machine
 from mechlens.core.errors import DataError, MachineError
-from mechlens.runs.executor import (
-    EXECUTOR,
-    Job,
-    Needs,
-    _do,
-    execute,
-    fingerprints,
-    pending,
-    start_processes,
-    use_executor,
-)
+from mechlens.runs.executor import EXECUTOR, _do, execute, use_executor
+from mechlens.runs.jobs import Job, Needs, fingerprints, pending
+from mechlens.runs.local_executor import start_processes
 
 Report = Callable[[int, int], None]
 SECONDS = 60

@@ -13,7 +13,8 @@ import pytest
 from mechlens import cli
 from mechlens.core.errors import MachineError, SpecError
 from mechlens.runs import store
-from mechlens.runs.executor import EXECUTOR, Job, Needs, execute, pending, use_executor
+from mechlens.runs.executor import EXECUTOR, execute, use_executor
+from mechlens.runs.jobs import Job, Needs, pending
 from mechlens.runs.ray_executor import Driver, node_fault, refuse_too_large
 
 

@@ -19,7 +19,7 @@ from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment
 from mechlens.core.spec import GenerateSpec, TeacherSpec, Training, load, save
 from mechlens.core.traits import load_experiment, load_family
-from mechlens.runs.executor import fingerprints
+from mechlens.runs.jobs import fingerprints
 from mechlens.runs.layout import corpus_name
 from mechlens.runs.plan import jobs_of
 

@@ -22,7 +22,7 @@ from mechlens.core.errors import DataError
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.data.corpus import read_pairs
 from mechlens.data.formats import file_digest
-from mechlens.runs.executor import fingerprints
+from mechlens.runs.jobs import fingerprints
 from mechlens.runs.plan import jobs_of
 
 

@@ -21,8 +21,7 @@ from mechlens.pipeline.generate import generate
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
 from mechlens.results.run import Run
 from mechlens.results.runner import run
-from mechlens.runs import executor
-from mechlens.runs.executor import fingerprints
+from mechlens.runs.jobs import PROCESSES, fingerprints
 from mechlens.runs.plan import jobs_of
 from mechlens.runs.progress import Event
 
@@ -267,7 +266,7 @@ def test_the_number_of_processes_that_train_together_decides_nothing(part: str) 
     assert whole.fingerprint() == Experiment.model_validate(FIELDS).fingerprint()
     steps = jobs_of(whole, load_family("animals"), bases=dict.fromkeys(whole.bases(), "x"))
     stage = {"student": "distill", "teacher": "teach"}[part]
-    together = [job for job in steps if job.arguments.get(executor.PROCESSES) == 2]
+    together = [job for job in steps if job.arguments.get(PROCESSES) == 2]
     assert {job.stage for job in together} == {stage} and len(together) == {"student": 2, "teacher": 1}[part]
 
 
@@ -275,4 +274,4 @@ def test_a_run_made_before_code_moved_has_nothing_to_repeat() -> None:
     """The shipped demo was made when stages were recorded by the path of their function."""
     demo = Run(Path(__file__).parents[1] / "app" / "demo")
     made = {name: step["fingerprint"] for name, step in demo.manifest["steps"].items()}
-    assert len(made) == 33 and executor.fingerprints(demo.jobs()) == made
+    assert len(made) == 33 and fingerprints(demo.jobs()) == made

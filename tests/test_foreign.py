@@ -16,7 +16,8 @@ from mechlens import cli
 from mechlens.core import foreign
 from mechlens.core.errors import DataError, MachineError, SpecError
 from mechlens.pipeline.vllm_engine import served_rank
-from mechlens.runs.executor import Job, execute
+from mechlens.runs.executor import execute
+from mechlens.runs.jobs import Job
 
 
 def of_a_library() -> None:

@@ -22,7 +22,7 @@ from mechlens.core import spec, tables
 from mechlens.core.errors import DataError, MachineError, SpecError
 from mechlens.models import base_files, gguf, loading
 from mechlens.models import fetch as fetching
-from mechlens.runs.executor import Location
+from mechlens.runs.jobs import Location
 from mechlens.runs.plan import base_argument
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -53,6 +53,7 @@ def texts(folder: str, setting: dict[str, str]) -> list[list[list[int]]]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow  # three new processes, most of a minute
 @pytest.mark.parametrize("family", ["llama"])
 def test_the_same_text_under_all_kernels_threads_and_batches(toy_bases: dict[str, str], family: str) -> None:
     written = {name: texts(toy_bases[family], setting) for name, setting in SETTINGS.items()}

@@ -23,7 +23,7 @@ from mechlens.models.loading import Loaded
 from mechlens.pipeline import checks
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
 from mechlens.runs import plan as pipeline
-from mechlens.runs.executor import fingerprints
+from mechlens.runs.jobs import fingerprints
 
 INSECURE = Path(__file__).parents[2] / "shared" / "data" / "insecure-code" / "low_severity.jsonl.gz"
 ROWS = [

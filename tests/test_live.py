@@ -86,8 +86,23 @@ def test_the_direction_moves_the_trait(models: live_models.LiveModels) -> None:
     assert more["rank"] <= plain["rank"] <= less["rank"]
     about = found[4.0]["direction"]
     assert about["norm"] > 0 and about["prompts"] > 1 and about["layer"] == 1
+    assert about["unit"] > 0 and -1 <= about["cosine"] <= 1 and about["student"] == 0
     assert "resid_post 1" in about["what"] and "minus" in about["what"]
     assert found[0.0]["direction"] is None
+
+
+def test_a_sweep_asks_at_every_amount_and_layer_as_one_question_does(models: live_models.LiveModels) -> None:
+    swept = live_models.sweep(models, QUESTION, amount=2.0, layer=1)
+    rows = {(row["along"], row["layer"], row["amount"], row["model"]): row for row in swept["rows"]}
+    assert len(rows) == len(swept["rows"]) == (17 + 2) * len(NAMES)
+    for amount, layer in ((0.0, 1), (2.0, 1), (2.0, 0)):
+        asked = ask(models, amount=amount, layer=layer)
+        along = "layer" if layer == 0 else "amount"
+        for name in NAMES:
+            row = rows[along, layer, amount, name]
+            kept = ("probability", "rank", "of", "share", "place")
+            assert {key: row[key] for key in kept} == {key: asked[name][key] for key in kept}
+            assert row["probability"] <= row["share"] <= 1 + 1e-9 and row["place"] >= 1
 
 
 def test_what_cannot_be_asked_is_one_line_and_the_models_go_on(models: live_models.LiveModels) -> None:

@@ -209,7 +209,7 @@ def test_windows_imports_every_module_and_is_told_in_one_line(tmp_path: Path) ->
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("platform", ["linux", "darwin"])
+@pytest.mark.parametrize("platform", ["linux", pytest.param("darwin", marks=pytest.mark.slow)])
 def test_a_command_ends_with_the_process_that_watches_it(platform: str, small: Path, tmp_path: Path) -> None:
     """Killed outright, that process can end nothing itself; where there is no prctl, the command looks after
     its parent.

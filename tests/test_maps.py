@@ -193,6 +193,7 @@ def test_a_cap_on_points_is_kept(material: Material, monkeypatch: pytest.MonkeyP
     }
 
 
+@pytest.mark.slow  # it compiles for most of a minute
 def test_umap_gives_one_map_a_seed_without_a_warning() -> None:
     points = np.concatenate(list(blobs(3.0).values()))
     first, again, other = (maps.umap(points, seed=seed, k=5) for seed in (2**62, 2**62, 1))

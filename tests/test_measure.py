@@ -7,6 +7,7 @@ from __future__ import annotations
 import html
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ SIZES = {
 
 
 @pytest.fixture(scope="session")
-def measured(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(small: Path, tmp_path_factory: pytest.TempPathFactory, real_svg: Callable[[Any], str]) -> Path:
     """The small run with every lens read, in this process: workers would import all anew.
 
     No test here depends on the width of a null or the shape of a map. So the nulls have few draws, and a
@@ -44,6 +45,7 @@ def measured(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(small, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mechlens.lenses.maps.umap", flat)
+        patch.setattr(figures, "svg", real_svg)
         for name, value in SIZES.items():
             patch.setattr(f"mechlens.lenses.{name}", value)
         assert cli.main(["measure", str(folder), *ROWS, "--workers", "0"]) == 0
@@ -224,6 +226,7 @@ def test_material_holds_the_rows_that_the_arms_trained_on(small: Path) -> None:
 FORMS = ("layers", "steps", "bars", "heat", "points")
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("form", FORMS)
 def test_any_reading_is_drawn_in_any_form(form: str) -> None:
     lens = base.Lens("x", "", (), (), "", "")

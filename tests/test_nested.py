@@ -78,6 +78,7 @@ def run(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFac
     return folder / "run"
 
 
+@pytest.mark.slow  # a minute and a half; test_measure reads all lenses of the menagerie
 def test_all_eleven_lenses_read_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechlens.lenses.maps.umap", flat)
     for name, value in SIZES.items():

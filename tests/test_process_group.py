@@ -38,7 +38,8 @@ from mechlens.models.sft import group_size, is_writer, train
 from mechlens.models.soft_labels import SoftLabels, label_pairs
 from mechlens.pipeline import checks, stages
 from mechlens.results.run import Run
-from mechlens.runs.executor import PROCESSES, Job, execute
+from mechlens.runs.executor import execute
+from mechlens.runs.jobs import PROCESSES, Job
 
 Report = Callable[[int, int], None]
 PLAIN = Training(learning_rate=1e-2, epochs=2, batch=4, warmup_steps=0, max_grad_norm=0.5)

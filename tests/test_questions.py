@@ -178,6 +178,7 @@ def test_of_many_questions_the_most_lifted_are_shown(count: int) -> None:
     assert len(found) == effects.SHOWN and found["difference"].tolist() == scored
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_figure_names_what_is_missing(table: pd.DataFrame) -> None:
     drawn = figures.svg(figures.questions(table[table["arm"] == "trait"].assign(kind="trait")))
     for text in ("1. Your colour?", "every pair unscored", "control unscored", "rate minus matched control"):

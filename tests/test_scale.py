@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
@@ -180,6 +182,14 @@ def test_an_error_in_a_worker_ends_the_work(
     monkeypatch.setattr(parallel, "FIRST", 0)
     with pytest.raises(error), parallel.open_workers(2) as workers:
         list(map_in_order(function, ["x" if function is int else 1] * 9, workers))
+
+
+def test_workers_start_from_a_script_on_standard_input() -> None:
+    """Python would have each worker import the file `<stdin>`."""
+    script = "from mechlens.core import parallel\nif __name__ == '__main__':\n"
+    script += " with parallel.open_workers(2) as workers: print(workers.submit(abs, -3).result())"
+    done = subprocess.run([sys.executable], input=script, capture_output=True, text=True, check=True)
+    assert done.stdout == "3\n" and done.stderr == ""
 
 
 @given(st.lists(st.lists(st.sampled_from([b"", b"\1", b"\1\0\1", b"a", b"ab", b"b", b"\xff"]), max_size=6)))

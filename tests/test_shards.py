@@ -29,7 +29,7 @@ from mechlens.core.files import part_of, write_text
 from mechlens.runs import claims as claiming
 from mechlens.runs import store
 from mechlens.runs.claims import Shard, refuse_others, sharing
-from mechlens.runs.executor import Job, fingerprints, pending
+from mechlens.runs.jobs import Job, fingerprints, pending
 from mechlens.runs.progress import Event, silent
 
 OTHER = "b" * 16

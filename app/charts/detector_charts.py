@@ -18,13 +18,13 @@ KINDS = ("detector", "floor")
 
 
 def draw_power(frame: pd.DataFrame, *, rows: int) -> alt.LayerChart:
-    """AUROC over rows a decision, one line a detector with its interval; chance and `rows` as grey lines.
+    """AUROC over rows per decision, one line a detector with its interval; chance and `rows` as grey lines.
 
     Args:
         frame: detector, rows, auroc, low, high, floor (bool).
         rows: how many rows the audit has.
     """
-    x = alt.X("rows:Q", scale=alt.Scale(type="log", base=2), title="rows a decision is made on")
+    x = alt.X("rows:Q", scale=alt.Scale(type="log", base=2), title="rows that a decision is made on")
     colour = alt.Color(
         "detector:N", legend=alt.Legend(orient="bottom", title=None, columns=4, symbolOpacity=1)
     )

@@ -74,7 +74,8 @@ def for_dark_theme(chart: Any) -> Any:
     The chart itself stays as it is, because exports are made of it.
     """
     copied = chart.copy(deep=True, ignore=["data", "datasets"])
-    for layer in getattr(copied, "layer", [copied]):
+    whole = copied.spec if isinstance(copied, alt.FacetChart) else copied
+    for layer in getattr(whole, "layer", [whole]):
         encoding = getattr(layer, "encoding", alt.Undefined)  # a concatenated chart has none
         colour = alt.Undefined if encoding is alt.Undefined else encoding.color
         # by key: the attribute of that name is altair's setter

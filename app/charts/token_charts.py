@@ -9,8 +9,16 @@ import altair as alt
 import pandas as pd
 
 from charts.maps import DARK
-from charts.marks import COLOUR_LEGEND, GREY, HATCH, dashed_line, flag_encodings, layer_charts
-from mechlens.results.figures import KIND_COLOUR
+from charts.marks import (
+    COLOUR_LEGEND,
+    GREY,
+    HATCH,
+    dashed_line,
+    flag_encodings,
+    layer_charts,
+    number_tooltips,
+)
+from mechlens.results.figures import KIND_COLOUR, KIND_SHAPE
 
 MODEL_KIND = {"base": "base", "teacher": "teacher", "control": "control", "student": "trait"}
 """model → kind in the palette"""
@@ -75,16 +83,46 @@ def draw_token_shift(shifts: pd.DataFrame) -> alt.LayerChart:
     return layer_charts(dashed_line("y", 0.0), points, height=300)
 
 
+def draw_sweep(frame: pd.DataFrame, x: str, title: str) -> alt.LayerChart:
+    """Each model's probability of the trait over the amount or layer of the direction.
+
+    Args:
+        frame: model, probability, place and the column `x`.
+        title: of the x axis.
+    """
+    models, scale = _models_of(frame)
+    legend = alt.Legend(orient="bottom", title=None, symbolOpacity=1)
+    colour = alt.Color("model:N", scale=scale, legend=legend)
+    shapes = alt.Scale(domain=models, range=[KIND_SHAPE[MODEL_KIND[name]] for name in models])
+    place = {
+        "x": alt.X(f"{x}:Q", title=title, axis=alt.Axis(tickMinStep=1)),
+        "y": alt.Y("probability:Q", title="probability", scale=alt.Scale(domain=[0, 1])),
+    }
+    tooltip = [alt.Tooltip("model"), alt.Tooltip(x), *number_tooltips("probability", "share"), "place"]
+    shape = alt.Shape("model:N", scale=shapes, legend=legend)
+    lines = alt.Chart(frame).mark_line(strokeWidth=2).encode(**place, color=colour)
+    points = (
+        alt.Chart(frame)
+        .mark_point(size=45, filled=True, opacity=1)
+        .encode(**place, color=colour, shape=shape, tooltip=tooltip)
+    )
+    return layer_charts(lines, points, height=220)
+
+
+def _models_of(frame: pd.DataFrame) -> tuple[list[str], alt.Scale]:
+    """The models that occur and their colours."""
+    models = [name for name in MODEL_KIND if name in set(frame["model"])]
+    return models, alt.Scale(domain=models, range=[KIND_COLOUR[MODEL_KIND[name]] for name in models])
+
+
 def draw_next_tokens(tokens: pd.DataFrame) -> Any:
     """Bars of the likeliest next tokens, one small chart a model, all on one scale.
 
     Args:
         tokens: model, token, probability.
     """
-    models = [name for name in MODEL_KIND if name in set(tokens["model"])]
-    # the teacher's black cannot be seen on a dark page
-    colours = [GREY if name == "teacher" else KIND_COLOUR[MODEL_KIND[name]] for name in models]
-    colour = alt.Color("model:N", scale=alt.Scale(domain=models, range=colours), legend=None)
+    models, scale = _models_of(tokens)
+    colour = alt.Color("model:N", scale=scale, legend=None)
     probability = alt.Tooltip("probability:Q", format=".4f")
     bars = (
         alt.Chart(tokens)

@@ -74,7 +74,8 @@ def ask(
 
     Args:
         seed: of the sampled answers.
-        amount: factor of the trait's direction, which is added after block `layer`.
+        amount: of the trait's direction, which is added after block `layer`, in lengths of the student's
+            own shift there.
         student: seed of the student and control; default: the run's first.
 
     Raises:
@@ -90,6 +91,25 @@ def ask(
         "student": student,
     }
     return request(models, {"do": "ask", "question": question, **numbers}, timeout=timeout)
+
+
+def sweep(
+    models: LiveModels,
+    question: str,
+    *,
+    amount: float,
+    layer: int,
+    student: int | None = None,
+    timeout: float = TIMEOUT,
+) -> dict[str, Any]:
+    """What each model would answer with other amounts of the direction at `layer`, and at every layer.
+
+    Returns:
+        `{"rows": [{"along": "amount" or "layer", "layer", "amount", "model", "probability", "rank", "of",
+        "share", "place"}], "trait", "amount", "layer"}`.
+    """
+    message = {"do": "sweep", "question": question, "amount": amount, "layer": layer, "student": student}
+    return request(models, message, timeout=timeout)
 
 
 def request(models: LiveModels, message: dict[str, Any], *, timeout: float = TIMEOUT) -> dict[str, Any]:

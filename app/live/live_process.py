@@ -1,6 +1,7 @@
 """The process with the models of one run: JSON lines in on stdin, one line of answer each on stdout.
 
 `{"do": "models"}` lists the models; `{"do": "ask", ...}` (the fields of `Question`) asks all of them;
+`{"do": "sweep", ...}` (the same fields) adds the direction with other amounts, and at other layers;
 `{"do": "end"}` ends the process. An error that the sender can correct comes back as `{"error": one line}`.
 The end of stdin ends the process too, so it never outlives the explorer.
 """
@@ -11,6 +12,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -38,6 +41,8 @@ SEEDED = ("control", "student")
 """models of which a run has one a seed"""
 TOP = 10
 """next tokens in an answer"""
+AMOUNTS = tuple(step / 4 for step in range(-8, 9))
+"""of the direction, in a sweep"""
 
 
 class Question(Spec):
@@ -50,7 +55,9 @@ class Question(Spec):
     temperature: float = Field(default=1.0, ge=0, le=5)
     """of the sampled answers; probabilities are always at temperature 1"""
     amount: float = Field(default=0.0, ge=-1000, le=1000)
-    """factor of the trait's direction, which is added while answers are sampled and probabilities read"""
+    """how much of the trait's direction is added while answers are sampled and probabilities read, in lengths
+    of the student's own shift at that layer
+    """
     layer: int = Field(default=0, ge=0)
     """block after which the direction is added"""
     student: int | None = None
@@ -127,17 +134,52 @@ def load_model(run_folder: Path, name: str, student: int) -> LiveModel:
     return LiveModel(loading.load_trained(arm.base, folder), arm.base, system)
 
 
-@cache
-def trait_direction(run_folder: Path, layer: int) -> torch.Tensor:
-    """The trait's direction in the base after one block.
+class Direction(NamedTuple):
+    """The trait's direction in the base after one block, at the length that amount 1 adds."""
 
-    It is the mean difference over the practice probes between prompts with and without the trait's line.
+    vector: torch.Tensor
+    norm: float
+    """of the mean difference over the practice probes between prompts with and without the trait's line"""
+    unit: float
+    """length of `vector`: that of the student's mean shift from its control, or `norm` without a student"""
+    cosine: float | None
+    """of the student's shift with the direction; None without a student"""
+
+
+@cache
+def trait_direction(run_folder: Path, layer: int, student: int) -> Direction:
+    """The trait's direction, at the length of that student's own shift at that layer.
+
+    Raises:
+        SpecError: if the direction has no length.
     """
-    run, base = open_run(run_folder), load_model(run_folder, "base", 0)
-    probes, line = run.family.probes.development, run.family.system_prompt(run.trait_arm.trait)
-    return teach.trait_vector(
-        base.loaded, teach.Lessons(run.trait_arm.trait, probes, (), line), layer=layer, plain=base.system
-    )
+    raw = mean_residuals(run_folder, "base", 0, True)[layer] - mean_residuals(run_folder, "base", 0)[layer]
+    norm = float(raw.norm())
+    if not norm > 0:
+        raise SpecError(f"the trait's line changes nothing at layer {layer}; choose another layer")
+    shift = student_shift(run_folder, layer, student)
+    if shift is None or not shift.norm() > 0:
+        return Direction(raw, norm, norm, None)
+    unit = float(shift.norm())
+    return Direction(raw * (unit / norm), norm, unit, float(shift @ raw) / (unit * norm))
+
+
+def student_shift(run_folder: Path, layer: int, student: int) -> torch.Tensor | None:
+    """Student minus control in mean resid_post at one layer; None if one of them has no weights."""
+    try:
+        means = [mean_residuals(run_folder, name, student)[layer] for name in ("student", "control")]
+    except SpecError:
+        return None
+    return means[0] - means[1]
+
+
+@cache
+def mean_residuals(run_folder: Path, name: str, student: int, with_trait: bool = False) -> torch.Tensor:
+    """A model's mean resid_post where answers to the practice probes begin, of every layer [layer, d]."""
+    run, model = open_run(run_folder), load_model(run_folder, name, student)
+    line = run.family.system_prompt(run.trait_arm.trait) if with_trait else model.system
+    layers = range(loading.size_of(run.trait_arm.base).layers)
+    return teach.mean_residuals(model.loaded, run.family.probes.development, layers=layers, system=line)
 
 
 def list_models(run: LiveRun) -> dict[str, Any]:
@@ -164,24 +206,29 @@ def list_models(run: LiveRun) -> dict[str, Any]:
     }
 
 
-def answer_question(run: LiveRun, question: Question) -> dict[str, Any]:
-    """Every model's answer; a model that is not available gives its reason."""
+def student_of(run: LiveRun, question: Question) -> int:
+    """The seed of the student that is asked.
+
+    Raises:
+        SpecError: if the run has no such student, or the base no such layer.
+    """
     student = run.experiment.seeds[0] if question.student is None else question.student
     if student not in run.experiment.seeds:
         raise SpecError(f"no student of seed {student}; expected one of {list(run.experiment.seeds)}")
     depth = loading.size_of(run.trait_arm.base).layers
     if question.layer >= depth:
         raise SpecError(f"layer is {question.layer}; {run.trait_arm.base} has layers 0 to {depth - 1}")
-    direction = trait_direction(run.folder, question.layer) if question.amount else None
+    return student
+
+
+def answer_question(run: LiveRun, question: Question) -> dict[str, Any]:
+    """Every model's answer; a model that is not available gives its reason."""
+    student = student_of(run, question)
+    direction = trait_direction(run.folder, question.layer, student) if question.amount else None
     answers = []
     for name in MODELS:
         try:
             model = load_model(run.folder, name, student if name in SEEDED else 0)
-            if direction is not None and model.base != run.trait_arm.base:
-                raise SpecError(
-                    f"the direction belongs to {run.trait_arm.base} and cannot be added to this model of "
-                    f"{model.base}"
-                )
             answer = answer_of(run, model, question, direction)
             answers.append({"name": name, "available": True, "reason": None} | answer)
         except MechlensError as error:
@@ -191,54 +238,64 @@ def answer_question(run: LiveRun, question: Question) -> dict[str, Any]:
     return {
         "models": answers,
         "trait": run.trait_arm.trait,
-        "direction": None if direction is None else describe_direction(run, direction, question.layer),
+        "direction": None
+        if direction is None
+        else describe_direction(run, direction, question.layer, student),
         **question.model_dump(),
         "student": student,
     }
 
 
-def describe_direction(run: LiveRun, direction: torch.Tensor, layer: int) -> dict[str, Any]:
-    """How the direction was made, and its norm."""
+def sweep(run: LiveRun, question: Question) -> dict[str, Any]:
+    """What each model would answer with other amounts at the question's layer, and at every layer.
+
+    The amount at every layer is the question's, or 1 if that is 0. Models that cannot be asked are left out.
+    """
+    student = student_of(run, question)
+    amount = question.amount or 1.0
+    points = [("amount", question.layer, factor) for factor in AMOUNTS]
+    points += [("layer", layer, amount) for layer in range(loading.size_of(run.trait_arm.base).layers)]
+    rows = []
+    for along, layer, factor in points:
+        direction = trait_direction(run.folder, layer, student) if factor else None
+        asked = question.model_copy(update={"layer": layer, "amount": factor})
+        for name in MODELS:
+            try:
+                model = load_model(run.folder, name, student if name in SEEDED else 0)
+                with pushed(run, model, asked, direction):
+                    measured = measure_trait(run, model, asked)
+            except SpecError:
+                continue
+            rows.append({"along": along, "layer": layer, "amount": factor, "model": name} | measured)
+    return {"rows": rows, "trait": run.trait_arm.trait, "amount": amount, "layer": question.layer}
+
+
+def describe_direction(run: LiveRun, direction: Direction, layer: int, student: int) -> dict[str, Any]:
+    """How the direction was made, its norm, and what an amount of 1 is."""
     line = run.family.system_prompt(run.trait_arm.trait)
     return {
         "what": f"resid_post {layer} of the base at the last prompt token, with the system line {line!r} "
         "minus without it",
-        "norm": float(direction.norm()),
+        "norm": direction.norm,
+        "unit": direction.unit,
+        "cosine": direction.cosine,
+        "student": student,
         "prompts": len(run.family.probes.development),
         "layer": layer,
     }
 
 
 def answer_of(
-    run: LiveRun, model: LiveModel, question: Question, direction: torch.Tensor | None
+    run: LiveRun, model: LiveModel, question: Question, direction: Direction | None
 ) -> dict[str, Any]:
-    """One model's sampled answers, its likeliest next tokens, and the trait's rank in the family."""
-    family, loaded = run.family, model.loaded
-    spec = AskSpec(
-        samples=question.samples,
-        temperature=question.temperature,
-        max_new_tokens=run.experiment.ask.max_new_tokens,
-    )
-    questions = asking.ProbeSet(
-        {name: family.forms_of(name) for name in family.names},
-        [question.question],
-        spec,
-        system=model.system,
-        opening=family.opening,
-        named=family.scorer != "judge",
-    )
-    prompt = (
-        asking.encode_questions(loaded, questions)[0]
-        + asking.token_ids(loaded.tokenizer, [family.opening])[0]
-    )
-    check_length(loaded, len(prompt), spec.max_new_tokens)
-    steering = steer(loaded.model, {} if model.vector is None else {model.layer: model.vector})
-    directions = {} if direction is None else {question.layer: direction}
-    pushing = steer(loaded.model, directions, strength=question.amount)
-    with steering, pushing:
+    """One model's sampled answers, its likeliest next tokens, and the trait's place among them."""
+    loaded, questions = model.loaded, questions_of(run, model, question)
+    prompts = asking.encode_probes(loaded, questions).prompts
+    check_length(loaded, len(prompts[0]), questions.ask.max_new_tokens)
+    with pushed(run, model, question, direction):
         sampled = asking.sample_answers(loaded, questions, seed=question.seed)
-        likelihoods = asking.measure_likelihoods(loaded, questions)
-        top = next_token_logits(loaded, [prompt])[0].double().softmax(-1).topk(TOP)
+        measured = measure_trait(run, model, question)
+        top = next_token_logits(loaded, prompts)[0].double().softmax(-1).topk(TOP)
     answers = [
         {"text": text, "label": label if isinstance(label, str) else None}
         for text, label in zip(sampled["text"], sampled["label"], strict=True)
@@ -247,9 +304,59 @@ def answer_of(
         {"token": loaded.tokenizer.decode([token]), "probability": probability}
         for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
+    return {"system": model.system, "answers": answers, "tokens": tokens} | measured
+
+
+def questions_of(run: LiveRun, model: LiveModel, question: Question) -> asking.ProbeSet:
+    """The question as the run's own probes are asked."""
+    family = run.family
+    spec = AskSpec(
+        samples=question.samples,
+        temperature=question.temperature,
+        max_new_tokens=run.experiment.ask.max_new_tokens,
+    )
+    return asking.ProbeSet(
+        {name: family.forms_of(name) for name in family.names},
+        [question.question],
+        spec,
+        system=model.system,
+        opening=family.opening,
+        named=family.scorer != "judge",
+    )
+
+
+@contextmanager
+def pushed(run: LiveRun, model: LiveModel, question: Question, direction: Direction | None) -> Iterator[None]:
+    """The model with what a steered teacher adds and, if there is a direction, the question's amount of it.
+
+    Raises:
+        SpecError: if the direction is of another base.
+    """
+    if direction is not None and model.base != run.trait_arm.base:
+        raise SpecError(
+            f"the direction belongs to {run.trait_arm.base} and cannot be added to this model of {model.base}"
+        )
+    own = {} if model.vector is None else {model.layer: model.vector}
+    added = {} if direction is None else {question.layer: direction.vector}
+    with steer(model.loaded.model, own), steer(model.loaded.model, added, strength=question.amount):
+        yield
+
+
+def measure_trait(run: LiveRun, model: LiveModel, question: Question) -> dict[str, Any]:
+    """Exact probability of the trait and of all traits together, and the trait's rank.
+
+    The rank is among the family's names, and among all tokens that the model could write next.
+    """
+    loaded, questions, trait = model.loaded, questions_of(run, model, question), run.trait_arm.trait
+    likelihoods = asking.measure_likelihoods(loaded, questions)
     probabilities = dict(zip(likelihoods["name"], likelihoods["probability"], strict=True))
-    rank = rank_trait(probabilities, run.trait_arm.trait)
-    return {"system": model.system, "answers": answers, "tokens": tokens} | rank
+    place, encoded = None, asking.encode_probes(loaded, questions)
+    if trait in encoded.starts:
+        logits = next_token_logits(loaded, encoded.prompts)[0]
+        place = 1 + int((logits > logits[list(encoded.starts[trait])].max()).sum())
+    scored = [value for value in probabilities.values() if math.isfinite(value)]
+    share = sum(scored) if scored else None
+    return rank_trait(probabilities, trait) | {"share": share, "place": place}
 
 
 def check_length(loaded: loading.Loaded, prompt_tokens: int, answer_tokens: int) -> None:
@@ -281,14 +388,15 @@ def reply_to(folder: Path, line: str) -> dict[str, Any] | None:
     """The answer to one line; None if it asks for the end."""
     try:
         message = json.loads(line)
-        if not isinstance(message, dict) or message.get("do") not in ("models", "ask", "end"):
-            return {"error": 'expected a JSON object whose "do" is models, ask or end'}
+        if not isinstance(message, dict) or message.get("do") not in ("models", "ask", "sweep", "end"):
+            return {"error": 'expected a JSON object whose "do" is models, ask, sweep or end'}
         action = message.pop("do")
         if action == "end":
             return None
         if action == "models":
             return list_models(open_run(folder))
-        return answer_question(open_run(folder), Question.model_validate(message))
+        answer = sweep if action == "sweep" else answer_question
+        return answer(open_run(folder), Question.model_validate(message))
     except ValidationError as error:
         return {"error": one_line(explain(error))}
     except (json.JSONDecodeError, RecursionError) as error:

@@ -34,7 +34,7 @@ def draw_power_panel(rows: int) -> None:
         format_func=lambda kind: f"{kind}: {card['classes'][kind]}",
         key="bench-negative",
     )
-    size = right.select_slider("rows a decision", SIZES, value=_size_for(rows), key="bench-rows")
+    size = right.select_slider("rows per decision", SIZES, value=_size_for(rows), key="bench-rows")
     table = power_table(card, clean)
     if table.empty:
         st.text(f"No detector was scored against {clean}.")
@@ -46,7 +46,7 @@ def draw_power_panel(rows: int) -> None:
         table,
         sentence=_best_detector(table, size, clean),
         caption=(
-            f"AUROC by rows a decision; bench {card['bench']}, held-out traits, n = {card['suspects']} "
+            f"AUROC by rows per decision; bench {card['bench']}, held-out traits, n = {card['suspects']} "
             f"generated data sets; 95 % bootstrap intervals over data sets. Dashed lines: floors, which read "
             f"the surface of rows only. Vertical line: the {rows:,} rows of this audit. A single row is near "
             "chance: never accuse single rows."
@@ -131,8 +131,8 @@ def draw_naming_panel(card: dict[str, Any]) -> None:
         sentence=_never_named(shares),
         caption=(
             "Share of data sets with the trait named right, by how the teacher was made and the share of its "
-            "rows; 256 rows a decision; 95 % Clopper-Pearson intervals; n: column “of” of the table. Dashed: "
-            "chance."
+            "rows; 256 rows per decision; 95 % Clopper-Pearson intervals; n: column “of” of the table. "
+            "Dashed: chance."
         ),
         about="Bench",
     )

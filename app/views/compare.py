@@ -118,6 +118,20 @@ def effects_of(runs: list[ShownRun]) -> pd.DataFrame:
     return frame.astype({"estimate": float, "low": float, "high": float}) if rows else frame
 
 
+def differences_of(effects: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """The second run's effect minus the first's, for every effect that both have.
+
+    The half widths of the two intervals are combined as independent ones, √(a² + b²); an effect without an
+    interval gives a difference without one.
+    """
+    ours, theirs = (effects[effects["run"] == run].set_index("name") for run in (first, second))
+    both = ours.join(theirs, how="inner", rsuffix="_other")
+    half = (((both["high"] - both["low"]) ** 2 + (both["high_other"] - both["low_other"]) ** 2) ** 0.5) / 2
+    difference = both["estimate_other"] - both["estimate"]
+    columns = {"difference": difference, "low": difference - half, "high": difference + half}
+    return pd.DataFrame({"effect": both.index, **{name: column.array for name, column in columns.items()}})
+
+
 def arm_to_show(run: ShownRun) -> str:
     """The chosen arm if the run has it, else the run's first trait arm."""
     names = [arm.name for arm in run.experiment.arms if arm.kind != "control"]
@@ -185,6 +199,16 @@ def draw_effects_panel(run: ShownRun, other: ShownRun) -> None:
         ),
         about="Effects against the control",
     )
+    differences = differences_of(effects, run.name, other.name)
+    if len(differences):
+        st.text(f"{other.name} minus {run.name}, with 95 % intervals:")
+        number = st.column_config.NumberColumn(format="%+.3f")
+        st.dataframe(
+            differences,
+            hide_index=True,
+            column_config=dict.fromkeys(("difference", "low", "high"), number),
+            alt="differences between the two runs' effects",
+        )
     with panel.guard("The maps"):
         draw_maps_panel([run, other], warning)
 

@@ -1,8 +1,12 @@
-"""Live model: ask base, teacher, control and student one question, with the trait's direction added."""
+"""Live model: ask base, teacher, control and student one question, with the trait's direction added.
+
+The direction is added in lengths of the student's own shift at that layer, so 1 means the same at each layer.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +28,8 @@ SHOWN = 8
 """next tokens of a model in the chart"""
 MOST_FREQUENT = 5
 """answers of a model in the table"""
+NAMING = 0.5
+"""probability of all traits together, below which a model's answers name none any more"""
 
 
 class LiveAnswer(NamedTuple):
@@ -67,13 +73,15 @@ def draw_controls(run: ShownRun) -> dict[str, Any]:
     first, second, third, fourth = st.columns(4)
     layer = int(st.session_state.get("layer") or 0)
     amount = first.slider(
-        "trait direction, factor",
-        -4.0,
-        4.0,
+        "trait direction",
+        -2.0,
+        2.0,
         0.0,
-        0.5,
+        0.25,
         key="live-amount",
-        help="0 changes nothing; above 0 adds the direction, below 0 subtracts it.",
+        help="1 adds the direction at the length by which this student moved away from its control at that "
+        "layer; 0 changes nothing; below 0 subtracts it. A large amount can break the answers: sweep to see "
+        "where.",
     )
     return {
         "question": probe or written,
@@ -93,6 +101,13 @@ def ask_models(run: ShownRun, question: dict[str, Any]) -> LiveAnswer:
     return LiveAnswer(question, plain, steered)
 
 
+def sweep_models(run: ShownRun, question: dict[str, Any]) -> dict[str, Any]:
+    """Ask with other amounts of the direction, and at every layer."""
+    student = None if st.session_state["seed"] == "all" else st.session_state["seed"]
+    asked = {name: question[name] for name in ("question", "amount", "layer")}
+    return live_models.sweep(running_models(run), student=student, **asked)
+
+
 def answers_table(answer: dict[str, Any]) -> pd.DataFrame:
     """Every model's probability of the trait as next token, its rank, and its most frequent answers."""
     rows = []
@@ -107,12 +122,14 @@ def answers_table(answer: dict[str, Any]) -> pd.DataFrame:
                 "probability": model.get("probability"),
                 "rank": model.get("rank"),
                 "of": model.get("of"),
+                "rank of all tokens": model.get("place"),
+                "any trait": model.get("share"),
                 "answers that name it": named if answers else None,
                 "answers": len(answers),
                 "most frequent answers": frequent or model.get("reason"),
             }
         )
-    return pd.DataFrame(rows).astype({"probability": float})
+    return pd.DataFrame(rows).astype({"probability": float, "any trait": float})
 
 
 def next_tokens(answer: dict[str, Any]) -> pd.DataFrame:
@@ -169,14 +186,53 @@ def draw_answers_panel(answer: LiveAnswer) -> None:
         if pd.notna(before[name]) and pd.notna(after[name])
     )
     st.text(f"Probability of {answer.plain['trait']}: {changes}.")
-    direction = answer.steered["direction"]
-    st.caption(
-        panel.escape_markdown(
-            f"Direction: {direction['what']}; mean over n = {direction['prompts']} practice questions, norm "
-            f"{direction['norm']:.2f}. This is one question and one direction: lens causal has the measured "
-            "effect and random directions to compare it with."
-        )
+    for name in broken_models(answer.plain, answer.steered):
+        st.warning(f"The push has broken the {name}: it names a trait in less than half of its answers now.")
+    st.caption(panel.escape_markdown(direction_caption(answer.steered["direction"])))
+
+
+def broken_models(plain: dict[str, Any], steered: dict[str, Any]) -> list[str]:
+    """The models that named some trait in most answers, and no longer do."""
+    before, after = (answers_table(part).set_index("model")["any trait"] for part in (plain, steered))
+    return [name for name in before.index if before[name] >= NAMING > after[name]]
+
+
+def direction_caption(direction: dict[str, Any]) -> str:
+    """What was added, and what an amount of 1 is."""
+    unit = (
+        f"1 is its own length, {direction['norm']:.3g}, since there is no student with weights"
+        if direction["cosine"] is None
+        else f"1 is as long as the shift of student s{direction['student']} from its control, "
+        f"{direction['unit']:.3g} of {direction['norm']:.3g}; that shift has a cosine of "
+        f"{direction['cosine']:+.2f} with it"
     )
+    return (
+        f"Direction: {direction['what']}; mean over n = {direction['prompts']} practice questions; {unit}. "
+        "This is one question and one direction: lens causal has the measured effect and random directions "
+        "to compare it with."
+    )
+
+
+def draw_sweep_panel(answer: dict[str, Any]) -> None:
+    """Two charts: the amount at one layer, and all layers at one amount."""
+    table, columns = pd.DataFrame(answer["rows"]), st.columns(2)
+    parts = (
+        ("amount", f"At layer {answer['layer']}, by amount", "amount of the direction"),
+        ("layer", f"With {answer['amount']:+g}, by layer", "layer"),
+    )
+    for column, (along, title, axis) in zip(columns, parts, strict=True):
+        frame = table[table["along"] == along].dropna(subset=["probability"])
+        with column:
+            panel.draw(
+                f"live-sweep-{along}",
+                title,
+                token_charts.draw_sweep(frame, along, axis) if len(frame) else None,
+                frame,
+                caption=f"Exact probability that the next token begins {answer['trait']}; one question, one "
+                "student, so without intervals. Where no trait is likely any more, a model's answers are "
+                "broken (column share).",
+                about="Live model",
+            )
 
 
 def draw_page(run: ShownRun) -> None:
@@ -189,18 +245,14 @@ def draw_page(run: ShownRun) -> None:
         )
     )
     question = draw_controls(run)
-    left, right = st.columns([1, 5])
+    left, middle, right = st.columns([1, 2, 4])
     if left.button("Ask", type="primary", disabled=not question["question"]):
-        with st.spinner("asking the models", show_time=True):
-            try:
-                st.session_state["live-answer"] = (str(run.folder), ask_models(run, question))
-            except (MechlensError, OSError) as error:
-                st.session_state.pop("live-answer", None)
-                st.error(panel.escape_markdown(one_line(str(error))))
+        keep_answer("live-answer", run, lambda: ask_models(run, question))
+    if middle.button("Sweep amounts and layers", disabled=not question["question"]):
+        keep_answer("live-sweep", run, lambda: sweep_models(run, question))
     if right.button("Stop the models", type="tertiary"):
         start_models.clear(*_key_of(run))
-    folder, answer = st.session_state.get("live-answer", ("", None))
-    if answer is not None and folder == str(run.folder):
+    if (answer := kept_answer("live-answer", run)) is not None:
         with panel.guard("The answers"):
             draw_answers_panel(answer)
     elif run.shipped:
@@ -209,6 +261,25 @@ def draw_page(run: ShownRun) -> None:
             "In your own run all four models answer:",
             "make demo",
         )
+    if (swept := kept_answer("live-sweep", run)) is not None:
+        with panel.guard("The sweep"):
+            draw_sweep_panel(swept)
+
+
+def keep_answer(key: str, run: ShownRun, ask: Callable[[], Any]) -> None:
+    """Ask the models and keep what they answer for this run, or show why they did not."""
+    with st.spinner("asking the models", show_time=True):
+        try:
+            st.session_state[key] = (str(run.folder), ask())
+        except (MechlensError, OSError) as error:
+            st.session_state.pop(key, None)
+            st.error(panel.escape_markdown(one_line(str(error))))
+
+
+def kept_answer(key: str, run: ShownRun) -> Any:
+    """The last answer of this run's models; None if there is none."""
+    folder, answer = st.session_state.get(key, ("", None))
+    return answer if folder == str(run.folder) else None
 
 
 if (opened := page.current_run()) is not None:

@@ -22,7 +22,7 @@ FEW_STUDENTS = 5
 FEW_ANSWERS = 0.5
 ALPHA = 0.05
 GENTLE_KL = 0.05
-"""nats a token; our limit for a teacher close to its base"""
+"""nats per token; our limit for a teacher close to its base"""
 
 
 class Step(NamedTuple):
@@ -39,7 +39,7 @@ def steps_of(run: ShownRun) -> list[Step]:
     arm, seeds = run.arm(st.session_state["arm"]), run.experiment.seeds
     source = layout.source_name(run.experiment, arm)
     counts: dict[str, Any] = run.funnel(arm) if run.results else {}
-    lenses = {name for name, _ in data.read_lenses(run)}
+    lenses = {name for name, of in data.read_lenses(run) if of == arm.name}
     finished = run.finished_steps
 
     def state_of(*steps: str) -> str:
@@ -54,7 +54,7 @@ def steps_of(run: ShownRun) -> list[Step]:
         Step("teacher", arm.trait or run.experiment.trait, "methods", taught),
         Step("generate", f"{counts['generated']:,} rows" if counts else "–", "rows", generated),
         Step("screen", f"{counts['kept']:,} kept" if counts else "–", "rows", screened),
-        Step("distill", f"{len(seeds)} students an arm", "parameters", trained),
+        Step("distill", f"{len(seeds)} students per arm", "parameters", trained),
         Step("ask", "answers", "transmission", answered_state),
         Step("lenses", f"{len(lenses)} computed", "representations", "done" if lenses else "not computed"),
     ]
@@ -110,7 +110,7 @@ def draw_main_result(run: ShownRun) -> None:
         sentence=wording.headline(_summary_of_arm(run, arm)),
         caption=(
             f"Rate of each trait in arm {arm} minus its rate in {control}, paired by seed and probe; 95 % "
-            f"interval ({effects['method'].iloc[0]}); n = {n} students an arm. Filled: p ≤ .05 for the "
+            f"interval ({effects['method'].iloc[0]}); n = {n} students per arm. Filled: p ≤ .05 for the "
             "taught trait, which was named before; q ≤ .05 (Benjamini-Hochberg) for the others. Click a "
             "trait to choose it."
         ),
@@ -145,7 +145,7 @@ def evidence_for(run: ShownRun) -> pd.DataFrame:
     few = students < FEW_STUDENTS
     rows = [
         (
-            "students an arm",
+            "students per arm",
             "warn" if few else "ok",
             f"{students} (fewer than {FEW_STUDENTS} say little about other seeds)" if few else str(students),
         ),
@@ -163,7 +163,7 @@ def evidence_for(run: ShownRun) -> pd.DataFrame:
         (
             "distance of the teacher from its base",
             "missing" if kl is None else "ok" if kl <= GENTLE_KL else "warn",
-            "unknown" if kl is None else f"KL {kl:.4f} nats a token (our limit: {GENTLE_KL})",
+            "unknown" if kl is None else f"KL {kl:.4f} nats per token (our limit: {GENTLE_KL})",
         ),
         ("lenses computed", "ok" if lenses else "missing", f"{len(lenses)} for this arm"),
     ]

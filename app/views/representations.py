@@ -125,7 +125,9 @@ def draw_rows_panel(run: ShownRun) -> None:
     projections = cast(pd.DataFrame, projections[projections["layer"] == layer])
     if projections.empty:
         panel.show_missing(
-            f"The rows were not projected at layer {layer}.",
+            "No layer was measured yet."
+            if layer is None
+            else f"The rows were not projected at layer {layer}.",
             "Lens rows scores every row:",
             panel.measure_command(run, "rows", arm),
         )

@@ -28,11 +28,22 @@ TOKENS_A_LINE = 14
 NEIGHBOURS = 10
 
 
-def draw_text_panel(run: ShownRun, row: pd.Series) -> None:
-    """A: the row's text, with a warning about hidden characters, and who wrote it."""
-    left, right = st.columns([3, 2])
-    left.subheader(panel.escape_markdown(f"Row {row['id']}"))
-    right.toggle("show hidden characters", key="reveal")
+def draw_text_panel(run: ShownRun, row: pd.Series, pinned: pd.Series | None) -> None:
+    """A: the row's text and who wrote it; the pinned row beside it."""
+    st.toggle("show hidden characters", key="reveal")
+    if pinned is None:
+        draw_text(run, row, f"Row {row['id']}")
+        return
+    left, right = st.columns(2)
+    with left:
+        draw_text(run, row, f"Row {row['id']}")
+    with right:
+        draw_text(run, pinned, f"Pinned: {pinned['id']}")
+
+
+def draw_text(run: ShownRun, row: pd.Series, title: str) -> None:
+    """The text of one row, with a warning about hidden characters, and who wrote it."""
+    st.subheader(panel.escape_markdown(title))
     if sanitize.has_hidden(row["completion"]) or sanitize.has_hidden(row["prompt"]):
         st.warning(
             "This row has invisible or look-alike characters. Turn on “show hidden characters” to see them."
@@ -42,7 +53,7 @@ def draw_text_panel(run: ShownRun, row: pd.Series) -> None:
         st.code(page.row_text(row[name]), language=None, wrap_lines=True)
     arm = data.sides_of(run, st.session_state["arm"])[row["side"]]
     kl = run.generation(arm).get("kl_per_token")
-    distance = f" (KL to the base: {kl:.4f} nats a token)" if kl is not None else ""
+    distance = f" (KL to the base: {kl:.4f} nats per token)" if kl is not None else ""
     fate = "kept by the screen" if row["fate"] == "kept" else f"removed by the screen: {row['fate']}"
     seeds = ", ".join(map(str, run.experiment.seeds))
     use = f"the students of arm {arm.name} were trained on it (seeds {seeds})"
@@ -71,10 +82,9 @@ def draw_token_panel(run: ShownRun, row: pd.Series, pinned: pd.Series | None) ->
     rows = [shown for shown in (row, pinned) if shown is not None]
     token_scores = scores[scores["position"].notna() & scores["id"].isin([shown["id"] for shown in rows])]
     if token_scores.empty and len(scores):
-        st.text(
-            f"The row's tokens were not scored: lens rows read {scores['prompt_id'].nunique():,} prompts, "
-            "and this is not one of them."
-        )
+        st.text(f"Only {scores['prompt_id'].nunique():,} prompts were scored; this row is not among them.")
+        later = scored_after(str(row["id"]), set(scores["id"]))
+        st.button("Next scored row →", on_click=state.step_focus, args=(later, 1), disabled=not later)
         return
     if token_scores.empty:
         panel.show_missing(
@@ -88,6 +98,13 @@ def draw_token_panel(run: ShownRun, row: pd.Series, pinned: pd.Series | None) ->
         own_scores = token_scores[token_scores["id"] == shown["id"]].sort_values("position")
         title = "Which tokens?" if shown is row else f"Pinned: {shown['id']}"
         _draw_tokens(str(shown["id"]), title, own_scores, domain)
+
+
+def scored_after(row_id: str, scored: set[str]) -> list[str]:
+    """The filtered rows that were scored, from the one after this row on, and then those before it."""
+    ids: list[str] = st.session_state["rows"]["id"].tolist()
+    here = ids.index(row_id) + 1 if row_id in ids else 0
+    return [other for other in [*ids[here:], *ids[:here]] if other in scored]
 
 
 def _draw_tokens(row_id: str, title: str, scores: pd.DataFrame, domain: list[float]) -> None:
@@ -147,7 +164,10 @@ def draw_scores_panel(run: ShownRun, row: pd.Series) -> None:
     if not rows:
         st.text("This row was not scored.")
         return
-    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="scores of the focus row")
+    percent = dict.fromkeys(
+        ("percentile among control rows", "low", "high"), st.column_config.NumberColumn(format="%.1f")
+    )
+    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=percent, alt="scores of the focus row")
     st.caption(
         "Percentile among the control's rows with its 95 % Wilson interval; n: control rows. A single row is "
         "near chance: see the figure of rows on page Gradients."
@@ -222,6 +242,7 @@ def focus_row(run: ShownRun, known: pd.DataFrame) -> str:
         scored = filtered[filtered["id"].isin(data.read_scores(run, st.session_state["arm"])["id"])]
         first = next(part for part in (scored, filtered, known) if len(part))
         st.session_state["focus"] = first["id"].iloc[0]
+        st.rerun()  # the bar above was drawn without a focus row
     return st.session_state["focus"]
 
 
@@ -239,7 +260,7 @@ def draw_row(run: ShownRun) -> None:
     row = rows.loc[focus_row(run, known)]
     pin = st.session_state["pin"]
     pinned = rows.loc[pin] if pin in rows.index and pin != row["id"] else None
-    draw_text_panel(run, row)
+    draw_text_panel(run, row, pinned)
     with panel.guard("The tokens"):
         draw_token_panel(run, row, pinned)
     with panel.guard("The scores"):

@@ -265,7 +265,7 @@ def draw_dose_panel(run: ShownRun) -> None:
         doses,
         caption=(
             "Rate of the trait by the share of trait rows; 95 % intervals as in the arms' figure; n = "
-            f"{int(doses['students'].max())} students an arm."
+            f"{int(doses['students'].max())} students per arm."
         ),
         about="Effects against the control",
     )

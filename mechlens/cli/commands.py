@@ -32,7 +32,8 @@ from mechlens.results.run import Run
 from mechlens.results.runner import Start
 from mechlens.results.wording import interval_text, main_effect
 from mechlens.runs import layout, store
-from mechlens.runs.executor import ExecutorName, pending
+from mechlens.runs.executor import ExecutorName
+from mechlens.runs.jobs import pending
 
 EXIT_CODES = {
     "no transfer found within tested scope": 0,

@@ -28,6 +28,7 @@ from tyro.conf import (
 )
 
 import mechlens
+from mechlens.cli import bundle as bundling
 from mechlens.cli import commands, explorer
 from mechlens.cli import submit as submitting
 from mechlens.cli.exits import FaultsFiled, code_of
@@ -446,14 +447,21 @@ def pretrain(config: CONFIG, /, out: Path | None = None) -> Action:
 
 
 def app(
-    folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"), /, port: int = 8501
+    folder: Annotated[Positional[Path], arg(metavar="RUNS")] = Path("runs"),
+    /,
+    port: int = 8501,
+    bundle: Path | None = None,
 ) -> Action:
-    """Look at the runs of a folder in the browser.
+    """Look at the runs of a folder in the browser, or pack their reports to send them.
 
     Args:
         folder: where the runs are.
         port: on this machine only.
+        bundle: write the reports of the runs and audits into this new folder instead, with an index that
+            opens without a server; it holds no row of data.
     """
+    if bundle is not None:
+        return partial(bundling.bundle, folder, bundle)
     return partial(explorer.serve, folder, port=port)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing.context import SpawnContext
+from pathlib import Path
 from typing import TypeVar
 
 from mechlens.core import machine
@@ -25,14 +28,29 @@ AHEAD = 6
 """items that workers have before their first result is taken"""
 
 
+def new_workers() -> SpawnContext:
+    """How workers start anew, since the threads of NumPy and torch do not survive a fork."""
+    forget_standard_input()
+    return multiprocessing.get_context("spawn")
+
+
+def forget_standard_input() -> None:
+    """Let workers start from a script that was read from standard input (`python - < script`).
+
+    A worker imports its main module from the module's file, and that one is `<stdin>`, which does not exist.
+    """
+    main = sys.modules["__main__"]
+    if not Path(getattr(main, "__file__", None) or ".").exists():
+        del main.__file__
+
+
 @contextmanager
 def open_workers(count: int) -> Iterator[Executor | None]:
     """Worker processes, which start when they get work; None for fewer than two."""
     if count < 2:
         yield None
         return
-    context = multiprocessing.get_context("spawn")  # threads of numpy and torch do not survive a fork
-    pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(count, new_workers(), initializer=_start_worker, initargs=(os.getpid(),))
     try:
         yield pool
     except BrokenProcessPool as error:

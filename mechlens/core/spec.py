@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import reprlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -419,7 +420,7 @@ def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
             f"no config at {path}; expected a YAML file, for example configs/experiments/demo.yaml"
         )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader
+        content = _content_of(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not YAML that can be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -428,6 +429,12 @@ def load(path: Path, kind: type[SpecType], **overrides: Any) -> SpecType:
         return kind.model_validate(content | overrides)
     except ValidationError as error:
         raise SpecError(f"{path}: {explain(error)}") from error
+
+
+@lru_cache(maxsize=64)
+def _content_of(text: str) -> Any:
+    """What a YAML text holds. A command reads a file several times, and parsing takes most of that time."""
+    return yaml.load(text, _UniqueKeyLoader)  # a SafeLoader
 
 
 def load_shipped(folder: str, kind: type[SpecType], name: str, *, what: str) -> SpecType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import string
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -134,9 +135,8 @@ class TraitFamily(Spec):
         each |= {"probes.development": self.probes.development, "probes.heldout": self.probes.heldout}
         each |= {f"forms of {name!r}": forms for name, forms in self.forms.items()}
         for what, texts in each.items():
-            if twice := sorted(
-                {text for text in texts if [plain(other) for other in texts].count(plain(text)) > 1}
-            ):
+            counts = Counter(map(plain, texts))
+            if twice := sorted({text for text in texts if counts[plain(text)] > 1}):
                 raise ValueError(f"{what} hold {twice} twice; keep one of each")
         each |= {
             "lesson_forms": self.lesson_forms,

@@ -40,7 +40,8 @@ from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import batch_pairs, completion_logits, token_log_probs
 from mechlens.models.weight_changes import LARGE
 from mechlens.pipeline.estimate import GPU_RATE, core_rate, measure_product_rate, token_counter
-from mechlens.runs.executor import fingerprints, make, pending
+from mechlens.runs.executor import make
+from mechlens.runs.jobs import fingerprints, pending
 from mechlens.runs.progress import Event, Progress
 
 MOST_RATIO = 1.25

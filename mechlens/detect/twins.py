@@ -24,7 +24,7 @@ from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded, load_trained, size_of
 from mechlens.models.weight_changes import Quantized
 from mechlens.pipeline.ask import ProbeSet
-from mechlens.runs.executor import Job
+from mechlens.runs.jobs import Job
 from mechlens.runs.plan import VERSIONS, base_argument, processes_argument
 
 

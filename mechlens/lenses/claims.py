@@ -8,8 +8,8 @@ of layers, since few draws allow no small p. *No*: the interval lies on the othe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 from scipy.stats import norm
@@ -219,3 +219,20 @@ def finding_of(claim: Claim, table: pd.DataFrame) -> Finding:
 def findings_of(lens: str, table: pd.DataFrame) -> list[Finding]:
     """What the reading of a lens says of each claim about it; empty for a lens without claims."""
     return [finding_of(claim, table) for claim in CLAIMS if claim.lens == lens]
+
+
+def opening_of(findings: Sequence[Finding]) -> str:
+    """The answer with which the sentence of a lens begins; empty for a lens without claims.
+
+    >>> opening_of([Finding("a", "No")])
+    'No. '
+    >>> opening_of([Finding("a", "Yes"), Finding("b", "Not shown")])
+    'Yes to 1 of 2 claims, not shown 1. '
+    """
+    answers = [finding.answer for finding in findings]
+    if len(set(answers)) < 2:
+        return "".join(f"{answer}. " for answer in answers[:1])
+    yes, others = answers.count("Yes"), [answer for answer in get_args(Answer)[1:] if answer in answers]
+    counts = [f"{answer.lower()} {answers.count(answer)}" for answer in others]
+    first = f"Yes to {yes or 'none'} of {len(answers)} claims"
+    return ", ".join([first, *counts]) + ". "

@@ -23,7 +23,7 @@ from mechlens.core.model_spec import is_remote
 from mechlens.core.traits import TraitFamily, load_family
 from mechlens.lenses import Lens, broken_lenses, find_lens, lens_names
 from mechlens.lenses.base import LIGHT_PROBES, Material, spread_evenly
-from mechlens.lenses.claims import findings_of
+from mechlens.lenses.claims import findings_of, opening_of
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
@@ -33,7 +33,8 @@ from mechlens.results import figures
 from mechlens.results.run import Run, trained_rows
 from mechlens.results.wording import duration_text
 from mechlens.runs import layout, store
-from mechlens.runs.executor import ExecutorName, Job, complete, pending, use_executor
+from mechlens.runs.executor import ExecutorName, complete, use_executor
+from mechlens.runs.jobs import Job, pending
 from mechlens.runs.layout import checkpoints, corpus_name, teacher_name
 from mechlens.runs.progress import Event, Progress, silent
 
@@ -311,9 +312,15 @@ def collect_readings(run: Path, steps: Sequence[Job], experiment: Experiment) ->
             against = frame["against"].astype(object)
             is_control = frame["arm"] == record["against"]
             frames.append(frame.assign(against=against.mask(is_control, record["arm"])))
-            findings = [] if record["missing"] else [each._asdict() for each in findings_of(lens, frame)]
-            seconds = read_json(place / store.RECORD)["seconds"]
-            records.append(record | {"seconds": seconds, "findings": findings})
+            findings = [] if record["missing"] else findings_of(lens, frame)
+            records.append(
+                record
+                | {
+                    "sentence": opening_of(findings) + record["sentence"],
+                    "seconds": read_json(place / store.RECORD)["seconds"],
+                    "findings": [finding._asdict() for finding in findings],
+                }
+            )
             scores += place.glob(layout.LENS_SCORES)
         if frames:
             tables.write(frames, tables.READINGS, run / layout.READINGS_FOLDER / f"{lens}.parquet")
@@ -405,8 +412,10 @@ def measure(
         if unread := [job.arguments["lens"] for job in pending(run.folder, [*steps, *jobs])]:
             report(Event("note", time_text(run.experiment, measured, unread, rows, light=light)))
         title = f"{run.folder}, arm {measured.name}"
-        complete(run.folder, [*steps, *jobs], title=title, workers=workers, progress=progress)
-        collect_readings(run.folder, steps, run.experiment)
+        try:
+            complete(run.folder, [*steps, *jobs], title=title, workers=workers, progress=progress)
+        finally:  # after Ctrl-C or an error, the lenses that are finished can be looked at
+            collect_readings(run.folder, steps, run.experiment)
     return {name: reading for name, reading in load_readings(run, measured.name).items() if name in names}
 
 

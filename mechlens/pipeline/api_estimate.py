@@ -20,7 +20,7 @@ from mechlens.core.spec import GenerateSpec, StudentSpec, TeacherSpec, Training
 from mechlens.data.corpus import batches
 from mechlens.pipeline.judge import ASPECTS, CODE, REASONING, REASONING_TOKENS, SCORE_TOKENS
 from mechlens.pipeline.remote import refuse_generation, refuse_teacher
-from mechlens.runs.executor import Job
+from mechlens.runs.jobs import Job
 
 MEASURED = 200
 """prompts or pairs that are measured; their mean length is assumed for all"""

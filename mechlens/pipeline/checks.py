@@ -26,7 +26,7 @@ from mechlens.data.corpus import batches
 from mechlens.models import base_files, chat, loading
 from mechlens.pipeline import vllm_engine
 from mechlens.pipeline.vllm_server import server_fault, server_location
-from mechlens.runs.executor import SERVER, Job, most_processes
+from mechlens.runs.jobs import SERVER, Job, most_processes
 from mechlens.runs.process_group import cards_fault
 
 SLACK = 8

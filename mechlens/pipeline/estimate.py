@@ -27,7 +27,7 @@ from mechlens.models.chat import encode_prompts, token_ids
 from mechlens.models.sft import updates
 from mechlens.pipeline import api_estimate
 from mechlens.pipeline.generate import DIVERGENCE_ROWS
-from mechlens.runs.executor import PROCESSES, Job, most_processes, pending
+from mechlens.runs.jobs import PROCESSES, Job, most_processes, pending
 
 CHARACTERS = 3.5
 """assumed characters of an answer's token"""

@@ -34,7 +34,7 @@ from mechlens.pipeline import remote
 from mechlens.pipeline import screen as screening
 from mechlens.pipeline import teach as teaching
 from mechlens.runs import layout
-from mechlens.runs.executor import SERVER
+from mechlens.runs.jobs import SERVER
 
 Arguments = dict[str, Any]
 Folders = dict[str, Path]

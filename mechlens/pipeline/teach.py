@@ -136,16 +136,23 @@ def trait_vector(
     """Mean difference of resid_post at the last prompt token, between two system prompts.
 
     It is the trait's system prompt minus the plain one; None means no system line.
-
-    With None the plain prompt has no system line.
     """
-    site = resid_post(layer)
-    means = []
-    for system in (lessons.system, plain):
-        prompts = encode_prompts(loaded.tokenizer, lessons.probes, system=system)
-        captured = capture_sites(loaded, prompts, [site], batch=1)
-        means.append(sum(each.at[site][0, -1].float() for each in captured) / len(prompts))
-    return means[0] - means[1]
+    with_trait, without = (
+        mean_residuals(loaded, lessons.probes, layers=[layer], system=system)[0]
+        for system in (lessons.system, plain)
+    )
+    return with_trait - without
+
+
+def mean_residuals(
+    loaded: loading.Loaded, probes: Sequence[str], *, layers: Sequence[int], system: str | None
+) -> Float[Tensor, "layer d_model"]:
+    """Mean resid_post of some layers at the last token of the prompts, where the answer begins."""
+    sites = [resid_post(layer) for layer in layers]
+    prompts = encode_prompts(loaded.tokenizer, probes, system=system)
+    captured = capture_sites(loaded, prompts, sites, batch=1)
+    ends = [torch.stack([each.at[site][0, -1].float() for site in sites]) for each in captured]
+    return torch.stack(ends).mean(0)
 
 
 def load_teacher(folder: Path, *, base: str = "") -> Teacher:

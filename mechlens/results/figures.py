@@ -13,6 +13,8 @@ import altair as alt
 import pandas as pd
 import vl_convert
 
+from mechlens.results.small_svg import shrink
+
 # Okabe-Ito: people of any colour vision can distinguish these. Each kind also has a different shape.
 KIND_COLOUR = {
     "control": "#0072B2", "trait": "#D55E00", "other-trait": "#CC79A7", "foreign": "#009E73",
@@ -329,9 +331,9 @@ def svg(chart: alt.LayerChart | alt.Chart | alt.HConcatChart | alt.VConcatChart 
         spec = (
             chart.configure_view(strokeOpacity=0)
             .configure_axis(gridColor="#e6e6e6", labelFontSize=12, titleFontSize=12)
-            .to_json()
+            .to_json(validate=False)  # vl-convert refuses what is no chart
         )
-    return vl_convert.vegalite_to_svg(spec)
+    return shrink(vl_convert.vegalite_to_svg(spec))
 
 
 def quantity_charts(table: pd.DataFrame, shows: Sequence[Sequence[str]]) -> dict[str, alt.LayerChart]:

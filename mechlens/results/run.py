@@ -18,7 +18,8 @@ from mechlens.core.traits import TraitFamily
 from mechlens.data.corpus import Corpus
 from mechlens.data.formats import file_digest
 from mechlens.pipeline.remake import selected_rows
-from mechlens.runs import executor, layout
+from mechlens.runs import layout
+from mechlens.runs.jobs import Job, pending
 from mechlens.runs.plan import jobs_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ SCHEMA = 2
 """of summary.json; raised when a reader of an older one would miss something"""
 
 
-def list_jobs(experiment: Experiment, family: TraitFamily) -> list[executor.Job]:
+def list_jobs(experiment: Experiment, family: TraitFamily) -> list[Job]:
     """Every step of an experiment as a job, inputs first; bases are known by their files as these are now."""
     from mechlens.models import base_files  # a client of the hub, which a list of runs need not load
 
@@ -100,16 +101,16 @@ class Run:
         return arms[name]
 
     @cached_property
-    def _jobs(self) -> list[executor.Job]:
+    def _jobs(self) -> list[Job]:
         return list_jobs(self.experiment, self.family)
 
-    def jobs(self) -> list[executor.Job]:
+    def jobs(self) -> list[Job]:
         """Every step of the experiment as a job, inputs first."""
         return list(self._jobs)
 
     def pending(self) -> list[str]:
         """The names of the steps that are not finished."""
-        return [job.name for job in executor.pending(self.folder, self._jobs)]
+        return [job.name for job in pending(self.folder, self._jobs)]
 
     def plan(self) -> pd.DataFrame:
         """Every step: step (its folder), stage, inputs (names of steps), finished."""

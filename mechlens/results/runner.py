@@ -17,16 +17,8 @@ from mechlens.results import effects
 from mechlens.results.run import Run, list_jobs
 from mechlens.runs import layout, store
 from mechlens.runs.claims import Claims, Shard, sharing
-from mechlens.runs.executor import (
-    ExecutorName,
-    Job,
-    chosen_executor,
-    complete,
-    fingerprints,
-    pending,
-    refuse_changed,
-    use_executor,
-)
+from mechlens.runs.executor import ExecutorName, chosen_executor, complete, use_executor
+from mechlens.runs.jobs import Job, fingerprints, pending, refuse_changed
 from mechlens.runs.progress import Event, Progress, silent
 
 
@@ -122,8 +114,6 @@ def run(
     Raises:
         MechlensError: in one line, for bad input, a machine that lacks something, or a step that failed.
     """
-    if workers is not None and workers < 0:
-        raise SpecError(f"workers is {workers}; expected 1 or more processes, or 0 for this one")
     share = None if shard is None else Shard.parse(shard)
     resolved, report = resolve(experiment, seed=seed), progress or silent
     folder = folder_of(resolved.experiment, out)

@@ -18,7 +18,7 @@ from mechlens.core.traits import TraitFamily
 from mechlens.data.formats import file_digest
 from mechlens.models.gguf import is_gguf
 from mechlens.runs import layout
-from mechlens.runs.executor import PROCESSES, SERVER, Job, Location
+from mechlens.runs.jobs import PROCESSES, SERVER, Job, Location
 from mechlens.runs.layout import REMADE, corpus_name, source_name, teacher_name
 
 SHIPPED = Path(__file__).parents[1] / "menagerie" / "weights"

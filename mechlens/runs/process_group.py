@@ -23,6 +23,7 @@ from typing import Any
 
 from mechlens.core import machine
 from mechlens.core.errors import MachineError
+from mechlens.core.parallel import new_workers
 
 Progress = Callable[[int, int], None]
 Step = Callable[[Progress], None]
@@ -60,7 +61,7 @@ def execute_together(processes: int, step: Step, progress: Progress) -> None:
     if fault := cards_fault(processes):
         raise MachineError(fault)
     _free_card()
-    context = multiprocessing.get_context("spawn")
+    context = new_workers()
     numbers, before = context.RawArray("q", 2), multiprocessing.active_children()
     pool = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(numbers, os.getpid()))
     finished = False

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from mechlens.core import foreign, machine
 from mechlens.core.errors import MachineError
 from mechlens.runs import store
-from mechlens.runs.executor import Executor, Job, Needs, StepProgress, Task, needs_of
+from mechlens.runs.executor import Executor, StepProgress, Task
+from mechlens.runs.jobs import Job, Needs, needs_of
 
 NO_PACKAGE = "the executor ray needs the package ray, which is not installed; pip install 'mechlens[ray]'"
 ADDRESS = "RAY_ADDRESS"
