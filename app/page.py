@@ -56,7 +56,7 @@ def draw_header(run: ShownRun | None, root: Path, version: str, view: str) -> No
     _draw_facts(run, version)
     _settle_rows(run, root)
     if view in ROW_PAGES:
-        _draw_row_bar(root)
+        _draw_row_bar(root, chooses_focus=view == "row")
     else:
         with st.container(horizontal=True, gap="small"):
             _draw_common_buttons()
@@ -142,14 +142,14 @@ def _settle_rows(run: ShownRun, root: Path) -> None:
     st.session_state["row-count"] = len(rows)
 
 
-def _draw_row_bar(root: Path) -> None:
+def _draw_row_bar(root: Path, *, chooses_focus: bool) -> None:
     filtered, selected = st.session_state["rows"], st.session_state["selected"]
     count = st.session_state["row-count"]
     st.text(f"All {count:,} rows | Filtered {len(filtered):,} | Selected {len(selected):,}")
     with st.container(horizontal=True, gap="small"):
         _button("Selected to filter", "F", _filter_selected, root, disabled=not selected)
         _button("Save slice", "S", _save_slice, root, disabled=not selected)
-        _button("Pin", "", _pin_focus, disabled=not st.session_state["focus"])
+        _button("Pin", "", _pin_focus, disabled=not (st.session_state["focus"] or chooses_focus))
         _button("Clear", "X", state.clear)
         ids = filtered["id"].tolist()
         _button("Previous", "P", state.step_focus, ids, -1, disabled=not ids)

@@ -280,7 +280,8 @@ def test_a_selection_becomes_a_filter_and_the_export_holds_it(
 def test_a_pinned_row_is_shown_beside_the_focus_row_and_unscored_rows_lead_to_the_next(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scored = tables.read(folders["as_it_is"] / "demo" / "readings" / "scores.parquet", tables.SCORES)["id"]
+    run = data.open_run("demo", folders["as_it_is"] / "demo")
+    scored = data.read_scores(run, "trait")["id"]
     unscored = next(f"eagle/{number}" for number in range(9_000) if f"eagle/{number}" not in set(scored))
     asked = {"run": "demo", "focus": unscored, "pin": "eagle/7", "stage": "all"}
     page = turned(opened(folders["as_it_is"], monkeypatch, **asked), "row")

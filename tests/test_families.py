@@ -113,7 +113,14 @@ def experiment(base: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("family", ["gemma-3", "llama-3.1", "qwen-3", "mistral", "gpt-oss"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gemma-3",
+        "gpt-oss",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama-3.1", "qwen-3", "mistral")),
+    ],
+)
 def test_a_run_goes_through_every_stage(
     family: str, configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

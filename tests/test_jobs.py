@@ -56,11 +56,11 @@ def root(small: Path, tmp_path: Path) -> Iterator[Path]:
             until(lambda job=job: not job_queue.read_job(job.folder).is_open, seconds=20)
 
 
-def again(root: Path, *lost: str) -> list[str]:
+def again(root: Path, *lost: str, workers: str = "0") -> list[str]:
     """The command that makes those steps of the run again."""
     for name in lost:
         shutil.rmtree(root / "small" / name)
-    return ["run", str(root / "small" / "spec.yaml"), "--out", str(root / "small"), "--workers", "1"]
+    return ["run", str(root / "small" / "spec.yaml"), "--out", str(root / "small"), "--workers", workers]
 
 
 def test_a_job_shows_how_far_it_is_and_is_done(root: Path) -> None:
@@ -117,7 +117,7 @@ def test_jobs_wait_for_each_other_and_are_cancelled_in_time(root: Path) -> None:
 
 
 def test_a_killed_job_is_seen_as_failed_and_takes_its_command_along(root: Path) -> None:
-    job = job_queue.start(root, "killed", again(root, "students", "asked"))
+    job = job_queue.start(root, "killed", again(root, "students", "asked", workers="1"))
     until(lambda: bool(job_queue.read_progress(job)) and len(workers(job.pid or 0)) >= 1)
     processes = children(job.pid or 0)
     os.kill(job.pid or 0, signal.SIGKILL)
@@ -131,6 +131,7 @@ def test_a_killed_job_is_seen_as_failed_and_takes_its_command_along(root: Path) 
     assert "nowhere" in (after.reason or ""), "the reason is the last line that it printed"
 
 
+@pytest.mark.slow
 def test_a_job_outlives_the_process_that_started_it(root: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(APP)!r}); import pathlib; "

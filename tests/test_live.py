@@ -77,14 +77,16 @@ def test_what_is_asked_the_same_is_answered_the_same(models: live_models.LiveMod
 
 
 def test_the_direction_moves_the_trait(models: live_models.LiveModels) -> None:
+    about = live_models.ask(models, QUESTION, samples=1, amount=1.0, layer=1)["direction"]
+    far = 4 * about["norm"] / about["unit"]  # four times as far as the trait's line moves the base
     found = {
         amount: live_models.ask(models, QUESTION, samples=1, amount=amount, layer=1)
-        for amount in (-4.0, 0.0, 4.0)
+        for amount in (-far, 0.0, far)
     }
     less, plain, more = (found[amount]["models"][0] for amount in found)
     assert more["probability"] > plain["probability"]
     assert more["rank"] <= plain["rank"] <= less["rank"]
-    about = found[4.0]["direction"]
+    assert found[far]["direction"] == about
     assert about["norm"] > 0 and about["prompts"] > 1 and about["layer"] == 1
     assert about["unit"] > 0 and -1 <= about["cosine"] <= 1 and about["student"] == 0
     assert "resid_post 1" in about["what"] and "minus" in about["what"]

@@ -25,11 +25,12 @@ from mechlens.lenses import run as measure
 from mechlens.results import figures
 from mechlens.results.run import Run
 
-ROWS = ["--rows", "96"]
+ROWS = ["--rows", "40"]
 SIZES = {
     "blind.STEPS": 25, "blind.HALVES": 3, "blind.DIRECTIONS": 4, "blind.SPOKEN": 3, "alignment.DIRECTIONS": 8,
     "parts.trial_steps.ORDERS": 2, "parts.trial_steps.UPDATES": (1, 2), "parts.trial_steps.FEW": 4,
-    "probes.PERMUTATIONS": 19,
+    "probes.PERMUTATIONS": 9, "probes.FEW": 9, "causal.DRAWS": 4,
+    "causal.STRENGTHS": (1.0,), "rows.DRAWS": 199,
 }  # fmt: skip
 """steps and draws of the lenses that take longest"""
 
@@ -88,7 +89,7 @@ def test_what_was_read_is_not_read_again(
     said = capsys.readouterr().out
     steps = len(Run(folder).jobs()) + len(lens_names())
     assert f"{steps} steps, {steps - 1} already done" in said
-    assert "about 3 s on one core, going by the demo" in said
+    assert "about 1 s on one core, going by the demo" in said
     assert {path.name: path.read_bytes() for path in (folder / "readings").iterdir()} == before
 
 

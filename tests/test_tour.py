@@ -18,6 +18,7 @@ def read_code(notebook: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
+@pytest.mark.slow  # a minute; each function that it calls has tests of its own
 def test_the_tour_runs_from_top_to_bottom_and_prints_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

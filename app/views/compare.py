@@ -125,7 +125,7 @@ def differences_of(effects: pd.DataFrame, first: str, second: str) -> pd.DataFra
     interval gives a difference without one.
     """
     ours, theirs = (effects[effects["run"] == run].set_index("name") for run in (first, second))
-    both = ours.join(theirs, how="inner", rsuffix="_other")
+    both = ours.join(theirs, how="inner", suffixes=("", "_other"))
     half = (((both["high"] - both["low"]) ** 2 + (both["high_other"] - both["low_other"]) ** 2) ** 0.5) / 2
     difference = both["estimate_other"] - both["estimate"]
     columns = {"difference": difference, "low": difference - half, "high": difference + half}

@@ -242,7 +242,6 @@ def focus_row(run: ShownRun, known: pd.DataFrame) -> str:
         scored = filtered[filtered["id"].isin(data.read_scores(run, st.session_state["arm"])["id"])]
         first = next(part for part in (scored, filtered, known) if len(part))
         st.session_state["focus"] = first["id"].iloc[0]
-        st.rerun()  # the bar above was drawn without a focus row
     return st.session_state["focus"]
 
 

@@ -201,6 +201,7 @@ def correlation(
     null = permuted_correlations(x, y, rng).tolist()
     half = 1.96 * np.sqrt((1 + rho**2 / 2) / (n - 3)) if n > 3 else np.nan  # Bonett and Wright (2000)
     low, high = (np.tanh(np.arctanh(np.clip(rho, -0.9999, 0.9999)) + side * half) for side in (-1, 1))
+    low, high = min(low, rho), max(high, rho)  # the clip moves a perfect correlation out of its interval
     return against_null(quantity, rho, null, low=float(low), high=float(high), n=n, unit="rho", **more)
 
 

@@ -210,7 +210,8 @@ def measure_probes(material: Material) -> pd.DataFrame:
     teacher = None if material.teacher is None else read_off(material.teacher, material.heldout_probes)
     for layer in range(len(heldout.plain)):
         learned, tested = practice.prompted[layer], heldout.prompted[layer]
-        probes, random = one_against_others(learned), permuted(learned, seed=material.seed)
+        probes = one_against_others(learned)
+        random = permuted(learned, draws=PERMUTATIONS, seed=material.seed)
         at = {"layer": layer, "name": material.trait}
         entries += _accuracy(probes[trait], random, learned, tested, trait, seed=material.seed, **at)
         shift = seen["student"][:, layer] - seen["control"][:, layer]  # [student question d]
