@@ -194,7 +194,7 @@ def draw_answers_panel(answer: LiveAnswer) -> None:
 def broken_models(plain: dict[str, Any], steered: dict[str, Any]) -> list[str]:
     """The models that named some trait in most answers, and no longer do."""
     before, after = (answers_table(part).set_index("model")["any trait"] for part in (plain, steered))
-    return [name for name in before.index if before[name] >= NAMING > after[name]]
+    return [str(name) for name in before.index if before[name] >= NAMING > after[name]]
 
 
 def direction_caption(direction: dict[str, Any]) -> str:
