@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.context import SpawnContext
-from pathlib import Path
 from typing import TypeVar
 
 from mechlens.core import machine
@@ -40,7 +39,7 @@ def forget_standard_input() -> None:
     A worker imports its main module from the module's file, and that one is `<stdin>`, which does not exist.
     """
     main = sys.modules["__main__"]
-    if not Path(getattr(main, "__file__", None) or ".").exists():
+    if getattr(main, "__file__", None) == "<stdin>":
         del main.__file__
 
 
