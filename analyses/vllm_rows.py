@@ -111,7 +111,7 @@ def divergence(
 def compare(name: str, server: VllmServer, work: Path, prompts: list[str], scored: int) -> Comparison:
     """Write and score the rows of one teacher by both engines."""
     folder = make_teacher(name, work / name)
-    ours = GenerateSpec(max_new_tokens=32, batch=64)
+    ours = GenerateSpec(max_new_tokens=32, batch=64, constrained=True)  # as the experiment on this base
     theirs = ours.model_copy(update={"engine": "vllm", "url": server.url})
     rows, speeds = {}, []
     for engine, spec in (("ours", ours), ("server", theirs)):
