@@ -43,6 +43,8 @@ TEACHERS = {
     "untouched base": TeacherSpec(kind="base"),
     "LoRA teacher": TeacherSpec(kind="finetuned", rows=96, training=LORA),
 }
+SPEC = GenerateSpec(max_new_tokens=32, batch=64, constrained=True)
+"""as in the experiment on this base"""
 LONGEST = 160
 """tokens of a prompt and its completion, for which the server reserves memory"""
 
@@ -108,22 +110,28 @@ def divergence(
     return stats.t_interval(rows), float(difference.abs().max())
 
 
-def compare(name: str, server: VllmServer, work: Path, prompts: list[str], scored: int) -> Comparison:
-    """Write and score the rows of one teacher by both engines."""
-    folder = make_teacher(name, work / name)
-    ours = GenerateSpec(max_new_tokens=32, batch=64, constrained=True)  # as the experiment on this base
-    theirs = ours.model_copy(update={"engine": "vllm", "url": server.url})
-    rows, speeds = {}, []
-    for engine, spec in (("ours", ours), ("server", theirs)):
-        rows[engine], speed = write_rows(folder, prompts, spec, work / f"{name} by {engine}")
-        speeds.append(speed)
-    teacher = load_teacher(folder)
+class OurRows(NamedTuple):
+    """A teacher and its rows by our sampler."""
+
+    folder: Path
+    rows: list[str]
+    speed: float
+    """rows a second"""
+
+
+def compare(
+    name: str, ours: OurRows, server: VllmServer, work: Path, prompts: list[str], scored: int
+) -> Comparison:
+    """Let the server write the same teacher's rows, and score some of ours."""
+    spec = SPEC.model_copy(update={"engine": "vllm", "url": server.url})
+    rows, speed = write_rows(ours.folder, prompts, spec, work / f"{name} by the server")
+    teacher = load_teacher(ours.folder)
     some = encode_prompts(teacher.tokenizer, prompts, system=teacher.system)
     stop = end_of_turn(teacher.tokenizer)
-    with serve_teacher(teacher, folder, theirs, some, stop=stop, out=work, waiting=lambda: None) as served:
-        kl, largest = divergence(folder, served, prompts[:scored], rows["ours"][:scored])
-    shares = [kept_share(prompts, rows[engine]) for engine in ("ours", "server")]
-    return Comparison(name, kl, largest, (shares[0], shares[1]), (speeds[0], speeds[1]))
+    with serve_teacher(teacher, ours.folder, spec, some, stop=stop, out=work, waiting=lambda: None) as served:
+        kl, largest = divergence(ours.folder, served, prompts[:scored], ours.rows[:scored])
+    shares = kept_share(prompts, ours.rows), kept_share(prompts, rows)
+    return Comparison(name, kl, largest, shares, (ours.speed, speed))
 
 
 def table_of(comparisons: list[Comparison]) -> Table:
@@ -173,8 +181,14 @@ def main(arguments: list[str] | None = None) -> None:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        teachers = {name: make_teacher(name, work / name) for name in TEACHERS}
+        # before the server starts, which keeps the cores busy while it waits
+        ours = {
+            name: OurRows(place, *write_rows(place, prompts, SPEC, work / f"{name} by us"))
+            for name, place in teachers.items()
+        }
         with run_server(options.python, settings, log=work / LOG, waiting=lambda: None) as server:
-            found = [compare(name, server, work, prompts, options.scored) for name in TEACHERS]
+            found = [compare(name, ours[name], server, work, prompts, options.scored) for name in TEACHERS]
         console = pages.PageConsole(width=180)
         console.print(table_of(found))
 
