@@ -16,10 +16,6 @@ from mechlens.core.command_lines import command_line
 from mechlens.runs import layout
 from panels import panel
 
-RUN_FILES = (layout.REPORT, layout.SUMMARY, layout.SPEC, layout.MANIFEST, layout.READINGS)
-"""aggregates only: they hold no row of data"""
-AUDIT_FILES = ("audit.html", "audit.json")
-
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def zip_files(folder: Path, names: tuple[str, ...], stamps: tuple[int, ...]) -> bytes:
@@ -79,9 +75,9 @@ def draw_page(run: ShownRun) -> None:
     choice = st.selectbox("report on", [f"run {run.name}", *audits], key="report-on")
     with panel.guard("The report"):
         if choice in audits:
-            draw_downloads("Audit", audits[choice].parent, AUDIT_FILES, "mechlens audit DATA")
+            draw_downloads("Audit", audits[choice].parent, layout.AUDIT_FILES, "mechlens audit DATA")
         else:
-            draw_downloads("Run", run.folder, RUN_FILES, command_line("report", run.folder))
+            draw_downloads("Run", run.folder, layout.RUN_FILES, command_line("report", run.folder))
 
 
 if (opened := page.current_run()) is not None:

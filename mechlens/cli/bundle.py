@@ -18,8 +18,6 @@ from mechlens.results.report import render
 from mechlens.results.wording import headline
 from mechlens.runs import layout
 
-RUN_FILES = (layout.REPORT, layout.SUMMARY, layout.SPEC, layout.MANIFEST, layout.READINGS)
-AUDIT_FILES = ("audit.html", "audit.json")
 INDEX, HASHES = "index.html", "SHA256SUMS"
 
 
@@ -75,9 +73,10 @@ def _pages_in(folder: Path) -> Iterator[Page]:
 def _page_of(folder: Path, name: str) -> Page | None:
     """The finished run or the audit in a folder; None if it is neither."""
     if (folder / layout.REPORT).is_file() and (folder / layout.SUMMARY).is_file():
-        kind, says, names = "run", headline(read_json(folder / layout.SUMMARY)), RUN_FILES
-    elif all((folder / each).is_file() for each in AUDIT_FILES):
-        kind, says, names = "audit", read_json(folder / AUDIT_FILES[1])["verdict"]["sentence"], AUDIT_FILES
+        kind, says, names = "run", headline(read_json(folder / layout.SUMMARY)), layout.RUN_FILES
+    elif all((folder / each).is_file() for each in layout.AUDIT_FILES):
+        numbers = read_json(folder / layout.AUDIT_FILES[1])
+        kind, says, names = "audit", numbers["verdict"]["sentence"], layout.AUDIT_FILES
     else:
         return None
     return Page(kind, name, says, folder, tuple(each for each in names if (folder / each).is_file()))

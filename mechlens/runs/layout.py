@@ -21,6 +21,8 @@ BASES = "bases.json"
 SPEC, MANIFEST, SUMMARY, REPORT = "spec.yaml", "manifest.json", "summary.json", "report.html"
 ANSWERS, LIKELIHOODS, EFFECTS = "answers.parquet", "likelihoods.parquet", "effects.parquet"
 READINGS, READINGS_FOLDER = "readings.json", "readings"
+RUN_FILES, AUDIT_FILES = (REPORT, SUMMARY, SPEC, MANIFEST, READINGS), ("audit.html", "audit.json")
+"""files of a run and of an audit that are sent to others: aggregates, which hold no row of data"""
 RAW, KEPT, REMOVED, FUNNEL = "raw.parquet", "kept.parquet", "rejected.parquet", "funnel.json"
 GENERATION, TEACHER, CURVE = "generation.json", "teacher.json", "curve.parquet"
 LABELS = "labels.parquet"
