@@ -434,5 +434,13 @@ def test_runs_of_one_spec_and_other_rows_are_said_to_differ(
     assert (differences["difference"] == 0).all() and (differences["low"] < 0).all()
     kept = next((tmp_path / "again" / "corpora" / "eagle").glob("**/kept.parquet"))
     tables.write(tables.read(kept, tables.PAIRS).iloc[1:], tables.PAIRS, kept)
+    summary = read_json(tmp_path / "again" / "summary.json")
+    first = summary["effects"][0]
+    width = first["high"] - first["low"]
+    first |= {name: first[name] + 0.1 for name in ("difference", "low", "high")}
+    write_json(tmp_path / "again" / "summary.json", summary)
     page = turned(opened(tmp_path, monkeypatch, run="demo", cmp="again"), "compare")
     assert re.search(r"The rows of trait.* differ between the two runs", words(page))
+    moved = next(one.value for one in page.dataframe if "difference" in one.value.columns).iloc[0]
+    assert moved["difference"] == pytest.approx(0.1)
+    assert moved["high"] - moved["low"] == pytest.approx(2**0.5 * width)
