@@ -50,6 +50,12 @@ OWN = {
         "over the number of layers.",
         "Answers are not corrected for the number of claims. `Not shown` is no evidence against a claim.",
     ),
+    "Treatments": (
+        "(rate after the treatment − control) / (rate without it − control)",
+        "Students of the treated rows, paired by seed with those of the same share of rows or tokens treated "
+        "at random; 95 % bootstrap interval over students.",
+        "Measured on one trait and one recipe: what is left on another file is unknown until it is measured.",
+    ),
     "Provenance": (
         "permutation p of a detector's statistic over bags of suspect and reference rows",
         "Bags of equal size on both sides, paired by prompt where prompts are shared.",

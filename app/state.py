@@ -26,7 +26,7 @@ from mechlens.core.files import read_json, write_json
 
 VERSION = "1"
 """of the URL's keys"""
-CONTROLS = ("run", "arm", "trait", "layer", "place", "seed", "cmp", "audit")
+CONTROLS = ("run", "arm", "trait", "layer", "place", "seed", "cmp", "audit", "tab")
 ROW_KEYS = ("focus", "pin", "slice", "stage", "side", "text")
 STAGES, SIDES = ("kept", "dropped", "all"), ("both", "trait", "control")
 LONGEST = 200
@@ -40,6 +40,7 @@ def begin() -> None:
         st.session_state.setdefault(name, {"stage": "kept", "side": "both"}.get(name, ""))
     st.session_state.setdefault("selected", ())
     st.session_state["warnings"] = []
+    st.session_state["tab"] = ""  # most pages have none
     values = {name: st.query_params[name] for name in st.query_params}
     is_new = values != st.session_state.get("written") and bool(values)
     requested = {name: value[:LONGEST] for name, value in values.items()} if is_new else {}
@@ -58,14 +59,15 @@ def warn(sentence: str) -> None:
     st.session_state["warnings"].append(sentence)
 
 
-def choose(name: str, options: Sequence[Any], default: Any = None) -> Any:
+def choose(name: str, options: Sequence[Any], default: Any = None, *, widget: str = "") -> Any:
     """Value of a control: that of the URL, of the widget, of an earlier choice, or the default.
 
     It warns if the URL's value is not an option. A value is stored under its name and its widget's under
-    `w-<name>`, because Streamlit may delete a widget's state with its page.
+    `w-<name>` if no other key is given, because Streamlit may delete a widget's state with its page.
     """
+    widget = widget or f"w-{name}"
     requested = st.session_state["requested"].get(name)
-    value = st.session_state.get(f"w-{name}", st.session_state.get(name))
+    value = st.session_state.get(widget, st.session_state.get(name))
     fallback = default if default in options else (options[0] if options else None)
     if requested is not None:
         known = {str(option): option for option in options}
@@ -76,7 +78,7 @@ def choose(name: str, options: Sequence[Any], default: Any = None) -> Any:
     value = value if value in options else fallback
     st.session_state[name] = value
     if options:
-        st.session_state[f"w-{name}"] = value
+        st.session_state[widget] = value
     return value
 
 

@@ -226,6 +226,15 @@ class Visit:
         ).click()
         return self.arrive(page)
 
+    def tab(self, name: str) -> Visit:
+        """Open a tab of the page."""
+        self.page.get_by_role("tab", name=name, exact=True).click()
+        return self.until_asked(tab=name)
+
+    def tabs(self) -> list[str]:
+        """The page's tabs."""
+        return [each.inner_text() for each in self.page.get_by_role("tab").all()]
+
     def arrive(self, page: str) -> Visit:
         """Wait until a page is there in full."""
         self.page.get_by_role("heading", level=1, name=TITLES[page], exact=True).wait_for()

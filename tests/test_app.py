@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mechlens.core.files import read_json, write_json
 from mechlens.lenses import lens_names
 from mechlens.results import wording
 from mechlens.results.figures import KIND_COLOUR
+from panels import lens_panel
 
 PAGES = tuple(sorted(path.stem for path in (APP / "views").glob("*.py")))
 QUIET = ("live",)  # opens a process with the models only when asked
@@ -39,8 +41,24 @@ def opened(runs: Path, monkeypatch: pytest.MonkeyPatch, **asked: str) -> AppTest
     return page.run()
 
 
-def turned(page: AppTest, name: str) -> AppTest:
-    return page.switch_page(f"views/{name}.py").run()
+def turned(page: AppTest, name: str, tab: str = "") -> AppTest:
+    page = page.switch_page(f"views/{name}.py").run()
+    return page if not tab else opened_tab(page, name, tab)
+
+
+def opened_tab(page: AppTest, name: str, tab: str) -> AppTest:
+    page.session_state[f"w-tab-{name}"] = tab
+    return page.run()
+
+
+def views(page: AppTest) -> Iterator[str]:
+    """Turn to every page and open each of its tabs."""
+    for name in PAGES:
+        turned(page, name)
+        yield name
+        for tab in [each.label for each in page.tabs][1:]:
+            opened_tab(page, name, tab)
+            yield f"{name}, {tab}"
 
 
 def words(page: AppTest) -> str:
@@ -70,8 +88,7 @@ def test_every_page_in_every_condition(
     """Each page opens, describes its charts, and names only commands that the command line reads."""
     page = opened(folders[condition], monkeypatch)
     commands = set()
-    for name in PAGES:
-        turned(page, name)
+    for name in views(page):
         assert not page.exception, (name, page.exception)
         assert page.title or page.error, name
         said = words(page)
@@ -102,7 +119,7 @@ EXPECTED = {
     "one_seed": ("transmission", "no interval"),
     "no_control": ("overview", "No matched control. This chart cannot show transmission."),
     "missing_stage": ("parameters", "mechlens measure"),
-    "one_row": ("rows", "Only 1 prompts were answered by both teachers"),
+    "one_row": ("rows Surface", "Only 1 prompts were answered by both teachers"),
     "zero_rows": ("rows", "The screen removed all"),
     "all_null": ("overview", "No trait arm was scored"),
     "truncated": ("transmission", "not a whole Parquet file"),
@@ -115,7 +132,7 @@ def test_each_condition_is_said_where_it_matters(
     condition: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, sentence = EXPECTED[condition]
-    page = turned(opened(folders[condition], monkeypatch), name)
+    page = turned(opened(folders[condition], monkeypatch), *name.split())
     assert sentence in words(page).replace("\\", "")
 
 
@@ -129,16 +146,9 @@ def test_numbers_on_the_pages_are_those_of_the_run(
     rows = drawn(turned(page, "transmission").get("vega_lite_chart")[0])
     shown = {(row["arm"], row["rate"], row["low"], row["high"]) for row in rows if "students" in row}
     assert shown == {(arm["arm"], arm["rate"], arm["low"], arm["high"]) for arm in summary["arms"]}
-    for lens in read_json(SHIPPED / "readings.json")["lenses"]:
-        where = {
-            "deltas": "parameters",
-            "causal": "parameters",
-            "alignment": "gradients",
-            "likelihood": "gradients",
-            "entanglement": "gradients",
-        }
-        if lens["name"] != "rows":
-            assert lens["sentence"] in words(turned(page, where.get(lens["name"], "representations")))
+    sentences = {lens["name"]: lens["sentence"] for lens in read_json(SHIPPED / "readings.json")["lenses"]}
+    for name, sentence in sentences.items():
+        assert sentence in words(turned(page, *lens_panel.SHOWN_AT[name])), name
 
 
 def test_a_map_draws_the_reading_and_hatches_what_is_missing(
@@ -175,8 +185,8 @@ def test_colours_are_of_the_palette_and_signed_scales_symmetric(
     page = opened(folders["as_it_is"], monkeypatch)
     schemes = {"viridis", "purpleorange", "blueorange"}
     seen = 0
-    for name in PAGES:
-        for chart in turned(page, name).get("vega_lite_chart"):
+    for name in views(page):
+        for chart in page.get("vega_lite_chart"):
             for scale in scales(
                 {"spec": {key: value for key, value in spec_of(chart).items() if key != "config"}}
             ):
@@ -255,7 +265,7 @@ def test_a_link_restores_controls_page_filter_and_focus(
 def test_a_selection_becomes_a_filter_and_the_export_holds_it(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = turned(opened(folders["as_it_is"], monkeypatch), "rows")
+    page = turned(opened(folders["as_it_is"], monkeypatch), "rows", "Rows")
     page.session_state["selected"] = ("eagle/3", "eagle/5", "untouched/5")
     page.run()
     assert any("Selected 3" in one.value for one in page.text)
@@ -297,7 +307,7 @@ def test_a_pinned_row_is_shown_beside_the_focus_row_and_unscored_rows_lead_to_th
 def test_a_brush_selects_what_is_inside_and_an_empty_one_hides_nothing(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = turned(opened(folders["as_it_is"], monkeypatch), "representations")
+    page = turned(opened(folders["as_it_is"], monkeypatch), "representations", "Rows")
     chart = f"chart-representations-cloud-{page.session_state['run']}-{page.session_state['arm']}"
     known = tables.read(folders["as_it_is"] / "demo" / "readings" / "maps.parquet", tables.READINGS).query(
         "quantity == 'rows'"
@@ -334,7 +344,7 @@ def test_a_card_of_few_sets_and_no_foreign_teacher_is_shown(
     (tmp_path / "small").mkdir()
     write_json(tmp_path / "small" / "card.json", card | {"bench": "small"})
     monkeypatch.setattr(data, "CARDS", tmp_path)
-    page = turned(opened(folders["as_it_is"], monkeypatch), "detection")
+    page = turned(opened(folders["as_it_is"], monkeypatch), "detection", "Error rates")
     assert not page.exception and not page.error
     assert "too few sets for an interval" in words(
         page
@@ -357,7 +367,7 @@ def test_what_was_kept_of_another_arm_is_let_go_and_said(
 def test_the_filter_that_is_shown_is_the_one_in_force(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = turned(opened(folders["as_it_is"], monkeypatch), "rows")
+    page = turned(opened(folders["as_it_is"], monkeypatch), "rows", "Rows")
     page.text_input(key="in-text").set_value("77").run()
     assert page.session_state["text"] == "77"
     page.button(key="do-Clear").click().run()
@@ -413,9 +423,7 @@ def test_code_that_a_panel_offers_runs_on_the_runs_files(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = opened(folders["as_it_is"], monkeypatch)
-    snippets = {
-        str(one.value) for name in PAGES for one in turned(page, name).code if one.language == "python"
-    }
+    snippets = {str(one.value) for _ in views(page) for one in page.code if one.language == "python"}
     files = [snippet for snippet in snippets if "read_csv" not in snippet]
     assert len(files) >= 8
     code = "\n".join(f"exec({snippet!r}, {{}})" for snippet in files)

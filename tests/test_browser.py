@@ -16,8 +16,8 @@ from mechlens.core.files import read_json
 
 pytestmark = pytest.mark.browser
 
-CHARTLESS = ("live", "compare", "report", "jobs", "methods", "row")
-"""pages with no chart before something is chosen there"""
+CHARTLESS = ("live", "compare", "report", "jobs", "methods", "row", "Rows")
+"""pages and tabs that may have no chart before something is chosen there"""
 MAP, CLOUD = "Where do the students differ", "Do suspicious rows lie together"
 Open = Callable[..., Visit]
 
@@ -27,21 +27,28 @@ def test_every_page_is_there_and_complains_of_nothing(explorer: Server, visit: O
     for name, title in TITLES.items():
         visitor.go(name)
         assert [one.inner_text() for one in visitor.page.get_by_role("heading", level=1).all()] == [title]
-        charts = visitor.page.get_by_test_id("stVegaLiteChart")
-        if name not in CHARTLESS:
-            charts.first.locator("svg, canvas").first.wait_for()
-        assert not visitor.page.get_by_test_id("stAlertContentError").count(), visitor.said()
-        assert not visitor.page.get_by_test_id("stException").count(), visitor.said()
-        unnamed = (
-            "all => all.filter(one => !(one.getAttribute('aria-label') || one.getAttribute('alt') || "
-            "'').trim()).length"
-        )
-        assert visitor.page.locator('[data-testid="stVegaLiteChart"], img').evaluate_all(unnamed) == 0, name
-        nameless = """all => all.filter(one => one.type !== 'hidden' && one.offsetParent
-            && !one.getAttribute('aria-label') && !one.getAttribute('aria-labelledby')
-            && !(one.labels && one.labels.length)).map(one => one.outerHTML)"""
-        assert visitor.page.locator("input, textarea, select").evaluate_all(nameless) == [], name
+        for tab in visitor.tabs() or [""]:
+            if tab:
+                visitor.tab(tab)
+            check_view(visitor, chart=name not in CHARTLESS and tab not in CHARTLESS)
     assert visitor.is_clean()
+
+
+def check_view(visitor: Visit, *, chart: bool) -> None:
+    """What stands on a page complains of nothing, and everything on it has a name."""
+    if chart:
+        visitor.page.get_by_test_id("stVegaLiteChart").first.locator("svg, canvas").first.wait_for()
+    assert not visitor.page.get_by_test_id("stAlertContentError").count(), visitor.said()
+    assert not visitor.page.get_by_test_id("stException").count(), visitor.said()
+    unnamed = (
+        "all => all.filter(one => !(one.getAttribute('aria-label') || one.getAttribute('alt') || "
+        "'').trim()).length"
+    )
+    assert visitor.page.locator('[data-testid="stVegaLiteChart"], img').evaluate_all(unnamed) == 0
+    nameless = """all => all.filter(one => one.type !== 'hidden' && one.offsetParent
+        && !one.getAttribute('aria-label') && !one.getAttribute('aria-labelledby')
+        && !(one.labels && one.labels.length)).map(one => one.outerHTML)"""
+    assert visitor.page.locator("input, textarea, select").evaluate_all(nameless) == []
 
 
 def test_a_click_on_the_layer_map_sets_controls_address_and_panels(explorer: Server, visit: Open) -> None:
@@ -49,25 +56,24 @@ def test_a_click_on_the_layer_map_sets_controls_address_and_panels(explorer: Ser
     assert (visitor.control("layer"), visitor.control("place")) == ("1", "probe/last")
     visitor.chart(MAP).locator('[aria-label^="place: carrier/last; layer: 0;"]').first.click()
     visitor.until_asked(layer="0", place="carrier/last")
-    visitor.wait("Single rows along the trait direction, layer 0")
     assert (visitor.control("layer"), visitor.control("place")) == ("0", "carrier/last")
     assert visitor.page.get_by_role("heading", name="Over layers, at carrier/last").count() == 1
     visitor.choose("layer", "1").until_asked(
         layer="1"
     )  # the side bar has the last word, whatever was clicked before
-    visitor.wait("Single rows along the trait direction, layer 1")
+    visitor.tab("Rows").wait("Single rows along the trait direction, layer 1")
     assert visitor.is_clean()
 
 
 def test_a_brush_becomes_a_filter_that_other_pages_and_the_export_hold(explorer: Server, visit: Open) -> None:
-    visitor = visit(explorer, "representations")
+    visitor = visit(explorer, "representations", tab="Rows")
     whole, before, _ = visitor.counts()
     visitor.brush(CLOUD).wait("Selected on the map")
     selected = visitor.counts()[2]
     assert 0 < selected < before
     visitor.press("f").until_asked(slice=slice_of(visitor))
     visitor.wait(f"Filtered {selected:,} | Selected 0")
-    visitor.turn("rows")
+    visitor.turn("rows").tab("Rows")
     assert visitor.counts() == (whole, selected, 0)
     exported = pd.read_csv(io.BytesIO(visitor.download("Filtered rows (CSV)")))
     kept = read_json(explorer.runs / ".slices" / f"{visitor.asked()['slice']}.json")["ids"]
@@ -83,10 +89,11 @@ def slice_of(visitor: Visit) -> str:
 
 
 def test_a_link_opens_the_same_page_for_somebody_else(explorer: Server, visit: Open) -> None:
-    first = visit(explorer, "rows")
+    first = visit(explorer, "representations")
     first.choose("layer", "0").until_asked(layer="0")
-    first.choose("student (seed)", "2").until_asked(seed="2")
+    first.turn("transmission").choose("student (seed)", "2").until_asked(seed="2")
     first.choose("trait asked about", "owl").until_asked(trait="owl")
+    first.turn("rows").tab("Rows")
     first.page.get_by_label("text to find").fill("123")
     first.page.get_by_label("text to find").press("Enter")
     first.until_asked(text="123")
@@ -97,14 +104,12 @@ def test_a_link_opens_the_same_page_for_somebody_else(explorer: Server, visit: O
     second.arrive("rows")
     assert second.asked() == first.asked()
     assert second.counts() == first.counts()
-    assert [second.control(one) for one in ("layer", "student (seed)", "trait asked about")] == [
-        "0",
-        "2",
-        "owl",
-    ]
     assert second.page.get_by_label("text to find").input_value() == "123"
     assert f"Focus {first.asked()['focus']}" in second.said()
     assert not second.page.get_by_test_id("stAlert").count()
+    second.turn("transmission")
+    assert [second.control(one) for one in ("student (seed)", "trait asked about")] == ["2", "owl"]
+    assert second.turn("representations").control("layer") == "0"
     first.press("l").wait("Link to this page")
     told = first.page.get_by_role("dialog").get_by_test_id("stCode").inner_text()
     second.page.goto(told.replace("\n", ""))
@@ -150,20 +155,20 @@ def test_back_and_forward_go_through_pages_and_focus_rows(explorer: Server, visi
 
 
 def test_two_visitors_do_not_mix(explorer: Server, visit: Open) -> None:
-    one, other = visit(explorer, "representations"), visit(explorer, "representations")
+    one, other = (visit(explorer, "representations", tab="Rows") for _ in range(2))
     one.brush(CLOUD).wait("Selected on the map")
     other.choose("layer", "0").until_asked(layer="0")
     assert one.counts()[2] > 0
     assert other.counts()[2] == 0
+    assert (one.control("layer"), other.control("layer")) == ("1", "0")
     one.turn("rows")
     other.turn("rows")
-    assert (one.control("layer"), other.control("layer")) == ("1", "0")
     assert one.counts()[2] > 0
     assert other.counts()[2] == 0
 
 
 def test_keys_do_what_they_say_but_not_while_somebody_writes(explorer: Server, visit: Open) -> None:
-    visitor = visit(explorer, "representations")
+    visitor = visit(explorer, "representations", tab="Rows")
     visitor.press("n").wait("Focus eagle/0")
     visitor.press("n").wait("Focus eagle/1")
     visitor.press("p").wait("Focus eagle/0")
@@ -182,7 +187,7 @@ def test_keys_do_what_they_say_but_not_while_somebody_writes(explorer: Server, v
     visitor.press("l").wait("Link to this page")
     visitor.page.keyboard.press("Escape")
     visitor.page.get_by_role("dialog").wait_for(state="detached")
-    visitor.turn("rows")
+    visitor.turn("rows").tab("Rows")
     field = visitor.page.get_by_label("text to find")
     field.click()
     visitor.page.keyboard.type("npxlhfs")

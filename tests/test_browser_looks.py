@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,14 +47,36 @@ def test_pages_fit_their_window(theme: str, width: int, explorer: Server, visit:
     visitor = visit(explorer, dark=theme == "dark", width=width)
     for name in TITLES:
         visitor.go(name)
-        for chart in visitor.page.get_by_test_id("stVegaLiteChart").all():
-            chart.locator("svg, canvas").first.wait_for(state="attached")
-        visitor.shoot(f"{name}-{theme}-{width}")
-        assert visitor.page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1"), name
-        main = visitor.page.get_by_test_id("stMain")
-        assert main.evaluate("main => main.scrollWidth <= main.clientWidth + 1"), name
-        visitor.page.set_viewport_size({"width": width, "height": 900})
+        for number, tab in enumerate(visitor.tabs() or [""]):
+            if tab:
+                visitor.tab(tab)
+            for chart in visitor.page.get_by_test_id("stVegaLiteChart").all():
+                chart.locator("svg, canvas").first.wait_for(state="attached")
+            visitor.shoot(f"{name}-{number}-{theme}-{width}" if tab else f"{name}-{theme}-{width}")
+            assert visitor.page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1"), name
+            main = visitor.page.get_by_test_id("stMain")
+            assert main.evaluate("main => main.scrollWidth <= main.clientWidth + 1"), name
+            visitor.page.set_viewport_size({"width": width, "height": 900})
     assert visitor.is_clean()
+
+
+AXE = os.environ.get("AXE", "")
+RUN_AXE = """axe.run(document, {resultTypes: ['violations']}).then(result => result.violations
+    .filter(each => ['serious', 'critical'].includes(each.impact))
+    .map(each => each.id + ': ' + each.nodes.map(node => node.target.join(' ')).join(', ')))"""
+
+
+@pytest.mark.skipif(not AXE, reason="AXE names no axe.min.js (of the npm package axe-core)")
+def test_axe_finds_nothing_serious(explorer: Server, visit: Open) -> None:
+    visitor, complaints = visit(explorer), []
+    for name in TITLES:
+        visitor.go(name)
+        for tab in visitor.tabs() or [""]:
+            if tab:
+                visitor.tab(tab)
+            visitor.page.add_script_tag(path=AXE)
+            complaints += [f"{name} {tab}: {each}" for each in visitor.page.evaluate(RUN_AXE)]
+    assert not complaints, "\n".join(complaints)
 
 
 @pytest.mark.parametrize("eye", ["achromatopsia", "deuteranopia"])
@@ -108,7 +131,7 @@ def test_hostile_rows_stay_text(visit: Open, tmp_path: Path) -> None:
             if "\u202e" in text:
                 visitor.wait("⟨right-to-left override⟩")
             visitor.settle()
-        visitor.go("rows", focus="", pin="")
+        visitor.go("rows", focus="", pin="", tab="Rows")
         csv.field_size_limit(2 * LONG)
         exported = list(csv.DictReader(io.StringIO(visitor.download("Filtered rows (CSV)").decode())))
         assert {f"'{text}" if text[0] in "=@" else text for text in HOSTILE} <= {
@@ -173,7 +196,7 @@ def test_how_long_a_visitor_waits(visit: Open, tmp_path: Path, capsys: pytest.Ca
         for what in ("data and screen, first", "data and screen, again"):
             opened(what, visitor, "rows")
         assert visitor.counts()[1] == 2 * MANY
-        visitor.page.get_by_label("text to find").fill("123")
+        visitor.tab("Rows").page.get_by_label("text to find").fill("123")
         timed(
             "a text filter",
             lambda: (visitor.page.keyboard.press("Enter"), visitor.until_asked(text="123")),
@@ -183,7 +206,7 @@ def test_how_long_a_visitor_waits(visit: Open, tmp_path: Path, capsys: pytest.Ca
         visitor.press("x").wait(f"Filtered {2 * MANY:,}")
         for what in ("representations, first", "representations, again"):
             opened(what, visitor, "representations")
-        visitor.chart(CLOUD)
+        visitor.tab("Rows").chart(CLOUD)
         assert f"{POINTS - POINTS % 600:,} of" in visitor.said()
         timed(
             "a brush on the map",

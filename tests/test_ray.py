@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,13 +17,15 @@ from typing import Any
 import pytest
 import ray_nodes
 import yaml
-from test_kills import content
+from test_kills import content, read_everything
 
 from mechlens.runs.ray_executor import TOKEN
 
 pytestmark = pytest.mark.ray
 REPOSITORY = Path(__file__).parents[1]
 TOUR = REPOSITORY / "configs" / "experiments" / "tour.yaml"
+KILLS = int(os.environ.get("KILLS", "5"))
+"""kills at random moments, of drivers and of nodes in turn"""
 
 
 def start(folder: Path, *words: str, config: Path = TOUR) -> subprocess.Popen[str]:
@@ -105,6 +108,31 @@ def test_a_driver_that_is_killed_is_resumed(local_run: Path, tmp_path: Path) -> 
     process.communicate()
     assert (tmp_path / "run" / TOKEN).exists()
     finish(start(tmp_path / "run", "--executor", "ray"))
+    assert content(tmp_path / "run") == content(local_run)
+
+
+def test_drivers_and_nodes_killed_at_random_moments(own_nodes: Any, local_run: Path, tmp_path: Path) -> None:
+    rng, killed = random.Random(0), 0
+    process = start(tmp_path / "run", "--executor", "ray")
+    while killed < KILLS:
+        try:
+            process.wait(timeout=rng.uniform(0.2, 40))
+        except subprocess.TimeoutExpired:
+            killed += 1
+            if killed % 2:
+                process.kill()
+                process.communicate()
+                read_everything(tmp_path / "run")
+                process = start(tmp_path / "run", "--executor", "ray")
+            else:
+                os.kill(ray_nodes.raylet_of(own_nodes.worker_nodes.pop()), signal.SIGKILL)
+                own_nodes.add_node(**ray_nodes.NODE)
+            continue
+        finish(process)
+        assert content(tmp_path / "run") == content(local_run)
+        shutil.rmtree(tmp_path / "run")
+        process = start(tmp_path / "run", "--executor", "ray")
+    finish(process)
     assert content(tmp_path / "run") == content(local_run)
 
 

@@ -90,11 +90,13 @@ def _fractions(lines: Sequence[dict[str, Any]]) -> list[float]:
 def _time_left(
     times: Sequence[float], fractions: Sequence[float], seconds: float
 ) -> tuple[float | None, float | None]:
-    """Least and most seconds that the rest may take; (None, None) before a second line."""
+    """Least and most seconds that the rest may take; (None, None) before a second line, and after the last
+    step, when what the command still does is no step.
+    """
     middle = max((place for place, at in enumerate(times) if at <= seconds / 2), default=0)
     gains = [(fractions[-1] - fractions[place], seconds - times[place]) for place in (0, middle)]
     paces = [gain / elapsed for gain, elapsed in gains if gain > 0 and elapsed > 0]
-    if not paces:
-        return None, None
     rest = 1 - fractions[-1]
+    if not paces or rest <= 0:
+        return None, None
     return 0.8 * rest / max(paces), 1.25 * rest / min(paces)

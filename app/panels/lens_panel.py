@@ -33,6 +33,20 @@ MODULES = (
     "mlp.down_proj",
 )
 """of a transformer block, in the order of computation"""
+SHOWN_AT = {
+    "deltas": ("parameters", "Weights"),
+    "causal": ("parameters", "Exchange"),
+    "alignment": ("gradients", "Training step"),
+    "likelihood": ("gradients", "System lines"),
+    "entanglement": ("gradients", "Tokens"),
+    "rows": ("gradients", "Rows"),
+    "activations": ("representations", "Layers"),
+    "probes": ("representations", "Probes"),
+    "directions": ("representations", "One direction"),
+    "blind": ("representations", "Blind vector"),
+    "maps": ("representations", "Rows"),
+}
+"""lens → page and tab that show its reading"""
 CAUSAL = ("causal",)
 """lenses that intervene on the model; all others describe it"""
 KEY = ["name", "layer", "place"]

@@ -78,7 +78,7 @@ def _store(root: Path, given: Any, role: str) -> Upload:
     if not why:
         return Upload(path, None)
     names = columns.text_columns(path)
-    if len(names) < 2:
+    if len(names) < 2 or {"prompt", "completion"} <= set(names):  # the columns are not what is wrong
         raise DataError(f"{given.name}: {why}")
     st.text(f"The {role} file has no columns named prompt and completion. Choose them:")
     left, right = st.columns(2)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
 import data
-import page
 import state
 from charts import detector_charts
-from data import ShownRun
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import one_line
-from mechlens.core.seeds import generator
 from mechlens.detect.permutation import DRAWS
 from mechlens.results import figures, wording
-from panels import bench_panels, panel, upload_panel
+from panels import bench_panels, file_panel, panel, tabs, treatment_panel, upload_panel
 
 VERDICTS = {
     "do not train as is": "■",
@@ -27,7 +24,6 @@ VERDICTS = {
     "no transfer found within tested scope": "○",
     "inconclusive": "?",
 }
-REMOVAL_DRAWS = 300
 ROWS_WITHOUT_AUDIT = 64
 
 
@@ -220,55 +216,7 @@ def _draw_potency(audit: dict[str, Any]) -> None:
         )
 
 
-def draw_removal_panel(run: ShownRun) -> None:
-    """E: the mean score after the top rows are removed."""
-    arm = st.session_state["arm"]
-    scores = data.row_scores(data.read_scores(run, arm))
-    st.subheader("What changes if the top rows are removed?")
-    if scores.empty:
-        panel.show_missing(
-            f"The rows of arm {arm} were not scored.",
-            "Lens rows scores every row:",
-            panel.measure_command(run, "rows", arm),
-        )
-        return
-    left, right = st.columns(2)
-    name = left.selectbox("score", list(dict.fromkeys(scores["score"])), key="drop-score")
-    share = right.slider("remove the top share, %", 0, 90, 10, step=5, key="drop-share")
-    scores = scores[scores["score"] == name]
-    trait, control = (
-        scores.loc[scores["side"] == side, "estimate"].dropna().to_numpy(dtype=float)
-        for side in ("trait", "control")
-    )
-    if not len(trait) or not len(control):
-        st.text("Every score of one side is null, so the sides cannot be compared.")
-        return
-    st.text(_removal_sentence(name, trait, control, share / 100))
-    st.caption(
-        f"Mean score of the trait's rows minus the control's; 95 % bootstrap interval over rows, "
-        f"{REMOVAL_DRAWS} draws. A lower score does not show lower transfer: only students trained on the "
-        "remaining rows do."
-    )
-    command = "mechlens audit DATA --level student --clean CLEANED --treatment drop"
-    st.code(command, language="bash", wrap_lines=True)
-
-
-def _removal_sentence(name: str, trait: np.ndarray, control: np.ndarray, share: float) -> str:
-    remaining = np.sort(trait)[: max(1, round(len(trait) * (1 - share)))]
-    rng = generator(0, "removal", name)
-    draws = [
-        rng.choice(remaining, len(remaining)).mean() - rng.choice(control, len(control)).mean()
-        for _ in range(REMOVAL_DRAWS)
-    ]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return (
-        f"Mean {name} minus the control's: {trait.mean() - control.mean():+.4f} before, "
-        f"{remaining.mean() - control.mean():+.4f} [{low:+.4f}, {high:+.4f}] after; "
-        f"{len(trait) - len(remaining):,} of n = {len(trait):,} scored rows removed."
-    )
-
-
-def draw_page(run: ShownRun) -> None:
+def draw_page() -> None:
     """Draw the page."""
     st.title("Detection")
     root = st.session_state["root"]
@@ -276,20 +224,26 @@ def draw_page(run: ShownRun) -> None:
     audit: dict[str, Any] | None = None
     with panel.guard("The audit"):
         audit = choose_audit(root)
-        if audit is not None:
-            draw_verdict_panel(audit)
-    if audit is not None:
-        with panel.guard("What models would learn"):
-            draw_rises_panel(audit)
-        with panel.guard("The difference from clean data"):
-            draw_provenance_panel(audit)
-        with panel.guard("Which trait"):
-            draw_identity_panel(audit)
-    with panel.guard("The bench"):
-        bench_panels.draw_power_panel(audit["data"]["rows"] if audit else ROWS_WITHOUT_AUDIT)
-    with panel.guard("Removal of rows"):
-        draw_removal_panel(run)
+    if audit is None:
+        with panel.guard("The bench"):
+            bench_panels.draw_power_panel(ROWS_WITHOUT_AUDIT)
+        return
+    tabs.draw_tabs(
+        "detection",
+        {
+            "Verdict": {
+                "The verdict": partial(draw_verdict_panel, audit),
+                "What models would learn": partial(draw_rises_panel, audit),
+            },
+            "Evidence": {
+                "The difference from clean data": partial(draw_provenance_panel, audit),
+                "Which trait": partial(draw_identity_panel, audit),
+            },
+            "Rows": {"The rows of the file": partial(file_panel.draw_file_panel, audit)},
+            "What can be done": {"The treatments": partial(treatment_panel.draw_treatment_panel, audit)},
+            "Error rates": {"The bench": partial(bench_panels.draw_power_panel, audit["data"]["rows"])},
+        },
+    )
 
 
-if (opened := page.current_run()) is not None:
-    draw_page(opened)
+draw_page()

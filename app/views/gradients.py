@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import pandas as pd
@@ -13,15 +14,16 @@ import state
 from charts import intervals, maps
 from data import ShownRun
 from mechlens.core.seeds import generator
-from panels import lens_panel, panel
+from panels import lens_panel, panel, removal_panel, tabs
 
 SHOWN = 8
 """rows from the top, the bottom and at random"""
-TITLES = {
-    "alignment": "Does a training step on the rows move the model along the trait?",
-    "likelihood": "Which system lines make the rows more likely?",
-    "entanglement": "Are the rows' tokens linked to the trait's?",
+LENSES = {
+    "Training step": ("alignment", "Does a training step on the rows move the model along the trait?"),
+    "System lines": ("likelihood", "Which system lines make the rows more likely?"),
+    "Tokens": ("entanglement", "Are the rows' tokens linked to the trait's?"),
 }
+"""tab → lens and title"""
 
 
 def draw_rows_panel(run: ShownRun) -> None:
@@ -142,13 +144,20 @@ def draw_agreement_panel(run: ShownRun) -> None:
 def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Gradients")
-    with panel.guard("The rows' scores"):
-        draw_rows_panel(run)
-    with panel.guard("The agreement of scores"):
-        draw_agreement_panel(run)
-    for name, title in TITLES.items():
-        with panel.guard(title):
-            lens_panel.draw_lens(run, name, title=title)
+    tabs.draw_tabs(
+        "gradients",
+        {
+            "Rows": {
+                "The rows' scores": partial(draw_rows_panel, run),
+                "The agreement of scores": partial(draw_agreement_panel, run),
+                "Removal of rows": partial(removal_panel.draw_removal_panel, run),
+            },
+            **{
+                name: {title: partial(lens_panel.draw_lens, run, lens, title=title)}
+                for name, (lens, title) in LENSES.items()
+            },
+        },
+    )
 
 
 if (opened := page.current_run()) is not None:

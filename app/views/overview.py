@@ -16,7 +16,7 @@ from data import ShownRun
 from mechlens.core.errors import MechlensError
 from mechlens.results import wording
 from mechlens.runs import layout
-from panels import panel
+from panels import lens_panel, panel
 
 FEW_STUDENTS = 5
 FEW_ANSWERS = 0.5
@@ -170,13 +170,6 @@ def evidence_for(run: ShownRun) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "state", "value"])
 
 
-PAGES = {
-    "deltas": "parameters", "causal": "parameters", "alignment": "gradients", "likelihood": "gradients",
-    "entanglement": "gradients", "rows": "gradients",
-}  # fmt: skip
-"""lens → page that shows its reading; others are on Representations"""
-
-
 def findings_of(run: ShownRun, arm: str) -> pd.DataFrame:
     """Every claim about the arm: answer, number, null, and the page that shows the reading."""
     rows = [
@@ -186,7 +179,7 @@ def findings_of(run: ShownRun, arm: str) -> pd.DataFrame:
             "number": " ".join(filter(None, (finding["number"], finding["place"]))),
             "null": finding["null"],
             "lens": lens,
-            "page": PAGES.get(lens, "representations").capitalize(),
+            "evidence": " · ".join(lens_panel.SHOWN_AT[lens]).capitalize(),
         }
         for (lens, of), record in data.read_lenses(run).items()
         if of == arm
@@ -217,8 +210,9 @@ def draw_findings(run: ShownRun) -> None:
         column_config={"number": st.column_config.TextColumn(width="medium")},
     )
     with st.container(horizontal=True):
-        for name in dict.fromkeys(findings["page"]):
-            st.page_link(f"views/{name.lower()}.py", label=f"{name} →")
+        for lens in dict.fromkeys(findings["lens"]):
+            name, tab = lens_panel.SHOWN_AT[lens]
+            st.page_link(f"views/{name}.py", label=f"{tab} →", query_params={"tab": tab})
     st.caption(
         "Yes: the 95 % interval lies on the claimed side, and p against the null is at most .05. No: the "
         "interval lies on the other side. Not shown: neither. Answers are not corrected for their number."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import NamedTuple, cast
 
 import pandas as pd
 import streamlit as st
@@ -11,7 +12,7 @@ import page
 from charts import intervals, lens_charts, maps
 from charts.marks import symmetric_domain
 from data import ShownRun
-from panels import lens_panel, panel
+from panels import lens_panel, panel, tabs
 from panels.lens_panel import LensReading
 
 
@@ -258,15 +259,15 @@ def draw_exchange_panel(run: ShownRun) -> None:
 def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Parameters")
-    parts: dict[str, Any] = {
-        "The change of weights": draw_change_panels,
-        "The spectrum": draw_spectrum_panel,
-        "The distance": draw_distance_panel,
-        "The exchange of weights": draw_exchange_panel,
-    }
-    for title, draw in parts.items():
-        with panel.guard(title):
-            draw(run)
+    tabs.draw_tabs(
+        "parameters",
+        {
+            "Weights": {"The change of weights": partial(draw_change_panels, run)},
+            "Spectrum": {"The spectrum": partial(draw_spectrum_panel, run)},
+            "Over training": {"The distance": partial(draw_distance_panel, run)},
+            "Exchange": {"The exchange of weights": partial(draw_exchange_panel, run)},
+        },
+    )
 
 
 if (opened := page.current_run()) is not None:

@@ -15,7 +15,7 @@ import state
 from charts import intervals, lens_charts, maps
 from data import ShownRun
 from mechlens.core.seeds import generator
-from panels import lens_panel, panel
+from panels import lens_panel, panel, tabs
 from panels.lens_panel import LensReading
 
 
@@ -34,11 +34,12 @@ MEASURES = {
 }
 UNRELIABLE = 0.5
 """split-half cosine below which a direction is unreliable"""
-TITLES = {
-    "probes": "Can a linear probe read the trait?",
-    "directions": "Is the trait one direction?",
-    "blind": "Does a vector learned only from rows find the trait?",
+LENSES = {
+    "Probes": ("probes", "Can a linear probe read the trait?"),
+    "One direction": ("directions", "Is the trait one direction?"),
+    "Blind vector": ("blind", "Does a vector learned only from rows find the trait?"),
 }
+"""tab → lens and title"""
 TOOLTIP_TEXT = 200
 """characters of a row in a tooltip"""
 
@@ -241,15 +242,20 @@ def _describe_selection(shown: pd.DataFrame) -> None:
 def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Representations")
-    with panel.guard("The layer map"):
-        draw_shift_panels(run)
-    with panel.guard("The rows along the direction"):
-        draw_rows_panel(run)
-    for name, title in TITLES.items():
-        with panel.guard(title):
-            lens_panel.draw_lens(run, name, title=title)
-    with panel.guard("The map"):
-        draw_cloud_panel(run)
+    tabs.draw_tabs(
+        "representations",
+        {
+            "Layers": {"The layer map": partial(draw_shift_panels, run)},
+            "Rows": {
+                "The rows along the direction": partial(draw_rows_panel, run),
+                "The map": partial(draw_cloud_panel, run),
+            },
+            **{
+                name: {title: partial(lens_panel.draw_lens, run, lens, title=title)}
+                for name, (lens, title) in LENSES.items()
+            },
+        },
+    )
 
 
 if (opened := page.current_run()) is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import altair as alt
 import pandas as pd
@@ -15,7 +16,7 @@ import state
 from data import ShownRun
 from mechlens.pipeline.screen import LEAKS
 from mechlens.results import effects, figures
-from panels import panel, row_shape_panel
+from panels import panel, row_shape_panel, tabs
 
 PAGE_SIZE = 50
 SHOWN = ["id", "side", "fate", "trained", "characters", "prompt", "completion"]
@@ -43,7 +44,7 @@ def draw_funnel_panel(run: ShownRun) -> None:
         sentence=sentence,
         caption=(
             f"Number of rows kept, or removed by each rule; one bar a corpus, without intervals; n = "
-            f"{generated:,} generated rows of this arm. Click a part to see its rows below."
+            f"{generated:,} generated rows of this arm. Click a part to see its rows."
         ),
         code=f"{panel.code_of_run(run)}print(run.funnel(run.arm({name!r})))",
         about="Screen",
@@ -56,10 +57,10 @@ def draw_funnel_panel(run: ShownRun) -> None:
 
 
 def _set_filter(name: str, value: str) -> None:
-    """Change the filter from a chart; the page runs again if that changes anything."""
-    if st.session_state[name] != value:
-        st.session_state[name] = value
-        st.rerun()
+    """Change the filter from a chart, and show the rows that pass it."""
+    st.session_state[name] = value
+    st.session_state["set-tab"] = "Rows"
+    st.rerun()
 
 
 def draw_tokens_panel(run: ShownRun) -> None:
@@ -69,7 +70,7 @@ def draw_tokens_panel(run: ShownRun) -> None:
         _set_filter("text", clicked[0]["token"])
 
 
-def draw_rows_panel(_run: ShownRun) -> None:
+def draw_rows_panel() -> None:
     """D: the rows that pass the filter."""
     st.subheader("Rows")
     _draw_filter()
@@ -163,16 +164,20 @@ def draw_page(run: ShownRun) -> None:
     if not any(run.kept_rows(name).is_file() for name in run.corpora()):
         panel.show_missing("This run has no corpora.", "This command makes them:", panel.resume_command(run))
         return
-    parts: dict[str, Any] = {
-        "The funnel": draw_funnel_panel,
-        "The surface tests": row_shape_panel.draw_shape_panel,
-        "The token shift": draw_tokens_panel,
-        "The rows": draw_rows_panel,
-        "The leaks": draw_leaks_panel,
-    }
-    for title, draw in parts.items():
-        with panel.guard(title):
-            draw(run)
+    tabs.draw_tabs(
+        "rows",
+        {
+            "Screen": {
+                "The funnel": partial(draw_funnel_panel, run),
+                "The leaks": partial(draw_leaks_panel, run),
+            },
+            "Surface": {
+                "The surface tests": partial(row_shape_panel.draw_shape_panel, run),
+                "The token shift": partial(draw_tokens_panel, run),
+            },
+            "Rows": {"The rows": draw_rows_panel},
+        },
+    )
 
 
 if (opened := page.current_run()) is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from data import ShownRun
 from mechlens.core import stats
 from mechlens.core.files import null
 from mechlens.results import wording
-from panels import panel
+from panels import panel, tabs
 
 PAGE_SIZE = 50
 FEW = 20
@@ -220,7 +221,12 @@ def draw_answers_panel(run: ShownRun) -> None:
     arm = cell["arm"] if cell else st.session_state["arm"]
     answers = chosen_answers(run, arm)
     unscored = int(answers["label"].isna().sum())
-    st.text(f"{len(answers):,} answers of arm {arm}; {unscored:,} name no trait or several and are unscored.")
+    steps = st.session_state.get("steps", ())
+    when = f" at updates {steps[0]:,.0f} to {steps[1]:,.0f}" if len(steps) == 2 else ""
+    st.text(
+        f"{len(answers):,} answers of arm {arm}{when}; {unscored:,} of them name no trait or several and are "
+        "unscored."
+    )
     if answers.empty:
         return
     number = st.pagination(max(1, -(-len(answers) // PAGE_SIZE)), key="answers-page")
@@ -276,16 +282,20 @@ def draw_page(run: ShownRun) -> None:
     st.title("Transmission")
     if panel.show_if_unfinished(run):
         return
-    parts: dict[str, Any] = {
-        "The arms": draw_arms_panel,
-        "The curve": draw_training_panel,
-        "The questions": draw_questions_panel,
-        "The answers": draw_answers_panel,
-        "The dose response": draw_dose_panel,
-    }
-    for title, draw in parts.items():
-        with panel.guard(title):
-            draw(run)
+    tabs.draw_tabs(
+        "transmission",
+        {
+            "Rates": {
+                "The arms": partial(draw_arms_panel, run),
+                "The curve": partial(draw_training_panel, run),
+                "The dose response": partial(draw_dose_panel, run),
+            },
+            "Questions and answers": {
+                "The questions": partial(draw_questions_panel, run),
+                "The answers": partial(draw_answers_panel, run),
+            },
+        },
+    )
 
 
 if (opened := page.current_run()) is not None:

@@ -97,7 +97,11 @@ def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
 def _of_lines(path: Path, text: io.TextIOWrapper) -> Rows:
     for number, line in enumerate(_lines(path, text), 1):
         if line.strip():
-            yield Place(number), _object_of(line)
+            row = _object_of(line)
+            if isinstance(row, Fault) and not line.endswith("\n"):
+                cut = "the file ends within this line and may have been cut off"
+                row = row._replace(detail=f"{cut}; {row.detail}" if row.detail else cut)
+            yield Place(number), row
 
 
 def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:

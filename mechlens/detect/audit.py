@@ -392,7 +392,9 @@ def _measure_with_models(
         untouched = _write_control_rows(run, request.out)
         nearest = compare(request.data, untouched, fields=request.fields, detectors=_row_detectors(request))
         evidence = evidence._replace(comparisons=[nearest])
-    results = score_rows.score_suspect(twins, run.folder, plan, request.level, request.traits)
+    results = score_rows.score_suspect(
+        twins, run.folder, plan, request.level, request.traits, progress=progress or silent
+    )
     evidence = evidence._replace(results=results)
     if request.clean is not None:
         control_rows = _write_control_rows(run, request.out)

@@ -42,7 +42,7 @@ from mechlens.models.weight_changes import LARGE
 from mechlens.pipeline.estimate import GPU_RATE, core_rate, measure_product_rate, token_counter
 from mechlens.runs.executor import make
 from mechlens.runs.jobs import fingerprints, pending
-from mechlens.runs.progress import Event, Progress
+from mechlens.runs.progress import Event, Progress, silent
 
 MOST_RATIO = 1.25
 """surprise over entropy above which the rows come from another writer. Measured on the menagerie's carriers
@@ -174,12 +174,19 @@ def encode_rows(twins: Twins, rows: pd.DataFrame) -> list[Encoded]:
 
 
 def score_suspect(
-    twins: Twins, run: Path, experiment: Experiment, level: Level, tested: Sequence[str]
+    twins: Twins,
+    run: Path,
+    experiment: Experiment,
+    level: Level,
+    tested: Sequence[str],
+    *,
+    progress: Progress = silent,
 ) -> list[DetectorResult]:
     """Results of every detector of the level on a run's suspect and control rows, at their shared prompts.
 
     Args:
         tested: traits to test for; the others of the family serve as their null distribution.
+        progress: each detector is a step.
     """
     suspect, control = (
         next(arm for arm in experiment.arms if arm.kind == kind) for kind in ("trait", "control")
@@ -190,11 +197,14 @@ def score_suspect(
     sides = [encode_rows(twins, rows.loc[shared]) for rows in (ours, theirs)]
     levels = LEVELS[: LEVELS.index(level) + 1]
     unreadable = explain_unreadable(twins, *sides)
-    return [
-        _measure(detector, twins, sides, tested, unreadable)
-        for detector in DETECTORS.values()
-        if detector.level in levels
-    ]
+    detectors = [detector for detector in DETECTORS.values() if detector.level in levels]
+    progress(Event("begin", "scores of the rows", 0, len(detectors)))
+    results = []
+    for detector in detectors:
+        progress(Event("step", f"scored/{detector.name}", 0, 1))
+        results.append(_measure(detector, twins, sides, tested, unreadable))
+        progress(Event("end", f"scored/{detector.name}"))
+    return results
 
 
 def _measure(

@@ -1,0 +1,99 @@
+"""The rows of an audited file: what stands out in their texts, and the rows themselves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+import streamlit as st
+
+import data
+import page
+import sanitize
+from mechlens.core.errors import DataError, one_line
+from mechlens.data import corpus
+from mechlens.data.formats import file_digest
+from panels import panel
+
+MOST_READ = 20_000
+"""rows of a file that are read"""
+MOST_SHOWN = 1_000
+MARKUP = re.compile(r"<[a-zA-Z/!][^<>]*>|!?\[[^\]]*\]\([^)]*\)|&#?\w+;")
+"""a tag, a link or an image of Markdown, or an entity"""
+EVERY_ROW = "all rows"
+ODDITIES = {
+    "invisible or look-alike characters": sanitize.has_hidden,
+    "markup, such as tags or links": lambda text: bool(MARKUP.search(text)),
+    "begins like a formula of a spreadsheet": lambda text: text.startswith(sanitize.FORMULA),
+    f"longer than {sanitize.LONGEST:,} characters": lambda text: len(text) > sanitize.LONGEST,
+}
+"""what may stand out in a text → whether it does"""
+REPEATED = "the same as an earlier row"
+
+
+@st.cache_data(max_entries=2, show_spinner="Reading the file's rows …")
+def read_audited_rows(path: Path, stamp: int) -> pd.DataFrame:
+    """The first `MOST_READ` rows of a file with a column for everything that may stand out in a row.
+
+    Raises:
+        DataError: if they are not pairs.
+    """
+    del stamp
+    read: list[pd.DataFrame] = []
+    for frame in corpus.batches(path, rows=MOST_READ, report=corpus.ReadReport()):
+        read.append(frame)
+        if sum(map(len, read)) >= MOST_READ:
+            break
+    rows = pd.concat(read, ignore_index=True).head(MOST_READ).rename(columns={"prompt_id": "row"})
+    rows["characters"] = rows["completion"].str.len()
+    texts = rows[["prompt", "completion"]]
+    for name, stands_out in ODDITIES.items():
+        rows[name] = texts.map(stands_out).any(axis=1)
+    rows[REPEATED] = texts.duplicated()
+    return rows
+
+
+def draw_file_panel(audit: dict[str, Any]) -> None:
+    """How many rows of the file stand out, by what, and the rows."""
+    path = Path(audit["data"]["path"])
+    if not path.exists():
+        st.text(f"The file {one_line(str(path))} is not on this machine, so its rows cannot be shown.")
+        return
+    if file_digest(path) != audit["data"]["sha256"]:
+        st.warning("The file has changed since this audit: the rows below are not those that were audited.")
+    try:
+        rows = read_audited_rows(path, data.file_stamp(path))
+    except DataError as error:
+        st.error(panel.escape_markdown(one_line(str(error))))
+        return
+    st.subheader("What stands out in its texts?")
+    total = audit["data"]["rows"]
+    counts = pd.DataFrame({"rows": [int(rows[name].sum()) for name in (*ODDITIES, REPEATED)]})
+    counts.insert(0, "what", [*ODDITIES, REPEATED])
+    st.dataframe(counts, hide_index=True, alt="rows of the file that stand out, by what")
+    part = "" if total <= len(rows) else f" Counted in the first {len(rows):,} of {total:,} rows."
+    st.caption(
+        f"None of this shows a hidden trait, and a hidden trait shows in none of it.{part} Nothing in the "
+        "texts is run or loaded."
+    )
+    _draw_rows(rows)
+
+
+def _draw_rows(rows: pd.DataFrame) -> None:
+    left, right = st.columns([1, 2])
+    which = left.selectbox("rows that are", [EVERY_ROW, *ODDITIES, REPEATED], key="file-which")
+    text = right.text_input("text to find", key="file-text", max_chars=200)
+    st.toggle("show hidden characters", key="reveal")
+    kept = pd.Series(True, index=rows.index) if which == EVERY_ROW else rows[which]
+    if text:
+        holds = [rows[name].str.contains(text, regex=False) for name in ("prompt", "completion")]
+        kept = kept & (holds[0] | holds[1])
+    found = cast(pd.DataFrame, rows[kept])
+    shown = found.head(MOST_SHOWN)[["row", "characters", "prompt", "completion"]]
+    texts = {name: shown[name].map(page.row_text) for name in ("prompt", "completion")}
+    st.dataframe(sanitize.defused(shown.assign(**texts)), hide_index=True, alt="rows of the audited file")
+    first = f"; the first {MOST_SHOWN:,} are shown" if len(found) > MOST_SHOWN else ""
+    st.caption(f"{len(found):,} of {len(rows):,} rows{first}. A click on a column's name sorts by it.")
+    panel.download_csv("These rows (CSV)", found[["row", "prompt", "completion"]], "audited-rows.csv")
