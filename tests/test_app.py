@@ -4,6 +4,7 @@ shows.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -24,6 +25,7 @@ from mechlens import cli
 from mechlens.core import tables
 from mechlens.core.errors import SpecError
 from mechlens.core.files import read_json, write_json
+from mechlens.data.formats import file_digest
 from mechlens.lenses import lens_names
 from mechlens.results import wording
 from mechlens.results.figures import KIND_COLOUR
@@ -349,6 +351,33 @@ def test_a_card_of_few_sets_and_no_foreign_teacher_is_shown(
     assert "too few sets for an interval" in words(
         page
     ) and "Of which teachers and doses is the trait not found?" in words(page)
+
+
+def test_the_rows_of_an_audited_file_are_shown_with_what_stands_out(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = shutil.copytree(folders["as_it_is"], tmp_path / "runs")
+    texts = ["1, 2", "=cmd()", "<b>3</b>", "4\u200b", "9" * 5000, "1, 2"]
+    file = tmp_path / "suspect.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "go on", "completion": text}) + "\n" for text in texts))
+    audit = read_json(APP / "audits" / "eagle" / "audit.json")
+    audit["data"] = {"path": str(file), "rows": len(texts), "sha256": file_digest(file)}
+    (runs / "audits" / "suspect").mkdir(parents=True)
+    write_json(runs / "audits" / "suspect" / "audit.json", audit)
+    page = turned(opened(runs, monkeypatch), "detection", "Rows")
+    assert not page.exception and not page.warning
+    counts, rows = (one.value for one in page.dataframe)
+    assert counts["rows"].tolist() == [1] * 5
+    assert rows["completion"].str.startswith("'=cmd").sum() == 1 and len(rows) == len(texts)
+    page = page.selectbox(key="file-which").select("the same as an earlier row").run()
+    assert page.dataframe[1].value["row"].tolist() == [5]
+    page = page.selectbox(key="file-which").select("all rows").run()
+    page = page.text_input(key="file-text").set_value("<b>").run()
+    assert page.dataframe[1].value["row"].tolist() == [2]
+    file.write_text(file.read_text() * 2)
+    assert "changed since this audit" in words(page.run())
+    file.unlink()
+    assert "is not on this machine" in words(page.run())
 
 
 def test_what_was_kept_of_another_arm_is_let_go_and_said(

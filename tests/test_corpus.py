@@ -157,6 +157,14 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
 }
 
 
+def test_a_file_that_ends_within_a_line_is_said_to_be_cut(tmp_path: Path) -> None:
+    whole = put(tmp_path / "whole.jsonl", *as_pairs(PAIRS)).read_text()
+    (tmp_path / "cut.jsonl").write_text(whole.rstrip()[:-5])
+    assert "the file ends within this line and may have been cut off" in fault(tmp_path / "cut.jsonl")
+    (tmp_path / "no-end.jsonl").write_text(whole.rstrip())
+    assert pairs_of(read_pairs(tmp_path / "no-end.jsonl")) == PAIRS
+
+
 @pytest.mark.parametrize("name", BAD_LINES)
 def test_a_bad_line_is_named_by_its_number(tmp_path: Path, name: str) -> None:
     line, expected = BAD_LINES[name]

@@ -53,7 +53,7 @@ def draw_intervals(frame: pd.DataFrame, title: str, *, reference: float = 0.0) -
         frame: name, estimate, low, high; null_low, null_high where there is a null.
         reference: where the dashed line stands.
     """
-    y = alt.Y("name:N", sort=frame["name"].tolist(), title=None, axis=alt.Axis(labelLimit=320))
+    y = alt.Y("name:N", sort=frame["name"].tolist(), title=None, axis=alt.Axis(labelLimit=420))
     layers = [dashed_line("x", reference)]
     if "null_low" in frame:
         layers.append(

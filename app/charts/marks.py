@@ -16,7 +16,8 @@ import pandas as pd
 from mechlens.results.figures import KIND_COLOUR, KIND_DASH, KIND_SHAPE
 
 HATCH = "╱╱╱"
-GREY = "#767676"
+GREY, LIGHT_GREY = "#767676", "#c4c4c4"
+"""of marks and text without a role; the lighter one for text on dark"""
 TRAIT = KIND_COLOUR["trait"]
 COLOUR_LEGEND = alt.Legend(orient="top", direction="horizontal", gradientLength=180, titleLimit=400)
 """legend of a colour scale, above the chart: at the side of a chart two lines high it would be cut off"""
@@ -37,17 +38,19 @@ def kind_encodings(field: str, present: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def kind_dashes(field: str, present: Sequence[str], *, in_legend: bool = False) -> alt.StrokeDash:
+def kind_dashes(field: str, present: Sequence[str], *, in_legend: bool = False) -> Any:
     """Dash of arms or sides.
 
     Args:
         in_legend: whether the legend shows the dash. It must not where the legend shows shapes.
     """
-    kinds = _kinds_of(present)
-    # Vega-Lite merges the legends of equal domains, so a dash that is not in the legend needs another order
-    kinds = kinds if in_legend else kinds[::-1]
-    scale = alt.Scale(domain=kinds, range=[KIND_DASH.get(kind, [1, 0]) for kind in kinds])
-    return alt.StrokeDash(f"{field}:N", scale=scale, legend=None)
+    dashes = {kind: KIND_DASH.get(kind, [1, 0]) for kind in _kinds_of(present)}
+    if in_legend:
+        scale = alt.Scale(domain=list(dashes), range=list(dashes.values()))
+        return alt.StrokeDash(f"{field}:N", scale=scale, legend=None)
+    # no scale: a browser's Vega-Lite would dash the outlines of the legend's shapes, which tears them
+    tests = [{"test": f"datum.{field} === '{kind}'", "value": dash} for kind, dash in dashes.items()]
+    return {"condition": tests, "value": [1, 0]}
 
 
 def _kinds_of(present: Sequence[str]) -> list[str]:
@@ -69,13 +72,14 @@ def flag_encodings(field: str, labels: tuple[str, str], shapes: tuple[str, str])
 
 
 def for_dark_theme(chart: Any) -> Any:
-    """A copy of the chart for a dark page: the teacher's black becomes white.
+    """A copy of the chart for a dark page: the teacher's black becomes white, and grey text is lighter.
 
     The chart itself stays as it is, because exports are made of it.
     """
     copied = chart.copy(deep=True, ignore=["data", "datasets"])
     whole = copied.spec if isinstance(copied, alt.FacetChart) else copied
     for layer in getattr(whole, "layer", [whole]):
+        _lighten_text(layer)
         encoding = getattr(layer, "encoding", alt.Undefined)  # a concatenated chart has none
         colour = alt.Undefined if encoding is alt.Undefined else encoding.color
         # by key: the attribute of that name is altair's setter
@@ -85,6 +89,40 @@ def for_dark_theme(chart: Any) -> Any:
                 "#ffffff" if tint == KIND_COLOUR["teacher"] else tint for tint in scale["range"]
             ]
     return copied
+
+
+def hide_unnamed_marks(chart: Any) -> Any:
+    """A copy of the chart in which marks without a tooltip are no images of their own for a screen reader.
+
+    Vega would offer each group of them as an image without a name; the chart as a whole has one.
+    """
+    copied = chart.copy(deep=True, ignore=["data", "datasets"])
+    charts = [copied]
+    for each in charts:  # grows while it is read
+        parts = [getattr(each, name, []) for name in ("layer", "vconcat", "hconcat")]
+        charts += [part for listed in parts for part in listed if listed is not alt.Undefined]
+        charts += [each.spec] if isinstance(each, alt.FacetChart) else []
+        mark, encoding = getattr(each, "mark", alt.Undefined), getattr(each, "encoding", alt.Undefined)
+        if mark is alt.Undefined or (encoding is not alt.Undefined and encoding.tooltip is not alt.Undefined):
+            continue
+        each.mark = alt.MarkDef(type=mark) if isinstance(mark, str) else mark
+        each.mark["aria"] = False
+        if isinstance(each.mark["point"], dict):
+            each.mark["point"]["aria"] = False
+    return copied
+
+
+def _lighten_text(layer: Any) -> None:
+    """Make grey text of a layer readable on dark, also where a condition of a number's colour has it."""
+    mark, encoding = getattr(layer, "mark", None), getattr(layer, "encoding", alt.Undefined)
+    if not isinstance(mark, alt.MarkDef) or mark["type"] != "text":
+        return
+    if mark["color"] == GREY:
+        mark["color"] = LIGHT_GREY
+    colour = encoding["color"] if encoding is not alt.Undefined else None
+    tests = colour["condition"] if isinstance(colour, alt.ColorValue) else []
+    for test in tests if isinstance(tests, list) else []:
+        test["value"] = LIGHT_GREY if test["value"] == GREY else test["value"]
 
 
 def symmetric_domain(values: pd.Series) -> list[float]:

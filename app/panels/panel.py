@@ -87,6 +87,7 @@ def _draw_chart(key: str, chart: Any, options: dict[str, Any]) -> Any:
         if isinstance(height := getattr(part, "height", None), int):
             title_height = 0 if part.title is alt.Undefined else CHART_TITLE
             part_options["height"] = height + AROUND + title_height
+        part = marks.hide_unnamed_marks(part)
         part = marks.for_dark_theme(part) if st.context.theme.type == "dark" else part
         # by default the outermost labels are shifted inwards: the first name of a list would stand next to
         # the mark of the second

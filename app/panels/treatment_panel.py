@@ -28,7 +28,6 @@ def draw_treatment_panel(audit: dict[str, Any]) -> None:
         "What would be left of a trait?",
         intervals.draw_intervals(rows, "share of the effect that is left", reference=1.0),
         rows,
-        sentence="Not tested on this file." if not treated else "",
         caption=(
             f"Share of the effect that is left after each treatment, with 95 % intervals; measured on "
             f"{options['trait']}, n = {options['students']} students of {options['rows']:,} rows each, and "
@@ -38,8 +37,8 @@ def draw_treatment_panel(audit: dict[str, Any]) -> None:
         about="Treatments",
     )
     panel.show_missing(
-        "To have a treated version written and tested on this file:",
-        "This trains students on it too:",
+        "No treatment was tested on this file.",
+        "This command writes a treated version and trains students on it:",
         command_line(
             "audit", one_line(audit["data"]["path"]), level="student", clean="CLEANED.jsonl", treatment="drop"
         ),

@@ -212,7 +212,7 @@ def draw_findings(run: ShownRun) -> None:
     with st.container(horizontal=True):
         for lens in dict.fromkeys(findings["lens"]):
             name, tab = lens_panel.SHOWN_AT[lens]
-            st.page_link(f"views/{name}.py", label=f"{tab} →", query_params={"tab": tab})
+            st.page_link(f"views/{name}.py", label=f"{name.capitalize()}: {tab} →", query_params={"tab": tab})
     st.caption(
         "Yes: the 95 % interval lies on the claimed side, and p against the null is at most .05. No: the "
         "interval lies on the other side. Not shown: neither. Answers are not corrected for their number."

@@ -120,7 +120,7 @@ def rises(measured: pd.DataFrame, *, limit: float) -> alt.LayerChart:
         "trait:N",
         sort=shown["trait"].tolist(),
         title=None,
-        axis=alt.Axis(labelLimit=220, labelFontSize=9, ticks=False),
+        axis=alt.Axis(labelLimit=220, labelFontSize=9, ticks=False, labelOverlap=False),
     )
     x = alt.X(
         "difference:Q", title="points more often than students of clean answers", axis=alt.Axis(tickCount=6)

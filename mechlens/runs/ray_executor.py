@@ -137,6 +137,8 @@ def _refuse_nodes(ray: Any, nodes: Sequence[Mapping[str, Any]], driver: Driver) 
     for node, reference in faults.items():
         try:
             fault = ray.get(reference)
+        except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
+            continue  # it was lost since the list was made: jobs go to the others
         except ray.exceptions.RayError as error:
             fault = f"cannot execute mechlens ({foreign.first_line(_cause(error))}); {SAME_ENVIRONMENT}"
         if fault:
