@@ -393,6 +393,18 @@ def test_what_was_kept_of_another_arm_is_let_go_and_said(
     assert any("is not in this run" in one.value for one in page.warning)
 
 
+def test_a_click_on_the_funnel_shows_those_rows(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = turned(opened(folders["as_it_is"], monkeypatch), "rows")
+    chart = f"chart-rows-funnel-{page.session_state['run']}-{page.session_state['arm']}"
+    page.session_state[chart] = {"selection": {"fate": [{"corpus": "eagle", "fate": "duplicate"}]}}
+    page = page.run()
+    assert not page.exception
+    assert (page.session_state["tab"], page.session_state["stage"]) == ("Rows", "dropped")
+    assert page.selectbox(key="in-stage").value == "dropped"
+
+
 def test_the_filter_that_is_shown_is_the_one_in_force(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,7 +40,7 @@ def lines(page: AppTest, across: str) -> dict[tuple[str, float], float]:
 
 
 def test_the_spectrum_drawn_is_that_of_the_matrix_chosen(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = turned(opened(runs, monkeypatch), "parameters")
+    page = turned(opened(runs, monkeypatch), "parameters", "Spectrum")
     page = page.selectbox(key="spectrum-place").set_value("mlp.up_proj").run()
     page = page.selectbox(key="spectrum-layer").set_value(1).run()
     assert not page.exception
@@ -58,10 +58,22 @@ def test_the_spectrum_drawn_is_that_of_the_matrix_chosen(runs: Path, monkeypatch
     assert "Stable rank: students" in words(page)
 
 
-def test_the_walk_is_drawn_by_side_and_its_difference_said(
+def test_a_click_on_the_map_opens_the_spectrum_of_its_cell(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = turned(opened(runs, monkeypatch), "parameters")
+    chart = f"chart-parameters-map-{page.session_state['run']}-{page.session_state['arm']}"
+    page.session_state[chart] = {"selection": {"cell": [{"place": "self_attn.q_proj", "layer": 1}]}}
+    page = page.run()
+    assert not page.exception and page.session_state["tab"] == "Spectrum"
+    assert page.selectbox(key="spectrum-place").value == "self_attn.q_proj"
+    assert page.selectbox(key="spectrum-layer").value == 1
+
+
+def test_the_walk_is_drawn_by_side_and_its_difference_said(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = turned(opened(runs, monkeypatch), "parameters", "Over training")
     own = READING[(READING["quantity"] == "distance to the teacher") & READING["seed"].isna()]
     sides = own[own["name"].isin(["student", "control"])]
     assert lines(page, "step") == {

@@ -88,6 +88,8 @@ def _draw_map(run: ShownRun, reading: LensReading, measure: str, subject: str) -
     if panel.is_new_pick("parameters-map", clicked) and clicked:
         st.session_state["spectrum-place"] = clicked[0]["place"]
         st.session_state["spectrum-layer"] = int(clicked[0]["layer"])
+        st.session_state["set-tab"] = "Spectrum"
+        st.rerun()
 
 
 def _draw_totals(run: ShownRun, reading: LensReading, measure: str) -> None:
