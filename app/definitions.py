@@ -51,9 +51,9 @@ OWN = {
         "Answers are not corrected for the number of claims. `Not shown` is no evidence against a claim.",
     ),
     "Treatments": (
-        "(rate after the treatment − control) / (rate without it − control)",
-        "Students of the treated rows, paired by seed with those of the same share of rows or tokens treated "
-        "at random; 95 % bootstrap interval over students.",
+        "(rate of a treated student − its control's) / (the same without treatment, same seed)",
+        "Mean over students with a 95 % t interval; beside it the same amount of random change. The random "
+        "choice of a gradient is another trait's gradient, that of a block the next block.",
         "Measured on one trait and one recipe: what is left on another file is unknown until it is measured.",
     ),
     "Provenance": (

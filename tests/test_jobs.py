@@ -246,6 +246,10 @@ def test_the_pace_gives_a_range_of_what_is_left(tmp_path: Path) -> None:
     rest = 1 - 1.25 / 4
     assert found.low == pytest.approx(0.8 * rest / max(since_start, lately))
     assert found.high == pytest.approx(1.25 * rest / min(since_start, lately))
+    done = written(tmp_path / "d", (0, "", 0, 0, 0), (10, "a", 4, 4, 1))
+    done.write_text(done.read_text().replace('"steps": 4', '"steps": 1'))
+    ended = job_progress.read_progress(done, until="2026-01-01T00:00:30+00:00", running=True)
+    assert ended is not None and (ended.fraction, ended.low) == (1, None), "what is left is no step"
     second = written(
         tmp_path / "q",
         (0, "", 0, 0, 0),

@@ -31,11 +31,13 @@ def draw_treatment_panel(audit: dict[str, Any]) -> None:
         caption=(
             f"Share of the effect that is left after each treatment, with 95 % intervals; measured on "
             f"{options['trait']}, n = {options['students']} students of {options['rows']:,} rows each, and "
-            "not on this file. Grey: as many rows or tokens treated at random. Dashed: nothing changed. The "
+            "not on this file. Grey: the same amount of random change. Dashed: nothing changed. The "
             "table has the loss on the task as a multiple of that without treatment."
         ),
         about="Treatments",
     )
+    if treated and treated["measured"]:
+        return
     panel.show_missing(
         "No treatment was tested on this file.",
         "This command writes a treated version and trains students on it:",

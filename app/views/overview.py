@@ -171,7 +171,7 @@ def evidence_for(run: ShownRun) -> pd.DataFrame:
 
 
 def findings_of(run: ShownRun, arm: str) -> pd.DataFrame:
-    """Every claim about the arm: answer, number, null, and the page that shows the reading."""
+    """Every claim about the arm: answer, number, null, and the page and tab that show it."""
     rows = [
         {
             "answer": finding["answer"],
