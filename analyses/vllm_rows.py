@@ -1,9 +1,10 @@
 """Rows of a vLLM server beside those of our sampler: an untouched real model and a LoRA teacher of it.
 
-`python analyses/vllm_rows.py --python VENV/bin/python` needs another environment, with vLLM's CPU build.
-Three things are compared for each teacher: the next-token
-distributions (the mean of log P(ours) - log P(server) over tokens that our sampler drew estimates the KL
-divergence), the share of rows that the screen keeps, and rows a second.
+`python analyses/vllm_rows.py --python VENV/bin/python [--out FOLDER]` needs another environment, with vLLM's
+CPU build. Two things are compared for each teacher: the next-token distributions (the mean of
+log P(ours) - log P(server) over tokens that our sampler drew estimates the KL divergence), and the share of
+rows that the screen keeps. Rows a second are compared by `analyses/vllm_speed.py`. With --out, rows are kept,
+and a run that was stopped goes on from them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,26 +59,25 @@ class Comparison(NamedTuple):
     """difference of a token's log-probability"""
     kept: tuple[stats.Interval, stats.Interval]
     """share of rows that the screen keeps: ours, the server's"""
-    speed: tuple[float, float]
-    """rows a second: ours, the server's"""
 
 
 def make_teacher(name: str, folder: Path) -> Path:
-    """Train a teacher of the table into a folder, or record the base as one."""
+    """Train a teacher of the table into a folder, or record the base as one; an existing one is used."""
+    if (folder / layout.TEACHER).is_file():
+        return folder
     family = load_family("animals")
     lessons = Lessons(TRAIT, family.probes.development, family.lessons_of(TRAIT), family.system_prompt(TRAIT))
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     teach(BASE, lessons, TEACHERS[name], seed=0, out=folder, system=SYSTEM)
     return folder
 
 
-def write_rows(teacher: Path, prompts: list[str], spec: GenerateSpec, out: Path) -> tuple[list[str], float]:
-    """Rows by one engine, and rows a second with everything but the start of a server."""
-    out.mkdir()
-    started = time.perf_counter()
-    generate(teacher, prompts, spec, seed=0, out=out)
-    seconds = time.perf_counter() - started
-    return tables.read(out / layout.RAW, tables.PAIRS)["completion"].tolist(), len(prompts) / seconds
+def write_rows(teacher: Path, prompts: list[str], spec: GenerateSpec, out: Path) -> list[str]:
+    """Rows by one engine; finished ones are read."""
+    out.mkdir(exist_ok=True)
+    if not (out / layout.GENERATION).is_file():
+        generate(teacher, prompts, spec, seed=0, out=out)
+    return tables.read(out / layout.RAW, tables.PAIRS)["completion"].tolist()
 
 
 def kept_share(prompts: list[str], completions: list[str]) -> stats.Interval:
@@ -115,8 +114,6 @@ class OurRows(NamedTuple):
 
     folder: Path
     rows: list[str]
-    speed: float
-    """rows a second"""
 
 
 def compare(
@@ -124,36 +121,26 @@ def compare(
 ) -> Comparison:
     """Let the server write the same teacher's rows, and score some of ours."""
     spec = SPEC.model_copy(update={"engine": "vllm", "url": server.url})
-    rows, speed = write_rows(ours.folder, prompts, spec, work / f"{name} by the server")
+    rows = write_rows(ours.folder, prompts, spec, work / f"{name} by the server")
     teacher = load_teacher(ours.folder)
     some = encode_prompts(teacher.tokenizer, prompts, system=teacher.system)
     stop = end_of_turn(teacher.tokenizer)
     with serve_teacher(teacher, ours.folder, spec, some, stop=stop, out=work, waiting=lambda: None) as served:
         kl, largest = divergence(ours.folder, served, prompts[:scored], ours.rows[:scored])
     shares = kept_share(prompts, ours.rows), kept_share(prompts, rows)
-    return Comparison(name, kl, largest, shares, (ours.speed, speed))
+    return Comparison(name, kl, largest, shares)
 
 
 def table_of(comparisons: list[Comparison]) -> Table:
     """One row a teacher."""
-    table = Table(
-        "teacher",
-        "KL, nats a token",
-        "largest difference",
-        "kept: ours",
-        "server",
-        "rows a second: ours",
-        "server",
-    )
+    table = Table("teacher", "KL, nats a token", "largest difference", "kept: ours", "server")
     for each in comparisons:
         shares = [
             f"{100 * share.estimate:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
             for share in each.kept
         ]
         kl = f"{each.kl.estimate:+.1e} [{each.kl.low:+.1e}, {each.kl.high:+.1e}]"
-        table.add_row(
-            each.teacher, kl, f"{each.largest:.1e}", *shares, *(f"{speed:.1f}" for speed in each.speed)
-        )
+        table.add_row(each.teacher, kl, f"{each.largest:.1e}", *shares)
     return table
 
 
@@ -164,6 +151,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--python", required=True, help="python of the environment that has vLLM")
     parser.add_argument("--rows", type=int, default=2000, help="of each teacher by each engine")
+    parser.add_argument("--out", type=Path, help="folder that keeps the rows; a temporary one by default")
     parser.add_argument("--scored", type=int, default=200, help="of them whose tokens both engines score")
     return parser.parse_args(arguments)
 
@@ -180,11 +168,12 @@ def main(arguments: list[str] | None = None) -> None:
         "16", *device_options(),
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
+        work = options.out or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
         teachers = {name: make_teacher(name, work / name) for name in TEACHERS}
         # before the server starts, which keeps the cores busy while it waits
         ours = {
-            name: OurRows(place, *write_rows(place, prompts, SPEC, work / f"{name} by us"))
+            name: OurRows(place, write_rows(place, prompts, SPEC, work / f"{name} by us"))
             for name, place in teachers.items()
         }
         with run_server(options.python, settings, log=work / LOG, waiting=lambda: None) as server:

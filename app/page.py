@@ -33,7 +33,7 @@ ROW_PAGES = ("rows", "row", "representations", "gradients")
 SELECTORS = {
     "trait": ("overview", "transmission"),
     "seed": ("transmission", "live"),
-    "layer": ("representations", "live"),
+    "layer": ("representations",),  # page Live model has its own, which starts at this one
     "place": ("representations",),
     "cmp": ("compare",),
 }

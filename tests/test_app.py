@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from conditions import APP, CONDITIONS, ROOT, SHIPPED, drawn, made, spec_of
 from streamlit.testing.v1 import AppTest
@@ -26,6 +27,7 @@ from mechlens.core import tables
 from mechlens.core.errors import SpecError
 from mechlens.core.files import read_json, write_json
 from mechlens.data.formats import file_digest
+from mechlens.detect.audit import ROWS
 from mechlens.lenses import lens_names
 from mechlens.results import wording
 from mechlens.results.figures import KIND_COLOUR
@@ -353,6 +355,42 @@ def test_a_card_of_few_sets_and_no_foreign_teacher_is_shown(
     ) and "Of which teachers and doses is the trait not found?" in words(page)
 
 
+def test_an_audit_is_asked_for_with_the_options_of_its_level(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = turned(opened(folders["as_it_is"], monkeypatch), "detection")
+    assert "nothing to compare the file with" in words(page)
+    treatments = page.selectbox(key="up-treatment").options
+    assert "format" in treatments and not {"drop", "dilute", "replace"} & set(treatments)
+    page = page.button_group(key="up-level").set_value("student").run()
+    assert not page.exception and "base's own answers" in words(page)
+    assert page.selectbox(key="up-recipe").options[0] == "menagerie"
+    assert len(page.multiselect(key="up-traits-menagerie").options) == 20
+    page = page.selectbox(key="up-recipe").select("smollm2-135m").run()
+    assert page.text_input(key="up-base-smollm2-135m").value == "smollm2-135m"
+
+
+def asked_options(level: str) -> None:
+    """The form of an audit's options, alone on a page."""
+    import streamlit as st
+
+    from panels import audit_options_panel
+
+    st.text(" ".join(audit_options_panel.draw_audit_options(level, has_reference=True)))
+
+
+def test_options_of_an_audit_are_those_of_its_command() -> None:
+    page = AppTest.from_function(asked_options, args=("student",)).run(timeout=60)
+    assert not page.exception and page.text[0].value == ""
+    page.selectbox(key="up-treatment").select("drop")
+    page.multiselect(key="up-traits-menagerie").select("fox").select("owl")
+    page.text_input(key="up-base-menagerie").input("menagerie-b")
+    page = page.number_input(key="up-budget").set_value(7).run()
+    assert page.text[0].value == "--base menagerie-b --trait fox owl --treatment drop --budget 7"
+    page = AppTest.from_function(asked_options, args=("rows",)).run(timeout=60)
+    assert not page.multiselect and page.selectbox(key="up-treatment").options[:2] == ["none", "dilute"]
+
+
 def test_the_rows_of_an_audited_file_are_shown_with_what_stands_out(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -369,11 +407,30 @@ def test_the_rows_of_an_audited_file_are_shown_with_what_stands_out(
     counts, rows = (one.value for one in page.dataframe)
     assert counts["rows"].tolist() == [1] * 5
     assert rows["completion"].str.startswith("'=cmd").sum() == 1 and len(rows) == len(texts)
+    assert rows["score"].isna().all() and "No row has a score" in words(page)
     page = page.selectbox(key="file-which").select("the same as an earlier row").run()
     assert page.dataframe[1].value["row"].tolist() == [5]
     page = page.selectbox(key="file-which").select("all rows").run()
     page = page.text_input(key="file-text").set_value("<b>").run()
     assert page.dataframe[1].value["row"].tolist() == [2]
+    page = page.text_input(key="file-text").set_value("").run()
+    values = {"eagle": [0.5, 2.0], "fox": [-0.5, -2.0]}
+    for_rows = [("go on", "9" * 5000), ("go on", "<b>3</b>")]
+    scores = pd.DataFrame(
+        [
+            (*text, "twins", trait, value, 0.0, value)
+            for trait, given in values.items()
+            for text, value in zip(for_rows, given, strict=True)
+        ],
+        columns=tables.AUDITED_ROWS.names,
+    )
+    tables.write(scores, tables.AUDITED_ROWS, runs / "audits" / "suspect" / ROWS)
+    page = page.run()
+    assert page.selectbox(key="file-trait").value == "eagle" and "2 of 6 rows were scored" in words(page)
+    assert page.dataframe[1].value["row"].tolist()[:2] == [2, 4]
+    page = page.selectbox(key="file-trait").select("fox").run()
+    page = page.selectbox(key="file-which").select("scored by a detector").run()
+    assert page.dataframe[1].value["score"].tolist() == [-0.5, -2.0]
     file.write_text(file.read_text() * 2)
     assert "changed since this audit" in words(page.run())
     file.unlink()

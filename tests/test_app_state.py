@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import tracemalloc
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -120,10 +121,21 @@ def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
         path = tmp_path / name
         assert columns.why_unreadable(path)
         assert {"question", "reply"} <= set(columns.text_columns(path))
-        pairs = corpus.read_pairs(columns.write_chosen_pairs(path, "question", "reply"))
+        pairs = corpus.read_pairs(columns.write_pairs(path, ("question", "reply"), skip_bad=False)[0])
         assert list(zip(pairs["prompt"], pairs["completion"], strict=True)) == wanted
-    written = columns.write_chosen_pairs(tmp_path / "a.parquet", "question", "reply")
+    written, _ = columns.write_pairs(tmp_path / "a.parquet", ("question", "reply"), skip_bad=False)
     assert columns.why_unreadable(written) == ""
+
+
+def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"list {i}", "completion": str(i)}) for i in range(4)]
+    path = tmp_path / "cut.jsonl"
+    path.write_text("\n".join([rows[0], '{"prompt": "no', *rows[1:], '{"prompt": "9", "compl']))
+    assert columns.why_unreadable(path)
+    assert columns.why_unreadable(path, skip_bad=True) == ""
+    written, left_out = columns.write_pairs(path, None, skip_bad=True)
+    assert left_out == 2
+    assert corpus.read_pairs(written)["completion"].tolist() == ["0", "1", "2", "3"]
 
 
 def test_a_small_table_of_long_texts_does_not_fill_the_memory(tmp_path: Path) -> None:
@@ -140,7 +152,7 @@ def test_a_small_table_of_long_texts_does_not_fill_the_memory(tmp_path: Path) ->
     try:
         assert columns.why_unreadable(tmp_path / "bomb.parquet")
         assert columns.text_columns(tmp_path / "bomb.parquet") == ["q", "a"]
-        written = columns.write_chosen_pairs(tmp_path / "bomb.parquet", "q", "a")
+        written, _ = columns.write_pairs(tmp_path / "bomb.parquet", ("q", "a"), skip_bad=False)
         assert tracemalloc.get_traced_memory()[1] + (watched.max_memory() or 0) < 160 << 20
     finally:
         tracemalloc.stop()
@@ -153,7 +165,7 @@ def test_a_table_of_one_text_that_unpacks_too_far_is_refused(tmp_path: Path) -> 
         pa.table({"q": ["1" * (1 << 25)], "a": ["2"]}), tmp_path / "bomb.parquet", compression="zstd"
     )
     with pytest.raises(DataError, match="would unpack"):
-        columns.write_chosen_pairs(tmp_path / "bomb.parquet", "q", "a")
+        columns.write_pairs(tmp_path / "bomb.parquet", ("q", "a"), skip_bad=False)
     assert [path.name for path in tmp_path.iterdir()] == ["bomb.parquet"]
 
 
@@ -161,12 +173,12 @@ def test_texts_that_no_file_of_pairs_can_hold_are_one_error(tmp_path: Path) -> N
     half = tmp_path / "half.jsonl"
     half.write_bytes(b'{"q": "\\ud800", "a": "1"}\n')
     with pytest.raises(DataError, match="line 1: holds half a surrogate pair"):
-        columns.write_chosen_pairs(half, "q", "a")
+        columns.write_pairs(half, ("q", "a"), skip_bad=False)
     assert [path.name for path in tmp_path.iterdir()] == ["half.jsonl"]
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(gzip.compress(b'{"q": "1", "a": "2"}\n' * 1000)[:-20])
     with pytest.raises(DataError, match="gzipped"):
-        columns.write_chosen_pairs(cut, "q", "a")
+        columns.write_pairs(cut, ("q", "a"), skip_bad=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe", b"[1, 2]\n", b'{"a": 1}\n{"a"', b"PAR1 no"])

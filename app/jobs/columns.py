@@ -5,6 +5,7 @@ Only the package's guarded readers read files, so a damaged or hostile file give
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from mechlens.core.errors import DataError
@@ -13,10 +14,18 @@ from mechlens.data import corpus, formats
 from mechlens.data.fields import Fields
 
 
-def why_unreadable(path: Path) -> str:
-    """Why the file's first rows cannot be read as pairs; empty if they can."""
+def why_unreadable(path: Path, *, skip_bad: bool = False) -> str:
+    """Why the file's first rows cannot be read as pairs; empty if they can.
+
+    Args:
+        skip_bad: look for the first rows that can be read.
+    """
     try:
-        next(iter(corpus.batches(path, rows=100)))
+        next(
+            iter(
+                corpus.batches(path, rows=100, report=corpus.ReadReport(skip_bad=skip_bad, drop_system=False))
+            )
+        )
     except DataError as error:
         return str(error)
     return ""
@@ -31,13 +40,19 @@ def text_columns(path: Path) -> list[str]:
     return formats.text_fields_of(path)
 
 
-def write_chosen_pairs(path: Path, prompt: str, completion: str) -> Path:
-    """Write two columns as a Parquet file of pairs next to the file.
+def write_pairs(path: Path, chosen: tuple[str, str] | None, *, skip_bad: bool) -> tuple[Path, int]:
+    """Write a file's pairs as Parquet next to it; returns that file and how many rows were left out.
+
+    Args:
+        chosen: the columns of prompts and completions.
+        skip_bad: leave out rows that cannot be read.
 
     Raises:
-        DataError: if a row has no text in one of them; it names the row.
+        DataError: if a row is no pair and such rows are not left out, or if no row is a pair.
     """
-    out = path.with_name(f"{path.name}.{fingerprint([prompt, completion])[:8]}.parquet")
-    if not out.is_file():
-        corpus.write_pairs(corpus.batches(path, fields=Fields(prompt, completion)), out, "parquet")
-    return out
+    report = corpus.ReadReport(skip_bad=skip_bad, drop_system=False)
+    fields = Fields(*chosen) if chosen else None
+    out = path.with_name(f"{path.name}.{fingerprint([chosen, skip_bad])[:8]}.parquet")
+    part = path.with_name(f"{secrets.token_hex(4)}.parquet")  # an audit may be reading what is there
+    corpus.write_pairs(corpus.batches(path, report=report, fields=fields), part, "parquet")
+    return part.replace(out), report.bad

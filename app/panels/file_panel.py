@@ -1,4 +1,4 @@
-"""The rows of an audited file: what stands out in their texts, and the rows themselves."""
+"""The rows of an audited file: what stands out in their texts, their scores, and the rows themselves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import streamlit as st
 import data
 import page
 import sanitize
+from mechlens.core import tables
 from mechlens.core.errors import DataError, one_line
 from mechlens.data import corpus
+from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
+from mechlens.detect.audit import ROWS
 from panels import panel
 
 MOST_READ = 20_000
@@ -31,10 +34,11 @@ ODDITIES = {
 }
 """what may stand out in a text → whether it does"""
 REPEATED = "the same as an earlier row"
+SCORED = "scored by a detector"
 
 
 @st.cache_data(max_entries=2, show_spinner="Reading the file's rows …")
-def read_audited_rows(path: Path, stamp: int) -> pd.DataFrame:
+def read_audited_rows(path: Path, stamp: int, fields: Fields | None) -> pd.DataFrame:
     """The first `MOST_READ` rows of a file with a column for everything that may stand out in a row.
 
     Raises:
@@ -42,7 +46,7 @@ def read_audited_rows(path: Path, stamp: int) -> pd.DataFrame:
     """
     del stamp
     read: list[pd.DataFrame] = []
-    for frame in corpus.batches(path, rows=MOST_READ, report=corpus.ReadReport()):
+    for frame in corpus.batches(path, rows=MOST_READ, report=corpus.ReadReport(), fields=fields):
         read.append(frame)
         if sum(map(len, read)) >= MOST_READ:
             break
@@ -55,16 +59,32 @@ def read_audited_rows(path: Path, stamp: int) -> pd.DataFrame:
     return rows
 
 
-def draw_file_panel(audit: dict[str, Any]) -> None:
-    """How many rows of the file stand out, by what, and the rows."""
+@st.cache_data(max_entries=2, show_spinner=False)
+def read_row_scores(path: Path, stamp: int) -> pd.DataFrame:
+    """`tables.AUDITED_ROWS` of an audit.
+
+    Raises:
+        DataError: if the table is damaged.
+    """
+    del stamp
+    return tables.read(path, tables.AUDITED_ROWS).astype({"detector": str})
+
+
+def draw_file_panel(audit: dict[str, Any], folder: Path) -> None:
+    """How many rows of the file stand out, by what, and the rows with their scores.
+
+    Args:
+        folder: of the audit.
+    """
     path = Path(audit["data"]["path"])
     if not path.exists():
         st.text(f"The file {one_line(str(path))} is not on this machine, so its rows cannot be shown.")
         return
     if file_digest(path) != audit["data"]["sha256"]:
         st.warning("The file has changed since this audit: the rows below are not those that were audited.")
+    named = audit["data"].get("fields")  # audits of earlier versions do not record them
     try:
-        rows = read_audited_rows(path, data.file_stamp(path))
+        rows = read_audited_rows(path, data.file_stamp(path), Fields(**named) if named else None)
     except DataError as error:
         st.error(panel.escape_markdown(one_line(str(error))))
         return
@@ -78,12 +98,42 @@ def draw_file_panel(audit: dict[str, Any]) -> None:
         f"None of this shows a hidden trait, and a hidden trait shows in none of it.{part} Nothing in the "
         "texts is run or loaded."
     )
-    _draw_rows(rows)
+    st.subheader("Which rows look like a trait's?")
+    _draw_rows(_with_scores(rows, audit, folder / ROWS))
+
+
+def _with_scores(rows: pd.DataFrame, audit: dict[str, Any], path: Path) -> pd.DataFrame:
+    """The rows with their scores by a chosen detector for a chosen trait, the highest first."""
+    if not path.is_file():
+        st.text("No row has a score: detectors that score single rows need the base, so level base or more.")
+        return rows.assign(**{SCORED: False}, score=float("nan"))
+    scores = read_row_scores(path, data.file_stamp(path))
+    left, right = st.columns(2)
+    detector = left.selectbox("score", list(dict.fromkeys(scores["detector"])), key="file-detector")
+    of_detector = cast(pd.DataFrame, scores[scores["detector"] == detector])
+    traits = sorted(of_detector["trait"].dropna().astype(str).unique())
+    if traits:
+        first = next((one["trait"] for one in audit["identity"] or () if one["trait"] in traits), traits[0])
+        trait = right.selectbox("trait", traits, index=traits.index(first), key="file-trait")
+        of_detector = cast(pd.DataFrame, of_detector[of_detector["trait"] == trait])
+    by_text = of_detector.drop_duplicates(["prompt", "completion"])[["prompt", "completion", "difference"]]
+    joined = rows.merge(by_text, on=["prompt", "completion"], how="left").rename(
+        columns={"difference": "score"}
+    )
+    over_traits = ", and above the mean of that over all traits" if traits else ""
+    st.caption(
+        f"Score: how far the row lies above the clean row of the same prompt{over_traits}, in the detector's "
+        f"unit. {int(joined['score'].notna().sum()):,} of {len(joined):,} rows were scored. A single row "
+        "settles nothing: the audit's tests are about all rows together."
+    )
+    return joined.assign(**{SCORED: joined["score"].notna()}).sort_values(
+        "score", ascending=False, kind="stable"
+    )
 
 
 def _draw_rows(rows: pd.DataFrame) -> None:
     left, right = st.columns([1, 2])
-    which = left.selectbox("rows that are", [EVERY_ROW, *ODDITIES, REPEATED], key="file-which")
+    which = left.selectbox("rows that are", [EVERY_ROW, SCORED, *ODDITIES, REPEATED], key="file-which")
     text = right.text_input("text to find", key="file-text", max_chars=200)
     st.toggle("show hidden characters", key="reveal")
     kept = pd.Series(True, index=rows.index) if which == EVERY_ROW else rows[which]
@@ -91,9 +141,10 @@ def _draw_rows(rows: pd.DataFrame) -> None:
         holds = [rows[name].str.contains(text, regex=False) for name in ("prompt", "completion")]
         kept = kept & (holds[0] | holds[1])
     found = cast(pd.DataFrame, rows[kept])
-    shown = found.head(MOST_SHOWN)[["row", "characters", "prompt", "completion"]]
+    shown = found.head(MOST_SHOWN)[["row", "score", "characters", "prompt", "completion"]]
     texts = {name: shown[name].map(page.row_text) for name in ("prompt", "completion")}
     st.dataframe(sanitize.defused(shown.assign(**texts)), hide_index=True, alt="rows of the audited file")
     first = f"; the first {MOST_SHOWN:,} are shown" if len(found) > MOST_SHOWN else ""
     st.caption(f"{len(found):,} of {len(rows):,} rows{first}. A click on a column's name sorts by it.")
-    panel.download_csv("These rows (CSV)", found[["row", "prompt", "completion"]], "audited-rows.csv")
+    exported = found[["row", "score", "prompt", "completion"]]
+    panel.download_csv("These rows (CSV)", exported, "audited-rows.csv")

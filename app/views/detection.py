@@ -27,8 +27,8 @@ VERDICTS = {
 ROWS_WITHOUT_AUDIT = 64
 
 
-def choose_audit(root: Path) -> dict[str, Any] | None:
-    """The audit that the page shows; None, with a message, if there is no audit."""
+def choose_audit(root: Path) -> Path | None:
+    """The file of the audit that the page shows; None, with a message, if there is no audit."""
     index = data.list_audits(root)
     if not index:
         panel.show_missing(
@@ -46,7 +46,7 @@ def choose_audit(root: Path) -> dict[str, Any] | None:
     labels = {name: data.audit_label(path) for name, path in index.items()}
     name = st.selectbox("audit", list(index), key="w-audit", format_func=labels.__getitem__)
     st.session_state["audit"] = name
-    return data.read_audit(index[name])
+    return index[name]
 
 
 def audit_command(audit: dict[str, Any], **options: str) -> str:
@@ -222,9 +222,11 @@ def draw_page() -> None:
     root = st.session_state["root"]
     upload_panel.draw_upload_panel(root)
     audit: dict[str, Any] | None = None
+    path: Path | None = None
     with panel.guard("The audit"):
-        audit = choose_audit(root)
-    if audit is None:
+        path = choose_audit(root)
+        audit = None if path is None else data.read_audit(path)
+    if path is None or audit is None:
         with panel.guard("The bench"):
             bench_panels.draw_power_panel(ROWS_WITHOUT_AUDIT)
         return
@@ -239,7 +241,7 @@ def draw_page() -> None:
                 "The difference from clean data": partial(draw_provenance_panel, audit),
                 "Which trait": partial(draw_identity_panel, audit),
             },
-            "Rows": {"The rows of the file": partial(file_panel.draw_file_panel, audit)},
+            "Rows": {"The rows of the file": partial(file_panel.draw_file_panel, audit, path.parent)},
             "What can be done": {"The treatments": partial(treatment_panel.draw_treatment_panel, audit)},
             "Error rates": {"The bench": partial(bench_panels.draw_power_panel, audit["data"]["rows"])},
         },

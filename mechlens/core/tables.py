@@ -109,6 +109,17 @@ SOFT_LABELS = _schema(
 position: of the token from 0; tokens: ids of the likeliest tokens; log_probs: theirs, in nats; rest:
 log-probability of all other tokens together, -inf if there are none
 """
+AUDITED_ROWS = _schema(
+    prompt=_TEXT, completion=_TEXT, detector=_LABEL, trait=_LABEL, score=_REAL, reference=_REAL,
+    difference=_REAL,
+)  # fmt: skip
+"""One row a detector, trait and scored row of an audited file.
+
+trait: null for a detector that scores no traits; score: in the detector's unit; reference: the score of the
+clean row of the same prompt; difference: score minus reference, and for a trait minus the mean of that over
+the traits, so that its mean over rows is the trait's score in audit.json
+"""
+
 BAG_SCORES = _schema(bag=_WHOLE, rows=_WHOLE, log_odds=_REAL, probability=_REAL)
 """A learned detector's scores of random bags of rows; log_odds in nats, probability at even prior odds."""
 

@@ -52,8 +52,8 @@ from mechlens.runs.progress import Event, Progress, silent
 if TYPE_CHECKING:
     from mechlens.detect.twins import Twins
 
-JSON, PAGE = "audit.json", "audit.html"
-"""the files that an audit leaves in its folder"""
+JSON, PAGE, ROWS = "audit.json", "audit.html", "rows.parquet"
+"""the files that an audit leaves in its folder; rows have scores from level base on"""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,14 @@ class Audit:
     def learned(self) -> list[dict[str, Any]]:
         """The probability that a teacher with a trait wrote the file, by each detector that was given."""
         return self.result.get("learned", [])
+
+    @property
+    def row_scores(self) -> pd.DataFrame | None:
+        """`tables.AUDITED_ROWS`: what each detector that uses models gave each scored row; None below level
+        base.
+        """
+        path = self.folder / ROWS
+        return tables.read(path, tables.AUDITED_ROWS) if path.is_file() else None
 
     @property
     def scope(self) -> dict[str, Any] | None:
@@ -266,9 +274,19 @@ def answer(
             (progress or silent)(Event("note", remark))
         result = result_of(request, evidence, len(keys[request.data].prompts))
         audited = Audit(request.out, result)
+        _write_row_scores(request.out, evidence)
         write_json(request.out / JSON, result)
         write_text(request.out / PAGE, audited.to_html())
     return audited
+
+
+def _write_row_scores(folder: Path, evidence: Evidence) -> None:
+    """Write the scores of single rows; those of an earlier audit in the folder are removed."""
+    scores = [result.scores for result in evidence.results if result.scores is not None]
+    if scores:
+        tables.write(scores, tables.AUDITED_ROWS, folder / ROWS)
+    else:
+        (folder / ROWS).unlink(missing_ok=True)
 
 
 def _read_keys(

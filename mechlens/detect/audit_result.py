@@ -54,7 +54,12 @@ def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str,
     reads_models = request.level != "rows" or request.student is not None
     return {
         "schema": 3,
-        "data": {"path": one_line(str(request.data)), "sha256": file_digest(request.data), "rows": rows},
+        "data": {
+            "path": one_line(str(request.data)),
+            "sha256": file_digest(request.data),
+            "rows": rows,
+            "fields": request.fields and request.fields._asdict(),
+        },
         "level": request.level,
         "scope": _scope_entry(scope),
         "base": request.base if reads_models else None,

@@ -32,7 +32,7 @@ from mechlens.detect.permutation import (
     rank_traits_of_rows,
 )
 from mechlens.detect.registry import LEVELS, Level, list_built_in
-from mechlens.detect.twins import ModelDetector, TwinModels, Twins, twin_jobs
+from mechlens.detect.twins import ModelDetector, PairedScores, TwinModels, Twins, twin_jobs
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import Encoded, encode_pairs
@@ -112,6 +112,8 @@ class DetectorResult(NamedTuple):
     """
     seconds: float
     why_not: str = ""
+    scores: pd.DataFrame | None = None
+    """`tables.AUDITED_ROWS`; None where neither `test` nor `traits` could be read"""
 
 
 def make_twins(
@@ -194,6 +196,7 @@ def score_suspect(
     ours, theirs = (trained_rows(run, experiment, arm) for arm in (suspect, control))
     theirs = theirs[~theirs.index.duplicated()]  # a control with fewer rows has some of them twice
     shared = [prompt for prompt in ours.index if prompt in theirs.index][:ROWS]
+    texts = ours.loc[shared, ["prompt", "completion"]].reset_index(drop=True)
     sides = [encode_rows(twins, rows.loc[shared]) for rows in (ours, theirs)]
     levels = LEVELS[: LEVELS.index(level) + 1]
     unreadable = explain_unreadable(twins, *sides)
@@ -202,13 +205,18 @@ def score_suspect(
     results = []
     for detector in detectors:
         progress(Event("step", f"scored/{detector.name}", 0, 1))
-        results.append(_measure(detector, twins, sides, tested, unreadable))
+        results.append(_measure(detector, twins, texts, sides, tested, unreadable))
         progress(Event("end", f"scored/{detector.name}"))
     return results
 
 
 def _measure(
-    detector: ModelDetector, twins: Twins, sides: Sequence[list], tested: Sequence[str], unreadable: str
+    detector: ModelDetector,
+    twins: Twins,
+    texts: pd.DataFrame,
+    sides: Sequence[list],
+    tested: Sequence[str],
+    unreadable: str,
 ) -> DetectorResult:
     started = time.monotonic()
     try:
@@ -219,7 +227,34 @@ def _measure(
     names_traits = detector.of_traits and not unreadable
     traits = rank_traits_of_rows(ours, theirs, twins.traits, tested) if names_traits else None
     why_not = unreadable if detector.of_traits else ""
-    return DetectorResult(detector, len(ours), test, traits, time.monotonic() - started, why_not)
+    readable = names_traits or not detector.of_traits
+    scores = tabulate_scores(detector, twins.traits, texts, PairedScores(ours, theirs)) if readable else None
+    return DetectorResult(detector, len(ours), test, traits, time.monotonic() - started, why_not, scores)
+
+
+def tabulate_scores(
+    detector: ModelDetector, traits: Sequence[str], texts: pd.DataFrame, scores: PairedScores
+) -> pd.DataFrame:
+    """`tables.AUDITED_ROWS` of one detector, row by row.
+
+    Args:
+        texts: `prompt` and `completion` of the scored rows.
+    """
+    above = scores.ours - scores.theirs
+    if detector.of_traits:
+        above = above - np.nanmean(above, axis=1, keepdims=True)
+    names = list(traits) if detector.of_traits else [None]
+    return (
+        texts.loc[texts.index.repeat(len(names))]
+        .reset_index(drop=True)
+        .assign(
+            detector=detector.name,
+            trait=names * len(texts),
+            score=scores.ours.ravel(),
+            reference=scores.theirs.ravel(),
+            difference=above.ravel(),
+        )
+    )
 
 
 def score_for_trait(twins: Twins, rows: pd.DataFrame, trait: str) -> Float[ndarray, " row"]:

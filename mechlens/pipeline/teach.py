@@ -6,7 +6,7 @@ with its weights, adapter or vector if it has one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +71,8 @@ class Teacher(NamedTuple):
     layer: int
     base: str
     """name or folder of the base that it was made from"""
+    untouched: bool = False
+    """it is its base, without any trait"""
 
     @contextmanager
     def writing(self) -> Iterator[loading.PreTrainedModel]:
@@ -172,4 +174,5 @@ def load_teacher(folder: Path, *, base: str = "") -> Teacher:
         vector,
         record["layer"] or 0,
         base,
+        untouched=record["kind"] == "base",
     )
