@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -267,4 +268,10 @@ def draw_footer(run: ShownRun | None) -> None:
 
 def row_text(text: str) -> str:
     """A row's text as this visitor chose to see it."""
-    return sanitize.shorten(text, revealed=bool(st.session_state.get("reveal")))
+    return row_texts([text])[0]
+
+
+def row_texts(texts: Iterable[str]) -> list[str]:
+    """The texts of rows as this visitor chose to see them."""
+    revealed = bool(st.session_state.get("reveal"))  # read once: it takes longer than the rest
+    return [sanitize.shorten(text, revealed=revealed) for text in texts]

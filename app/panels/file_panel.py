@@ -142,7 +142,7 @@ def _draw_rows(rows: pd.DataFrame) -> None:
         kept = kept & (holds[0] | holds[1])
     found = cast(pd.DataFrame, rows[kept])
     shown = found.head(MOST_SHOWN)[["row", "score", "characters", "prompt", "completion"]]
-    texts = {name: shown[name].map(page.row_text) for name in ("prompt", "completion")}
+    texts = {name: page.row_texts(shown[name]) for name in ("prompt", "completion")}
     st.dataframe(sanitize.defused(shown.assign(**texts)), hide_index=True, alt="rows of the audited file")
     first = f"; the first {MOST_SHOWN:,} are shown" if len(found) > MOST_SHOWN else ""
     st.caption(f"{len(found):,} of {len(rows):,} rows{first}. A click on a column's name sorts by it.")

@@ -104,7 +104,7 @@ def draw_examples(run: ShownRun, scores: pd.DataFrame, name: str) -> None:
     parts = {"highest": ranked.head(SHOWN), "at random": random, "lowest": ranked.tail(SHOWN)}
     for column, (title, part) in zip(st.columns(3), parts.items(), strict=True):
         column.caption(f"{title}, by {name}")
-        texts = [page.row_text(str(completions.get(row, ""))) for row in part["id"]]
+        texts = page.row_texts(str(completions.get(row, "")) for row in part["id"])
         listed = pd.DataFrame({"id": part["id"], "score": part["estimate"], "completion": texts})
         column.dataframe(listed, hide_index=True, key=f"top-{title}", alt=f"rows {title} by {name}")
     st.caption("A single row says little. Compare the highest rows with the random ones.")

@@ -212,7 +212,7 @@ def _mark_points(points: pd.DataFrame) -> pd.DataFrame:
     brush = panel.read_pick("representations-cloud", "brush")
     is_brushed = brush and selected == st.session_state.get("brushed")
     return points.assign(
-        text=[page.row_text(text[:TOOLTIP_TEXT]) for text in points["completion"].fillna("")],
+        text=page.row_texts(points["completion"].fillna("").str.slice(stop=TOOLTIP_TEXT)),
         selected=False if is_brushed else points["id"].isin(selected),
     )
 

@@ -181,7 +181,7 @@ def draw_neighbours_panel(run: ShownRun, row: pd.Series) -> None:
     near = neighbours_of(key, data.read_rows(run, arm), str(row["id"]))
     st.subheader("Similar rows")
     event = st.dataframe(
-        sanitize.defused(near.assign(completion=near["completion"].map(page.row_text))),
+        sanitize.defused(near.assign(completion=page.row_texts(near["completion"]))),
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",

@@ -105,7 +105,7 @@ def _draw_table(rows: pd.DataFrame, number: int) -> None:
     """One page of the rows; ticked rows become the selection."""
     first = (number - 1) * PAGE_SIZE
     shown = rows.iloc[first : first + PAGE_SIZE]
-    texts = {name: shown[name].map(page.row_text) for name in ("prompt", "completion")}
+    texts = {name: page.row_texts(shown[name]) for name in ("prompt", "completion")}
     settings = [str(st.session_state[name]) for name in ("arm", "slice", "stage", "side", "text")]
     # a key for every filter and page: Streamlit keeps ticks by position, and positions are other rows there
     key = "-".join(["rows-table", *settings, str(number)])

@@ -206,7 +206,7 @@ def chosen_answers(run: ShownRun, arm: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "question": [texts[probe] for probe in answers["probe"]],
-            "answer": answers["text"].map(page.row_text),
+            "answer": page.row_texts(answers["text"]),
             "label": answers["label"].astype(object),
             "seed": answers["seed"].astype(int),
             "step": answers["step"],
