@@ -14,7 +14,7 @@ from test_app import opened, scales, turned, words
 
 from charts import intervals, lens_charts, marks
 from mechlens.core import tables
-from mechlens.results.figures import KIND_COLOUR
+from mechlens.results.figures import KIND_COLOUR, KIND_SHAPE
 
 READING = tables.read(SHIPPED / "readings" / "deltas.parquet", tables.READINGS)
 
@@ -121,5 +121,17 @@ def test_on_a_dark_page_the_teacher_is_white_and_the_exported_figure_black() -> 
             kind: KIND_COLOUR[kind] for kind in ("control", "trait")
         } | {"teacher": "#ffffff"}
     assert KIND_COLOUR["teacher"] in str(chart.to_dict()) and "#ffffff" not in str(chart.to_dict())
-    plain = intervals.draw_intervals(frame, "distance")
+    bars = intervals.draw_intervals(frame, "distance")
+    assert "#ffffff" in str(marks.for_dark_theme(bars).to_dict()) and "#ffffff" not in str(bars.to_dict())
+    plain = intervals.draw_intervals(frame.assign(name=["block 0", "block 1", "both"]), "distance")
     assert marks.for_dark_theme(plain).to_dict() == plain.to_dict()  # nothing on it is black
+
+
+def test_bars_of_controls_have_the_controls_colour_and_shape() -> None:
+    names = ["student, next student", "control, next control", "student - control · all"]
+    frame = pd.DataFrame({"name": names, "estimate": 1.0, "low": 0.5, "high": 2.0})
+    points = intervals.draw_intervals(frame, "cosine").to_dict()["layer"][-1]
+    for channel, of_kind in (("color", KIND_COLOUR), ("shape", KIND_SHAPE)):
+        scale = points["encoding"][channel]["scale"]
+        drawn = dict(zip(scale["domain"], scale["range"], strict=True))
+        assert drawn == {kind: of_kind[kind] for kind in ("control", "trait")}

@@ -71,7 +71,12 @@ def draw_p_values(detectors: pd.DataFrame, *, threshold: float) -> alt.LayerChar
         .mark_point(size=110, filled=True, opacity=1)
         .encode(
             y=alt.Y("name:N", sort=detectors["name"].tolist(), title=None),
-            x=alt.X("p_value:Q", scale=scale, title="p, compared with clean rows (log)"),
+            x=alt.X(
+                "p_value:Q",
+                scale=scale,
+                title="p, compared with clean rows (log)",
+                axis=alt.Axis(values=[1e-4, 1e-3, 1e-2, 1e-1, 1]),
+            ),
             tooltip=[alt.Tooltip(name) for name in ("name", "level", "score", "p_value")],
             **flag_encodings("kind", KINDS, ("circle", "cross")),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 import altair as alt
@@ -9,13 +10,13 @@ import pandas as pd
 
 from charts.marks import (
     LINE_LEGEND,
-    TRAIT,
     dashed_line,
     kind_dashes,
     kind_encodings,
     layer_charts,
     number_tooltips,
 )
+from mechlens.results.figures import KIND_COLOUR
 
 
 def draw_ecdf(frame: pd.DataFrame, value: str, title: str) -> alt.LayerChart:
@@ -49,10 +50,16 @@ def draw_ecdf(frame: pd.DataFrame, value: str, title: str) -> alt.LayerChart:
 def draw_intervals(frame: pd.DataFrame, title: str, *, reference: float = 0.0) -> alt.LayerChart:
     """One line a name: the estimate with its interval, and the null as a grey bar.
 
+    A name that begins with the name of a kind, such as "control, next control", has its colour and shape.
+
     Args:
         frame: name, estimate, low, high; null_low, null_high where there is a null.
         reference: where the dashed line stands.
     """
+    frame = frame.assign(kind=frame["name"].map(_kind_of))
+    kinds = kind_encodings("kind", frame["kind"])
+    for encoding in kinds.values():
+        encoding["legend"] = None  # the names on the axis say it
     y = alt.Y("name:N", sort=frame["name"].tolist(), title=None, axis=alt.Axis(labelLimit=420))
     layers = [dashed_line("x", reference)]
     if "null_low" in frame:
@@ -63,13 +70,19 @@ def draw_intervals(frame: pd.DataFrame, title: str, *, reference: float = 0.0) -
         )
     layers.append(
         alt.Chart(frame.dropna(subset="low"))
-        .mark_rule(strokeWidth=2.5, color=TRAIT)
-        .encode(y=y, x=alt.X("low:Q", title=title), x2=alt.X2("high:Q"))
+        .mark_rule(strokeWidth=2.5)
+        .encode(y=y, x=alt.X("low:Q", title=title), x2=alt.X2("high:Q"), color=kinds["color"])
     )
     tooltip = [alt.Tooltip("name"), *number_tooltips("estimate", "low", "high")]
     layers.append(
         alt.Chart(frame.dropna(subset="estimate"))
-        .mark_point(size=90, filled=True, opacity=1, color=TRAIT)
-        .encode(y=y, x=alt.X("estimate:Q", title=title), tooltip=tooltip)
+        .mark_point(size=90, filled=True, opacity=1)
+        .encode(y=y, x=alt.X("estimate:Q", title=title), tooltip=tooltip, **kinds)
     )
     return layer_charts(*layers, height=alt.Step(24))
+
+
+def _kind_of(name: str) -> str:
+    """The kind that a name begins with; `trait` if it begins with none."""
+    first = re.split(r"[ ,]", name)[0]
+    return first if first in KIND_COLOUR else "trait"

@@ -85,13 +85,12 @@ def caption_of(reading: LensReading) -> str:
     """What is drawn, n, seeds, interval, null and caveat of a reading."""
     lens, frame = reading
     seeds = sorted(int(seed) for seed in frame["seed"].dropna().unique())
-    students = f" Students (seeds): {', '.join(map(str, seeds))}." if seeds else ""
-    null = " Grey: 95 % of the null." if frame["null_low"].notna().any() else ""
+    students = f", students {', '.join(map(str, seeds))}" if seeds else ""
+    null = "; grey: 95 % of the null" if frame["null_low"].notna().any() else ""
     kind = "Causal lens" if lens["name"] in CAUSAL else "Descriptive lens"
     return (
-        f"{kind}; arm {lens['arm']}, control {lens['against']}.{students} At most {lens['rows']} rows; 95 % "
-        f"intervals.{null} A figure draws at most {figures.MOST_BARS} bars, the table has all. "
-        f"{lens['caveat']}"
+        f"{kind}: {lens['arm']} against {lens['against']}{students}; at most {lens['rows']} rows; 95 % "
+        f"intervals{null}. {lens['caveat']}"
     )
 
 
@@ -120,13 +119,15 @@ def draw_lens(run: ShownRun, name: str, *, title: str = "") -> None:
     st.caption(panel.escape_markdown(lens["asks"]))
     shows = [show for show in lens["shows"] if show[1] != "points"]
     drawn = frame["quantity"].isin([quantity for quantity, _ in shows])
+    has_bars = any(form == "bars" for _, form in shows)
+    few = f" A figure has at most {figures.MOST_BARS} bars; the table has all." if has_bars else ""
     panel.draw(
         f"lens-{name}",
         title,
         figures.lens_figure(frame, shows),
         cast(pd.DataFrame, frame[drawn]).dropna(axis="columns", how="all"),
         sentence=lens["sentence"],
-        caption=caption_of(reading),
+        caption=caption_of(reading) + few,
         code=code_of(run, reading, shows),
         heading=False,
     )

@@ -26,6 +26,8 @@ from mechlens.results import figures
 LOG = logging.getLogger("mechlens.app")
 AROUND, CHART_TITLE = 120, 70
 """pixels of axis and legend, and of a chart's title; Streamlit takes them out of the chart's height"""
+TICKS = 8
+"""about as many lines stand behind a chart"""
 MOST_SHOWN = 1000
 """rows of a table on the page"""
 
@@ -91,7 +93,8 @@ def _draw_chart(key: str, chart: Any, options: dict[str, Any]) -> Any:
         part = marks.for_dark_theme(part) if st.context.theme.type == "dark" else part
         # by default the outermost labels are shifted inwards: the first name of a list would stand next to
         # the mark of the second
-        event = st.altair_chart(part.configure_axisY(labelFlush=False), **part_options)
+        part = part.configure_axisY(labelFlush=False).configure_axisX(tickCount=TICKS)
+        event = st.altair_chart(part, **part_options)
     return event
 
 

@@ -202,13 +202,12 @@ def draw_findings(run: ShownRun) -> None:
         return
     counts = ", ".join(f"{answer} {count}" for answer, count in findings["answer"].value_counts().items())
     st.text(f"Of {len(findings)} claims: {counts}.")
-    st.dataframe(
-        findings,
-        hide_index=True,
-        height="content",
-        alt="claims about why the trait transfers, with answers",
-        column_config={"number": st.column_config.TextColumn(width="medium")},
+    ordered = findings.assign(place=findings["answer"].map({"Yes": 0, "No": 1})).sort_values(
+        "place", kind="stable"
     )
+    shown = ordered[["answer", "claim", "number", "null", "evidence"]].map(panel.escape_markdown)
+    # a table of text: a grid would cut its sentences
+    st.table(shown, hide_index=True, border="horizontal", alt="claims about why the trait transfers")
     with st.container(horizontal=True):
         for lens in dict.fromkeys(findings["lens"]):
             name, tab = lens_panel.SHOWN_AT[lens]
