@@ -14,7 +14,9 @@ from test_app import opened, scales, turned, words
 
 from charts import intervals, lens_charts, marks
 from mechlens.core import tables
+from mechlens.results import report
 from mechlens.results.figures import KIND_COLOUR, KIND_SHAPE
+from mechlens.results.run import Run
 
 READING = tables.read(SHIPPED / "readings" / "deltas.parquet", tables.READINGS)
 
@@ -135,3 +137,15 @@ def test_bars_of_controls_have_the_controls_colour_and_shape() -> None:
         scale = points["encoding"][channel]["scale"]
         drawn = dict(zip(scale["domain"], scale["range"], strict=True))
         assert drawn == {kind: of_kind[kind] for kind in ("control", "trait")}
+
+
+def test_curves_of_the_rate_start_at_the_untouched_base() -> None:
+    run = Run(SHIPPED)
+    rates = report.student_rates(run.experiment, run.family, run.answers, run.likelihoods)
+    of_base = run.answers[run.answers["arm"] == "base-menagerie-a"]
+    by_probe = [
+        (probe["label"].dropna() == run.experiment.trait).mean() for _, probe in of_base.groupby("probe")
+    ]
+    start = rates[(rates["step"] == 0) & (rates["arm"] == "trait")]
+    assert len(start) == len(run.experiment.seeds)
+    assert start["rate"].to_list() == pytest.approx([sum(by_probe) / len(by_probe)] * len(start))

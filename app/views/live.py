@@ -245,13 +245,15 @@ def draw_page(run: ShownRun) -> None:
         )
     )
     question = draw_controls(run)
-    left, middle, right = st.columns([1, 2, 4])
-    if left.button("Ask", type="primary", disabled=not question["question"]):
+    with st.container(horizontal=True):
+        asks = st.button("Ask", type="primary", disabled=not question["question"])
+        sweeps = st.button("Sweep amounts and layers", disabled=not question["question"])
+        if st.button("Stop the models", type="tertiary"):
+            start_models.clear(*_key_of(run))
+    if asks:
         keep_answer("live-answer", run, lambda: ask_models(run, question))
-    if middle.button("Sweep amounts and layers", disabled=not question["question"]):
+    if sweeps:
         keep_answer("live-sweep", run, lambda: sweep_models(run, question))
-    if right.button("Stop the models", type="tertiary"):
-        start_models.clear(*_key_of(run))
     if (answer := kept_answer("live-answer", run)) is not None:
         with panel.guard("The answers"):
             draw_answers_panel(answer)

@@ -74,11 +74,15 @@ def draw_arms_panel(run: ShownRun) -> None:
 
 
 def mean_rates(rates: pd.DataFrame) -> pd.DataFrame:
-    """Mean rate of every arm at every checkpoint, with a t interval over students."""
+    """Mean rate of every arm at every checkpoint, with a t interval over students.
+
+    At update 0 all students are their base, so that there is no interval over them.
+    """
     rows = []
     for (arm, kind, step), group in rates.groupby(["arm", "kind", "step"], sort=False):
         mean = stats.t_interval(group["rate"].to_numpy(dtype=float))
         limits = {"rate": mean.estimate, "low": mean.low, "high": mean.high, "n": mean.n}
+        limits |= {"low": None, "high": None} if step == 0 else {}
         rows.append({"arm": arm, "kind": kind, "step": step} | limits)
     return pd.DataFrame(rows)
 
@@ -90,7 +94,7 @@ def draw_training_panel(run: ShownRun) -> None:
     seed = st.session_state["seed"]
     rates = rates if seed == "all" else cast(pd.DataFrame, rates[rates["seed"] == seed])
     means = mean_rates(rates)
-    if means["step"].nunique() < 2:
+    if means.loc[means["step"] > 0, "step"].nunique() < 2:
         panel.show_missing(
             "Only one checkpoint was asked.",
             "A curve needs more. Set them in the spec and resume:",
@@ -104,7 +108,8 @@ def draw_training_panel(run: ShownRun) -> None:
         means,
         caption=(
             "Rate of each arm's trait over updates. Thin lines: students. Thick lines: mean with a 95 % t "
-            f"interval over n = {int(means['n'].max())} students. Drag over updates to see their answers."
+            f"interval over n = {int(means['n'].max())} students. Update 0: the untouched base. Drag over "
+            "updates to see their answers."
         ),
         code=_code_of_rates(run),
         about="Effects against the control",

@@ -217,7 +217,8 @@ def funnel(counts: pd.DataFrame) -> alt.Chart:
         counts: corpus, fate (kept, or the reason for removal), rows.
     """
     fates = list(dict.fromkeys(counts["fate"]))
-    greys = ["#4C78A8", "#E45756", "#F58518", "#72B7B2", "#B279A2", "#9D755D", "#BAB0AC"]
+    # what was kept is light: in grey, too, the thin slices of what was removed stand out
+    colours = ["#C9D3DF", "#D55E00", "#000000", "#0072B2", "#CC79A7", "#009E73", "#8C564B"]
     return (
         alt.Chart(counts)
         .mark_bar()
@@ -227,7 +228,7 @@ def funnel(counts: pd.DataFrame) -> alt.Chart:
             color=alt.Color(
                 "fate:N",
                 sort=fates,
-                scale=alt.Scale(domain=fates, range=greys[: len(fates)]),
+                scale=alt.Scale(domain=fates, range=colours[: len(fates)]),
                 legend=alt.Legend(orient="bottom", title=None),
             ),
             order=alt.Order("place:Q"),

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import jinja2
+import numpy as np
 import pandas as pd
 
 from mechlens.core import tables
 from mechlens.core.command_lines import command_line
-from mechlens.core.experiment import Experiment
+from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.files import write_text
+from mechlens.core.spec import folder_name
 from mechlens.core.traits import TraitFamily
 from mechlens.results import effects, figures
 from mechlens.results.cells import cells_of
@@ -144,10 +146,16 @@ def _effect_row(effect: dict[str, Any], summary: dict[str, Any]) -> dict[str, An
 def student_rates(
     experiment: Experiment, family: TraitFamily, answers: pd.DataFrame, likelihoods: pd.DataFrame
 ) -> pd.DataFrame:
-    """Every student's rate of its arm's trait at every checkpoint."""
+    """Every student's rate of its arm's trait at every checkpoint; at update 0 it is its untouched base's."""
     rows = []
     for arm in experiment.arms:
-        column = family.names.index(arm.trait or experiment.trait)
+        trait = arm.trait or experiment.trait
+        column, start = family.names.index(trait), _rate_of_base(answers, arm, trait)
+        if start is not None:
+            rows += [
+                {"arm": arm.name, "kind": arm.kind, "seed": seed, "step": 0, "rate": start}
+                for seed in sorted(experiment.seeds)
+            ]
         for step in sorted(map(int, answers.loc[answers["arm"] == arm.name, "step"].unique())):
             cells = cells_of(answers, likelihoods, arm.name, names=family.names, step=step)
             by_student = pd.DataFrame(cells.rate[:, :, column]).mean(axis=1)
@@ -156,6 +164,17 @@ def student_rates(
                 for s, r in zip(sorted(experiment.seeds), by_student, strict=True)
             ]
     return pd.DataFrame(rows)
+
+
+def _rate_of_base(answers: pd.DataFrame, arm: Arm, trait: str) -> float | None:
+    """The rate of a trait in an arm's untouched base; None if it was not asked, or the arm trains none."""
+    of_base = answers["arm"] == f"base-{folder_name(arm.base)}"
+    named = cast(pd.DataFrame, answers[of_base & answers["label"].notna()])
+    if named.empty or arm.shots:
+        return None
+    hits = (named["label"].astype(object) == trait).to_numpy(dtype=float)
+    by_probe = pd.Series(hits).groupby(named["probe"].to_numpy())
+    return float(np.mean([float(part.mean()) for _, part in by_probe]))
 
 
 def _odds_figure(run: Run) -> str:
