@@ -372,12 +372,14 @@ def asked_options(level: str) -> None:
 
 def test_options_of_an_audit_are_those_of_its_command() -> None:
     page = AppTest.from_function(asked_options, args=("student",)).run(timeout=60)
-    assert not page.exception and page.text[0].value == ""
+    assert not page.exception and page.text[0].value == "--recipe menagerie"
     page.selectbox(key="up-treatment").select("drop")
     page.multiselect(key="up-traits-menagerie").select("fox").select("owl")
     page.text_input(key="up-base-menagerie").input("menagerie-b")
     page = page.number_input(key="up-budget").set_value(7).run()
-    assert page.text[0].value == "--base menagerie-b --trait fox owl --treatment drop --budget 7"
+    assert page.text[0].value == (
+        "--recipe menagerie --base menagerie-b --trait fox owl --treatment drop --budget 7"
+    )
     page = AppTest.from_function(asked_options, args=("rows",)).run(timeout=60)
     assert not page.multiselect and page.selectbox(key="up-treatment").options[:2] == ["none", "dilute"]
 

@@ -210,12 +210,12 @@ def test_how_long_a_visitor_waits(visit: Open, tmp_path: Path, capsys: pytest.Ca
             opened(what, visitor, "representations")
         for name in ("rows", "representations"):
 
-            def heading(name: str = name) -> None:
+            def see_heading(name: str = name) -> None:
                 link = visitor.page.locator(f'[data-testid="stSidebarNavLink"][href$="/{name}"]')
                 link.click()
                 visitor.page.get_by_role("heading", level=1, name=TITLES[name], exact=True).wait_for()
 
-            timed(f"{TITLES[name].lower()}, by the menu", heading, visitor.settle)
+            timed(f"{TITLES[name].lower()}, by the menu", see_heading, visitor.settle)
         visitor.tab("Rows").chart(CLOUD)
         assert f"{POINTS - POINTS % 600:,} of" in visitor.said()
         timed(

@@ -52,7 +52,7 @@ def which_lens_says_why(visitor: Visit, folder: Path) -> int:
 
 
 def is_my_file_bad(visitor: Visit, folder: Path) -> int:
-    """Upload it with clean answers; the verdict, what it rests on and the next step open by themselves."""
+    """Upload it with clean answers, and open its audit when it has ended: the verdict and what to do next."""
     visitor.see("overview").turn("detection").page.get_by_text("Audit a file").click()
     for number, corpus in enumerate(("eagle", "untouched")):
         field = visitor.page.get_by_test_id("stFileUploader").nth(number).locator("input")
@@ -60,6 +60,7 @@ def is_my_file_bad(visitor: Visit, folder: Path) -> int:
         visitor.wait(f"{corpus}.jsonl")
     visitor.click("Start the audit").arrive("jobs").wait(": done").click("Open this audit")
     visitor.arrive("detection").wait("What to do next")
+    assert "eagle.jsonl" in visitor.said()  # its own audit, not another one
     return 6
 
 

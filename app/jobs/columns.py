@@ -20,12 +20,9 @@ def why_unreadable(path: Path, *, skip_bad: bool = False) -> str:
     Args:
         skip_bad: look for the first rows that can be read.
     """
+    report = corpus.ReadReport(skip_bad=skip_bad, drop_system=False)
     try:
-        next(
-            iter(
-                corpus.batches(path, rows=100, report=corpus.ReadReport(skip_bad=skip_bad, drop_system=False))
-            )
-        )
+        next(iter(corpus.batches(path, rows=100, report=report)))
     except DataError as error:
         return str(error)
     return ""

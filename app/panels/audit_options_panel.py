@@ -36,7 +36,7 @@ def draw_audit_options(level: str, *, has_reference: bool) -> list[str]:
             help="A name of configs/models, or a folder on the machine that runs the explorer.",
         )
         wanted = {
-            "--recipe": _named(recipe, USUAL),
+            "--recipe": recipe,  # always: by itself the command would choose the base's own
             "--base": _named(base.strip(), plan.base),
             "--trait": left.multiselect(
                 "traits to test for",

@@ -71,7 +71,7 @@ def draw_upload_panel(root: Path) -> None:
             )
             if not st.button("Start the audit", type="primary"):
                 return
-            _start_audit(root, suspect_file.name, suspect, reference, ["--level", level, *options])
+            _start_audit(root, suspect_file.name, suspect, reference, level, options)
         except (MechlensError, OSError) as error:
             st.error(panel.escape_markdown(one_line(str(error))))
             return
@@ -79,14 +79,21 @@ def draw_upload_panel(root: Path) -> None:
 
 
 def _start_audit(
-    root: Path, name: str, suspect: Upload, reference: Upload | None, options: Sequence[str]
+    root: Path, name: str, suspect: Upload, reference: Upload | None, level: str, options: Sequence[str]
 ) -> None:
     """Start the audit; its folder is named by all that it depends on, so no other audit overwrites it."""
     written = [upload.pairs() for upload in (suspect, *([reference] if reference else []))]
     files, left_out = [str(path) for path, _ in written], sum(bad for _, bad in written)
-    digest = spec.fingerprint([files, *options])[:10]
-    out = root / "audits" / f"{Path(files[0]).name[:40]}-{options[1]}-{digest}"
-    command = ["audit", files[0], *(["--reference", files[1]] if reference else []), *options]
+    digest = spec.fingerprint([files, level, *options])[:10]
+    out = root / "audits" / f"{Path(files[0]).name[:40]}-{level}-{digest}"
+    command = [
+        "audit",
+        files[0],
+        *(["--reference", files[1]] if reference else []),
+        "--level",
+        level,
+        *options,
+    ]
     command += ["--clean", str(out / audit_options_panel.TREATED)] if "--treatment" in options else []
     label = f"audit {name[:60]}" + (f", {left_out:,} unreadable rows left out" if left_out else "")
     job_queue.start(root, label, [*command, "--out", str(out)])

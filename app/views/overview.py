@@ -205,8 +205,8 @@ def draw_findings(run: ShownRun) -> None:
     ordered = findings.assign(place=findings["answer"].map({"Yes": 0, "No": 1})).sort_values(
         "place", kind="stable"
     )
-    shown = ordered[["claim", "number", "null", "evidence"]].map(panel.escape_markdown)
-    shown["claim"] = "**" + ordered["answer"] + ".** " + shown["claim"]
+    shown = ordered[["answer", "claim", "number", "null", "evidence"]].map(panel.escape_markdown)
+    shown["claim"] = "**" + shown.pop("answer") + ".** " + shown["claim"]
     # a table of text: a grid would cut its sentences
     st.table(shown, hide_index=True, border="horizontal", alt="claims about why the trait transfers")
     with st.container(horizontal=True):

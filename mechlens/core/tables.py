@@ -117,7 +117,7 @@ AUDITED_ROWS = _schema(
 
 trait: null for a detector that scores no traits; score: in the detector's unit; reference: the score of the
 clean row of the same prompt; difference: score minus reference, and for a trait minus the mean of that over
-the traits, so that its mean over rows is the trait's score in audit.json
+the traits, so that its mean over rows is the detector's score of that trait
 """
 
 BAG_SCORES = _schema(bag=_WHOLE, rows=_WHOLE, log_odds=_REAL, probability=_REAL)

@@ -119,12 +119,19 @@ def center_scores(
     return difference - np.nanmean(difference)
 
 
+def center_rows(
+    ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row trait"]
+) -> Float[ndarray, "row trait"]:
+    """Each row's paired difference minus its mean over traits; NaN if unscored."""
+    difference = ours - theirs
+    return difference - np.nanmean(difference, axis=1, keepdims=True)
+
+
 def p_over_clean_rows(
     ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row trait"]
 ) -> Float[ndarray, " trait"]:
     """One-sided p that a trait's centred score exceeds clean rows' (paired t over rows); NaN if unscored."""
-    centred = ours - theirs
-    centred = centred - np.nanmean(centred, axis=1, keepdims=True)
+    centred = center_rows(ours, theirs)
     rows = np.isfinite(centred).sum(0)
     p_values = np.where(rows > 0, 1.0, np.nan)  # a trait whose scores never vary does not stand out
     for place in np.flatnonzero(rows > 1):

@@ -28,6 +28,7 @@ from mechlens.detect import from_base
 from mechlens.detect.permutation import (
     PermutationTest,
     TraitScore,
+    center_rows,
     compare_paired_rows,
     rank_traits_of_rows,
 )
@@ -113,7 +114,7 @@ class DetectorResult(NamedTuple):
     seconds: float
     why_not: str = ""
     scores: pd.DataFrame | None = None
-    """`tables.AUDITED_ROWS`; None where neither `test` nor `traits` could be read"""
+    """`tables.AUDITED_ROWS`; None if the detector cannot read this base, or no trait can be read from the rows"""
 
 
 def make_twins(
@@ -240,9 +241,7 @@ def tabulate_scores(
     Args:
         texts: `prompt` and `completion` of the scored rows.
     """
-    above = scores.ours - scores.theirs
-    if detector.of_traits:
-        above = above - np.nanmean(above, axis=1, keepdims=True)
+    above = center_rows(*scores) if detector.of_traits else scores.ours - scores.theirs
     names = list(traits) if detector.of_traits else [None]
     return (
         texts.loc[texts.index.repeat(len(names))]
