@@ -114,7 +114,7 @@ class DetectorResult(NamedTuple):
     seconds: float
     why_not: str = ""
     scores: pd.DataFrame | None = None
-    """`tables.AUDITED_ROWS`; None if the detector cannot read this base, or no trait can be read from the rows"""
+    """`tables.AUDITED_ROWS`; None if the base cannot be read, or no trait can be read from the rows"""
 
 
 def make_twins(
