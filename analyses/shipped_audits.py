@@ -24,9 +24,10 @@ from mechlens.cli.console import bars
 from mechlens.core import tables
 from mechlens.core.seeds import generator
 from mechlens.data import corpus
-from mechlens.detect.audit import JSON, PAGE, audit
+from mechlens.detect.audit import audit
 from mechlens.detect.registry import Level
 from mechlens.results.run import Run
+from mechlens.runs import layout
 
 SHIPPED = Path(__file__).parents[1] / "app" / "audits"
 SHARE = 6
@@ -65,7 +66,7 @@ def main() -> None:
     shutil.rmtree(SHIPPED, ignore_errors=True)
     for name in (*files, UNTRAINED):
         (SHIPPED / name).mkdir(parents=True)
-        for file in (JSON, PAGE):
+        for file in layout.AUDIT_FILES:
             shutil.copy(work / name / file, SHIPPED / name / file)
 
 

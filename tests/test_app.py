@@ -27,10 +27,10 @@ from mechlens.core import tables
 from mechlens.core.errors import SpecError
 from mechlens.core.files import read_json, write_json
 from mechlens.data.formats import file_digest
-from mechlens.detect.audit import ROWS
 from mechlens.lenses import lens_names
 from mechlens.results import wording
 from mechlens.results.figures import KIND_COLOUR
+from mechlens.runs import layout
 from panels import lens_panel
 
 PAGES = tuple(sorted(path.stem for path in (APP / "views").glob("*.py")))
@@ -417,7 +417,7 @@ def test_the_rows_of_an_audited_file_are_shown_with_what_stands_out(
         ],
         columns=tables.AUDITED_ROWS.names,
     )
-    tables.write(scores, tables.AUDITED_ROWS, runs / "audits" / "suspect" / ROWS)
+    tables.write(scores, tables.AUDITED_ROWS, runs / "audits" / "suspect" / layout.AUDIT_ROWS)
     page = page.run()
     assert page.selectbox(key="file-trait").value == "eagle" and "2 of 6 rows were scored" in words(page)
     assert page.dataframe[1].value["row"].tolist()[:2] == [2, 4]

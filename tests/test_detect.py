@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 from mechlens import cli
 from mechlens.core import tables
-from mechlens.detect.audit import ROWS
 from mechlens.detect.from_rows import DETECTORS
 from mechlens.detect.from_student import measure_rises
 from mechlens.detect.permutation import Bags, combine_p_values, compare_bags
@@ -43,6 +42,7 @@ from mechlens.detect.two_samples import (
     read_row_keys,
 )
 from mechlens.detect.verdict import Policy, Rise, decide, load_policy
+from mechlens.runs import layout
 
 ALL = list(DETECTORS.values())
 FOUND = 0.002
@@ -620,7 +620,9 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(
         measured["trait"] in (tmp_path / "out" / "audit.html").read_text()
         and found["identified_by"] == "students"
     )
-    assert set(tables.read(tmp_path / "out" / ROWS, tables.AUDITED_ROWS)["detector"]) == set(MODEL_DETECTORS)
+    assert set(tables.read(tmp_path / "out" / layout.AUDIT_ROWS, tables.AUDITED_ROWS)["detector"]) == set(
+        MODEL_DETECTORS
+    )
     listed = {one["name"]: one for one in found["provenance"]["detectors"]}
     assert set(listed) == {*DETECTORS, *MODEL_DETECTORS} and all(
         0 < one["p_value"] <= 1 for one in listed.values()
@@ -636,7 +638,7 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(
     treated, options[1] = ["--clean", str(tmp_path / "replaced.jsonl"), "--treatment", "replace"], "base"
     cli.main(["audit", str(tmp_path / "suspect.jsonl"), *options, *treated, "--out", str(tmp_path / "out")])
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    scores = tables.read(tmp_path / "out" / ROWS, tables.AUDITED_ROWS)
+    scores = tables.read(tmp_path / "out" / layout.AUDIT_ROWS, tables.AUDITED_ROWS)
     of_twins = scores[scores["detector"] == "twins"].astype({"trait": str})
     means = of_twins.groupby("trait")["difference"].mean()
     assert found["identified_by"] == "twins" and all(
@@ -655,7 +657,7 @@ def test_students_of_a_suspect_are_held_against_students_of_the_bases_own_rows(
         cli.main(["audit", str(tmp_path / "suspect.jsonl"), *again, "--out", str(tmp_path / "given")]) == 12
     )
     given = json.loads((tmp_path / "given" / "audit.json").read_text())
-    assert not (tmp_path / "given" / ROWS).exists()
+    assert not (tmp_path / "given" / layout.AUDIT_ROWS).exists()
     assert (
         set(given["student"]) == {"weights", "answers"}
         and given["provenance"] is None

@@ -150,8 +150,8 @@ def audited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def worked(*_given: object, **_more: object) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("mechlens.detect.audit.compare", worked)
-    monkeypatch.setattr("mechlens.detect.audit.draw_sides", worked)
+    monkeypatch.setattr("mechlens.detect.references.compare", worked)
+    monkeypatch.setattr("mechlens.detect.with_models.draw_sides", worked)
     Path("taken").write_text("in the way")
     Path("kept.jsonl").write_text("mine\n")
     Path("shards").mkdir()

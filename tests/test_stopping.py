@@ -16,7 +16,8 @@ from scipy import stats as scipy_stats
 
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
-from mechlens.detect import audit as auditing
+from mechlens.detect import with_models
+from mechlens.detect.audit_result import Evidence
 from mechlens.detect.from_student import compare_shares
 from mechlens.detect.request import request_of
 from mechlens.detect.stopping import Look, plan_looks, why_stop
@@ -197,16 +198,16 @@ def test_an_audit_adds_students_while_the_verdict_is_open(
     def write(*_sides: Any, students: int, **_treated: Any) -> None:
         trained.append(students)
 
-    monkeypatch.setattr(auditing, "_write_plan", write)
-    monkeypatch.setattr(auditing.runner, "run", lambda *_, **__: Run(SHIPPED))
-    monkeypatch.setattr(auditing.from_student, "measure_scope", lambda *_: Scope())
-    monkeypatch.setattr(auditing.from_student, "measure_exact_rises", measure)
+    monkeypatch.setattr(with_models, "_write_plan", write)
+    monkeypatch.setattr(with_models.runner, "run", lambda *_, **__: Run(SHIPPED))
+    monkeypatch.setattr(with_models.from_student, "measure_scope", lambda *_: Scope())
+    monkeypatch.setattr(with_models.from_student, "measure_exact_rises", measure)
     policy = load_policy("default").model_copy(update={"looks": (2, 4, 8)})
     request = request_of(
         tmp_path / "data.jsonl", references=(), level="student", base="", traits=("owl",), recipe="",
         policy="default", student=None, clean=None, treatment="drop", out=tmp_path, fields=None,
     )._replace(policy=policy, clean=None if treated is None else tmp_path / "treated.jsonl")  # fmt: skip
     sides = Sides(tmp_path, None, rows, rows)
-    found = auditing._train_students(request, auditing.Evidence(()), sides, {}, copied=None)
+    found = with_models._train_students(request, Evidence(()), sides, {}, copied=None)
     assert found.stopping is not None
     assert found.stopping.students == expected[0] == trained[-1] and expected[1] in found.stopping.reason

@@ -17,7 +17,7 @@ from mechlens.core.errors import DataError, one_line
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
 from mechlens.data.formats import file_digest
-from mechlens.detect.audit import ROWS
+from mechlens.runs import layout
 from panels import panel
 
 MOST_READ = 20_000
@@ -99,7 +99,7 @@ def draw_file_panel(audit: dict[str, Any], folder: Path) -> None:
         "texts is run or loaded."
     )
     st.subheader("Which rows look like a trait's?")
-    _draw_rows(_with_scores(rows, audit, folder / ROWS))
+    _draw_rows(_with_scores(rows, audit, folder / layout.AUDIT_ROWS))
 
 
 def _with_scores(rows: pd.DataFrame, audit: dict[str, Any], path: Path) -> pd.DataFrame:

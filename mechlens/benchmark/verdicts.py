@@ -18,11 +18,12 @@ from mechlens.benchmark.suspects import Maker
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.files import read_json, write_json
 from mechlens.core.spec import fingerprint
-from mechlens.detect.audit import JSON, audit
+from mechlens.detect.audit import audit
 from mechlens.detect.from_student import measure_exact_rises
 from mechlens.detect.permutation import ALPHA
 from mechlens.detect.verdict import Rise, load_policy
 from mechlens.results.run import Run
+from mechlens.runs import layout
 from mechlens.runs.progress import Event, Progress, silent
 
 Truth = Literal["transfers", "clean", "open"]
@@ -119,7 +120,7 @@ def judge_suspects(
 
 def _judge(run: Run, suspect: Suspect, names: Sequence[str], folder: Path) -> JudgedSet:
     record = read_json(folder / RECORD)
-    found: dict[str, Any] = {} if record["refused"] else read_json(folder / JSON)
+    found: dict[str, Any] = {} if record["refused"] else read_json(folder / layout.AUDIT_JSON)
     levels = (ALPHA, ALPHA / len(names))
     plain, corrected = (measure_exact_rises(run, names, arm=suspect.name, level=level) for level in levels)
     truth = truth_of(plain, corrected, limit=load_policy("default").limit)

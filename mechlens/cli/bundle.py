@@ -75,7 +75,7 @@ def _page_of(folder: Path, name: str) -> Page | None:
     if (folder / layout.REPORT).is_file() and (folder / layout.SUMMARY).is_file():
         kind, says, names = "run", headline(read_json(folder / layout.SUMMARY)), layout.RUN_FILES
     elif all((folder / each).is_file() for each in layout.AUDIT_FILES):
-        numbers = read_json(folder / layout.AUDIT_FILES[1])
+        numbers = read_json(folder / layout.AUDIT_JSON)
         kind, says, names = "audit", numbers["verdict"]["sentence"], layout.AUDIT_FILES
     else:
         return None

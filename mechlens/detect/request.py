@@ -21,6 +21,7 @@ from mechlens.detect.learned import LearnedDetector
 from mechlens.detect.permutation import LEAST_PANEL
 from mechlens.detect.registry import Level
 from mechlens.detect.verdict import Policy, load_policy
+from mechlens.runs import layout
 
 RECIPE = "menagerie"
 """the recipe for bases that have none"""
@@ -194,8 +195,8 @@ def usual_folder(data: Path) -> Path:
         SpecError: if the folder has the audit of another file of that name.
     """
     folder = Path("audits") / spec.folder_name(str(data))
-    if (folder / "audit.json").is_file():
-        audited = read_json(folder / "audit.json")["data"]
+    if (folder / layout.AUDIT_JSON).is_file():
+        audited = read_json(folder / layout.AUDIT_JSON)["data"]
         if audited["path"] != one_line(str(data)) and audited["sha256"] != file_digest(data):
             raise SpecError(
                 f"{folder} has the audit of {audited['path']}, another file of that name; give another "

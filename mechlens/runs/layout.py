@@ -21,7 +21,9 @@ BASES = "bases.json"
 SPEC, MANIFEST, SUMMARY, REPORT = "spec.yaml", "manifest.json", "summary.json", "report.html"
 ANSWERS, LIKELIHOODS, EFFECTS = "answers.parquet", "likelihoods.parquet", "effects.parquet"
 READINGS, READINGS_FOLDER = "readings.json", "readings"
-RUN_FILES, AUDIT_FILES = (REPORT, SUMMARY, SPEC, MANIFEST, READINGS), ("audit.html", "audit.json")
+AUDIT_PAGE, AUDIT_JSON, AUDIT_ROWS = "audit.html", "audit.json", "rows.parquet"
+"""files of an audit; its rows have scores from level base on"""
+RUN_FILES, AUDIT_FILES = (REPORT, SUMMARY, SPEC, MANIFEST, READINGS), (AUDIT_PAGE, AUDIT_JSON)
 """files of a run and of an audit that are sent to others: aggregates, which hold no row of data"""
 RAW, KEPT, REMOVED, FUNNEL = "raw.parquet", "kept.parquet", "rejected.parquet", "funnel.json"
 GENERATION, TEACHER, CURVE = "generation.json", "teacher.json", "curve.parquet"
