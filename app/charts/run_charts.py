@@ -17,7 +17,7 @@ from charts.marks import (
 )
 from mechlens.results.figures import KIND_COLOUR
 
-TAUGHT, OTHER, FOREIGN = "taught trait", "other trait", "taught trait, students of another base"
+TAUGHT, OTHER, FOREIGN = "taught trait", "other trait", "another base"
 ROLES = {TAUGHT: ("trait", "diamond"), OTHER: ("base", "circle"), FOREIGN: ("foreign", "triangle-up")}
 """role of a mark → kind whose colour it has, and shape"""
 

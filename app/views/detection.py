@@ -60,7 +60,8 @@ def draw_verdict_panel(audit: dict[str, Any]) -> None:
     with st.container(border=True):
         name = one_line(verdict["id"]).capitalize()
         st.subheader(panel.escape_markdown(f"{VERDICTS.get(verdict['id'], '')} {name}"))
-        st.text(one_line(verdict["sentence"]))
+        why = one_line(verdict["sentence"]).removeprefix(f"{name}: ")  # the heading says the verdict
+        st.text(why[:1].upper() + why[1:])
         if (step := audit.get("next")) is not None:
             st.markdown(f"**What to do next.** {panel.escape_markdown(one_line(step['do']))}")
             if step["command"]:
@@ -75,6 +76,7 @@ def draw_verdict_panel(audit: dict[str, Any]) -> None:
         f"{one_line(file['path'])} · {file['rows']:,} rows · sha256 {file['sha256'][:16]}… · level "
         f"{audit['level']} · base {audit['base'] or '–'}",
         language=None,
+        wrap_lines=True,
     )
     if (scope := audit.get("scope")) is not None:
         unread = f"; not read: {one_line(scope['reasons'])}" if scope["unread"] else ""

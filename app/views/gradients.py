@@ -52,11 +52,10 @@ def draw_rows_panel(run: ShownRun) -> None:
         return
     threshold = float(control.quantile(0.95))
     _draw_distribution(run, scores, name, threshold)
-    left, right = st.columns(2)
-    if left.button(f"Select the trait's rows above the control's 95th percentile of {name}"):
+    if st.button(f"Select the trait's rows above the control's 95th percentile of {name}"):
         state.select(scores.loc[(scores["side"] == "trait") & (scores["estimate"] > threshold), "id"])
         st.rerun()
-    right.caption(
+    st.caption(
         "A rank by itself is not evidence. To find out whether the top rows carry the trait, train without "
         "them (analyses/RESULTS.md, treatments)."
     )

@@ -53,14 +53,14 @@ def draw_detectors() -> None:
         {
             "detector": detector["name"],
             "level": detector["level"],
-            "floor": detector["floor"],
+            "floor": "yes" if detector["floor"] else "no",
             "asks": detector["asks"],
             "does not show": detector["caveat"],
-            "loses to a floor": detector["loses to a floor"],
+            "loses to a floor": "yes" if detector["loses to a floor"] else "no",
         }
         for detector in card["detectors"]
     ]
-    st.dataframe(pd.DataFrame(detectors), hide_index=True, alt="detectors of the bench")
+    st.table(pd.DataFrame(detectors).set_index("detector"))  # the grid cuts sentences
 
 
 def draw_page() -> None:

@@ -24,8 +24,8 @@ class WeightMeasure(NamedTuple):
 
 
 MEASURES = {
-    "relative norm": WeightMeasure("change over the weight's norm", False),
     "cosine with the teacher": WeightMeasure("cosine with the teacher's change", True),
+    "relative norm": WeightMeasure("change over the weight's norm", False),
     "stable rank": WeightMeasure("dimensions", False),
     "overlap of rows with the teacher": WeightMeasure("share", False),
     "overlap of columns with the teacher": WeightMeasure("share", False),
