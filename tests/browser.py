@@ -85,7 +85,7 @@ def folder_of_runs(folder: Path) -> Path:
 @contextmanager
 def serving(runs: Path) -> Iterator[Server]:
     """A server over a folder of runs; it has ended when the block has."""
-    with _serving(APP / "main.py", runs) as server:
+    with _serving([str(APP / "serve.py")], APP / "main.py", runs) as server:
         yield server
 
 
@@ -93,19 +93,18 @@ def serving(runs: Path) -> Iterator[Server]:
 def serving_page(script: str, folder: Path) -> Iterator[Server]:
     """A server of one page: the floor to how fast any page can be."""
     (folder / "page.py").write_text(script)
-    with _serving(folder / "page.py", folder / "none") as server:
+    with _serving(["-m", "streamlit"], folder / "page.py", folder / "none") as server:
         yield server
 
 
 @contextmanager
-def _serving(script: Path, runs: Path) -> Iterator[Server]:
+def _serving(streamlit: list[str], script: Path, runs: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
         sys.executable,
-        "-m",
-        "streamlit",
+        *streamlit,
         "run",
         str(script),
         "--server.port",

@@ -38,7 +38,7 @@ def serve(folder: Path, *, port: int) -> None:
         )
     _refuse_busy(port)
     say(f"http://127.0.0.1:{port} shows {folder}; stop with Ctrl-C")
-    command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port)]
+    command = [sys.executable, str(page.with_name("serve.py")), "run", str(page), "--server.port", str(port)]
     server = subprocess.Popen([*command, "--server.fileWatcherType", "none", "--", str(folder.resolve())])
     # signals to this process do not reach the server by themselves
     before = signal.signal(signal.SIGTERM, lambda *_: server.terminate())
