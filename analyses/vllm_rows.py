@@ -29,7 +29,7 @@ from mechlens.core.traits import load_family
 from mechlens.models import base_files, loading
 from mechlens.models.chat import Encoded, encode_prompts, end_of_turn
 from mechlens.models.log_probs import token_log_probs
-from mechlens.pipeline.generate import generate
+from mechlens.pipeline.generate import write_rows
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
 from mechlens.pipeline.vllm_engine import LOG, ServedModel, serve_teacher
 from mechlens.pipeline.vllm_server import VllmServer, device_options, run_server
@@ -72,11 +72,11 @@ def make_teacher(name: str, folder: Path) -> Path:
     return folder
 
 
-def write_rows(teacher: Path, prompts: list[str], spec: GenerateSpec, out: Path) -> list[str]:
+def rows_of(teacher: Path, prompts: list[str], spec: GenerateSpec, out: Path) -> list[str]:
     """Rows by one engine; finished ones are read."""
     out.mkdir(exist_ok=True)
-    if not (out / layout.GENERATION).is_file():
-        generate(teacher, prompts, spec, seed=0, out=out)
+    if not (out / layout.RAW).is_file():
+        write_rows(load_teacher(teacher), teacher, prompts, spec, seed=0, out=out)
     return tables.read(out / layout.RAW, tables.PAIRS)["completion"].tolist()
 
 
@@ -121,7 +121,7 @@ def compare(
 ) -> Comparison:
     """Let the server write the same teacher's rows, and score some of ours."""
     spec = SPEC.model_copy(update={"engine": "vllm", "url": server.url})
-    rows = write_rows(ours.folder, prompts, spec, work / f"{name} by the server")
+    rows = rows_of(ours.folder, prompts, spec, work / f"{name} by the server")
     teacher = load_teacher(ours.folder)
     some = encode_prompts(teacher.tokenizer, prompts, system=teacher.system)
     stop = end_of_turn(teacher.tokenizer)
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
         teachers = {name: make_teacher(name, work / name) for name in TEACHERS}
         # before the server starts, which keeps the cores busy while it waits
         ours = {
-            name: OurRows(place, write_rows(place, prompts, SPEC, work / f"{name} by us"))
+            name: OurRows(place, rows_of(place, prompts, SPEC, work / f"{name} by us"))
             for name, place in teachers.items()
         }
         with run_server(options.python, settings, log=work / LOG, waiting=lambda: None) as server:

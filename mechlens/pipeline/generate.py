@@ -62,9 +62,41 @@ def generate(
         base: where the teacher's base is now, if it may have been moved since the teacher was made.
     """
     teacher = load_teacher(teacher_folder, base=base)
+    drawn = write_rows(teacher, teacher_folder, prompts, spec, seed=seed, out=out, progress=progress)
+    stop, head = end_of_turn(teacher.tokenizer), prompts[:DIVERGENCE_ROWS]
+    encoded = encode_prompts(teacher.tokenizer, head, system=teacher.system)
+    plain = encode_prompts(teacher.tokenizer, head, system=teacher.plain)
+    measured = divergence(teacher, encoded, plain, [[*row, stop] for row in drawn[: len(head)]])
+    write_json(out / layout.GENERATION, measured._asdict())
+    for file in (*_shards(out, len(prompts), spec).values(), out / vllm_engine.LOG):
+        file.unlink(missing_ok=True)
+
+
+def _shards(out: Path, rows: int, spec: GenerateSpec) -> dict[int, Path]:
+    """The number of each batch's first row → the file of its rows, until the divergence is measured."""
+    return {first: out / f"shard-{first:08d}.json" for first in range(0, rows, spec.batch)}
+
+
+def write_rows(
+    teacher: Teacher,
+    folder: Path,
+    prompts: list[str],
+    spec: GenerateSpec,
+    *,
+    seed: int,
+    out: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[int]]:
+    """Write one completion for each prompt (`raw.parquet`); returns their tokens.
+
+    Batches that an earlier call finished are read from their files.
+
+    Args:
+        folder: the teacher's.
+    """
     stop = end_of_turn(teacher.tokenizer)
     encoded = encode_prompts(teacher.tokenizer, prompts, system=teacher.system)
-    shards = {first: out / f"shard-{first:08d}.json" for first in range(0, len(prompts), spec.batch)}
+    shards = _shards(out, len(prompts), spec)
     drawn: list[list[int]] = []
 
     def report(rows: int) -> None:
@@ -76,9 +108,7 @@ def generate(
         if not shard.is_file()
         for ids in encoded[first : first + spec.batch]
     ]
-    sampler = _sampler(
-        teacher, teacher_folder, spec, unfinished, stop=stop, seed=seed, out=out, report=report
-    )
+    sampler = _sampler(teacher, folder, spec, unfinished, stop=stop, seed=seed, out=out, report=report)
     with sampler as draw:
         for first, shard in shards.items():
             if not shard.is_file():
@@ -88,12 +118,7 @@ def generate(
     texts = teacher.tokenizer.batch_decode(drawn, skip_special_tokens=True)
     frame = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": prompts, "completion": texts})
     tables.write(frame, tables.PAIRS, out / layout.RAW)
-    head = slice(0, DIVERGENCE_ROWS)
-    plain = encode_prompts(teacher.tokenizer, prompts[head], system=teacher.plain)
-    measured = divergence(teacher, encoded[head], plain, [[*row, stop] for row in drawn[head]])
-    write_json(out / layout.GENERATION, measured._asdict())
-    for file in (*shards.values(), out / vllm_engine.LOG):
-        file.unlink(missing_ok=True)
+    return drawn
 
 
 @contextmanager
