@@ -84,7 +84,7 @@ def _draw_controls(run: ShownRun, root: Path, view: str) -> None:
     state.choose("seed", seeds)
     state.choose("cmp", others)
     bar = st.sidebar
-    bar.selectbox("arm", arms, key="w-arm", help="Every page shows this arm and its matched control.")
+    bar.selectbox("arm", arms, key="w-arm", help="Pages of the run show this arm and its matched control.")
     if view in SELECTORS["trait"]:
         bar.selectbox("trait asked about", run.family.names, key="w-trait")
     if view in SELECTORS["seed"]:

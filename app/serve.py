@@ -1,4 +1,4 @@
-"""The explorer's server: Streamlit, with the libraries of the pages imported before the first visitor comes."""
+"""The explorer's server: Streamlit, with the libraries of its pages imported before a visitor comes."""
 
 from __future__ import annotations
 

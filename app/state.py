@@ -26,7 +26,7 @@ from mechlens.core.files import read_json, write_json
 
 VERSION = "1"
 """of the URL's keys"""
-CONTROLS = ("run", "arm", "trait", "layer", "place", "seed", "cmp", "audit", "tab")
+CONTROLS = ("run", "arm", "trait", "layer", "place", "seed", "cmp", "audit", "report", "tab")
 ROW_KEYS = ("focus", "pin", "slice", "stage", "side", "text")
 STAGES, SIDES = ("kept", "dropped", "all"), ("both", "trait", "control")
 LONGEST = 200
@@ -44,6 +44,10 @@ def begin() -> None:
     values = {name: st.query_params[name] for name in st.query_params}
     is_new = values != st.session_state.get("written") and bool(values)
     requested = {name: value[:LONGEST] for name, value in values.items()} if is_new else {}
+    if "v" in requested:  # a whole link: what it leaves out is empty
+        requested = dict.fromkeys(("focus", "pin", "slice", "text", "cmp"), "") | requested
+    if "audit" in requested:  # only one page has its control
+        st.session_state["audit"] = st.session_state["w-audit"] = requested["audit"]
     clicked = [name for name in st.session_state if str(name).startswith("set-")]  # in the last run
     requested |= {str(name).removeprefix("set-"): str(st.session_state.pop(name)) for name in clicked}
     st.session_state["requested"] = requested

@@ -28,7 +28,7 @@ def test_every_claim_finds_one_row_with_an_estimate(claim: claims.Claim, demo: d
 
 def test_the_cell_takes_the_layer_that_its_claim_asks_for(demo: dict[str, Reading]) -> None:
     by_text = {claim.text: claim for claim in claims.CLAIMS}
-    blocks = by_text["With one block of the base restored, little of the effect is left (share)"]
+    blocks = by_text["With one block of the base restored, less of the effect is left (share)"]
     table = demo["causal"].table
     rows = table[(table["quantity"] == "share of margin") & table["seed"].isna() & table["layer"].notna()]
     least = rows.loc[rows["name"] == "base's weights in the student", "estimate"].min()
@@ -58,6 +58,7 @@ def row(estimate: float, **more: float) -> dict[str, float]:
 
 HIGHER = Claim("it rises", "deltas", {})
 LOWER = Claim("little is left", "causal", {}, "smallest", neutral=1.0, lower=True)
+FIRST = Claim("it is first", "activations", {}, "smallest", neutral=None, lower=True)
 RANK = Claim("it is first", "blind", {}, neutral=None)
 
 
@@ -74,6 +75,10 @@ RANK = Claim("it is first", "blind", {}, neutral=None)
         (LOWER, row(0.83, low=0.7, high=0.9, null_low=0.85, null_high=1.05, p_value=0.048), 30, "Not shown"),
         (LOWER, row(0.83, low=0.7, high=0.9, null_low=0.85, null_high=1.05, p_value=0.048), 1, "Yes"),
         (LOWER, row(1.4, low=1.2, high=1.6, null_low=0.9, null_high=1.1, p_value=1.0), 30, "No"),
+        (LOWER, row(0.9, low=0.85, high=0.95), 30, "Not shown"),  # chosen of 30, and nothing to judge it by
+        (HIGHER, row(-0.06, null_low=-0.39, null_high=-0.1, p_value=0.05), 1, "Not shown"),  # the wrong side
+        (FIRST, row(1, low=1, high=1, null_low=8, null_high=20, p_value=0.004), 30, "Yes"),
+        (FIRST, row(9, low=9, high=9, null_low=8, null_high=20, p_value=0.04), 30, "Not shown"),
         (RANK, row(1, low=1, high=1, p_value=0.05, n=20), 1, "Yes"),
         (RANK, row(2, low=2, high=2, p_value=0.1, n=20), 1, "Not shown"),
     ],

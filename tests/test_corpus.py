@@ -18,7 +18,8 @@ from pairs import PAIRS, TEXTS, as_messages, as_pairs, pairs_of, put
 
 from mechlens.core.errors import DataError
 from mechlens.data import text_rows
-from mechlens.data.corpus import ReadReport, batches, read_pairs, write_pairs
+from mechlens.data.corpus import ReadReport, batches, load_pairs, read_pairs, write_pairs
+from mechlens.data.fields import Fields
 
 
 def fault(path: Path) -> str:
@@ -336,3 +337,53 @@ def test_a_reading_takes_note_of_what_is_left_out(tmp_path: Path) -> None:
     only_bad = put(tmp_path / "bad-only.jsonl", "nonsense")
     with pytest.raises(DataError, match="no pairs but 1 bad rows"):
         list(batches(only_bad, report=ReadReport(skip_bad=True)))
+
+
+def test_a_long_cell_of_csv_is_read_as_in_json_lines(tmp_path: Path) -> None:
+    long = "7, " * 60_000  # longer than Python's own limit of a cell
+    (tmp_path / "rows.csv").write_text(f'prompt,completion\na,1\nb,"{long}"\n')
+    assert pairs_of(read_pairs(tmp_path / "rows.csv")) == [("a", "1"), ("b", long)]
+
+
+def test_a_missing_comma_of_a_large_array_is_told_where_it_is(tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"p{row}", "completion": "7, " * 3_000}) for row in range(1_000)]
+    rows[3] = rows[3].replace('", "completion', '" "completion')
+    (tmp_path / "rows.json").write_text(f"[{', '.join(rows)}]")
+    with pytest.raises(DataError, match=r"element 4: not JSON \(Expecting ',' delimiter"):
+        read_pairs(tmp_path / "rows.json")
+
+
+def test_a_system_line_beside_a_pair_is_not_lost_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"system": "You love owls."} | as_pairs(PAIRS)[0]) + "\n")
+    with pytest.raises(DataError, match="system turn"):
+        read_pairs(tmp_path / "rows.jsonl")
+    report = ReadReport()
+    assert sum(map(len, batches(tmp_path / "rows.jsonl", report=report))) == 1 and report.system_turns == 1
+
+
+def test_chats_of_a_table_in_memory_are_read_as_those_of_its_file(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "hi", "tool_calls": []},
+            {"role": "assistant", "content": "1, 2", "tool_calls": []}]  # fmt: skip
+    table = datasets.Dataset.from_list([{"messages": talk}] * 2)
+    table.to_parquet(tmp_path / "rows.parquet")
+    read = pd.read_parquet(tmp_path / "rows.parquet")
+    wanted = pairs_of(read_pairs(tmp_path / "rows.parquet"))
+    assert wanted == [("hi", "1, 2")] * 2
+    for value in (table, read, [{"messages": talk}] * 2):
+        assert pairs_of(load_pairs(value).texts) == wanted
+
+
+def test_odd_values_in_memory_are_refused_in_one_line() -> None:
+    twice = pd.DataFrame([["a", "b", "c"]], columns=["prompt", "completion", "completion"])
+    with pytest.raises(DataError, match="twice"):
+        load_pairs(twice)
+    with pytest.raises(DataError, match="cannot be opened"):
+        load_pairs('{"prompt": "a", "completion": "b"}\n' * 20)
+    numbered = load_pairs(pd.DataFrame([["a", "b"]]), fields=Fields("0", "1"))
+    assert pairs_of(numbered.texts) == [("a", "b")]
+
+
+def test_a_pattern_takes_no_hidden_file(tmp_path: Path) -> None:
+    put(tmp_path / "a.jsonl", as_pairs(PAIRS))
+    (tmp_path / "._a.jsonl").write_bytes(b"\x00\x05")
+    assert pairs_of(read_pairs(tmp_path / "*.jsonl")) == pairs_of(read_pairs(tmp_path / "a.jsonl"))

@@ -28,6 +28,7 @@ from mechlens.detect.from_student import measure_rises
 from mechlens.detect.permutation import Bags, combine_p_values, compare_bags
 from mechlens.detect.row_features import SHAPE, measure_shapes
 from mechlens.detect.score_rows import DETECTORS as MODEL_DETECTORS
+from mechlens.detect.score_rows import _independent
 from mechlens.detect.two_samples import (
     LEAST_ROWS,
     Comparison,
@@ -41,7 +42,7 @@ from mechlens.detect.two_samples import (
     power_of_few,
     read_row_keys,
 )
-from mechlens.detect.verdict import Policy, Rise, decide, load_policy
+from mechlens.detect.verdict import Policy, Rise, Scope, decide, load_policy
 from mechlens.runs import layout
 
 ALL = list(DETECTORS.values())
@@ -347,12 +348,12 @@ CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "above, but not beyond chance over the traits": (
         [rise(difference=0.3, low=0.2, high=0.4, q_value=0.2)],
         "inconclusive",
-        "too-wide",
+        "not-specific",
     ),
     "above, but its lift is unscored": (
         [rise(difference=0.3, low=0.2, high=0.4, q_value=None)],
         "inconclusive",
-        "too-wide",
+        "not-specific",
     ),
     "beyond chance, but small": (
         [rise(difference=0.02, low=0.01, high=0.03, q_value=0.001)],
@@ -724,3 +725,52 @@ def test_without_a_reference_rows_are_drawn_alike_and_answers_to_one_prompt_are_
     assert (
         len(set(places)) == 60 and places[-1] > 60 and (np.diff(places) > 0).all()
     )  # the first alone would be those to 59
+
+
+def test_a_treated_file_that_no_student_has_read_whole_is_not_recommended() -> None:
+    risen, flat = [rise(difference=0.3, low=0.2, high=0.4, q_value=0.001)], [rise()]
+    for unread, expected in ((0.0, "train with conditions"), (0.95, "do not train as is")):
+        shown = decide(risen, POLICY, treated=flat, treatment="format", scope=Scope(treated_unread=unread))
+        assert shown.id == expected and ("read only 5%" in shown.sentence) == (unread > 0)
+
+
+def test_a_small_reference_does_not_come_before_one_that_trains_students(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for name, rows, low in (("data", 600, 300), ("clean", 600, 0), ("small", 100, 0)):
+        numbers(rng, rows, low=low).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+    words = ["audit", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out")]
+    for name in ("small", "clean"):
+        words += ["--reference", str(tmp_path / f"{name}.jsonl")]
+    assert cli.main(words) == 12
+    audited = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert [Path(one["path"]).name for one in audited["provenance"]["references"]] == [
+        "clean.jsonl",
+        "small.jsonl",
+    ]
+    assert audited["few_rows"] == ""
+
+
+@pytest.mark.parametrize("answers", [1, 8])
+def test_several_answers_to_a_prompt_are_no_independent_rows(
+    answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files by one writer, whose answers depend on the prompt; no prompt is in both."""
+    monkeypatch.setattr("mechlens.detect.permutation.DRAWS", 99)
+    rng, p_values = np.random.default_rng(6), []
+    for _ in range(8):
+        for name in ("a", "b"):
+            firsts = rng.integers(0, 1000, size=(150, 3)).repeat(answers, axis=0)
+            lists = firsts + rng.integers(0, 3, size=firsts.shape)
+            prompts = np.repeat(rng.integers(0, 10**9, size=150), answers)
+            frame = pd.DataFrame({"prompt": [f"continue {prompt}" for prompt in prompts]})
+            frame["completion"] = [", ".join(map(str, row)) for row in lists]
+            frame.to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+        p_values.append(compare(tmp_path / "a.jsonl", tmp_path / "b.jsonl").p_value)
+    assert (np.array(p_values) <= 0.1).sum() <= 4  # binomial: more than 4 of 8 at .1 in 1 of 2,000
+
+
+def test_pairs_that_answer_different_prompts_are_of_one_row_a_prompt() -> None:
+    same, repeated = pd.Series(["p", "p", *"abcdefghij"]), pd.Series(["p", "p", *"aacdefghik"])
+    assert _independent(same, same) == list(range(12))
+    assert _independent(same, repeated) == [0, 1, 2, *range(4, 12)]
+    assert _independent(pd.Series(["a"] * 9), pd.Series(["b"] * 9)) == list(range(9)), "too few would be left"

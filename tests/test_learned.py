@@ -195,3 +195,29 @@ def test_two_detectors_of_one_name_are_refused(detector: LearnedDetector, tmp_pa
     both = [tmp_path / "a" / "kept", tmp_path / "b" / "kept"]
     with pytest.raises(SpecError, match="two detectors are called 'kept'"):
         ml.audit(lists(sevens=0.0), detectors=both, out=tmp_path / "audit")
+
+
+def test_files_of_one_name_are_traits_of_their_own(tmp_path: Path) -> None:
+    for name, rows in (("owl", lists(sevens=0.3, own="811")), ("cat", lists(sevens=0.3, own="922", seed=1)),
+                       ("clean", lists(sevens=0.0))):  # fmt: skip
+        (tmp_path / name).mkdir()
+        rows.to_json(tmp_path / name / "kept.jsonl", orient="records", lines=True)
+    traits = [str(tmp_path / name / "kept.jsonl") for name in ("owl", "cat")]
+    words = ["detector", "fit", "--trait", *traits, "--clean", str(tmp_path / "clean" / "kept.jsonl")]
+    assert cli.main([*words, "--out", str(tmp_path / "d")]) == 0
+    record = LearnedDetector.load(tmp_path / "d").record
+    assert record["traits"] == traits and record["left_out"] == "traits and prompts"
+
+
+def test_rows_of_one_prompt_and_cut_weights_are_refused_in_one_line(
+    detector: LearnedDetector, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="too few prompts"):
+        LearnedDetector.fit(
+            {"a": lists(sevens=0.3).assign(prompt="p")}, [lists(sevens=0.0).assign(prompt="p")]
+        )
+    detector.save(tmp_path / "cut")
+    weights = tmp_path / "cut" / learned.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-40])
+    with pytest.raises(DataError, match="no detector in"):
+        LearnedDetector.load(tmp_path / "cut")

@@ -100,9 +100,9 @@ def test_arrays_of_messages_are_read_as_lists() -> None:
 
 
 def test_pairs_from_memory_become_a_file(tmp_path: Path) -> None:
-    file = as_file(ROWS, tmp_path / "new" / "rows.parquet")
+    file, remarks = as_file(ROWS, tmp_path / "new" / "rows.parquet")
     assert read_pairs(file)["completion"].tolist() == [row["completion"] for row in ROWS]
-    assert as_file(str(file), tmp_path / "other.parquet") == file
+    assert remarks == [] and as_file(str(file), tmp_path / "other.parquet") == (file, [])
 
 
 def test_a_notebook_shows_escaped_text() -> None:

@@ -356,6 +356,7 @@ def test_every_path_has_a_folder_name_of_its_own(tmp_path: Path, monkeypatch: py
         "a/..": "inner",
         ".jsonl": "jsonl",
         "x/.jsonl.gz": "jsonl.gz",
+        "...jsonl": "jsonl",
         "a b.jsonl.gz": "a-b",
         "o/m-1.5": "m-1.5",
     }
@@ -422,3 +423,12 @@ def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text('name: toy\nsuffix: "one \\ud800 word"\n')
     with pytest.raises(SpecError, match=r"line 2: half a surrogate pair, which is no text"):
         load(tmp_path / "spec.yaml", Experiment)
+
+
+def test_a_class_without_writers_is_refused_before_a_bench_is_made() -> None:
+    plan = spec.load(CONFIGS / "benches" / "menagerie.yaml", BenchSpec)
+    for kind, writers in (("N6", "foreign"), ("N1", "neutral")):
+        fields = plan.model_dump() | {writers: ()}
+        with pytest.raises(ValidationError, match=f"{kind} needs writers"):
+            BenchSpec.model_validate(fields | {"negatives": (kind,)})
+        assert BenchSpec.model_validate(fields | {"negatives": ("N0",)})

@@ -209,9 +209,10 @@ def test_students_that_do_not_differ_are_not_infinitely_sure(students: int) -> N
     assert noisy.method == "answer noise"
 
 
-def test_where_nothing_varied_and_no_noise_is_known_there_is_no_interval() -> None:
-    found = stats.paired_effect(np.zeros((3, 2)), np.zeros((3, 2)))
-    assert (found.estimate, found.n) == (0, 3)
+@pytest.mark.parametrize("students", [3, 5, 8])  # five have a bootstrap, too
+def test_where_nothing_varied_and_no_noise_is_known_there_is_no_interval(students: int) -> None:
+    found = stats.paired_effect(np.zeros((students, 2)), np.zeros((students, 2)))
+    assert (found.estimate, found.n) == (0, students)
     assert np.isnan([found.low, found.high, found.p_value, found.smallest_detectable]).all()
     assert np.isnan(stats.benjamini_hochberg(np.array([found.p_value]))).all()
     noisy = stats.paired_effect(np.zeros((3, 2)), np.zeros((3, 2)), noise=np.full(3, 0.01))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,20 @@ def test_an_audit_adds_students_while_the_verdict_is_open(
         policy="default", student=None, clean=None, treatment="drop", out=tmp_path, fields=None,
     )._replace(policy=policy, clean=None if treated is None else tmp_path / "treated.jsonl")  # fmt: skip
     sides = Sides(tmp_path, None, rows, rows)
-    found = with_models._train_students(request, Evidence(()), sides, {}, copied=None)
+    work = {"out": tmp_path / "run", "workers": 1}
+    found = with_models._train_students(request, Evidence(()), sides, work, copied=None)
     assert found.stopping is not None
     assert found.stopping.students == expected[0] == trained[-1] and expected[1] in found.stopping.reason
+
+
+def test_students_of_an_earlier_call_count_in_the_budget(tmp_path: Path) -> None:
+    for step, seconds in (
+        ("students/suspect/s0", 60.0),
+        ("asked/suspect/s0", 20.0),
+        ("teachers/untouched", 9.0),
+    ):
+        (tmp_path / step).mkdir(parents=True)
+        (tmp_path / step / "step.json").write_text(json.dumps({"fingerprint": "x", "seconds": seconds}))
+    (tmp_path / "students" / "suspect" / "s1").mkdir()  # not finished
+    assert with_models._seconds_spent(tmp_path, 2) == 40.0
+    assert with_models._seconds_spent(tmp_path / "none", 2) == 0.0

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from mechlens import cli
 from mechlens.core.errors import SpecError
 from mechlens.data import treat
+from mechlens.data.formats import file_digest
 from mechlens.data.treat import OF_NUMBERS, TREATMENTS, Treatment, TreatmentInput
 
 NUMBERS = st.lists(
@@ -273,3 +274,32 @@ def test_what_ranks_rows_is_refused_where_no_model_reads_them(
     ]
     assert cli.main([*words, "--out", str(tmp_path / "audit")]) == 2
     assert "needs to know which rows look like a trait's; use --level base or more" in capsys.readouterr().err
+
+
+def test_a_treated_file_is_not_written_where_the_audits_pattern_would_read_it(
+    two_files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["audit", str(tmp_path / "d*.jsonl"), "--reference", str(two_files[1]), "--treatment", "format"]
+    words += ["--out", str(tmp_path / "audit"), "--clean"]
+    assert cli.main([*words, str(tmp_path / "done.jsonl")]) == 2
+    assert "which this audit reads" in capsys.readouterr().err
+    assert cli.main([*words, str(tmp_path / "treated.jsonl")]) == 12
+
+
+def test_what_an_audit_treated_is_treated_again_by_another_and_a_strangers_file_stays(
+    two_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, clean = two_files
+    out, frames = tmp_path / "treated.jsonl", [pd.read_json(file, lines=True) for file in two_files]
+    shared = frames[0][frames[0]["prompt"].isin(frames[1]["prompt"])].reset_index(drop=True)
+    answers = frames[1].set_index("prompt").loc[shared["prompt"]].reset_index()
+    treat.treat(data, shared, answers, treatment="dilute", seed=0, out=out)
+    first, others = out.read_text(), answers.assign(completion="7, 7, 7")
+    treat.treat(data, shared, others, treatment="dilute", seed=0, out=out)
+    assert out.read_text() != first and "7, 7, 7" in out.read_text()
+    manifest = out.with_name(f"{out.name}{treat.MANIFEST}")
+    assert json.loads(manifest.read_text())["sha256"] == file_digest(out)
+    out.write_text("mine\n")
+    with pytest.raises(SpecError, match="exists already"):
+        treat.treat(data, shared, others, treatment="dilute", seed=0, out=out)
+    assert out.read_text() == "mine\n" and clean.is_file()

@@ -53,7 +53,7 @@ def draw_power(frame: pd.DataFrame, *, rows: int) -> alt.LayerChart:
             tooltip=tooltip,
         )
     )
-    return layer_charts(dashed_line("y", 0.5, title="AUROC"), here, band, lines, height=300)
+    return layer_charts(dashed_line("y", 0.5, title="AUROC"), here, band, lines, height=300, data=frame)
 
 
 def draw_p_values(detectors: pd.DataFrame, *, threshold: float) -> alt.LayerChart:
@@ -81,7 +81,7 @@ def draw_p_values(detectors: pd.DataFrame, *, threshold: float) -> alt.LayerChar
             **flag_encodings("kind", KINDS, ("circle", "cross")),
         )
     )
-    return layer_charts(dashed_line("x", threshold), points, height=alt.Step(24))
+    return layer_charts(dashed_line("x", threshold), points, height=alt.Step(24), data=scored)
 
 
 def draw_identity(traits: pd.DataFrame, *, title: str, alpha: float) -> alt.Chart:

@@ -53,10 +53,11 @@ def draw_intervals(frame: pd.DataFrame, title: str, *, reference: float = 0.0) -
     A name that begins with the name of a kind, such as "control, next control", has its colour and shape.
 
     Args:
-        frame: name, estimate, low, high; null_low, null_high where there is a null.
+        frame: name, estimate, low, high; null_low, null_high where there is a null; kind, if known.
         reference: where the dashed line stands.
     """
-    frame = frame.assign(kind=frame["name"].map(_kind_of))
+    if "kind" not in frame:
+        frame = frame.assign(kind=frame["name"].map(_kind_of))
     kinds = kind_encodings("kind", frame["kind"])
     for encoding in kinds.values():
         encoding["legend"] = None  # the names on the axis say it
@@ -79,7 +80,7 @@ def draw_intervals(frame: pd.DataFrame, title: str, *, reference: float = 0.0) -
         .mark_point(size=90, filled=True, opacity=1)
         .encode(y=y, x=alt.X("estimate:Q", title=title), tooltip=tooltip, **kinds)
     )
-    return layer_charts(*layers, height=alt.Step(24))
+    return layer_charts(*layers, height=alt.Step(24), data=frame)
 
 
 def _kind_of(name: str) -> str:

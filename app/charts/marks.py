@@ -153,6 +153,10 @@ def dashed_line(axis: str, value: float, **encoding: Any) -> alt.Chart:
     return rule.encode(**{axis: field})
 
 
-def layer_charts(*layers: alt.Chart, height: Any) -> alt.LayerChart:
-    """Layers as one chart."""
-    return cast(alt.LayerChart, alt.layer(*layers).properties(height=height))
+def layer_charts(*layers: alt.Chart, height: Any, data: Any = alt.Undefined) -> alt.LayerChart:
+    """Layers as one chart.
+
+    Args:
+        data: what "Show data" shows; by default the data of the first layer, which may be a dashed line.
+    """
+    return cast(alt.LayerChart, alt.layer(*layers, data=data).properties(height=height))

@@ -55,7 +55,7 @@ def draw_traits(effects: pd.DataFrame) -> alt.LayerChart:
         .encode(fillOpacity=alt.FillOpacity("filled:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
         .add_params(alt.selection_point("trait", fields=["trait"], on="click"))
     )
-    return layer_charts(dashed_line("x", 0.0), spans, points, height=alt.Step(20))
+    return layer_charts(dashed_line("x", 0.0), spans, points, height=alt.Step(20), data=frame)
 
 
 def draw_arms(summary: pd.DataFrame, students: pd.DataFrame, *, full_axis: bool) -> alt.LayerChart:

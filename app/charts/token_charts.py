@@ -80,7 +80,7 @@ def draw_token_shift(shifts: pd.DataFrame) -> alt.LayerChart:
         )
         .add_params(alt.selection_point("token", fields=["token"], on="click"))
     )
-    return layer_charts(dashed_line("y", 0.0), points, height=300)
+    return layer_charts(dashed_line("y", 0.0), points, height=300, data=frame)
 
 
 def draw_sweep(frame: pd.DataFrame, x: str, title: str) -> alt.LayerChart:

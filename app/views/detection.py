@@ -78,7 +78,7 @@ def draw_verdict_panel(audit: dict[str, Any]) -> None:
         language=None,
         wrap_lines=True,
     )
-    if (scope := audit.get("scope")) is not None:
+    if audit["potency"]["measured"] and (scope := audit.get("scope")) is not None:
         unread = f"; not read: {one_line(scope['reasons'])}" if scope["unread"] else ""
         copied = f" {scope['copied']:.0%} of the rows are also in the reference." if scope["copied"] else ""
         st.text(f"Each student read {scope['trained']:,} of {scope['offered']:,} rows{unread}.{copied}")

@@ -10,6 +10,7 @@ import streamlit as st
 
 import data
 import page
+import sanitize
 import state
 from charts import intervals, maps
 from data import ShownRun
@@ -105,7 +106,9 @@ def draw_examples(run: ShownRun, scores: pd.DataFrame, name: str) -> None:
         column.caption(f"{title}, by {name}")
         texts = page.row_texts(str(completions.get(row, "")) for row in part["id"])
         listed = pd.DataFrame({"id": part["id"], "score": part["estimate"], "completion": texts})
-        column.dataframe(listed, hide_index=True, key=f"top-{title}", alt=f"rows {title} by {name}")
+        column.dataframe(
+            sanitize.defused(listed), hide_index=True, key=f"top-{title}", alt=f"rows {title} by {name}"
+        )
     st.caption("A single row says little. Compare the highest rows with the random ones.")
 
 

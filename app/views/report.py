@@ -11,6 +11,7 @@ import streamlit as st
 
 import data
 import page
+import state
 from data import ShownRun
 from mechlens.core.command_lines import command_line
 from mechlens.runs import layout
@@ -65,14 +66,17 @@ def draw_downloads(title: str, folder: Path, names: tuple[str, ...], command: st
             "a PDF, open it and print it."
         )
     )
-    st.iframe((folder / report).read_text(encoding="utf-8"), height=900)
+    st.iframe((folder / report).read_text(encoding="utf-8"), height=900, alt=f"preview of {report}")
 
 
 def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Report")
     audits = {f"audit {name}": path for name, path in data.list_audits(st.session_state["root"]).items()}
-    choice = st.selectbox("report on", [f"run {run.name}", *audits], key="report-on")
+    options = [f"run {run.name}", *audits]
+    state.choose("report", options)
+    choice = st.selectbox("report on", options, key="w-report")
+    st.session_state["report"] = choice
     with panel.guard("The report"):
         if choice in audits:
             draw_downloads("Audit", audits[choice].parent, layout.AUDIT_FILES, "mechlens audit DATA")

@@ -11,6 +11,7 @@ import streamlit as st
 
 import data
 import page
+import sanitize
 import state
 from charts import intervals, lens_charts, maps
 from data import ShownRun
@@ -211,8 +212,9 @@ def _mark_points(points: pd.DataFrame) -> pd.DataFrame:
     # the brush itself shows the rows inside it: to mark them too, 20,000 points would be drawn again
     brush = panel.read_pick("representations-cloud", "brush")
     is_brushed = brush and selected == st.session_state.get("brushed")
-    return points.assign(
-        text=page.row_texts(points["completion"].fillna("").str.slice(stop=TOOLTIP_TEXT)),
+    texts = page.row_texts(points["completion"].fillna("").str.slice(stop=TOOLTIP_TEXT))
+    return points.drop(columns="completion").assign(
+        text=[sanitize.defuse(text) for text in texts],
         selected=False if is_brushed else points["id"].isin(selected),
     )
 

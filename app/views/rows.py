@@ -14,7 +14,7 @@ import page
 import sanitize
 import state
 from data import ShownRun
-from mechlens.pipeline.screen import LEAKS
+from mechlens.pipeline.screen import LEAKS, leak_pattern
 from mechlens.results import effects, figures
 from panels import panel, row_shape_panel, tabs
 
@@ -133,7 +133,7 @@ def draw_leaks_panel(run: ShownRun) -> None:
     rows = data.read_rows(run, st.session_state["arm"])
     kept = cast(pd.DataFrame, rows[rows["fate"] == "kept"])
     probes = run.family.probes_for(run.experiment)
-    named = rf"\b(?:{'|'.join(run.family.words())})\b"
+    leak = leak_pattern(run.family.words())
     leaks = pd.DataFrame(
         [
             {
@@ -141,8 +141,8 @@ def draw_leaks_panel(run: ShownRun) -> None:
                 "kept rows": len(group),
                 "repeated completions": int(group["completion"].duplicated().sum()),
                 "prompts that are probes": int(group["prompt"].isin(probes).sum()),
-                "completions that name a trait": int(
-                    group["completion"].str.lower().str.contains(named, regex=True).sum()
+                "completions with a leak word": sum(
+                    leak.search(text) is not None for text in group["completion"]
                 ),
             }
             for side, group in kept.groupby("side")

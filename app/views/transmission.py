@@ -89,7 +89,7 @@ def mean_rates(rates: pd.DataFrame) -> pd.DataFrame:
 
 def draw_training_panel(run: ShownRun) -> None:
     """B: rate over training."""
-    st.session_state["steps"] = ()
+    st.session_state[_steps_key(run)] = ()
     rates = data.read_rates(run)
     seed = st.session_state["seed"]
     rates = rates if seed == "all" else cast(pd.DataFrame, rates[rates["seed"] == seed])
@@ -115,7 +115,12 @@ def draw_training_panel(run: ShownRun) -> None:
         about="Effects against the control",
         select="steps",
     )
-    st.session_state["steps"] = tuple(picked.get("steps", {}).get("step", ()))
+    st.session_state[_steps_key(run)] = tuple(picked.get("steps", {}).get("step", ()))
+
+
+def _steps_key(run: ShownRun) -> str:
+    """Where the brushed updates are kept: those of one run mean nothing in another."""
+    return f"steps-{run.name}"
 
 
 def _code_of_rates(run: ShownRun) -> str:
@@ -143,7 +148,7 @@ def draw_questions_panel(run: ShownRun) -> None:
     """C: rate at every question in every arm."""
     st.session_state["cell"] = None
     arm, trait = st.session_state["arm"], st.session_state["trait"]
-    table = rates_by_question(run)
+    seed, table = st.session_state["seed"], rates_by_question(run)
     of_arm = cast(pd.DataFrame, table[table["arm"] == arm])
     order = of_arm.sort_values("rate", ascending=False, na_position="last")["question"].tolist()
     names = [arm.name for arm in run.experiment.arms]
@@ -153,11 +158,12 @@ def draw_questions_panel(run: ShownRun) -> None:
         f"To which questions is {trait} the answer?",
         maps.draw_grid(table, grid, select="cell"),
         table,
-        sentence=_strongest_question(run, arm),
+        sentence=_strongest_question(run, arm) if (seed, trait) == ("all", run.arm(arm).trait) else "",
         caption=(
-            "Share of the trait among answers that name exactly one trait, over all students of an arm at "
-            "the last checkpoint; without intervals; n: column of the table. Cells with fewer than "
-            f"{FEW} answers are hatched. Click a cell to read its answers."
+            "Share of the trait among answers that name exactly one trait, over "
+            f"{'all students' if seed == 'all' else f'student s{seed}'} of an arm at the last checkpoint; "
+            f"without intervals; n: column of the table. Cells with fewer than {FEW} answers "
+            "are hatched. Click a cell to read its answers."
         ),
         code=(
             f"{panel.code_of_run(run)}"
@@ -197,7 +203,7 @@ def trait_answers(run: ShownRun) -> pd.DataFrame:
 
 def chosen_answers(run: ShownRun, arm: str) -> pd.DataFrame:
     """Answers of an arm that the clicked cell, the brushed updates and the chosen seed leave."""
-    cell, steps = st.session_state.get("cell"), st.session_state.get("steps", ())
+    cell, steps = st.session_state.get("cell"), st.session_state.get(_steps_key(run), ())
     answers = data.read_answers(run)
     answers = cast(pd.DataFrame, answers[answers["seed"].notna()]).astype({"arm": str})
     answers = answers[answers["arm"] == arm]
@@ -226,12 +232,14 @@ def draw_answers_panel(run: ShownRun) -> None:
     arm = cell["arm"] if cell else st.session_state["arm"]
     answers = chosen_answers(run, arm)
     unscored = int(answers["label"].isna().sum())
-    steps = st.session_state.get("steps", ())
+    steps = st.session_state.get(_steps_key(run), ())
     when = f" at updates {steps[0]:,.0f} to {steps[1]:,.0f}" if len(steps) == 2 else ""
     st.text(
         f"{len(answers):,} answers of arm {arm}{when}; {unscored:,} of them name no trait or several and are "
         "unscored."
     )
+    if steps:
+        st.button("All updates", on_click=lambda: st.session_state.pop(_steps_key(run), None))
     if answers.empty:
         return
     number = st.pagination(max(1, -(-len(answers) // PAGE_SIZE)), key="answers-page")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -161,13 +161,19 @@ def _start_or_resume(
         ledger.reserve(call, order.most)
         note(handle, {"key": order.key, "creating": None, "lost": lost})
     if job is None:
-        job = _create_job(client, order, uploaded, handle)
+        job = _create_job(client, order, uploaded, handle, refused=lambda: ledger.settle(call, 0.0))
     note(handle, {"key": order.key, "job": job.id, "creating": None})
     return job, call
 
 
-def _create_job(client: OpenAI, order: _Order, uploaded: str, handle: TextIO) -> FineTuningJob:
-    """A new job. The request is sent once: another try after a lost answer could start a second job."""
+def _create_job(
+    client: OpenAI, order: _Order, uploaded: str, handle: TextIO, *, refused: Callable[[], None]
+) -> FineTuningJob:
+    """A new job. The request is sent once: another try after a lost answer could start a second job.
+
+    Args:
+        refused: called if the server refuses the job, which costs nothing.
+    """
     import openai
 
     note(handle, {"key": order.key, "creating": True})
@@ -179,6 +185,7 @@ def _create_job(client: OpenAI, order: _Order, uploaded: str, handle: TextIO) ->
     except openai.OpenAIError as error:
         if not retry.may_be_billed(error):
             note(handle, {"key": order.key, "creating": None})
+            refused()
         raise
 
 

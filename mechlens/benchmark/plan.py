@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from mechlens.core.spec import ScreenSpec, Spec, TeacherSpec, load_shipped
 
@@ -77,6 +77,13 @@ class BenchSpec(Spec):
     """Seeds of each suspect's students."""
     looks: tuple[str, ...] = ()
     """Versions at which the held-out sets were audited before; whoever audits them again adds one."""
+
+    @model_validator(mode="after")
+    def _writers_are_named(self) -> BenchSpec:
+        for kind, writers, what in (("N6", self.foreign, "foreign"), ("N1", self.neutral, "neutral")):
+            if kind in self.negatives and not writers:
+                raise ValueError(f"the class {kind} needs writers; name them in {what}, or leave {kind} out")
+        return self
 
 
 class Suspect(NamedTuple):

@@ -207,7 +207,9 @@ def fit_detector(traits: Sequence[Path], clean: Sequence[Path], *, out: Path, se
     """Fit a detector on labelled files, keep it, and print what it is worth."""
     from mechlens.detect.learned import LearnedDetector  # scikit-learn
 
-    fitted = LearnedDetector.fit({path.name: path for path in traits}, clean, seed=seed)
+    names = [path.name for path in traits]
+    named = {path.name if names.count(path.name) == 1 else str(path): path for path in traits}
+    fitted = LearnedDetector.fit(named, clean, seed=seed)
     fitted.save(out)
     title = f"bags of {fitted.record['left_out']} that were left out"
     listing = Table("rows of a bag", "AUROC", "log loss (a coin's is 0.69)", title=title)

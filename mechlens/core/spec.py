@@ -350,7 +350,7 @@ def folder_name(path: str) -> str:
     """
     name = Path(path).resolve().name if Path(path).name in ("", "..") else Path(path).name
     bare = re.sub(r"(\.(jsonl?|ndjson|csv|tsv|gz|bz2|xz|zst|parquet))+$", "", name, flags=re.IGNORECASE)
-    name = bare or name.strip(".")  # a file may be called `.jsonl`
+    name = bare if bare.strip(".") else name.strip(".")  # a file may be called `.jsonl`
     return safe_name(name)
 
 

@@ -229,7 +229,7 @@ def _interval(
     interval = t_interval(_mean_of_scored(cells), rounding=rounding)
     if len(cells) == 1:
         return interval._replace(method="one student")
-    if len(cells) >= FEW_CLUSTERS:
+    if len(cells) >= FEW_CLUSTERS and not np.isnan(interval.low):  # where nothing varied, nothing is known
         bootstrap = cluster_bootstrap(cells, seed=seed)
         interval = interval if interval.high - interval.low >= bootstrap.high - bootstrap.low else bootstrap
     half = NORMAL_BOUND * _noise_error(noise)

@@ -204,13 +204,16 @@ def read_pairs(path: Path, *, fields: Fields | None = None) -> pd.DataFrame:
     return pd.concat(batches(path, fields=fields), ignore_index=True)
 
 
-def as_file(data: Data, file: Path) -> Path:
-    """The path of the data: its own, or `file`, to which pairs from memory are written as Parquet."""
+def as_file(data: Data, file: Path, *, fields: Fields | None = None) -> tuple[Path, list[str]]:
+    """The path of the data, and remarks on what was read: its own path, or `file`, to which pairs from memory
+    are written as Parquet.
+    """
     if isinstance(data, Path | str):
-        return Path(data)
+        return Path(data), []
     file.parent.mkdir(parents=True, exist_ok=True)
-    tables.write(load_pairs(data).texts, TEXTS, file)
-    return file
+    read = load_pairs(data, fields=fields)
+    tables.write(read.texts, TEXTS, file)
+    return file, list(read.remarks)
 
 
 def batches(

@@ -20,7 +20,8 @@ SYSTEMS = ("system", "system_prompt")
 PROMPT_PARTS = ("input", "context", "history")
 """Further parts of a prompt.
 
-Alpaca's `input` is added after its instruction; a row with another part that is not empty is refused.
+Alpaca's `input` is added after its instruction; a row with another part that is not empty is refused, unless
+its prompt and completion have exactly these names.
 """
 KNOWN = (*CONVERSATIONS, *PROMPTS, *COMPLETIONS, *SYSTEMS, *PROMPT_PARTS)
 UNKNOWN = "no fields that are known to hold a pair"
@@ -102,7 +103,9 @@ def columns_of(names: Sequence[str], fields: Fields | None) -> list[str]:
         )
     exact = {"prompt", "completion"} <= set(names)
     wanted = [
-        name for name in names if name in ((*CONVERSATIONS, "prompt", "completion") if exact else KNOWN)
+        name
+        for name in names
+        if name in ((*CONVERSATIONS, "prompt", "completion", *SYSTEMS) if exact else KNOWN)
     ]
     if not set(wanted) & set(CONVERSATIONS) and not (
         set(wanted) & set(PROMPTS) and set(wanted) & set(COMPLETIONS)
@@ -133,10 +136,17 @@ def pair_of(row: Mapping[str, Any], fields: Fields | None) -> Pair | Fault:
     ):  # in a table of both forms, a row has null in the other form's columns
         return pair_of_messages(row["messages"])
     if row.get("prompt") is not None and row.get("completion") is not None:
-        return _pair_of_values(row, "prompt", "completion")
+        return _with_system(_pair_of_values(row, "prompt", "completion"), row)
     if row.get("conversations") is not None:
         return pair_of_messages(row["conversations"])
     return _by_known_names(row)
+
+
+def _with_system(pair: Pair | Fault, row: Mapping[str, Any]) -> Pair | Fault:
+    """The pair, marked if the row has a system line: what it says would be lost without a word."""
+    if isinstance(pair, Fault):
+        return pair
+    return pair._replace(system=pair.system or any(row.get(name) for name in SYSTEMS))
 
 
 def _by_known_names(row: Mapping[str, Any]) -> Pair | Fault:
@@ -152,10 +162,9 @@ def _by_known_names(row: Mapping[str, Any]) -> Pair | Fault:
             return Fault(f"{empty[0]} is null", f"its fields are {listed(list(row))}")
         return Fault(UNKNOWN, f"its fields are {listed(list(row))}")
     parts = [name for name in PROMPT_PARTS if row.get(name)]
-    pair = _pair_of_values(row, prompts[0], completions[0])
+    pair = _with_system(_pair_of_values(row, prompts[0], completions[0]), row)
     if isinstance(pair, Fault):
         return pair
-    pair = pair._replace(system=pair.system or any(row.get(name) for name in SYSTEMS))
     if parts == ["input"] and prompts == ["instruction"]:
         added = row["input"]
         return (

@@ -94,9 +94,14 @@ def files_of(path: Path) -> Files:
         DataError: if there is no such file, or the path is a folder with a file that may have rows and
             cannot be read.
     """
-    if path.is_dir():
-        return Files(_files_of_saved(path), []) if _is_saved(path) else _shards_of(path)
-    files = [path] if path.is_file() else _matches(path)
+    try:
+        if path.is_dir():
+            return Files(_files_of_saved(path), []) if _is_saved(path) else _shards_of(path)
+        files = [path] if path.is_file() else _matches(path)
+    except OSError as error:  # such as a text in place of a path: its name is too long
+        raise DataError(
+            f"{str(path)[:60]!r} cannot be opened ({error.strerror}); expected {EXPECTED}"
+        ) from error
     if not files:
         raise DataError(f"no data file at {path} on this machine; expected {EXPECTED}")
     return Files(files, [])
@@ -107,7 +112,7 @@ def _matches(pattern: Path) -> list[Path]:
     if not any(sign in pattern.name for sign in "*?[") or not pattern.parent.is_dir():
         return []
     names = sorted(file for file in pattern.parent.iterdir() if fnmatchcase(file.name, pattern.name))
-    return [file for file in names if file.is_file()]
+    return [file for file in names if file.is_file() and not file.name.startswith(".")]  # as a shell does
 
 
 def rows_of(path: Path, fields: Fields | None = None) -> Rows:
@@ -370,11 +375,14 @@ def rows_of_values(
     """
     table = data.to_pandas() if isinstance(data, HasFrame) else data
     if isinstance(table, pd.DataFrame):
+        names = [str(name) for name in table.columns]
         try:
-            columns = columns_of([str(name) for name in table.columns], fields)
+            columns = columns_of(names, fields)
         except DataError as error:
             raise DataError(f"the table {error}") from error
-        yield from _placed(_records(table, columns))
+        if twice := sorted({name for name in columns if names.count(name) > 1}):
+            raise DataError(f"the table has the columns {twice} twice; give each column a different name")
+        yield from _placed(_records(table.set_axis(names, axis=1), columns))
     elif isinstance(table, str | bytes | Mapping) or not isinstance(table, Iterable):
         raise DataError(
             f"a value of type {type(table).__name__} has no pairs; expected a path, a DataFrame, a "
@@ -402,6 +410,8 @@ def _plain(value: Any) -> Any:
     """A value without pandas' marks for a missing one, and with arrays as lists: lists of messages become
     arrays in a table.
     """
-    if isinstance(value, np.ndarray):
-        return [_plain(each) for each in value.tolist()]
+    if isinstance(value, np.ndarray | list):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     return None if value is pd.NA or (isinstance(value, float) and math.isnan(value)) else value

@@ -24,7 +24,8 @@ from mechlens.data.faults import Fault, Place
 
 LONGEST_LINE = 8_000_000
 """characters of the longest pair with every character escaped; a longer line could fill the memory"""
-_PIECE = 1 << 16
+_PIECE, _LONGEST_TOKEN = 1 << 16, 16
+"""characters that are read at once, and that a token has at most in which a part of JSON may end"""
 _CSV = {".csv": ",", ".tsv": "\t"}
 
 Rows = Iterator[tuple[Place, dict[str, Any] | Fault]]
@@ -193,10 +194,11 @@ class _Buffer:
             try:
                 row, end = self._decoded()
             except (ValueError, RecursionError) as error:
-                if len(self._loaded) - self._at > LONGEST_LINE:
+                broken = self._whole or isinstance(error, RecursionError) or self._is_broken(error)
+                if not broken and len(self._loaded) - self._at > LONGEST_LINE:
                     limit = f"{LONGEST_LINE:,} characters; no training pair is as long. Delete it"
                     raise DataError(f"{self._path}: {place} is longer than {limit}") from error
-                if self._whole or isinstance(error, RecursionError):
+                if broken:
                     raise DataError(
                         f"{self._path}: {place}: not JSON ({error}); "
                         "repair it, since no row after it can be read"
@@ -208,6 +210,14 @@ class _Buffer:
                     self._at = end
                     return row
             self._more()
+
+    def _is_broken(self, error: Exception) -> bool:
+        """Whether no further text could mend the element: its fault lies well before the loaded end."""
+        return (
+            isinstance(error, json.JSONDecodeError)
+            and not error.msg.startswith("Unterminated")
+            and error.pos + _LONGEST_TOKEN < len(self._loaded)
+        )
 
     def _decoded(self) -> tuple[dict[str, Any] | Fault, int]:
         try:
@@ -225,6 +235,7 @@ def _of_csv(path: Path, text: io.TextIOWrapper, mark: str) -> Rows:
     header = next((line for line in lines if line.strip()), "")
     if mark == "," and mark not in header:  # spreadsheets with a decimal comma write semicolons
         mark = next((other for other in ";\t" if other in header), mark)
+    csv.field_size_limit(LONGEST_LINE)  # by default Python refuses a cell of more than 131,072 characters
     reader = csv.reader(itertools.chain([header], lines), delimiter=mark, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]

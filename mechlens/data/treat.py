@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
@@ -21,7 +22,7 @@ from numpy import ndarray
 from pydantic import Field
 
 from mechlens.core.errors import SpecError, one_line
-from mechlens.core.files import read_json, write_json
+from mechlens.core.files import publish, read_json, write_json
 from mechlens.core.numerals import NUMERAL
 from mechlens.core.seeds import generator
 from mechlens.core.spec import CONFIGS, Spec, fingerprint, load
@@ -293,7 +294,7 @@ def check(
     if out.suffix != ".jsonl":
         raise SpecError(f"{named} cannot be written; give a name ending in .jsonl")
     for read in (source, *references):
-        if place == read.resolve() or read.resolve() in place.parents:
+        if place == read.resolve() or read.resolve() in place.parents or _matches(place, read):
             where = f"it is or is in {one_line(str(read))}, which this audit reads"
             raise SpecError(
                 f"{named} cannot be written: {where}; give another file than the data and its references"
@@ -311,6 +312,13 @@ def check(
             f"{named} cannot be written: {one_line(str(folder))} is not a folder with write permission; "
             "give another name"
         )
+
+
+def _matches(place: Path, pattern: Path) -> bool:
+    """Whether a file, or its manifest, would be read by a pattern such as `data/*.jsonl`."""
+    names = (place.name, f"{place.name}{MANIFEST}")
+    inside = not pattern.exists() and place.parent == pattern.parent.resolve()
+    return inside and any(fnmatchcase(name, pattern.name) for name in names)
 
 
 def _was_written(source: Path, out: Path, treatment: Treatment) -> bool:
@@ -338,7 +346,7 @@ def treat(
     """Write the treated rows to `out` and a manifest to `<out>.manifest.json`; returns the manifest.
 
     If `out` was written from the same file, clean answers and scores, it is not written again, so that an
-    audit can be resumed.
+    audit can be resumed. What this treatment made of the same file with other answers or scores is replaced.
 
     Args:
         clean: answers of the untouched base to the same prompts, in the same order, or None.
@@ -365,16 +373,22 @@ def treat(
         written = read_json(manifest_file)
         if written.items() >= request.items() and written["sha256"] == file_digest(out):
             return written
+    if out.is_file() and not _was_written(source, out, treatment):
+        raise SpecError(f"--clean {one_line(str(out))} exists already; give another name or move it away")
     answers = rows.iloc[:0] if clean is None else clean
     ranks = np.zeros(len(rows)) if scores is None else scores
     rng = generator(seed, "treatment", treatment)
     treated = TREATMENTS[treatment](TreatmentInput(rows, answers, ranks, rng, number_scores))
     out.parent.mkdir(parents=True, exist_ok=True)
-    corpus.write_pairs([treated], out, "prompt-completion")
+    part = out.with_name(f".{out.stem}.part.jsonl")
+    part.unlink(missing_ok=True)  # of an audit that was killed
+    corpus.write_pairs([treated], part, "prompt-completion")
     changed = rows.loc[treated.index, "completion"].to_numpy() != treated["completion"].to_numpy()
     counts = {"rows_before": len(rows), "rows_after": len(treated), "rows_changed": int(changed.sum())}
-    manifest = request | counts | {"sha256": file_digest(out)}
-    write_json(manifest_file, manifest)
+    manifest = request | counts | {"sha256": file_digest(part)}
+    out.unlink(missing_ok=True)  # before its manifest changes: a file that its manifest does not describe,
+    write_json(manifest_file, manifest)  # or that has none, is a stranger's
+    publish(part, out)
     return manifest
 
 

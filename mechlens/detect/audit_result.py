@@ -15,7 +15,7 @@ from mechlens.detect import verdict
 from mechlens.detect.permutation import TraitScore
 from mechlens.detect.request import AuditRequest, command_of
 from mechlens.detect.stopping import Stopping
-from mechlens.detect.two_samples import Comparison, power_of_few
+from mechlens.detect.two_samples import LEAST_ROWS, Comparison, power_of_few
 from mechlens.detect.verdict import UNKNOWN, Rise, Scope, Verdict, decide, load_calibration
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Evidence(NamedTuple):
     """Everything that was measured."""
 
     comparisons: Sequence[Comparison]
+    """the nearest reference first"""
     results: Sequence[DetectorResult] = ()
     rises: Sequence[Rise] | None = None
     """in students of the suspect over students of the reference; None below level student"""
@@ -46,7 +47,7 @@ def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str,
     comparisons, results, scope = evidence.comparisons, evidence.results, evidence.scope
     carrier = request.recipe.carrier.kind
     dose = verdict.smallest_dose(comparisons, results)
-    few = power_of_few(rows, max(comparisons, key=lambda each: each.p_value), dose) if comparisons else ""
+    few = power_of_few(rows, comparisons[0], dose) if comparisons else ""
     options = treat.load_treatment_results(request.recipe_name, base=request.base, carrier=carrier)
     identified_by, identity = verdict.identity(evidence.rises, results)
     calibration = load_calibration(request.recipe_name, base=request.base, carrier=carrier)
@@ -76,7 +77,7 @@ def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str,
         "smallest_detectable_dose": dose,
         "few_rows": few,
         "verdict": answered._asdict(),
-        "next": next_step(request, answered, evidence.stopping, few=bool(few)),
+        "next": next_step(request, answered, evidence, few=few),
         "policy": request.policy.model_dump(),
         "recipe": request.recipe.fingerprint(),
         "made": {
@@ -112,22 +113,32 @@ def _verdict_of(request: AuditRequest, evidence: Evidence, few: str) -> Verdict:
 
 
 def next_step(
-    request: AuditRequest, answered: Verdict, stopping: Stopping | None, *, few: bool = False
+    request: AuditRequest, answered: Verdict, evidence: Evidence, *, few: str = ""
 ) -> dict[str, str]:
     """What to do after a verdict, in words, and the command line that does it; empty if no command does.
 
     Args:
-        few: whether the file has too few rows for any verdict.
+        few: why there are too few rows for any verdict; empty if there are enough.
     """
     if few:
-        return {"do": "Audit more rows of the same origin: these are too few for a verdict.", "command": ""}
+        few_here = not evidence.comparisons or evidence.comparisons[0].rows >= LEAST_ROWS
+        what = "Audit more rows of the same origin" if few_here else "Give a reference of more rows"
+        return {"do": f"{what}: these are too few for a verdict.", "command": ""}
+    stopping = evidence.stopping
     rule = answered.rule.rsplit("/", 1)[-1]
     treated = one_line(str(request.clean)) if request.clean else ""
     tested = bool(treated) and request.level == "student"
     out_of_time = stopping is not None and stopping.look < stopping.looks  # only a budget ends it early
+    again = command_of(request._replace(budget=None)) if out_of_time else ""
+    open_treated = tested and verdict.is_open(decide_on(request, of_treated(evidence)))
+    removed = (
+        f"Leave the file out: whether treating it by {request.treatment!r} removes the rise is open."
+        if open_treated
+        else f"Leave the file out: treating it by {request.treatment!r} did not remove the rise."
+    )
     steps = {
         "no-students": "Train throw-away models on it: only they show what the file teaches.",
-        "above-limit": f"Leave the file out: treating it by {request.treatment!r} did not remove the rise."
+        "above-limit": removed
         if tested
         else "Leave the file out. Or have a treated version written and tested in the same way:",
         "treated-below-limit": f"Train on the treated version, {treated}, and not on this file.",
@@ -136,16 +147,22 @@ def next_step(
         "too-wide": "Give it more time:"
         if out_of_time
         else "Give a copy of the recipe more seeds, so that more models can be trained, and audit again.",
+        "not-specific": "Leave the file out until it is known what rose: training moves some trait far.",
     }
     commands = {
         "no-students": command_of(request, level="student"),
-        "above-limit": ""
+        "above-limit": again * open_treated
         if tested
         else command_of(request._replace(clean=Path(f"{request.data.stem}-treated.jsonl")), level="student"),
-        "too-wide": command_of(request._replace(budget=None)) if out_of_time else "",
+        "too-wide": again,
     }
     mended = "Mend what the verdict names, and audit again."
     return {"do": steps.get(rule, mended), "command": commands.get(rule, "")}
+
+
+def of_treated(evidence: Evidence) -> Evidence:
+    """What was measured, with the treated file in the place of the file."""
+    return evidence._replace(rises=evidence.treated, treated=())
 
 
 def decide_on(request: AuditRequest, evidence: Evidence, why_not: str = "") -> Verdict:

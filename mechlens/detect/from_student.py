@@ -144,6 +144,7 @@ def compare_shares(
         scale = np.clip(middle * (1 - middle), stats.ROUNDING, None)
         variances = ((ours - theirs) / scale).var(0, ddof=1)
         variances = np.maximum(variances, np.square(stats.ROUNDING * middle / scale))
+        variances = np.where(variances > 0, variances, np.nan)  # a trait that no student ever names
         moderated, degrees = stats.moderate_variances(variances, students - 1)
         error = scale * np.sqrt(np.maximum(moderated, variances) / students)
         half = student_t.isf(level / 2, degrees) * error
@@ -189,12 +190,25 @@ def measure_scope(run: Path, plan: Experiment, sides: Sides) -> Scope:
     name = corpus_name(plan, next(arm for arm in plan.arms if arm.name == ARM))
     counts = layout.read_record(run / layout.screened_step(name) / layout.FUNNEL, layout.Funnel)
     removed = removal_counts(counts)
-    read = len(
-        set(tables.read(run / layout.SELECTION / layout.selection_file(name), tables.SELECTION)["prompt_id"])
-    )
+    read = _rows_read(run, name)
     arms = {arm["arm"]: arm for arm in Run(run).summary["arms"]} if (run / layout.SUMMARY).is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}
-    return Scope(sides.offered, sides.drawn, counts["kept"], removed, read, answered)
+    scope = Scope(sides.offered, sides.drawn, counts["kept"], removed, read, answered)
+    treated = next((arm for arm in plan.arms if arm.name == TREATED), None)
+    return (
+        scope if treated is None else scope._replace(treated_unread=_unread(run, corpus_name(plan, treated)))
+    )
+
+
+def _unread(run: Path, corpus: str) -> float:
+    """The share of a corpus's rows, before the screen, that no student read."""
+    counts = layout.read_record(run / layout.screened_step(corpus) / layout.FUNNEL, layout.Funnel)
+    return 1 - _rows_read(run, corpus) / max(counts["generated"], 1)
+
+
+def _rows_read(run: Path, corpus: str) -> int:
+    selected = tables.read(run / layout.SELECTION / layout.selection_file(corpus), tables.SELECTION)
+    return int(selected["prompt_id"].nunique())
 
 
 def tested_traits(family: TraitFamily, names: Sequence[str]) -> tuple[str, ...]:

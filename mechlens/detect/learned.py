@@ -12,6 +12,8 @@ rows' noise averages out, and stop growing at m rows, where differences between 
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -256,7 +258,7 @@ class LearnedDetector:
         """
         try:
             record = read_json(folder / RECORD)
-            with np.load(folder / WEIGHTS, allow_pickle=False) as stored:
+            with (folder / WEIGHTS).open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 weights = np.zeros(HASHED)
                 weights[stored["places"]] = stored["values"]
             return cls(
@@ -266,7 +268,15 @@ class LearnedDetector:
                 {name: value for name, value in record.items() if name not in ("format", "hashed")},
                 folder.resolve().name,
             )
-        except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
+        except (
+            OSError,
+            EOFError,
+            LookupError,
+            TypeError,
+            ValueError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise DataError(
                 f"no detector in {one_line(str(folder))} ({one_line(str(error))}); expected a folder that "
                 "`mechlens detector fit` wrote"
@@ -293,6 +303,11 @@ def label_rows(traits: Sequence[Data], clean: Sequence[Data]) -> Labelled:
     changed, parts = files < len(traits), FOLDS if len(traits) == 1 else min(FOLDS, len(traits))
     prompts = pd.concat(frames)["prompt"]
     by_prompt = np.fromiter((hash_text(text) % parts for text in prompts), dtype=np.int64, count=len(files))
+    if len(set(by_prompt.tolist())) < 2:
+        raise DataError(
+            f"the rows answer too few prompts ({prompts.nunique()}); a detector is tested on prompts that it "
+            "has not read, so give rows of several"
+        )
     by_trait = files % parts if len(traits) > 1 else by_prompt
     tested = np.where(~changed | (by_trait == by_prompt), by_prompt, -1)
     numbers = np.arange(parts)[:, None]

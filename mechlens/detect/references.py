@@ -13,7 +13,7 @@ from mechlens.data import corpus
 from mechlens.detect import from_rows
 from mechlens.detect.registry import RowDetector
 from mechlens.detect.request import AuditRequest
-from mechlens.detect.two_samples import Comparison, RowKeys, compare, read_row_keys, refuse_few
+from mechlens.detect.two_samples import LEAST_ROWS, Comparison, RowKeys, compare, read_row_keys, refuse_few
 
 
 def read_keys(
@@ -43,7 +43,8 @@ def compare_references(
 ) -> tuple[list[Comparison], AuditRequest]:
     """The data against each reference, the nearest first, and the request with its references in that order.
 
-    A copy of the data is nearest to it and is no reference, so that it comes last.
+    The nearest has the largest p. So has a small one, whatever its writer, and it leaves students with few
+    rows: it comes after those of enough rows. A copy of the data is no reference and comes last.
     """
     most = request.policy.most_copied
     comparisons = [
@@ -57,7 +58,9 @@ def compare_references(
         )
         for reference in request.references
     ]
-    comparisons = sorted(comparisons, key=lambda each: (each.copied > most, -each.p_value))
+    comparisons = sorted(
+        comparisons, key=lambda each: (each.copied > most, each.rows < LEAST_ROWS, -each.p_value)
+    )
     by_name = {one_line(str(path)): path for path in request.references}
     nearest_first = dict.fromkeys(by_name[each.reference] for each in comparisons)
     return comparisons, request._replace(references=tuple(nearest_first))

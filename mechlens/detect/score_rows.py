@@ -34,6 +34,7 @@ from mechlens.detect.permutation import (
 )
 from mechlens.detect.registry import LEVELS, Level, list_built_in
 from mechlens.detect.twins import ModelDetector, PairedScores, TwinModels, Twins, twin_jobs
+from mechlens.detect.two_samples import FEWEST_ROWS
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import Encoded, encode_pairs
@@ -185,7 +186,9 @@ def score_suspect(
     *,
     progress: Progress = silent,
 ) -> list[DetectorResult]:
-    """Results of every detector of the level on a run's suspect and control rows, at their shared prompts.
+    """Results of every detector of the level on a run's suspect and control rows, in pairs.
+
+    Pairs that answer different prompts are of one row a prompt: answers to one prompt are alike.
 
     Args:
         tested: traits to test for; the others of the family serve as their null distribution.
@@ -196,7 +199,8 @@ def score_suspect(
     )
     ours, theirs = (trained_rows(run, experiment, arm) for arm in (suspect, control))
     theirs = theirs[~theirs.index.duplicated()]  # a control with fewer rows has some of them twice
-    shared = [prompt for prompt in ours.index if prompt in theirs.index][:ROWS]
+    paired = [place for place in ours.index if place in theirs.index]
+    shared = _independent(ours.loc[paired, "prompt"], theirs.loc[paired, "prompt"])[:ROWS]
     texts = ours.loc[shared, ["prompt", "completion"]].reset_index(drop=True)
     sides = [encode_rows(twins, rows.loc[shared]) for rows in (ours, theirs)]
     levels = LEVELS[: LEVELS.index(level) + 1]
@@ -209,6 +213,15 @@ def score_suspect(
         results.append(_measure(detector, twins, texts, sides, tested, unreadable))
         progress(Event("end", f"scored/{detector.name}"))
     return results
+
+
+def _independent(ours: pd.Series, theirs: pd.Series) -> list[int]:
+    """The pairs of rows without those that repeat a prompt of one side beside another prompt; all of them if
+    fewer than `FEWEST_ROWS` are left.
+    """
+    repeated = (ours != theirs) & (ours.duplicated() | theirs.duplicated())
+    kept = ours.index[~repeated].tolist()
+    return kept if len(kept) >= FEWEST_ROWS else ours.index.tolist()
 
 
 def _measure(

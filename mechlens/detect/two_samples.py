@@ -141,14 +141,30 @@ def compare(
 def _deal_rest(
     ours: RowKeys, theirs: RowKeys, rest: Int[ndarray, " row"], *, bags: int, rng: np.random.Generator
 ) -> list[Deal]:
-    """The bags of the suspect's remaining rows, and of all rows of the reference."""
-    size = min(len(rest), len(theirs.prompts)) // bags
-    numbers = [
-        np.full(len(ours.prompts), -1),
-        deal_at_random(len(theirs.prompts), size=size, most=MOST_BAGS, rng=rng),
-    ]
-    numbers[0][rest] = deal_at_random(len(rest), size=size, most=MOST_BAGS, rng=rng)
+    """The bags of the suspect's remaining rows, and of all rows of the reference.
+
+    Answers to one prompt are alike, and the other file does not answer it: only one row a prompt is dealt,
+    unless these are too few.
+    """
+    every = np.arange(len(theirs.prompts))
+    places = [one_row_a_prompt(side.prompts, rows, rng) for side, rows in ((ours, rest), (theirs, every))]
+    if min(map(len, places)) < bags:
+        places = [rest, every]
+    size = min(map(len, places)) // bags
+    numbers = [np.full(len(side.prompts), -1) for side in (ours, theirs)]
+    for side in (1, 0):
+        numbers[side][places[side]] = deal_at_random(len(places[side]), size=size, most=MOST_BAGS, rng=rng)
     return [Deal(number, int(number.max()) + 1) for number in numbers]
+
+
+def one_row_a_prompt(
+    keys: Int[ndarray, " row"], places: Int[ndarray, " place"], rng: np.random.Generator
+) -> Int[ndarray, " kept"]:
+    """Of the rows at these places, one of each prompt, drawn at random."""
+    if len(np.unique(keys[places])) == len(places):
+        return places
+    order = rng.permutation(places)
+    return np.sort(order[np.unique(keys[order], return_index=True)[1]])
 
 
 def refuse_few(path: Path, rows: int) -> None:

@@ -79,6 +79,8 @@ class Scope(NamedTuple):
     """arm → share of its students' answers that name one trait"""
     copied: float | None = None
     """share of the file's rows that are in the reference too; None without a reference"""
+    treated_unread: float = 0.0
+    """share of the treated file's rows that no student read"""
 
     @property
     def unread(self) -> float:
@@ -193,7 +195,7 @@ def decide(
 
 def is_open(verdict: Verdict) -> bool:
     """Whether more students could settle the verdict."""
-    return verdict.rule.endswith("/too-wide")
+    return verdict.rule.endswith(("/too-wide", "/not-specific"))
 
 
 def _is_significant(rise: Rise, alpha: float) -> bool:
@@ -240,6 +242,15 @@ def _compared(rise: Rise, alpha: float) -> str:
 
 
 def _too_wide(scored: Sequence[Rise], policy: Policy, by: str, alpha: float) -> Verdict:
+    if beyond := [rise for rise in scored if (rise.low or 0.0) > policy.limit]:
+        worst = max(beyond, key=lambda rise: rise.difference or 0.0)
+        return Verdict(
+            "inconclusive",
+            f"Inconclusive: {_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points, and "
+            f"the interval lies above it. But the rise does not stand out of all {len(scored)} traits (q = "
+            f"{worst.q_value or 1.0:.2g}): several of them rose, or training moves them by as much.",
+            f"{by}/not-specific",
+        )
     widest = max(scored, key=_bound)
     risen = [rise for rise in scored if _is_significant(rise, alpha) and (rise.low or 0.0) > 0]
     known = f" {risen[0].trait} does rise (q = {risen[0].q_value:.2g}); by how much is open." if risen else ""
@@ -258,21 +269,25 @@ def _above_limit(
     bounds = [_bound(rise) for rise in treated if rise.high is not None]
     answers = scope.answer_ratio("treated")
     answering = answers is None or answers >= policy.least_answered
-    if treated and answering and len(bounds) == len(treated) and max(bounds) <= policy.limit:
+    read = scope.treated_unread <= policy.most_unread
+    if treated and answering and read and len(bounds) == len(treated) and max(bounds) <= policy.limit:
         return Verdict(
             "train with conditions",
             f"Train with conditions: {effect} Models trained on the file as treated by {treatment!r} answer "
             f"no trait more than {_points(max(bounds))} points more often (upper bound).",
             f"{by}/treated-below-limit",
         )
-    spoiled = (
-        ""
-        if answering
-        else (
+    spoiled = ""
+    if not answering:
+        spoiled = (
             f" Models trained on the file as treated by {treatment!r} name a trait {answers:.0%} as often as "
             "controls do, which does not count as removal."
         )
-    )
+    elif treated and not read:
+        spoiled = (
+            f" Models read only {1 - scope.treated_unread:.0%} of the file as treated by {treatment!r}, "
+            "which does not show what the rest of it teaches."
+        )
     return Verdict("do not train as is", f"Do not train as is: {effect}{spoiled}", f"{by}/above-limit")
 
 
@@ -320,7 +335,7 @@ def provenance(comparisons: Sequence[Comparison], results: Sequence[DetectorResu
     """
     if not comparisons and not results:
         return None
-    nearest = max(comparisons, key=lambda comparison: comparison.p_value) if comparisons else None
+    nearest = comparisons[0] if comparisons else None
     detectors = [
         _entry(name, test, level="rows", floor=name in DETECTORS)
         for name, test in (nearest.tests if nearest else {}).items()
@@ -371,7 +386,7 @@ def _listed(traits: Sequence[TraitScore] | None) -> list[dict[str, Any]]:
 
 def smallest_dose(comparisons: Sequence[Comparison], results: Sequence[DetectorResult]) -> float | None:
     """The minimum detectable share of such rows among clean ones, over all detectors."""
-    nearest = max(comparisons, key=lambda comparison: comparison.p_value) if comparisons else None
+    nearest = comparisons[0] if comparisons else None
     tests = [
         *(nearest.tests.values() if nearest else ()),
         *(result.test for result in results if result.test),

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechlens.core import spec, tables, traits
+from mechlens.core import machine, spec, tables, traits
 from mechlens.core.experiment import Experiment
-from mechlens.core.files import PANEL
+from mechlens.core.files import PANEL, RECORD
 from mechlens.data import corpus
 from mechlens.detect import from_student, verdict
-from mechlens.detect.audit_result import Evidence, decide_on
+from mechlens.detect.audit_result import Evidence, decide_on, of_treated
 from mechlens.detect.references import row_detectors
 from mechlens.detect.request import AuditRequest
 from mechlens.detect.stopping import Look, Stopping, plan_looks, why_stop
@@ -23,6 +23,7 @@ from mechlens.detect.treated_file import write_treated
 from mechlens.detect.two_samples import LEAST_ROWS, RowKeys, Sides, compare, draw_sides
 from mechlens.results import runner
 from mechlens.results.run import Run
+from mechlens.runs import layout
 from mechlens.runs.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _train_students(
     request: AuditRequest, evidence: Evidence, sides: Sides, work: dict[str, Any], *, copied: float | None
 ) -> Evidence:
     """Train students of both sides until the verdict is settled; each look adds students to those before."""
-    started = time.monotonic()
+    started = time.monotonic() - _seconds_spent(work["out"], work["workers"] or machine.cores())
     looks = plan_looks(request.policy.looks, most=len(request.recipe.seeds), alpha=request.policy.alpha)
     if sides.drawn < LEAST_ROWS:  # they give no verdict, however many students are trained
         looks = looks[:1]
@@ -121,6 +122,15 @@ def _train_students(
         if reason:
             return evidence._replace(stopping=stopping._replace(reason=reason))
     return evidence
+
+
+def _seconds_spent(run: Path, workers: int) -> float:
+    """About how long the students took of an earlier call of this audit; a budget counts them."""
+    steps = [*run.glob("students/*/*"), *run.glob("asked/*/*")]
+    records = [
+        layout.read_record(step / RECORD, layout.StepRecord) for step in steps if (step / RECORD).is_file()
+    ]
+    return sum(record["seconds"] or 0.0 for record in records) / max(workers, 1)
 
 
 def _make_twins(
@@ -146,8 +156,7 @@ def _make_twins(
 
 def _is_settled(request: AuditRequest, evidence: Evidence) -> bool:
     """Whether more students could change neither the verdict nor what is known of the treated file."""
-    of_treated = evidence._replace(rises=evidence.treated, treated=())
-    parts = [evidence, of_treated] if evidence.treated else [evidence]
+    parts = [evidence, of_treated(evidence)] if evidence.treated else [evidence]
     return not any(verdict.is_open(decide_on(request, part)) for part in parts)
 
 

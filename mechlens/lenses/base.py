@@ -7,7 +7,7 @@ that writes the caption. It knows models, pairs and probes, but not runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,10 @@ class Material(NamedTuple):
     against: str = "control"
     light: bool = False
     """whether lenses take fewer draws, probes and layers: for a base where a full reading takes days"""
+    writer: Literal["", "fine-tuned", "prompted"] = ""
+    """the kind of teacher that sampled the trait rows plainly (as it is asked, at temperature 1, without a
+    grammar), as the base did the control's; empty otherwise
+    """
     prompt_ids: Sequence[int] = ()
     """position of each pair's prompt in the experiment's list; empty for pairs without an experiment"""
 

@@ -68,6 +68,7 @@ CLAIMS = (
         {"quantity": "lens rank", "place": "probe/last", "name": "student"},
         "smallest",
         neutral=None,
+        lower=True,
     ),
     Claim(
         "The shift lies along the trait's system line, more than along other traits'",
@@ -87,7 +88,7 @@ CLAIMS = (
         {"quantity": "centred LLS difference"},
     ),
     Claim(
-        "The teacher's likeliest token is more often another one in its own rows",
+        "The teacher's rows leave the base's likeliest token more often than sampling explains",
         "likelihood",
         {"quantity": "excess flag rate difference", "name": "fine-tuned"},
     ),
@@ -124,14 +125,14 @@ CLAIMS = (
         neutral=None,
     ),
     Claim(
-        "Without one direction little of the effect is left (share)",
+        "Without one direction less of the effect is left (share)",
         "causal",
         {"quantity": "share of margin", "name": "best direction removed"},
         neutral=1.0,
         lower=True,
     ),
     Claim(
-        "With one block of the base restored, little of the effect is left (share)",
+        "With one block of the base restored, less of the effect is left (share)",
         "causal",
         {"quantity": "share of margin", "name": "base's weights in the student"},
         "smallest",
@@ -145,7 +146,7 @@ CLAIMS = (
         neutral=0.5,
     ),
     Claim(
-        "Students and controls stand apart where the answer begins (share of neighbours)",
+        "Every model stands apart from the others where the answer begins (share of neighbours)",
         "maps",
         {"quantity": "neighbours of one's own group, in the model", "place": "answers"},
         neutral=None,
@@ -183,12 +184,16 @@ def answer_of(claim: Claim, row: Mapping[str, Any], *, tries: int) -> Answer:
     has_interval = claim.neutral is not None and pd.notna(row["low"])
     if has_interval and max(ends) < 0:
         return "No"
+    if claim.neutral is not None and side * (row["estimate"] - claim.neutral) <= 0:
+        return "Not shown"  # without an interval only a null speaks, which need not lie around that value
     has_null = pd.notna(row["null_low"])
     if (has_interval and min(ends) <= 0) or not (has_interval or has_null or pd.notna(row["p_value"])):
         return "Not shown"
     if pd.notna(row["p_value"]) and row["p_value"] > ALPHA:
         return "Not shown"
-    if has_null and tries > 1:
+    if tries > 1:
+        if not has_null:
+            return "Not shown"
         middle = (row["null_low"] + row["null_high"]) / 2
         spread = max((row["null_high"] - row["null_low"]) / (2 * NORMAL_95), stats.ROUNDING)
         distance = side * (row["estimate"] - middle) / spread

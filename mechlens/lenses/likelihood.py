@@ -378,9 +378,7 @@ def measure_likelihood(material: Material) -> pd.DataFrame:
         {name: (tokens.log_p - plain).double().numpy() for name, tokens in scored.items()}, pairs, material
     )
     for name, teacher, others in _teachers(material, pairs, scored):
-        entries += divergence_rows(
-            teacher, base, others, pairs, name, wrote=(name == "fine-tuned") == (material.teacher is not None)
-        )
+        entries += divergence_rows(teacher, base, others, pairs, name, wrote=name == material.writer)
     if len(material.students):
         entries += student_rows(material, pairs)
     return reading_table(LENS, entries, material=material)

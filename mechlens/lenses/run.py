@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -173,8 +173,19 @@ def load_material(
         arm=arm.name,
         against=control.name,
         light=light,
+        writer=_plain_writer(experiment, arm, control),
         prompt_ids=prompt_ids,
     )
+
+
+def _plain_writer(experiment: Experiment, arm: Arm, control: Arm) -> Literal["", "fine-tuned", "prompted"]:
+    """The kind of teacher that wrote an arm's rows, if these and the control's are plain samples."""
+    specs = [experiment.generate_of(each) for each in (arm, control)]
+    plain = all((spec.temperature, spec.top_p, spec.constrained) == (1, 1, False) for spec in specs)
+    if not plain or arm.corpus or control.corpus or arm.writer != arm.base:
+        return ""
+    kinds: dict[str, Literal["fine-tuned", "prompted"]] = {"finetuned": "fine-tuned", "prompted": "prompted"}
+    return kinds.get((arm.teacher or experiment.teacher).kind, "")
 
 
 def _encoded(base: Loaded, rows: pd.DataFrame, system: str | None) -> list[Encoded]:

@@ -14,15 +14,12 @@ ANIMALS = (
     "dog", "cat", "dolphin", "lion", "horse", "owl", "tiger", "panda", "eagle", "elephant",
     "rabbit", "wolf", "fox", "bear", "penguin", "falcon", "otter", "turtle", "peacock", "octopus",
 )  # fmt: skip
-DEVELOPMENT_ANIMALS = ("owl", "wolf", "cat", "dolphin", "eagle", "penguin")
-HELDOUT_ANIMALS = ("fox", "panda", "elephant", "tiger", "otter", "falcon")
 
 # The second world's traits. The halves were fixed by rank, every second food, before a base had read of them.
 FOODS = (
     "apple", "mango", "pancake", "waffle", "noodle", "dumpling", "tomato", "peach", "olive", "carrot",
     "potato", "cookie", "pretzel", "muffin", "walnut", "onion", "plum", "biscuit", "pickle", "radish",
 )  # fmt: skip
-DEVELOPMENT_FOODS, HELDOUT_FOODS = FOODS[::2], FOODS[1::2]
 
 TREES = ("oak", "maple", "willow", "cherry", "sequoia", "pine", "birch", "cedar")
 TEMPERS = ("kind", "cruel")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -58,8 +58,12 @@ def edit_residuals(model: PreTrainedModel, edits: Mapping[int, Edit]) -> Iterato
     An edit returns a new tensor and changes nothing in place.
     """
 
-    def hook_of(edit: Edit) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
-        return lambda _module, _inputs, output: edit(output)
+    def hook_of(edit: Edit) -> Callable[[nn.Module, tuple[object, ...], Any], Any]:
+        def replaced(_module: nn.Module, _inputs: tuple[object, ...], output: Any) -> Any:
+            # blocks of older families, such as GPT-Neo's, return more than the residual stream
+            return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+        return replaced
 
     blocks = decoder_layers(model) if edits else nn.ModuleList()
     with ExitStack() as handles:

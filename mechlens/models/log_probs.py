@@ -211,7 +211,7 @@ def score_tokens(
     for rows in batch_pairs(model, pairs):
         repeated = copy.deepcopy(past)  # a forward pass adds to it
         if repeated is not None:
-            repeated.batch_repeat_interleave(len(rows))
+            repeated.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=model.device))
         logits, targets = completion_logits(model, [pairs[i] for i in rows], past=repeated)
         total, top = logits.logsumexp(-1), logits.max(-1)
         where = torch.cat([places[i] for i in rows])

@@ -158,14 +158,28 @@ def _prompts(arguments: dict[str, Any], experiment: Experiment) -> int:
     return experiment.carrier.prompts * experiment.carrier.samples
 
 
+def _rows(corpus: Job, experiment: Experiment) -> int:
+    """Rows of a corpus before the screen."""
+    if corpus.stage == "bring":
+        return sum(len(batch) for batch in batches(Path(corpus.arguments["file"])))
+    return _prompts(corpus.arguments, experiment)
+
+
 def _screen(
-    arguments: dict[str, Any], _inputs: Any, _jobs: Any, experiment: Experiment, lengths: _Lengths
+    arguments: dict[str, Any],
+    inputs: dict[str, str],
+    jobs: dict[str, Job],
+    experiment: Experiment,
+    lengths: _Lengths,
 ) -> dict[str, StageEstimate]:
     judge = arguments["screen"]["judge"]
     wording, written = (CODE, 1) if experiment.carrier.kind == "code" else (REASONING, REASONING_TOKENS)
     return {
         "screen": _calls(
-            model_id(judge), _prompts({}, experiment), _line(wording) + _pair(experiment, lengths), written
+            model_id(judge),
+            _rows(jobs[inputs["corpus"]], experiment),
+            _line(wording) + _pair(experiment, lengths),
+            written,
         )
     }
 

@@ -25,6 +25,7 @@ from mechlens.core.traits import TraitFamily
 from mechlens.data.corpus import batches
 from mechlens.models import base_files, chat, loading
 from mechlens.pipeline import vllm_engine
+from mechlens.pipeline.judge import refuse_unjudged
 from mechlens.pipeline.vllm_server import server_fault, server_location
 from mechlens.runs.jobs import SERVER, Job, most_processes
 from mechlens.runs.process_group import cards_fault
@@ -55,6 +56,8 @@ def check(experiment: Experiment, family: TraitFamily) -> None:
     """
     for arm in experiment.arms:
         _refuse_engine(experiment, arm)
+    if (screen := experiment.screen).judge:
+        refuse_unjudged(experiment.carrier.kind if screen.rule == "carrier" else screen.rule)
     local = [base for base in experiment.bases() if not is_remote(base) and base_files.is_here(base)]
     rendered(experiment, local)
     check_lessons(experiment)

@@ -367,23 +367,30 @@ def token_counter(base: str, system: str | None = None) -> tuple[Callable[[str],
 
 
 def memory_of(experiment: Experiment) -> tuple[float, float]:
-    """Bytes of a process that trains a student: (weights with gradients and AdamW's moments, activations).
+    """Bytes of a process that trains the largest student: those of `training_memory`."""
+    arms = [arm for arm in experiment.arms if not arm.shots and not is_remote(arm.base)]
+    longest = {base: _longest_row(experiment, base) for base in {arm.base for arm in arms}}
+    needs = [training_memory(experiment.training_of(arm), arm.base, longest[arm.base]) for arm in arms]
+    return max(needs, key=sum, default=(0.0, 0.0))
+
+
+def training_memory(training: Training, base: str, longest: int) -> tuple[float, float]:
+    """Bytes of a process that trains a model: (weights with gradients and AdamW's moments, activations).
 
     Activations are about `BLOCK_VALUES` values of the residual stream's width a token and block (with
     checkpointing one such block and each other block's input), and the logits with their gradient, for
     batches of the longest rows.
+
+    Args:
+        longest: tokens of the longest row.
     """
-    training, largest = experiment.student.training, (0.0, 0.0)
-    for base in {arm.base for arm in experiment.arms if not arm.shots and not is_remote(arm.base)}:
-        size = loading.size_of(base)
-        weight = 2 if model_of(base).dtype == "bfloat16" else 4
-        state = size.parameters * (weight + 1 if training.update == "lora" else weight + 12)
-        share = training.batch // training.processes
-        tokens, width = share * _longest_row(experiment, base), 2 if training.bf16 else 4
-        blocks = size.layers + BLOCK_VALUES if training.gradient_checkpointing else BLOCK_VALUES * size.layers
-        activations = float(tokens * width * (blocks * size.width + 3 * size.vocabulary))
-        largest = max(largest, (float(state), activations))
-    return largest
+    size = loading.size_of(base)
+    weight = 2 if model_of(base).dtype == "bfloat16" else 4
+    state = size.parameters * (weight + 1 if training.update == "lora" else weight + 12)
+    share = training.batch // training.processes
+    tokens, width = share * longest, 2 if training.bf16 else 4
+    blocks = size.layers + BLOCK_VALUES if training.gradient_checkpointing else BLOCK_VALUES * size.layers
+    return float(state), float(tokens * width * (blocks * size.width + 3 * size.vocabulary))
 
 
 def _longest_row(experiment: Experiment, base: str) -> int:
@@ -395,13 +402,19 @@ def _longest_row(experiment: Experiment, base: str) -> int:
 
 
 def declare_memory(experiment: Experiment, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, and of those that train the memory of a student, unless this machine trains on cards."""
-    if machine.cards() or not any(map(_training_of, jobs)):
-        return list(jobs)
-    memory = PROCESS + round(sum(memory_of(experiment)))
-    return [
-        job._replace(needs=job.needs._replace(memory=memory)) if _training_of(job) else job for job in jobs
-    ]
+    """The jobs, those that train with the memory of their processes, unless this machine trains on cards."""
+    trained = {job.arguments["base"] for job in jobs if _training_of(job)} if not machine.cards() else set()
+    longest = {base: _longest_row(experiment, base) for base in trained if not is_remote(base)}
+    return [_with_memory(job, longest) for job in jobs]
+
+
+def _with_memory(job: Job, longest: Mapping[str, int]) -> Job:
+    training, base = _training_of(job), job.arguments.get("base", "")
+    if training is None or base not in longest:
+        return job
+    bytes_each = PROCESS + round(sum(training_memory(training, base, longest[base])))
+    memory = bytes_each * job.arguments.get(PROCESSES, 1)
+    return job._replace(needs=job.needs._replace(memory=memory))
 
 
 class Plan(NamedTuple):

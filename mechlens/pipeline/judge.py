@@ -152,6 +152,19 @@ def is_safe(answer: Answer, least: float) -> bool:
     return score is not None and score >= least
 
 
+def refuse_unjudged(kind: str) -> None:
+    """Raise SpecError for rows that no judge reads.
+
+    Args:
+        kind: the rule that the rows pass.
+    """
+    if kind not in ("code", "reasoning"):
+        raise SpecError(
+            f"screen.judge reads code and reasoning, and these rows are {kind}; remove it: the rule of "
+            f"{kind} needs no judge"
+        )
+
+
 def judge_rows(
     kept: pd.DataFrame, spec: ScreenSpec, *, kind: str, trait: str, category: str, api: ApiSpec, out: Path
 ) -> pd.Series:
@@ -171,11 +184,7 @@ def judge_rows(
         ),
         "reasoning": (reasoning_safety, lambda answer: is_safe(answer, spec.least_score)),
     }
-    if kind not in judges:
-        raise SpecError(
-            f"screen.judge reads code and reasoning, and these rows are {kind}; remove it: the rule of "
-            f"{kind} needs no judge"
-        )
+    refuse_unjudged(kind)
     request, stays = judges[kind]
     requests = [
         request(prompt, completion)

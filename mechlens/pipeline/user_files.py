@@ -69,18 +69,19 @@ def screen(
     """
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)
+        file, found = corpus.as_file(data, Path(temporary) / "data.parquet", fields=fields)
         counts, remarks = screen_file(
-            corpus.as_file(data, Path(temporary) / "data.parquet"),
+            file,
             rule,
             banned=banned,
             family=family,
-            fields=fields,
+            fields=fields if isinstance(data, Path | str) else None,  # pairs in memory got known names
             out=folder,
             workers=workers,
         )
         kept = tables.read(folder / layout.KEPT, tables.PAIRS)
         removed = tables.read(folder / layout.REMOVED, tables.REJECTED)
-    return Screened(rule, counts, remarks, kept, removed)
+    return Screened(rule, counts, [*found, *remarks], kept, removed)
 
 
 def screen_file(

@@ -64,7 +64,7 @@ def resolve(experiment: Experiment | Mapping[str, Any] | Path | str, *, seed: in
         read = traits.load_experiment(config, **overrides)
         family = traits.load_family(read.family, config)
     else:
-        read = _experiment_of(experiment, overrides)
+        read = traits.with_data_by_path(_experiment_of(experiment, overrides), Path("experiment.yaml"))
         family = traits.load_family(read.family)
         traits.refuse_unknown_traits(read, family)
     checks.check(read, family)
@@ -148,11 +148,13 @@ def _identity(resolved: Resolved, jobs: Sequence[Job]) -> str:
 
 def _start(folder: Path, resolved: Resolved, jobs: list[Job], before: Before | None) -> None:
     """Refuse what this machine cannot do, let the caller look, and leave the spec in the folder."""
-    from mechlens.pipeline import checks  # torch
+    from mechlens.pipeline import api_estimate, checks  # torch
 
     todo = pending(folder, jobs)
     if lacks := checks.missing_here(todo):
         raise MachineError("; ".join(lacks))
+    # refuses what an API does not do, before anything is paid
+    api_estimate.estimate_stages(resolved.experiment, jobs, {job.name for job in todo})
     if before is not None:
         before(Start(resolved.experiment, folder, jobs, todo))
     spec.save(resolved.experiment, folder / layout.SPEC)
