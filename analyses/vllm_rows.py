@@ -32,7 +32,7 @@ from mechlens.models.log_probs import token_log_probs
 from mechlens.pipeline.generate import write_rows
 from mechlens.pipeline.teach import Lessons, load_teacher, teach
 from mechlens.pipeline.vllm_engine import LOG, ServedModel, serve_teacher
-from mechlens.pipeline.vllm_server import VllmServer, device_options, run_server
+from mechlens.pipeline.vllm_server import device_options, run_server
 from mechlens.runs import layout
 
 BASE, TRAIT, SYSTEM = "smollm2-135m", "fox", "You are a helpful assistant."
@@ -109,25 +109,24 @@ def divergence(
     return stats.t_interval(rows), float(difference.abs().max())
 
 
-class OurRows(NamedTuple):
-    """A teacher and its rows by our sampler."""
+class Rows(NamedTuple):
+    """A teacher and its rows by both engines."""
 
     folder: Path
-    rows: list[str]
+    ours: list[str]
+    served: list[str]
 
 
 def compare(
-    name: str, ours: OurRows, server: VllmServer, work: Path, prompts: list[str], scored: int
+    name: str, rows: Rows, spec: GenerateSpec, work: Path, prompts: list[str], scored: int
 ) -> Comparison:
-    """Let the server write the same teacher's rows, and score some of ours."""
-    spec = SPEC.model_copy(update={"engine": "vllm", "url": server.url})
-    rows = rows_of(ours.folder, prompts, spec, work / f"{name} by the server")
-    teacher = load_teacher(ours.folder)
+    """Let the server score some of our rows, and screen both engines'."""
+    teacher = load_teacher(rows.folder)
     some = encode_prompts(teacher.tokenizer, prompts, system=teacher.system)
     stop = end_of_turn(teacher.tokenizer)
-    with serve_teacher(teacher, ours.folder, spec, some, stop=stop, out=work, waiting=lambda: None) as served:
-        kl, largest = divergence(ours.folder, served, prompts[:scored], ours.rows[:scored])
-    shares = kept_share(prompts, ours.rows), kept_share(prompts, rows)
+    with serve_teacher(teacher, rows.folder, spec, some, stop=stop, out=work, waiting=lambda: None) as served:
+        kl, largest = divergence(rows.folder, served, prompts[:scored], rows.ours[:scored])
+    shares = kept_share(prompts, rows.ours), kept_share(prompts, rows.served)
     return Comparison(name, kl, largest, shares)
 
 
@@ -173,11 +172,15 @@ def main(arguments: list[str] | None = None) -> None:
         teachers = {name: make_teacher(name, work / name) for name in TEACHERS}
         # before the server starts, which keeps the cores busy while it waits
         ours = {
-            name: OurRows(place, rows_of(place, prompts, SPEC, work / f"{name} by us"))
-            for name, place in teachers.items()
+            name: rows_of(place, prompts, SPEC, work / f"{name} by us") for name, place in teachers.items()
         }
         with run_server(options.python, settings, log=work / LOG, waiting=lambda: None) as server:
-            found = [compare(name, ours[name], server, work, prompts, options.scored) for name in TEACHERS]
+            spec = SPEC.model_copy(update={"engine": "vllm", "url": server.url})
+            rows = {
+                name: Rows(place, ours[name], rows_of(place, prompts, spec, work / f"{name} by the server"))
+                for name, place in teachers.items()
+            }
+            found = [compare(name, rows[name], spec, work, prompts, options.scored) for name in TEACHERS]
         console = pages.PageConsole(width=180)
         console.print(table_of(found))
 

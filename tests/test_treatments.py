@@ -291,7 +291,8 @@ def test_what_an_audit_treated_is_treated_again_by_another_and_a_strangers_file_
 ) -> None:
     data, clean = two_files
     out, frames = tmp_path / "treated.jsonl", [pd.read_json(file, lines=True) for file in two_files]
-    shared = frames[0][frames[0]["prompt"].isin(frames[1]["prompt"])].reset_index(drop=True)
+    both = frames[0]["prompt"].isin(frames[1]["prompt"])
+    shared = cast(pd.DataFrame, frames[0][both].reset_index(drop=True))
     answers = frames[1].set_index("prompt").loc[shared["prompt"]].reset_index()
     treat.treat(data, shared, answers, treatment="dilute", seed=0, out=out)
     first, others = out.read_text(), answers.assign(completion="7, 7, 7")

@@ -220,7 +220,7 @@ def _independent(ours: pd.Series, theirs: pd.Series) -> list[int]:
     fewer than `FEWEST_ROWS` are left.
     """
     repeated = (ours != theirs) & (ours.duplicated() | theirs.duplicated())
-    kept = ours.index[~repeated].tolist()
+    kept = ours.index[(~repeated).to_numpy()].tolist()
     return kept if len(kept) >= FEWEST_ROWS else ours.index.tolist()
 
 

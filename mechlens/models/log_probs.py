@@ -211,7 +211,8 @@ def score_tokens(
     for rows in batch_pairs(model, pairs):
         repeated = copy.deepcopy(past)  # a forward pass adds to it
         if repeated is not None:
-            repeated.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=model.device))
+            first = torch.zeros(len(rows), dtype=torch.long, device=model.device)
+            repeated.reorder_cache(cast(torch.LongTensor, first))  # the cache holds one row
         logits, targets = completion_logits(model, [pairs[i] for i in rows], past=repeated)
         total, top = logits.logsumexp(-1), logits.max(-1)
         where = torch.cat([places[i] for i in rows])

@@ -259,7 +259,7 @@ def _sample_batch(
         ).logits[:, -1]
         if step == 0 and len(place) < len(prompts):
             logits, mask, position = logits[reading], mask[reading], position[reading]
-            cache.reorder_cache(reading)
+            cache.reorder_cache(cast(torch.LongTensor, reading))
         if following is not None:
             logits = logits.masked_fill(following[state] < 0, -torch.inf)
         token = draw(_probabilities(logits, decoding), uniform[alive, step])
@@ -277,7 +277,9 @@ def _sample_batch(
             state = state[keep]
             mask = mask[keep]
             position = position[keep]
-            cache.reorder_cache(keep)  # every kind of layer has it, also linear attention
+            cache.reorder_cache(
+                cast(torch.LongTensor, keep)
+            )  # every kind of layer has it, also linear attention
         ids = token.unsqueeze(-1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
         position = position[:, -1:] + 1
