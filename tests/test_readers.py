@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from mechlens.core.errors import DataError, SpecError
+from mechlens.core.errors import SpecError
 from mechlens.core.spec import CONFIGS
 from mechlens.core.traits import load_experiment, load_family
 from mechlens.data import treat
@@ -297,12 +297,11 @@ def test_a_treated_file_comes_with_its_manifest(tmp_path: Path) -> None:
         ({}, clean),
     ):
         otherwise: dict[str, Any] = how | more
-        with pytest.raises(
-            DataError, match="exists already"
-        ):  # what another way would write is never taken for it
-            treat.treat(
-                source, given_rows.rows, answers, given_rows.scores, **otherwise, out=tmp_path / "out.jsonl"
-            )
+        other = treat.treat(
+            source, given_rows.rows, answers, given_rows.scores, **otherwise, out=tmp_path / "out.jsonl"
+        )
+        assert other != manifest  # what was made in another way is made again, not taken for it
+        assert json.loads((tmp_path / "out.jsonl.manifest.json").read_text()) == other
     for wrong in (source, tmp_path / "out.csv"):
         with pytest.raises(SpecError, match="cannot be written"):
             treat.check(source, wrong, "drop", "numbers")

@@ -19,6 +19,7 @@ from mechlens.core.files import read_json, write_json
 from mechlens.detect.verdict import Rise
 from mechlens.results import report
 from mechlens.results.run import Run
+from mechlens.runs import layout
 
 SETS = [Suspect(f"N0-{i}", "N0", "", "N0", 1.0, False) for i in range(3)]
 
@@ -128,7 +129,7 @@ def test_a_set_is_judged_by_its_students_and_its_audit(
         "provenance": None,
     }
     (tmp_path / "N0-0").mkdir()
-    write_json(tmp_path / "N0-0" / verdicts.JSON, found)
+    write_json(tmp_path / "N0-0" / layout.AUDIT_JSON, found)
     write_json(tmp_path / "N0-0" / verdicts.RECORD, {"mark": "", "seconds": 90.0, "refused": ""})
     levels: list[float] = []
 

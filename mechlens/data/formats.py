@@ -79,6 +79,10 @@ Data = Path | str | pd.DataFrame | HasFrame | Iterable[Mapping[str, Any]]
 """pairs: a path, a DataFrame, a `datasets.Dataset`, or dicts"""
 
 
+LONGEST_SHOWN = 500
+"""characters of a path in a message"""
+
+
 class Files(NamedTuple):
     """The files with the rows of a path, in reading order, and the files of the folder that are not read."""
 
@@ -100,7 +104,7 @@ def files_of(path: Path) -> Files:
         files = [path] if path.is_file() else _matches(path)
     except OSError as error:  # such as a text in place of a path: its name is too long
         raise DataError(
-            f"{str(path)[:60]!r} cannot be opened ({error.strerror}); expected {EXPECTED}"
+            f"{str(path)[:LONGEST_SHOWN]!r} cannot be opened ({error.strerror}); expected {EXPECTED}"
         ) from error
     if not files:
         raise DataError(f"no data file at {path} on this machine; expected {EXPECTED}")
