@@ -96,7 +96,7 @@ def test_every_page_in_every_condition(
         assert not page.exception, (name, page.exception)
         assert page.title or page.error, name
         said = words(page)
-        assert "Traceback" not in said
+        assert "Traceback" not in said and "the explorer has a bug" not in said, name
         assert "nan" not in re.findall(r"\w+", said.lower()), name
         for chart in page.get("vega_lite_chart"):
             assert chart.proto.alt, f"{name}: a chart says nothing to those who do not see it"

@@ -149,7 +149,7 @@ def draw_leaks_panel(run: ShownRun) -> None:
         ]
     )
     st.subheader("Do the kept rows leak the trait?")
-    columns = ["prompts that are probes", "completions that name a trait"]
+    columns = ["prompts that are probes", "completions with a leak word"]
     if len(leaks) and leaks[columns].to_numpy().sum():
         st.warning(
             "Kept rows hold probes or names of traits, so the students may repeat what they read instead of "
