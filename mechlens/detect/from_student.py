@@ -208,7 +208,7 @@ def _unread(run: Path, corpus: str) -> float:
 
 def _rows_read(run: Path, corpus: str) -> int:
     selected = tables.read(run / layout.SELECTION / layout.selection_file(corpus), tables.SELECTION)
-    return int(selected["prompt_id"].nunique())
+    return len(set(selected["prompt_id"]))
 
 
 def tested_traits(family: TraitFamily, names: Sequence[str]) -> tuple[str, ...]:
