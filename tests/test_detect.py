@@ -374,6 +374,7 @@ def test_verdicts(case: str) -> None:
     found = decide(shown, POLICY, why_not="train some")
     assert (found.id, found.rule) == (expected, f"x-2/{rule}")
     assert "safe" not in found.sentence.lower() and found.sentence.endswith(".")
+    assert ("(q = " in found.sentence) <= any(one.q_value is not None for one in shown or [])
 
 
 def test_students_that_are_one_clear_nothing_and_convict_of_nothing() -> None:

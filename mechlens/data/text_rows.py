@@ -25,7 +25,7 @@ from mechlens.data.faults import Fault, Place
 LONGEST_LINE = 8_000_000
 """characters of the longest pair with every character escaped; a longer line could fill the memory"""
 _PIECE, _LONGEST_TOKEN = 1 << 16, 16
-"""characters that are read at once, and that a token has at most in which a part of JSON may end"""
+"""characters that are read at once, and the most of a token that a part of a JSON text may cut in two"""
 _CSV = {".csv": ",", ".tsv": "\t"}
 
 Rows = Iterator[tuple[Place, dict[str, Any] | Fault]]

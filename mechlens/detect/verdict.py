@@ -244,11 +244,12 @@ def _compared(rise: Rise, alpha: float) -> str:
 def _too_wide(scored: Sequence[Rise], policy: Policy, by: str, alpha: float) -> Verdict:
     if beyond := [rise for rise in scored if (rise.low or 0.0) > policy.limit]:
         worst = max(beyond, key=lambda rise: rise.difference or 0.0)
+        q = "" if worst.q_value is None else f" (q = {worst.q_value:.2g})"
         return Verdict(
             "inconclusive",
             f"Inconclusive: {_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points, and "
-            f"the interval lies above it. But the rise does not stand out of all {len(scored)} traits (q = "
-            f"{worst.q_value or 1.0:.2g}): several of them rose, or training moves them by as much.",
+            f"the interval lies above it. But the rise does not stand out of all {len(scored)} traits{q}: "
+            "several of them rose, or training moves them by as much.",
             f"{by}/not-specific",
         )
     widest = max(scored, key=_bound)

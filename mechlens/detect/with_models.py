@@ -125,7 +125,7 @@ def _train_students(
 
 
 def _seconds_spent(run: Path, workers: int) -> float:
-    """About how long the students took of an earlier call of this audit; a budget counts them."""
+    """About how long the students of an earlier call of this audit took; a budget counts them."""
     steps = [*run.glob("students/*/*"), *run.glob("asked/*/*")]
     records = [
         layout.read_record(step / RECORD, layout.StepRecord) for step in steps if (step / RECORD).is_file()
