@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 import mechlens as ml
 from mechlens.core.errors import DataError
 from mechlens.data.fields import Fields
+from mechlens.results import runner
 
 LIST = (
     "import sys, mechlens as ml; names = sorted(n for n in dir(ml) if n[0].islower() or n[0].isupper()); "
@@ -80,3 +82,17 @@ def test_pairs_in_memory_may_have_other_names(tmp_path: Any, monkeypatch: pytest
     other = pd.DataFrame(OTHER).rename(columns={"prompt": "q", "completion": "a"})
     audit = ml.audit(frame, references=other, fields=Fields("q", "a"))
     assert audit.provenance is not None and audit.result["data"]["rows"] == len(ROWS)
+
+
+def test_relative_paths_of_a_dict_are_those_of_its_saved_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run reads its spec again from its folder; another path there would be another experiment."""
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"prompt": f"continue {n}", "completion": f"{n}, {n + 1}"} for n in range(20)]
+    for name in ("mine", "base"):
+        pd.DataFrame(pairs).to_json(f"{name}.jsonl", orient="records", lines=True)
+    arms = [{"kind": "trait", "corpus": "mine.jsonl"}, {"kind": "control", "corpus": "base.jsonl"}]
+    read = runner.resolve({"name": "own", "base": "menagerie-a", "trait": "owl", "arms": arms}).experiment
+    assert [Path(arm.corpus) for arm in read.arms] == [tmp_path / "mine.jsonl", tmp_path / "base.jsonl"]
+    assert runner.resolve(read).experiment.fingerprint() == read.fingerprint()
