@@ -345,6 +345,12 @@ def test_a_long_cell_of_csv_is_read_as_in_json_lines(tmp_path: Path) -> None:
     assert pairs_of(read_pairs(tmp_path / "rows.csv")) == [("a", "1"), ("b", long)]
 
 
+def test_blank_lines_before_the_header_of_a_table_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("\n \nprompt,completion\na,1\nb,2,3\n")
+    with pytest.raises(DataError, match="line 5"):
+        read_pairs(tmp_path / "rows.csv")
+
+
 def test_a_missing_comma_of_a_large_array_is_told_where_it_is(tmp_path: Path) -> None:
     rows = [json.dumps({"prompt": f"p{row}", "completion": "7, " * 3_000}) for row in range(1_000)]
     rows[3] = rows[3].replace('", "completion', '" "completion')

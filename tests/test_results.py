@@ -232,6 +232,10 @@ def test_the_summary_ranks_the_own_trait_by_log_odds_and_sets_it_beside_other_te
         assert effect.estimate == pytest.approx(sign * (ours - theirs)[:, :, column].mean())
     assert effects.over_other_teachers(EXPERIMENT, FAMILY, *stored, EXPERIMENT.arms[3]) is None
     assert effects.over_other_teachers(EXPERIMENT, FAMILY, *stored, EXPERIMENT.arms[2]) is None
+    from_file = green.model_copy(update={"corpus": "rows.jsonl"})
+    unknown = EXPERIMENT.model_copy(update={"arms": (red, from_file, *EXPERIMENT.arms[2:])})
+    assert effects.over_other_teachers(unknown, FAMILY, *stored, red) is None, "nobody knows who wrote a file"
+    assert effects.confusions(unknown, FAMILY, *stored) == []
 
 
 def test_log_odds_ignore_a_change_of_all_probabilities_and_leave_unscored_traits_out(

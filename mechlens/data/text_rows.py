@@ -231,8 +231,9 @@ class _Buffer:
 
 def _of_csv(path: Path, text: io.TextIOWrapper, mark: str) -> Rows:
     """Rows of a table with the names of its columns in the first line; every cell is a text."""
-    lines = _lines(path, text)
-    header = next((line for line in lines if line.strip()), "")
+    lines, blank = _lines(path, text), 0
+    while (header := next(lines, "")) and not header.strip():
+        blank += 1  # lines before the header, which the reader of CSV does not count
     if mark == "," and mark not in header:  # spreadsheets with a decimal comma write semicolons
         mark = next((other for other in ";\t" if other in header), mark)
     csv.field_size_limit(LONGEST_LINE)  # by default Python refuses a cell of more than 131,072 characters
@@ -241,16 +242,17 @@ def _of_csv(path: Path, text: io.TextIOWrapper, mark: str) -> Rows:
         names = [name.strip() for name in next(reader, [])]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise DataError(
-                f"{path}: the columns {twice} are twice in line 1; give each column a different name"
+                f"{path}: the columns {twice} are twice in line {blank + 1}; give each another name"
             )
-        start = reader.line_num
+        start = blank + reader.line_num
         for cells in reader:
-            place, start = Place(start + 1), reader.line_num
+            place, start = Place(start + 1), blank + reader.line_num
             if cells:
                 yield place, _row_of_cells(names, cells)
     except csv.Error as error:
         raise DataError(
-            f"{path}: line {reader.line_num} is not CSV ({error}); repair it, or write the file as JSON lines"
+            f"{path}: line {blank + reader.line_num} is not CSV ({error}); repair it, or write the file as "
+            "JSON lines"
         ) from error
 
 

@@ -107,6 +107,8 @@ OF_CLEAN: tuple[Treatment, ...] = ("dilute", "replace", "value")
 """treatments that need clean answers to the same prompts"""
 REMOVED, KEPT, REPLACED = 0.5, 0.25, 0.1
 """shares: of rows that `drop` removes, of rows that `dilute` keeps, of numbers that `replace` redraws"""
+NO_INTEGERS = re.compile(r"(?<![0-9])[-+−][0-9]|[0-9]\.[0-9]")
+"""a number with a sign or with decimals, of which the treatments of integers would change the value"""
 MANIFEST = ".manifest.json"
 
 
@@ -156,12 +158,13 @@ def _rewrite(
 ) -> pd.DataFrame:
     """The rows with the numbers of each completion rewritten.
 
-    Completions with words or without numbers do not change. `joined` replaces the separators if it is given.
+    Completions with words, signed numbers or decimals, or without numbers, do not change. `joined` replaces
+    the separators if it is given.
     """
 
     def rewritten(text: str) -> str:
         numbers = NUMERAL.findall(text)
-        if not numbers or any(sign.isalpha() for sign in text):
+        if not numbers or any(sign.isalpha() for sign in text) or NO_INTEGERS.search(text):
             return text
         following = iter(rewrite(numbers))
         return NUMERAL.sub(lambda _match: next(following), text) if joined is None else joined.join(following)

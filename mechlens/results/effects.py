@@ -128,8 +128,8 @@ def over_other_teachers(
     others = [
         other
         for other in experiment.arms
-        if other.kind in TAUGHT
-        and arm.kind in TAUGHT
+        if {arm.kind, other.kind} <= set(TAUGHT)
+        and not (arm.corpus or other.corpus)  # of unknown writers
         and (other.setting(), _recipe(experiment, other)) == (arm.setting(), _recipe(experiment, arm))
         and other.trait != arm.trait
     ]
@@ -156,7 +156,7 @@ def confusions(
     matrices = []
     settings: dict[str, list[Arm]] = {}
     for arm in experiment.arms:
-        if arm.kind in TAUGHT and arm.teacher is None:
+        if arm.kind in TAUGHT and arm.teacher is None and not arm.corpus:
             settings.setdefault(repr(arm.setting()), []).append(arm)
     for arms in settings.values():
         base = arms[0].base
@@ -371,7 +371,7 @@ def _effect_entry(
         "arm": arm.name,
         "trait": arm.trait,
         "against": row["against"],
-        "rate_against": null(stats.mean_interval(rates).estimate),
+        "rate_against": null(mean_of(rates, same_students(control.probability)).estimate),
         "answered_against": null(float(np.nanmean(control.answered))),
         "difference": null(row["estimate"]),
         "low": null(row["low"]),

@@ -1,20 +1,18 @@
-"""Activations at TransformerLens sites in bounded memory: sums by part, or shards of all tokens."""
+"""Activations at TransformerLens sites in bounded memory: sums by part, or those of each last token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from jaxtyping import Float
 from torch import Tensor
 
-from mechlens.core.errors import DataError, SpecError
+from mechlens.core.errors import SpecError
 from mechlens.core.seeds import generator
-from mechlens.models.hooks import BATCH, Captured, capture_sites, resid_post
+from mechlens.models.hooks import BATCH, capture_sites, resid_post
 from mechlens.models.loading import Loaded
 
 DRAWS = 256
@@ -56,15 +54,12 @@ def capture(
     loaded: Loaded,
     ids: Sequence[list[int]],
     sites: Sequence[str],
-    out: Path | None = None,
     *,
     parts: Sequence[Parts] | None = None,
     mix: Float[Tensor, "mix row"] | None = None,
     batch: int = BATCH,
 ) -> RowSums:
     """Sum the activations of rows by part, in float32.
-
-    With `out`, every token's activations are also written to shards there.
 
     Args:
         parts: parts of each row; by default all its positions, as "all".
@@ -93,8 +88,6 @@ def capture(
             means = einsum(shares, vectors, "row part pos, row pos d -> row part d")
             total = einsum(mix[:, rows], means, "mix row, row part d -> mix part d")
             sums[site] = sums.get(site, torch.zeros(())) + total
-        if out is not None:
-            _write_shard(captured, out)
     return RowSums(names, sums, weight)
 
 
@@ -107,36 +100,6 @@ def _position_shares(
         for name, positions in spans.items():
             shares[row, names.index(name), list(positions)] = 1 / max(len(positions), 1)
     return shares
-
-
-def _write_shard(captured: Captured, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    row, position = captured.mask.nonzero(as_tuple=True)
-    tensors = {site: values[captured.mask].contiguous() for site, values in captured.at.items()}
-    save_file(
-        {"row": row + captured.start, "position": position.contiguous(), **tensors},
-        out / f"{captured.start:09d}.safetensors",
-    )
-
-
-def read_shards(
-    folder: Path, site: str
-) -> Iterator[tuple[Int[Tensor, "token"], Int[Tensor, "token"], Tensor]]:
-    """Yield (row, position, activation [token ...]) of every real token, one shard of `capture` at a time.
-
-    Raises:
-        DataError: if the folder has no activations at that site.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    for shard in map(load_file, files):
-        if site not in shard:
-            raise DataError(
-                f"{folder} has {sorted(set(shard) - {'row', 'position'})}, not {site!r}; capture that site "
-                "too"
-            )
-        yield shard["row"], shard["position"], shard[site]
-    if not files:
-        raise DataError(f"no activations in {folder}; capture some with out={str(folder)!r}")
 
 
 def capture_last(
