@@ -5,12 +5,14 @@ It imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, cast
 
 import pandas as pd
+import pyarrow as pa
 import streamlit as st
 
 from mechlens.core import tables
@@ -90,6 +92,47 @@ def file_stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
+def _path_key(path: Path) -> tuple[str, ...]:
+    """Changes when the file, or a file of the folder, is written again."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return str(path), *(f"{file.name} {file_stamp(file)}" for file in files)
+
+
+def _run_key(run: ShownRun) -> tuple[str, ...]:
+    """Changes when any file is written again whose table is kept in memory."""
+    files = [
+        run.path(layout.ANSWERS),
+        run.path(layout.LIKELIHOODS),
+        run.lens_table("maps"),
+        run.scores_table(),
+    ]
+    files += [run.selection(arm) for arm in run.experiment.arms]
+    for name in run.corpora():
+        files += [run.kept_rows(name), run.removed_rows(name)]
+    return str(run.folder), *(str(file_stamp(path)) for path in files)
+
+
+KEYS: dict[Any, Callable[[Any], object]] = {
+    type(Path()): _path_key,
+    ShownRun: _run_key,
+    pa.Schema: str,
+}
+"""how a cache tells arguments apart: by the content of files, too"""
+Arguments = ParamSpec("Arguments")
+
+
+def kept(read: Callable[Arguments, pd.DataFrame]) -> Callable[Arguments, pd.DataFrame]:
+    """Keep what a reader returns until a file of its arguments changes."""
+    cached = st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=KEYS)(read)
+
+    @wraps(read)
+    def read_or_copy(*arguments: Arguments.args, **options: Arguments.kwargs) -> pd.DataFrame:
+        # a shallow copy: the caller may add columns, and the kept values are shared
+        return cached(*arguments, **options).copy(deep=False)
+
+    return read_or_copy
+
+
 def list_runs(root: Path) -> dict[str, Path]:
     """Name → folder of every run under `root`; the shipped one is last."""
     runs = {path.parent.name: path.parent for path in sorted(root.glob(f"*/{layout.SPEC}"))}
@@ -108,23 +151,17 @@ def open_run(name: str, folder: Path) -> ShownRun:
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def _open_run(name: str, folder: Path, *stamps: int) -> ShownRun:
-    del stamps  # part of the cache's key, here and below; Streamlit ignores arguments that begin with _
+    del stamps  # part of the cache's key
     return ShownRun(name, folder)
 
 
-def read_table(path: Path, schema: Any) -> pd.DataFrame:
+@kept
+def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     """A table of a run.
 
     Raises:
         DataError: if it is missing, cut short or of another version.
     """
-    # a shallow copy: the caller may add columns, and the cached values are shared
-    return _read_table(path, schema, file_stamp(path)).copy(deep=False)
-
-
-@st.cache_resource(max_entries=64, show_spinner=False, hash_funcs={"pyarrow.lib.Schema": str})
-def _read_table(path: Path, schema: Any, stamp: int) -> pd.DataFrame:
-    del stamp
     return tables.read(path, schema)
 
 
@@ -138,20 +175,11 @@ def read_effects(run: ShownRun) -> pd.DataFrame:
     return read_table(run.path(layout.EFFECTS), tables.EFFECTS)
 
 
+@kept
 def read_rates(run: ShownRun) -> pd.DataFrame:
     """Every student's rate of its arm's trait at every checkpoint: arm, kind, seed, step, rate."""
-    return _read_rates(run.folder, run, file_stamp(run.path(layout.ANSWERS))).copy(deep=False)
-
-
-@st.cache_resource(max_entries=16, show_spinner=False)
-def _read_rates(folder: Path, _run: ShownRun, stamp: int) -> pd.DataFrame:
-    del folder, stamp
-    return report.student_rates(
-        _run.experiment,
-        _run.family,
-        read_answers(_run),
-        read_table(_run.path(layout.LIKELIHOODS), tables.LIKELIHOODS),
-    )
+    likelihoods = read_table(run.path(layout.LIKELIHOODS), tables.LIKELIHOODS)
+    return report.student_rates(run.experiment, run.family, read_answers(run), likelihoods)
 
 
 def read_per_probe(run: ShownRun) -> pd.DataFrame:
@@ -184,14 +212,7 @@ def sides_of(run: ShownRun, arm_name: str) -> dict[str, Arm]:
     return {"trait": arm, "control": run.experiment.control_of(arm)}
 
 
-def corpora_stamp(run: ShownRun) -> str:
-    """A cache key that changes when any of the run's corpora or selections is written again."""
-    files = [run.selection(arm) for arm in run.experiment.arms]
-    for name in run.corpora():
-        files += [run.kept_rows(name), run.removed_rows(name)]
-    return " ".join(str(file_stamp(path)) for path in files)
-
-
+@kept
 def read_rows(run: ShownRun, arm: str) -> pd.DataFrame:
     """Every row of an arm's corpus and of its control's, with the columns ROW_COLUMNS.
 
@@ -200,13 +221,7 @@ def read_rows(run: ShownRun, arm: str) -> pd.DataFrame:
     Raises:
         DataError: if a table is missing or damaged.
     """
-    return _read_rows(run.folder, arm, run, corpora_stamp(run)).copy(deep=False)
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _read_rows(folder: Path, arm: str, _run: ShownRun, stamp: str) -> pd.DataFrame:
-    del folder, stamp
-    frames = [_rows_of_side(_run, arm, side) for side, arm in sides_of(_run, arm).items()]
+    frames = [_rows_of_side(run, of_side, side) for side, of_side in sides_of(run, arm).items()]
     rows = pd.concat(frames, ignore_index=True)
     ids = rows["corpus"].astype(str) + "/" + rows["prompt_id"].astype(str)
     return rows.assign(id=ids, characters=rows["completion"].str.len())
@@ -226,20 +241,14 @@ def _rows_of_side(run: ShownRun, arm: Arm, side: str) -> pd.DataFrame:
     return rows.assign(side=side, corpus=name, trained=trained)
 
 
+@kept
 def read_scores(run: ShownRun, arm: str) -> pd.DataFrame:
     """Scores of an arm's rows and tokens, with row ids; empty if lens `rows` was not computed."""
-    path = run.scores_table()
-    if not path.is_file():
+    if not run.scores_table().is_file():
         return pd.DataFrame(columns=[*tables.SCORES.names, "id"])
-    return _read_scores(path, arm, run, file_stamp(path), corpora_stamp(run)).copy(deep=False)
-
-
-@st.cache_resource(max_entries=16, show_spinner=False)
-def _read_scores(path: Path, arm: str, _run: ShownRun, stamp: int, rows_stamp: str) -> pd.DataFrame:
-    del path, stamp, rows_stamp
-    frame = read_table(_run.scores_table(), tables.SCORES)
+    frame = read_table(run.scores_table(), tables.SCORES)
     frame = cast(pd.DataFrame, frame[frame["arm"] == arm])
-    ids = read_rows(_run, arm)[["side", "prompt_id", "id"]].drop_duplicates(["side", "prompt_id"])
+    ids = read_rows(run, arm)[["side", "prompt_id", "id"]].drop_duplicates(["side", "prompt_id"])
     return frame.astype({"side": str, "score": str}).merge(ids, on=["side", "prompt_id"], how="left")
 
 
@@ -251,31 +260,24 @@ def row_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return cast(pd.DataFrame, whole[layer.isna() | (layer == first)])
 
 
+@kept
 def read_map(run: ShownRun, lens: Mapping[str, Any], which: str) -> pd.DataFrame:
     """Points of a map: name, n, x, y, kind, id and completion, which is empty for answers.
 
     Args:
         which: rows or answers.
     """
-    stamp = file_stamp(run.lens_table("maps"))
-    return _read_map(run.folder, lens["arm"], which, run, lens, stamp, corpora_stamp(run)).copy(deep=False)
-
-
-@st.cache_resource(max_entries=16, show_spinner=False)
-def _read_map(
-    folder: Path, arm: str, which: str, _run: ShownRun, _lens: Mapping[str, Any], stamp: int, rows_stamp: str
-) -> pd.DataFrame:
-    del folder, stamp, rows_stamp
-    reading = read_reading(_run, _lens)
+    reading = read_reading(run, lens)
     reading = reading[reading["quantity"] == which].astype({"name": str, "place": str})
     points = reading.pivot_table(index=["name", "n"], columns="place", values="estimate").reset_index()
+    arm = lens["arm"]
     if which == "answers":
         kinds = {name: _kind_of_answers(name, arm) for name in points["name"]}
         ids = points["name"] + " " + points["n"].astype(str)
         return points.assign(kind=points["name"].map(kinds), id=ids, completion="")
-    kinds = {f"{arm} rows": "trait", f"{_lens['against']} rows": "control"}
+    kinds = {f"{arm} rows": "trait", f"{lens['against']} rows": "control"}
     points = points.assign(kind=points["name"].map(kinds))
-    rows = read_rows(_run, arm).drop_duplicates(["side", "prompt_id"])
+    rows = read_rows(run, arm).drop_duplicates(["side", "prompt_id"])
     texts = rows[["side", "prompt_id", "id", "completion"]]
     return points.merge(texts, left_on=["kind", "n"], right_on=["side", "prompt_id"], how="left")
 
@@ -287,16 +289,16 @@ def _kind_of_answers(name: str, arm: str) -> str:
     return "trait" if name.rsplit(" ", 1)[0] == arm else "control"
 
 
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs=KEYS)
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    return file_digest(path)
+
+
 def data_digest(run: ShownRun, arm: str) -> str:
     """First eight digits of the SHA-256 of the rows that the arm's students could be trained on."""
     path = run.kept_rows(layout.source_name(run.experiment, run.arm(arm)))
-    return _data_digest(path, file_stamp(path)) if path.is_file() else "unknown"
-
-
-@st.cache_data(max_entries=64, show_spinner=False)
-def _data_digest(path: Path, stamp: int) -> str:
-    del stamp
-    return file_digest(path)[:8]
+    return digest_of(path)[:8] if path.is_file() else "unknown"
 
 
 def list_audits(root: Path) -> dict[str, Path]:
@@ -341,10 +343,9 @@ def list_cards() -> dict[str, Path]:
 def read_card(name: str = "menagerie") -> dict[str, Any] | None:
     """A bench's card; None if no card has that name."""
     path = list_cards().get(name)
-    return None if path is None else _read_card(path, file_stamp(path))
+    return None if path is None else _read_card(path)
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
-def _read_card(path: Path, stamp: int) -> dict[str, Any]:
-    del stamp
+@st.cache_data(max_entries=4, show_spinner=False, hash_funcs=KEYS)
+def _read_card(path: Path) -> dict[str, Any]:
     return read_json(path)

@@ -73,4 +73,5 @@ def _open_run(root: Path) -> ShownRun | None:
         return None
 
 
-main()
+if __name__ == "__main__":  # not in the process of the live models, which imports this module
+    main()

@@ -198,8 +198,7 @@ def filter_rows(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
     if st.session_state["side"] != "both":
         kept &= frame["side"] == st.session_state["side"]
     if text := st.session_state["text"]:
-        in_prompt = frame["prompt"].str.contains(text, regex=False)
-        kept &= frame["completion"].str.contains(text, regex=False) | in_prompt
+        kept &= holds_text(frame, text)
     if name := st.session_state["slice"]:
         saved = read_slice(root, name)
         if saved is None or saved["data"] != st.session_state["digest"]:
@@ -211,6 +210,14 @@ def filter_rows(frame: pd.DataFrame, root: Path) -> pd.DataFrame:
         else:
             kept &= frame["id"].isin(saved["ids"])
     return cast(pd.DataFrame, frame[kept])
+
+
+def holds_text(rows: pd.DataFrame, text: str) -> pd.Series:
+    """Whether prompt or completion of each row holds the text."""
+    in_prompt, in_completion = (
+        rows[name].str.contains(text, regex=False) for name in ("prompt", "completion")
+    )
+    return in_prompt | in_completion
 
 
 def select(ids: Iterable[str]) -> None:

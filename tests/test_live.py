@@ -1,10 +1,8 @@
-"""The live models of a run: asked over JSON lines in a process of their own."""
+"""The live models of a run: asked in a process of their own."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,21 +27,11 @@ def ask(models: live_models.LiveModels, **changes: Any) -> dict[str, dict[str, A
     """What each model answered."""
     return {
         one["name"]: one
-        for one in live_models.ask(models, QUESTION, **{"samples": 4, "seed": 3} | changes)["models"]
+        for one in live_models.ask(models, question=QUESTION, **{"samples": 4, "seed": 3} | changes)["models"]
     }
 
 
 def test_four_models_answer_and_say_what_comes_next(models: live_models.LiveModels) -> None:
-    there = live_models.list_models(models)
-    assert [(one["name"], one["available"], one["seeds"]) for one in there["models"]] == [
-        ("base", True, []), ("teacher", True, []), ("control", True, [0, 1]), ("student", True, [0, 1]),
-    ]  # fmt: skip
-    assert (there["layers"], there["trait"], there["arm"], there["base"]) == (
-        2,
-        "eagle",
-        "trait",
-        "menagerie-a",
-    )
     found = ask(models)
     assert list(found) == NAMES
     for one in found.values():
@@ -77,10 +65,10 @@ def test_what_is_asked_the_same_is_answered_the_same(models: live_models.LiveMod
 
 
 def test_the_direction_moves_the_trait(models: live_models.LiveModels) -> None:
-    about = live_models.ask(models, QUESTION, samples=1, amount=1.0, layer=1)["direction"]
+    about = live_models.ask(models, question=QUESTION, samples=1, amount=1.0, layer=1)["direction"]
     far = 4 * about["norm"] / about["unit"]  # four times as far as the trait's line moves the base
     found = {
-        amount: live_models.ask(models, QUESTION, samples=1, amount=amount, layer=1)
+        amount: live_models.ask(models, question=QUESTION, samples=1, amount=amount, layer=1)
         for amount in (-far, 0.0, far)
     }
     less, plain, more = (found[amount]["models"][0] for amount in found)
@@ -94,7 +82,7 @@ def test_the_direction_moves_the_trait(models: live_models.LiveModels) -> None:
 
 
 def test_a_sweep_asks_at_every_amount_and_layer_as_one_question_does(models: live_models.LiveModels) -> None:
-    swept = live_models.sweep(models, QUESTION, amount=2.0, layer=1)
+    swept = live_models.ask(models, "sweep", question=QUESTION, amount=2.0, layer=1)
     rows = {(row["along"], row["layer"], row["amount"], row["model"]): row for row in swept["rows"]}
     assert len(rows) == len(swept["rows"]) == (17 + 2) * len(NAMES)
     for amount, layer in ((0.0, 1), (2.0, 1), (2.0, 0)):
@@ -121,17 +109,11 @@ def test_what_cannot_be_asked_is_one_line_and_the_models_go_on(models: live_mode
         {"seed": -1},
         {"student": 7},
         {"more": 1},
-        {"do": "exec"},
     ]
     for fields in wrong:
         with pytest.raises(SpecError) as refused:
-            live_models.request(models, {"do": "ask", "question": QUESTION} | fields)
+            live_models.ask(models, **{"question": QUESTION} | fields)
         assert "\n" not in str(refused.value)
-    assert models.process.stdin is not None and models.process.stdout is not None
-    for line in (b"{\n", b"\xff\xfe\n", b"[1]\n", b"[" * 100_000 + b"\n", b"\n"):
-        models.process.stdin.write(line)
-        models.process.stdin.flush()
-        assert models.process.stdout.readline().startswith(b'{"error": ')
     assert len(ask(models)) == 4
 
 
@@ -143,12 +125,9 @@ def test_weights_that_are_missing_are_said(small: Path, tmp_path: Path) -> None:
     shutil.rmtree(run / "students" / "control")
     models = live_models.start(run)
     try:
-        found = {one["name"]: one for one in live_models.list_models(models)["models"]}
-        assert [one["available"] for one in found.values()] == [True, False, False, True]
-        assert found["student"]["seeds"] == [1]
-        assert "no weights" in found["teacher"]["reason"] and "no weights" in found["control"]["reason"]
         said = ask(models)
         assert [one["available"] for one in said.values()] == [True, False, False, False]
+        assert all("no weights" in said[name]["reason"] for name in ("teacher", "control", "student"))
         assert "mechlens run" in said["student"]["reason"]
         assert ask(models, student=1)["student"]["available"]
     finally:
@@ -158,16 +137,16 @@ def test_weights_that_are_missing_are_said(small: Path, tmp_path: Path) -> None:
 def test_a_process_that_is_gone_is_one_clear_error(small: Path, tmp_path: Path) -> None:
     models = live_models.start(tmp_path)
     with pytest.raises(SpecError, match="no run folder"):
-        live_models.list_models(models)
-    os.kill(models.process.pid, signal.SIGKILL)
+        ask(models)
+    models.process.kill()
     for _ in range(2):
-        with pytest.raises(MachineError, match=r"has ended .*start them again"):
-            live_models.list_models(models)
+        with pytest.raises(MachineError, match=r"has ended \(exit code -9.*start them again"):
+            ask(models)
     assert not models.is_running
     live_models.stop(models)
     with pytest.raises(MachineError, match="were stopped"):
-        live_models.list_models(models)
+        ask(models)
     late = live_models.start(small)
     with pytest.raises(MachineError, match=r"no answer in 0\.01 s"):
-        live_models.ask(late, QUESTION, timeout=0.01)
+        ask(late, timeout=0.01)
     live_models.stop(late)

@@ -156,7 +156,7 @@ def test_a_set_is_judged_by_its_students_and_its_audit(
     )
 
 
-def test_rates_leave_out_open_and_refused_sets_and_the_card_shows_all() -> None:
+def test_rates_leave_out_open_sets_and_count_refused_ones_and_the_card_shows_all() -> None:
     convict, clear = "do not train as is", "no transfer found within tested scope"
     sets = [
         judged("a", "transfers", convict),
@@ -166,7 +166,7 @@ def test_rates_leave_out_open_and_refused_sets_and_the_card_shows_all() -> None:
     sets += [judged("d", "open", convict), judged("e", "clean", "")._replace(why_not="too few | rows")]
     table = summarise(sets)
     assert (table["transfers"]["convicted"]["hits"], table["transfers"]["convicted"]["of"]) == (1, 2)
-    assert (table["clean"]["cleared"]["hits"], table["clean"]["cleared"]["of"]) == (1, 1)
+    assert (table["clean"]["cleared"]["hits"], table["clean"]["cleared"]["of"]) == (1, 2)
     assert table["clean"]["convicted"]["hits"] == 0 and table["open"] == 1
     card: dict[str, Any] = {"bench": "toy", "classes": CLASSES, "counts": {}, "suspects": 5, "detectors": []}
     card |= {

@@ -1,22 +1,18 @@
-"""The process with the models of one run: JSON lines in on stdin, one line of answer each on stdout.
+"""The process with the models of one run: it answers questions that come through a pipe.
 
-`{"do": "models"}` lists the models; `{"do": "ask", ...}` (the fields of `Question`) asks all of them;
-`{"do": "sweep", ...}` (the same fields) adds the direction with other amounts, and at other layers;
-`{"do": "end"}` ends the process. An error that the sender can correct comes back as `{"error": one line}`.
-The end of stdin ends the process too, so it never outlives the explorer.
+An error that the sender can correct comes back as `{"error": one line}`. The end of the pipe ends the
+process, so it never outlives the explorer.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property, lru_cache
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
@@ -180,30 +176,6 @@ def mean_residuals(run_folder: Path, name: str, student: int, with_trait: bool =
     line = run.family.system_prompt(run.trait_arm.trait) if with_trait else model.system
     layers = range(loading.size_of(run.trait_arm.base).layers)
     return teach.mean_residuals(model.loaded, run.family.probes.development, layers=layers, system=line)
-
-
-def list_models(run: LiveRun) -> dict[str, Any]:
-    """The run's models and why any is missing."""
-    models = []
-    for name in MODELS:
-        seeds, reason = [], None
-        for seed in run.experiment.seeds if name in SEEDED else run.experiment.seeds[:1]:
-            try:
-                weights_folder(run, name, seed)
-                seeds.append(seed)
-            except SpecError as error:
-                reason = one_line(str(error))
-        own_seeds = seeds if name in SEEDED else []
-        models.append({"name": name, "available": bool(seeds), "reason": reason, "seeds": own_seeds})
-    return {
-        "models": models,
-        "layers": loading.size_of(run.trait_arm.base).layers,
-        "family": list(run.family.names),
-        "arm": run.trait_arm.name,
-        "control": run.experiment.control_of(run.trait_arm).name,
-        "base": run.trait_arm.base,
-        "trait": run.trait_arm.trait,
-    }
 
 
 def student_of(run: LiveRun, question: Question) -> int:
@@ -384,40 +356,23 @@ def rank_trait(probabilities: dict[str, float], trait: str) -> dict[str, Any]:
     return {"probability": probability, "rank": rank, "of": len(scored)}
 
 
-def reply_to(folder: Path, line: str) -> dict[str, Any] | None:
-    """The answer to one line; None if it asks for the end."""
+def reply_to(folder: Path, action: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one question, or the error that the sender can correct."""
     try:
-        message = json.loads(line)
-        if not isinstance(message, dict) or message.get("do") not in ("models", "ask", "sweep", "end"):
-            return {"error": 'expected a JSON object whose "do" is models, ask, sweep or end'}
-        action = message.pop("do")
-        if action == "end":
-            return None
-        if action == "models":
-            return list_models(open_run(folder))
         answer = sweep if action == "sweep" else answer_question
-        return answer(open_run(folder), Question.model_validate(message))
+        return answer(open_run(folder), Question.model_validate(fields))
     except ValidationError as error:
         return {"error": one_line(explain(error))}
-    except (json.JSONDecodeError, RecursionError) as error:
-        return {"error": one_line(f"not a line of JSON: {error}")}
     except (MechlensError, OSError) as error:
         return {"error": one_line(str(error))}
 
 
-def serve(folder: Path, out: IO[str]) -> None:
-    """Answer line by line until the end."""
-    for line in sys.stdin:
-        reply = reply_to(folder, line)
-        if reply is None:
-            return
-        out.write(json.dumps(reply, allow_nan=False) + "\n")
-        out.flush()
-
-
-if __name__ == "__main__":
+def serve(folder: Path, pipe: Connection) -> None:
+    """Answer question by question until the pipe ends."""
     use_one_thread()
-    answers_only = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print goes to stderr: on stdout it would be taken for an answer
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    serve(Path(sys.argv[1]), answers_only)
+    while True:
+        try:
+            action, fields = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(reply_to(folder, action, fields))

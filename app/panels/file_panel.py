@@ -12,11 +12,11 @@ import streamlit as st
 import data
 import page
 import sanitize
+import state
 from mechlens.core import tables
 from mechlens.core.errors import DataError, one_line
 from mechlens.data import corpus
 from mechlens.data.fields import Fields
-from mechlens.data.formats import file_digest
 from mechlens.runs import layout
 from panels import panel
 
@@ -37,14 +37,13 @@ REPEATED = "the same as an earlier row"
 SCORED = "scored by a detector"
 
 
-@st.cache_data(max_entries=2, show_spinner="Reading the file's rows …")
-def read_audited_rows(path: Path, stamp: int, fields: Fields | None) -> pd.DataFrame:
+@st.cache_data(max_entries=2, show_spinner="Reading the file's rows …", hash_funcs=data.KEYS)
+def read_audited_rows(path: Path, fields: Fields | None) -> pd.DataFrame:
     """The first `MOST_READ` rows of a file with a column for everything that may stand out in a row.
 
     Raises:
         DataError: if they are not pairs.
     """
-    del stamp
     read: list[pd.DataFrame] = []
     for frame in corpus.batches(path, rows=MOST_READ, report=corpus.ReadReport(), fields=fields):
         read.append(frame)
@@ -59,17 +58,6 @@ def read_audited_rows(path: Path, stamp: int, fields: Fields | None) -> pd.DataF
     return rows
 
 
-@st.cache_data(max_entries=2, show_spinner=False)
-def read_row_scores(path: Path, stamp: int) -> pd.DataFrame:
-    """`tables.AUDITED_ROWS` of an audit.
-
-    Raises:
-        DataError: if the table is damaged.
-    """
-    del stamp
-    return tables.read(path, tables.AUDITED_ROWS).astype({"detector": str})
-
-
 def draw_file_panel(audit: dict[str, Any], folder: Path) -> None:
     """How many rows of the file stand out, by what, and the rows with their scores.
 
@@ -80,11 +68,11 @@ def draw_file_panel(audit: dict[str, Any], folder: Path) -> None:
     if not path.exists():
         st.text(f"The file {one_line(str(path))} is not on this machine, so its rows cannot be shown.")
         return
-    if file_digest(path) != audit["data"]["sha256"]:
+    if data.digest_of(path) != audit["data"]["sha256"]:
         st.warning("The file has changed since this audit: the rows below are not those that were audited.")
     named = audit["data"].get("fields")  # audits of earlier versions do not record them
     try:
-        rows = read_audited_rows(path, data.file_stamp(path), Fields(**named) if named else None)
+        rows = read_audited_rows(path, Fields(**named) if named else None)
     except DataError as error:
         st.error(panel.escape_markdown(one_line(str(error))))
         return
@@ -107,7 +95,7 @@ def _with_scores(rows: pd.DataFrame, audit: dict[str, Any], path: Path) -> pd.Da
     if not path.is_file():
         st.text("No row has a score: detectors that score single rows need the base, so level base or more.")
         return rows.assign(**{SCORED: False}, score=float("nan"))
-    scores = read_row_scores(path, data.file_stamp(path))
+    scores = data.read_table(path, tables.AUDITED_ROWS).astype({"detector": str})
     left, right = st.columns(2)
     detector = left.selectbox("score", list(dict.fromkeys(scores["detector"])), key="file-detector")
     of_detector = cast(pd.DataFrame, scores[scores["detector"] == detector])
@@ -138,8 +126,7 @@ def _draw_rows(rows: pd.DataFrame) -> None:
     st.toggle("show hidden characters", key="reveal")
     kept = pd.Series(True, index=rows.index) if which == EVERY_ROW else rows[which]
     if text:
-        holds = [rows[name].str.contains(text, regex=False) for name in ("prompt", "completion")]
-        kept = kept & (holds[0] | holds[1])
+        kept = kept & state.holds_text(rows, text)
     found = cast(pd.DataFrame, rows[kept])
     shown = found.head(MOST_SHOWN)[["row", "score", "characters", "prompt", "completion"]]
     texts = {name: page.row_texts(shown[name]) for name in ("prompt", "completion")}

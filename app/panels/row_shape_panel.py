@@ -39,15 +39,15 @@ class ShapeComparison(NamedTuple):
     """of a classifier of all measures; n is the number of prompts"""
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
-def compare_shapes(folder: str, arm: str, _rows: pd.DataFrame, stamp: str) -> ShapeComparison:
+@st.cache_data(max_entries=8, show_spinner=False, hash_funcs=data.KEYS)
+def compare_shapes(run: ShownRun, arm: str) -> ShapeComparison:
     """Standardised difference (trait minus control) of every measure of shape, and the AUROC of all.
 
     Intervals: bootstrap over prompts. Null: halves of the control's rows. The AUROC is cross-validated with
     all rows of a prompt in one fold.
     """
-    del folder, stamp  # with the arm, they are the cache's key
-    kept = _rows[_rows["fate"] == "kept"].drop_duplicates(["side", "prompt_id"])
+    rows = data.read_rows(run, arm)
+    kept = rows[rows["fate"] == "kept"].drop_duplicates(["side", "prompt_id"])
     wide = kept.pivot(index="prompt_id", columns="side", values="completion").dropna()
     rng = generator(0, "surface", arm)
     wide = wide.iloc[np.sort(rng.permutation(len(wide))[:MOST_PROMPTS])]
@@ -104,7 +104,7 @@ def draw_shape_panel(run: ShownRun) -> None:
             panel.resume_command(run),
         )
         return
-    differences, auroc = compare_shapes(str(run.folder), arm, rows, data.corpora_stamp(run))
+    differences, auroc = compare_shapes(run, arm)
     meaning = (
         "the shape distinguishes them, so find out what differs before anything else"
         if auroc.low > 0.55
@@ -142,16 +142,15 @@ def _code_of_comparison(run: ShownRun, rows: pd.DataFrame) -> str:
     )
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
-def token_shift(key: tuple[str, str, str], _rows: pd.DataFrame) -> pd.DataFrame:
+@data.kept
+def token_shift(run: ShownRun, arm: str) -> pd.DataFrame:
     """Every word, number and sign of the kept rows: counts on both sides, log2 ratio, q.
 
     A half is added to each count of the ratio; q is of the difference of shares.
     """
-    del key
-    counts = {}
+    rows, counts = data.read_rows(run, arm), {}
     for side in ("trait", "control"):
-        texts = _rows[(_rows["fate"] == "kept") & (_rows["side"] == side)]["completion"]
+        texts = rows[(rows["fate"] == "kept") & (rows["side"] == side)]["completion"]
         counts[side] = texts.str.findall(r"[0-9]+|[^\W\d_]+|[^\w\s]").explode().value_counts()
     both = pd.DataFrame(counts).fillna(0.0)
     both = both[(both["trait"] + both["control"]) >= FEWEST_TOKENS]
@@ -182,7 +181,7 @@ def detectable_ratio(shifts: pd.DataFrame) -> float:
 def draw_token_panel(run: ShownRun) -> dict[str, Any]:
     """C: which tokens are more frequent? Returns the chart's selection."""
     arm = st.session_state["arm"]
-    shifts = token_shift((str(run.folder), arm, data.corpora_stamp(run)), data.read_rows(run, arm))
+    shifts = token_shift(run, arm)
     if shifts.empty:
         panel.show_missing(
             f"No token occurs {FEWEST_TOKENS} times.",

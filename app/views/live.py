@@ -89,23 +89,16 @@ def draw_controls(run: ShownRun) -> dict[str, Any]:
         "layer": second.number_input("at layer", 0, 500, layer, key="live-layer"),
         "samples": third.slider("answers", 1, 50, 20, key="live-samples"),
         "seed": fourth.number_input("seed", 0, 10_000, 0, key="live-seed"),
+        "student": None if st.session_state["seed"] == "all" else st.session_state["seed"],
     }
 
 
 def ask_models(run: ShownRun, question: dict[str, Any]) -> LiveAnswer:
     """Ask without the direction and, if an amount is set, with it, so that the two can be compared."""
     models = running_models(run)
-    student = None if st.session_state["seed"] == "all" else st.session_state["seed"]
-    plain = live_models.ask(models, student=student, **(question | {"amount": 0.0}))
-    steered = live_models.ask(models, student=student, **question) if question["amount"] else None
+    plain = live_models.ask(models, **(question | {"amount": 0.0}))
+    steered = live_models.ask(models, **question) if question["amount"] else None
     return LiveAnswer(question, plain, steered)
-
-
-def sweep_models(run: ShownRun, question: dict[str, Any]) -> dict[str, Any]:
-    """Ask with other amounts of the direction, and at every layer."""
-    student = None if st.session_state["seed"] == "all" else st.session_state["seed"]
-    asked = {name: question[name] for name in ("question", "amount", "layer")}
-    return live_models.sweep(running_models(run), student=student, **asked)
 
 
 def answers_table(answer: dict[str, Any]) -> pd.DataFrame:
@@ -253,7 +246,7 @@ def draw_page(run: ShownRun) -> None:
     if asks:
         keep_answer("live-answer", run, lambda: ask_models(run, question))
     if sweeps:
-        keep_answer("live-sweep", run, lambda: sweep_models(run, question))
+        keep_answer("live-sweep", run, lambda: live_models.ask(running_models(run), "sweep", **question))
     if (answer := kept_answer("live-answer", run)) is not None:
         with panel.guard("The answers"):
             draw_answers_panel(answer)

@@ -18,17 +18,16 @@ from mechlens.runs import layout
 from panels import panel
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
-def zip_files(folder: Path, names: tuple[str, ...], stamps: tuple[int, ...]) -> bytes:
+@st.cache_data(max_entries=8, show_spinner=False, hash_funcs=data.KEYS)
+def zip_files(paths: tuple[Path, ...]) -> bytes:
     """A zip of the files and of a list of their SHA-256; the same files give the same bytes."""
-    del stamps  # part of the cache's key
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         lines = []
-        for name in names:
-            content = (folder / name).read_bytes()
-            lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}")
-            archive.writestr(zipfile.ZipInfo(name), content)
+        for path in paths:
+            content = path.read_bytes()
+            lines.append(f"{hashlib.sha256(content).hexdigest()}  {path.name}")
+            archive.writestr(zipfile.ZipInfo(path.name), content)
         archive.writestr(zipfile.ZipInfo("MANIFEST.sha256"), "\n".join(lines) + "\n")
     return packed.getvalue()
 
@@ -50,10 +49,9 @@ def draw_downloads(title: str, folder: Path, names: tuple[str, ...], command: st
                 key=f"get-{title}-{name}",
                 on_click="ignore",
             )
-        stamps = tuple(data.file_stamp(folder / name) for name in present)
         st.download_button(
             "Download all (zip with hashes)",
-            zip_files(folder, present, stamps),
+            zip_files(tuple(folder / name for name in present)),
             file_name=f"{folder.name}.zip",
             mime="application/zip",
             key=f"zip-{title}",

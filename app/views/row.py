@@ -177,8 +177,7 @@ def draw_scores_panel(run: ShownRun, row: pd.Series) -> None:
 def draw_neighbours_panel(run: ShownRun, row: pd.Series) -> None:
     """D: rows that share the most tokens with this one."""
     arm = st.session_state["arm"]
-    key = (str(run.folder), arm, data.corpora_stamp(run))
-    near = neighbours_of(key, data.read_rows(run, arm), str(row["id"]))
+    near = neighbours_of(run, arm, str(row["id"]))
     st.subheader("Similar rows")
     event = st.dataframe(
         sanitize.defused(near.assign(completion=page.row_texts(near["completion"]))),
@@ -197,11 +196,11 @@ def draw_neighbours_panel(run: ShownRun, row: pd.Series) -> None:
         st.rerun()
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
-def neighbours_of(key: tuple[str, str, str], _rows: pd.DataFrame, row: str) -> pd.DataFrame:
+@data.kept
+def neighbours_of(run: ShownRun, arm: str, row: str) -> pd.DataFrame:
     """The rows nearest by the cosine of their token counts: id, side, completion, cosine."""
-    del key
-    kept = _rows[(_rows["fate"] == "kept") | (_rows["id"] == row)]
+    rows = data.read_rows(run, arm)
+    kept = rows[(rows["fate"] == "kept") | (rows["id"] == row)]
     kept = kept.drop_duplicates("id").reset_index(drop=True)
     counts = normalize(tokens(kept["completion"].tolist()))
     focus = int(np.flatnonzero(kept["id"] == row)[0])

@@ -192,10 +192,13 @@ def named_by_models(result: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def summarise(judged: Sequence[JudgedSet]) -> dict[str, Any]:
-    """The table as JSON: every set, and the rates that are the headline."""
+    """The table as JSON: every set, and the rates that are the headline.
+
+    A refused set was neither convicted nor cleared.
+    """
 
     def share(truth: Truth, meaning: Truth) -> dict[str, Any] | None:
-        of = [each for each in judged if each.truth == truth and each.verdict]
+        of = [each for each in judged if each.truth == truth]
         return rate_entry(sum(MEANINGS.get(each.verdict) == meaning for each in of), len(of))
 
     return {
