@@ -25,10 +25,8 @@ def models(small: Path) -> Iterator[live_models.LiveModels]:
 
 def ask(models: live_models.LiveModels, **changes: Any) -> dict[str, dict[str, Any]]:
     """What each model answered."""
-    return {
-        one["name"]: one
-        for one in live_models.ask(models, question=QUESTION, **{"samples": 4, "seed": 3} | changes)["models"]
-    }
+    asked: dict[str, Any] = {"question": QUESTION, "samples": 4, "seed": 3} | changes
+    return {one["name"]: one for one in live_models.ask(models, **asked)["models"]}
 
 
 def test_four_models_answer_and_say_what_comes_next(models: live_models.LiveModels) -> None:
@@ -111,8 +109,9 @@ def test_what_cannot_be_asked_is_one_line_and_the_models_go_on(models: live_mode
         {"more": 1},
     ]
     for fields in wrong:
+        asked: dict[str, Any] = {"question": QUESTION} | fields
         with pytest.raises(SpecError) as refused:
-            live_models.ask(models, **{"question": QUESTION} | fields)
+            live_models.ask(models, **asked)
         assert "\n" not in str(refused.value)
     assert len(ask(models)) == 4
 
