@@ -140,7 +140,8 @@ def test_a_file_with_odd_columns_is_audited_and_its_report_is_one_page(
         found = read_json(path)
         assert found["data"]["rows"] == ROWS
         visitor.wait(found["verdict"]["id"].capitalize())  # its own audit, not another one
-        assert found["verdict"]["sentence"].split(": ", 1)[1][1:] in visitor.said()  # the heading has the rest
+        after_heading = found["verdict"]["sentence"].split(": ", 1)[1]
+        assert after_heading[1:] in visitor.said()  # it begins with a capital there
         visitor.turn("report").choose("report on", f"audit {path.parent.name}")
         visitor.page.get_by_role("heading", name="Audit", exact=True).wait_for()
         content = visitor.settle().download("Download audit.html")

@@ -28,8 +28,13 @@ def draw_profile(
     scale = alt.Scale(type="log") if log else alt.Scale()
     x: Any = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
     if across != "layer":
-        x = alt.X(f"{across}:Q", title=across_title, scale=scale, axis=alt.Axis(format="d"))
-    y, low = alt.Y("estimate:Q", title=title, scale=scale), alt.Y("low:Q", title=title, scale=scale)
+        x = alt.X(f"{across}:Q", title=across_title, scale=scale, axis=alt.Axis(format="d", grid=not log))
+    shared = {
+        "title": title,
+        "scale": scale,
+        "axis": alt.Axis(grid=not log),
+    }  # a logarithm has too many lines
+    y, low = alt.Y("estimate:Q", **shared), alt.Y("low:Q", **shared)
     kinds = kind_encodings("kind", frame["kind"])
     dash = kind_dashes("kind", frame["kind"])
     estimates = frame.dropna(subset="estimate")

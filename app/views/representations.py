@@ -41,6 +41,11 @@ LENSES = {
     "Blind vector": ("blind", "Does a vector learned only from rows find the trait?"),
 }
 """tab → lens and title"""
+QUESTIONS = {
+    "rows": "Do suspicious rows lie together?",
+    "answers": "Do the models stand apart where the answer begins?",
+}
+"""what is on the map → title"""
 TOOLTIP_TEXT = 200
 """characters of a row in a tooltip"""
 
@@ -169,12 +174,15 @@ def draw_cloud_panel(run: ShownRun) -> None:
     total = len(points)
     shown = _mark_points(_sample_points(points))
     sampled = ", a sample stratified by kind" if len(shown) < total else ""
+    sentence = str(reading.lens["sentence"])
+    if which == "rows":
+        sentence = sentence.partition(". ")[2]  # it opens with the answer to the claim about answers
     picked = panel.draw(
         "representations-cloud",
-        "Do suspicious rows lie together?",
+        QUESTIONS[which],
         maps.draw_points(shown, "kind"),
         shown[["id", "kind", "x", "y"]],
-        sentence=reading.lens["sentence"],
+        sentence=sentence,
         caption=(
             f"UMAP of {which}; n = {len(shown):,} of {total:,} points{sampled}. Distances on the map are not "
             "exact, and there are no intervals. Drag to select rows."
