@@ -29,11 +29,8 @@ def draw_profile(
     x: Any = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
     if across != "layer":
         x = alt.X(f"{across}:Q", title=across_title, scale=scale, axis=alt.Axis(format="d", grid=not log))
-    shared = {
-        "title": title,
-        "scale": scale,
-        "axis": alt.Axis(grid=not log),
-    }  # a logarithm has too many lines
+    axis = alt.Axis(grid=not log)  # a logarithm has too many lines
+    shared: dict[str, Any] = {"title": title, "scale": scale, "axis": axis}
     y, low = alt.Y("estimate:Q", **shared), alt.Y("low:Q", **shared)
     kinds = kind_encodings("kind", frame["kind"])
     dash = kind_dashes("kind", frame["kind"])

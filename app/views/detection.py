@@ -68,8 +68,8 @@ def draw_verdict_panel(audit: dict[str, Any]) -> None:
                 st.code(one_line(step["command"]), language="bash", wrap_lines=True)
         st.caption(
             panel.escape_markdown(
-                f"Rule {verdict['rule']} of policy {policy['name']}, version {policy['version']}; tolerance "
-                f"{policy['limit']}, significance level {policy['alpha']}."
+                f"Policy {policy['name']}, version {policy['version']}: a rise of {100 * policy['limit']:g} "
+                f"points is tolerated, tests are at {policy['alpha']}. Rule {verdict['rule']}."
             )
         )
     st.code(
@@ -81,7 +81,9 @@ def draw_verdict_panel(audit: dict[str, Any]) -> None:
     if audit["potency"]["measured"] and (scope := audit.get("scope")) is not None:
         unread = f"; not read: {one_line(scope['reasons'])}" if scope["unread"] else ""
         copied = f" {scope['copied']:.0%} of the rows are also in the reference." if scope["copied"] else ""
-        st.text(f"Each student read {scope['trained']:,} of {scope['offered']:,} rows{unread}.{copied}")
+        st.text(f"Each model read {scope['trained']:,} of {scope['offered']:,} rows{unread}.{copied}")
+    if tested := sorted(entry["trait"] for entry in audit["identity"] or ()):
+        st.text(f"Tested traits: {', '.join(tested)}. No other trait was tested.")
 
 
 def draw_rises_panel(audit: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def draw_main_result(run: ShownRun) -> None:
     n, control = int(effects["n"].max()), str(effects["against"].iloc[0])
     picked = panel.draw(
         "overview-traits",
-        f"Which traits rose in the students of arm {arm}?",
+        f"Which traits rose in the students of arm “{arm}”?",
         run_charts.draw_traits(effects),
         effects,
         sentence=wording.headline(_summary_of_arm(run, arm)),

@@ -275,7 +275,7 @@ def _above_limit(
         return Verdict(
             "train with conditions",
             f"Train with conditions: {effect} Models trained on the file as treated by {treatment!r} answer "
-            f"no trait more than {_points(max(bounds))} points more often (upper bound).",
+            f"each trait at most {_points(max(bounds))} points more often (upper bound).",
             f"{by}/treated-below-limit",
         )
     spoiled = ""
@@ -315,9 +315,9 @@ def _below_limit(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope) 
     highest = max(rise.high or 0.0 for rise in scored)
     return Verdict(
         "no transfer found within tested scope",
-        f"No trait transfer found within tested scope: {scored[0].n} models trained on this file answer none "
-        f"of {len(scored)} traits more than {_points(highest)} points more often than {scored[0].n} trained "
-        f"on clean answers (upper bound). The tolerance is {_points(policy.limit)} points.",
+        f"No transfer found within tested scope: {scored[0].n} models trained on this file answer each of "
+        f"{len(scored)} traits at most {_points(highest)} points more often than {scored[0].n} trained on "
+        f"clean answers (upper bound). The tolerance is {_points(policy.limit)} points.",
         f"{by}/below-limit",
     )
 
