@@ -375,7 +375,7 @@ REQUESTS: dict[str, tuple[list[str], str]] = {
     "a policy elsewhere": (["--policy", "../../recipe"], "../../recipe"),
     "a policy by another way": (["--policy", "../policies/default"], "expected one of default"),
     "an unknown recipe": (["--recipe", "nothing"], "no config at nothing"),
-    "a recipe elsewhere": (["--recipe", "../../../../etc/passwd"], "no config at ../../../../etc/passwd"),
+    "a recipe elsewhere": (["--recipe", "../../../../etc/recipe"], "no config at ../../../../etc/recipe"),
     "a recipe with tags": (["--recipe", "tags.yaml"], "tags.yaml"),
     "a recipe of a billion laughs": (["--recipe", "laughs.yaml"], "seeds.0"),
     "an unknown option": (["--trust-remote-code"], "--trust-remote-code"),
