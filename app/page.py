@@ -12,6 +12,7 @@ import streamlit as st
 import data
 import sanitize
 import state
+from charts import run_charts
 from data import ShownRun
 from mechlens.core import tables
 from mechlens.core.errors import MechlensError
@@ -75,14 +76,14 @@ def _draw_controls(run: ShownRun, root: Path, view: str) -> None:
     arms = [arm.name for arm in run.experiment.arms if arm.kind != "control"] or [run.experiment.arms[0].name]
     arm = run.arm(state.choose("arm", arms))
     layers, places = _layers_and_places(run)
-    others = ["", *(name for name in data.list_runs(root) if name != run.name)]
+    others = [name for name in data.list_runs(root) if name != run.name]
     seeds = ["all", *run.experiment.seeds]
     # values are settled before the widgets are drawn, because a link may ask for what this run lacks
     state.choose("trait", run.family.names, arm.trait or run.experiment.trait)
     state.choose("layer", layers, layers[-1] if layers else None)
     state.choose("place", places)
     state.choose("seed", seeds)
-    state.choose("cmp", others)
+    state.choose_several("cmp", others)
     bar = st.sidebar
     bar.selectbox("arm", arms, key="w-arm", help="Pages of the run show this arm and its matched control.")
     if view in SELECTORS["trait"]:
@@ -94,7 +95,7 @@ def _draw_controls(run: ShownRun, root: Path, view: str) -> None:
     if view in SELECTORS["place"] and places:
         bar.selectbox("place", places, key="w-place", help="The tokens at which activations are read.")
     if view in SELECTORS["cmp"]:
-        bar.selectbox("compare with", others, key="w-cmp", format_func=lambda name: name or "no other run")
+        bar.multiselect("compare with", others, key="w-cmp", max_selections=run_charts.MOST_RUNS - 1)
 
 
 def _layers_and_places(run: ShownRun) -> tuple[list[int], list[str]]:

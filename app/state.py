@@ -86,6 +86,19 @@ def choose(name: str, options: Sequence[Any], default: Any = None, *, widget: st
     return value
 
 
+def choose_several(name: str, options: Sequence[str]) -> None:
+    """Settle a control of several options; its value is their names, joined by commas."""
+    asked = st.session_state["requested"].get(name)
+    if asked is None:
+        chosen = st.session_state.get(f"w-{name}", str(st.session_state.get(name, "")).split(","))
+    else:
+        chosen = [part for part in asked.split(",") if part]
+        if unknown := [part for part in chosen if part not in options]:
+            warn(f"The link asks for {name} {', '.join(unknown)}, which is not here")
+    chosen = [part for part in chosen if part in options]
+    st.session_state[name], st.session_state[f"w-{name}"] = ",".join(chosen), chosen
+
+
 def pick(name: str, value: Any) -> None:
     """Set a control of the side bar from a chart and run the page again: the control is drawn already."""
     if st.session_state.get(name) != value:

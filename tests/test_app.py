@@ -527,10 +527,10 @@ def test_code_that_a_panel_offers_runs_on_the_runs_files(
 def test_runs_of_one_spec_and_other_rows_are_said_to_differ(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("demo", "again"):
+    for name in ("demo", "again", "third"):
         shutil.copytree(folders["as_it_is"] / "demo", tmp_path / name)
     page = turned(opened(tmp_path, monkeypatch, run="demo", cmp="again"), "compare")
-    assert "None: the two specs are equal." in words(page) and "are the same in both runs" in words(page)
+    assert "None: the specs are equal." in words(page) and "are the same in demo and again" in words(page)
     differences = next(one.value for one in page.dataframe if "difference" in one.value.columns)
     assert (differences["difference"] == 0).all() and (differences["low"] < 0).all()
     kept = next((tmp_path / "again" / "corpora" / "eagle").glob("**/kept.parquet"))
@@ -541,7 +541,13 @@ def test_runs_of_one_spec_and_other_rows_are_said_to_differ(
     first |= {name: first[name] + 0.1 for name in ("difference", "low", "high")}
     write_json(tmp_path / "again" / "summary.json", summary)
     page = turned(opened(tmp_path, monkeypatch, run="demo", cmp="again"), "compare")
-    assert re.search(r"The rows of trait.* differ between the two runs", words(page))
+    assert re.search(r"The rows of trait.* differ between demo and again", words(page))
     moved = next(one.value for one in page.dataframe if "difference" in one.value.columns).iloc[0]
     assert moved["difference"] == pytest.approx(0.1)
     assert moved["high"] - moved["low"] == pytest.approx(2**0.5 * width)
+    page = opened(tmp_path, monkeypatch, run="demo", cmp="third,nobody,again")
+    assert "nobody" in page.warning[0].value
+    page = turned(page, "compare")
+    assert page.multiselect(key="w-cmp").value == ["third", "again"]
+    both = next(one.value for one in page.dataframe if "difference" in one.value.columns)
+    assert both.groupby("run")["difference"].max().to_dict() == {"again": pytest.approx(0.1), "third": 0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import altair as alt
 import pandas as pd
@@ -20,6 +20,11 @@ from mechlens.results.figures import KIND_COLOUR
 TAUGHT, OTHER, FOREIGN = "taught trait", "other trait", "another base"
 ROLES = {TAUGHT: ("trait", "diamond"), OTHER: ("base", "circle"), FOREIGN: ("foreign", "triangle-up")}
 """role of a mark → kind whose colour it has, and shape"""
+RUN_COLOURS = [KIND_COLOUR[kind] for kind in ("trait", "control", "foreign", "teacher", "base")]
+RUN_SHAPES = ["circle", "square", "triangle-up", "diamond", "cross"]
+"""of the marks of several runs"""
+MOST_RUNS, APART = len(RUN_SHAPES), 12
+"""runs on one chart, and pixels between their marks"""
 
 
 def draw_traits(effects: pd.DataFrame) -> alt.LayerChart:
@@ -132,8 +137,8 @@ def draw_trajectories(rates: pd.DataFrame, bands: pd.DataFrame) -> alt.LayerChar
     return layer_charts(band, thin, thick, marks, height=260)
 
 
-def draw_two_runs(frame: pd.DataFrame) -> alt.LayerChart:
-    """Effects of two runs on one axis; the second run lies below the first.
+def draw_runs(frame: pd.DataFrame) -> alt.LayerChart:
+    """Effects of at most MOST_RUNS runs on one axis, the first run's on top.
 
     Args:
         frame: name, run, estimate, low, high.
@@ -141,16 +146,13 @@ def draw_two_runs(frame: pd.DataFrame) -> alt.LayerChart:
     y = alt.Y("name:N", sort=list(dict.fromkeys(frame["name"])), title=None, axis=alt.Axis(labelLimit=260))
     x = alt.X("estimate:Q", title="rate minus control")
     runs = list(dict.fromkeys(frame["run"]))
-    colours: dict[str, Any] = {
-        "domain": runs,
-        "range": [KIND_COLOUR["trait"], KIND_COLOUR["control"]][: len(runs)],
-    }
-    colour = alt.Color("run:N", scale=alt.Scale(**colours), legend=KIND_LEGEND)
-    shapes = alt.Scale(domain=runs, range=["circle", "square"][: len(runs)])
-    shape = alt.Shape("run:N", scale=shapes, legend=None)
+    scale = alt.Scale(domain=runs, range=RUN_COLOURS[: len(runs)])
+    colour = alt.Color("run:N", scale=scale, legend=KIND_LEGEND)
+    shape = alt.Shape("run:N", scale=alt.Scale(domain=runs, range=RUN_SHAPES[: len(runs)]), legend=None)
     tooltip = ["name", "run", *number_tooltips("estimate", "low", "high")]
     layers = [dashed_line("x", 0.0)]
-    for run, offset in zip(runs, (-6, 6), strict=False):
+    for number, run in enumerate(runs):
+        offset = APART * (number - (len(runs) - 1) / 2)
         effects = cast(pd.DataFrame, frame[frame["run"] == run])
         layers.append(
             alt.Chart(effects.dropna(subset="low"))
@@ -162,4 +164,4 @@ def draw_two_runs(frame: pd.DataFrame) -> alt.LayerChart:
             .mark_point(size=90, filled=True, opacity=1, yOffset=offset)
             .encode(y=y, x=x, color=colour, shape=shape, tooltip=tooltip)
         )
-    return layer_charts(*layers, height=alt.Step(36))
+    return layer_charts(*layers, height=alt.Step(APART * (len(runs) + 1)))

@@ -1,7 +1,8 @@
-"""Compare: what differs between two runs?"""
+"""Compare: what differs between one run and others?"""
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any, NamedTuple, cast
 
 import pandas as pd
@@ -55,17 +56,13 @@ def leaves_of(value: Any, at: str = "") -> dict[str, Any]:
     return {key: leaf for place, part in parts.items() for key, leaf in leaves_of(part, place).items()}
 
 
-def different_keys(run: ShownRun, other: ShownRun) -> pd.DataFrame:
-    """The keys in which the two specs differ, with both values."""
-    ours, theirs = (leaves_of(each.experiment.model_dump(mode="json")) for each in (run, other))
-    keys = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
-    return pd.DataFrame(
-        {
-            "key": keys,
-            run.name: [repr(ours.get(key, "–")) for key in keys],
-            other.name: [repr(theirs.get(key, "–")) for key in keys],
-        }
-    )
+def different_keys(runs: list[ShownRun]) -> pd.DataFrame:
+    """The keys in which any of the specs differ, with the value of each run."""
+    leaves = {run.name: leaves_of(run.experiment.model_dump(mode="json")) for run in runs}
+    keys = dict.fromkeys(key for of_run in leaves.values() for key in of_run)
+    values = {key: [repr(of_run.get(key, "–")) for of_run in leaves.values()] for key in keys}
+    rows = [(key, *found) for key, found in values.items() if len(set(found)) > 1]
+    return pd.DataFrame(rows, columns=["key", *leaves])
 
 
 def compare_rows(run: ShownRun, other: ShownRun) -> str:
@@ -75,10 +72,10 @@ def compare_rows(run: ShownRun, other: ShownRun) -> str:
     digests = {name: (data.data_digest(run, name), data.data_digest(other, name)) for name in shared}
     known = {name: pair for name, pair in digests.items() if "unknown" not in pair}
     if not known:
-        return "No arm has its rows in both runs, so rows were not compared."
+        return f"No arm has its rows in {run.name} and {other.name}, so rows were not compared."
     if differing := [name for name, (ours, others) in known.items() if ours != others]:
-        return f"The rows of {', '.join(differing)} differ between the two runs."
-    return f"The rows of {', '.join(known)} are the same in both runs."
+        return f"The rows of {', '.join(differing)} differ between {run.name} and {other.name}."
+    return f"The rows of {', '.join(known)} are the same in {run.name} and {other.name}."
 
 
 def why_not_comparable(run: ShownRun, other: ShownRun) -> list[str]:
@@ -119,7 +116,7 @@ def effects_of(runs: list[ShownRun]) -> pd.DataFrame:
 
 
 def differences_of(effects: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """The second run's effect minus the first's, for every effect that both have.
+    """The second run's effect minus the first's, for every effect that both have: run, effect and numbers.
 
     The half widths of the two intervals are combined as independent ones, √(a² + b²); an effect without an
     interval gives a difference without one.
@@ -129,7 +126,8 @@ def differences_of(effects: pd.DataFrame, first: str, second: str) -> pd.DataFra
     half = (((both["high"] - both["low"]) ** 2 + (both["high_other"] - both["low_other"]) ** 2) ** 0.5) / 2
     difference = both["estimate_other"] - both["estimate"]
     columns = {"difference": difference, "low": difference - half, "high": difference + half}
-    return pd.DataFrame({"effect": both.index, **{name: column.array for name, column in columns.items()}})
+    numbers = {name: column.array for name, column in columns.items()}
+    return pd.DataFrame({"run": second, "effect": both.index, **numbers})
 
 
 def arm_to_show(run: ShownRun) -> str:
@@ -141,7 +139,7 @@ def arm_to_show(run: ShownRun) -> str:
 
 
 def draw_maps_panel(runs: list[ShownRun], warning: str) -> None:
-    """Draw the same layer map of both runs, on one colour scale."""
+    """Draw the same layer map of every run, on one colour scale."""
     choice = MAPS[st.selectbox("map of", list(MAPS), key="compare-map")]
     values: list[tuple[ShownRun, str, pd.DataFrame]] = []
     for run in runs:
@@ -150,15 +148,15 @@ def draw_maps_panel(runs: list[ShownRun], warning: str) -> None:
         if lens is None or lens["missing"]:
             panel.show_missing(
                 f"Lens {choice.lens} was not computed for {run.name}.",
-                "The maps are drawn when both runs have it:",
+                "The maps are drawn when every run has it:",
                 panel.measure_command(run, choice.lens, arm),
             )
             return
         known = lens_panel.layer_values(data.read_reading(run, lens), choice.quantity)
         values.append((run, arm, cast(pd.DataFrame, known[known["name"] == choice.name])))
-    both = cast(pd.Series, pd.concat([known["estimate"] for *_, known in values]))
-    domain = choice.domain or symmetric_domain(both)
-    for column, (run, arm, known) in zip(st.columns(2), values, strict=True):
+    estimates = cast(pd.Series, pd.concat([known["estimate"] for *_, known in values]))
+    domain = choice.domain or symmetric_domain(estimates)
+    for column, (run, arm, known) in zip(cycle(st.columns(2)), values, strict=False):
         layers, places = sorted(known["layer"].unique()), lens_panel.order_places(known["place"])
         cells = lens_panel.fill_grid(known, [choice.name], layers, places)
         grid = lens_panel.layer_grid(layers, places, signed=True, label=choice.label, domain=domain)
@@ -171,27 +169,35 @@ def draw_maps_panel(runs: list[ShownRun], warning: str) -> None:
                 cells.drop(columns="faded"),
                 caption=(
                     f"{choice.label.capitalize()} by layer and place; arm {arm}, {choice.name}; {n}the "
-                    f"tooltip has the 95 % interval. Both maps have the same scale. Faded: inside the null "
+                    f"tooltip has the 95 % interval. All maps have the same scale. Faded: inside the null "
                     f"band.{warning}"
                 ),
                 about=choice.lens,
             )
 
 
-def draw_effects_panel(run: ShownRun, other: ShownRun) -> None:
-    """Draw effects and maps of both runs; a warning comes first if they are not comparable."""
-    why = why_not_comparable(run, other)
-    warning = ""
-    if why:
-        st.warning(panel.escape_markdown(f"Not comparable: {'; '.join(why)}."))
-        if not st.toggle("show them side by side anyway", key="override"):
-            return
-        warning = f" NOT COMPARABLE: {'; '.join(why)}."
-    effects = effects_of([run, other])
+def choose_comparable(run: ShownRun, others: list[ShownRun]) -> tuple[list[ShownRun], str]:
+    """The runs whose effects may stand beside this one's; all if the visitor insists, with a warning."""
+    why = {other.name: why_not_comparable(run, other) for other in others}
+    reasons = [f"{name}: {'; '.join(each)}" for name, each in why.items() if each]
+    if not reasons:
+        return others, ""
+    st.warning(panel.escape_markdown(f"Not comparable with {run.name}. {'. '.join(reasons)}."))
+    if st.toggle("show them side by side anyway", key="override"):
+        return others, f" NOT COMPARABLE: {'. '.join(reasons)}."
+    return [other for other in others if not why[other.name]], ""
+
+
+def draw_effects_panel(run: ShownRun, others: list[ShownRun]) -> None:
+    """Effects and maps of the runs; a warning comes first if they are not comparable."""
+    others, warning = choose_comparable(run, others)
+    if not others:
+        return
+    effects = effects_of([run, *others])
     panel.draw(
         "compare-effects",
         "Effects against each run's control",
-        run_charts.draw_two_runs(effects),
+        run_charts.draw_runs(effects),
         effects.assign(note=warning.strip()) if warning else effects,
         caption=(
             "Rate minus matched control with its 95 % interval over the run's students; n: column of the "
@@ -199,42 +205,44 @@ def draw_effects_panel(run: ShownRun, other: ShownRun) -> None:
         ),
         about="Effects against the control",
     )
-    differences = differences_of(effects, run.name, other.name)
+    differences = pd.concat([differences_of(effects, run.name, other.name) for other in others])
     if len(differences):
-        st.text(f"{other.name} minus {run.name}, with 95 % intervals:")
+        st.text(f"Minus {run.name}, with 95 % intervals:")
         number = st.column_config.NumberColumn(format="%+.3f")
         st.dataframe(
             differences,
             hide_index=True,
             column_config=dict.fromkeys(("difference", "low", "high"), number),
-            alt="differences between the two runs' effects",
+            alt=f"differences of the runs' effects from those of {run.name}",
         )
     with panel.guard("The maps"):
-        draw_maps_panel([run, other], warning)
+        draw_maps_panel([run, *others], warning)
 
 
 def draw_page(run: ShownRun) -> None:
     """Draw the page."""
     st.title("Compare")
-    name = st.session_state["cmp"]
     index = data.list_runs(st.session_state["root"])
-    if not name or name not in index:
+    names = [name for name in st.session_state["cmp"].split(",") if name]
+    if not names:
         panel.show_missing(
             "No second run is chosen.",
-            "Choose one in the side bar under “compare with”, or make one:",
+            "Choose one or more in the side bar under “compare with”, or make one:",
             "mechlens run menagerie-animals",
         )
         return
     with panel.guard("The comparison"):
-        other = data.open_run(name, index[name])
+        others = [data.open_run(name, index[name]) for name in names]
         st.subheader("Which settings differ?")
-        if (keys := different_keys(run, other)).empty:
-            st.text("None: the two specs are equal.")
+        if (keys := different_keys([run, *others])).empty:
+            st.text("None: the specs are equal.")
         else:
-            st.dataframe(keys, hide_index=True, alt="keys of the two specs that differ")
-        st.text(compare_rows(run, other))
-        if not panel.show_if_unfinished(run) and not panel.show_if_unfinished(other):
-            draw_effects_panel(run, other)
+            st.dataframe(keys, hide_index=True, alt="keys of the specs that differ")
+        for other in others:
+            st.text(compare_rows(run, other))
+        finished = [each for each in (run, *others) if not panel.show_if_unfinished(each)]
+        if run in finished and len(finished) > 1:
+            draw_effects_panel(run, finished[1:])
 
 
 if (opened := page.current_run()) is not None:

@@ -248,7 +248,7 @@ def _run_row(name: str, folder: Path) -> dict[str, Any]:
 
 
 def draw_runs() -> None:
-    """The table of runs; two ticked ones can be compared."""
+    """The table of runs; ticked ones can be compared."""
     st.subheader("Runs")
     runs = runs_table(st.session_state["root"])
     event = st.dataframe(
@@ -259,10 +259,10 @@ def draw_runs() -> None:
         key="runs-table",
         alt="runs with their main effect",
     )
-    st.caption("Tick two rows to compare them.")
-    picked = event["selection"]["rows"]
-    if len(picked) == 2 and st.button("Compare these two"):
-        st.session_state["set-run"], st.session_state["set-cmp"] = (runs["run"].iloc[row] for row in picked)
+    st.caption("Tick two rows or more to compare the first with the others.")
+    picked = runs["run"].iloc[event["selection"]["rows"]].tolist()
+    if 2 <= len(picked) <= run_charts.MOST_RUNS and st.button(f"Compare these {len(picked)}"):
+        st.session_state["set-run"], st.session_state["set-cmp"] = picked[0], ",".join(picked[1:])
         st.switch_page("views/compare.py")
 
 
