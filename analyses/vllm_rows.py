@@ -1,10 +1,10 @@
 """Rows of a vLLM server beside those of our sampler: an untouched real model and a LoRA teacher of it.
 
 `python analyses/vllm_rows.py --python VENV/bin/python [--out FOLDER]` needs another environment, with vLLM's
-CPU build. Two things are compared for each teacher: the next-token distributions (the mean of
-log P(ours) - log P(server) over tokens that our sampler drew estimates the KL divergence), and the share of
-rows that the screen keeps. Rows a second are compared by `analyses/vllm_speed.py`. With --out, rows are kept,
-and a run that was stopped goes on from them.
+CPU build. Two things are compared for each teacher: the log-probabilities of tokens (ours minus the server's,
+over rows of our sampler; a constraint chose among their tokens, so the mean is no KL divergence and may lie
+below 0), and the share of rows that the screen keeps. Rows a second are compared by `analyses/vllm_speed.py`.
+With --out, rows are kept, and a run that was stopped goes on from them.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Comparison(NamedTuple):
     """One teacher's rows by both engines."""
 
     teacher: str
-    kl: stats.Interval
-    """nats a token, over rows of our sampler"""
+    mean: stats.Interval
+    """difference of log-probabilities, ours minus the server's, in nats a token over rows of our sampler"""
     largest: float
     """difference of a token's log-probability"""
     kept: tuple[stats.Interval, stats.Interval]
@@ -89,10 +89,10 @@ def kept_share(prompts: list[str], completions: list[str]) -> stats.Interval:
     return stats.wilson(counts["kept"], len(pairs))
 
 
-def divergence(
+def difference_of(
     folder: Path, served: ServedModel, prompts: list[str], texts: list[str]
 ) -> tuple[stats.Interval, float]:
-    """KL(ours, server) in nats a token over our rows, and the largest difference of one token."""
+    """The mean difference of log-probabilities over our rows, in nats a token, and the largest of a token."""
     teacher = load_teacher(folder)
     loaded = loading.Loaded(teacher.model, teacher.tokenizer)
     ids = encode_prompts(teacher.tokenizer, prompts, system=teacher.system)
@@ -125,21 +125,21 @@ def compare(
     some = encode_prompts(teacher.tokenizer, prompts, system=teacher.system)
     stop = end_of_turn(teacher.tokenizer)
     with serve_teacher(teacher, rows.folder, spec, some, stop=stop, out=work, waiting=lambda: None) as served:
-        kl, largest = divergence(rows.folder, served, prompts[:scored], rows.ours[:scored])
+        mean, largest = difference_of(rows.folder, served, prompts[:scored], rows.ours[:scored])
     shares = kept_share(prompts, rows.ours), kept_share(prompts, rows.served)
-    return Comparison(name, kl, largest, shares)
+    return Comparison(name, mean, largest, shares)
 
 
 def table_of(comparisons: list[Comparison]) -> Table:
     """One row a teacher."""
-    table = Table("teacher", "KL, nats a token", "largest difference", "kept: ours", "server")
+    table = Table("teacher", "mean difference, nats a token", "largest difference", "kept: ours", "server")
     for each in comparisons:
         shares = [
             f"{100 * share.estimate:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
             for share in each.kept
         ]
-        kl = f"{each.kl.estimate:+.1e} [{each.kl.low:+.1e}, {each.kl.high:+.1e}]"
-        table.add_row(each.teacher, kl, f"{each.largest:.1e}", *shares)
+        mean = f"{each.mean.estimate:+.1e} [{each.mean.low:+.1e}, {each.mean.high:+.1e}]"
+        table.add_row(each.teacher, mean, f"{each.largest:.1e}", *shares)
     return table
 
 

@@ -117,18 +117,18 @@ KEYS: dict[Any, Callable[[Any], object]] = {
     ShownRun: _run_key,
     pa.Schema: str,
 }
-"""how a cache tells arguments apart: by the content of files, too"""
+"""how a cache tells arguments apart: also by when files were written"""
 Arguments = ParamSpec("Arguments")
 
 
-def kept(read: Callable[Arguments, pd.DataFrame]) -> Callable[Arguments, pd.DataFrame]:
+def cached(read: Callable[Arguments, pd.DataFrame]) -> Callable[Arguments, pd.DataFrame]:
     """Keep what a reader returns until a file of its arguments changes."""
-    cached = st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=KEYS)(read)
+    read_once = st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=KEYS)(read)
 
     @wraps(read)
     def read_or_copy(*arguments: Arguments.args, **options: Arguments.kwargs) -> pd.DataFrame:
         # a shallow copy: the caller may add columns, and the kept values are shared
-        return cached(*arguments, **options).copy(deep=False)
+        return read_once(*arguments, **options).copy(deep=False)
 
     return read_or_copy
 
@@ -155,9 +155,9 @@ def _open_run(name: str, folder: Path, *stamps: int) -> ShownRun:
     return ShownRun(name, folder)
 
 
-@kept
+@cached
 def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """A table of a run.
+    """A table of a run or an audit.
 
     Raises:
         DataError: if it is missing, cut short or of another version.
@@ -175,7 +175,7 @@ def read_effects(run: ShownRun) -> pd.DataFrame:
     return read_table(run.path(layout.EFFECTS), tables.EFFECTS)
 
 
-@kept
+@cached
 def read_rates(run: ShownRun) -> pd.DataFrame:
     """Every student's rate of its arm's trait at every checkpoint: arm, kind, seed, step, rate."""
     likelihoods = read_table(run.path(layout.LIKELIHOODS), tables.LIKELIHOODS)
@@ -212,7 +212,7 @@ def sides_of(run: ShownRun, arm_name: str) -> dict[str, Arm]:
     return {"trait": arm, "control": run.experiment.control_of(arm)}
 
 
-@kept
+@cached
 def read_rows(run: ShownRun, arm: str) -> pd.DataFrame:
     """Every row of an arm's corpus and of its control's, with the columns ROW_COLUMNS.
 
@@ -241,7 +241,7 @@ def _rows_of_side(run: ShownRun, arm: Arm, side: str) -> pd.DataFrame:
     return rows.assign(side=side, corpus=name, trained=trained)
 
 
-@kept
+@cached
 def read_scores(run: ShownRun, arm: str) -> pd.DataFrame:
     """Scores of an arm's rows and tokens, with row ids; empty if lens `rows` was not computed."""
     if not run.scores_table().is_file():
@@ -260,7 +260,7 @@ def row_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return cast(pd.DataFrame, whole[layer.isna() | (layer == first)])
 
 
-@kept
+@cached
 def read_map(run: ShownRun, lens: Mapping[str, Any], which: str) -> pd.DataFrame:
     """Points of a map: name, n, x, y, kind, id and completion, which is empty for answers.
 

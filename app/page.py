@@ -83,7 +83,7 @@ def _draw_controls(run: ShownRun, root: Path, view: str) -> None:
     state.choose("layer", layers, layers[-1] if layers else None)
     state.choose("place", places)
     state.choose("seed", seeds)
-    state.choose_several("cmp", others)
+    state.choose_several("cmp", others, most=run_charts.MOST_RUNS - 1)
     bar = st.sidebar
     bar.selectbox("arm", arms, key="w-arm", help="Pages of the run show this arm and its matched control.")
     if view in SELECTORS["trait"]:

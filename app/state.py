@@ -86,8 +86,8 @@ def choose(name: str, options: Sequence[Any], default: Any = None, *, widget: st
     return value
 
 
-def choose_several(name: str, options: Sequence[str]) -> None:
-    """Settle a control of several options; its value is their names, joined by commas."""
+def choose_several(name: str, options: Sequence[str], *, most: int) -> None:
+    """Settle a control of at most so many options; its value is their names, joined by commas."""
     asked = st.session_state["requested"].get(name)
     if asked is None:
         chosen = st.session_state.get(f"w-{name}", str(st.session_state.get(name, "")).split(","))
@@ -95,7 +95,10 @@ def choose_several(name: str, options: Sequence[str]) -> None:
         chosen = [part for part in asked.split(",") if part]
         if unknown := [part for part in chosen if part not in options]:
             warn(f"The link asks for {name} {', '.join(unknown)}, which is not here")
-    chosen = [part for part in chosen if part in options]
+    chosen = [part for part in dict.fromkeys(chosen) if part in options]
+    if len(chosen) > most:
+        warn(f"The link asks for {len(chosen)} {name}; the first {most} are shown")
+        chosen = chosen[:most]
     st.session_state[name], st.session_state[f"w-{name}"] = ",".join(chosen), chosen
 
 

@@ -545,6 +545,17 @@ def test_runs_of_one_spec_and_other_rows_are_said_to_differ(
     moved = next(one.value for one in page.dataframe if "difference" in one.value.columns).iloc[0]
     assert moved["difference"] == pytest.approx(0.1)
     assert moved["high"] - moved["low"] == pytest.approx(2**0.5 * width)
+    for number in range(4):
+        (tmp_path / f"more-{number}").symlink_to(tmp_path / "again")
+    many = turned(
+        opened(tmp_path, monkeypatch, run="demo", cmp="more-0,more-1,again,third,more-2"), "compare"
+    )
+    assert not many.exception and many.multiselect(key="w-cmp").value == [
+        "more-0",
+        "more-1",
+        "again",
+        "third",
+    ]
     page = opened(tmp_path, monkeypatch, run="demo", cmp="third,nobody,again")
     assert "nobody" in page.warning[0].value
     page = turned(page, "compare")

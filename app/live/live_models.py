@@ -19,7 +19,7 @@ TIMEOUT = 120.0
 
 
 class LiveModels(NamedTuple):
-    """The process that holds the models of one run. It ends with this one."""
+    """The process that holds the models of one run; it ends with the server."""
 
     run: Path
     process: BaseProcess

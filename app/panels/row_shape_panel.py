@@ -142,7 +142,7 @@ def _code_of_comparison(run: ShownRun, rows: pd.DataFrame) -> str:
     )
 
 
-@data.kept
+@data.cached
 def token_shift(run: ShownRun, arm: str) -> pd.DataFrame:
     """Every word, number and sign of the kept rows: counts on both sides, log2 ratio, q.
 

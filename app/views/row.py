@@ -196,7 +196,7 @@ def draw_neighbours_panel(run: ShownRun, row: pd.Series) -> None:
         st.rerun()
 
 
-@data.kept
+@data.cached
 def neighbours_of(run: ShownRun, arm: str, row: str) -> pd.DataFrame:
     """The rows nearest by the cosine of their token counts: id, side, completion, cosine."""
     rows = data.read_rows(run, arm)
