@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -19,6 +19,7 @@ from mechlens.benchmark.performance import (
     calibrate,
     count_false_alarms,
     count_named_traits,
+    count_outside,
     find_worst_class,
     measure_performance,
 )
@@ -111,7 +112,8 @@ def measure_detectors(
 ) -> dict[str, Any]:
     """The results of a card: every detector on the held-out suspects, and on the development ones."""
     experiment = scorer.maker.experiment
-    entries = [_measure(detector, scorer, suspects, lifts) for detector in detectors]
+    outside = {suspect.name for suspect in suspects if scorer.explain_unreadable(suspect)}
+    entries = [_measure(detector, scorer, suspects, lifts, outside) for detector in detectors]
     floors = [entry["worst"]["auroc"] for entry in entries if entry["floor"] and entry["worst"]]
     for entry in entries:
         entry["loses to a floor"] = bool(
@@ -132,12 +134,17 @@ def measure_detectors(
         "counts": {
             kind: sum(suspect.kind == kind for suspect in suspects) for kind in CLASSES if kind != "N3"
         },
+        "outside": count_outside([suspect for suspect in suspects if not suspect.development], outside),
         "with students": int(lifts.notna().any(axis=1).sum()),
     }
 
 
 def _measure(
-    detector: AnyDetector, scorer: Scorer, suspects: Sequence[Suspect], lifts: pd.DataFrame
+    detector: AnyDetector,
+    scorer: Scorer,
+    suspects: Sequence[Suspect],
+    lifts: pd.DataFrame,
+    outside: Container[str],
 ) -> dict[str, Any]:
     """One detector's entry of the card."""
     scores_of: ScoresOf = partial(scorer.score, detector)
@@ -146,11 +153,16 @@ def _measure(
     development = [suspect for suspect in suspects if suspect.development]
     entry: dict[str, Any] = _describe(detector) | {"seconds": scorer.measure_seconds(detector, suspects[0])}
     for part, half in (("held out", held_out), ("development", development)):
-        performance = measure_performance(detector.name, scores_of, half, traits, lifts, of_traits=of_traits)
+        performance = measure_performance(
+            detector.name, scores_of, half, traits, lifts, of_traits=of_traits, outside=outside
+        )
         entry[part] = performance._asdict()
     for part, half in (("alarms", held_out), ("alarms, development", development)):
-        entry[part] = count_false_alarms(detector.name, scores_of, half, traits if of_traits else None)
-    entry["names"] = count_named_traits(scores_of, held_out, traits) if of_traits else None
+        entry[part] = count_false_alarms(
+            detector.name, scores_of, half, traits if of_traits else None, outside=outside
+        )
+    named = partial(count_named_traits, scores_of, held_out, traits, outside=outside)
+    entry["names"] = named() if of_traits else None
     entry["line"] = calibrate(scores_of, suspects, traits, lifts) if of_traits else None
     entry["worst"] = find_worst_class(entry["held out"])
     return entry

@@ -6,7 +6,7 @@ false alarm?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,9 +62,16 @@ def measure_performance(
     lifts: pd.DataFrame,
     *,
     of_traits: bool,
+    outside: Container[str] = (),
 ) -> Performance:
-    """The card's results for a detector on these suspects."""
+    """The card's results for a detector on these suspects.
+
+    Args:
+        outside: names of the suspects whose rows neither the base nor a teacher made from it would write. An
+            audit says so and names no trait, so they are in no AUROC against a class of negatives.
+    """
     whole = [suspect for suspect in suspects if is_whole(suspect)]
+    inside = [suspect for suspect in suspects if suspect.name not in outside]
     if not of_traits:
         scale = np.concatenate([scores_of(suspect).theirs for suspect in whole[:1]]).std(0)
         distances = {
@@ -74,9 +81,7 @@ def measure_performance(
             for suspect in suspects
         }
         correlation = correlate_ranks(*_scores_and_lifts(suspects, traits, lifts, distances, None))
-        return Performance(
-            name, _provenance(suspects, whole, distances), {}, {"score": correlation, "line": None}
-        )
+        return Performance(name, _provenance(inside, distances), {}, {"score": correlation, "line": None})
     by_trait = {suspect.name: _by_size(scores_of(suspect), center_scores) for suspect in suspects}
     leads = {
         each: {size: [float(margins(scores).max()) for scores in bags] for size, bags in sizes.items()}
@@ -85,7 +90,7 @@ def measure_performance(
     pairs = _scores_and_lifts(suspects, traits, lifts, by_trait, list(traits))
     return Performance(
         name,
-        _provenance(suspects, whole, leads),
+        _provenance(inside, leads),
         _identity(suspects, whole, by_trait, list(traits)),
         {"score": correlate_ranks(*pairs), "line": fit_line_through_zero(*pairs[:2])},
     )
@@ -111,10 +116,9 @@ def _by_size(scores: PairedScores, statistic: Callable[[ndarray, ndarray], Any])
     }
 
 
-def _provenance(
-    suspects: Sequence[Suspect], whole: Sequence[Suspect], statistics: BySize
-) -> dict[str, dict[str, Any]]:
+def _provenance(suspects: Sequence[Suspect], statistics: BySize) -> dict[str, dict[str, Any]]:
     """Class of negatives → rows of a bag → AUROC of whole trait data against the class."""
+    whole = [suspect for suspect in suspects if is_whole(suspect)]
     kinds = sorted({suspect.kind for suspect in suspects} - {"trait", "N6"})
     return {
         kind: _areas(whole, [suspect for suspect in suspects if suspect.kind == kind], statistics)
@@ -209,11 +213,19 @@ def _scores_and_lifts(
 
 
 def count_false_alarms(
-    name: str, scores_of: ScoresOf, suspects: Sequence[Suspect], traits: Sequence[str] | None
+    name: str,
+    scores_of: ScoresOf,
+    suspects: Sequence[Suspect],
+    traits: Sequence[str] | None,
+    *,
+    outside: Container[str] = (),
 ) -> dict[str, Any]:
     """False-alarm rates of clean bags, by class and pooled.
 
     Two alarms: p ≤ .05 for "not written like clean rows", and q ≤ .05 for some trait.
+
+    Args:
+        outside: as in `measure_performance`; no trait is named from these.
     """
     by_class: dict[str, Any] = {}
     for kind in CLEAN:
@@ -225,7 +237,8 @@ def count_false_alarms(
                 total += 1
                 test = compare_paired_rows(*sides, seed=0, name=f"{name} {suspect.name} {bag.start}")
                 differ += test.p_value <= ALPHA
-                named += traits is not None and bool(_significant_traits(*sides, traits))
+                judged = traits is not None and suspect.name not in outside
+                named += judged and bool(_significant_traits(*sides, traits or ()))
         by_class[kind] = {
             "differ": rate_entry(differ, total),
             "names a trait": None if traits is None else rate_entry(named, total),
@@ -245,11 +258,14 @@ def _significant_traits(ours: ndarray, theirs: ndarray, traits: Sequence[str]) -
 
 
 def count_named_traits(
-    scores_of: ScoresOf, suspects: Sequence[Suspect], traits: Sequence[str]
+    scores_of: ScoresOf, suspects: Sequence[Suspect], traits: Sequence[str], *, outside: Container[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Rows of a bag → how often a trait is named (q ≤ .05).
 
     In whole trait data the right trait and a wrong one are counted; in clean sets, any trait.
+
+    Args:
+        outside: as in `measure_performance`; no trait is named from these.
     """
     whole = [suspect for suspect in suspects if is_whole(suspect)]
     clean = [suspect for suspect in suspects if suspect.kind in CLEAN]
@@ -259,7 +275,8 @@ def count_named_traits(
         for suspect in (*whole, *clean):
             scores = scores_of(suspect)
             for bag in list(split_into_bags(len(scores.ours), size))[:1]:
-                named[suspect] = _significant_traits(scores.ours[bag], scores.theirs[bag], traits)
+                sides = scores.ours[bag], scores.theirs[bag]
+                named[suspect] = set() if suspect.name in outside else _significant_traits(*sides, traits)
         of_trait = [(suspect, named[suspect]) for suspect in whole if suspect in named]
         of_clean = [named[suspect] for suspect in clean if suspect in named]
         by_size[str(size)] = {
@@ -291,6 +308,15 @@ def calibrate(
         return None
     errors = y[kept] - line["bits"] * x[kept]
     return line | {"held out error": float(np.sqrt(np.square(errors).mean())), "held out": int(kept.sum())}
+
+
+def count_outside(suspects: Sequence[Suspect], outside: Container[str]) -> dict[str, Any]:
+    """Class, or way of making with its dose → how many of its sets an audit would read no trait from."""
+    kinds: dict[str, list[bool]] = {}
+    for suspect in suspects:
+        kind = f"{suspect.way} at {suspect.dose:g}" if suspect.kind == "trait" else suspect.kind
+        kinds.setdefault(kind, []).append(suspect.name in outside)
+    return {kind: rate_entry(sum(held), len(held)) for kind, held in sorted(kinds.items())}
 
 
 def _pool(rates: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -21,9 +21,10 @@ from numpy import ndarray
 from mechlens.benchmark.plan import Suspect, is_whole
 from mechlens.benchmark.suspects import Maker
 from mechlens.core.errors import DataError
+from mechlens.core.files import read_json, write_json
 from mechlens.core.spec import fingerprint
 from mechlens.detect.registry import Detector, RowDetector, SuspectRows, score_with
-from mechlens.detect.score_rows import encode_rows
+from mechlens.detect.score_rows import MOST_RATIO, encode_rows, explain_unreadable
 from mechlens.detect.twins import ModelDetector, PairedScores, Twins
 from mechlens.models import loading
 from mechlens.models.chat import Encoded
@@ -36,6 +37,8 @@ ROWS, SLOW_ROWS = 1000, 256
 SLOW = ("prompts", "twins", "alignment", "twin alignment", "vector")
 """detectors that need many passes"""
 REFERENCE, SCORES = "reference", "scores.npz"
+UNREADABLE = "unreadable"
+"""folder of the reasons why an audit would read no trait from a suspect; file name.json"""
 DETECTOR_REFERENCE = "detector-reference"
 """clean rows that a user's detector may read: another draw than the rows of `REFERENCE` that it scores"""
 VERSION = 1
@@ -85,6 +88,19 @@ class Scorer:
         if isinstance(detector, RowDetector | ModelDetector):
             return isinstance(detector, ModelDetector) and detector.of_traits
         return self.score(detector, suspect).ours.shape[1] == len(self.traits) > 1
+
+    def explain_unreadable(self, suspect: Suspect) -> str:
+        """Why an audit would read no trait from the suspect's rows; empty if it would, or without twins."""
+        if self._twins is None:
+            return ""
+        inputs = [*self._models_mark, MOST_RATIO, SLOW_ROWS, self.maker.digest(suspect, REFERENCE)]
+
+        def fill(part: Path) -> None:
+            rows = encode_rows(self.twins, self.maker.suspect(suspect).iloc[:SLOW_ROWS])
+            write_json(part / f"{UNREADABLE}.json", {"why": explain_unreadable(self.twins, rows, [])})
+
+        folder = store.make_once(self.out / UNREADABLE / suspect.name, fingerprint(inputs), fill)
+        return str(read_json(folder / f"{UNREADABLE}.json")["why"])
 
     def measure_seconds(self, detector: AnyDetector, suspect: Suspect) -> float:
         """Processor time to score `SLOW_ROWS` rows and as many clean ones on this machine."""

@@ -5,7 +5,7 @@ It is measured by an experiment with an arm for each suspect's file and a contro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,17 @@ from mechlens.benchmark.metrics import rate_entry
 from mechlens.benchmark.plan import BenchSpec, Suspect
 from mechlens.core import tables
 from mechlens.core.experiment import Arm, Experiment
-from mechlens.core.spec import load
+from mechlens.core.files import read_json, write_json
+from mechlens.core.spec import fingerprint, load
+from mechlens.core.traits import TraitFamily
 from mechlens.detect.from_student import measure_rises
 from mechlens.detect.permutation import ALPHA
-from mechlens.runs import layout
+from mechlens.results.run import Run
+from mechlens.runs import layout, store
 from mechlens.runs.layout import corpus_name
 
+WORDS, WORDS_VERSION = "words.json", 1
+"""file of the words that students of a set answer more often; the version is raised when the test changes"""
 SHARED = ("base", "family", "system", "student", "ask")
 """fields of the bench's experiment that the suspects' students have too"""
 
@@ -101,14 +106,64 @@ def count_significant_traits(
         for frame in measured_effects(runs)
         for arm in frame["arm"].unique()
     }
-    counts: dict[str, list[tuple[bool, bool]]] = {}
-    for suspect in (suspect for suspect in suspects if suspect.name in rises):
-        significant = {
+    named = {
+        suspect: {
             rise.trait for rise in rises[suspect.name] if rise.q_value is not None and rise.q_value <= ALPHA
         }
+        for suspect in suspects
+        if suspect.name in rises
+    }
+    return _count_by_kind({suspect: (found, {suspect.trait}) for suspect, found in named.items()})
+
+
+def count_words(
+    runs: Sequence[Path], suspects: Sequence[Suspect], family: TraitFamily, out: Path
+) -> dict[str, dict[str, Any]]:
+    """Kind of data → how often students answer a word of its trait more often, and how often another word.
+
+    Words are found without the list of traits (`detect.words`).
+
+    Args:
+        out: folder of what was found; a set whose students have not changed is not measured again.
+    """
+    trained = {arm.name: run for run in map(Run, runs) for arm in run.experiment.arms}
+    said: dict[Suspect, tuple[set[str], set[str]]] = {}
+    for suspect in (suspect for suspect in suspects if suspect.name in trained):
+        found = _words_of(trained[suspect.name], suspect.name, out / suspect.name)
+        if found is not None:
+            forms = family.forms_of(suspect.trait) if suspect.trait else ()
+            said[suspect] = ({word.lower() for word in found["significant"]}, {*map(str.lower, forms)})
+    return _count_by_kind(said)
+
+
+def _words_of(run: Run, arm: str, folder: Path) -> dict[str, Any] | None:
+    """What the students of an arm answer more often; None if it could not be measured."""
+    from mechlens.detect.words import measure_words  # torch
+
+    steps = [
+        run.path(layout.student_step(side, seed))
+        for side in (arm, run.experiment.control_of(run.arm(arm)).name)
+        for seed in run.experiment.seeds
+    ]
+    mark = fingerprint(["words", WORDS_VERSION, *map(store.recorded_fingerprint, steps)])
+
+    def fill(part: Path) -> None:
+        words = measure_words(run, arm=arm)
+        write_json(part / WORDS, {"words": None if words is None else words.as_dict()})
+
+    return read_json(store.make_once(folder, mark, fill) / WORDS)["words"]
+
+
+def _count_by_kind(named: Mapping[Suspect, tuple[set[str], set[str]]]) -> dict[str, dict[str, Any]]:
+    """Kind of data → how often a right name was found, and how often another.
+
+    Args:
+        named: suspect → (names that were found, right ones).
+    """
+    counts: dict[str, list[tuple[bool, bool]]] = {}
+    for suspect, (found, right) in named.items():
         kind = f"{suspect.way} at {suspect.dose:g}" if suspect.kind == "trait" else suspect.kind
-        right, other = suspect.trait in significant, bool(significant - {suspect.trait})
-        counts.setdefault(kind, []).append((right, other))
+        counts.setdefault(kind, []).append((bool(found & right), bool(found - right)))
     return {
         kind: {
             "right": rate_entry(sum(right for right, _ in pairs), len(pairs)),

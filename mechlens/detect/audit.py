@@ -80,6 +80,13 @@ class Audit:
         return self.result.get("learned", [])
 
     @property
+    def words(self) -> dict[str, Any] | None:
+        """What students of the file answer more often, found without a list of traits, with its `sentence`;
+        None below level student.
+        """
+        return self.result.get("words")
+
+    @property
     def row_scores(self) -> pd.DataFrame | None:
         """`tables.AUDITED_ROWS`: what each detector that uses models gave each scored row; None below level
         base.

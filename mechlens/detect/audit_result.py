@@ -20,6 +20,7 @@ from mechlens.detect.verdict import UNKNOWN, Rise, Scope, Verdict, decide, load_
 
 if TYPE_CHECKING:
     from mechlens.detect.score_rows import DetectorResult
+    from mechlens.detect.words import Words
 
 
 class Evidence(NamedTuple):
@@ -40,6 +41,8 @@ class Evidence(NamedTuple):
     stopping: Stopping | None = None
     learned: Sequence[dict[str, Any]] = ()
     """what each detector that was fitted on labelled files says of the whole file"""
+    words: Words | None = None
+    """what students of the file answer more often, without a list of traits; None if that was not measured"""
 
 
 def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str, Any]:
@@ -72,6 +75,7 @@ def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str,
         "student": verdict.student_entry(evidence.given),
         "stopping": None if evidence.stopping is None else evidence.stopping._asdict(),
         "learned": list(evidence.learned),
+        "words": None if evidence.words is None else evidence.words.as_dict(),
         "mitigation": _mitigation_entry(evidence),
         "options": None if options is None else options.model_dump(),
         "smallest_detectable_dose": dose,

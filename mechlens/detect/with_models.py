@@ -24,10 +24,11 @@ from mechlens.detect.two_samples import LEAST_ROWS, RowKeys, Sides, compare, dra
 from mechlens.results import runner
 from mechlens.results.run import Run
 from mechlens.runs import layout
-from mechlens.runs.progress import Progress, silent
+from mechlens.runs.progress import Event, Progress, silent
 
 if TYPE_CHECKING:
     from mechlens.detect.twins import Twins
+    from mechlens.detect.words import Words
 
 PLAN = "student.yaml"
 """the file of the experiment that an audit runs"""
@@ -94,7 +95,8 @@ def measure_with_models(
         manifest = write_treated(request, request.clean, control_rows, twins, results)
         evidence = evidence._replace(manifest=manifest)
     if request.level == "student":
-        return _train_students(request, evidence, sides, work, copied=copied)
+        evidence = _train_students(request, evidence, sides, work, copied=copied)
+        return evidence._replace(words=_measure_words(run.folder, progress or silent))
     scope = from_student.measure_scope(run.folder, plan, sides)._replace(copied=copied)
     return evidence._replace(scope=scope)
 
@@ -122,6 +124,16 @@ def _train_students(
         if reason:
             return evidence._replace(stopping=stopping._replace(reason=reason))
     return evidence
+
+
+def _measure_words(run: Path, progress: Progress) -> Words | None:
+    """What the students of the file answer more often than the others, without a list of traits."""
+    from mechlens.detect import words  # torch
+
+    progress(Event("begin", "words of the students", 0, 1))
+    measured = words.measure_words(Run(run))
+    progress(Event("end", "words of the students"))
+    return measured
 
 
 def _seconds_spent(run: Path, workers: int) -> float:
