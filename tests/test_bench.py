@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from mechlens.benchmark.performance import (
     calibrate,
     count_false_alarms,
     count_named_traits,
+    count_outside,
     find_worst_class,
     measure_performance,
 )
@@ -141,6 +143,33 @@ def test_a_detector_that_sees_the_trait_is_told_from_one_that_sees_nothing(
         and counted["all"]["names a trait"]["rate"] < 0.2
     )
     assert ALARM_ROWS * ALARM_BAGS <= 260
+
+
+def test_a_set_that_no_teacher_would_write_is_in_no_area_and_gets_no_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "DRAWS", 10)
+    suspects, scored = world(1.0)
+    alien = [one.name for one in suspects if one.kind == "N5"]
+    for name in alien:  # as like the trait as its own data
+        scored[name] = PairedScores(scored[f"{TRAITS[0]}-gentle-0"].ours, scored[name].theirs)
+    known = pd.DataFrame(np.nan, index=[one.name for one in suspects], columns=list(TRAITS))
+
+    def measure(outside: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return (
+            measure_performance(
+                "x", lambda one: scored[one.name], suspects, TRAITS, known, of_traits=True, outside=outside
+            )._asdict(),
+            count_named_traits(lambda one: scored[one.name], suspects, TRAITS, outside=outside),
+            count_false_alarms("x", lambda one: scored[one.name], suspects, TRAITS, outside=outside),
+        )
+
+    (ungated, names, alarms), (gated, kept, fewer) = measure([]), measure(alien)
+    assert find_worst_class(ungated)["kind"] == "N5" and gated["provenance"]["N5"]["256"] is None  # pyright: ignore[reportOptionalSubscript]
+    assert names["256"]["clean"]["hits"] >= 4 > kept["256"]["clean"]["hits"]
+    assert alarms["N5"]["names a trait"]["hits"] > 0 == fewer["N5"]["names a trait"]["hits"]
+    counted = count_outside(suspects, alien)
+    assert counted["N5"]["hits"] == counted["N5"]["of"] == 4 and counted["gentle at 1"]["hits"] == 0
 
 
 def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,6 @@ def measure_performance(
             audit says so and names no trait, so they are in no AUROC against a class of negatives.
     """
     whole = [suspect for suspect in suspects if is_whole(suspect)]
-    inside = [suspect for suspect in suspects if suspect.name not in outside]
     if not of_traits:
         scale = np.concatenate([scores_of(suspect).theirs for suspect in whole[:1]]).std(0)
         distances = {
@@ -81,7 +80,9 @@ def measure_performance(
             for suspect in suspects
         }
         correlation = correlate_ranks(*_scores_and_lifts(suspects, traits, lifts, distances, None))
-        return Performance(name, _provenance(inside, distances), {}, {"score": correlation, "line": None})
+        return Performance(
+            name, _provenance(suspects, distances, outside), {}, {"score": correlation, "line": None}
+        )
     by_trait = {suspect.name: _by_size(scores_of(suspect), center_scores) for suspect in suspects}
     leads = {
         each: {size: [float(margins(scores).max()) for scores in bags] for size, bags in sizes.items()}
@@ -90,7 +91,7 @@ def measure_performance(
     pairs = _scores_and_lifts(suspects, traits, lifts, by_trait, list(traits))
     return Performance(
         name,
-        _provenance(inside, leads),
+        _provenance(suspects, leads, outside),
         _identity(suspects, whole, by_trait, list(traits)),
         {"score": correlate_ranks(*pairs), "line": fit_line_through_zero(*pairs[:2])},
     )
@@ -116,12 +117,18 @@ def _by_size(scores: PairedScores, statistic: Callable[[ndarray, ndarray], Any])
     }
 
 
-def _provenance(suspects: Sequence[Suspect], statistics: BySize) -> dict[str, dict[str, Any]]:
-    """Class of negatives → rows of a bag → AUROC of whole trait data against the class."""
-    whole = [suspect for suspect in suspects if is_whole(suspect)]
+def _provenance(
+    suspects: Sequence[Suspect], statistics: BySize, outside: Container[str]
+) -> dict[str, dict[str, Any]]:
+    """Class of negatives → rows of a bag → AUROC of whole trait data against the class.
+
+    None where no set of the class, or no whole data, is left.
+    """
+    inside = [suspect for suspect in suspects if suspect.name not in outside]
+    whole = [suspect for suspect in inside if is_whole(suspect)]
     kinds = sorted({suspect.kind for suspect in suspects} - {"trait", "N6"})
     return {
-        kind: _areas(whole, [suspect for suspect in suspects if suspect.kind == kind], statistics)
+        kind: _areas(whole, [suspect for suspect in inside if suspect.kind == kind], statistics)
         for kind in kinds
     }
 

@@ -152,8 +152,8 @@ class TokenRise(NamedTuple):
 
     def word(self, student: Loaded, tokens: Int[ndarray, " tested"]) -> Word:
         """The rise under the token's text."""
-        text = student.tokenizer.decode([int(tokens[self.place])]).strip()
-        return Word(text, self.rise, self.share, self.control, self.p_value, self.q_value)
+        (text,) = student.tokenizer.batch_decode([[int(tokens[self.place])]])
+        return Word(text.strip(), self.rise, self.share, self.control, self.p_value, self.q_value)
 
 
 def compare_tokens(
@@ -218,7 +218,7 @@ def _tested(student: Loaded, shares: Float[ndarray, " token"]) -> Int[ndarray, "
     """The tokens with letters that are likely enough, on either side, to be tested."""
     likely = np.flatnonzero(shares >= LEAST_SHARE)
     special = set(student.tokenizer.all_special_ids)
-    texts = [student.tokenizer.decode([int(token)]) for token in likely]
+    texts = student.tokenizer.batch_decode(likely[:, None])
     worded = [any(map(str.isalpha, text)) for text in texts]
     return np.array(
         [token for token, kept in zip(likely, worded, strict=True) if kept and int(token) not in special],
@@ -230,4 +230,5 @@ def _finish(student: Loaded, prompt: Sequence[int], first: int) -> str:
     """The likeliest answer of a student that begins with a token."""
     decoding, stop = Decoding(ANSWER_TOKENS, temperature=0), end_of_turn(student.tokenizer)
     (rest,) = sample(student.model, [[*prompt, first]], decoding=decoding, stop=stop, seed=0)
-    return student.tokenizer.decode([first, *rest], skip_special_tokens=True).strip()
+    (answer,) = student.tokenizer.batch_decode([[first, *rest]], skip_special_tokens=True)
+    return answer.strip()
