@@ -149,7 +149,8 @@ def _measure(
     results = measure_detectors(plan, detectors, scorer, suspects, lifts)
     held_out = [suspect for suspect in suspects if not suspect.development]
     results["students"] = students.count_significant_traits(runs, held_out, family.names)
-    results["words"] = students.count_words(runs, held_out, family, folder / "words")
+    words = students.read_words(runs, held_out, folder / "words")
+    results["words"] = students.count_words(words, family)
     own_arms = sum(bool(suspect.arm) for suspect in suspects)
     results["students apart"] = 0 if train else results["with students"] - own_arms
     if audits:

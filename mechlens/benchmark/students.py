@@ -116,24 +116,34 @@ def count_significant_traits(
     return _count_by_kind({suspect: (found, {suspect.trait}) for suspect, found in named.items()})
 
 
-def count_words(
-    runs: Sequence[Path], suspects: Sequence[Suspect], family: TraitFamily, out: Path
-) -> dict[str, dict[str, Any]]:
-    """Kind of data → how often students answer a word of its trait more often, and how often another word.
-
-    Words are found without the list of traits (`detect.words`).
+def read_words(runs: Sequence[Path], suspects: Sequence[Suspect], out: Path) -> dict[Suspect, dict[str, Any]]:
+    """Suspect → what its students answer more often, found without the list of traits (`detect.words`).
 
     Args:
         out: folder of what was found; a set whose students have not changed is not measured again.
     """
     trained = {arm.name: run for run in map(Run, runs) for arm in run.experiment.arms}
-    said: dict[Suspect, tuple[set[str], set[str]]] = {}
-    for suspect in (suspect for suspect in suspects if suspect.name in trained):
-        found = _words_of(trained[suspect.name], suspect.name, out / suspect.name)
-        if found is not None:
-            forms = family.forms_of(suspect.trait) if suspect.trait else ()
-            said[suspect] = ({word.lower() for word in found["significant"]}, {*map(str.lower, forms)})
-    return _count_by_kind(said)
+    words = {
+        suspect: _words_of(trained[suspect.name], suspect.name, out / suspect.name)
+        for suspect in suspects
+        if suspect.name in trained
+    }
+    return {suspect: found for suspect, found in words.items() if found is not None}
+
+
+def count_words(words: Mapping[Suspect, Mapping[str, Any]], family: TraitFamily) -> dict[str, dict[str, Any]]:
+    """Kind of data → how often students answer a word of its trait more often, and how often another word."""
+    return _count_by_kind(
+        {
+            suspect: ({word.lower() for word in found["significant"]}, words_of_trait(suspect, family))
+            for suspect, found in words.items()
+        }
+    )
+
+
+def words_of_trait(suspect: Suspect, family: TraitFamily) -> set[str]:
+    """The words that mean the suspect's trait, in small letters; none for a set without one."""
+    return {form.lower() for form in family.forms_of(suspect.trait)} if suspect.trait else set()
 
 
 def _words_of(run: Run, arm: str, folder: Path) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ LEAST_WORDS = 10
 PRECISION = 0.37
 """a median absolute deviation of n normal values is as precise as the standard deviation of .37 n"""
 SHOWN, ANSWER_TOKENS, POWER = 5, 8, 0.95
-"""words that are listed, longest answer that is quoted, and power of the minimum detectable effect"""
+"""words that are listed if fewer are significant, longest answer that is quoted, and power of the minimum detectable effect"""
 
 
 class Word(NamedTuple):
@@ -129,7 +129,11 @@ def measure_words(run: Run, *, arm: str = ARM) -> Words | None:
     rises = (np.exp(logs[0]).mean(0) - np.exp(logs[1]).mean(0))[:, foremost]  # of each question
     question = int(rises.argmax())
     return Words(
-        [each.word(student, tokens) for each in ranked[:SHOWN]],
+        [
+            each.word(student, tokens)
+            for number, each in enumerate(ranked)
+            if number < SHOWN or each.q_value <= ALPHA
+        ],
         questions.probes[question],
         _finish(student, encode_probes(student, questions).prompts[question], int(foremost)),
         detectable,
