@@ -34,7 +34,9 @@ LEAST_WORDS = 10
 PRECISION = 0.37
 """a median absolute deviation of n normal values is as precise as the standard deviation of .37 n"""
 SHOWN, ANSWER_TOKENS, POWER = 5, 8, 0.95
-"""words that are listed if fewer are significant, longest answer that is quoted, and power of the minimum detectable effect"""
+"""words that are listed if fewer are significant, tokens of a quoted answer, power of the minimum detectable
+rise
+"""
 
 
 class Word(NamedTuple):
