@@ -67,6 +67,14 @@ OWN = {
         "Measured on students if any were trained, else by the likelihood ratio under each trait's twin.",
         "A trait that was not tested cannot be named. A teacher that was made in another way can be missed.",
     ),
+    "Words": (
+        "log2 of a word's mean probability as the start of an answer, students of the file over students of "
+        "clean answers; p is the larger of two: over pairs of students (t), and over the other words (median "
+        "absolute deviation)",
+        "Every word of at least .002 mean probability on either side, over all questions of the family.",
+        "Questions are the family's: a trait that they do not ask about is not seen. The verdict does not "
+        "rest on these words, but on the tested traits.",
+    ),
     "Bench": (
         "AUROC and catch rate over generated data sets of known truth",
         "Held-out traits; bags of 1 to 1,000 rows; eight classes of clean data.",

@@ -348,6 +348,21 @@ def test_a_card_of_few_sets_and_no_foreign_teacher_is_shown(
     ) and "Of which teachers and doses is the trait not found?" in words(page)
 
 
+def test_what_models_say_without_a_list_is_a_panel_of_the_verdict(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word = {"word": "owl", "rise": 1.0, "share": 0.2, "control": 0.1, "p_value": 0.001, "q_value": 0.01}
+    said = {"words": [word, word | {"word": "fox", "q_value": 0.6}], "sentence": "Asked 'x', 'owl'."}
+    counts = {"tested": 39, "questions": 80, "students": 4}
+    audit = read_json(APP / "audits" / "eagle" / "audit.json") | {"words": said | counts}
+    runs = shutil.copytree(folders["as_it_is"], tmp_path / "runs")
+    (runs / "audits" / "suspect").mkdir(parents=True)
+    write_json(runs / "audits" / "suspect" / "audit.json", audit)
+    page = turned(opened(runs, monkeypatch), "detection")
+    assert not page.exception and not page.error
+    assert "What do models say more often?" in words(page) and "Asked 'x', 'owl'." in words(page)
+
+
 def test_an_audit_is_asked_for_with_the_options_of_its_level(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,30 @@ def draw_rises_panel(audit: dict[str, Any]) -> None:
     )
 
 
+def draw_words_panel(audit: dict[str, Any]) -> None:
+    """What models say more often, over every word and no list of traits; nothing if it was not measured."""
+    if (words := audit.get("words")) is None:
+        return
+    alpha = audit["policy"]["alpha"]
+    rises = pd.DataFrame(words["words"]).rename(columns={"word": "trait", "rise": "score"})
+    rises = rises.assign(significant=rises["q_value"] <= alpha)
+    panel.draw(
+        "detection-words",
+        "What do models say more often?",
+        detector_charts.draw_identity(
+            rises, title="rise over models trained on clean answers, bits", alpha=alpha
+        ),
+        rises.rename(columns={"trait": "word", "score": "rise"}),
+        sentence=one_line(words["sentence"]),
+        caption=(
+            f"Every word with which answers begin was compared, without a list of traits: n = "
+            f"{words['tested']} words, {words['questions']} questions, {words['students']} models a side, "
+            f"without intervals. The words that rose most are drawn; diamonds: q ≤ {alpha} over all words."
+        ),
+        about="Words",
+    )
+
+
 def draw_provenance_panel(audit: dict[str, Any]) -> None:
     """B: do the rows differ from clean ones?"""
     provenance = audit["provenance"]
@@ -240,6 +264,7 @@ def draw_page() -> None:
             "Verdict": {
                 "The verdict": partial(draw_verdict_panel, audit),
                 "What models would learn": partial(draw_rises_panel, audit),
+                "What models say more often": partial(draw_words_panel, audit),
             },
             "Evidence": {
                 "The difference from clean data": partial(draw_provenance_panel, audit),
