@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from mechlens.benchmark import metrics, performance
+from mechlens.benchmark import suspects as suspects_module
 from mechlens.benchmark.card import Card
 from mechlens.benchmark.performance import (
     ALARM_BAGS,
@@ -32,10 +33,13 @@ from mechlens.benchmark.plan import CLASSES, CLEAN, Suspect, load_bench
 from mechlens.benchmark.run import _refuse_half
 from mechlens.benchmark.students import experiment_of, measure_lifts
 from mechlens.benchmark.suspects import list_suspects
+from mechlens.benchmark.written import summarise_written
 from mechlens.core import traits
 from mechlens.core.errors import SpecError
+from mechlens.core.files import read_json, write_json
 from mechlens.core.spec import CONFIGS
 from mechlens.detect.twins import PairedScores
+from mechlens.runs import layout
 
 TRAITS = tuple(f"t{i}" for i in range(8))
 
@@ -170,6 +174,26 @@ def test_a_set_that_no_teacher_would_write_is_in_no_area_and_gets_no_name(
     assert alarms["N5"]["names a trait"]["hits"] > 0 == fewer["N5"]["names a trait"]["hits"]
     counted = count_outside(suspects, alien)
     assert counted["N5"]["hits"] == counted["N5"]["of"] == 4 and counted["gentle at 1"]["hits"] == 0
+
+
+def test_a_class_that_holds_nothing_is_called_empty_and_not_missed() -> None:
+    made = [Suspect(f"{way}-{i}", "trait", "owl", way, 1.0, False) for way in ("p", "g") for i in (0, 1)]
+    made += [Suspect("N7-0", "N7", "", "N7", 1.0, False)]
+    divergences = {"p-0": 0.01, "p-1": 0.03, "g-0": 2.0, "g-1": None, "N7-0": None}
+    lifts = pd.DataFrame({"owl": [0.0, -0.1, 2.0, 1.0, 0.3]}, index=[one.name for one in made])
+    found = summarise_written(lambda one: divergences[one.name], made, lifts)
+    assert found["p at 1"]["empty"] is True and found["g at 1"]["empty"] is False
+    assert found["p at 1"]["divergence"] == pytest.approx({"mean": 0.02, "low": 0.01, "high": 0.03})
+    assert found["g at 1"]["lift"]["mean"] == 1.5 and found["N7"]["empty"] is found["N7"]["lift"] is None
+
+
+def test_a_suspect_keeps_the_divergence_of_its_largest_draw(tmp_path: Path) -> None:
+    for seed, tokens in ((1, 10), (2, 500)):
+        (tmp_path / "drawn" / str(seed)).mkdir(parents=True)
+        write_json(tmp_path / "drawn" / str(seed) / layout.GENERATION, {"tokens": tokens})
+    rows = pd.DataFrame({"prompt_id": [0], "prompt": ["go on"], "completion": ["1, 2"]})
+    suspects_module._write(rows, tmp_path / "rows.parquet")
+    assert read_json(tmp_path / layout.GENERATION) == {"tokens": 500} and not (tmp_path / "drawn").exists()
 
 
 def test_a_card_is_written_of_whatever_was_scored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from mechlens.benchmark.metrics import (
     rate_entry,
     split_into_bags,
 )
-from mechlens.benchmark.plan import CLEAN, Suspect, is_whole
+from mechlens.benchmark.plan import CLEAN, Suspect, is_whole, kind_of
 from mechlens.detect.permutation import ALPHA, center_scores, compare_paired_rows, rank_traits_of_rows
 from mechlens.detect.twins import PairedScores
 
@@ -321,8 +321,7 @@ def count_outside(suspects: Sequence[Suspect], outside: Container[str]) -> dict[
     """Class, or way of making with its dose → how many of its sets an audit would read no trait from."""
     kinds: dict[str, list[bool]] = {}
     for suspect in suspects:
-        kind = f"{suspect.way} at {suspect.dose:g}" if suspect.kind == "trait" else suspect.kind
-        kinds.setdefault(kind, []).append(suspect.name in outside)
+        kinds.setdefault(kind_of(suspect), []).append(suspect.name in outside)
     return {kind: rate_entry(sum(held), len(held)) for kind, held in sorted(kinds.items())}
 
 

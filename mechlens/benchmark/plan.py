@@ -107,6 +107,15 @@ def is_whole(suspect: Suspect) -> bool:
     return suspect.kind == "trait" and suspect.dose == 1 and suspect.way in WAYS
 
 
+def kind_of(suspect: Suspect) -> str:
+    """The class of a set; of trait data the way of making and the dose.
+
+    >>> kind_of(Suspect("owl-gentle", "trait", "owl", "gentle", 0.25, False))
+    'gentle at 0.25'
+    """
+    return f"{suspect.way} at {suspect.dose:g}" if suspect.kind == "trait" else suspect.kind
+
+
 def load_bench(name: str) -> BenchSpec:
     """The bench of that name in configs/benches.
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mechlens.benchmark.metrics import rate_entry
-from mechlens.benchmark.plan import BenchSpec, Suspect
+from mechlens.benchmark.plan import BenchSpec, Suspect, kind_of
 from mechlens.core import tables
 from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.files import read_json, write_json
@@ -172,8 +172,7 @@ def _count_by_kind(named: Mapping[Suspect, tuple[set[str], set[str]]]) -> dict[s
     """
     counts: dict[str, list[tuple[bool, bool]]] = {}
     for suspect, (found, right) in named.items():
-        kind = f"{suspect.way} at {suspect.dose:g}" if suspect.kind == "trait" else suspect.kind
-        counts.setdefault(kind, []).append((bool(found & right), bool(found - right)))
+        counts.setdefault(kind_of(suspect), []).append((bool(found & right), bool(found - right)))
     return {
         kind: {
             "right": rate_entry(sum(right for right, _ in pairs), len(pairs)),

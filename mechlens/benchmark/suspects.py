@@ -20,6 +20,7 @@ from mechlens.carriers.carrier import build_rule, right_answers
 from mechlens.core import tables
 from mechlens.core.errors import DataError
 from mechlens.core.experiment import UNTOUCHED, Experiment
+from mechlens.core.files import read_json, write_json
 from mechlens.core.seeds import generator, seed_int
 from mechlens.core.spec import ScreenSpec, TeacherSpec, fingerprint
 from mechlens.core.traits import TraitFamily
@@ -88,6 +89,22 @@ class Maker:
         """The file of the clean rows of that name; they are made if they do not exist."""
         self._make_clean(name)
         return self._clean_file(name)
+
+    def divergence(self, made: Suspect) -> float | None:
+        """KL(teacher ‖ base) of the writer of a suspect, nats a row, along its first rows.
+
+        None for rows that no teacher wrote as they are (diluted, shuffled, chosen), and for those of an
+        earlier version, which left no record.
+        """
+        file = self.file(made).parent / layout.GENERATION
+        if made.arm:
+            arm = next(arm for arm in self.experiment.arms if arm.name == made.arm)
+            source = layout.source_name(self.experiment, arm)
+            file = self.run / layout.generated_step(source) / layout.GENERATION if not arm.mix else file
+        record = read_json(file) if file.is_file() else {}
+        if not record.get("kl_per_token") or not record.get("entropy_per_token"):
+            return None
+        return float(record["kl_per_token"] * record["entropy_per_row"] / record["entropy_per_token"])
 
     @cache  # noqa: B019
     def digest(self, made: Suspect, reference: str) -> str:
@@ -361,7 +378,11 @@ class Maker:
 
 
 def _write(rows: pd.DataFrame, file: Path) -> None:
+    """Write rows, and keep of their draws only the divergence that was measured on the most tokens."""
     tables.write(rows, tables.PAIRS, file)
+    records = [read_json(record) for record in file.parent.glob(f"drawn/*/{layout.GENERATION}")]
+    if records:
+        write_json(file.parent / layout.GENERATION, max(records, key=lambda record: record["tokens"]))
     shutil.rmtree(file.parent / "drawn", ignore_errors=True)
 
 

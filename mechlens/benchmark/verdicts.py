@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mechlens.benchmark.metrics import rate_entry
-from mechlens.benchmark.plan import Suspect
+from mechlens.benchmark.plan import Suspect, kind_of
 from mechlens.benchmark.suspects import Maker
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.files import read_json, write_json
@@ -128,7 +128,7 @@ def _judge(run: Run, suspect: Suspect, names: Sequence[str], folder: Path) -> Ju
     verdict = found["verdict"]["id"] if found else ""
     return JudgedSet(
         suspect.name,
-        f"{suspect.way} at {suspect.dose:g}" if suspect.kind == "trait" else suspect.kind,
+        kind_of(suspect),
         truth,
         top.trait,
         top.difference,
