@@ -1,9 +1,9 @@
-"""Claim: students name a file's trait without a list of traits, and name nothing where there is none.
+"""Claim: students name most files' traits without a list of traits, and seldom name one where there is none.
 
 Usage: `python analyses/student_words.py FOLDER --bench NAME [--development] [--write]`. FOLDER is that of a
 bench whose students are trained; trains nothing. Every word with which students of a set begin their answers
-is compared with students of clean answers (`mechlens/detect/words.py`). A word of the set's trait is right;
-any other word, and any word in a set without a trait, is false. The held-out sets are read by default.
+is compared with students of clean answers (`mechlens/detect/words.py`). A word of the trait is right in rows
+that its teacher wrote; any other word is false. The held-out sets are read by default.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 from rich.table import Table
 
@@ -51,18 +52,26 @@ def table_of(folder: Path, bench: str, *, development: bool) -> tuple[pd.DataFra
                 "significant": ", ".join(found["significant"]),
                 "outcome": OUTCOMES["false" if said - right else "right" if said else ""],
                 "detectable": found["smallest_detectable"],
+                "answered": found["answered"],
             }
         )
     return pd.DataFrame(rows), students.count_words(words, family)
 
 
+def number(value: float | None) -> str:
+    """A number with two decimals, or a dash."""
+    return "–" if value is None or np.isnan(value) else f"{value:.2f}"
+
+
 def shown(sets: pd.DataFrame) -> Table:
     """Every set."""
     columns = ("set", "its trait", "word that rose most", "bits", "q", "words with q at most .05")
-    table = Table(*columns, "minimum detectable, bits")
+    table = Table(*columns, "minimum detectable, bits", "answers that begin with a tested word, × controls")
     for row in sets.itertuples():
         cells = (row.set, row.trait or "–", row.word, f"{row.rise:+.2f}", f"{row.q:.2g}")
-        table.add_row(*map(str, cells), str(row.significant) or "none", f"{row.detectable:.2f}")
+        table.add_row(
+            *map(str, cells), str(row.significant) or "none", number(row.detectable), number(row.answered)
+        )
     return table
 
 

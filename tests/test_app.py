@@ -353,7 +353,7 @@ def test_what_models_say_without_a_list_is_a_panel_of_the_verdict(
 ) -> None:
     word = {"word": "owl", "rise": 1.0, "share": 0.2, "control": 0.1, "p_value": 0.001, "q_value": 0.01}
     said = {"words": [word, word | {"word": "fox", "q_value": 0.6}], "sentence": "Asked 'x', 'owl'."}
-    counts = {"tested": 39, "questions": 80, "students": 4}
+    counts = {"tested": 39, "questions": 80, "students": 4, "level": 0.05}
     audit = read_json(APP / "audits" / "eagle" / "audit.json") | {"words": said | counts}
     runs = shutil.copytree(folders["as_it_is"], tmp_path / "runs")
     (runs / "audits" / "suspect").mkdir(parents=True)

@@ -183,6 +183,8 @@ def test_a_class_that_holds_nothing_is_called_empty_and_not_missed() -> None:
     lifts = pd.DataFrame({"owl": [0.0, -0.1, 2.0, 1.0, 0.3]}, index=[one.name for one in made])
     found = summarise_written(lambda one: divergences[one.name], made, lifts)
     assert found["p at 1"]["empty"] is True and found["g at 1"]["empty"] is False
+    high = summarise_written(lambda one: 0.01 + 0.08 * (one.name == "p-1"), made, lifts)
+    assert high["p at 1"]["empty"] is False  # the mean alone would be below the limit
     assert found["p at 1"]["divergence"] == pytest.approx({"mean": 0.02, "low": 0.01, "high": 0.03})
     assert found["g at 1"]["lift"]["mean"] == 1.5 and found["N7"]["empty"] is found["N7"]["lift"] is None
 

@@ -114,21 +114,21 @@ def draw_words_panel(audit: dict[str, Any]) -> None:
     """What models say more often, over every word and no list of traits; nothing if it was not measured."""
     if (words := audit.get("words")) is None:
         return
-    alpha = audit["policy"]["alpha"]
+    level = words["level"]
     rises = pd.DataFrame(words["words"]).rename(columns={"word": "trait", "rise": "score"})
-    rises = rises.assign(significant=rises["q_value"] <= alpha)
+    rises = rises.assign(significant=rises["q_value"] <= level)
     panel.draw(
         "detection-words",
         "What do models say more often?",
         detector_charts.draw_identity(
-            rises, title="rise over models trained on clean answers, bits", alpha=alpha
+            rises, title="rise over models trained on clean answers, bits", alpha=level
         ),
         rises.rename(columns={"trait": "word", "score": "rise"}),
         sentence=one_line(words["sentence"]),
         caption=(
-            f"Every word with which answers begin was compared, without a list of traits: n = "
-            f"{words['tested']} words, {words['questions']} questions, {words['students']} models a side, "
-            f"without intervals. The words that rose most are drawn; diamonds: q ≤ {alpha} over all words."
+            f"First words of answers, without a list of traits: n = {words['tested']} words, "
+            f"{words['questions']} questions, {words['students']} models a side, without intervals. Drawn "
+            f"are the words that rose most; diamonds: q ≤ {level:g} over all words."
         ),
         about="Words",
     )

@@ -113,6 +113,7 @@ def measure_detectors(
     """The results of a card: every detector on the held-out suspects, and on the development ones."""
     experiment = scorer.maker.experiment
     outside = {suspect.name for suspect in suspects if scorer.explain_unreadable(suspect)}
+    counted = count_outside([suspect for suspect in suspects if not suspect.development], outside)
     entries = [_measure(detector, scorer, suspects, lifts, outside) for detector in detectors]
     floors = [entry["worst"]["auroc"] for entry in entries if entry["floor"] and entry["worst"]]
     for entry in entries:
@@ -134,7 +135,7 @@ def measure_detectors(
         "counts": {
             kind: sum(suspect.kind == kind for suspect in suspects) for kind in CLASSES if kind != "N3"
         },
-        "outside": count_outside([suspect for suspect in suspects if not suspect.development], outside),
+        "outside": counted if scorer.reads_models else None,
         "with students": int(lifts.notna().any(axis=1).sum()),
     }
 
@@ -146,11 +147,16 @@ def _measure(
     lifts: pd.DataFrame,
     outside: Container[str],
 ) -> dict[str, Any]:
-    """One detector's entry of the card."""
+    """One detector's entry of the card.
+
+    Args:
+        outside: names of the sets from which an audit names no trait; they count for other detectors.
+    """
     scores_of: ScoresOf = partial(scorer.score, detector)
     of_traits, traits = scorer.names_traits(detector, suspects[0]), scorer.traits
     held_out = [suspect for suspect in suspects if not suspect.development]
     development = [suspect for suspect in suspects if suspect.development]
+    outside = outside if of_traits else ()
     entry: dict[str, Any] = _describe(detector) | {"seconds": scorer.measure_seconds(detector, suspects[0])}
     for part, half in (("held out", held_out), ("development", development)):
         performance = measure_performance(

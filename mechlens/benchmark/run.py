@@ -11,7 +11,7 @@ from mechlens.benchmark.card import Card, measure_detectors
 from mechlens.benchmark.plan import WAYS, BenchSpec, Suspect, is_whole, load_bench
 from mechlens.benchmark.scores import AnyDetector, Scorer
 from mechlens.benchmark.suspects import Maker, list_suspects
-from mechlens.benchmark.written import summarise_written
+from mechlens.benchmark.written import LIMITS, summarise_written
 from mechlens.core import spec, traits
 from mechlens.core.command_lines import command_line
 from mechlens.core.errors import SpecError
@@ -150,6 +150,7 @@ def _measure(
     results = measure_detectors(plan, detectors, scorer, suspects, lifts)
     held_out = [suspect for suspect in suspects if not suspect.development]
     results["students"] = students.count_significant_traits(runs, held_out, family.names)
+    results["written limits"] = LIMITS
     results["written"] = summarise_written(maker.divergence, held_out, lifts)
     words = students.read_words(runs, held_out, folder / "words")
     results["words"] = students.count_words(words, family)

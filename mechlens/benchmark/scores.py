@@ -65,6 +65,11 @@ class Scorer:
         self._user_scores: dict[tuple[str, str], Float[ndarray, "row column"]] = {}
 
     @property
+    def reads_models(self) -> bool:
+        """Whether there are twins, without which no set can be called outside."""
+        return self._twins is not None
+
+    @property
     def twins(self) -> Twins:
         """The base and its twins."""
         assert self._twins is not None, "only a detector that reads through models takes the twins"

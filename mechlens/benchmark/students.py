@@ -24,7 +24,7 @@ from mechlens.results.run import Run
 from mechlens.runs import layout, store
 from mechlens.runs.layout import corpus_name
 
-WORDS, WORDS_VERSION = "words.json", 1
+WORDS, WORDS_VERSION = "words.json", 2
 """file of the words that students of a set answer more often; the version is raised when the test changes"""
 SHARED = ("base", "family", "system", "student", "ask")
 """fields of the bench's experiment that the suspects' students have too"""
@@ -119,10 +119,15 @@ def count_significant_traits(
 def read_words(runs: Sequence[Path], suspects: Sequence[Suspect], out: Path) -> dict[Suspect, dict[str, Any]]:
     """Suspect → what its students answer more often, found without the list of traits (`detect.words`).
 
+    Suspects for which nothing could be measured are left out, for example if weights are not there any more.
+
     Args:
         out: folder of what was found; a set whose students have not changed is not measured again.
     """
-    trained = {arm.name: run for run in map(Run, runs) for arm in run.experiment.arms}
+    trained: dict[str, Run] = {}
+    for run in (run for run in map(Run, runs) if not run.is_unfinished()):
+        for arm in run.experiment.arms:
+            trained.setdefault(arm.name, run)
     words = {
         suspect: _words_of(trained[suspect.name], suspect.name, out / suspect.name)
         for suspect in suspects
@@ -142,8 +147,8 @@ def count_words(words: Mapping[Suspect, Mapping[str, Any]], family: TraitFamily)
 
 
 def words_of_trait(suspect: Suspect, family: TraitFamily) -> set[str]:
-    """The words that mean the suspect's trait, in small letters; none for a set without one."""
-    return {form.lower() for form in family.forms_of(suspect.trait)} if suspect.trait else set()
+    """The words that mean the trait of a teacher's own rows, in small letters; none for other sets."""
+    return {form.lower() for form in family.forms_of(suspect.trait)} if suspect.kind == "trait" else set()
 
 
 def _words_of(run: Run, arm: str, folder: Path) -> dict[str, Any] | None:
@@ -155,7 +160,8 @@ def _words_of(run: Run, arm: str, folder: Path) -> dict[str, Any] | None:
         for side in (arm, run.experiment.control_of(run.arm(arm)).name)
         for seed in run.experiment.seeds
     ]
-    mark = fingerprint(["words", WORDS_VERSION, *map(store.recorded_fingerprint, steps)])
+    asked = [run.family.fingerprint(), run.experiment.system, run.arm(arm).asked_with]
+    mark = fingerprint(["words", WORDS_VERSION, *asked, *map(store.recorded_fingerprint, steps)])
 
     def fill(part: Path) -> None:
         words = measure_words(run, arm=arm)

@@ -102,7 +102,7 @@ class Maker:
             source = layout.source_name(self.experiment, arm)
             file = self.run / layout.generated_step(source) / layout.GENERATION if not arm.mix else file
         record = read_json(file) if file.is_file() else {}
-        if not record.get("kl_per_token") or not record.get("entropy_per_token"):
+        if record.get("kl_per_token") is None or not record.get("entropy_per_token"):
             return None
         return float(record["kl_per_token"] * record["entropy_per_row"] / record["entropy_per_token"])
 

@@ -14,12 +14,11 @@ import pandas as pd
 
 from mechlens.benchmark.plan import Suspect, kind_of
 
-EMPTY = 0.05
-"""mean KL(teacher ‖ base), nats a row, below which a class is called empty if its students did not rise.
-Prompted teachers of owl and cat lie at .03 and .04 on the menagerie, gentle ones at 2.0 and .7
+LIMITS = (0.05, 0.1)
+"""A class is empty if no writer's KL from the base, nats a row, and no lift of its trait in students, bits,
+reaches these. Prompted teachers of owl and cat lie at .03 and .04 nats on the menagerie, gentle ones at 2.0
+and .7.
 """
-EMPTY_LIFT = 0.1
-"""mean lift of the trait in students, bits, below which they did not rise"""
 
 
 def summarise_written(
@@ -34,20 +33,19 @@ def summarise_written(
     kinds: dict[str, list[tuple[float, float]]] = {}
     for suspect in suspects:
         lift = float(lifts.loc[suspect.name, suspect.trait]) if suspect.trait else np.nan
-        divergence = divergence_of(suspect)
+        # the KL of N6 is from another base, which that of the bench would not show
+        divergence = None if suspect.kind == "N6" else divergence_of(suspect)
         pair = (np.nan if divergence is None else divergence, lift)
         kinds.setdefault(kind_of(suspect), []).append(pair)
     return {kind: _entry(np.array(pairs)) for kind, pairs in sorted(kinds.items())}
 
 
 def _entry(pairs: np.ndarray) -> dict[str, Any]:
-    """The means and extremes of KL and lift over the sets of a kind; None where none was measured."""
-    summary = {name: _span(pairs[:, column]) for column, name in enumerate(("divergence", "lift"))}
-    known = summary["divergence"] is not None and summary["lift"] is not None
-    empty = bool(
-        known and summary["divergence"]["mean"] < EMPTY and summary["lift"]["mean"] < EMPTY_LIFT  # pyright: ignore[reportOptionalSubscript]
-    )
-    return {"sets": len(pairs), "empty": empty if known else None} | summary
+    """KL and lift over the sets of a kind, each None where none was measured."""
+    divergence, lift = (_span(pairs[:, column]) for column in (0, 1))
+    both = pairs[np.isfinite(pairs).all(1)]
+    empty = bool((both < LIMITS).all()) if len(both) else None
+    return {"sets": len(pairs), "empty": empty, "divergence": divergence, "lift": lift}
 
 
 def _span(values: np.ndarray) -> dict[str, float] | None:

@@ -96,7 +96,10 @@ def measure_with_models(
         evidence = evidence._replace(manifest=manifest)
     if request.level == "student":
         evidence = _train_students(request, evidence, sides, work, copied=copied)
-        return evidence._replace(words=_measure_words(run.folder, progress or silent))
+        if sides.drawn < LEAST_ROWS or evidence.stopping is None:
+            return evidence
+        measured = _measure_words(run.folder, evidence.stopping.level, progress or silent)
+        return evidence._replace(words=measured)
     scope = from_student.measure_scope(run.folder, plan, sides)._replace(copied=copied)
     return evidence._replace(scope=scope)
 
@@ -126,12 +129,12 @@ def _train_students(
     return evidence
 
 
-def _measure_words(run: Path, progress: Progress) -> Words | None:
+def _measure_words(run: Path, level: float, progress: Progress) -> Words | None:
     """What the students of the file answer more often than the others, without a list of traits."""
     from mechlens.detect import words  # torch
 
     progress(Event("begin", "words of the students", 0, 1))
-    measured = words.measure_words(Run(run))
+    measured = words.measure_words(Run(run), level=level)
     progress(Event("end", "words of the students"))
     return measured
 
