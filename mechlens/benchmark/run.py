@@ -150,7 +150,7 @@ def _measure(
     results = measure_detectors(plan, detectors, scorer, suspects, lifts)
     held_out = [suspect for suspect in suspects if not suspect.development]
     results["students"] = students.count_significant_traits(runs, held_out, family.names)
-    results["written limits"] = LIMITS
+    results["written limits"] = list(LIMITS)
     results["written"] = summarise_written(maker.divergence, held_out, lifts)
     words = students.read_words(runs, held_out, folder / "words")
     results["words"] = students.count_words(words, family)
