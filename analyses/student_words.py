@@ -67,11 +67,10 @@ def shown(sets: pd.DataFrame) -> Table:
     """Every set."""
     columns = ("set", "its trait", "word that rose most", "bits", "q", "words with q at most .05")
     table = Table(*columns, "minimum detectable, bits", "answers that begin with a tested word, × controls")
-    for row in sets.itertuples():
-        cells = (row.set, row.trait or "–", row.word, f"{row.rise:+.2f}", f"{row.q:.2g}")
-        table.add_row(
-            *map(str, cells), str(row.significant) or "none", number(row.detectable), number(row.answered)
-        )
+    for row in sets.to_dict("records"):
+        cells = (row["set"], row["trait"] or "–", row["word"], f"{row['rise']:+.2f}", f"{row['q']:.2g}")
+        numbers = (number(row["detectable"]), number(row["answered"]))
+        table.add_row(*cells, row["significant"] or "none", *numbers)
     return table
 
 

@@ -164,7 +164,7 @@ def measure_words(run: Run, *, arm: str = ARM, level: float = ALPHA) -> Words | 
     if len(tested) < LEAST_WORDS:
         return None
     logs = [merge_students(np.log(_sum_tokens(side.by_student, tested)), groups) for side in (ours, theirs)]
-    ranked, detectable = compare_words(*logs, [*tested], level=level)
+    ranked, detectable = compare_words(logs[0], logs[1], [*tested], level=level)
     if not ranked:
         return None
     foremost = next((word for word in ranked if word.q_value <= level), ranked[0])
@@ -212,8 +212,17 @@ def compare_words(
     p_values = np.maximum(over_students, over_words)
     q_values = stats.benjamini_hochberg(p_values)
     shares, controls = np.exp(ours).mean(0), np.exp(theirs).mean(0)
-    columns = (rises / np.log(2), shares, controls, p_values, q_values)
-    words = [Word(name, *map(float, values)) for name, *values in zip(names, *columns, strict=True)]
+    words = [
+        Word(
+            name,
+            float(rises[place] / np.log(2)),
+            float(shares[place]),
+            float(controls[place]),
+            float(p_values[place]),
+            float(q_values[place]),
+        )
+        for place, name in enumerate(names)
+    ]
     first, missed = level / count, (1 - POWER) / 2  # both tests must find it
     needed = [
         middle + spread * (distributions.t.isf(first, freedom) + distributions.t.isf(missed, freedom))
