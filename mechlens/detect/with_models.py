@@ -96,10 +96,9 @@ def measure_with_models(
         evidence = evidence._replace(manifest=manifest)
     if request.level == "student":
         evidence = _train_students(request, evidence, sides, work, copied=copied)
-        if sides.drawn < LEAST_ROWS or evidence.stopping is None:
+        if sides.drawn < LEAST_ROWS:
             return evidence
-        measured = _measure_words(run.folder, evidence.stopping.level, progress or silent)
-        return evidence._replace(words=measured)
+        return evidence._replace(words=_measure_words(run.folder, progress or silent))
     scope = from_student.measure_scope(run.folder, plan, sides)._replace(copied=copied)
     return evidence._replace(scope=scope)
 
@@ -129,12 +128,15 @@ def _train_students(
     return evidence
 
 
-def _measure_words(run: Path, level: float, progress: Progress) -> Words | None:
-    """What the students of the file answer more often than the others, without a list of traits."""
+def _measure_words(run: Path, progress: Progress) -> Words | None:
+    """What the students of the file answer more often than the others, without a list of traits.
+
+    The level is not corrected for the looks of the audit: words inform, and no verdict rests on them.
+    """
     from mechlens.detect import words  # torch
 
     progress(Event("begin", "words of the students", 0, 1))
-    measured = words.measure_words(Run(run), level=level)
+    measured = words.measure_words(Run(run))
     progress(Event("end", "words of the students"))
     return measured
 
