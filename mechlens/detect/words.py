@@ -119,8 +119,8 @@ class Words(NamedTuple):
         first, *more = named
         others = f" {', '.join(repr(word.word) for word in more)} rose too." if more else ""
         return (
-            f"Without a list of traits: to {self.example.question!r}, models trained on this file may answer "
-            f"{self.example.answer!r}, which they begin with probability {self.example.share:.2g} "
+            f"Without a list of traits: to {self.example.question!r}, models trained on this file begin "
+            f"their answer as in {self.example.answer!r} with probability {self.example.share:.2g} "
             f"({self.example.control:.2g} after clean answers). Over all questions {first.word!r} is "
             f"{2**first.rise:.1f} times as likely (q = {first.q_value:.2g}; {scope}).{others}"
         )
