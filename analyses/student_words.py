@@ -1,9 +1,9 @@
 """Claim: students name most files' traits without a list of traits, and seldom name one where there is none.
 
 Usage: `python analyses/student_words.py FOLDER --bench NAME [--development] [--write]`. FOLDER is that of a
-bench whose students are trained; trains nothing. Every word with which students of a set begin their answers
-is compared with students of clean answers (`mechlens/detect/words.py`). A word of the trait is right in rows
-that its teacher wrote; any other word is false. The held-out sets are read by default.
+bench whose students are trained; trains nothing. The likely first words of answers of a set's students are
+compared with those of students of clean answers (`mechlens/detect/words.py`). A word of the trait is right in
+rows that its teacher wrote; any other word is false. The held-out sets are read by default.
 """
 
 from __future__ import annotations

@@ -167,8 +167,7 @@ def _measure(
         entry[part] = count_false_alarms(
             detector.name, scores_of, half, traits if of_traits else None, outside=outside
         )
-    named = partial(count_named_traits, scores_of, held_out, traits, outside=outside)
-    entry["names"] = named() if of_traits else None
+    entry["names"] = count_named_traits(scores_of, held_out, traits, outside=outside) if of_traits else None
     entry["line"] = calibrate(scores_of, suspects, traits, lifts) if of_traits else None
     entry["worst"] = find_worst_class(entry["held out"])
     return entry

@@ -135,7 +135,7 @@ class Side(NamedTuple):
     """mean probability over students"""
 
 
-def measure_words(run: Run, *, arm: str = ARM, level: float = ALPHA) -> Words | None:
+def measure_words(run: Run, *, arm: str = ARM) -> Words | None:
     """Test each first word of the answers of an arm's students.
 
     The value of a word in a student is the logarithm of its mean probability as the first token, over all
@@ -147,9 +147,6 @@ def measure_words(run: Run, *, arm: str = ARM, level: float = ALPHA) -> Words | 
     Returns:
         None if fewer than two pairs of students differ, if weights of a student are not there, or if fewer
         than `LEAST_WORDS` words are likely enough.
-
-    Args:
-        level: of q.
     """
     experiment, family = run.experiment, run.family
     sides = (arm, experiment.control_of(run.arm(arm)).name)
@@ -164,28 +161,24 @@ def measure_words(run: Run, *, arm: str = ARM, level: float = ALPHA) -> Words | 
     if len(tested) < LEAST_WORDS:
         return None
     logs = [merge_students(np.log(_sum_tokens(side.by_student, tested)), groups) for side in (ours, theirs)]
-    ranked, detectable = compare_words(logs[0], logs[1], [*tested], level=level)
+    ranked, detectable = compare_words(logs[0], logs[1], [*tested])
     if not ranked:
         return None
-    foremost = next((word for word in ranked if word.q_value <= level), ranked[0])
+    foremost = next((word for word in ranked if word.q_value <= ALPHA), ranked[0])
     return Words(
-        [word for number, word in enumerate(ranked) if number < SHOWN or word.q_value <= level],
+        [word for number, word in enumerate(ranked) if number < SHOWN or word.q_value <= ALPHA],
         _find_example(student, questions, tested[foremost.word], ours, theirs),
         detectable,
         float(np.exp(logs[0]).mean(0).sum() / np.exp(logs[1]).mean(0).sum()),
         len(logs[0]),
         len(questions.probes),
         len(tested),
-        level,
+        ALPHA,
     )
 
 
 def compare_words(
-    ours: Float[ndarray, "student word"],
-    theirs: Float[ndarray, "student word"],
-    names: Sequence[str],
-    *,
-    level: float = ALPHA,
+    ours: Float[ndarray, "student word"], theirs: Float[ndarray, "student word"], names: Sequence[str]
 ) -> tuple[list[Word], float | None]:
     """The rise of each word, the largest first, and the minimum detectable rise in bits.
 
@@ -195,7 +188,6 @@ def compare_words(
     Args:
         ours, theirs: natural logarithms of mean probabilities in pairs of students.
         names: of the words.
-        level: of q.
     """
     students, count = ours.shape
     differences = ours - theirs
@@ -223,7 +215,7 @@ def compare_words(
         )
         for place, name in enumerate(names)
     ]
-    first, missed = level / count, (1 - POWER) / 2  # both tests must find it
+    first, missed = ALPHA / count, (1 - POWER) / 2  # both tests must find it
     needed = [
         middle + spread * (distributions.t.isf(first, freedom) + distributions.t.isf(missed, freedom))
         for middle, spread, freedom in (
