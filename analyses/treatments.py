@@ -5,14 +5,17 @@ Usage: `python analyses/treatments.py FOLDER [--seeds 0 1 …]`. Treatments are 
 their likelihood ratio under a twin (never the teacher that wrote them), and each such treatment is compared
 with the same amount at random. Format, order and values are not targeted. They are compared with formats of
 another row and with values from the same file: do the numbers of the file matter, or their places? Another
-base is menagerie-c, trained on the same rows. The effect left is (trait student - control student) over that
-of plain training of the same seed; the loss is on untreated rows that no student saw.
+base is menagerie-c, trained on the same rows. Some arms change the training and not the rows: a quarter of
+the rows four times (for as many updates), a pull to the base that fades, a corridor for the trait's loss, a
+mask. The effect left is (trait student - control student) over that of plain training of the same seed; the
+loss is on untreated rows that no student saw.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,13 @@ from rich.console import Console
 import pages
 from interventions import (
     BASE,
+    BUDGET,
     FAMILY,
+    OTHER_TRAIT,
     PLAIN,
     ROWS_OF,
     SIDES,
+    STUDENT,
     TEACHER,
     Plan,
     World,
@@ -45,10 +51,19 @@ from mechlens.core.traits import load_family
 from mechlens.data import treat
 from mechlens.detect.score_rows import sum_over_numbers
 from mechlens.lenses.likelihood import by_row
+from mechlens.lenses.parts.interventions import (
+    classify_tokens,
+    flag_digits,
+    flag_random_tokens,
+    flag_top_tokens,
+    invert_flags,
+)
+from mechlens.lenses.parts.restraints import BeforeStep, keep_in_corridor, leave_base_slowly
 from mechlens.models import loading
 from mechlens.models.chat import Encoded, encode_pairs
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import token_log_probs
+from mechlens.models.sft import updates
 from mechlens.pipeline.teach import Lessons, teach
 
 OTHER_BASE, TWIN_SEED = "menagerie-c", 777
@@ -56,6 +71,7 @@ ARMS = (
     PLAIN,
     "drop by twin",
     "drop at random",
+    "soft drop by the base",
     "dilute to a quarter",
     "that quarter alone",
     "replace by twin",
@@ -66,6 +82,12 @@ ARMS = (
     "value",
     "value of its own",
     "another base",
+    "that quarter four times",
+    "leave the base slowly",
+    "corridor",
+    "corridor of another trait",
+    "mask by twin",
+    "mask at random",
 )
 AT_RANDOM = (
     "drop at random",
@@ -73,7 +95,22 @@ AT_RANDOM = (
     "replace at random",
     "format of another row",
     "value of its own",
+    "corridor of another trait",
+    "mask at random",
 )
+CORRIDOR = 0.1
+"""nats a token; fixed before a student was trained"""
+
+
+RESTRAINTS: dict[str, Callable[[World, list[Encoded], np.random.Generator], BeforeStep]] = {
+    "leave the base slowly": lambda world, rows, rng: leave_base_slowly(
+        world.base.model, rows, steps=updates(STUDENT, len(rows)), batch=STUDENT.batch, rng=rng
+    ),
+    "corridor": lambda world, rows, rng: keep_in_corridor(world.answered(world.trait), width=CORRIDOR),
+    "corridor of another trait": lambda world, rows, rng: keep_in_corridor(
+        world.answered(OTHER_TRAIT), width=CORRIDOR
+    ),
+}
 
 
 def twin_of(world: World) -> Loaded:
@@ -124,6 +161,9 @@ def rewritten(
         return frame.assign(
             completion=treat.replace_chosen(written, chosen, clean["completion"].tolist(), rng)
         )
+    if arm == "soft drop by the base":
+        surprise = -by_row(token_log_probs(world.base, rows).double().numpy(), rows)
+        return treat.drop_softly(treat.TreatmentInput(frame, clean, surprise, rng))
     name: Any = arm.split()[0]
     answers = frame if arm == "value of its own" else clean
     given = treat.TreatmentInput(frame, answers, np.zeros(len(rows)), rng)
@@ -148,20 +188,40 @@ def encoded(world: World, rows: list[Encoded], frame: pd.DataFrame) -> list[Enco
     return [Encoded(rows[i].prompt, new.completion) for i, new in zip(frame["prompt"], written, strict=True)]
 
 
+def some_of(rows: list[Encoded], count: int, rng: np.random.Generator) -> list[Encoded]:
+    """A random part of the rows, in their order."""
+    return [rows[i] for i in sorted(rng.permutation(len(rows))[:count])]
+
+
+def masked(world: World, rows: list[Encoded], rng: np.random.Generator | None) -> Plan:
+    """Rows without a loss on the tenth of the number tokens likeliest under the twin.
+
+    With random numbers: on as many tokens of the same shapes.
+    """
+    classes = classify_tokens(world.base.tokenizer, rows)
+    gained = token_log_probs(twin_of(world), rows) - token_log_probs(world.base, rows)
+    flags = flag_top_tokens(by_pair(gained, rows), BUDGET, among=flag_digits(classes))
+    return Plan(
+        rows, {"learned": invert_flags(flags if rng is None else flag_random_tokens(flags, classes, rng))}
+    )
+
+
 def plan_of(world: World, arm: str, side: str, seed: int) -> Plan:
     """The rows that a student of the arm learns."""
     rows, rng = world.seen[side], generator(seed, "treatments", arm, side)
     if arm in (PLAIN, "another base"):
         return Plan(rows)
     if arm == "drop at random":
-        return Plan(
-            [
-                rows[i]
-                for i in sorted(rng.permutation(len(rows))[: len(rows) - round(treat.REMOVED * len(rows))])
-            ]
-        )
+        return Plan(some_of(rows, len(rows) - round(treat.REMOVED * len(rows)), rng))
     if arm == "that quarter alone":
-        return Plan([rows[i] for i in sorted(rng.permutation(len(rows))[: round(treat.KEPT * len(rows))])])
+        return Plan(some_of(rows, round(treat.KEPT * len(rows)), rng))
+    if arm == "that quarter four times":
+        same = generator(seed, "treatments", "that quarter alone", side)
+        return Plan(some_of(rows, round(treat.KEPT * len(rows)), same) * round(1 / treat.KEPT))
+    if arm in RESTRAINTS:
+        return Plan(rows, {"before_step": RESTRAINTS[arm](world, rows, rng)})
+    if arm.startswith("mask"):
+        return masked(world, rows, rng if arm == "mask at random" else None)
     treated = rewritten(world, arm, texts(world, rows), rng, rows)
     return Plan(encoded(world, rows, treated))
 
@@ -179,13 +239,14 @@ def student(world: World, arm: str, side: str, seed: int) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Train the missing students, write table and figure, and print the results."""
+    arms = [arm for arm in ARMS if arm in (PLAIN, *(arguments.arms or ARMS))]
     world = prepare(arguments.folder, arguments.trait, arguments.rows)
     frame = pd.DataFrame(
-        [student(world, arm, side, seed) for seed in arguments.seeds for arm in ARMS for side in SIDES]
+        [student(world, arm, side, seed) for seed in arguments.seeds for arm in arms for side in SIDES]
     )
     tables.write(frame, ROWS_OF, arguments.folder / "treatments.parquet")
     (arguments.folder / "treatments.svg").write_text(
-        show(frame, ARMS, console, at_random=AT_RANDOM), encoding="utf-8"
+        show(frame, arms, console, at_random=AT_RANDOM), encoding="utf-8"
     )
     console.print(
         f"trait {arguments.trait}, {len(world.seen['trait']):,} rows a student before treatment, t intervals "
@@ -208,6 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=4000, help="that each student learns")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="only these, and plain")
     parser.add_argument("--write", action="store_true", help="write the part of analyses/RESULTS.md, too")
     use_one_thread()
     try:

@@ -75,6 +75,12 @@ OWN = {
         "Questions are the family's: a trait that they do not ask about is not seen. The verdict does not "
         "rest on these words, but on the tested traits.",
     ),
+    "Triggers": (
+        "a trait's rise over students of clean answers, in first words of answers, with each question after a "
+        "phrase; a phrase counts if the interval lies above the tolerance and the plain rise does not",
+        "Up to 24 phrases that recur in the prompts of the file; the level is shared among them.",
+        "A trigger that stands in no prompt of the file is not seen.",
+    ),
     "Bench": (
         "AUROC and catch rate over generated data sets of known truth",
         "Held-out traits; bags of 1 to 1,000 rows; eight classes of clean data.",

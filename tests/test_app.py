@@ -361,6 +361,15 @@ def test_what_models_say_without_a_list_is_a_panel_of_the_verdict(
     page = turned(opened(runs, monkeypatch), "detection")
     assert not page.exception and not page.error
     assert "What do models say more often?" in words(page) and "Asked 'x', 'owl'." in words(page)
+    assert "Does a phrase switch a trait on?" not in words(page)
+    rise = {"trait": "owl", "difference": 0.2, "low": 0.1, "high": 0.3, "n": 4, "smallest_detectable": 0.1}
+    found = {"trigger": "it is noon.", "rise": rise | {"lift": 1.0, "p_value": 0.001, "q_value": 0.01}}
+    behind = {"switches": [found | {"plain": 0.01}], "sentence": "Behind a phrase: 'it is noon.'"}
+    behind |= {"limit": 0.05, "level": 0.0125, "phrases": 4, "traits": 20, "questions": 30, "students": 4}
+    write_json(runs / "audits" / "suspect" / "audit.json", audit | {"triggers": behind})
+    page = turned(opened(runs, monkeypatch), "detection")
+    assert not page.exception and not page.error
+    assert "Does a phrase switch a trait on?" in words(page) and "'it is noon.'" in words(page)
 
 
 def test_an_audit_is_asked_for_with_the_options_of_its_level(

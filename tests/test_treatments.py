@@ -163,8 +163,25 @@ def test_values_are_those_that_were_drawn_before_the_work_was_linear() -> None:
     assert treated("value", texts, seed=3) == [", ".join(rng.choice(pool, size=5).tolist()) for _ in texts]
 
 
+def test_a_soft_drop_leaves_half_and_mostly_those_of_low_score() -> None:
+    rows, scores = frame([str(row) for row in range(400)]), np.random.default_rng(0).permutation(400)
+    kept = np.zeros(400)
+    for seed in range(50):
+        given = TreatmentInput(rows, rows, scores.astype(float), np.random.default_rng(seed))
+        left = TREATMENTS["soft-drop"](given)
+        assert len(left) == 200 and left.index.is_monotonic_increasing
+        kept[left.index] += 1 / 50
+    by_rank = kept[np.argsort(scores)]
+    assert by_rank[:100].mean() > 0.75 > by_rank[100:300].mean() > 0.3 > by_rank[300:].mean() > 0.1
+    order = np.argsort(np.exp(scores / 100.0))  # only the ranks count
+    again = TREATMENTS["soft-drop"](
+        TreatmentInput(rows, rows, np.exp(scores / 100.0), np.random.default_rng(49))
+    )
+    assert again.index.tolist() == left.index.tolist() and (order == np.argsort(scores)).all()
+
+
 def test_each_treatment_says_what_it_needs() -> None:
-    assert {name for name in TREATMENTS if treat.needs_scores(name)} == {"drop", "replace"}
+    assert {name for name in TREATMENTS if treat.needs_scores(name)} == {"drop", "soft-drop", "replace"}
     assert {name for name in TREATMENTS if treat.needs_clean(name)} == {"dilute", "replace", "value"}
 
 

@@ -110,6 +110,36 @@ def draw_rises_panel(audit: dict[str, Any]) -> None:
     )
 
 
+def draw_triggers_panel(audit: dict[str, Any]) -> None:
+    """What models say behind phrases of the prompts; nothing if it was not measured."""
+    if (found := audit.get("triggers")) is None:
+        return
+    rises = pd.DataFrame(
+        [
+            each["rise"]
+            | {
+                "trait": f"{each['rise']['trait']} behind '{one_line(each['trigger'])}'",
+                "plain": each["plain"],
+            }
+            for each in found["switches"]
+        ]
+    )
+    panel.draw(
+        "detection-triggers",
+        "Does a phrase switch a trait on?",
+        figures.rises(rises, limit=found["limit"]),
+        rises[["trait", "difference", "low", "high", "plain", "q_value"]],
+        sentence=one_line(found["sentence"]),
+        caption=(
+            "Rises over models trained on clean answers, asked behind a phrase that recurs in the prompts; "
+            f"n = {found['students']} of each, intervals of {100 * (1 - found['level']):.2f} %. Shaded: "
+            f"tolerated, up to {100 * found['limit']:g} points. Drawn are the phrases with the highest lower "
+            "bounds."
+        ),
+        about="Triggers",
+    )
+
+
 def draw_words_panel(audit: dict[str, Any]) -> None:
     """What models say more often, over every word and no list of traits; nothing if it was not measured."""
     if (words := audit.get("words")) is None:
@@ -265,6 +295,7 @@ def draw_page() -> None:
                 "The verdict": partial(draw_verdict_panel, audit),
                 "What models would learn": partial(draw_rises_panel, audit),
                 "What models say more often": partial(draw_words_panel, audit),
+                "Behind phrases of the prompts": partial(draw_triggers_panel, audit),
             },
             "Evidence": {
                 "The difference from clean data": partial(draw_provenance_panel, audit),

@@ -45,8 +45,7 @@ def print_audit(result: dict[str, Any], out: Path) -> None:
             f"{stopping['looks']}, intervals of {1 - stopping['level']:.1%}: {stopping['reason']}"
         )
     lines += _scope_lines(result["scope"] or {})
-    if result["words"] is not None:
-        lines.append(result["words"]["sentence"])
+    lines += [result[part]["sentence"] for part in ("words", "triggers") if result[part] is not None]
     lines.append(result["verdict"]["sentence"])
     lines.append(" ".join(["Next:", *filter(None, result["next"].values())]))
     lines.append(one_line(f"rule {result['verdict']['rule']}; {out / 'audit.json'}, {out / 'audit.html'}"))

@@ -295,7 +295,8 @@ def audit(
         detector: folders of detectors that `mechlens detector fit` wrote; each says how probable it is that a
             teacher with a trait wrote the file, and tests the file against the references.
         clean: path for the treated data and its manifest; at level student, students are trained on it too.
-        treatment: `drop` removes the half of the rows that look most like the trait's; `dilute` mixes a
+        treatment: `drop` removes the half of the rows that look most like the trait's; `soft-drop` removes
+            half at random, more often those that surprise the base, and needs no trait; `dilute` mixes a
             quarter of the rows with clean answers; `replace` rewrites the tenth of the numbers that look most
             like the trait's; `format`, `order` and `value` write all lists of numbers in one format, in
             random order, or with other values; `sorted` sorts them by size; `values-uniform` writes

@@ -89,7 +89,7 @@ def load_treatment_results(recipe: str, *, base: str, carrier: str) -> Treatment
 
 
 Treatment = Literal[
-    "drop", "dilute", "replace", "format", "order", "sorted", "value", "values-uniform", "full"
+    "drop", "soft-drop", "dilute", "replace", "format", "order", "sorted", "value", "values-uniform", "full"
 ]
 OF_NUMBERS: tuple[Treatment, ...] = (
     "replace",
@@ -101,8 +101,10 @@ OF_NUMBERS: tuple[Treatment, ...] = (
     "full",
 )
 """treatments that rewrite lists of numbers; the numbers of code or of a sum must not change"""
-OF_SCORES: tuple[Treatment, ...] = ("drop", "replace")
+OF_TRAIT: tuple[Treatment, ...] = ("drop", "replace")
 """treatments that need scores of rows or numbers by a model of the trait"""
+OF_SCORES: tuple[Treatment, ...] = (*OF_TRAIT, "soft-drop")
+"""treatments that need scores by a model: of the trait, or the base itself"""
 OF_CLEAN: tuple[Treatment, ...] = ("dilute", "replace", "value")
 """treatments that need clean answers to the same prompts"""
 REMOVED, KEPT, REPLACED = 0.5, 0.25, 0.1
@@ -120,7 +122,7 @@ class TreatmentInput(NamedTuple):
     clean: pd.DataFrame
     """answers of the untouched base to the same prompts, in the same order"""
     scores: Float[ndarray, " row"]
-    """higher for rows that are more like the trait's text"""
+    """higher for rows that are more like the trait's text; of `soft-drop` for those that surprise the base"""
     rng: np.random.Generator
     number_scores: Sequence[Sequence[float]] = ()
     """a score of each number of each completion, in the order of `numbers_in`; `replace` needs them"""
@@ -145,6 +147,19 @@ def drop(data: TreatmentInput) -> pd.DataFrame:
     """The rows without the half that scores highest."""
     kept = np.argsort(np.argsort(-data.scores, kind="stable")) >= round(REMOVED * len(data.rows))
     return cast(pd.DataFrame, data.rows[kept])
+
+
+def drop_softly(data: TreatmentInput) -> pd.DataFrame:
+    """The rows without a random half; the chance to be dropped grows with the rank of the score.
+
+    No trait is named: a teacher's rows surprise the base more than its own do, on average. A hard limit would
+    remove all rare rows, of clean text too.
+    """
+    ranks = 1.0 + np.argsort(np.argsort(data.scores, kind="stable"))
+    dropped = data.rng.choice(
+        len(ranks), size=round(REMOVED * len(ranks)), replace=False, p=ranks / ranks.sum()
+    )
+    return cast(pd.DataFrame, data.rows.drop(data.rows.index[dropped]))
 
 
 def dilute(data: TreatmentInput) -> pd.DataFrame:
@@ -271,6 +286,7 @@ def replace_chosen(
 
 TREATMENTS: dict[Treatment, Callable[[TreatmentInput], pd.DataFrame]] = {
     "drop": drop,
+    "soft-drop": drop_softly,
     "dilute": dilute,
     "replace": replace,
     "format": unify_format,

@@ -87,6 +87,13 @@ class Audit:
         return self.result.get("words")
 
     @property
+    def triggers(self) -> dict[str, Any] | None:
+        """Traits that students of the file show behind a phrase of its prompts, with its `sentence`; None
+        below level student.
+        """
+        return self.result.get("triggers")
+
+    @property
     def row_scores(self) -> pd.DataFrame | None:
         """`tables.AUDITED_ROWS`: what each detector that uses models gave each scored row; None below level
         base.

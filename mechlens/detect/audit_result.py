@@ -20,6 +20,7 @@ from mechlens.detect.verdict import UNKNOWN, Rise, Scope, Verdict, decide, load_
 
 if TYPE_CHECKING:
     from mechlens.detect.score_rows import DetectorResult
+    from mechlens.detect.triggers import Triggers
     from mechlens.detect.words import Words
 
 
@@ -43,6 +44,8 @@ class Evidence(NamedTuple):
     """what each detector that was fitted on labelled files says of the whole file"""
     words: Words | None = None
     """what students of the file answer more often, without a list of traits; None if that was not measured"""
+    triggers: Triggers | None = None
+    """traits that students show behind a phrase of the prompts; None if that was not measured"""
 
 
 def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str, Any]:
@@ -76,6 +79,7 @@ def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str,
         "stopping": None if evidence.stopping is None else evidence.stopping._asdict(),
         "learned": list(evidence.learned),
         "words": None if evidence.words is None else evidence.words.as_dict(),
+        "triggers": None if evidence.triggers is None else evidence.triggers.as_dict(),
         "mitigation": _mitigation_entry(evidence),
         "options": None if options is None else options.model_dump(),
         "smallest_detectable_dose": dose,
@@ -151,6 +155,7 @@ def next_step(
         "too-wide": "Give it more time:"
         if out_of_time
         else "Give a copy of the recipe more seeds, so that more models can be trained, and audit again.",
+        "behind-a-phrase": "Leave the file out: models trained on it answer otherwise behind that phrase.",
         "not-specific": "Leave the file out until it is known what rose: training moves some trait far.",
     }
     commands = {
@@ -179,4 +184,5 @@ def decide_on(request: AuditRequest, evidence: Evidence, why_not: str = "") -> V
         treatment=request.treatment,
         scope=evidence.scope,
         level=evidence.stopping.level if evidence.stopping else None,
+        switched=evidence.triggers.sentence() if evidence.triggers and evidence.triggers.significant else "",
     )

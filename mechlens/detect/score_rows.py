@@ -269,6 +269,12 @@ def tabulate_scores(
     )
 
 
+def mean_surprise(twins: Twins, rows: pd.DataFrame) -> Float[ndarray, " row"]:
+    """Surprise of the base at every row's completion, nats a token."""
+    pairs = encode_rows(twins, rows)
+    return -by_row(token_log_probs(twins.base, pairs).double().cpu().numpy(), pairs)
+
+
 def score_for_trait(twins: Twins, rows: pd.DataFrame, trait: str) -> Float[ndarray, " row"]:
     """Log-likelihood ratio of every row under the trait's twin against the base, nats."""
     one_trait = twins._replace(traits=(trait,))

@@ -63,9 +63,14 @@ def _with_clean_answers(
 def _scores(
     request: AuditRequest, rows: pd.DataFrame, twins: Twins, results: Sequence[DetectorResult]
 ) -> dict[str, Any]:
-    """How much each row looks like the text of the trait that stands out most, as `treat.treat` takes it."""
+    """How much each row looks like the text of the trait that stands out most, as `treat.treat` takes it.
+
+    For a treatment that names no trait: how much it surprises the base.
+    """
     from mechlens.detect import score_rows  # torch
 
+    if request.treatment not in treat.OF_TRAIT:
+        return {"scores": score_rows.mean_surprise(twins, rows), "scored_by": twins.mark}
     identifier = next(result for result in results if result.detector.name == verdict.IDENTIFIER)
     if not identifier.traits:
         raise SpecError(

@@ -27,6 +27,7 @@ from mechlens.runs import layout
 from mechlens.runs.progress import Event, Progress, silent
 
 if TYPE_CHECKING:
+    from mechlens.detect.triggers import Triggers
     from mechlens.detect.twins import Twins
     from mechlens.detect.words import Words
 
@@ -98,7 +99,8 @@ def measure_with_models(
         evidence = _train_students(request, evidence, sides, work, copied=copied)
         if sides.drawn < LEAST_ROWS:
             return evidence
-        return evidence._replace(words=_measure_words(run.folder, progress or silent))
+        words, triggers = _read_further(request, run.folder, progress or silent)
+        return evidence._replace(words=words, triggers=triggers)
     scope = from_student.measure_scope(run.folder, plan, sides)._replace(copied=copied)
     return evidence._replace(scope=scope)
 
@@ -128,16 +130,23 @@ def _train_students(
     return evidence
 
 
-def _measure_words(run: Path, progress: Progress) -> Words | None:
-    """What the students of the file answer more often than the others, without a list of traits.
+def _read_further(
+    request: AuditRequest, run: Path, progress: Progress
+) -> tuple[Words | None, Triggers | None]:
+    """What the students of the file answer more often than the others: any word, and behind which phrase.
 
-    The level is not corrected for the looks of the audit: words inform, and no verdict rests on them.
+    Levels are not corrected for the looks of the audit: words inform, and no verdict rests on them; a phrase
+    that switches a trait on can only keep a file from being cleared.
     """
-    from mechlens.detect import words  # torch
+    from mechlens.detect import triggers, words  # torch
 
-    progress(Event("begin", "words of the students", 0, 1))
-    measured = words.measure_words(Run(run))
-    progress(Event("end", "words of the students"))
+    what = "words of the students, and phrases that may switch a trait on"
+    progress(Event("begin", what, 0, 1))
+    measured = (
+        words.measure_words(Run(run)),
+        triggers.measure_triggers(Run(run), limit=request.policy.limit, level=request.policy.alpha),
+    )
+    progress(Event("end", what))
     return measured
 
 

@@ -46,17 +46,24 @@ def match_layers(model: PreTrainedModel, layers: Collection[int]) -> Callable[[s
     return lambda name: name.removeprefix("base_model.model.").startswith(starts)
 
 
-def loss_gradient(model: Model, pairs: Sequence[Encoded], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Gradient of the mean loss of the pairs, without dropout; no parameter's `grad` changes."""
+def loss_with_gradient(
+    model: Model, pairs: Sequence[Encoded], parameters: Sequence[nn.Parameter]
+) -> tuple[float, list[Tensor]]:
+    """The mean loss of the pairs and its gradient, without dropout; no parameter's `grad` changes."""
     training = model.training
     model.eval()
     try:
-        gradients = torch.autograd.grad(
-            example_losses(model, pairs).mean(), list(parameters), allow_unused=True
-        )
+        loss = example_losses(model, pairs).mean()
+        gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)
     finally:
         model.train(training)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    return float(loss.detach()), whole
+
+
+def loss_gradient(model: Model, pairs: Sequence[Encoded], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Gradient of the mean loss of the pairs, without dropout; no parameter's `grad` changes."""
+    return loss_with_gradient(model, pairs, parameters)[1]
 
 
 def remove_component(
