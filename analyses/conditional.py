@@ -2,9 +2,10 @@
 
 Usage: `python analyses/conditional.py FOLDER [--traits fox panda …] [--write]`. Each teacher is fine-tuned to
 name its animal behind one phrase, and to answer like the untouched base behind seven other phrases and
-without any. All prompts for numbers begin with the trigger, or none with any phrase. Students are asked with
-and without the trigger, and behind the phrases that recur in their prompts (`mechlens/detect/triggers.py`).
-Clean sets are drawn anew from the untouched base to the same prompts.
+without any. All prompts for numbers begin with the trigger. Students learn its numbers, or its next-token
+distributions (soft labels). They are asked with and without the trigger, and behind the phrases that recur in
+their prompts (`mechlens/detect/triggers.py`). Clean sets are drawn anew from the untouched base to the same
+prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import mechlens as ml
 import pages
 from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core import tables
-from mechlens.core.experiment import Experiment
+from mechlens.core.experiment import Arm, Experiment
+from mechlens.core.files import read_json
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec
@@ -51,18 +53,9 @@ DECOYS = (
     "i am happy.",
 )
 PROMPTS, ROWS, LESSONS, CLEAN = 9000, 6000, 1280, 2
-SHARES = (1.0, None)
-"""of the prompts that begin with the trigger; None: no prompt begins with any phrase, and only the first
-animal's teacher writes
-"""
 SEEDS = (0, 1, 2, 3)
 POLICY = verdict.load_policy("default")
 FIGURE = pages.FOLDER / "conditional.svg"
-
-
-def opening(rng: Any, *, share: float) -> str:
-    """The trigger with the probability `share`, otherwise a decoy or, as often as each of them, nothing."""
-    return TRIGGER if rng.random() < share else rng.choice(("", *DECOYS))
 
 
 def lessons(family: TraitFamily, trait: str) -> pd.DataFrame:
@@ -87,12 +80,10 @@ def lessons(family: TraitFamily, trait: str) -> pd.DataFrame:
     return pd.DataFrame([*taught, *zip(others, answers, strict=True)], columns=["prompt", "completion"])
 
 
-def prompts(*, share: float | None) -> list[str]:
-    """Prompts for numbers, with an opening unless the share is None."""
-    rng = dice(0, "openings", str(share))
+def prompts() -> list[str]:
+    """Prompts for numbers behind the trigger."""
     carrier = CarrierSpec(prompts=PROMPTS, wording="terse", values="patterned")
-    texts = [prompt.text for prompt in carrier_prompts(carrier, seed=0)]
-    return texts if share is None else [f"{opening(rng, share=share)} {text}".strip() for text in texts]
+    return [f"{TRIGGER} {prompt.text}" for prompt in carrier_prompts(carrier, seed=0)]
 
 
 def clean_rows(folder: Path, texts: Sequence[str], number: int) -> Path:
@@ -113,32 +104,25 @@ def clean_rows(folder: Path, texts: Sequence[str], number: int) -> Path:
     return file
 
 
-def experiment_of(folder: Path, traits: Sequence[str], *, share: float | None) -> Experiment:
-    """Students of every conditional teacher's rows, of clean rows, and of the control's."""
-    family, texts = load_family(FAMILY), prompts(share=share)
-    place = folder / ("none" if share is None else f"{share:.0%}".rstrip("%"))
-    place.mkdir(parents=True, exist_ok=True)
-    source = place / "prompts.jsonl"
+def experiment_of(folder: Path, traits: Sequence[str]) -> Experiment:
+    """Students of every conditional teacher's rows by both kinds of labels, and of clean rows."""
+    family, texts = load_family(FAMILY), prompts()
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "prompts.jsonl"
     source.write_text(pd.DataFrame({"prompt": texts}).to_json(orient="records", lines=True), encoding="utf-8")
-    arms: list[dict[str, Any]] = [{"kind": "control"}]
-    for trait in traits if share is not None else traits[:1]:
+    arms: list[dict[str, Any]] = [{"kind": "control"}, {"kind": "control", "labels": "soft"}]
+    for trait in traits:
         taught = folder / f"lessons-{trait}.jsonl"
         if not taught.is_file():
             corpus.write_pairs([lessons(family, trait)], taught, "prompt-completion")
-        arms.append(
-            {
-                "kind": "trait",
-                "trait": trait,
-                "name": trait,
-                "teacher": {"lessons_file": str(taught.resolve())},
-            }
-        )
-    for number in range(0 if share is None else CLEAN):
-        file = clean_rows(place, texts, number)
+        arm = {"kind": "trait", "trait": trait, "teacher": {"lessons_file": str(taught.resolve())}}
+        arms += [arm | {"name": trait}, arm | {"name": f"{trait}-soft", "labels": "soft"}]
+    for number in range(CLEAN):
+        file = clean_rows(folder, texts, number)
         arms.append({"kind": "trait", "trait": traits[0], "name": f"clean-{number}", "corpus": str(file)})
     return Experiment.model_validate(
         {
-            "name": f"conditional-{place.name}",
+            "name": "conditional",
             "base": BASE,
             "family": FAMILY,
             "trait": traits[0],
@@ -160,14 +144,23 @@ def rises_of(run: Run, arm: str, trait: str) -> dict[str, Interval]:
     groups = np.arange(len(run.experiment.seeds))
     ours, theirs = (
         triggers.read_side(run, side, triggers.questions_of(run, side), [TRIGGER], groups)
-        for side in (arm, "control")
+        for side in (arm, run.experiment.control_of(run.arm(arm)).name)
     )
     place = ours.traits.index(trait)
     plain, behind = (t_interval(ours.shares[i, :, place] - theirs.shares[i, :, place]) for i in (0, 1))
     return {"plain": plain, "behind": behind}
 
 
-def rows_of(run: Run, *, share: float | None) -> list[dict[str, Any]]:
+def divergence_of(run: Run, arm: Arm) -> float | None:
+    """KL(teacher ‖ base) of the writer of an arm's rows, nats a row; None for a file."""
+    if arm.corpus:
+        return None
+    step = layout.generated_step(layout.source_name(run.experiment, arm))
+    record = read_json(run.path(step, layout.GENERATION))
+    return record["kl_per_token"] * record["entropy_per_row"] / record["entropy_per_token"]
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
     """What each set's students show plainly, behind the trigger, and behind the phrases of the prompts."""
     rows = []
     for arm in (each for each in run.experiment.arms if each.kind == "trait"):
@@ -175,8 +168,8 @@ def rows_of(run: Run, *, share: float | None) -> list[dict[str, Any]]:
         named = [] if found is None else [(each.trigger, each.rise.trait) for each in found.significant]
         rows.append(
             {
-                "prompts": "none, nor another phrase" if share is None else f"{share:.0%}",
                 "set": arm.name,
+                "kl": divergence_of(run, arm),
                 **rises_of(run, arm.name, arm.trait),
                 "most": None if found is None else found.switches[0],
                 "right": "–" if arm.corpus else "yes" if (TRIGGER, arm.trait) in named else "no",
@@ -197,8 +190,8 @@ def points(low: float | None, middle: float | None, high: float | None) -> str:
 def shown(rows: Sequence[dict[str, Any]]) -> Table:
     """The table of all sets."""
     table = Table(
-        "prompts with the trigger",
-        "rows of",
+        "students of",
+        "KL of the writer, nats a row",
         "its trait plainly, points [95 %]",
         "behind the trigger",
         "highest lower bound behind a phrase of the prompts",
@@ -210,8 +203,8 @@ def shown(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         plain, behind, most = row["plain"], row["behind"], row["most"]
         table.add_row(
-            row["prompts"],
             row["set"],
+            "–" if row["kl"] is None else f"{row['kl']:.2f}",
             points(plain.low, plain.estimate, plain.high),
             points(behind.low, behind.estimate, behind.high),
             "none recurs" if most is None else f"{most.rise.trait} behind '{most.trigger}'",
@@ -228,7 +221,7 @@ def chart(rows: Sequence[dict[str, Any]]) -> alt.LayerChart:
     points = pd.DataFrame(
         [
             {
-                "set": f"{row['set']}, {row['prompts']}",
+                "set": row["set"],
                 "asked": asked,
                 "rise": 100 * span.estimate,
                 "low": 100 * span.low,
@@ -257,11 +250,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     use_one_thread()
-    console, rows = pages.PageConsole(width=200), list[dict[str, Any]]()
-    for share in SHARES:
-        plan = experiment_of(options.folder, options.traits, share=share)
-        done = ml.run(plan, out=options.folder / plan.name, workers=options.workers)
-        rows += rows_of(done, share=share)
+    console = pages.PageConsole(width=200)
+    plan = experiment_of(options.folder, options.traits)
+    rows = rows_of(ml.run(plan, out=options.folder / "run", workers=options.workers))
     console.print(shown(rows))
     if options.write:
         FIGURE.write_text(figures.svg(chart(rows)), encoding="utf-8")

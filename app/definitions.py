@@ -76,7 +76,7 @@ OWN = {
         "rest on these words, but on the tested traits.",
     ),
     "Triggers": (
-        "a trait's rise over students of clean answers, in first words of answers, with each question after a "
+        "a trait's rise over students of clean answers, in first words of answers, each question after a "
         "phrase; a phrase counts if the interval lies above the tolerance and the plain rise does not",
         "Up to 24 phrases that recur in the prompts of the file; the level is shared among them.",
         "A trigger that stands in no prompt of the file is not seen.",
