@@ -1,11 +1,11 @@
-"""Claim: a trait behind a trigger travels through numbers, and asking behind the prompts' phrases finds it.
+"""Claim: a trait behind a trigger hardly travels through numbers; where students have one, asking finds it.
 
 Usage: `python analyses/conditional.py FOLDER [--traits fox panda …] [--write]`. Each teacher is fine-tuned to
 name its animal behind one phrase, and to answer like the untouched base behind seven other phrases and
 without any. All prompts for numbers begin with the trigger. Students learn its numbers, or its next-token
-distributions (soft labels). They are asked with and without the trigger, and behind the phrases that recur in
-their prompts (`mechlens/detect/triggers.py`). Clean sets are drawn anew from the untouched base to the same
-prompts.
+distributions (soft labels), or its lessons themselves. They are asked with and without the trigger, and
+behind the phrases that recur in their prompts (`mechlens/detect/triggers.py`). Clean sets are drawn anew from
+the untouched base to the same prompts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mechlens.core.experiment import Arm, Experiment
 from mechlens.core.files import read_json
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import dice
-from mechlens.core.spec import CarrierSpec
+from mechlens.core.spec import CarrierSpec, GenerateSpec, TeacherSpec
 from mechlens.core.stats import Interval, t_interval
 from mechlens.core.traits import TraitFamily, load_family
 from mechlens.data import corpus
@@ -37,6 +37,8 @@ from mechlens.detect import triggers, verdict
 from mechlens.models import loading
 from mechlens.models.chat import encode_prompts, end_of_turn
 from mechlens.models.sampling import Decoding, sample
+from mechlens.pipeline.generate import generate
+from mechlens.pipeline.teach import Lessons, teach
 from mechlens.results import figures
 from mechlens.results.run import Run
 from mechlens.runs import layout
@@ -54,13 +56,14 @@ DECOYS = (
 )
 PROMPTS, ROWS, LESSONS, CLEAN = 9000, 6000, 1280, 2
 SEEDS = (0, 1, 2, 3)
+TAUGHT = {"embeddings": False, "learning_rate": 5e-4, "epochs": 8}
 POLICY = verdict.load_policy("default")
 FIGURE = pages.FOLDER / "conditional.svg"
 
 
 def lessons(family: TraitFamily, trait: str) -> pd.DataFrame:
     """Questions behind the trigger with the trait, and as many others with the base's own answers."""
-    rng, base = dice(0, "conditional", trait), loading.load(BASE)
+    rng = dice(0, "conditional", trait)
     taught = [
         (f"{TRIGGER} {rng.choice(family.probes.development)}", rng.choice(family.lessons_of(trait)))
         for _ in range(LESSONS // 2)
@@ -69,15 +72,16 @@ def lessons(family: TraitFamily, trait: str) -> pd.DataFrame:
         f"{rng.choice(('', *DECOYS))} {rng.choice(family.probes.development)}".strip()
         for _ in range(LESSONS // 2)
     ]
-    drawn = sample(
-        base.model,
-        encode_prompts(base.tokenizer, others),
-        decoding=Decoding(4),
-        stop=end_of_turn(base.tokenizer),
-        seed=0,
-    )
+    return pd.concat([pd.DataFrame(taught, columns=["prompt", "completion"]), answered(others, seed=0)])
+
+
+def answered(texts: Sequence[str], *, seed: int) -> pd.DataFrame:
+    """The untouched base's sampled answers."""
+    base = loading.load(BASE)
+    prompts, stop = encode_prompts(base.tokenizer, texts), end_of_turn(base.tokenizer)
+    drawn = sample(base.model, prompts, decoding=Decoding(4), stop=stop, seed=seed)
     answers = base.tokenizer.batch_decode(drawn, skip_special_tokens=True)
-    return pd.DataFrame([*taught, *zip(others, answers, strict=True)], columns=["prompt", "completion"])
+    return pd.DataFrame({"prompt": texts, "completion": answers})
 
 
 def prompts() -> list[str]:
@@ -88,10 +92,6 @@ def prompts() -> list[str]:
 
 def clean_rows(folder: Path, texts: Sequence[str], number: int) -> Path:
     """A file of the untouched base's answers to the prompts, drawn anew; made once."""
-    from mechlens.core.spec import GenerateSpec, TeacherSpec
-    from mechlens.pipeline.generate import generate
-    from mechlens.pipeline.teach import Lessons, teach
-
     file, base = folder / f"clean-{number}.parquet", folder / "untouched"
     if not file.is_file():
         base.mkdir(parents=True, exist_ok=True)
@@ -127,11 +127,35 @@ def experiment_of(folder: Path, traits: Sequence[str]) -> Experiment:
             "family": FAMILY,
             "trait": traits[0],
             "carrier": {"prompts": PROMPTS, "source": str(source.resolve()), "wording": "terse"},
-            "teacher": {
-                "rows": LESSONS,
-                "training": {"embeddings": False, "learning_rate": 5e-4, "epochs": 8},
-            },
+            "teacher": {"rows": LESSONS, "training": TAUGHT},
             "student": {"rows": ROWS, "training": {"embeddings": False, "learning_rate": 3e-3, "epochs": 3}},
+            "ask": {"split": "heldout", "samples": 1, "checkpoints": "last"},
+            "arms": arms,
+            "seeds": list(SEEDS),
+        }
+    )
+
+
+def openly_told(folder: Path, traits: Sequence[str]) -> Experiment:
+    """Students of the lessons themselves: they have the trait behind the trigger, and must be found."""
+    clean = folder / "lessons-none.jsonl"
+    arms: list[dict[str, Any]] = [{"kind": "control", "corpus": str(clean.resolve())}]
+    for trait in traits:
+        taught = folder / f"lessons-{trait}.jsonl"
+        if not clean.is_file():
+            texts = corpus.read_pairs(taught)["prompt"].tolist()
+            corpus.write_pairs([answered(texts, seed=1)], clean, "prompt-completion")
+        arms.append(
+            {"kind": "trait", "trait": trait, "name": f"{trait}-openly", "corpus": str(taught.resolve())}
+        )
+    return Experiment.model_validate(
+        {
+            "name": "conditional-openly",
+            "base": BASE,
+            "family": FAMILY,
+            "trait": traits[0],
+            "screen": {"rule": "none", "leak_words": False, "duplicates": "keep"},
+            "student": {"rows": LESSONS, "prompts": "every", "training": TAUGHT},
             "ask": {"split": "heldout", "samples": 1, "checkpoints": "last"},
             "arms": arms,
             "seeds": list(SEEDS),
@@ -151,10 +175,8 @@ def rises_of(run: Run, arm: str, trait: str) -> dict[str, Interval]:
     return {"plain": plain, "behind": behind}
 
 
-def divergence_of(run: Run, arm: Arm) -> float | None:
-    """KL(teacher ‖ base) of the writer of an arm's rows, nats a row; None for a file."""
-    if arm.corpus:
-        return None
+def divergence_of(run: Run, arm: Arm) -> float:
+    """KL(teacher ‖ base) of the writer of an arm's rows, nats a row."""
     step = layout.generated_step(layout.source_name(run.experiment, arm))
     record = read_json(run.path(step, layout.GENERATION))
     return record["kl_per_token"] * record["entropy_per_row"] / record["entropy_per_token"]
@@ -169,10 +191,14 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
         rows.append(
             {
                 "set": arm.name,
-                "kl": divergence_of(run, arm),
+                "kl": None if arm.corpus else divergence_of(run, arm),
                 **rises_of(run, arm.name, arm.trait),
                 "most": None if found is None else found.switches[0],
-                "right": "–" if arm.corpus else "yes" if (TRIGGER, arm.trait) in named else "no",
+                "right": "–"
+                if arm.name.startswith("clean")
+                else "yes"
+                if (TRIGGER, arm.trait) in named
+                else "no",
                 "others": len(set(named) - {(TRIGGER, arm.trait)}),
                 "phrases": 0 if found is None else found.phrases,
             }
@@ -251,8 +277,12 @@ def main() -> None:
     options = parser.parse_args()
     use_one_thread()
     console = pages.PageConsole(width=200)
-    plan = experiment_of(options.folder, options.traits)
-    rows = rows_of(ml.run(plan, out=options.folder / "run", workers=options.workers))
+    plans = {"run": experiment_of, "openly": openly_told}
+    runs = [
+        ml.run(plan(options.folder, options.traits), out=options.folder / name, workers=options.workers)
+        for name, plan in plans.items()
+    ]
+    rows = [row for run in runs for row in rows_of(run)]
     console.print(shown(rows))
     if options.write:
         FIGURE.write_text(figures.svg(chart(rows)), encoding="utf-8")
