@@ -11,10 +11,11 @@ the untouched base to the same prompts.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import altair as alt
 import numpy as np
@@ -109,7 +110,7 @@ def experiment_of(folder: Path, traits: Sequence[str]) -> Experiment:
     family, texts = load_family(FAMILY), prompts()
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "prompts.jsonl"
-    source.write_text(pd.DataFrame({"prompt": texts}).to_json(orient="records", lines=True), encoding="utf-8")
+    source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
     arms: list[dict[str, Any]] = [{"kind": "control"}, {"kind": "control", "labels": "soft"}]
     for trait in traits:
         taught = folder / f"lessons-{trait}.jsonl"
@@ -182,6 +183,13 @@ def divergence_of(run: Run, arm: Arm) -> float:
     return record["kl_per_token"] * record["entropy_per_row"] / record["entropy_per_token"]
 
 
+def named_set(arm: str) -> str:
+    """The name of an arm's set, in words."""
+    trait, _, how = arm.partition("-")
+    known = {"": trait, "soft": f"{trait}, soft labels", "openly": f"{trait}, read openly"}
+    return known.get(how, f"clean {how}")
+
+
 def rows_of(run: Run) -> list[dict[str, Any]]:
     """What each set's students show plainly, behind the trigger, and behind the phrases of the prompts."""
     rows = []
@@ -190,7 +198,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
         named = [] if found is None else [(each.trigger, each.rise.trait) for each in found.significant]
         rows.append(
             {
-                "set": arm.name,
+                "set": named_set(arm.name),
                 "kl": None if arm.corpus else divergence_of(run, arm),
                 **rises_of(run, arm.name, arm.trait),
                 "most": None if found is None else found.switches[0],
@@ -257,14 +265,15 @@ def chart(rows: Sequence[dict[str, Any]]) -> alt.LayerChart:
             for asked, span in (("plainly", row["plain"]), ("behind the trigger", row["behind"]))
         ]
     )
-    colour = alt.Color("asked:N", title="asked", scale=alt.Scale(domain=["plainly", "behind the trigger"]))
+    asked: dict[str, Any] = {"title": "asked", "scale": alt.Scale(domain=["plainly", "behind the trigger"])}
+    colour, shape = alt.Color("asked:N", **asked), alt.Shape("asked:N", **asked)
     shared = alt.Chart(points).encode(
         y=alt.Y("set:N", title=None, sort=points["set"].unique().tolist()), yOffset="asked:N", color=colour
     )
     title = "rise over students of clean answers, points"
     bars = shared.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
-    dots = shared.mark_point(filled=True, size=60).encode(x=alt.X("rise:Q", title=title), shape="asked:N")
-    return (bars + dots).properties(width=420)
+    dots = shared.mark_point(filled=True, size=60).encode(x=alt.X("rise:Q", title=title), shape=shape)
+    return cast(alt.LayerChart, alt.layer(bars, dots).properties(width=420))
 
 
 def main() -> None:

@@ -13,14 +13,22 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mechlens import cli
 from mechlens.core.errors import SpecError
+from mechlens.core.seeds import generator
+from mechlens.core.traits import load_family
 from mechlens.data import treat
 from mechlens.data.formats import file_digest
 from mechlens.data.treat import OF_NUMBERS, TREATMENTS, Treatment, TreatmentInput
+from mechlens.detect.request import request_of
+from mechlens.detect.treated_file import write_treated
+from mechlens.detect.twins import Twins
+from mechlens.models import loading
+from mechlens.models.chat import encode_pairs
 
 NUMBERS = st.lists(
     st.one_of(
@@ -322,3 +330,28 @@ def test_what_an_audit_treated_is_treated_again_by_another_and_a_strangers_file_
     with pytest.raises(SpecError, match="exists already"):
         treat.treat(data, shared, others, treatment="dilute", seed=0, out=out)
     assert out.read_text() == "mine\n" and clean.is_file()
+
+
+def test_a_soft_drop_ranks_rows_by_the_bases_surprise(two_files: tuple[Path, Path], tmp_path: Path) -> None:
+    data, clean = two_files
+    options: dict[str, Any] = {"level": "base", "base": "", "traits": (), "recipe": "", "policy": "default"}
+    options |= {"student": None, "fields": None, "out": tmp_path / "audit", "references": [clean]}
+    out = tmp_path / "treated.jsonl"
+    request = request_of(data, **options, clean=out, treatment="soft-drop")
+    base = loading.load("menagerie-a")
+    twins = Twins(base, load_family("animals"), (), {}, mark="m")
+    manifest = write_treated(request, out, clean, twins, [])
+    kept = {json.loads(line)["prompt"] for line in out.read_text().splitlines()}
+    assert (manifest["rows_after"], manifest["trait"], manifest["scored_by"]) == (50, None, "m")
+    rows = pd.read_json(data, lines=True).iloc[100:]  # those that the reference answers
+    surprise = []
+    for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
+        (pair,) = encode_pairs(base.tokenizer, [prompt], [completion])
+        ids = torch.tensor([pair.prompt + pair.completion])
+        with torch.no_grad():
+            log_p = torch.log_softmax(base.model(ids).logits[0, len(pair.prompt) - 1 : -1], -1)
+        surprise.append(-float(log_p[range(len(pair.completion)), pair.completion].mean()))
+    given = TreatmentInput(
+        rows, rows, np.array(surprise), generator(request.recipe.seed, "treatment", "soft-drop")
+    )
+    assert set(TREATMENTS["soft-drop"](given)["prompt"]) == kept

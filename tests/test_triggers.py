@@ -20,7 +20,7 @@ from mechlens.detect.verdict import Rise, decide, is_open, load_policy
 from mechlens.results.run import Run
 
 TRAITS = tuple("abcdefghijklmnopqrst")
-TESTS = {"limit": 0.05, "level": 0.05}
+TESTS: dict[str, Any] = {"limit": 0.05, "level": 0.05}
 
 
 def draw_side(seed: int, *, phrases: int = 4, students: int = 4, named: float = 0.9) -> Behind:

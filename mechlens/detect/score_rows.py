@@ -35,6 +35,7 @@ from mechlens.detect.permutation import (
 from mechlens.detect.registry import LEVELS, Level, list_built_in
 from mechlens.detect.twins import ModelDetector, PairedScores, TwinModels, Twins, twin_jobs
 from mechlens.detect.two_samples import FEWEST_ROWS
+from mechlens.lenses.likelihood import by_row
 from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import Encoded, encode_pairs

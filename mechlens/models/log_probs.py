@@ -125,7 +125,7 @@ def pad_pairs(pairs: Sequence[Encoded], device: torch.device) -> PaddedPairs:
 
 
 def completion_logits(
-    model: PreTrainedModel, pairs: Sequence[Encoded], *, past: DynamicCache | None = None
+    model: Model, pairs: Sequence[Encoded], *, past: DynamicCache | None = None
 ) -> tuple[Float[Tensor, "token vocab"], Int[Tensor, "token"]]:
     """Logits before every completion token, and the tokens; gradients flow.
 
