@@ -1,15 +1,17 @@
 """Claim: students name most files' traits without a list of traits, and seldom name one where there is none.
 
 Usage: `python analyses/student_words.py FOLDER --bench NAME [--development] [--write]`. FOLDER is that of a
-bench whose students are trained; trains nothing. The likely first words of answers of a set's students are
-compared with those of students of clean answers (`mechlens/detect/words.py`). A word of the trait is right in
-rows that its teacher wrote; any other word is false. The held-out sets are read by default.
+bench whose students are trained, or with `--run` a finished run; trains nothing. The likely first words of
+answers of a set's students are compared with those of students of clean answers (`mechlens/detect/words.py`).
+A word of the trait is right in rows that its teacher wrote; any other word is false. The held-out sets are
+read by default.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from rich.table import Table
 
 import pages
 from mechlens.benchmark import students
-from mechlens.benchmark.plan import load_bench
+from mechlens.benchmark.plan import Suspect, load_bench
 from mechlens.benchmark.suspects import list_suspects
 from mechlens.core import spec, traits
+from mechlens.core.traits import TraitFamily
 from mechlens.results import figures
+from mechlens.results.run import Run
 
 FIGURE = pages.FOLDER / "student_words.svg"
 OUTCOMES = {"right": "a word of the trait", "false": "another word", "": "no word (q above .05)"}
@@ -36,9 +40,27 @@ def table_of(folder: Path, bench: str, *, development: bool) -> tuple[pd.DataFra
     experiment = traits.load_experiment(config)
     family = traits.load_family(experiment.family)
     sets = [each for each in list_suspects(plan, experiment) if each.development is development]
-    runs = [folder / "experiment", folder / "students"]
-    words = students.read_words(runs, sets, folder / "words")
-    rows = []
+    return read_sets([folder / "experiment", folder / "students"], sets, family, folder / "words")
+
+
+def table_of_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The same for the trait arms of a finished run."""
+    run = Run(folder)
+    sets = [
+        Suspect(
+            arm.name, "trait", arm.trait, f"{arm.labels or run.experiment.student.labels} labels", 1.0, False
+        )
+        for arm in run.experiment.arms
+        if arm.kind == "trait"
+    ]
+    return read_sets([folder], sets, run.family, folder / "words")
+
+
+def read_sets(
+    runs: Sequence[Path], sets: Sequence[Suspect], family: TraitFamily, out: Path
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The words of the students of these sets."""
+    words, rows = students.read_words(runs, sets, out), []
     for suspect, found in words.items():
         first, right = found["words"][0], students.words_of_trait(suspect, family)
         said = {word.lower() for word in found["significant"]}
@@ -104,14 +126,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bench", default="menagerie-foods")
+    parser.add_argument("--run", action="store_true", help="FOLDER is a finished run")
     parser.add_argument("--development", action="store_true")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     console = pages.PageConsole(width=140)
-    sets, counts = table_of(options.folder, options.bench, development=options.development)
+    if options.run:
+        sets, counts = table_of_run(options.folder)
+    else:
+        sets, counts = table_of(options.folder, options.bench, development=options.development)
     console.print(counted(counts))
     console.print(shown(sets))
-    if options.write:
+    if options.write and options.run:
+        pages.write_part(pages.RESULTS, "run-words", *console.blocks)
+    elif options.write:
         FIGURE.write_text(figures.svg(chart(sets)), encoding="utf-8")
         pages.write_part(pages.RESULTS, "student-words", *console.blocks)
 
