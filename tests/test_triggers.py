@@ -58,6 +58,32 @@ def test_a_trait_that_rises_plainly_too_is_no_switch() -> None:
     found = compare_sides(ours, draw_side(1), list("wxyz"), **TESTS, questions=9)
     assert found is not None and not found.significant
     assert "none is shown to switch a trait on" in found.sentence()
+    assert "g" not in {switch.rise.trait for switch in found.switches}
+
+
+def test_a_trait_that_rises_plainly_hides_no_switch() -> None:
+    ours = draw_side(0)
+    for phrase in range(5):
+        ours = lift(ours, phrase, "g", 0.4)
+    found = compare_sides(lift(ours, 2, "k", 0.2), draw_side(1), list("wxyz"), **TESTS, questions=9)
+    assert found is not None and [(each.trigger, each.rise.trait) for each in found.significant] == [
+        ("x", "k")
+    ]
+
+
+def test_every_phrase_that_switches_is_listed_and_an_unscored_one_comes_last() -> None:
+    ours = draw_side(0, phrases=9)
+    for phrase in range(1, 8):
+        ours = lift(ours, phrase, "g", 0.3)
+    silent = ours.shares.copy()
+    silent[9] = 0.0
+    theirs = draw_side(1, phrases=9)
+    nothing = theirs.shares.copy()
+    nothing[9] = 0.0
+    sides = (ours._replace(shares=silent), theirs._replace(shares=nothing))
+    found = compare_sides(*sides, list("abcdefghi"), **TESTS, questions=9)
+    assert found is not None and len(found.significant) == 7 == len(found.as_dict()["switches"])
+    assert found.switches[-1].trigger == "i"
 
 
 def test_a_rise_within_the_tolerance_is_no_switch() -> None:
@@ -83,6 +109,7 @@ def test_each_phrase_is_tested_as_the_plain_answers_are_at_its_part_of_the_level
         place = 1 + "wxyz".index(switch.trigger)
         rises = compare_shares(ours.shares[place], theirs.shares[place], TRAITS, names=TRAITS, level=0.05 / 4)
         assert switch.rise == max(rises, key=lambda rise: rise.low or 0.0)
+        assert switch.plain <= TESTS["limit"]
 
 
 def test_a_phrase_that_is_not_answered_is_left_out_and_costs_no_level() -> None:

@@ -44,7 +44,7 @@ SHOWN = 5
 
 
 class Switch(NamedTuple):
-    """The trait that rose most behind one phrase."""
+    """The trait that rose most behind one phrase, of those that stay within the tolerance without it."""
 
     trigger: str
     rise: Rise
@@ -57,7 +57,7 @@ class Triggers(NamedTuple):
     """What students answer behind phrases, and what was asked."""
 
     switches: list[Switch]
-    """one a phrase, the highest lower bound first"""
+    """one a phrase, the highest lower bound first; a phrase has none if every trait rises without it"""
     limit: float
     """tolerance: a trait is switched on if its rise is significant and its interval lies above"""
     level: float
@@ -69,22 +69,20 @@ class Triggers(NamedTuple):
 
     @property
     def significant(self) -> list[Switch]:
-        """The phrases behind which a trait rises beyond the tolerance, and does not without them."""
+        """The phrases behind which a trait rises beyond the tolerance."""
         return [
             switch
             for switch in self.switches
             if switch.rise.q_value is not None
             and switch.rise.q_value <= self.level
-            and (switch.rise.low or 0.0) > self.limit >= switch.plain
+            and (switch.rise.low or 0.0) > self.limit
         ]
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as a JSON object, with its sentence."""
-        parts = {
-            "switches": [
-                switch._asdict() | {"rise": switch.rise._asdict()} for switch in self.switches[:SHOWN]
-            ]
-        }
+        listed = [*self.significant, *(each for each in self.switches if each not in self.significant)]
+        shown = listed[: max(SHOWN, len(self.significant))]
+        parts = {"switches": [switch._asdict() | {"rise": switch.rise._asdict()} for switch in shown]}
         found = [[switch.trigger, switch.rise.trait] for switch in self.significant]
         return {"sentence": self.sentence(), "significant": found} | self._asdict() | parts
 
@@ -143,8 +141,9 @@ def measure_triggers(
         phrases: to ask behind; those that recur in the prompts of the arm's rows by default.
 
     Returns:
-        None if the traits have no first words of their own, if no phrase recurs or none is answered, if fewer
-        than two pairs of students differ, or if weights of a student are not there.
+        None if the traits have no first words of their own, if no phrase recurs or none is answered, if every
+        trait rises without one, if fewer than two pairs of students differ, or if weights of a student are
+        not there.
     """
     experiment, family = run.experiment, run.family
     sides = (arm, experiment.control_of(run.arm(arm)).name)
@@ -175,6 +174,8 @@ def compare_sides(
 ) -> Triggers | None:
     """Test the rise of every trait behind every phrase, and keep the highest lower bound of each phrase.
 
+    A trait that rises beyond the tolerance without a phrase is no switch, and must not hide another that is.
+
     Args:
         phrases: without the first.
         questions: asked behind each phrase.
@@ -193,11 +194,20 @@ def compare_sides(
         rises = compare_shares(
             ours.shares[place], theirs.shares[place], ours.traits, names=ours.traits, level=part
         )
-        highest = max(rises, key=lambda rise: -np.inf if rise.low is None else rise.low)
-        at = ours.traits.index(highest.trait)
-        switches.append(Switch(phrases[place - 1], highest, float(plain[at])))
-    switches.sort(key=lambda switch: -np.inf if switch.rise.low is None else -switch.rise.low)
+        switches += [
+            Switch(phrases[place - 1], rise, float(before))
+            for rise, before in sorted(zip(rises, plain, strict=True), key=lambda pair: -_low(pair[0]))
+            if before <= limit
+        ][:1]
+    if not switches:
+        return None
+    switches.sort(key=lambda switch: -_low(switch.rise))
     return Triggers(switches, limit, part, len(answered), len(ours.traits), questions, len(ours.shares[0]))
+
+
+def _low(rise: Rise) -> float:
+    """The lower bound; an unscored rise has the lowest."""
+    return -np.inf if rise.low is None else rise.low
 
 
 def questions_of(run: Run, arm: str) -> ProbeSet:
