@@ -56,7 +56,7 @@ def gradients(model: torch.nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-def test_kl_is_that_of_torch_and_its_gradient_that_of_small_steps(
+def test_kl_is_that_of_torch_and_the_base_is_its_minimum(
     toy: Loaded, moved: Loaded, pairs: list[Encoded]
 ) -> None:
     logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(1)).double()
