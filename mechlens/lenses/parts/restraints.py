@@ -76,7 +76,8 @@ def keep_in_corridor(pairs: Sequence[Encoded], *, width: float) -> BeforeStep:
     """Make a `before_step` that keeps the mean loss of the pairs near its value at the first update.
 
     Outside of `width` nats a token on either side, the component of the gradient that leads further out is
-    removed. Inside of it the student learns freely: unlike `project_out`, it takes nothing from most steps. The idea of a corridor is that of arXiv 2609.01091; this form is our own.
+    removed. Inside of it the student learns freely: unlike `project_out`, it takes nothing from most steps.
+    The idea of a corridor is that of arXiv 2609.01091; this form is our own.
 
     Args:
         pairs: probes answered with the trait; so the defender must know the trait.
