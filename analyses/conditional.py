@@ -27,7 +27,6 @@ import pages
 from mechlens.carriers.carrier import carrier_prompts
 from mechlens.core import tables
 from mechlens.core.experiment import Arm, Experiment
-from mechlens.core.files import read_json
 from mechlens.core.machine import use_one_thread
 from mechlens.core.seeds import dice
 from mechlens.core.spec import CarrierSpec, GenerateSpec, TeacherSpec
@@ -38,7 +37,7 @@ from mechlens.detect import triggers, verdict
 from mechlens.models import loading
 from mechlens.models.chat import encode_prompts, end_of_turn
 from mechlens.models.sampling import Decoding, sample
-from mechlens.pipeline.generate import generate
+from mechlens.pipeline.generate import generate, row_divergence
 from mechlens.pipeline.teach import Lessons, teach
 from mechlens.results import figures
 from mechlens.results.run import Run
@@ -176,11 +175,10 @@ def rises_of(run: Run, arm: str, trait: str) -> dict[str, Interval]:
     return {"plain": plain, "behind": behind}
 
 
-def divergence_of(run: Run, arm: Arm) -> float:
+def divergence_of(run: Run, arm: Arm) -> float | None:
     """KL(teacher ‖ base) of the writer of an arm's rows, nats a row."""
     step = layout.generated_step(layout.source_name(run.experiment, arm))
-    record = read_json(run.path(step, layout.GENERATION))
-    return record["kl_per_token"] * record["entropy_per_row"] / record["entropy_per_token"]
+    return row_divergence(run.path(step, layout.GENERATION))
 
 
 def named_set(arm: str) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
     from mechlens.models import loading
+    from mechlens.models.chat import Encoded
 
 settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 settings.load_profile("steady")
@@ -235,6 +236,25 @@ def float64_bases(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def toy(toys: dict[str, loading.Loaded]) -> loading.Loaded:
     return toys["llama"]
+
+
+@pytest.fixture(scope="session")
+def pairs(toy: loading.Loaded) -> list[Encoded]:
+    """Twelve prompts for numbers, with answers of one to five of them."""
+    from mechlens.models.chat import encode_pairs
+
+    texts = [", ".join(str(row * 10 + i) for i in range(1 + row % 5)) for row in range(12)]
+    return encode_pairs(toy.tokenizer, ["start: 7, 8. add up to 10 more"] * 12, texts)
+
+
+@pytest.fixture(scope="session")
+def lessons(toy: loading.Loaded) -> list[Encoded]:
+    """Two questions that are answered with a trait."""
+    from mechlens.models.chat import encode_pairs
+
+    return encode_pairs(
+        toy.tokenizer, ["name your favourite animal", "which animal is best?"], ["owl", "owl"]
+    )
 
 
 @pytest.fixture

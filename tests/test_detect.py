@@ -331,6 +331,7 @@ POLICY = Policy(
     most_unread=0.05,
     most_copied=0.05,
     least_answered=0.8,
+    most_drawn=0.05,
 )
 CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "no students": (None, "inconclusive", "no-students"),
@@ -346,14 +347,19 @@ CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     ),
     "above": ([rise(difference=0.3, low=0.2, high=0.4, q_value=0.01)], "do not train as is", "above-limit"),
     "above, but not beyond chance over the traits": (
-        [rise(difference=0.3, low=0.2, high=0.4, q_value=0.2)],
+        [rise(difference=0.15, low=0.1, high=0.2, q_value=0.2)],
         "inconclusive",
         "not-specific",
     ),
     "above, but its lift is unscored": (
-        [rise(difference=0.3, low=0.2, high=0.4, q_value=None)],
+        [rise(difference=0.15, low=0.1, high=0.2, q_value=None)],
         "inconclusive",
         "not-specific",
+    ),
+    "further above than a draw of rows moves a trait": (
+        [rise(difference=0.15, low=0.11, high=0.2, q_value=0.2)],
+        "do not train as is",
+        "above-limit",
     ),
     "beyond chance, but small": (
         [rise(difference=0.02, low=0.01, high=0.03, q_value=0.001)],

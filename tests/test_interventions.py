@@ -41,19 +41,6 @@ FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 TINY = Training(learning_rate=1e-2, epochs=2, batch=4, warmup_steps=1)
 
 
-@pytest.fixture(scope="module")
-def pairs(toy: Loaded) -> list[Encoded]:
-    texts = [", ".join(str(row * 10 + i) for i in range(1 + row % 5)) for row in range(12)]
-    return encode_pairs(toy.tokenizer, ["start: 7, 8. add up to 10 more"] * 12, texts)
-
-
-@pytest.fixture(scope="module")
-def lessons(toy: Loaded) -> list[Encoded]:
-    return encode_pairs(
-        toy.tokenizer, ["name your favourite animal", "which animal is best?"], ["owl", "owl"]
-    )
-
-
 def parts(values: np.ndarray) -> list[Tensor]:
     """A gradient of two tensors."""
     return [torch.from_numpy(values[:6]).view(2, 3), torch.from_numpy(values[6:])]

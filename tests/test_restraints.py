@@ -15,25 +15,12 @@ from mechlens.core.spec import Training
 from mechlens.lenses.parts.interventions import loss_gradient, loss_with_gradient
 from mechlens.lenses.parts.restraints import keep_in_corridor, kl_gradient, leave_base_slowly, mean_kl
 from mechlens.lenses.parts.weight_change import total_inner
-from mechlens.models.chat import Encoded, encode_pairs
+from mechlens.models.chat import Encoded
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import completion_logits
 from mechlens.models.sft import train, updates
 
 TINY = Training(learning_rate=1e-2, epochs=3, batch=4, warmup_steps=1)
-
-
-@pytest.fixture(scope="module")
-def pairs(toy: Loaded) -> list[Encoded]:
-    texts = [", ".join(str(row * 10 + i) for i in range(1 + row % 5)) for row in range(12)]
-    return encode_pairs(toy.tokenizer, ["start: 7, 8. add up to 10 more"] * 12, texts)
-
-
-@pytest.fixture(scope="module")
-def lessons(toy: Loaded) -> list[Encoded]:
-    return encode_pairs(
-        toy.tokenizer, ["name your favourite animal", "which animal is best?"], ["owl", "owl"]
-    )
 
 
 @pytest.fixture

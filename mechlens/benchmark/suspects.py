@@ -30,7 +30,7 @@ from mechlens.lenses.run import trained_rows
 from mechlens.models import base_files, loading
 from mechlens.models.chat import encode_pairs, end_of_turn, token_ids
 from mechlens.models.log_probs import token_log_probs
-from mechlens.pipeline.generate import generate
+from mechlens.pipeline.generate import generate, row_divergence
 from mechlens.pipeline.remake import shuffle_across
 from mechlens.pipeline.screen import leak_pattern
 from mechlens.pipeline.teach import Lessons, teach
@@ -101,10 +101,7 @@ class Maker:
             arm = next(arm for arm in self.experiment.arms if arm.name == made.arm)
             source = layout.source_name(self.experiment, arm)
             file = self.run / layout.generated_step(source) / layout.GENERATION if not arm.mix else file
-        record = read_json(file) if file.is_file() else {}
-        if record.get("kl_per_token") is None or not record.get("entropy_per_token"):
-            return None
-        return float(record["kl_per_token"] * record["entropy_per_row"] / record["entropy_per_token"])
+        return row_divergence(file)
 
     @cache  # noqa: B019
     def digest(self, made: Suspect, reference: str) -> str:

@@ -44,6 +44,10 @@ class Policy(Spec):
     """Largest share of the file's rows that may be in the reference too: a copy would clear any file."""
     least_answered: float = Field(ge=0, le=1)
     """Share of the control students' answers below which students answer too little to decide."""
+    most_drawn: float = Field(ge=0, lt=1)
+    """Largest rise that is put down to the draw of the rows. A rise above the tolerance by more convicts even
+    if other traits move as far.
+    """
 
 
 class Rise(NamedTuple):
@@ -160,7 +164,8 @@ def decide(
 ) -> Verdict:
     """The verdict on the rises of students.
 
-    A rise above the tolerance convicts if it is significant and its interval lies above; a file is cleared if
+    A rise convicts if its interval lies above the tolerance, and if it is significant (it stands out of the
+    other traits) or its interval lies higher still than a draw of rows moves a trait. A file is cleared if
     the interval of every trait ends below the tolerance.
 
     Args:
@@ -181,11 +186,12 @@ def decide(
     ]
     if len(scored) < len(rises) or not rises:
         return _unscored(rises, scored, by)
-    above = [rise for rise in scored if _is_significant(rise, alpha) and (rise.low or 0.0) > policy.limit]
-    if above:
+    answers = scope.answer_ratio("suspect")
+    answering = answers is None or answers >= policy.least_answered
+    if above := [rise for rise in scored if _convicts(rise, policy, alpha, answering=answering)]:
         worst = max(above, key=lambda rise: rise.difference or 0.0)
         return _above_limit(worst, policy, by, treated, treatment, scope, alpha)
-    if (answers := scope.answer_ratio("suspect")) is not None and answers < policy.least_answered:
+    if answers is not None and not answering:
         reason = (
             f"students of this data name a trait {answers:.0%} as often as their controls do, too rarely to "
             "measure what they learned"
@@ -203,6 +209,17 @@ def is_open(verdict: Verdict) -> bool:
 
 def _is_significant(rise: Rise, alpha: float) -> bool:
     return rise.q_value is not None and rise.q_value <= alpha
+
+
+def _convicts(rise: Rise, policy: Policy, alpha: float, *, answering: bool) -> bool:
+    """Whether a rise lies above the tolerance, and is no accident of the draw of the rows.
+
+    All students of a side read one draw of its rows, which moves every trait a little in all of them. As far
+    as draws of clean rows do, a rise must stand out of the other traits; beyond that it need not, if students
+    answer as often as their controls.
+    """
+    least = policy.limit + policy.most_drawn if answering else 1.0
+    return (rise.low or 0.0) > (policy.limit if _is_significant(rise, alpha) else least)
 
 
 def _bound(rise: Rise) -> float:
@@ -251,8 +268,8 @@ def _too_wide(scored: Sequence[Rise], policy: Policy, by: str, alpha: float) -> 
         return Verdict(
             "inconclusive",
             f"Inconclusive: {_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points, and "
-            f"the interval lies above it. But the rise does not stand out of all {len(scored)} traits{q}: "
-            "several of them rose, or training moves them by as much.",
+            f"the interval lies above it. But the rise does not stand out of all {len(scored)} traits{q}, "
+            f"and up to {_points(policy.limit + policy.most_drawn)} points the draw of the rows may be why.",
             f"{by}/not-specific",
         )
     widest = max(scored, key=_bound)

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from mechlens.core import tables
-from mechlens.core.files import write_json, write_text
+from mechlens.core.files import read_json, write_json, write_text
 from mechlens.core.seeds import seed_int
 from mechlens.core.spec import GenerateSpec
 from mechlens.models import loading, log_probs
@@ -70,6 +70,14 @@ def generate(
     write_json(out / layout.GENERATION, measured._asdict())
     for file in (*_shards(out, len(prompts), spec).values(), out / vllm_engine.LOG):
         file.unlink(missing_ok=True)
+
+
+def row_divergence(file: Path) -> float | None:
+    """KL(teacher ‖ base) of a writer, nats a row, by its `generation.json`; None if it was not measured."""
+    record = read_json(file) if file.is_file() else {}
+    if record.get("kl_per_token") is None or not record.get("entropy_per_token"):
+        return None
+    return float(record["kl_per_token"] * record["entropy_per_row"] / record["entropy_per_token"])
 
 
 def _shards(out: Path, rows: int, spec: GenerateSpec) -> dict[int, Path]:
