@@ -5,7 +5,7 @@ trains nothing. Audits are simulated: a student's log-probabilities of the famil
 control students plus the deviation of one student of the run from its arm's mean, drawn at random. So the
 students scatter as those of the run do, trait with trait. One trait's share is then raised by a known amount
 in the suspect's students. A rise above the tolerance that is cleared, and one below it that convicts, are
-errors.
+errors. In one plan the students of a side also share a move of every trait, as they share one draw of rows.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ from mechlens.results.run import Run
 
 FIGURE = pages.FOLDER / "stopping.svg"
 RISES = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
+DRAW = 0.2
+"""standard deviation, bits, of a trait's move by the draw of a side's rows: between two draws, students of
+three clean development sets of the bench menagerie-foods-g show .20 to .35
+"""
 SENTENCES = ("do not train as is", "no transfer found within tested scope", "inconclusive")
 VERDICTS = ("convicted", "cleared", "open")
 
@@ -47,9 +51,15 @@ class Students(NamedTuple):
     deviations: Float[ndarray, "student trait"]
     """of each student's log-shares from its arm's mean, scaled to the spread of independent students"""
 
-    def draw(self, rng: np.random.Generator, count: int) -> Float[ndarray, "student trait"]:
-        """Shares of the family's traits in `count` students of clean data."""
+    def draw(self, rng: np.random.Generator, count: int, *, move: float) -> Float[ndarray, "student trait"]:
+        """Shares of the family's traits in `count` students of one draw of clean data.
+
+        Args:
+            move: standard deviation, bits, of a trait's move in all of them.
+        """
         logs = self.middle + self.deviations[rng.integers(len(self.deviations), size=count)]
+        if move:
+            logs = logs + np.log(2) * move * rng.normal(size=len(self.names))
         shares = np.exp(logs)
         return shares / shares.sum(1, keepdims=True)
 
@@ -80,12 +90,19 @@ def raised(
 
 
 def audit_once(
-    students: Students, looks: list[Look], policy: Policy, rise: float, rng: np.random.Generator
+    students: Students,
+    looks: list[Look],
+    policy: Policy,
+    rise: float,
+    rng: np.random.Generator,
+    *,
+    move: float,
 ) -> tuple[str, int]:
     """The verdict on one simulated file, and the students of a side that it took."""
     trait = int(rng.integers(len(students.names)))
     most = looks[-1].students
-    ours, theirs = raised(students.draw(rng, most), trait, rise), students.draw(rng, most)
+    ours, theirs = (students.draw(rng, most, move=move) for _ in range(2))
+    ours = raised(ours, trait, rise)
     names, verdict, look = students.names, None, looks[0]
     for look in looks:
         sides = ours[: look.students], theirs[: look.students]
@@ -99,17 +116,18 @@ def audit_once(
 
 def simulate(students: Students, policy: Policy, *, audits: int, seeds: int) -> pd.DataFrame:
     """Verdicts by true rise, and students that they took: once with all looks, once with four students."""
+    every = "looks at " + ", ".join(str(n) for n in policy.looks)
+    sequential = plan_looks(policy.looks, most=seeds, alpha=policy.alpha)
     plans = {
-        "looks at " + ", ".join(str(n) for n in policy.looks): plan_looks(
-            policy.looks, most=seeds, alpha=policy.alpha
-        ),
-        "4 students, once": plan_looks((4,), most=seeds, alpha=policy.alpha),
+        every: (sequential, 0.0),
+        "4 students, once": (plan_looks((4,), most=seeds, alpha=policy.alpha), 0.0),
+        f"{every}; rows drawn": (sequential, DRAW),
     }
     rows = []
-    for plan, looks in plans.items():
+    for plan, (looks, move) in plans.items():
         for rise in RISES:
             rng = generator(0, "simulated audits", plan, str(rise))
-            found = [audit_once(students, looks, policy, rise, rng) for _ in range(audits)]
+            found = [audit_once(students, looks, policy, rise, rng, move=move) for _ in range(audits)]
             counts = {sentence: sum(which == sentence for which, _ in found) for sentence in SENTENCES}
             took = float(np.mean([count for _, count in found]))
             rows.append({"plan": plan, "rise": rise, "audits": audits, "students": took} | counts)
