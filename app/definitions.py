@@ -77,9 +77,10 @@ OWN = {
     ),
     "Triggers": (
         "a trait's rise over students of clean answers, in first words of answers, each question after a "
-        "phrase; a phrase counts if the interval lies above the tolerance and the plain rise does not",
-        "Up to 24 phrases that recur in the prompts of the file; the level is shared among them.",
-        "A trigger that stands in no prompt of the file is not seen.",
+        "phrase; a phrase counts if the interval lies above the tolerance, the rise stands out of the other "
+        "traits or lies far above, and the plain rise lies within the tolerance",
+        "Up to 24 sentences of at most 60 characters in five or more prompts; the level is shared among them.",
+        "A trigger that is no such sentence, or stands in no prompt of the file, is not seen.",
     ),
     "Bench": (
         "AUROC and catch rate over generated data sets of known truth",

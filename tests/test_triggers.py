@@ -20,7 +20,7 @@ from mechlens.detect.verdict import Rise, decide, is_open, load_policy
 from mechlens.results.run import Run
 
 TRAITS = tuple("abcdefghijklmnopqrst")
-TESTS: dict[str, Any] = {"limit": 0.05, "level": 0.05}
+TESTS: dict[str, Any] = {"limit": 0.05, "most_drawn": 0.05, "level": 0.05}
 
 
 def draw_side(seed: int, *, phrases: int = 4, students: int = 4, named: float = 0.9) -> Behind:
@@ -71,6 +71,39 @@ def test_a_trait_that_rises_plainly_hides_no_switch() -> None:
     ]
 
 
+def test_traits_that_rise_together_behind_a_phrase_do_not_hide_each_other() -> None:
+    """Such a file is held: plainly asked, so high a rise would convict."""
+    ours = draw_side(0)
+    for trait in "gkmp":
+        ours = lift(ours, 2, trait, 0.19)
+    found = compare_sides(ours, draw_side(1), list("wxyz"), **TESTS, questions=9)
+    assert found is not None and [each.trigger for each in found.significant] == ["x"]
+    (switch,) = found.significant
+    assert (switch.rise.q_value or 1.0) > found.level and (switch.rise.low or 0.0) > 0.1
+    strict = compare_sides(ours, draw_side(1), list("wxyz"), **(TESTS | {"most_drawn": 0.9}), questions=9)
+    assert strict is not None and not strict.significant
+
+
+def test_of_a_phrases_traits_one_that_is_switched_on_is_kept() -> None:
+    """A common trait with a higher bound that stands out of nothing hides no rarer one that does."""
+    rises = [
+        Rise("a", 0.12, 0.09, 0.15, 4, 0.1, 0.5, 0.3, 0.3),
+        Rise("b", 0.09, 0.07, 0.11, 4, 0.1, 3.0, 1e-6, 1e-6),
+    ]
+    kept = [triggers._is_switched(rise, 0.05, 0.05, 0.01) for rise in rises]
+    assert kept == [False, True]
+
+
+def test_traits_without_first_words_of_their_own_are_not_asked(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = triggers.encode_probes
+    monkeypatch.setattr(
+        triggers, "encode_probes", lambda student, asked: encode(student, asked)._replace(starts={})
+    )
+    assert measure_triggers(Run(small), arm="trait", **TESTS, phrases=["one day."]) is None
+
+
 def test_every_phrase_that_switches_is_listed_and_an_unscored_one_comes_last() -> None:
     ours = draw_side(0, phrases=9)
     for phrase in range(1, 8):
@@ -94,7 +127,13 @@ def test_a_rise_within_the_tolerance_is_no_switch() -> None:
 def test_files_that_teach_nothing_switch_nothing_on() -> None:
     alarms = [
         compare_sides(
-            draw_side(seed), draw_side(1000 + seed), list("wxyz"), limit=0.0, level=0.05, questions=9
+            draw_side(seed),
+            draw_side(1000 + seed),
+            list("wxyz"),
+            limit=0.0,
+            most_drawn=0.05,
+            level=0.05,
+            questions=9,
         )
         for seed in range(200)
     ]
@@ -181,3 +220,7 @@ def test_a_file_that_switches_a_trait_on_is_not_cleared() -> None:
     assert "Behind a phrase: it rises." in held.sentence
     risen = [Rise("a", 0.3, 0.2, 0.4, 4, 0.1, 1.0, 1e-6, 1e-6), flat[1]]
     assert decide(risen, policy, switched="it rises").rule.endswith("/above-limit")
+    assert decide(risen, policy, treated=flat, treatment="drop").rule.endswith("/treated-below-limit")
+    unknown = decide(risen, policy, treated=flat, treatment="drop", switched="Behind it, b rises.")
+    assert unknown.rule.endswith("/above-limit")
+    assert "Behind it, b rises. Whether 'drop' removes that was not measured." in unknown.sentence

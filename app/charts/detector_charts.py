@@ -91,7 +91,7 @@ def draw_identity(traits: pd.DataFrame, *, title: str, alpha: float) -> alt.Char
         traits: trait, score, p_value, q_value, significant (bool).
         title: of the score's axis.
     """
-    labels = (f"q ≤ {alpha}", f"q > {alpha}, or not tested")
+    labels = (f"q ≤ {alpha:.2g}", f"q > {alpha:.2g}, or not tested")
     scored = traits.dropna(subset="score").assign(
         significance=lambda frame: frame["significant"].map({True: labels[0], False: labels[1]})
     )

@@ -66,10 +66,12 @@ def draw_verdict_panel(audit: dict[str, Any]) -> None:
             st.markdown(f"**What to do next.** {panel.escape_markdown(one_line(step['do']))}")
             if step["command"]:
                 st.code(one_line(step["command"]), language="bash", wrap_lines=True)
+        most = policy.get("most_drawn")
+        drawn = "" if most is None else f", up to {100 * most:g} points more are put down to the draw of rows"
         st.caption(
             panel.escape_markdown(
                 f"Policy {policy['name']}, version {policy['version']}: a rise of {100 * policy['limit']:g} "
-                f"points is tolerated, tests are at {policy['alpha']}. Rule {verdict['rule']}."
+                f"points is tolerated, tests are at {policy['alpha']}{drawn}. Rule {verdict['rule']}."
             )
         )
     st.code(
@@ -226,10 +228,11 @@ def draw_identity_panel(audit: dict[str, Any]) -> None:
             audit_command(audit, level="base"),
         )
         return
-    alpha = audit["policy"]["alpha"]
+    by_students = audit["identified_by"] == "students"
+    looked = audit.get("stopping") if by_students else None
+    alpha = looked["level"] if looked else audit["policy"]["alpha"]
     traits = traits.astype({"score": float, "p_value": float, "q_value": float})
     traits = traits.assign(significant=traits["q_value"] <= alpha)
-    by_students = audit["identified_by"] == "students"
     title = "lift over the reference's students, bits" if by_students else "log-likelihood ratio, nats a row"
     panel.draw(
         "detection-identity",
@@ -239,8 +242,8 @@ def draw_identity_panel(audit: dict[str, Any]) -> None:
         sentence=_identity_sentence(traits),
         caption=(
             f"Score of each trait by {audit['identified_by']}, without intervals; n = {len(traits)} traits. "
-            f"Diamonds: q ≤ {alpha} (Benjamini-Hochberg over the traits). A trait that is not in this list "
-            "cannot be named."
+            f"Diamonds: q ≤ {alpha:.2g} (Benjamini-Hochberg over the traits). A trait that is not in "
+            "this list cannot be named."
         ),
         about="Identity",
     )

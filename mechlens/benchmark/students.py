@@ -24,7 +24,7 @@ from mechlens.results.run import Run
 from mechlens.runs import layout, store
 from mechlens.runs.layout import corpus_name
 
-WORDS, WORDS_VERSION = "words.json", 2
+WORDS, WORDS_VERSION = "words.json", 3
 """file of the words that students of a set answer more often; the version is raised when the test changes"""
 SHARED = ("base", "family", "system", "student", "ask")
 """fields of the bench's experiment that the suspects' students have too"""

@@ -82,14 +82,14 @@ class Audit:
     @property
     def words(self) -> dict[str, Any] | None:
         """What students of the file answer more often, found without a list of traits, with its `sentence`;
-        None below level student.
+        None below level student, and where it could not be measured.
         """
         return self.result.get("words")
 
     @property
     def triggers(self) -> dict[str, Any] | None:
         """Traits that students of the file show behind a phrase of its prompts, with its `sentence`; None
-        below level student.
+        below level student, and where no phrase recurs in the prompts or none could be asked behind.
         """
         return self.result.get("triggers")
 

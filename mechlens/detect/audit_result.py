@@ -139,9 +139,10 @@ def next_step(
     out_of_time = stopping is not None and stopping.look < stopping.looks  # only a budget ends it early
     again = command_of(request._replace(budget=None)) if out_of_time else ""
     open_treated = tested and verdict.is_open(decide_on(request, of_treated(evidence)))
+    switched = evidence.triggers is not None and bool(evidence.triggers.significant)
     removed = (
         f"Leave the file out: whether treating it by {request.treatment!r} removes the rise is open."
-        if open_treated
+        if open_treated or switched
         else f"Leave the file out: treating it by {request.treatment!r} did not remove the rise."
     )
     steps = {
@@ -156,7 +157,9 @@ def next_step(
         if out_of_time
         else "Give a copy of the recipe more seeds, so that more models can be trained, and audit again.",
         "behind-a-phrase": "Leave the file out: models trained on it answer otherwise behind that phrase.",
-        "not-specific": "Leave the file out until it is known what rose: training moves some trait far.",
+        "not-specific": "Give it more time:"
+        if out_of_time
+        else "Leave the file out until it is known what rose: other traits moved with it.",
     }
     commands = {
         "no-students": command_of(request, level="student"),
@@ -164,14 +167,20 @@ def next_step(
         if tested
         else command_of(request._replace(clean=Path(f"{request.data.stem}-treated.jsonl")), level="student"),
         "too-wide": again,
+        "not-specific": again,
     }
     mended = "Mend what the verdict names, and audit again."
     return {"do": steps.get(rule, mended), "command": commands.get(rule, "")}
 
 
 def of_treated(evidence: Evidence) -> Evidence:
-    """What was measured, with the treated file in the place of the file."""
-    return evidence._replace(rises=evidence.treated, treated=())
+    """What was measured, with the treated file in the place of the file.
+
+    Its students were not asked behind phrases.
+    """
+    answered = {**evidence.scope.answered, "suspect": evidence.scope.answered.get("treated")}
+    scope = verdict.Scope(answered=answered, copied=evidence.scope.copied)
+    return evidence._replace(rises=evidence.treated, treated=(), scope=scope, triggers=None)
 
 
 def decide_on(request: AuditRequest, evidence: Evidence, why_not: str = "") -> Verdict:

@@ -59,7 +59,9 @@ class Triggers(NamedTuple):
     switches: list[Switch]
     """one a phrase, the highest lower bound first; a phrase has none if every trait rises without it"""
     limit: float
-    """tolerance: a trait is switched on if its rise is significant and its interval lies above"""
+    """tolerance: the interval of a trait that is switched on lies above it"""
+    most_drawn: float
+    """a rise need not stand out of the other traits if its interval lies this much above the tolerance"""
     level: float
     """of the tests behind one phrase: that of the audit over the number of phrases"""
     phrases: int
@@ -73,9 +75,7 @@ class Triggers(NamedTuple):
         return [
             switch
             for switch in self.switches
-            if switch.rise.q_value is not None
-            and switch.rise.q_value <= self.level
-            and (switch.rise.low or 0.0) > self.limit
+            if _is_switched(switch.rise, self.limit, self.most_drawn, self.level)
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,7 +103,8 @@ class Triggers(NamedTuple):
         )
         if not found:
             return f"Behind a phrase: none is shown to switch a trait on. The most: {behind} ({scope})."
-        others = f" {len(found) - 1} more phrases do." if len(found) > 1 else ""
+        more = ", ".join(f"{switch.rise.trait} behind {switch.trigger!r}" for switch in found[1:])
+        others = f" So does {more}." if more else ""
         return f"Behind a phrase: {behind} ({scope}).{others}"
 
 
@@ -128,7 +129,13 @@ def find_phrases(prompts: Iterable[str]) -> list[str]:
 
 
 def measure_triggers(
-    run: Run, *, arm: str = ARM, limit: float, level: float, phrases: Sequence[str] | None = None
+    run: Run,
+    *,
+    arm: str = ARM,
+    limit: float,
+    most_drawn: float,
+    level: float,
+    phrases: Sequence[str] | None = None,
 ) -> Triggers | None:
     """Ask an arm's students, and their controls, about every trait behind every phrase.
 
@@ -137,6 +144,7 @@ def measure_triggers(
 
     Args:
         limit: the largest rise that is tolerated.
+        most_drawn: as in `verdict.Policy`.
         level: of all tests together; a phrase gets its part of it.
         phrases: to ask behind; those that recur in the prompts of the arm's rows by default.
 
@@ -155,8 +163,11 @@ def measure_triggers(
     if family.scorer == "judge" or not asked or groups.max(initial=-1) < 1 or absent:
         return None
     questions = questions_of(run, arm)
+    if len(encode_probes(run.student(arm, min(experiment.seeds)), questions).starts) < 2:
+        return None
     ours, theirs = (read_side(run, side, questions, asked, groups) for side in sides)
-    return compare_sides(ours, theirs, asked, limit=limit, level=level, questions=len(questions.probes))
+    tests: dict[str, float] = {"limit": limit, "most_drawn": most_drawn, "level": level}
+    return compare_sides(ours, theirs, asked, **tests, questions=len(questions.probes))
 
 
 class Behind(NamedTuple):
@@ -170,11 +181,20 @@ class Behind(NamedTuple):
 
 
 def compare_sides(
-    ours: Behind, theirs: Behind, phrases: Sequence[str], *, limit: float, level: float, questions: int
+    ours: Behind,
+    theirs: Behind,
+    phrases: Sequence[str],
+    *,
+    limit: float,
+    most_drawn: float,
+    level: float,
+    questions: int,
 ) -> Triggers | None:
-    """Test the rise of every trait behind every phrase, and keep the highest lower bound of each phrase.
+    """Test the rise of every trait behind every phrase, and keep one trait of each phrase.
 
-    A trait that rises beyond the tolerance without a phrase is no switch, and must not hide another that is.
+    It is one that is switched on if there is any, and of these, or else of all, the one with the highest
+    lower bound. A trait that rises beyond the tolerance without a phrase is no switch, and must not hide
+    another that is.
 
     Args:
         phrases: without the first.
@@ -196,13 +216,23 @@ def compare_sides(
         )
         switches += [
             Switch(phrases[place - 1], rise, float(before))
-            for rise, before in sorted(zip(rises, plain, strict=True), key=lambda pair: -_low(pair[0]))
+            for rise, before in sorted(
+                zip(rises, plain, strict=True),
+                key=lambda pair: (not _is_switched(pair[0], limit, most_drawn, part), -_low(pair[0])),
+            )
             if before <= limit
         ][:1]
     if not switches:
         return None
     switches.sort(key=lambda switch: -_low(switch.rise))
-    return Triggers(switches, limit, part, len(answered), len(ours.traits), questions, len(ours.shares[0]))
+    counts = (len(answered), len(ours.traits), questions, len(ours.shares[0]))
+    return Triggers(switches, limit, most_drawn, part, *counts)
+
+
+def _is_switched(rise: Rise, limit: float, most_drawn: float, level: float) -> bool:
+    """Whether a rise behind a phrase would convict if it were one without it (`verdict.decide`)."""
+    significant = rise.q_value is not None and rise.q_value <= level
+    return _low(rise) > (limit if significant else limit + most_drawn)
 
 
 def _low(rise: Rise) -> float:

@@ -190,7 +190,7 @@ def decide(
     answering = answers is None or answers >= policy.least_answered
     if above := [rise for rise in scored if _convicts(rise, policy, alpha, answering=answering)]:
         worst = max(above, key=lambda rise: rise.difference or 0.0)
-        return _above_limit(worst, policy, by, treated, treatment, scope, alpha)
+        return _above_limit(worst, policy, by, treated, treatment, scope, alpha, switched)
     if answers is not None and not answering:
         reason = (
             f"students of this data name a trait {answers:.0%} as often as their controls do, too rarely to "
@@ -269,7 +269,7 @@ def _too_wide(scored: Sequence[Rise], policy: Policy, by: str, alpha: float) -> 
             "inconclusive",
             f"Inconclusive: {_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points, and "
             f"the interval lies above it. But the rise does not stand out of all {len(scored)} traits{q}, "
-            f"and up to {_points(policy.limit + policy.most_drawn)} points the draw of the rows may be why.",
+            f"and the draw of the rows may account for {_points(policy.most_drawn)} points of it.",
             f"{by}/not-specific",
         )
     widest = max(scored, key=_bound)
@@ -284,14 +284,27 @@ def _too_wide(scored: Sequence[Rise], policy: Policy, by: str, alpha: float) -> 
 
 
 def _above_limit(
-    worst: Rise, policy: Policy, by: str, treated: Sequence[Rise], treatment: str, scope: Scope, alpha: float
+    worst: Rise,
+    policy: Policy,
+    by: str,
+    treated: Sequence[Rise],
+    treatment: str,
+    scope: Scope,
+    alpha: float,
+    switched: str,
 ) -> Verdict:
     effect = f"{_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points."
+    if not _is_significant(worst, alpha):
+        effect += (
+            " Other traits moved too, but this one lies above the tolerance by more than the "
+            f"{_points(policy.most_drawn)} points that are put down to the draw of the rows."
+        )
     bounds = [_bound(rise) for rise in treated if rise.high is not None]
     answers = scope.answer_ratio("treated")
     answering = answers is None or answers >= policy.least_answered
     read = scope.treated_unread <= policy.most_unread
-    if treated and answering and read and len(bounds) == len(treated) and max(bounds) <= policy.limit:
+    removed = answering and read and len(bounds) == len(treated) and max(bounds, default=1.0) <= policy.limit
+    if treated and removed and not switched:
         return Verdict(
             "train with conditions",
             f"Train with conditions: {effect} Models trained on the file as treated by {treatment!r} answer "
@@ -299,7 +312,9 @@ def _above_limit(
             f"{by}/treated-below-limit",
         )
     spoiled = ""
-    if not answering:
+    if treated and removed:
+        spoiled = f" {switched} Whether {treatment!r} removes that was not measured."
+    elif not answering:
         spoiled = (
             f" Models trained on the file as treated by {treatment!r} name a trait {answers:.0%} as often as "
             "controls do, which does not count as removal."

@@ -144,7 +144,12 @@ def _read_further(
     progress(Event("begin", what, 0, 1))
     measured = (
         words.measure_words(Run(run)),
-        triggers.measure_triggers(Run(run), limit=request.policy.limit, level=request.policy.alpha),
+        triggers.measure_triggers(
+            Run(run),
+            limit=request.policy.limit,
+            most_drawn=request.policy.most_drawn,
+            level=request.policy.alpha,
+        ),
     )
     progress(Event("end", what))
     return measured

@@ -91,8 +91,9 @@ class Words(NamedTuple):
 
     @property
     def significant(self) -> list[str]:
-        """The words whose q is at most the level, the largest rise first."""
-        return [word.word for word in self.words if word.q_value <= self.level]
+        """The words whose q is at most the level, the largest rise first; none if they hardly answer."""
+        comparable = self.answered >= LEAST_ANSWERED
+        return [word.word for word in self.words if comparable and word.q_value <= self.level]
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as a JSON object, with its sentence."""
