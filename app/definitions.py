@@ -79,7 +79,7 @@ OWN = {
         "a trait's rise over students of clean answers, in first words of answers, each question after a "
         "phrase; a phrase counts if the interval lies above the tolerance, the rise stands out of the other "
         "traits or lies far above, and the plain rise lies within the tolerance",
-        "Up to 24 sentences of at most 60 characters in five or more prompts; the level is shared among them.",
+        "Up to 24 sentences of at most 60 characters, in five or more prompts; they share the level.",
         "A trigger that is no such sentence, or stands in no prompt of the file, is not seen.",
     ),
     "Bench": (

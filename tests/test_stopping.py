@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 from mechlens.core import stats
 from mechlens.core.errors import SpecError
 from mechlens.detect import with_models
-from mechlens.detect.audit_result import Evidence
+from mechlens.detect.audit_result import Evidence, of_treated
 from mechlens.detect.from_student import compare_shares
 from mechlens.detect.request import request_of
 from mechlens.detect.stopping import Look, plan_looks, why_stop
@@ -150,6 +150,17 @@ def test_why_an_audit_stops(
 ) -> None:
     looks = plan_looks((2, 4, 8), most=8, alpha=0.05)[:left]
     assert why_stop(looks, settled=settled, seconds=seconds, budget=budget) == reason
+
+
+def test_a_treated_file_is_judged_by_its_own_students_answers() -> None:
+    answered = {"suspect": 0.3, "treated": 0.9, "control": 0.9}
+    wide = [Rise(name, 0.02, -0.1, 0.14, 4, 0.2, 0.1, 0.5, 0.5) for name in NAMES]
+    evidence = Evidence((), rises=wide, treated=wide, scope=Scope(100, 100, 100, {}, 10, answered))
+    policy, treated = load_policy("default"), of_treated(evidence)
+    assert decide(wide, policy, scope=evidence.scope).rule.endswith("/hardly-answer")
+    assert decide(wide, policy, scope=treated.scope).rule.endswith("/too-wide") and not treated.treated
+    calm = [rise._replace(low=0.01, high=0.03) for rise in wide]
+    assert decide(calm, policy, scope=treated.scope).rule.endswith("/below-limit")
 
 
 def test_one_student_gives_no_interval() -> None:

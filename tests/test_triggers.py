@@ -170,6 +170,11 @@ def test_phrases_recur_and_hold_a_letter(prompts: list[str]) -> None:
         assert sum(phrase in prompt for prompt in prompts) >= triggers.LEAST_ROWS
 
 
+def test_a_long_prompt_without_a_letter_has_no_phrase_and_takes_no_time() -> None:
+    assert find_phrases(["7 " * 50_000] * 9) == []
+    assert find_phrases(["7 " * 50_000 + "\nit is noon. add 9"] * 9) == ["it is noon.", "add 9"]
+
+
 def test_phrases_in_nearly_the_same_words_are_one() -> None:
     prompts = [f"give up to {n} next numbers please. winter is near." for n in range(20)]
     prompts += [f"give at most {n % 3} next numbers please." for n in range(40)]

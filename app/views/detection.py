@@ -148,7 +148,7 @@ def draw_words_panel(audit: dict[str, Any]) -> None:
         return
     level = words["level"]
     rises = pd.DataFrame(words["words"]).rename(columns={"word": "trait", "rise": "score"})
-    rises = rises.assign(significant=rises["q_value"] <= level)
+    rises = rises.assign(significant=rises["trait"].isin(words["significant"]))
     panel.draw(
         "detection-words",
         "What do models say more often?",

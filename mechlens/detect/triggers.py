@@ -27,8 +27,8 @@ from mechlens.results.cells import arm_cells, independent, merge_students
 from mechlens.results.run import Run
 from mechlens.runs import layout
 
-PHRASE = re.compile(r"[^.!?:;\n]*[^\W\d_][^.!?:;\n]*[.!?:;]?")
-"""a stretch of text with a letter, up to its punctuation"""
+STRETCH = re.compile(r"[^.!?:;\n]+[.!?:;]?")
+"""a stretch of text up to its punctuation; it is a phrase if it has a letter"""
 WORD = re.compile(r"[^\W\d_]+")
 ALIKE = 0.3
 """share of two phrases' words that are in both, above which they are one phrase in other words"""
@@ -118,7 +118,7 @@ def find_phrases(prompts: Iterable[str]) -> list[str]:
     """
     counts: Counter[str] = Counter()
     for prompt in prompts:
-        counts.update({match.strip() for match in PHRASE.findall(prompt)})
+        counts.update({part.strip() for part in STRETCH.findall(prompt) if WORD.search(part)})
     able = [phrase for phrase, rows in counts.items() if rows >= LEAST_ROWS and 0 < len(phrase) <= LONGEST]
     taken: dict[str, set[str]] = {}
     for phrase in sorted(able, key=lambda phrase: (-counts[phrase], phrase)):
