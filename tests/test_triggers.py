@@ -172,7 +172,7 @@ def test_phrases_recur_and_hold_a_letter(prompts: list[str]) -> None:
 
 def test_a_long_prompt_without_a_letter_has_no_phrase_and_takes_no_time() -> None:
     assert find_phrases(["7 " * 50_000] * 9) == []
-    assert find_phrases(["7 " * 50_000 + "\nit is noon. add 9"] * 9) == ["it is noon.", "add 9"]
+    assert find_phrases(["7 " * 50_000 + "\nit is noon. add 9"] * 9) == ["add 9", "it is noon."]
 
 
 def test_phrases_in_nearly_the_same_words_are_one() -> None:
