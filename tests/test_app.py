@@ -353,8 +353,9 @@ def test_what_models_say_without_a_list_is_a_panel_of_the_verdict(
 ) -> None:
     word = {"word": "owl", "rise": 1.0, "share": 0.2, "control": 0.1, "p_value": 0.001, "q_value": 0.01}
     said = {"words": [word, word | {"word": "fox", "q_value": 0.6}], "sentence": "Asked 'x', 'owl'."}
-    counts = {"tested": 39, "questions": 80, "students": 4, "level": 0.05}
-    audit = read_json(APP / "audits" / "eagle" / "audit.json") | {"words": said | counts}
+    counts = {"tested": 39, "questions": 80, "students": 4, "level": 0.05, "significant": ["owl"]}
+    measured = {"words": said | counts, "triggers": None}
+    audit = read_json(APP / "audits" / "eagle" / "audit.json") | measured
     runs = shutil.copytree(folders["as_it_is"], tmp_path / "runs")
     (runs / "audits" / "suspect").mkdir(parents=True)
     write_json(runs / "audits" / "suspect" / "audit.json", audit)
