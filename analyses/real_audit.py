@@ -185,17 +185,21 @@ def print_note(event: Event) -> None:
         print(event.text, flush=True)
 
 
-def clean_sides(audits: Audits, sets: int, rows: int) -> Iterator[Sides]:
-    """Pairs of samples of the untouched base; no two sets share a prompt or a random number."""
+def clean_sides(audits: Audits, sets: int, rows: int, *, skipped: int = 0) -> Iterator[Sides]:
+    """Pairs of samples of the untouched base; no two sets share a prompt or a random number.
+
+    Args:
+        skipped: the first sets, which are the same whatever is skipped.
+    """
     carrier = audits.recipe.carrier.model_copy(update={"prompts": 2 * sets * rows})
     prompts = list(dict.fromkeys(prompt.text for prompt in carrier_prompts(carrier, seed=4_242)))
-    for first in range(0, sets, GROUP):
+    for first in range(skipped - skipped % GROUP, sets, GROUP):
         last = min(first + GROUP, sets)
         part = prompts[first * rows : last * rows]
         suspect, reference = (
             audits.draw(part, f"clean-{first:02d}-{side}") for side in ("suspect", "reference")
         )
-        for number in range(first, last):
+        for number in range(max(first, skipped), last):
             place = slice((number - first) * rows, (number - first + 1) * rows)
             yield Sides(f"clean-{number:02d}", "", suspect.iloc[place], reference.iloc[place])
 
@@ -204,7 +208,7 @@ def estimate(
     options: argparse.Namespace, suspects: Sequence[Sides], without: Sequence[Sides], twins: int
 ) -> str:
     """Minutes on two cores, by step; `without` are suspects without a reference, which is sampled."""
-    clean = 2 * options.clean * options.clean_rows
+    clean = 2 * (options.clean - options.skip_clean) * options.clean_rows
     # the control of a run is the reference of all its arms
     references = {id(sides.reference): len(sides.reference) for sides in suspects}
     files = sum(len(sides.suspect) for sides in without)
@@ -258,7 +262,10 @@ def run(options: argparse.Namespace) -> None:
         reference = audits.draw(sides.suspect["prompt"].tolist(), f"reference-{sides.name}")
         suspects.append(sides._replace(reference=reference))
     records = []
-    for sides in (*suspects, *clean_sides(audits, options.clean, options.clean_rows)):
+    for sides in (
+        *suspects,
+        *clean_sides(audits, options.clean, options.clean_rows, skipped=options.skip_clean),
+    ):
         records.append(audits.audit(sides))
         named = ", ".join(cast("list[str]", records[-1]["named"])) or "none"
         print(f"{sides.name}: named {named}, {records[-1]['minutes']:.1f} minutes", flush=True)
@@ -283,6 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--suspect-rows", type=int, default=256, help="rows of a suspect that are scored")
     parser.add_argument("--clean", type=int, default=40, help="number of clean sets")
+    parser.add_argument("--skip-clean", type=int, default=0, help="clean sets that were read before")
     parser.add_argument(
         "--clean-rows", type=int, default=24, help="rows of a clean set, and of its reference"
     )
