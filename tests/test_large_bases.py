@@ -277,9 +277,7 @@ def test_the_script_of_real_audits_resumes_and_reports_each_set(
     assert len(prompts) == 2 and prompts[0] != prompts[1]
     monkeypatch.setattr(script, "ghost_dots", lambda *_: pytest.fail("scored before"))
     assert script.main(words) == 0 and capsys.readouterr().out.splitlines()[-6:] == printed.splitlines()[-6:]
-    (
-        tmp_path / "out" / "sets" / "clean-02.json"
-    ).unlink()  # its scores are there: only the same rows have them
+    sets[2].unlink()  # its scores are there: only the same rows have them
     assert script.main([*words, "--skip-clean", "2"]) == 0
     assert "| 1 clean sets | 4 each |" in capsys.readouterr().out
     assert script.main([*words[:-4], "--rows", f"{data}=unicorn"]) == 2
