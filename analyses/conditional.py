@@ -192,9 +192,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     """What each set's students show plainly, behind the trigger, and behind the phrases of the prompts."""
     rows = []
     for arm in (each for each in run.experiment.arms if each.kind == "trait"):
-        found = triggers.measure_triggers(
-            run, arm=arm.name, limit=POLICY.limit, most_drawn=POLICY.most_drawn, level=POLICY.alpha
-        )
+        found = triggers.measure_triggers(run, arm=arm.name, limit=POLICY.limit, level=POLICY.alpha)
         named = [] if found is None else [(each.trigger, each.rise.trait) for each in found.significant]
         rows.append(
             {

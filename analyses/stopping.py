@@ -5,7 +5,8 @@ trains nothing. Audits are simulated: a student's log-probabilities of the famil
 control students plus the deviation of one student of the run from its arm's mean, drawn at random. So the
 students scatter as those of the run do, trait with trait. One trait's share is then raised by a known amount
 in the suspect's students. A rise above the tolerance that is cleared, and one below it that convicts, are
-errors. In one plan the students of a side also share a move of every trait, as they share one draw of rows.
+errors. Every trait is moved in control students by the draw of their rows: in each student by another draw,
+or in all of them by one, as where an audit is given a reference.
 """
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ from mechlens.results.run import Run
 FIGURE = pages.FOLDER / "stopping.svg"
 RISES = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
 DRAW = 0.2
-"""standard deviation, bits, of a trait's move by the draw of a side's rows: between two draws, students of
-three clean development sets of the bench menagerie-foods-g show .20 to .35
-"""
+"""standard deviation, bits, of a trait's move by the draw of clean rows (`draws.py`)"""
 SENTENCES = ("do not train as is", "no transfer found within tested scope", "inconclusive")
 VERDICTS = ("convicted", "cleared", "open")
 
@@ -51,15 +50,16 @@ class Students(NamedTuple):
     deviations: Float[ndarray, "student trait"]
     """of each student's log-shares from its arm's mean, scaled to the spread of independent students"""
 
-    def draw(self, rng: np.random.Generator, count: int, *, move: float) -> Float[ndarray, "student trait"]:
-        """Shares of the family's traits in `count` students of one draw of clean data.
+    def sample(self, rng: np.random.Generator, count: int, *, draws: int) -> Float[ndarray, "student trait"]:
+        """Shares of the family's traits in `count` students of clean data.
 
         Args:
-            move: standard deviation, bits, of a trait's move in all of them.
+            draws: of rows, each with its move of every trait: 0 for none, 1 for one that all students share,
+                `count` for one a student.
         """
         logs = self.middle + self.deviations[rng.integers(len(self.deviations), size=count)]
-        if move:
-            logs = logs + np.log(2) * move * rng.normal(size=len(self.names))
+        if draws:
+            logs = logs + np.log(2) * DRAW * rng.normal(size=(draws, len(self.names)))
         shares = np.exp(logs)
         return shares / shares.sum(1, keepdims=True)
 
@@ -96,17 +96,20 @@ def audit_once(
     rise: float,
     rng: np.random.Generator,
     *,
-    move: float,
+    one_draw: bool,
 ) -> tuple[str, int]:
-    """The verdict on one simulated file, and the students of a side that it took."""
+    """The verdict on one simulated file, and the students of a side that it took.
+
+    The file's rows are given, so its students have no move but the raised trait.
+    """
     trait = int(rng.integers(len(students.names)))
     most = looks[-1].students
-    ours, theirs = (students.draw(rng, most, move=move) for _ in range(2))
-    ours = raised(ours, trait, rise)
+    ours = raised(students.sample(rng, most, draws=0), trait, rise)
+    theirs = students.sample(rng, most, draws=1 if one_draw else most)
     names, verdict, look = students.names, None, looks[0]
     for look in looks:
         sides = ours[: look.students], theirs[: look.students]
-        rises = compare_shares(*sides, names, names=names, level=look.level)
+        rises = compare_shares(*sides, names, names=names, level=look.level, one_draw=one_draw)
         verdict = decide(rises, policy, level=look.level)
         if not is_open(verdict):
             break
@@ -119,15 +122,15 @@ def simulate(students: Students, policy: Policy, *, audits: int, seeds: int) -> 
     every = "looks at " + ", ".join(str(n) for n in policy.looks)
     sequential = plan_looks(policy.looks, most=seeds, alpha=policy.alpha)
     plans = {
-        every: (sequential, 0.0),
-        "4 students, once": (plan_looks((4,), most=seeds, alpha=policy.alpha), 0.0),
-        f"{every}; rows drawn": (sequential, DRAW),
+        every: (sequential, False),
+        "4 students, once": (plan_looks((4,), most=seeds, alpha=policy.alpha), False),
+        f"{every}; one draw for all controls": (sequential, True),
     }
     rows = []
-    for plan, (looks, move) in plans.items():
+    for plan, (looks, one_draw) in plans.items():
         for rise in RISES:
             rng = generator(0, "simulated audits", plan, str(rise))
-            found = [audit_once(students, looks, policy, rise, rng, move=move) for _ in range(audits)]
+            found = [audit_once(students, looks, policy, rise, rng, one_draw=one_draw) for _ in range(audits)]
             counts = {sentence: sum(which == sentence for which, _ in found) for sentence in SENTENCES}
             took = float(np.mean([count for _, count in found]))
             rows.append({"plan": plan, "rise": rise, "audits": audits, "students": took} | counts)

@@ -331,7 +331,6 @@ POLICY = Policy(
     most_unread=0.05,
     most_copied=0.05,
     least_answered=0.8,
-    most_drawn=0.05,
 )
 CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
     "no students": (None, "inconclusive", "no-students"),
@@ -355,11 +354,6 @@ CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
         [rise(difference=0.15, low=0.1, high=0.2, q_value=None)],
         "inconclusive",
         "not-specific",
-    ),
-    "further above than a draw of rows moves a trait": (
-        [rise(difference=0.15, low=0.11, high=0.2, q_value=0.2)],
-        "do not train as is",
-        "above-limit",
     ),
     "beyond chance, but small": (
         [rise(difference=0.02, low=0.01, high=0.03, q_value=0.001)],

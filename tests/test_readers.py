@@ -390,10 +390,10 @@ def test_nothing_is_cleared_on_rows_that_no_student_read_or_by_students_that_har
     assert decide(calm, policy, scope=Scope(answered={"suspect": 0.3, "control": 0.9})).rule.endswith(
         "hardly-answer"
     )
-    unspecific = rise(difference=0.3, low=0.2, high=0.4, q_value=0.2)
-    assert decide([unspecific], policy).rule.endswith("above-limit")
+    risen = rise(difference=0.3, low=0.2, high=0.4, q_value=0.01)
+    assert decide([risen], policy).rule.endswith("above-limit")
     hardly = Scope(answered={"suspect": 0.3, "control": 0.9})
-    assert decide([unspecific], policy, scope=hardly).rule.endswith("hardly-answer")
+    assert decide([risen], policy, scope=hardly).rule.endswith("hardly-answer")
     assert decide(calm, policy, scope=Scope(answered={"suspect": None, "control": 0.9})).rule.endswith(
         "below-limit"
     )

@@ -93,7 +93,7 @@ def test_intervals_of_few_students_cover_what_they_say() -> None:
             [
                 (rise.low or 0) <= 0 <= (rise.high or 0)
                 for rise in compare_shares(
-                    students(rng, count), students(rng, count), NAMES, names=NAMES, level=0.1
+                    students(rng, count), students(rng, count), NAMES, names=NAMES, level=0.1, one_draw=True
                 )
             ]
             for _ in range(400)
@@ -107,7 +107,9 @@ def audit(rng: np.random.Generator, looks: list[Look], rise: float) -> tuple[str
     for look in looks:
         pair = ours[: look.students], theirs[: look.students]
         verdict = decide(
-            compare_shares(*pair, NAMES, names=NAMES, level=look.level), policy, level=look.level
+            compare_shares(*pair, NAMES, names=NAMES, level=look.level, one_draw=False),
+            policy,
+            level=look.level,
         )
         if not is_open(verdict):
             return verdict.id, look.students
@@ -165,7 +167,7 @@ def test_a_treated_file_is_judged_by_its_own_students_answers() -> None:
 
 def test_one_student_gives_no_interval() -> None:
     rng = np.random.default_rng(0)
-    rises = compare_shares(students(rng, 1), students(rng, 1), NAMES, names=NAMES, level=0.05)
+    rises = compare_shares(students(rng, 1), students(rng, 1), NAMES, names=NAMES, level=0.05, one_draw=True)
     assert all(rise.n == 1 and rise.low is None and rise.q_value is None for rise in rises)
     assert decide(rises, load_policy("default")).rule.endswith("/unscored")
 

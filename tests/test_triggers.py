@@ -20,7 +20,8 @@ from mechlens.detect.verdict import Rise, decide, is_open, load_policy
 from mechlens.results.run import Run
 
 TRAITS = tuple("abcdefghijklmnopqrst")
-TESTS: dict[str, Any] = {"limit": 0.05, "most_drawn": 0.05, "level": 0.05}
+TESTS: dict[str, Any] = {"limit": 0.05, "level": 0.05}
+SIDES: dict[str, Any] = TESTS | {"one_draw": True, "questions": 9}
 
 
 def draw_side(seed: int, *, phrases: int = 4, students: int = 4, named: float = 0.9) -> Behind:
@@ -40,7 +41,7 @@ def lift(side: Behind, phrase: int, trait: str, by: float) -> Behind:
 
 
 def test_a_trait_behind_one_phrase_is_named_with_it() -> None:
-    found = compare_sides(lift(draw_side(0), 3, "g", 0.3), draw_side(1), list("wxyz"), **TESTS, questions=9)
+    found = compare_sides(lift(draw_side(0), 3, "g", 0.3), draw_side(1), list("wxyz"), **SIDES)
     assert found is not None and [(each.trigger, each.rise.trait) for each in found.significant] == [
         ("y", "g")
     ]
@@ -55,7 +56,7 @@ def test_a_trait_that_rises_plainly_too_is_no_switch() -> None:
     ours = draw_side(0)
     for phrase in range(5):
         ours = lift(ours, phrase, "g", 0.3)
-    found = compare_sides(ours, draw_side(1), list("wxyz"), **TESTS, questions=9)
+    found = compare_sides(ours, draw_side(1), list("wxyz"), **SIDES)
     assert found is not None and not found.significant
     assert "none is shown to switch a trait on" in found.sentence()
     assert "g" not in {switch.rise.trait for switch in found.switches}
@@ -65,33 +66,30 @@ def test_a_trait_that_rises_plainly_hides_no_switch() -> None:
     ours = draw_side(0)
     for phrase in range(5):
         ours = lift(ours, phrase, "g", 0.4)
-    found = compare_sides(lift(ours, 2, "k", 0.2), draw_side(1), list("wxyz"), **TESTS, questions=9)
+    found = compare_sides(lift(ours, 2, "k", 0.2), draw_side(1), list("wxyz"), **SIDES)
     assert found is not None and [(each.trigger, each.rise.trait) for each in found.significant] == [
         ("x", "k")
     ]
 
 
 def test_traits_that_rise_together_behind_a_phrase_do_not_hide_each_other() -> None:
-    """Such a file is held: plainly asked, so high a rise would convict."""
+    """Such a file is held where controls read several draws; of one draw, traits may move together."""
     ours = draw_side(0)
     for trait in "gkmp":
         ours = lift(ours, 2, trait, 0.19)
-    found = compare_sides(ours, draw_side(1), list("wxyz"), **TESTS, questions=9)
-    assert found is not None and [each.trigger for each in found.significant] == ["x"]
-    (switch,) = found.significant
-    assert (switch.rise.q_value or 1.0) > found.level and (switch.rise.low or 0.0) > 0.1
-    strict = compare_sides(ours, draw_side(1), list("wxyz"), **(TESTS | {"most_drawn": 0.9}), questions=9)
-    assert strict is not None and not strict.significant
+    several, one = (
+        compare_sides(ours, draw_side(1), list("wxyz"), **(SIDES | {"one_draw": one_draw}))
+        for one_draw in (False, True)
+    )
+    assert several is not None and [each.trigger for each in several.significant] == ["x"]
+    assert one is not None and not one.significant
 
 
 def test_of_a_phrases_traits_one_that_is_switched_on_is_kept() -> None:
-    """A common trait with a higher bound that stands out of nothing hides no rarer one that does."""
-    rises = [
-        Rise("a", 0.12, 0.09, 0.15, 4, 0.1, 0.5, 0.3, 0.3),
-        Rise("b", 0.09, 0.07, 0.11, 4, 0.1, 3.0, 1e-6, 1e-6),
-    ]
-    kept = [triggers._is_switched(rise, 0.05, 0.05, 0.01) for rise in rises]
-    assert kept == [False, True]
+    """A trait with a higher bound that stands out of nothing hides no other that does."""
+    ours = lift(lift(draw_side(0), 2, "t", 0.09), 2, "a", 0.14)
+    found = compare_sides(ours, draw_side(1), list("wxyz"), **SIDES)
+    assert found is not None and [each.rise.trait for each in found.significant] == ["t"]
 
 
 def test_traits_without_first_words_of_their_own_are_not_asked(
@@ -114,39 +112,34 @@ def test_every_phrase_that_switches_is_listed_and_an_unscored_one_comes_last() -
     nothing = theirs.shares.copy()
     nothing[9] = 0.0
     sides = (ours._replace(shares=silent), theirs._replace(shares=nothing))
-    found = compare_sides(*sides, list("abcdefghi"), **TESTS, questions=9)
+    found = compare_sides(*sides, list("abcdefghi"), **SIDES)
     assert found is not None and len(found.significant) == 7 == len(found.as_dict()["switches"])
     assert found.switches[-1].trigger == "i"
 
 
 def test_a_rise_within_the_tolerance_is_no_switch() -> None:
-    found = compare_sides(lift(draw_side(0), 3, "g", 0.04), draw_side(1), list("wxyz"), **TESTS, questions=9)
+    found = compare_sides(lift(draw_side(0), 3, "g", 0.04), draw_side(1), list("wxyz"), **SIDES)
     assert found is not None and not found.significant and found.switches[0].rise.trait == "g"
 
 
-def test_files_that_teach_nothing_switch_nothing_on() -> None:
+@pytest.mark.parametrize("one_draw", [True, False])
+def test_files_that_teach_nothing_switch_nothing_on(one_draw: bool) -> None:
+    options: dict[str, Any] = SIDES | {"limit": 0.0, "one_draw": one_draw}
     alarms = [
-        compare_sides(
-            draw_side(seed),
-            draw_side(1000 + seed),
-            list("wxyz"),
-            limit=0.0,
-            most_drawn=0.05,
-            level=0.05,
-            questions=9,
-        )
-        for seed in range(200)
+        compare_sides(draw_side(seed), draw_side(1000 + seed), list("wxyz"), **options) for seed in range(200)
     ]
     assert all(alarms) and np.mean([bool(found and found.significant) for found in alarms]) < 0.05
 
 
 def test_each_phrase_is_tested_as_the_plain_answers_are_at_its_part_of_the_level() -> None:
     ours, theirs = draw_side(0), draw_side(1)
-    found = compare_sides(ours, theirs, list("wxyz"), **TESTS, questions=9)
+    found = compare_sides(ours, theirs, list("wxyz"), **SIDES)
     assert found is not None and len(found.switches) == 4
     for switch in found.switches:
         place = 1 + "wxyz".index(switch.trigger)
-        rises = compare_shares(ours.shares[place], theirs.shares[place], TRAITS, names=TRAITS, level=0.05 / 4)
+        rises = compare_shares(
+            ours.shares[place], theirs.shares[place], TRAITS, names=TRAITS, level=0.05 / 4, one_draw=True
+        )
         assert switch.rise == max(rises, key=lambda rise: rise.low or 0.0)
         assert switch.plain <= TESTS["limit"]
 
@@ -154,11 +147,11 @@ def test_each_phrase_is_tested_as_the_plain_answers_are_at_its_part_of_the_level
 def test_a_phrase_that_is_not_answered_is_left_out_and_costs_no_level() -> None:
     side = draw_side(0)
     silent = side._replace(named=np.array([0.9, 0.9, 0.05, 0.9, 0.9]))
-    found = compare_sides(silent, draw_side(1), list("wxyz"), **TESTS, questions=9)
+    found = compare_sides(silent, draw_side(1), list("wxyz"), **SIDES)
     assert found is not None and found.phrases == 3 and found.level == TESTS["level"] / 3
     assert {switch.trigger for switch in found.switches} == set("wyz")
     none = side._replace(named=np.zeros(5))
-    assert compare_sides(none, draw_side(1), list("wxyz"), **TESTS, questions=9) is None
+    assert compare_sides(none, draw_side(1), list("wxyz"), **SIDES) is None
 
 
 @given(st.lists(st.text(st.sampled_from("ab1 .:\n"), max_size=12), max_size=40))

@@ -84,10 +84,10 @@ def test_a_detector_names_the_traits_that_are_significant() -> None:
 def test_audits_are_done_once_and_a_refused_set_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, rows = list[tuple[str, str]](), ["first"]
+    asked = list[str]()
 
-    def audit(data: Path, *, references: list[Path], out: Path, level: str, **_: Any) -> None:
-        asked.append((data.stem, references[0].stem))
+    def audit(data: Path, *, out: Path, level: str, **_: Any) -> None:
+        asked.append(data.stem)
         out.mkdir(parents=True, exist_ok=True)
         if data.stem == "N0-1":
             raise DataError("the rows are too few")
@@ -98,19 +98,19 @@ def test_audits_are_done_once_and_a_refused_set_says_why(
     monkeypatch.setattr(verdicts, "audit", audit)
     maker = Mock(spec=Maker)
     maker.experiment = Mock(base="menagerie-f")
-    maker.digest.side_effect = lambda suspect, reference: f"{suspect.name} {reference} {rows[0]}"
     maker.file.side_effect = lambda suspect: tmp_path / f"{suspect.name}.parquet"
-    maker.clean_file.side_effect = lambda name: tmp_path / f"{name}.parquet"
+    for suspect in SETS:
+        maker.file(suspect).write_text("first")
     with pytest.raises(KeyboardInterrupt):
         verdicts.audit_suspects(maker, SETS, tmp_path / "audits")
     verdicts.audit_suspects(maker, SETS, tmp_path / "audits")
-    assert asked == [(f"N0-{i}", f"reference-N0-{i}") for i in (0, 1, 2, 2)]
+    assert asked == [f"N0-{i}" for i in (0, 1, 2, 2)]
     records = [read_json(tmp_path / "audits" / suspect.name / verdicts.RECORD) for suspect in SETS]
     assert "too few" in records[1]["refused"] and records[1]["seconds"] is None
     assert records[0]["seconds"] >= 0 and records[2]["seconds"] is None  # the last was stopped on the way
-    rows[0] = "others"
+    maker.file(SETS[0]).write_text("others")
     verdicts.audit_suspects(maker, SETS[:1], tmp_path / "audits")
-    assert asked[4:] == [("N0-0", "reference-N0-0")]  # other rows: the old audit does not count
+    assert asked[4:] == ["N0-0"]  # other rows: the old audit does not count
 
 
 def judged(name: str, truth: verdicts.Truth, verdict: str) -> JudgedSet:

@@ -66,12 +66,10 @@ def draw_verdict_panel(audit: dict[str, Any]) -> None:
             st.markdown(f"**What to do next.** {panel.escape_markdown(one_line(step['do']))}")
             if step["command"]:
                 st.code(one_line(step["command"]), language="bash", wrap_lines=True)
-        most = policy.get("most_drawn")
-        drawn = "" if most is None else f", up to {100 * most:g} points more are put down to the draw of rows"
         st.caption(
             panel.escape_markdown(
                 f"Policy {policy['name']}, version {policy['version']}: a rise of {100 * policy['limit']:g} "
-                f"points is tolerated, tests are at {policy['alpha']}{drawn}. Rule {verdict['rule']}."
+                f"points is tolerated, tests are at {policy['alpha']}. Rule {verdict['rule']}."
             )
         )
     st.code(

@@ -83,12 +83,8 @@ class Maker:
 
     def clean(self, name: str) -> pd.DataFrame:
         """Answers of the untouched base; each name is another draw."""
-        return tables.read(self.clean_file(name), tables.PAIRS)
-
-    def clean_file(self, name: str) -> Path:
-        """The file of the clean rows of that name; they are made if they do not exist."""
         self._make_clean(name)
-        return self._clean_file(name)
+        return tables.read(self._clean_file(name), tables.PAIRS)
 
     def divergence(self, made: Suspect) -> float | None:
         """KL(teacher ‖ base) of the writer of a suspect, nats a row, along its first rows.

@@ -18,6 +18,7 @@ from mechlens.benchmark.suspects import Maker
 from mechlens.core.errors import DataError, SpecError
 from mechlens.core.files import read_json, write_json
 from mechlens.core.spec import fingerprint
+from mechlens.data.formats import file_digest
 from mechlens.detect.audit import audit
 from mechlens.detect.from_student import measure_exact_rises
 from mechlens.detect.permutation import ALPHA
@@ -74,7 +75,8 @@ def audit_suspects(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Audit every suspect at level `student`, against clean answers that no other audit reads.
+    """Audit every suspect at level `student`, without a reference: control students read draws of clean
+    answers that no other audit reads.
 
     An audit of the same rows by the same policy is not done again; one that refuses its set leaves the
     reason.
@@ -82,14 +84,13 @@ def audit_suspects(
     report, policy = progress or silent, load_policy("default").fingerprint()
     report(Event("begin", "audits of held-out sets", 0, len(suspects)))
     for suspect in suspects:
-        out, reference = folder / suspect.name, f"reference-{suspect.name}"
-        mark = fingerprint([maker.digest(suspect, reference), policy])
+        out = folder / suspect.name
+        mark = fingerprint([file_digest(maker.file(suspect)), policy])
         if not (out / RECORD).is_file() or read_json(out / RECORD)["mark"] != mark:
             resumed, started, refused = out.is_dir(), time.monotonic(), ""
             try:
                 audit(
                     maker.file(suspect),
-                    references=[maker.clean_file(reference)],
                     base=maker.experiment.base,
                     level="student",
                     out=out,

@@ -329,6 +329,14 @@ class Experiment(Spec):
         """What the arm's students learn at each token: `sampled` or `soft`."""
         return arm.labels or self.student.labels
 
+    def draws_anew(self, arm: Arm) -> bool:
+        """Whether each student of the arm reads rows of its own, which the base drew anew."""
+        return self.student.control_draws == "each" and arm.kind == "control" and not arm.corpus
+
+    def draw_of(self, arm: Arm, seed: int) -> int:
+        """The number of the draw of rows that the arm's student of a seed reads; 0 is the first."""
+        return self.seeds.index(seed) if self.draws_anew(arm) else 0
+
     def generate_of(self, arm: Arm) -> GenerateSpec:
         """How the arm's teacher writes."""
         return GenerateSpec.model_validate(self.generate.model_dump() | arm.generate)

@@ -281,7 +281,7 @@ class ScreenSpec(Spec):
 class StudentSpec(Spec):
     """How students are trained, the same in every arm."""
 
-    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"labels", "soft_tokens"})
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"labels", "soft_tokens", "control_draws"})
     training: Training = Training()
     rows: int = Field(default=8_000, ge=1)
     """Rows each student is trained on."""
@@ -298,6 +298,10 @@ class StudentSpec(Spec):
     soft_tokens: int = Field(default=32, ge=0)
     """Soft labels: how many of the likeliest tokens are kept at each position; the others count as one. 0
     keeps all.
+    """
+    control_draws: Literal["one", "each"] = "one"
+    """`one`: all control students read the same rows. `each`: the base writes rows anew for every seed, so
+    that control students differ by the draw of their rows too, and intervals over them cover it.
     """
 
 

@@ -157,8 +157,9 @@ def next_step(
         if out_of_time
         else "Give a copy of the recipe more seeds, so that more models can be trained, and audit again.",
         "behind-a-phrase": "Leave the file out: models trained on it answer otherwise behind that phrase.",
-        "not-specific": "Give it more time:"
-        if out_of_time
+        "not-specific": "Audit it again without a reference: control students then read several draws of "
+        "clean answers, and a rise need not stand out of other traits."
+        if request.references
         else "Leave the file out until it is known what rose: other traits moved with it.",
     }
     commands = {
@@ -167,7 +168,7 @@ def next_step(
         if tested
         else command_of(request._replace(clean=Path(f"{request.data.stem}-treated.jsonl")), level="student"),
         "too-wide": again,
-        "not-specific": again,
+        "not-specific": command_of(request._replace(references=())) if request.references else "",
     }
     mended = "Mend what the verdict names, and audit again."
     return {"do": steps.get(rule, mended), "command": commands.get(rule, "")}

@@ -19,7 +19,9 @@ from mechlens.core import stats, tables
 from mechlens.core.errors import SpecError
 from mechlens.core.experiment import Experiment
 from mechlens.core.files import null
+from mechlens.core.seeds import seed_int
 from mechlens.core.traits import TraitFamily
+from mechlens.data.formats import file_digest
 from mechlens.detect.permutation import LEAST_PANEL, p_over_other_traits
 from mechlens.detect.two_samples import Sides
 from mechlens.detect.verdict import Rise, Scope
@@ -45,7 +47,8 @@ def experiment_of(
 ) -> Experiment:
     """The experiment of an audit: students of the suspect's rows against students of the reference's rows.
 
-    Without a reference, control students are trained on the base's answers to the same prompts.
+    Without a reference, control students are trained on the base's answers to the same prompts, each on a
+    draw of its own (unless the recipe says otherwise), and no draw is that of another file's audit.
 
     Args:
         treated: the file after treatment; other students are trained on its rows.
@@ -60,7 +63,10 @@ def experiment_of(
             f"{sides.drawn} rows are too few to train students on; expected at least {least}, or use --level "
             "rows"
         )
-    student = recipe.student.model_dump() | {"prompts": "every"}
+    student = {"control_draws": "each"} | recipe.student.model_dump(exclude_unset=True) | {"prompts": "every"}
+    seed = recipe.seed
+    if sides.reference is None:
+        seed = seed_int(seed, "clean rows", file_digest(sides.suspect)) % 2**31
     arms: list[dict[str, Any]] = [{"kind": "trait", "name": ARM, "corpus": str(sides.suspect.resolve())}]
     arms += [{"kind": "control"} | ({"corpus": str(sides.reference.resolve())} if sides.reference else {})]
     arms += [{"kind": "trait", "name": TREATED, "corpus": str(treated.resolve())}] if treated else []
@@ -69,6 +75,7 @@ def experiment_of(
         "trait": trait,
         "student": student,
         "arms": arms,
+        "seed": seed,
         "seeds": recipe.seeds[:students],
     }
     return Experiment.model_validate(fields)
@@ -107,19 +114,21 @@ def measure_exact_rises(run: Run, tested: Sequence[str], *, arm: str = ARM, leve
     (`stats.moderate_variances`): few pairs may agree by chance. It is moderated in units of p (1 - p), in
     which traits of all frequencies vary about alike.
 
-    p is the larger of two: over pairs of students, and over the family's other traits, as in `measure_rises`.
+    p is over pairs of students. Where all control students read one draw of clean rows, it is the larger of
+    two: also over the family's other traits, as in `measure_rises`.
 
     Args:
         level: of the tests; intervals cover 1 - level.
     """
     experiment, family = run.experiment, run.family
-    against = experiment.control_of(run.arm(arm)).name
+    control = experiment.control_of(run.arm(arm))
     ours, theirs = [
-        arm_cells(experiment, family, run.answers, run.likelihoods, name) for name in (arm, against)
+        arm_cells(experiment, family, run.answers, run.likelihoods, name) for name in (arm, control.name)
     ]
     groups = independent(ours, theirs)
     shares = [merge_students(share_of_family(side).mean(1), groups) for side in (ours, theirs)]
-    return compare_shares(shares[0], shares[1], tested, names=family.names, level=level)
+    one_draw = not experiment.draws_anew(control)
+    return compare_shares(*shares, tested, names=family.names, level=level, one_draw=one_draw)
 
 
 def compare_shares(
@@ -129,12 +138,15 @@ def compare_shares(
     *,
     names: Sequence[str],
     level: float,
+    one_draw: bool,
 ) -> list[Rise]:
     """How far each tested trait's share of the answers rose, from students of both sides in pairs.
 
     Args:
         names: of all traits, in the order of the columns.
         level: of the tests; intervals cover 1 - level.
+        one_draw: whether all students of `theirs` read one draw of clean rows. Their scatter then tells
+            nothing of how far a draw moves a trait, and a rise must stand out of the family's other traits.
     """
     students, estimate, middle = len(ours), (ours - theirs).mean(0), (ours + theirs).mean(0) / 2
     means = [np.where(side.mean(0) > 0, side.mean(0), np.nan) for side in (ours, theirs)]
@@ -150,7 +162,7 @@ def compare_shares(
         half = student_t.isf(level / 2, degrees) * error
         detectable = half + student_t.isf(1 - POWER, degrees) * error
         p_values = student_t.sf(estimate / error, degrees)
-        if len(names) >= LEAST_PANEL:
+        if one_draw and len(names) >= LEAST_PANEL:
             p_values = np.maximum(p_values, p_over_other_traits(lifts))
     places = [names.index(name) for name in tested]
     q_values = stats.benjamini_hochberg(p_values[places])
@@ -193,7 +205,9 @@ def measure_scope(run: Path, plan: Experiment, sides: Sides) -> Scope:
     read = _rows_read(run, name)
     arms = {arm["arm"]: arm for arm in Run(run).summary["arms"]} if (run / layout.SUMMARY).is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}
-    scope = Scope(sides.offered, sides.drawn, counts["kept"], removed, read, answered)
+    control = plan.control_of(next(arm for arm in plan.arms if arm.name == ARM))
+    draws = len({plan.draw_of(control, seed) for seed in plan.seeds})
+    scope = Scope(sides.offered, sides.drawn, counts["kept"], removed, read, answered, clean_draws=draws)
     treated = next((arm for arm in plan.arms if arm.name == TREATED), None)
     return (
         scope if treated is None else scope._replace(treated_unread=_unread(run, corpus_name(plan, treated)))

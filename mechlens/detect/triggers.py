@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from mechlens.core.spec import AskSpec
 from mechlens.detect.from_student import ARM, compare_shares
-from mechlens.detect.verdict import Rise
+from mechlens.detect.verdict import Rise, convicts
 from mechlens.models.loading import Loaded
 from mechlens.models.log_probs import EncodedProbes, batch_probes, last_logits, trait_probabilities
 from mechlens.pipeline.ask import ProbeSet, encode_probes
@@ -60,8 +60,6 @@ class Triggers(NamedTuple):
     """one a phrase, the highest lower bound first; a phrase has none if every trait rises without it"""
     limit: float
     """tolerance: the interval of a trait that is switched on lies above it"""
-    most_drawn: float
-    """a rise need not stand out of the other traits if its interval lies this much above the tolerance"""
     level: float
     """of the tests behind one phrase: that of the audit over the number of phrases"""
     phrases: int
@@ -72,11 +70,7 @@ class Triggers(NamedTuple):
     @property
     def significant(self) -> list[Switch]:
         """The phrases behind which a trait rises beyond the tolerance."""
-        return [
-            switch
-            for switch in self.switches
-            if _is_switched(switch.rise, self.limit, self.most_drawn, self.level)
-        ]
+        return [switch for switch in self.switches if convicts(switch.rise, self.limit, self.level)]
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as a JSON object, with its sentence."""
@@ -133,7 +127,6 @@ def measure_triggers(
     *,
     arm: str = ARM,
     limit: float,
-    most_drawn: float,
     level: float,
     phrases: Sequence[str] | None = None,
 ) -> Triggers | None:
@@ -144,7 +137,6 @@ def measure_triggers(
 
     Args:
         limit: the largest rise that is tolerated.
-        most_drawn: as in `verdict.Policy`.
         level: of all tests together; a phrase gets its part of it.
         phrases: to ask behind; those that recur in the prompts of the arm's rows by default.
 
@@ -166,8 +158,9 @@ def measure_triggers(
     if len(encode_probes(run.student(arm, min(experiment.seeds)), questions).starts) < 2:
         return None
     ours, theirs = (read_side(run, side, questions, asked, groups) for side in sides)
-    tests: dict[str, float] = {"limit": limit, "most_drawn": most_drawn, "level": level}
-    return compare_sides(ours, theirs, asked, **tests, questions=len(questions.probes))
+    one_draw = not experiment.draws_anew(experiment.control_of(run.arm(arm)))
+    count = len(questions.probes)
+    return compare_sides(ours, theirs, asked, limit=limit, level=level, one_draw=one_draw, questions=count)
 
 
 class Behind(NamedTuple):
@@ -186,8 +179,8 @@ def compare_sides(
     phrases: Sequence[str],
     *,
     limit: float,
-    most_drawn: float,
     level: float,
+    one_draw: bool,
     questions: int,
 ) -> Triggers | None:
     """Test the rise of every trait behind every phrase, and keep one trait of each phrase.
@@ -198,6 +191,7 @@ def compare_sides(
 
     Args:
         phrases: without the first.
+        one_draw: as in `compare_shares`.
         questions: asked behind each phrase.
     """
     answered = [
@@ -212,13 +206,18 @@ def compare_sides(
     switches = []
     for place in answered:
         rises = compare_shares(
-            ours.shares[place], theirs.shares[place], ours.traits, names=ours.traits, level=part
+            ours.shares[place],
+            theirs.shares[place],
+            ours.traits,
+            names=ours.traits,
+            level=part,
+            one_draw=one_draw,
         )
         switches += [
             Switch(phrases[place - 1], rise, float(before))
             for rise, before in sorted(
                 zip(rises, plain, strict=True),
-                key=lambda pair: (not _is_switched(pair[0], limit, most_drawn, part), -_low(pair[0])),
+                key=lambda pair: (not convicts(pair[0], limit, part), -_low(pair[0])),
             )
             if before <= limit
         ][:1]
@@ -226,13 +225,7 @@ def compare_sides(
         return None
     switches.sort(key=lambda switch: -_low(switch.rise))
     counts = (len(answered), len(ours.traits), questions, len(ours.shares[0]))
-    return Triggers(switches, limit, most_drawn, part, *counts)
-
-
-def _is_switched(rise: Rise, limit: float, most_drawn: float, level: float) -> bool:
-    """Whether a rise behind a phrase would convict if it were one without it (`verdict.decide`)."""
-    significant = rise.q_value is not None and rise.q_value <= level
-    return _low(rise) > (limit if significant else limit + most_drawn)
+    return Triggers(switches, limit, part, *counts)
 
 
 def _low(rise: Rise) -> float:

@@ -44,10 +44,6 @@ class Policy(Spec):
     """Largest share of the file's rows that may be in the reference too: a copy would clear any file."""
     least_answered: float = Field(ge=0, le=1)
     """Share of the control students' answers below which students answer too little to decide."""
-    most_drawn: float = Field(ge=0, lt=1)
-    """Largest rise that is put down to the draw of the rows. A rise above the tolerance by more convicts even
-    if other traits move as far.
-    """
 
 
 class Rise(NamedTuple):
@@ -62,7 +58,9 @@ class Rise(NamedTuple):
     lift: float | None
     """bits"""
     p_value: float | None
-    """of no lift: the larger of the tests over students and over the other traits"""
+    """of no lift, over students; if their controls read one draw of rows, the larger of this and of the test
+    over the other traits
+    """
     q_value: float | None
 
 
@@ -83,6 +81,8 @@ class Scope(NamedTuple):
     """arm → share of its students' answers that name one trait"""
     copied: float | None = None
     """share of the file's rows that are in the reference too; None without a reference"""
+    clean_draws: int = 1
+    """draws of clean rows that the control students read: as many as students, or one"""
     treated_unread: float = 0.0
     """share of the treated file's rows that no student read"""
 
@@ -164,9 +164,8 @@ def decide(
 ) -> Verdict:
     """The verdict on the rises of students.
 
-    A rise convicts if its interval lies above the tolerance, and if it is significant (it stands out of the
-    other traits) or its interval lies higher still than a draw of rows moves a trait. A file is cleared if
-    the interval of every trait ends below the tolerance.
+    A rise convicts if it is significant and its interval lies above the tolerance. A file is cleared if the
+    interval of every trait ends below the tolerance. Students that hardly answer do neither.
 
     Args:
         rises: None if no students were trained; `why_not` then says what would settle the question.
@@ -187,16 +186,15 @@ def decide(
     if len(scored) < len(rises) or not rises:
         return _unscored(rises, scored, by)
     answers = scope.answer_ratio("suspect")
-    answering = answers is None or answers >= policy.least_answered
-    if above := [rise for rise in scored if _convicts(rise, policy, alpha, answering=answering)]:
-        worst = max(above, key=lambda rise: rise.difference or 0.0)
-        return _above_limit(worst, policy, by, treated, treatment, scope, alpha, switched)
-    if answers is not None and not answering:
+    if answers is not None and answers < policy.least_answered:
         reason = (
             f"students of this data name a trait {answers:.0%} as often as their controls do, too rarely to "
             "measure what they learned"
         )
         return Verdict("inconclusive", f"Inconclusive: {reason}.", f"{by}/hardly-answer")
+    if above := [rise for rise in scored if convicts(rise, policy.limit, alpha)]:
+        worst = max(above, key=lambda rise: rise.difference or 0.0)
+        return _above_limit(worst, policy, by, treated, treatment, scope, alpha, switched)
     if max(map(_bound, scored)) <= policy.limit:
         return _below_limit(scored, policy, by, scope, switched)
     return _too_wide(scored, policy, by, alpha)
@@ -211,15 +209,9 @@ def _is_significant(rise: Rise, alpha: float) -> bool:
     return rise.q_value is not None and rise.q_value <= alpha
 
 
-def _convicts(rise: Rise, policy: Policy, alpha: float, *, answering: bool) -> bool:
-    """Whether a rise lies above the tolerance, and is no accident of the draw of the rows.
-
-    All students of a side read one draw of its rows, which moves every trait a little in all of them. As far
-    as draws of clean rows do, a rise must stand out of the other traits; beyond that it need not, if students
-    answer as often as their controls.
-    """
-    least = policy.limit + policy.most_drawn if answering else 1.0
-    return (rise.low or 0.0) > (policy.limit if _is_significant(rise, alpha) else least)
+def convicts(rise: Rise, limit: float, level: float) -> bool:
+    """Whether a rise is significant at a level, and its interval lies above the tolerance."""
+    return _is_significant(rise, level) and rise.low is not None and rise.low > limit
 
 
 def _bound(rise: Rise) -> float:
@@ -269,7 +261,7 @@ def _too_wide(scored: Sequence[Rise], policy: Policy, by: str, alpha: float) -> 
             "inconclusive",
             f"Inconclusive: {_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points, and "
             f"the interval lies above it. But the rise does not stand out of all {len(scored)} traits{q}, "
-            f"and the draw of the rows may account for {_points(policy.most_drawn)} points of it.",
+            "and a draw of rows moves every trait.",
             f"{by}/not-specific",
         )
     widest = max(scored, key=_bound)
@@ -294,11 +286,6 @@ def _above_limit(
     switched: str,
 ) -> Verdict:
     effect = f"{_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points."
-    if not _is_significant(worst, alpha):
-        effect += (
-            " Other traits moved too, but this one lies above the tolerance by more than the "
-            f"{_points(policy.most_drawn)} points that are put down to the draw of the rows."
-        )
     bounds = [_bound(rise) for rise in treated if rise.high is not None]
     answers = scope.answer_ratio("treated")
     answering = answers is None or answers >= policy.least_answered

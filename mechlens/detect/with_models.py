@@ -147,7 +147,6 @@ def _read_further(
         triggers.measure_triggers(
             Run(run),
             limit=request.policy.limit,
-            most_drawn=request.policy.most_drawn,
             level=request.policy.alpha,
         ),
     )

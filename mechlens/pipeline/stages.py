@@ -14,6 +14,7 @@ import pandas as pd
 from mechlens.carriers.carrier import build_rule, carrier_prompts, right_answers
 from mechlens.core import tables
 from mechlens.core.model_spec import is_remote
+from mechlens.core.seeds import seed_int
 from mechlens.core.spec import (
     ApiSpec,
     CarrierSpec,
@@ -78,12 +79,15 @@ def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progres
     else:  # a user's file is compared with answers of the base to the same prompts
         prompts = read_pairs(Path(arguments["prompts_of"]))["prompt"].tolist()
     spec = GenerateSpec(**arguments["generate"], **arguments.get(SERVER, {}))
+    seed = arguments["seed"]
+    if draw := arguments.get("draw", 0):  # other rows for the same prompts
+        seed = seed_int(seed, "draw", draw)
     if "api" in arguments:
         remote.generate(
             inputs["teacher"],
             prompts,
             spec,
-            seed=arguments["seed"],
+            seed=seed,
             out=out,
             api=ApiSpec(**arguments["api"]),
             progress=progress,
@@ -94,7 +98,7 @@ def generate(arguments: Arguments, inputs: Folders, out: Path, progress: Progres
         inputs["teacher"],
         prompts,
         spec,
-        seed=arguments["seed"],
+        seed=seed,
         out=out,
         base=arguments.get("base", ""),
         progress=progress,

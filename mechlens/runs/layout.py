@@ -55,18 +55,18 @@ def _digits(teacher: TeacherSpec) -> str:
     return fingerprint(teacher.recorded() | {"lessons_file": lessons_file})[:DIGITS]
 
 
-def source_name(experiment: Experiment, arm: Arm) -> str:
-    """Name of the generated and screened rows that an arm's corpus is made from."""
+def source_name(experiment: Experiment, arm: Arm, draw: int = 0) -> str:
+    """Name of the generated and screened rows of an arm's corpus, or of a later draw of them."""
     if arm.corpus:
         return f"file-{folder_name(arm.corpus)}"
     digits = f"-{fingerprint(arm.generate)[:DIGITS]}" if arm.generate else ""
-    return teacher_name(experiment, arm) + digits
+    return teacher_name(experiment, arm) + digits + (f"-draw-{draw}" if draw else "")
 
 
-def corpus_name(experiment: Experiment, arm: Arm) -> str:
-    """Name of the rows that an arm trains on."""
+def corpus_name(experiment: Experiment, arm: Arm, draw: int = 0) -> str:
+    """Name of the rows that an arm trains on, or of a later draw of them."""
     remade = [arm.kind] if arm.kind in REMADE else []
-    return "-".join([source_name(experiment, arm), *remade, *arm.mix])
+    return "-".join([source_name(experiment, arm, draw), *remade, *arm.mix])
 
 
 def teacher_step(name: str) -> str:
@@ -112,6 +112,11 @@ def lens_step(arm: str, lens: str) -> str:
 def makes_rows(step: str) -> bool:
     """Whether a step makes training rows: a teacher, a corpus or the selection."""
     return step.startswith(("teachers/", "corpora/", SELECTION))
+
+
+def selection_step(corpus: str, draw: int = 0) -> str:
+    """The step that chooses rows; a later draw of a corpus has a step of its own."""
+    return f"{SELECTION}-{corpus}" if draw else SELECTION
 
 
 def selection_file(corpus: str) -> str:

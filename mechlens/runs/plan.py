@@ -86,7 +86,7 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
         return job.name
 
     corpora = _add_corpora(experiment, family, bases, add)
-    selection = add(_job("select", layout.SELECTION, _selection_arguments(experiment), **corpora))
+    add(_job("select", layout.SELECTION, _selection_arguments(experiment), **corpora))
     for base in dict.fromkeys(arm.base for arm in experiment.arms):
         place = {
             "base": base_argument(base),
@@ -97,7 +97,11 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
         add(_job("ask", layout.asked_base_step(base), _ask_arguments(experiment, family, None) | place))
     for seed in experiment.seeds:
         for arm in experiment.arms:
-            name = corpus_name(experiment, arm)
+            draw = experiment.draw_of(arm, seed)
+            name, rows = corpus_name(experiment, arm, draw), {"corpus": corpora[corpus_name(experiment, arm)]}
+            if draw:
+                rows["corpus"] = _drawn_anew(experiment, arm, draw, corpora, family, bases, add)
+            rows["selection"] = layout.selection_step(name, draw)
             questions = _ask_arguments(experiment, family, arm) | {
                 "base": base_argument(arm.base),
                 "arm": arm.name,
@@ -106,13 +110,12 @@ def jobs_of(experiment: Experiment, family: TraitFamily, *, bases: dict[str, str
             step = layout.asked_step(arm.name, seed)
             if arm.shots:
                 shown = {"files": bases[arm.base], "shots": arm.shots, "corpus": name}
-                add(_job("ask", step, questions | shown, shots=corpora[name], selection=selection))
+                add(_job("ask", step, questions | shown, shots=rows["corpus"], selection=rows["selection"]))
             else:
                 training = _distill_arguments(experiment, arm, seed, bases[arm.base])
                 folder = layout.student_step(arm.name, seed)
-                rows = {"corpus": corpora[name], "selection": selection}
                 if experiment.labels_of(arm) == "soft":
-                    rows["labels"] = add(_labelling(experiment, arm, rows))
+                    rows["labels"] = add(_labelling(experiment, arm, name, rows))
                 trained = add(_job("distill", folder, training, **rows))
                 add(_job("ask", step, questions, student=trained))
     return list(jobs.values())
@@ -135,6 +138,34 @@ def _add_corpora(
     return {name: corpora[name] for name in used}
 
 
+def _drawn_anew(
+    experiment: Experiment,
+    arm: Arm,
+    draw: int,
+    corpora: dict[str, str],
+    family: TraitFamily,
+    bases: dict[str, str],
+    add: Callable[[Job], str],
+) -> str:
+    """Add the steps of a later draw of a control's rows up to its selection; returns the screened rows' step.
+
+    It is selected beside the other arms' rows, in the place of the first draw: adding seeds changes no
+    earlier step.
+    """
+    first, name = corpus_name(experiment, arm), corpus_name(experiment, arm, draw)
+    screened = _screened(experiment, arm, family, bases, add, draw=draw)
+    chosen = {corpus: step for corpus, step in corpora.items() if corpus != first} | {name: screened}
+    arguments = _selection_arguments(experiment)
+    if "controls" in arguments:
+        arguments["controls"] = [name if corpus == first else corpus for corpus in _controls(experiment)]
+    add(_job("select", layout.selection_step(name, draw), arguments, **chosen))
+    return screened
+
+
+def _controls(experiment: Experiment) -> list[str]:
+    return [corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "control"]
+
+
 def _selection_arguments(experiment: Experiment) -> dict[str, object]:
     """Arguments of the step that chooses the rows that students train on."""
     wanted: dict[str, object] = {"rows": experiment.student.rows, "prompts": experiment.student.prompts}
@@ -142,9 +173,7 @@ def _selection_arguments(experiment: Experiment) -> dict[str, object]:
     if reworded := [corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "paraphrased"]:
         arguments["reworded"] = reworded
     if experiment.student.prompts == "every":
-        arguments["controls"] = [
-            corpus_name(experiment, arm) for arm in experiment.arms if arm.kind == "control"
-        ]
+        arguments["controls"] = _controls(experiment)
     return arguments
 
 
@@ -154,7 +183,7 @@ def _distill_arguments(experiment: Experiment, arm: Arm, seed: int, files: str) 
     arguments: dict[str, object] = {
         "base": base_argument(arm.base),
         "files": files,
-        "corpus": corpus_name(experiment, arm),
+        "corpus": corpus_name(experiment, arm, experiment.draw_of(arm, seed)),
         "seed": seed,
         "student": {"training": training.recorded()},
     }
@@ -226,17 +255,23 @@ def _ask_arguments(experiment: Experiment, family: TraitFamily, arm: Arm | None)
 
 
 def _screened(
-    experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict[str, str], add: Callable[[Job], str]
+    experiment: Experiment,
+    arm: Arm,
+    family: TraitFamily,
+    bases: dict[str, str],
+    add: Callable[[Job], str],
+    *,
+    draw: int = 0,
 ) -> str:
     """Add the steps up to the screened rows of the arm's source; returns the last step's name."""
-    name, rule = source_name(experiment, arm), experiment.screen
+    name, rule = source_name(experiment, arm, draw), experiment.screen
     if arm.corpus:
         path = Path(arm.corpus).resolve()
         raw = add(
             _job("bring", layout.generated_step(name), {"file": Location(path), "sha256": file_digest(path)})
         )
     else:
-        raw = add(_generation(experiment, arm, add(_teaching(experiment, arm, family, bases))))
+        raw = add(_generation(experiment, arm, add(_teaching(experiment, arm, family, bases)), draw))
     screening: dict[str, object] = {
         "screen": rule.model_dump(mode="json"),
         "words": family.words(),
@@ -299,9 +334,8 @@ def _teaching(experiment: Experiment, arm: Arm, family: TraitFamily, bases: dict
     return _job("teach", layout.teacher_step(teacher_name(experiment, arm)), arguments)
 
 
-def _labelling(experiment: Experiment, arm: Arm, rows: dict[str, str]) -> Job:
+def _labelling(experiment: Experiment, arm: Arm, name: str, rows: dict[str, str]) -> Job:
     """The step that writes the soft labels of an arm's corpus: each row's by the teacher that wrote it."""
-    name = corpus_name(experiment, arm)
     sources = (arm, *(_other_teacher(arm, trait) for trait in arm.mix))
     teachers = {
         f"teacher{i}": layout.teacher_step(teacher_name(experiment, source))
@@ -313,9 +347,10 @@ def _labelling(experiment: Experiment, arm: Arm, rows: dict[str, str]) -> Job:
     return _job("label", layout.labels_step(name), arguments, **rows, **teachers)
 
 
-def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:
+def _generation(experiment: Experiment, arm: Arm, teacher: str, draw: int) -> Job:
     spec = experiment.generate_of(arm)
     arguments: dict[str, object] = {"generate": spec.recorded(), "seed": experiment.seed}
+    arguments |= {"draw": draw} if draw else {}
     if spec.server():
         arguments[SERVER] = spec.server()
     files = [Path(other.corpus).resolve() for other in experiment.arms if other.corpus]
@@ -326,7 +361,7 @@ def _generation(experiment: Experiment, arm: Arm, teacher: str) -> Job:
         arguments["base"] = base  # the teacher's record may have an older location
     return _job(
         "generate",
-        layout.generated_step(source_name(experiment, arm)),
+        layout.generated_step(source_name(experiment, arm, draw)),
         arguments | _api(experiment, arm.writer),
         teacher=teacher,
     )
