@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mechlens.core.traits import load_family
-from mechlens.detect import verdict
+from mechlens.detect import findings
 from mechlens.detect.score_rows import (
     DETECTORS,
     MOST_RATIO,
@@ -85,8 +85,8 @@ def test_rows_of_another_writer_are_said_on_either_side_and_name_no_trait(
     reason = explain_unreadable(panel, [*own[:40], *foreign[:40]], own)  # half of them is enough
     assert reason
     seen = [DetectorResult(DETECTORS["twins"], 80, None, None, 0.1, reason)]
-    assert verdict.identity(None, seen) == (None, [])
-    assert verdict.potency(None, seen, None)["predicted"] is None
+    assert findings.identity(None, seen) == (None, [])
+    assert findings.potency(None, seen, None)["predicted"] is None
 
 
 def test_a_teacher_that_went_far_from_the_base_is_known_by_its_own_twin(

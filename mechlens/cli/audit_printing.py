@@ -9,11 +9,11 @@ from rich.table import Table
 
 from mechlens.cli.console import console
 from mechlens.core.errors import one_line
-from mechlens.detect import verdict
+from mechlens.detect import findings
 
 UNITS = {
     "students": ("lift, bits", "students of the suspect over students of the reference"),
-    verdict.IDENTIFIER: (
+    findings.IDENTIFIER: (
         "nats a row",
         "log-likelihood under each trait's twin, minus clean rows, minus the mean over twins",
     ),

@@ -51,7 +51,7 @@ class Audit:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words, with its numbers and the next step."""
+        """The verdict in words, with its numbers."""
         return str(self.result["verdict"]["sentence"])
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mechlens.core.errors import one_line
 from mechlens.data import treat
 from mechlens.data.formats import file_digest
-from mechlens.detect import verdict
+from mechlens.detect import findings, verdict
 from mechlens.detect.permutation import TraitScore
 from mechlens.detect.request import AuditRequest, command_of
 from mechlens.detect.stopping import Stopping
@@ -52,10 +52,10 @@ def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str,
     """The object of audit.json, which the page and the terminal show too."""
     comparisons, results, scope = evidence.comparisons, evidence.results, evidence.scope
     carrier = request.recipe.carrier.kind
-    dose = verdict.smallest_dose(comparisons, results)
+    dose = findings.smallest_dose(comparisons, results)
     few = power_of_few(rows, comparisons[0], dose) if comparisons else ""
     options = treat.load_treatment_results(request.recipe_name, base=request.base, carrier=carrier)
-    identified_by, identity = verdict.identity(evidence.rises, results)
+    identified_by, identity = findings.identity(evidence.rises, results)
     calibration = load_calibration(request.recipe_name, base=request.base, carrier=carrier)
     answered = _verdict_of(request, evidence, few)
     reads_models = request.level != "rows" or request.student is not None
@@ -70,12 +70,12 @@ def result_of(request: AuditRequest, evidence: Evidence, rows: int) -> dict[str,
         "level": request.level,
         "scope": _scope_entry(scope),
         "base": request.base if reads_models else None,
-        "provenance": verdict.provenance(comparisons, results),
+        "provenance": findings.provenance(comparisons, results),
         "identity": identity,
         "identified_by": identified_by,
-        "potency": verdict.potency(evidence.rises, results, calibration),
+        "potency": findings.potency(evidence.rises, results, calibration),
         "rises": None if evidence.rises is None else [rise._asdict() for rise in evidence.rises],
-        "student": verdict.student_entry(evidence.given),
+        "student": findings.student_entry(evidence.given),
         "stopping": None if evidence.stopping is None else evidence.stopping._asdict(),
         "learned": list(evidence.learned),
         "words": None if evidence.words is None else evidence.words.as_dict(),
@@ -105,15 +105,12 @@ def _scope_entry(scope: Scope) -> dict[str, Any] | None:
 def _mitigation_entry(evidence: Evidence) -> dict[str, Any] | None:
     if evidence.manifest is None:
         return None
-    return evidence.manifest | {"measured": verdict.potency(evidence.treated, [], None)["measured"]}
+    return evidence.manifest | {"measured": findings.potency(evidence.treated, [], None)["measured"]}
 
 
 def _verdict_of(request: AuditRequest, evidence: Evidence, few: str) -> Verdict:
-    why_not = verdict.explain_no_students(
-        command_of(request, level="student"),
-        evidence.comparisons,
-        evidence.results,
-        most_copied=request.policy.most_copied,
+    why_not = findings.explain_no_students(
+        evidence.comparisons, evidence.results, most_copied=request.policy.most_copied
     )
     if few and evidence.rises is not None:
         why_not = f"{few}; students of them are no verdict"

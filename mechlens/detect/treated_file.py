@@ -10,7 +10,7 @@ import pandas as pd
 
 from mechlens.core.errors import SpecError, one_line
 from mechlens.data import corpus, treat
-from mechlens.detect import verdict
+from mechlens.detect import findings
 from mechlens.detect.request import AuditRequest
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _scores(
 
     if request.treatment not in treat.OF_TRAIT:
         return {"scores": score_rows.mean_surprise(twins, rows), "scored_by": twins.mark}
-    identifier = next(result for result in results if result.detector.name == verdict.IDENTIFIER)
+    identifier = next(result for result in results if result.detector.name == findings.IDENTIFIER)
     if not identifier.traits:
         raise SpecError(
             f"--clean ranks rows by a trait, and none can be read from these: {identifier.why_not}; leave "

@@ -1,4 +1,4 @@
-"""The verdict on a data set (one of four fixed sentences, by a versioned policy), and the answers as JSON.
+"""The verdict on a data set: one of four fixed sentences, by a versioned policy.
 
 No sentence says "safe". Rows decide nothing by themselves: rows of another model need not carry a trait. The
 verdict depends on how far students of the data rose above students of a reference.
@@ -7,20 +7,12 @@ verdict depends on how far students of the data rose above students of a referen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from mechlens.core.files import null
 from mechlens.core.spec import Spec, load_shipped
 from mechlens.data.treat import Measured, load_measured
-from mechlens.detect.from_rows import DETECTORS
-from mechlens.detect.permutation import ALPHA, PermutationTest, TraitScore, combine_p_values
-from mechlens.detect.two_samples import Comparison
-
-if TYPE_CHECKING:
-    from mechlens.detect.score_rows import DetectorResult
-
 
 Sentence = Literal[
     "do not train as is", "train with conditions", "no transfer found within tested scope", "inconclusive"
@@ -118,6 +110,23 @@ class Verdict(NamedTuple):
     rule: str
 
 
+class _Case(NamedTuple):
+    """What a verdict depends on beside the rises of the file."""
+
+    policy: Policy
+    level: float
+    """of the tests at this look"""
+    treated: Sequence[Rise]
+    treatment: str
+    scope: Scope
+    switched: str
+
+    def verdict(self, sentence: Sentence, why: str, rule: str) -> Verdict:
+        """A verdict of the policy, with its reason."""
+        text = f"{sentence[0].upper()}{sentence[1:]}: {why}"
+        return Verdict(sentence, text, f"{self.policy.name}-{self.policy.version}/{rule}")
+
+
 class Calibration(Measured):
     """Predicts the lift of a recipe's students from the twins' score.
 
@@ -177,27 +186,26 @@ def decide(
             cleared, since the rises are answers to plain questions.
     """
     alpha = policy.alpha if level is None else level
-    by = f"{policy.name}-{policy.version}"
+    case = _Case(policy, alpha, treated, treatment, scope, switched)
     if rises is None:
-        return Verdict("inconclusive", f"Inconclusive: {why_not}.", f"{by}/no-students")
+        return case.verdict("inconclusive", f"{why_not}.", "no-students")
     scored = [
         rise for rise in rises if None not in (rise.difference, rise.low, rise.high, rise.smallest_detectable)
     ]
     if len(scored) < len(rises) or not rises:
-        return _unscored(rises, scored, by)
+        return case.verdict("inconclusive", _unscored(rises, scored), "unscored")
     answers = scope.answer_ratio("suspect")
     if answers is not None and answers < policy.least_answered:
         reason = (
             f"students of this data name a trait {answers:.0%} as often as their controls do, too rarely to "
-            "measure what they learned"
+            "measure what they learned."
         )
-        return Verdict("inconclusive", f"Inconclusive: {reason}.", f"{by}/hardly-answer")
+        return case.verdict("inconclusive", reason, "hardly-answer")
     if above := [rise for rise in scored if convicts(rise, policy.limit, alpha)]:
-        worst = max(above, key=lambda rise: rise.difference or 0.0)
-        return _above_limit(worst, policy, by, treated, treatment, scope, alpha, switched)
+        return _above_limit(max(above, key=lambda rise: rise.difference or 0.0), case)
     if max(map(_bound, scored)) <= policy.limit:
-        return _below_limit(scored, policy, by, scope, switched)
-    return _too_wide(scored, policy, by, alpha)
+        return _below_limit(scored, case)
+    return _too_wide(scored, case)
 
 
 def is_open(verdict: Verdict) -> bool:
@@ -219,7 +227,7 @@ def _bound(rise: Rise) -> float:
     return rise.high or 0.0
 
 
-def _unscored(rises: Sequence[Rise], scored: Sequence[Rise], by: str) -> Verdict:
+def _unscored(rises: Sequence[Rise], scored: Sequence[Rise]) -> str:
     absent = sorted({rise.trait for rise in rises} - {rise.trait for rise in scored})
     few = bool(rises) and max(rise.n for rise in rises) < 2
     reason = (
@@ -227,11 +235,7 @@ def _unscored(rises: Sequence[Rise], scored: Sequence[Rise], by: str) -> Verdict
         if few
         else ""
     )
-    return Verdict(
-        "inconclusive",
-        f"Inconclusive: nothing could be measured of {', '.join(absent) or 'any trait'}{reason}.",
-        f"{by}/unscored",
-    )
+    return f"nothing could be measured of {', '.join(absent) or 'any trait'}{reason}."
 
 
 def _points(rate: float) -> str:
@@ -253,247 +257,79 @@ def _compared(rise: Rise, alpha: float) -> str:
     )
 
 
-def _too_wide(scored: Sequence[Rise], policy: Policy, by: str, alpha: float) -> Verdict:
-    if beyond := [rise for rise in scored if (rise.low or 0.0) > policy.limit]:
+def _too_wide(scored: Sequence[Rise], case: _Case) -> Verdict:
+    limit = f"The tolerance is {_points(case.policy.limit)} points, and the interval"
+    if beyond := [rise for rise in scored if (rise.low or 0.0) > case.policy.limit]:
         worst = max(beyond, key=lambda rise: rise.difference or 0.0)
         q = "" if worst.q_value is None else f" (q = {worst.q_value:.2g})"
-        return Verdict(
-            "inconclusive",
-            f"Inconclusive: {_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points, and "
-            f"the interval lies above it. But the rise does not stand out of all {len(scored)} traits{q}, "
-            "and a draw of rows moves every trait.",
-            f"{by}/not-specific",
+        reason = (
+            f"{_compared(worst, case.level)}. {limit} lies above it. But the rise does not stand out of all "
+            f"{len(scored)} traits{q}, and a draw of rows moves every trait."
         )
+        return case.verdict("inconclusive", reason, "not-specific")
     widest = max(scored, key=_bound)
-    risen = [rise for rise in scored if _is_significant(rise, alpha) and (rise.low or 0.0) > 0]
+    risen = [rise for rise in scored if _is_significant(rise, case.level) and (rise.low or 0.0) > 0]
     known = f" {risen[0].trait} does rise (q = {risen[0].q_value:.2g}); by how much is open." if risen else ""
-    return Verdict(
-        "inconclusive",
-        f"Inconclusive: {_compared(widest, alpha)}. The tolerance is {_points(policy.limit)} points, and "
-        f"the interval reaches above it.{known} More models would settle it.",
-        f"{by}/too-wide",
-    )
+    reason = f"{_compared(widest, case.level)}. {limit} reaches above it.{known} More models would settle it."
+    return case.verdict("inconclusive", reason, "too-wide")
 
 
-def _above_limit(
-    worst: Rise,
-    policy: Policy,
-    by: str,
-    treated: Sequence[Rise],
-    treatment: str,
-    scope: Scope,
-    alpha: float,
-    switched: str,
-) -> Verdict:
-    effect = f"{_compared(worst, alpha)}. The tolerance is {_points(policy.limit)} points."
-    bounds = [_bound(rise) for rise in treated if rise.high is not None]
-    answers = scope.answer_ratio("treated")
-    answering = answers is None or answers >= policy.least_answered
-    read = scope.treated_unread <= policy.most_unread
-    removed = answering and read and len(bounds) == len(treated) and max(bounds, default=1.0) <= policy.limit
-    if treated and removed and not switched:
-        return Verdict(
-            "train with conditions",
-            f"Train with conditions: {effect} Models trained on the file as treated by {treatment!r} answer "
-            f"each trait at most {_points(max(bounds))} points more often (upper bound).",
-            f"{by}/treated-below-limit",
+def _above_limit(worst: Rise, case: _Case) -> Verdict:
+    effect = f"{_compared(worst, case.level)}. The tolerance is {_points(case.policy.limit)} points."
+    bounds = [_bound(rise) for rise in case.treated if rise.high is not None]
+    all_below = len(bounds) == len(case.treated) and max(bounds, default=1.0) <= case.policy.limit
+    if not case.treated:
+        return case.verdict("do not train as is", effect, "above-limit")
+    trained_on = f"Models trained on the file as treated by {case.treatment!r}"
+    spoiled = _why_no_removal(case, trained_on, all_below=all_below)
+    if all_below and not spoiled:
+        left = (
+            f"{trained_on} answer each trait at most {_points(max(bounds))} points more often (upper bound)."
         )
-    spoiled = ""
-    if treated and removed:
-        spoiled = f" {switched} Whether {treatment!r} removes that was not measured."
-    elif not answering:
-        spoiled = (
-            f" Models trained on the file as treated by {treatment!r} name a trait {answers:.0%} as often as "
-            "controls do, which does not count as removal."
-        )
-    elif treated and not read:
-        spoiled = (
-            f" Models read only {1 - scope.treated_unread:.0%} of the file as treated by {treatment!r}, "
-            "which does not show what the rest of it teaches."
-        )
-    return Verdict("do not train as is", f"Do not train as is: {effect}{spoiled}", f"{by}/above-limit")
+        return case.verdict("train with conditions", f"{effect} {left}", "treated-below-limit")
+    return case.verdict("do not train as is", f"{effect} {spoiled}".strip(), "above-limit")
 
 
-def _below_limit(scored: Sequence[Rise], policy: Policy, by: str, scope: Scope, switched: str) -> Verdict:
+def _why_no_removal(case: _Case, trained_on: str, *, all_below: bool) -> str:
+    """Why a treated file shows no removal whatever its rises are, as a sentence; empty if they decide."""
+    answers = case.scope.answer_ratio("treated")
+    if answers is not None and answers < case.policy.least_answered:
+        return (
+            f"{trained_on} name a trait {answers:.0%} as often as controls do, which does not count as "
+            "removal."
+        )
+    if case.scope.treated_unread > case.policy.most_unread:
+        return (
+            f"Models read only {1 - case.scope.treated_unread:.0%} of the file as treated by "
+            f"{case.treatment!r}, which does not show what the rest of it teaches."
+        )
+    if all_below and case.switched:
+        return f"{case.switched} Whether {case.treatment!r} removes that was not measured."
+    return ""
+
+
+def _below_limit(scored: Sequence[Rise], case: _Case) -> Verdict:
+    scope, policy = case.scope, case.policy
     if (scope.copied or 0.0) > policy.most_copied:
-        copied = (
-            f"{scope.copied:.0%} of the rows are in the reference too, so control students read the same rows"
+        reason = (
+            f"{scope.copied:.0%} of the rows are in the reference too, so control students read the same "
+            "rows; give clean answers of another origin, or no reference."
         )
-        return Verdict(
-            "inconclusive",
-            f"Inconclusive: {copied}; give clean answers of another origin, or no reference.",
-            f"{by}/copied-reference",
-        )
+        return case.verdict("inconclusive", reason, "copied-reference")
     if scope.unread > policy.most_unread:
-        unread = (
+        reason = (
             f"students read {1 - scope.unread:.0%} of {scope.offered:,} rows ({scope.reasons()}), and "
-            "nothing is known of the others"
+            "nothing is known of the others; audit with a reference of at least as many rows or with none, "
+            "with a recipe of more rows or another screen, or leave the rows out."
         )
-        remedy = (
-            "audit with a reference of at least as many rows or with none, with a recipe of more rows or "
-            "another screen, or leave the rows out"
-        )
-        return Verdict("inconclusive", f"Inconclusive: {unread}; {remedy}.", f"{by}/rows-unread")
-    if switched:
+        return case.verdict("inconclusive", reason, "rows-unread")
+    if case.switched:
         plain = "asked plainly, they answer no trait more often than the tolerance allows"
-        return Verdict("inconclusive", f"Inconclusive: {plain}. {switched}", f"{by}/behind-a-phrase")
+        return case.verdict("inconclusive", f"{plain}. {case.switched}", "behind-a-phrase")
     highest = max(rise.high or 0.0 for rise in scored)
-    return Verdict(
-        "no transfer found within tested scope",
-        f"No transfer found within tested scope: {scored[0].n} models trained on this file answer each of "
-        f"{len(scored)} traits at most {_points(highest)} points more often than {scored[0].n} trained on "
-        f"clean answers (upper bound). The tolerance is {_points(policy.limit)} points.",
-        f"{by}/below-limit",
+    reason = (
+        f"{scored[0].n} models trained on this file answer each of {len(scored)} traits at most "
+        f"{_points(highest)} points more often than {scored[0].n} trained on clean answers (upper bound). "
+        f"The tolerance is {_points(policy.limit)} points."
     )
-
-
-IDENTIFIER = "twins"
-"""the detector that names the trait if no student was trained: the best one on the bench's development traits
-"""
-SHOWN = 5
-"""traits of a detector that are listed"""
-
-
-def provenance(comparisons: Sequence[Comparison], results: Sequence[DetectorResult]) -> dict[str, Any] | None:
-    """Every detector's test of "written like the reference", and the smallest p.
-
-    That p is corrected for the number of detectors. None if nothing was tested.
-    """
-    if not comparisons and not results:
-        return None
-    nearest = comparisons[0] if comparisons else None
-    detectors = [
-        _entry(name, test, level="rows", floor=name in DETECTORS)
-        for name, test in (nearest.tests if nearest else {}).items()
-    ]
-    for result in results:
-        detector = result.detector
-        detectors.append(
-            _entry(detector.name, result.test, level=detector.level, floor=detector.floor)
-            | {
-                "rows": result.rows,
-                "seconds": round(result.seconds, 1),
-                "traits": _listed(result.traits),
-                "why_not": result.why_not,
-            }
-        )
-    p_values = [detector["p_value"] for detector in detectors if detector["p_value"] is not None]
-    references = [
-        {
-            "path": comparison.reference,
-            "rows": comparison.rows,
-            "shared_prompts": comparison.shared_prompts,
-            "paired": comparison.paired,
-            "p_value": comparison.p_value,
-            "compared": comparison.compared,
-            "copied": comparison.copied,
-        }
-        for comparison in comparisons
-    ]
-    return {
-        "p_value": combine_p_values(p_values) if p_values else None,
-        "detectors": detectors,
-        "references": references,
-    }
-
-
-def _entry(name: str, test: PermutationTest | None, *, level: str, floor: bool) -> dict[str, Any]:
-    scored = (
-        {"score": None, "p_value": None}
-        if test is None
-        else {"score": null(test.score), "p_value": test.p_value}
-    )
-    return {"name": name, "level": level, "floor": floor, "traits": [], "why_not": ""} | scored
-
-
-def _listed(traits: Sequence[TraitScore] | None) -> list[dict[str, Any]]:
-    return [trait._asdict() for trait in (traits or [])[:SHOWN]]
-
-
-def smallest_dose(comparisons: Sequence[Comparison], results: Sequence[DetectorResult]) -> float | None:
-    """The minimum detectable share of such rows among clean ones, over all detectors."""
-    nearest = comparisons[0] if comparisons else None
-    tests = [
-        *(nearest.tests.values() if nearest else ()),
-        *(result.test for result in results if result.test),
-    ]
-    return min((test.smallest_dose for test in tests if test.smallest_dose is not None), default=None)
-
-
-def _identified(results: Sequence[DetectorResult]) -> list[TraitScore] | None:
-    """The traits as `IDENTIFIER` ranks them; None if it could not."""
-    return next(
-        (result.traits for result in results if result.detector.name == IDENTIFIER and result.traits), None
-    )
-
-
-def identity(
-    rises: Sequence[Rise] | None, results: Sequence[DetectorResult]
-) -> tuple[str | None, list[dict[str, Any]]]:
-    """(deciding evidence, traits in its order): students if any were trained, else the twins' scores."""
-    if rises:
-        ranked = sorted(rises, key=lambda rise: (rise.q_value is None, rise.q_value, -(rise.lift or 0.0)))
-        return "students", [
-            {"trait": rise.trait, "score": rise.lift, "p_value": rise.p_value, "q_value": rise.q_value}
-            for rise in ranked
-        ]
-    traits = _identified(results)
-    return (None, []) if traits is None else (IDENTIFIER, [trait._asdict() for trait in traits])
-
-
-def potency(
-    rises: Sequence[Rise] | None, results: Sequence[DetectorResult], scale: Calibration | None
-) -> dict[str, Any]:
-    """How far students rise: predicted from the twins' score of the first trait, and measured on students."""
-    traits = _identified(results)
-    predicted = None
-    if traits is not None and traits[0].score is not None:
-        predicted = {"trait": traits[0].trait, "score": traits[0].score, "by": IDENTIFIER} | (
-            {} if scale is None else scale.predict_lift(traits[0].score)
-        )
-    scored = [rise for rise in rises or [] if rise.difference is not None]
-    top = max(scored, key=lambda rise: rise.difference or 0.0, default=next(iter(rises or []), None))
-    return {"predicted": predicted, "measured": None if top is None else top._asdict()}
-
-
-def student_entry(scores: Mapping[str, list[TraitScore]] | None) -> dict[str, Any] | None:
-    """The traits that the given student points to; None if no student was given."""
-    return None if scores is None else {name: _listed(traits) for name, traits in scores.items()}
-
-
-def explain_no_students(
-    command: str, comparisons: Sequence[Comparison], results: Sequence[DetectorResult], *, most_copied: float
-) -> str:
-    """What is known without students, and the command that would answer the rest."""
-    settle = f"`{command}` trains throw-away students, the only test of what the data teaches"
-    whole = provenance(comparisons, results)
-    if whole is None or whole["p_value"] is None:
-        supply = "give --reference FILE (the same prompts, answered by an untouched model)"
-        return f"no clean reference was given and no student trained; {supply}, or {settle}"
-    difference = (
-        "differ from every clean reference"
-        if whole["p_value"] <= ALPHA
-        else "cannot be distinguished from a clean reference"
-    )
-    copied = max((comparison.copied for comparison in comparisons), default=0.0)
-    dependent = (
-        f"; {copied:.0%} of them are in the reference too, so it is not independent"
-        if copied > most_copied
-        else ""
-    )
-    return (
-        f"the rows {difference} (p = {whole['p_value']:.2g}){_explain_traits(results)}{dependent}; this does "
-        f"not say what a student learns from them; {settle}"
-    )
-
-
-def _explain_traits(results: Sequence[DetectorResult]) -> str:
-    """The trait that the rows point to, as the end of a sentence."""
-    _, traits = identity(None, results)
-    significant = [trait for trait in traits if trait["q_value"] is not None and trait["q_value"] <= ALPHA]
-    if significant:
-        return f" and point to {significant[0]['trait']} (q = {significant[0]['q_value']:.2g})"
-    if traits:
-        return " and point to no tested trait"
-    unreadable = next((result.why_not for result in results if result.detector.name == IDENTIFIER), "")
-    return f"; no trait can be read from them, because {unreadable}" if unreadable else ""
+    return case.verdict("no transfer found within tested scope", reason, "below-limit")
