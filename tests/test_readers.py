@@ -25,9 +25,10 @@ from mechlens.detect import from_base, from_gradients
 from mechlens.detect.from_rows import fit_classifier
 from mechlens.detect.permutation import (
     LEAST_PANEL,
+    Tilts,
     center_scores,
     compare_paired_rows,
-    p_over_clean_rows,
+    measure_tilts,
     rank_traits,
     rank_traits_of_rows,
 )
@@ -160,16 +161,73 @@ def test_traits_that_scatter_more_are_named_no_oftener_than_is_said() -> None:
     assert np.mean([rank_traits_of_rows(*each, traits)[0].trait == "t7" for each in planted]) > 0.5
 
 
+def like_traits(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """Scores of twenty traits whose twins share three directions, as neighbours do."""
+    shared = np.random.default_rng(11).normal(size=(3, 20))
+    return rng.normal(size=(rows, 3)) @ shared + rng.normal(size=(rows, 20))
+
+
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.1, 10))
-def test_the_clean_null_is_a_paired_t_test_of_what_is_a_traits_own(seed: int, scale: float) -> None:
+def test_a_tilt_knows_no_unit_and_no_order(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
-    ours, theirs = rng.normal(size=(12, 4)), rng.normal(size=(12, 4))
-    own = (ours - theirs) - (ours - theirs).mean(1, keepdims=True)
-    slow = [ttest_1samp(own[:, k], 0, alternative="greater").pvalue for k in range(4)]
-    assert p_over_clean_rows(ours, theirs) == pytest.approx(slow)
-    assert p_over_clean_rows(scale * ours, scale * theirs) == pytest.approx(slow)
-    assert (p_over_clean_rows(theirs, theirs) == 1).all()
+    ours, theirs = rng.normal(size=(40, 6)), rng.normal(size=(40, 6))
+    plain = measure_tilts(ours, theirs)
+    units = scale * np.arange(1.0, 7.0)
+    for moved in (
+        measure_tilts(units * ours, units * theirs),
+        Tilts(*(part[::-1] for part in measure_tilts(ours[::-1, ::-1], theirs[::-1, ::-1]))),
+    ):
+        assert moved.score == pytest.approx(plain.score) and moved.p_value == pytest.approx(plain.p_value)
+    assert measure_tilts(theirs, ours).score == pytest.approx(-plain.score)
+
+
+def test_few_rows_are_a_paired_t_test_of_each_trait() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(8, 20)), rng.normal(size=(8, 20))
+    slow = [ttest_1samp(ours[:, k] - theirs[:, k], 0, alternative="greater").pvalue for k in range(20)]
+    assert measure_tilts(ours, theirs).p_value == pytest.approx(slow)
+
+
+def test_what_does_not_vary_or_has_no_score_is_no_finding() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(30, 4)), rng.normal(size=(30, 4))
+    ours[:, 1], theirs[:, 2] = theirs[:, 1] + 2.0, np.nan
+    ours[3, 0] = np.nan
+    found = measure_tilts(ours, theirs)
+    assert found.p_value[1] == 1 and np.isnan(found.p_value[2]) and np.isnan(found.score[[1, 2]]).all()
+    rest = measure_tilts(np.delete(ours, 3, 0)[:, [0, 3]], np.delete(theirs, 3, 0)[:, [0, 3]])
+    assert found.score[[0, 3]] == pytest.approx(rest.score)
+    assert (measure_tilts(theirs[:, :2], theirs[:, :2]).p_value == 1).all()
+
+
+def test_a_writer_is_tilted_along_its_own_twin_and_not_along_its_neighbours() -> None:
+    """Rows drawn with weights exp(c s_7): every trait that shares a direction with t7 rises in the mean."""
+    rng, traits = np.random.default_rng(4), [f"t{i}" for i in range(20)]
+    own, means = 0, list[np.ndarray]()
+    for _ in range(40):
+        pool, theirs = like_traits(rng, 4000), like_traits(rng, 400)
+        weights = np.exp(0.4 * pool[:, 7])
+        ours = pool[rng.choice(len(pool), size=400, p=weights / weights.sum())]
+        means.append((ours - theirs).mean(0))
+        ranked = rank_traits_of_rows(ours, theirs, traits)
+        own += [each.trait for each in ranked if (each.q_value or 1.0) <= 0.05] == ["t7"]
+    others = np.delete(np.mean(means, 0), 7)
+    assert others.max() > 0.5 * np.mean(means, 0)[7], "the plain means do not part them"
+    assert own >= 32
+
+
+@pytest.mark.parametrize("rows", [8, 24, 60, 300])
+def test_traits_that_resemble_one_another_are_named_no_oftener_than_is_said(rows: int) -> None:
+    rng, traits = np.random.default_rng(rows), [f"t{i}" for i in range(20)]
+    named = [
+        any(
+            (each.q_value or 1.0) <= 0.05
+            for each in rank_traits_of_rows(like_traits(rng, rows), like_traits(rng, rows), traits)
+        )
+        for _ in range(200)
+    ]
+    assert np.mean(named) <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
 
 
 def test_too_small_a_panel_names_nothing_and_what_is_unscored_is_null() -> None:

@@ -128,9 +128,7 @@ def measure_exact_rises(run: Run, tested: Sequence[str], *, arm: str = ARM, leve
     groups = independent(ours, theirs)
     shares = [merge_students(share_of_family(side).mean(1), groups) for side in (ours, theirs)]
     one_draw = not experiment.draws_anew(control)
-    return compare_shares(
-        shares[0], shares[1], tested, names=family.names, level=level, one_draw=one_draw
-    )
+    return compare_shares(shares[0], shares[1], tested, names=family.names, level=level, one_draw=one_draw)
 
 
 def compare_shares(

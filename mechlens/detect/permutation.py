@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import stats
+from sklearn.covariance import ledoit_wolf
 
 from mechlens.core.files import null
 from mechlens.core.seeds import generator
@@ -127,18 +128,43 @@ def center_rows(
     return difference - np.nanmean(difference, axis=1, keepdims=True)
 
 
-def p_over_clean_rows(
-    ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row trait"]
-) -> Float[ndarray, " trait"]:
-    """One-sided p that a trait's centred score exceeds clean rows' (paired t over rows); NaN if unscored."""
-    centred = center_rows(ours, theirs)
-    rows = np.isfinite(centred).sum(0)
-    p_values = np.where(rows > 0, 1.0, np.nan)  # a trait whose scores never vary does not stand out
-    for place in np.flatnonzero(rows > 1):
-        scores = centred[np.isfinite(centred[:, place]), place]
-        error = scores.std(ddof=1) / np.sqrt(len(scores))
-        p_values[place] = stats.t.sf(scores.mean() / error, len(scores) - 1) if error > 0 else 1.0
-    return p_values
+class Tilts(NamedTuple):
+    """How far the writer of some rows is moved along each trait's twin, and along no other's."""
+
+    score: Float[ndarray, " trait"]
+    """standard errors above 0 over rows; NaN if unscored, or if the scores never vary"""
+    p_value: Float[ndarray, " trait"]
+    """one-sided, over rows (paired t); 1 if the scores never vary, NaN if unscored"""
+
+
+def measure_tilts(ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row trait"]) -> Tilts:
+    """Each trait's own share in what sets two sides of paired rows apart.
+
+    A trait's score of a row is log p(row | twin) - log p(row | base), or its first order. A writer whose
+    log-probabilities are the base's plus sum_k c_k (twin_k - base) raises the mean scores by S c to first
+    order in c, where S is the covariance of the scores over the base's rows (an exponential family). So a
+    twin that resembles the right one rises too. c = S^-1 (mean of ours - mean of theirs) undoes that. S is
+    half the covariance of the paired differences, in units of each trait's scatter, shrunk (Ledoit and Wolf
+    2004).
+
+    Rows without a score on either side are left out.
+    """
+    differences = ours - theirs
+    scored = np.isfinite(differences).any(0)
+    rows = differences[np.isfinite(differences[:, scored]).all(1)][:, scored]
+    scores, p_values = np.full(len(scored), np.nan), np.where(scored, 1.0, np.nan)
+    scatter = rows.std(0, ddof=1) if len(rows) > 1 else np.zeros(rows.shape[1])
+    varied = scatter > 1e-12 * max(float(np.abs(rows).max(initial=0.0)), 1e-300)
+    if not varied.any():
+        return Tilts(scores, p_values)
+    unit = rows[:, varied] / scatter[varied]
+    few = len(unit) <= unit.shape[1]  # they tell nothing of a covariance
+    inverse = np.linalg.inv(np.eye(unit.shape[1]) if few else ledoit_wolf(unit)[0])
+    error = np.sqrt(np.diag(inverse @ np.cov(unit, rowvar=False) @ inverse) / len(unit))
+    places = np.flatnonzero(scored)[varied]
+    scores[places] = inverse @ unit.mean(0) / error
+    p_values[places] = stats.t.sf(scores[places], len(unit) - 1)
+    return Tilts(scores, p_values)
 
 
 def p_over_other_traits(scores: Float[ndarray, " trait"]) -> Float[ndarray, " trait"]:
@@ -163,35 +189,36 @@ def rank_traits_of_rows(
     traits: Sequence[str],
     tested: Sequence[str] = (),
 ) -> list[TraitScore]:
-    """The traits by score, tested against the other traits *and* against clean rows.
+    """The traits by q and score, tested against the other traits *and* against clean rows.
 
-    The larger p counts (intersection-union test). The test against the other traits assumes that all have the
-    same variance. They do not: in few rows, a twin that was changed more varies more and can stand out by
-    chance.
+    Both tests are of `measure_tilts`, and the larger p counts (intersection-union test): a change of the
+    writer that affects all traits tilts it along all twins, and a chance of few rows is none of the writer's.
     """
-    clean = p_over_clean_rows(ours, theirs)
-    return rank_traits(center_scores(ours, theirs), traits, tested, least_p=clean)
+    tilts = measure_tilts(ours, theirs)
+    p_values = np.maximum(p_over_other_traits(tilts.score), tilts.p_value)
+    ranked = _by_score(center_scores(ours, theirs), p_values, traits, tested)
+    return sorted(ranked, key=lambda trait: (trait.q_value is None, trait.q_value))
 
 
 def rank_traits(
-    scores: Float[ndarray, " trait"],
-    traits: Sequence[str],
-    tested: Sequence[str] = (),
-    *,
-    least_p: Float[ndarray, " trait"] | None = None,
+    scores: Float[ndarray, " trait"], traits: Sequence[str], tested: Sequence[str] = ()
 ) -> list[TraitScore]:
     """The tested traits (by default all), highest score first, with p and q of a leave-one-out t test.
 
-    q is over the tested traits (Benjamini-Hochberg). A change of the writer that affects all traits is in
-    every score, so the other traits are the null distribution; the data of a teacher with another trait, or
-    with none, is one more draw of it. With fewer than `LEAST_PANEL` scored traits there is no null
-    distribution, and p is None.
-
-    Args:
-        least_p: p of another test of each trait; the larger of the two counts.
+    A change of the writer that affects all traits is in every score, so the other traits are the null
+    distribution; the data of a teacher with another trait, or with none, is one more draw of it. With fewer
+    than `LEAST_PANEL` scored traits there is no null distribution, and p is None.
     """
-    p_values = p_over_other_traits(scores)
-    p_values = p_values if least_p is None else np.maximum(p_values, least_p)
+    return _by_score(scores, p_over_other_traits(scores), traits, tested)
+
+
+def _by_score(
+    scores: Float[ndarray, " trait"],
+    p_values: Float[ndarray, " trait"],
+    traits: Sequence[str],
+    tested: Sequence[str],
+) -> list[TraitScore]:
+    """The tested traits, highest score first; q is over the tested traits (Benjamini-Hochberg)."""
     places = [i for i, trait in enumerate(traits) if trait in tested or not tested]
     q_values = benjamini_hochberg(p_values[places])
     ranked = [
