@@ -1,9 +1,10 @@
 """Claim: which clean rows the control students read moves every trait, by more than students differ.
 
 Usage: `python analyses/draws.py FOLDER [--write]`. FOLDER is of a finished `mechlens bench NAME --audits`,
-whose audits each drew clean rows of their own; trains nothing. The spread between draws is that of the mean
-share of a trait in the control students of each draw, less what students of one draw scatter. Each held-out
-teacher's students, of bench and audit together, are then set against the controls of all draws.
+whose audits each drew clean rows of their own once, as those before policy 6; trains nothing. The spread
+between draws is that of the mean share of a trait in the control students of each draw, less what students of
+one draw scatter. Each held-out teacher's students, of bench and audit together, are then set against the
+controls of all draws.
 """
 
 from __future__ import annotations
@@ -53,7 +54,16 @@ def shares_of(run: Run, arm: str) -> Float[ndarray, "student trait"]:
 
 
 def draws_of(runs: list[Run]) -> Draws:
-    """The control students of every run; each run has one draw of clean rows."""
+    """The control students of every run; each run has one draw of clean rows.
+
+    Raises:
+        DataError: if there are few runs, or control students of one run read several draws.
+    """
+    if any(run.experiment.draws_anew(arm) for run in runs for arm in run.experiment.arms):
+        raise DataError(
+            "control students of an audit read several draws; expected a bench whose audits had one each, "
+            "as those before policy 6"
+        )
     sides = [shares_of(run, "control") for run in runs]
     several = [side for side in sides if len(side) > 1]
     if len(sides) < LEAST or not several:
@@ -70,10 +80,8 @@ def rise_over_draws(
     ours: Float[ndarray, " student"], draws: Float[ndarray, " draw"]
 ) -> tuple[float, float, float]:
     """Mean of students minus mean over draws, with Welch's 95 % interval."""
-    parts = np.array([ours.var(ddof=1) / len(ours), draws.var(ddof=1) / len(draws)])
-    degrees = parts.sum() ** 2 / (parts**2 / [len(ours) - 1, len(draws) - 1]).sum()
-    middle, half = ours.mean() - draws.mean(), stats.t.isf(0.025, degrees) * np.sqrt(parts.sum())
-    return float(middle), float(middle - half), float(middle + half)
+    low, high = stats.ttest_ind(ours, draws, equal_var=False).confidence_interval(0.95)
+    return float(ours.mean() - draws.mean()), float(low), float(high)
 
 
 def spread_table(draws: Draws) -> Table:

@@ -1,6 +1,4 @@
-"""Detectors of rows and the audit: exact tests against simulation, bags against their slow definition,
-verdicts case by case.
-"""
+"""Detectors of rows and the audit: exact tests against simulation, bags against their slow definition."""
 
 from __future__ import annotations
 
@@ -16,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +21,6 @@ from hypothesis import strategies as st
 from mechlens import cli
 from mechlens.core import tables
 from mechlens.detect.from_rows import DETECTORS
-from mechlens.detect.from_student import measure_rises
 from mechlens.detect.permutation import Bags, combine_p_values, compare_bags
 from mechlens.detect.row_features import SHAPE, measure_shapes
 from mechlens.detect.score_rows import DETECTORS as MODEL_DETECTORS
@@ -42,7 +38,6 @@ from mechlens.detect.two_samples import (
     power_of_few,
     read_row_keys,
 )
-from mechlens.detect.verdict import Policy, Rise, Scope, decide, load_policy
 from mechlens.runs import layout
 
 ALL = list(DETECTORS.values())
@@ -309,126 +304,6 @@ def test_the_shape_of_a_completion() -> None:
     assert np.isfinite(measure_shapes(["", "٣", "9" * 400, "\udcff", "é\n()"])).all()
 
 
-def rise(**more: Any) -> Rise:
-    plain: dict[str, Any] = {
-        "difference": 0.0,
-        "low": -0.01,
-        "high": 0.01,
-        "n": 4,
-        "smallest_detectable": 0.02,
-        "lift": 0.0,
-    }
-    tested: dict[str, Any] = {"trait": "owl", "p_value": 0.5, "q_value": 0.5}
-    return Rise(**(plain | tested | more))
-
-
-POLICY = Policy(
-    name="x",
-    version=2,
-    limit=0.05,
-    alpha=0.05,
-    looks=(2, 4),
-    most_unread=0.05,
-    most_copied=0.05,
-    least_answered=0.8,
-)
-CASES: dict[str, tuple[list[Rise] | None, str, str]] = {
-    "no students": (None, "inconclusive", "no-students"),
-    "nothing asked": ([], "inconclusive", "unscored"),
-    "one trait unscored": ([rise(), rise(trait="cat", difference=None)], "inconclusive", "unscored"),
-    "all below": ([rise(), rise(trait="cat")], "no transfer found within tested scope", "below-limit"),
-    "at the limit": ([rise(high=0.05)], "no transfer found within tested scope", "below-limit"),
-    "one wide interval": ([rise(), rise(trait="cat", high=0.06)], "inconclusive", "too-wide"),
-    "a narrow interval, whatever would have been detected": (
-        [rise(smallest_detectable=0.2)],
-        "no transfer found within tested scope",
-        "below-limit",
-    ),
-    "above": ([rise(difference=0.3, low=0.2, high=0.4, q_value=0.01)], "do not train as is", "above-limit"),
-    "above, but not beyond chance over the traits": (
-        [rise(difference=0.15, low=0.1, high=0.2, q_value=0.2)],
-        "inconclusive",
-        "not-specific",
-    ),
-    "above, but its lift is unscored": (
-        [rise(difference=0.15, low=0.1, high=0.2, q_value=None)],
-        "inconclusive",
-        "not-specific",
-    ),
-    "beyond chance, but small": (
-        [rise(difference=0.02, low=0.01, high=0.03, q_value=0.001)],
-        "no transfer found within tested scope",
-        "below-limit",
-    ),
-    "beyond chance, around the limit": (
-        [rise(difference=0.06, low=0.03, high=0.09, q_value=0.001)],
-        "inconclusive",
-        "too-wide",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_verdicts(case: str) -> None:
-    shown, expected, rule = CASES[case]
-    found = decide(shown, POLICY, why_not="train some")
-    assert (found.id, found.rule) == (expected, f"x-2/{rule}")
-    assert "safe" not in found.sentence.lower() and found.sentence.endswith(".")
-    assert ("(q = " in found.sentence) <= any(one.q_value is not None for one in shown or [])
-
-
-def test_students_that_are_one_clear_nothing_and_convict_of_nothing() -> None:
-    """Students trained on one batch of all rows are equal to rounding: n is 1 and there is no interval,
-    however large the rise.
-    """
-    for difference in (0.0, 0.4):
-        one = rise(
-            difference=difference,
-            low=None,
-            high=None,
-            n=1,
-            smallest_detectable=None,
-            p_value=None,
-            q_value=None,
-        )
-        shown = decide([one], POLICY)
-        assert shown.rule == "x-2/unscored" and "equal to rounding count as one" in shown.sentence
-
-
-def test_a_trait_that_rises_no_further_than_the_others_is_not_named() -> None:
-    """All students of a side share one draw of its data: what that moves looks sure over students, in every
-    trait.
-    """
-    rng, alarms, traits = (
-        np.random.default_rng(0),
-        {"both": 0, "over students": 0},
-        [f"t{i}" for i in range(20)],
-    )
-    for _ in range(200):
-        shared = rng.normal(0, 0.3, size=20)
-        treated = shared[:, None] + rng.normal(0, 0.05, size=(20, 4))
-        own = scipy.stats.ttest_1samp(treated, 0, axis=1)
-        plain = {"arm": "suspect", "low": 0.0, "high": 0.1, "n": 4, "smallest_detectable": 0.1}
-        rows = [
-            plain
-            | {"trait": trait, "measure": measure, "estimate": float(treated[i].mean())}
-            | {"p_value": float(own.pvalue[i])}
-            for i, trait in enumerate(traits)
-            for measure in ("rate", "lift")
-        ]
-        alarms["both"] += any(
-            (one.q_value or 1.0) <= 0.05 for one in measure_rises(pd.DataFrame(rows), traits)
-        )
-        few = measure_rises(
-            pd.DataFrame(rows[:8]), traits[:4]
-        )  # too few traits to be each other's null: over students alone
-        assert [one.p_value for one in few] == pytest.approx(
-            [p / 2 if t > 0 else 1 - p / 2 for t, p in zip(*own, strict=True)][:4]
-        )
-        alarms["over students"] += any((one.q_value or 1.0) <= 0.05 for one in few)
-    assert alarms["both"] <= 20 and alarms["over students"] > 100
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     """alike and reference are written alike to the same prompts; other is not."""
@@ -543,10 +418,6 @@ def test_rows_need_no_torch(files: dict[str, Path], tmp_path: Path) -> None:
         "sys.modules) + code)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 12
-
-
-def test_the_shipped_policy_is_read() -> None:
-    assert load_policy("default").version >= 1
 
 
 def rise_of(run: Path, trait: str) -> float:
@@ -726,13 +597,6 @@ def test_without_a_reference_rows_are_drawn_alike_and_answers_to_one_prompt_are_
     assert (
         len(set(places)) == 60 and places[-1] > 60 and (np.diff(places) > 0).all()
     )  # the first alone would be those to 59
-
-
-def test_a_treated_file_that_no_student_has_read_whole_is_not_recommended() -> None:
-    risen, flat = [rise(difference=0.3, low=0.2, high=0.4, q_value=0.001)], [rise()]
-    for unread, expected in ((0.0, "train with conditions"), (0.95, "do not train as is")):
-        shown = decide(risen, POLICY, treated=flat, treatment="format", scope=Scope(treated_unread=unread))
-        assert shown.id == expected and ("read only 5%" in shown.sentence) == (unread > 0)
 
 
 def test_a_small_reference_does_not_come_before_one_that_trains_students(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
-"""How far draws of clean rows move a trait: the spread is what was put in, the interval is Welch's."""
+"""How far draws of clean rows move a trait: the spread is what was put in."""
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
-from scipy import stats
 
-from draws import Draws, rise_over_draws
+from draws import Draws, draws_of
+from mechlens.core.errors import DataError
+from mechlens.results.run import Run
+from tests.test_control_draws import experiment
 
 
 def simulate(moved: float, *, draws: int = 400, students: int = 4) -> Draws:
@@ -24,9 +28,8 @@ def test_the_spread_between_draws_is_without_the_scatter_of_students(moved: floa
     assert np.sqrt(simulate(moved).scatter) == pytest.approx([0.02, 0.02], rel=0.05)
 
 
-def test_the_interval_over_draws_is_welchs() -> None:
-    rng = np.random.default_rng(1)
-    ours, draws = rng.normal(0.3, 0.02, 7), rng.normal(0.2, 0.05, 16)
-    found = stats.ttest_ind(ours, draws, equal_var=False)
-    interval = found.confidence_interval(0.95)
-    assert rise_over_draws(ours, draws) == pytest.approx((ours.mean() - draws.mean(), *interval))
+def test_audits_whose_control_students_read_several_draws_are_refused() -> None:
+    run = Mock(spec=Run)
+    run.experiment = experiment(0, 1)
+    with pytest.raises(DataError, match="read several draws"):
+        draws_of([run] * 4)
