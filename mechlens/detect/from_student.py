@@ -206,7 +206,7 @@ def measure_scope(run: Path, plan: Experiment, sides: Sides) -> Scope:
     arms = {arm["arm"]: arm for arm in Run(run).summary["arms"]} if (run / layout.SUMMARY).is_file() else {}
     answered = {name: arm["answered"] for name, arm in arms.items()}
     control = plan.control_of(next(arm for arm in plan.arms if arm.name == ARM))
-    draws = len({plan.draw_of(control, seed) for seed in plan.seeds})
+    draws = len({plan.draw_of(control, seed) for seed in plan.seeds}) if arms else 1
     scope = Scope(sides.offered, sides.drawn, counts["kept"], removed, read, answered, clean_draws=draws)
     treated = next((arm for arm in plan.arms if arm.name == TREATED), None)
     return (
