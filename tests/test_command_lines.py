@@ -186,7 +186,7 @@ def test_an_audit_says_how_to_do_it_again_and_what_would_settle_it(
     assert (
         again == audited | {"made": again["made"]} and again["made"]["command"] == audited["made"]["command"]
     )
-    _, arguments, settling = request(named(audited["verdict"]["sentence"]))
+    _, arguments, settling = request(audited["next"]["command"])
     assert arguments == (data,) and settling == options | {"level": "student"}
 
 
