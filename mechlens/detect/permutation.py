@@ -152,7 +152,7 @@ def measure_tilts(ours: Float[ndarray, "row trait"], theirs: Float[ndarray, "row
     differences = ours - theirs
     scored = np.isfinite(differences).any(0)
     rows = differences[np.isfinite(differences[:, scored]).all(1)][:, scored]
-    scores, p_values = np.full(len(scored), np.nan), np.where(scored, 1.0, np.nan)
+    scores, p_values = np.full(differences.shape[1], np.nan), np.where(scored, 1.0, np.nan)
     scatter = rows.std(0, ddof=1) if len(rows) > 1 else np.zeros(rows.shape[1])
     varied = scatter > 1e-12 * max(float(np.abs(rows).max(initial=0.0)), 1e-300)
     if not varied.any():
