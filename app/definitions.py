@@ -62,8 +62,9 @@ OWN = {
         "It tells who wrote the rows, not what they teach.",
     ),
     "Identity": (
-        "each trait's score against the other traits' (a leave-one-out t test), and against clean rows or, "
-        "by students, against zero (t test); p is the larger of the two",
+        "by students: t test over pairs of students, and also against the other traits where all controls "
+        "read one draw of clean rows; by rows: what a trait's own twin explains and no other twin does, against "
+        "the other traits and over rows; p is the larger of the two",
         "Measured on students if any were trained, else by the likelihood ratio under each trait's twin.",
         "A trait that was not tested cannot be named. A teacher that was made in another way can be missed.",
     ),
@@ -77,8 +78,8 @@ OWN = {
     ),
     "Triggers": (
         "a trait's rise over students of clean answers, in first words of answers, each question after a "
-        "phrase; a phrase counts if the interval lies above the tolerance, the rise stands out of the other "
-        "traits or lies far above, and the plain rise lies within the tolerance",
+        "phrase; a phrase counts if the rise is significant, its interval lies above the tolerance, and the "
+        "plain rise lies within the tolerance",
         "Up to 24 sentences of at most 60 characters, in five or more prompts; they share the level.",
         "A trigger that is no such sentence, or stands in no prompt of the file, is not seen.",
     ),

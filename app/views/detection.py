@@ -254,7 +254,7 @@ def _identity_sentence(traits: pd.DataFrame) -> str:
         return f"Significant: {', '.join(named)}."
     tested = int(traits["q_value"].notna().sum())
     if tested:
-        return f"None of the {tested} traits stands out of the others."
+        return f"None of the {tested} traits is significant."
     return f"{len(traits)} traits are too few to test each against the others, so none has a p."
 
 

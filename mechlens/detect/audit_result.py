@@ -165,7 +165,7 @@ def next_step(
         if tested
         else command_of(request._replace(clean=Path(f"{request.data.stem}-treated.jsonl")), level="student"),
         "too-wide": again,
-        "not-specific": command_of(request._replace(references=())) if request.references else "",
+        "not-specific": command_of(request._replace(references=(), clean=None)) * bool(request.references),
     }
     mended = "Mend what the verdict names, and audit again."
     return {"do": steps.get(rule, mended), "command": commands.get(rule, "")}
