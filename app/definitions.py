@@ -63,8 +63,8 @@ OWN = {
     ),
     "Identity": (
         "by students: t test over pairs of students, and also against the other traits where all controls "
-        "read one draw of clean rows; by rows: what a trait's own twin explains and no other twin does, against "
-        "the other traits and over rows; p is the larger of the two",
+        "read one draw of clean rows; by rows: what a trait's own twin explains and no other twin does, "
+        "against the other traits and over rows; p is the larger of the two",
         "Measured on students if any were trained, else by the likelihood ratio under each trait's twin.",
         "A trait that was not tested cannot be named. A teacher that was made in another way can be missed.",
     ),
